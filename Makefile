@@ -155,10 +155,11 @@ types: setup ## mypy, strict
 	done
 	cd tests/chaos && MYPYPATH=.:../e2e:../fixtures ../../$(BIN)/mypy --config-file ../../pyproject.toml *.py
 
-# Three pytests side by side: each worker of one with xdist would collect all tests, and send the result of each.
-UNIT_DATA := $(addprefix tests/unit/trainer/,data tokenization report models)
-UNIT_TRAINER := $(filter-out $(UNIT_DATA) %__pycache__ %.py,$(wildcard tests/unit/trainer/*))
-UNIT_REST := $(filter-out %trainer %__pycache__,$(wildcard tests/unit/*))
+# Three pytests side by side, of about the same length: each worker of one with xdist would collect all tests, and send
+# the result of each.
+UNIT_DATA := $(addprefix tests/unit/trainer/,data tokenization report models) tests/unit/docs
+UNIT_TRAINER := $(filter-out $(UNIT_DATA) %__pycache__ %conftest.py,$(wildcard tests/unit/trainer/*)) tests/unit/api
+UNIT_REST := $(filter-out %trainer %docs %api %__pycache__,$(wildcard tests/unit/*))
 
 .PHONY: unit unit-data unit-trainer unit-rest
 unit: setup ## Unit tests: seconds, no network

@@ -6,6 +6,7 @@ Path and message of a rule come from the types; only its condition is repeated i
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -216,11 +217,12 @@ def find_rules(block: BaseModel, path: str) -> Iterator[tuple[str, dict[str, Any
     """Yield every rule on a block, its fields and the blocks below, with the path to report and its value."""
     for rule in _rules(block.model_config.get("json_schema_extra")):
         yield path + rule.get("fieldPath", ""), rule, block
-    for name, field in type(block).model_fields.items():
-        value, here = getattr(block, name), f"{path}.{field.alias or name}"
-        for rule in [rule for extra in _extras(field) for rule in _rules(extra)]:
-            if value is not None:
-                yield here, rule, value
+    for name, alias, rules in _fields(type(block)):
+        value, here = getattr(block, name), f"{path}.{alias}"
+        if value is None:
+            continue
+        for rule in rules:
+            yield here, rule, value
         if isinstance(value, BaseModel):
             yield from find_rules(value, here)
         elif isinstance(value, list):
@@ -233,6 +235,15 @@ def _holds(rule: dict[str, Any], value: Any) -> bool:
     """Return whether the rule holds at creation; rules about a change do, because there is no older object."""
     text = str(rule["rule"]).removeprefix(AT_CREATION)
     return "oldSelf" in text or CONDITIONS[text](value)
+
+
+@cache
+def _fields(block: type[BaseModel]) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """Return name, alias and rules of each field of a block."""
+    return [
+        (name, field.alias or name, [rule for extra in _extras(field) for rule in _rules(extra)])
+        for name, field in block.model_fields.items()
+    ]
 
 
 def _extras(field: Any) -> list[Any]:

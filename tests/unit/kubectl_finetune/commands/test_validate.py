@@ -311,27 +311,20 @@ def test_a_trainer_that_does_not_start_is_passed_over_without_a_word(
     assert capfd.readouterr() == ("", "")
 
 
-def test_rows_are_checked_by_the_trainers_own_check(validate: Callable[..., Any], tmp_path: Path) -> None:
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(f'{{"prompt": "{n}?", "chosen": "Yes.", "rejected": "No."}}\n' for n in range(5)))
-    kept = tmp_path / "kept"
-    assert validate(JOB.replace("Chat", "DPO"), "--rows", str(rows), "--rows-out", str(kept)).code == 0
-    assert len((kept / "accepted.jsonl").read_text().splitlines()) == 5
-    rows.write_text('{"neither": 1}\n')
-    assert validate(JOB, "--rows", str(rows)).code == 65
-
-
-def test_a_check_of_rows_leaves_no_file_that_was_not_requested(
+def test_rows_are_checked_by_the_trainers_own_check_which_leaves_only_what_was_requested(
     validate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, scratch, here = tmp_path / "rows.jsonl", tmp_path / "scratch", tmp_path / "here"
-    rows.write_text('{"prompt": "Who?", "chosen": "Me.", "rejected": "You."}\n' * 5)
+    rows, scratch, here, kept = (tmp_path / name for name in ("rows.jsonl", "scratch", "here", "kept"))
     for folder in (scratch, here):
         folder.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
-    done = validate(JOB.replace("Chat", "DPO"), "--rows", str(rows))
-    assert (done.code, list(here.iterdir()), list(scratch.iterdir())) == (0, [], []), done.err
+    rows.write_text("".join(f'{{"prompt": "{n}?", "chosen": "Yes.", "rejected": "No."}}\n' for n in range(5)))
+    done = validate(JOB.replace("Chat", "DPO"), "--rows", str(rows), "--rows-out", str(kept))
+    assert (done.code, len((kept / "accepted.jsonl").read_text().splitlines())) == (0, 5), done.err
+    rows.write_text('{"neither": 1}\n')
+    assert validate(JOB, "--rows", str(rows)).code == 65
+    assert (list(here.iterdir()), list(scratch.iterdir())) == ([], [])
 
 
 def test_the_faults_of_every_document_and_of_yaml_itself_are_one_answer(validate: Callable[[str], Any]) -> None:
