@@ -32,9 +32,18 @@ def api() -> CountingApi:
 
 
 @pytest.fixture
-def operate(api: CountingApi, operator_in: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def operate(
+    api: CountingApi, operator_in: Callable[..., Any], tmp_path: Path, wait: Any
+) -> Iterator[Callable[..., Any]]:
+    """Starts an operator, and returns it once it has listed everything."""
+
+    def start(**settings: str) -> Any:
+        one = operator_in("team", kubeconfig, **settings).launch()
+        wait(lambda: one.get("/readyz") == 200, lambda: str(one.log.read_text()[-2000:]), 300)
+        return one
+
     with api.serving(tmp_path) as kubeconfig:
-        yield lambda **settings: operator_in("team", kubeconfig, **settings).start()
+        yield start
 
 
 def job(name: str, **status: Any) -> Object:

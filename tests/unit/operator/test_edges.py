@@ -207,7 +207,7 @@ def test_events_follow_from_what_changed(scene: Any) -> None:
     before = FineTuneJobStatus()
     one.settle()
     first = one.job.status
-    assert [event.reason for event in derive_events(before, first)] == ["Accepted", "PreflightStarted"]
+    assert [event.reason for event in derive_events(before, first)] == ["PreflightStarted"]
     assert derive_events(first, first) == []
     one.to_training()
     second = one.job.status

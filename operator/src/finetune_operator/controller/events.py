@@ -56,7 +56,8 @@ def _reason(status: FineTuneJobStatus, kind: ConditionType) -> str:
 
 def _accepted(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     found = []
-    if _became(old, new, C.ACCEPTED, "True"):
+    is_started_at_once = old.condition(C.ACCEPTED) is None and bool(_preflight(old, new))  # which is an event already
+    if _became(old, new, C.ACCEPTED, "True") and not is_started_at_once:
         found.append(Event(E.ACCEPTED, _message(new, C.ACCEPTED)))
     if _became(old, new, C.ACCEPTED, "False"):
         found.append(Event(E.REFUSED, _message(new, C.ACCEPTED), is_warning=True))

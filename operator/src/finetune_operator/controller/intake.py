@@ -73,7 +73,8 @@ class Intake:
         self.metrics.jobs.update(job)
         self._queue_all(self.cache.dependents.update(job))
         if queues and (job.is_deleting or not job.is_settled):
-            self._queue.add(job.key)
+            # What a user waits for comes before the next look at jobs that run.
+            self._queue.add(job.key, is_first=job.is_deleting or not job.status.conditions)
 
     def forget_job(self, key: Key, uid: str | None = None) -> None:
         """Forget a deleted job, and queue the jobs that wait for it."""

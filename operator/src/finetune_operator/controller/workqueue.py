@@ -33,7 +33,8 @@ class WorkQueue:
         self._later: list[tuple[float, int, Key]] = []
         """A heap. An entry counts only while it has the key's time in `_due`."""
         self._order = itertools.count()
-        self._ready: OrderedDict[str, dict[Key, None]] = OrderedDict()
+        self._first: set[Key] = set()
+        self._ready: OrderedDict[str, OrderedDict[Key, None]] = OrderedDict()
         """Due keys by namespace, in the order of their time; the namespace whose turn is next comes first."""
         self._active: set[Key] = set()
         self._held: Counter[str] = Counter()
@@ -51,8 +52,15 @@ class WorkQueue:
         waiting = [due for key, due in self._due.items() if key not in self._active]
         return max(0.0, self._clock() - max(min(waiting), self._taken_at)) if waiting else 0.0
 
-    def add(self, key: Key) -> None:
-        """Schedule the key for now, unless a second writer is likely: its writes would end the backoff."""
+    def add(self, key: Key, *, is_first: bool = False) -> None:
+        """Schedule the key for now, unless a second writer is likely: its writes would end the backoff.
+
+        Of the due keys of a namespace, those that come first are returned before the others.
+        """
+        if is_first:
+            self._first.add(key)
+            if key in self._ready.get(key.namespace, {}):
+                self._ready[key.namespace].move_to_end(key, last=False)
         if key not in self._due or self._conflicts.get(key, 0) < CONFLICTS:
             self.add_after(key, 0.0)
 
@@ -130,6 +138,7 @@ class WorkQueue:
             if self._held[namespace] < free:
                 key = next(iter(keys))
                 del keys[key], self._due[key]
+                self._first.discard(key)
                 if keys:
                     self._ready.move_to_end(namespace)
                 else:
@@ -146,7 +155,10 @@ class WorkQueue:
             due, _, key = heapq.heappop(self._later)
             # An earlier add replaced this entry, or a worker holds the key: `done` pushes it again.
             if self._due.get(key) == due and key not in self._active:
-                self._ready.setdefault(key.namespace, {})[key] = None
+                keys = self._ready.setdefault(key.namespace, OrderedDict())
+                keys[key] = None
+                if key in self._first:
+                    keys.move_to_end(key, last=False)
 
     def _seconds_to_next(self) -> float | None:
         return max(0.0, self._later[0][0] - self._clock()) if self._later else None

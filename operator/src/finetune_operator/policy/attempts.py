@@ -23,6 +23,7 @@ from finetune_operator.policy import (
 )
 from finetune_operator.policy.checkpoint_budget import check_save_time
 from finetune_operator.policy.decision import (
+    OBSTACLE_SECONDS,
     SOON_SECONDS,
     Context,
     Effect,
@@ -175,10 +176,10 @@ def _replace_deleted(context: Context, job_ref: JobRef) -> Effect:
     alive = [pod for pod in context.observed.pods_of(job_ref.uid) if not pod.is_over]
     detail = f"the {_kind(context)} Job was deleted"
     if lost := check_lost_node(context, alive):
-        return lost + requeue_in(SOON_SECONDS)
+        return lost + requeue_in(OBSTACLE_SECONDS)
     if alive:
         waiting = f"{detail}; waiting until {alive[0].name} is gone"
-        return set_condition(C.RUNNING, "False", R.BACKING_OFF, waiting) + requeue_in(SOON_SECONDS)
+        return set_condition(C.RUNNING, "False", R.BACKING_OFF, waiting) + requeue_in(OBSTACLE_SECONDS)
     if context.status.current_run:  # its end is not recorded yet
         return set_condition(C.RUNNING, "False", R.BACKING_OFF, detail)
     return _end_proven(context, job_ref) or _end_deleted(context, job_ref, detail)

@@ -150,10 +150,10 @@ def create_job(context: Context, child: Child) -> Effect:
     busy = [*observed.leftovers, *(pod.name for pod in observed.pods if not pod.is_over)]
     busy += [one.name for one in observed.own if one.is_deleting]
     if lost := check_lost_node(context, observed.pods):
-        return lost + requeue_in(SOON_SECONDS)
+        return lost + requeue_in(OBSTACLE_SECONDS)
     if busy:
         detail = f"waiting until {', '.join(busy[:3])} of an earlier run is gone"
-        return set_condition(C.RUNNING, "False", R.BACKING_OFF, detail) + requeue_in(SOON_SECONDS)
+        return set_condition(C.RUNNING, "False", R.BACKING_OFF, detail) + requeue_in(OBSTACLE_SECONDS)
     return Effect(create=child)
 
 

@@ -8,11 +8,9 @@ from finetune_api.text.printable import printable
 from finetune_operator.kube.objects import Job, Workload
 from finetune_operator.manifests.effective_spec import queue_name
 from finetune_operator.policy import remediation
-from finetune_operator.policy.decision import ConditionChange, Context, Effect, requeue_in, set_condition
+from finetune_operator.policy.decision import ConditionChange, Context, Effect, set_condition
 
 C, R = ConditionType, Reason
-POLL_SECONDS = 30.0
-"""How often a waiting Job's Workload is read if there is no watch: Kueue was installed after the operator started."""
 DEACTIVATED = "Deactivated"
 """Kueue's eviction reason of a deactivated Workload."""
 _NOISE = re.compile(r"couldn't assign flavors to pod set \S+: ")
@@ -52,18 +50,17 @@ def check_quota(context: Context) -> Effect:
     """Set condition QuotaReserved of the current Job; absent if the job is in no queue."""
     child = _current(context)
     workload = context.observed.workload_of(child) if child else None
-    poll = requeue_in(POLL_SECONDS) if child and child.is_suspended else Effect()
     if child and (error := context.observed.workloads_error):
-        return poll + set_condition(C.QUOTA_RESERVED, "Unknown", R.API_UNAVAILABLE, str(error))
+        return set_condition(C.QUOTA_RESERVED, "Unknown", R.API_UNAVAILABLE, str(error))
     if child is None or (workload is None and (child.queue is None or not child.is_suspended)):
-        return poll + Effect(conditions=(ConditionChange(C.QUOTA_RESERVED, None),))
+        return Effect(conditions=(ConditionChange(C.QUOTA_RESERVED, None),))
     if workload and workload.has_quota and not workload.eviction_reason:
         reason = R.ADMITTED if workload.is_admitted else R.QUOTA_RESERVED
         shown = set_condition(C.QUOTA_RESERVED, "True", reason, _reserved(child, workload))
     else:
         reason, detail = _wait(context, child, workload)
         shown = set_condition(C.QUOTA_RESERVED, "False", reason, f"Job {child.name} {detail}")
-    return poll + shown + _move(context, child, workload)
+    return shown + _move(context, child, workload)
 
 
 def eviction(context: Context, child: Job) -> tuple[str, str] | None:

@@ -11,6 +11,7 @@ from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.policy import kueue
 from finetune_operator.policy.conditions import suspended_since
 from finetune_operator.policy.decision import (
+    OBSTACLE_SECONDS,
     SOON_SECONDS,
     Context,
     Effect,
@@ -87,7 +88,7 @@ def _hold(context: Context, child: Job, alive: Sequence[Pod]) -> Effect:
     if workload:
         return effect + Effect(deactivate=workload if workload.is_active else None)
     if kueue.may_hold(child) and (child.is_suspended or observed.workloads_error):
-        return effect + requeue_in(kueue.POLL_SECONDS)  # Kueue may create its Workload, or it is not readable yet
+        return effect  # Kueue may create its Workload, or it is not readable yet
     if observed.workloads is not None and kueue.may_hold(child):
         return effect + requeue_in(SOON_SECONDS)  # Kueue stops it, once its Workload exists
     return effect if child.is_suspended or child.is_deleting else effect + Effect(suspend=child)
@@ -106,10 +107,10 @@ def _show_stopping(context: Context, alive: Sequence[Pod], reason: Reason, detai
 def _release(context: Context, alive: Sequence[Pod], resume: Effect) -> Effect:
     """Resume only when no pod from before the suspension is running, because two trainers must never run at once."""
     if lost := check_lost_node(context, alive):
-        return lost + requeue_in(SOON_SECONDS)
+        return lost + requeue_in(OBSTACLE_SECONDS)
     if alive:
         detail = f"waiting until {alive[0].name} from before the suspension is gone"
-        return set_condition(C.RUNNING, "False", R.BACKING_OFF, detail) + requeue_in(SOON_SECONDS)
+        return set_condition(C.RUNNING, "False", R.BACKING_OFF, detail) + requeue_in(OBSTACLE_SECONDS)
     effect = set_condition(C.RUNNING, "False", R.TRAINED if context.status.trained_weights else R.PODS_STARTING)
     if suspended_since(context.stored):
         return effect + requeue_in(0)

@@ -1,6 +1,7 @@
 """What a reconcile reads from memory, what it reads again, and that an old store decides nothing that stays."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -62,6 +63,57 @@ def test_a_job_that_waits_for_quota_costs_no_request(operate: Operate) -> None:
     for _ in range(2):
         operator.look()
     assert requests_of(world, operator) == 0
+
+
+def test_the_events_of_a_pod_that_does_not_start_are_read_ever_less_often(operate: Operate) -> None:
+    world = World()
+    operator = operate(world)
+    operator.look()
+    world.control()
+    total = 0
+    for _ in range(240):
+        world.now += timedelta(seconds=15)
+        operator.look()
+        total += world.calls
+    assert 5 <= total <= 25
+
+
+class Counted(World):
+    """A world that counts the writes by kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: Counter[str] = Counter()
+
+    async def create_child(self, job: Any, child: Any) -> Any:
+        self.writes["create"] += 2  # with its ConfigMap
+        return await super().create_child(job, child)
+
+    async def patch_status(self, job: Any, change: Any) -> Any:
+        self.writes["patch status"] += 1
+        return await super().patch_status(job, change)
+
+    async def post_event(self, event: Any) -> None:
+        self.writes[f"event {event['reason']}"] += 1
+
+
+def test_creation_takes_nine_writes_and_the_whole_life_thirteen(operate: Operate) -> None:
+    world = Counted()
+    operator = operate(world)
+    start_training(world, operator, looks=2)
+    assert "one-1" in world.jobs
+    assert world.writes.total() <= 9, world.writes
+    pod = start_training(world, operator, looks=1)
+    operator.look()
+    operator.pull(1, step=1)
+    operator.look()
+    world.publish(pod)
+    operator.look()
+    world.control()
+    for _ in range(3):
+        operator.look()
+    assert world.status().phase == "Succeeded"
+    assert world.writes.total() <= 13 + 1, world.writes  # and one of progress
 
 
 def test_a_failure_that_the_watch_of_the_pods_has_not_delivered_counts_once(operate: Operate) -> None:

@@ -48,6 +48,18 @@ async def test_keys_come_in_the_order_of_their_time() -> None:
     assert [await queue.get(), await queue.get()] == [B, A]
 
 
+async def test_what_comes_first_is_returned_before_what_was_due_earlier_in_its_namespace() -> None:
+    queue = WorkQueue(8)
+    others = [Key("team", f"job-{number}") for number in range(100)]
+    for key in others:
+        queue.add(key)
+    assert await queue.get() == others[0]
+    queue.add(A, is_first=True)
+    queue.add(others[50], is_first=True)
+    assert {await queue.get(), await queue.get()} == {A, others[50]}
+    assert await queue.get() == others[1]
+
+
 def test_delays_grow_to_a_cap_and_are_reset() -> None:
     queue = WorkQueue(8)
     delays = [queue.add_rate_limited(A) for _ in range(12)]

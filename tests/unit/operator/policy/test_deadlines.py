@@ -84,7 +84,7 @@ def test_a_job_whose_preflight_job_is_being_deleted_ends_by_its_start_deadline_t
     one = scene(startDeadlineSeconds=60)
     one.settle()
     one.children["one-preflight"]["metadata"]["deletionTimestamp"] = "2026-03-01T12:00:00Z"
-    assert one.settle().requeue_after == 2.0
+    assert one.settle().requeue_after == 20.0
     later(one, 61)
     one.settle()
     assert (one.status["phase"], one.status["reason"]) == ("Failed", "StartDeadlineExceeded")

@@ -63,6 +63,6 @@ def test_children_of_a_dead_uid_are_waited_out(scene: Any) -> None:
     one.object["metadata"]["uid"] = "second-uid"
     one.object["status"] = {"observedGeneration": -1}
     decision = one.look()
-    assert (decision.create, decision.requeue_after) == (None, 2.0)
+    assert (decision.create, decision.requeue_after) == (None, 20.0)
     one.children.clear()
     assert one.look().create is not None

@@ -238,17 +238,17 @@ def test_a_job_with_quota_that_waits_for_admission_checks_is_not_admitted(scene:
     one.extra["workloads"] = (workload("one-preflight", has_quota=True, cluster_queue="all"),)
     decision = one.settle()
     quota = one.condition("QuotaReserved")
-    assert (quota["status"], quota["reason"], decision.requeue_after) == ("True", "QuotaReserved", 30.0)
+    assert (quota["status"], quota["reason"], decision.requeue_after) == ("True", "QuotaReserved", None)
     words = "Job one-preflight has quota in ClusterQueue all, and waits for its admission checks."
     assert (quota["message"], one.status["phase"]) == (words, "Queued")
 
 
-def test_a_foreign_suspended_job_without_a_queue_is_requeued_for_kueues_workload(scene: Build) -> None:
-    """Kueue may have been installed after the operator began to watch, and its Workload come later than the Job."""
+def test_a_foreign_suspended_job_without_a_queue_waits_for_kueues_workload(scene: Build) -> None:
+    """Its Workload may come later than the Job, with an event of its own."""
     one = scene()
     one.settle()
     one.suspend("one-preflight")
-    assert one.settle().requeue_after == 30.0
+    assert one.settle().requeue_after is None
     assert one.condition("Queued")["reason"] == "JobSuspended"
     one.extra["workloads"] = (workload("one-preflight", ""),)
     one.settle()
@@ -282,13 +282,13 @@ def test_user_suspension_goes_through_kueue_and_never_touches_the_job(scene: Bui
     assert last.activate == off
 
 
-def test_a_suspended_job_is_looked_at_again_until_kueue_has_its_workload(scene: Build) -> None:
+def test_a_suspended_job_waits_until_kueue_has_its_workload(scene: Build) -> None:
     one = scene(**QUEUE)
     one.settle()
     one.extra["workloads"] = ()
     one.object["spec"]["suspend"] = True
     decision = one.settle()
-    assert (decision.requeue_after, decision.suspend, decision.fetch_events_for) == (30.0, None, None)
+    assert (decision.requeue_after, decision.suspend, decision.fetch_events_for) == (None, None, None)
     assert one.condition("Running")["reason"] == "NotStarted"
     one.suspend("one-preflight", is_suspended=False)
     decision = one.settle()
@@ -312,7 +312,7 @@ def test_a_resumed_workload_is_not_activated_while_its_pod_still_runs(scene: Bui
     off = workload("one-1", is_active=False, is_ours_to_activate=True, has_quota=True)
     one.extra["workloads"] = (off,)
     decision = one.settle()
-    assert (decision.activate, decision.requeue_after) == (None, 2.0)
+    assert (decision.activate, decision.requeue_after) == (None, 20.0)
     assert (one.condition("Running")["status"], one.condition("Running")["reason"]) == ("False", "BackingOff")
     one.end(pod, 75, one.report("Preempted"))
     assert one.settle().activate == off

@@ -123,7 +123,7 @@ def test_a_resumed_job_continues_in_the_same_job_once_the_old_pod_is_gone(scene:
     one.delete_pod(pod)
     one.object["spec"]["suspend"] = False
     decision = one.settle()
-    assert decision.requeue_after == 2.0
+    assert decision.requeue_after == 20.0
     assert one.children["one-1"]["spec"]["suspend"] is True
     assert one.condition("Running")["reason"] == "BackingOff"
     stop(one, pod)
@@ -250,7 +250,7 @@ def test_a_suspended_pod_on_a_lost_node_is_named_with_what_frees_it(scene: Any) 
     assert one.status["reason"] == "NodeLost"
     assert "kubectl delete node node-7" in one.status["message"]
     one.object["spec"]["suspend"] = False
-    assert one.settle().requeue_after == 2.0
+    assert one.settle().requeue_after == 20.0
     assert one.children["one-1"]["spec"]["suspend"] is True
 
 
