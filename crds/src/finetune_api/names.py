@@ -120,6 +120,7 @@ class Reason(StrEnum):
     ADOPTED = "Adopted"
     PREFLIGHT_RUNNING = "PreflightRunning"
     PREFLIGHT_FAILED = "PreflightFailed"
+    PREFLIGHT_DISABLED = "PreflightDisabled"
     # Running
     PODS_RUNNING = "PodsRunning"
     PODS_STARTING = "PodsStarting"

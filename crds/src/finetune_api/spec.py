@@ -233,6 +233,12 @@ class FineTuneJobSpec(Block):
                 ".tuning.initialAdapter.fromParent",
             ),
             cel(
+                f"!has(self.preflight) || self.preflight.enabled || ({_ONE_PROCESS} && !has(self.resources.merge))",
+                "without preflight one process checks and trains: set resources.numNodes 1 and resources.gpusPerNode 1 "
+                "and remove resources.merge, or set preflight.enabled true",
+                ".preflight.enabled",
+            ),
+            cel(
                 f"({_ONE_PROCESS}) || !(self.objective in ['KTO', 'RewardModel', 'RLHF'])",
                 "objectives KTO, RewardModel and RLHF train in one process: set resources.numNodes 1 and "
                 "resources.gpusPerNode 1",
@@ -255,6 +261,12 @@ class FineTuneJobSpec(Block):
             ),
             *EVALUATE_RULES,
             *(one.rule() for one in FIXED),
+            cel(
+                "(has(self.preflight) && !self.preflight.enabled) == "
+                "(has(oldSelf.preflight) && !oldSelf.preflight.enabled)",
+                f"preflight.enabled {FROZEN}: {INSTEAD}",
+                ".preflight.enabled",
+            ),
             cel(
                 "!has(self.evaluation.gate) || !self.evaluation.gate.mustMatchExpected || "
                 f"({is_unchanged('evaluation.prompts', ['evaluation.prompts'])})",
@@ -315,7 +327,7 @@ class FineTuneJobSpec(Block):
     trainer: Trainer = Trainer()
     """Image and identity of the pods. Takes effect with the next attempt."""
     preflight: Preflight | None = None
-    """The check before training. Takes effect with the next attempt."""
+    """The check before training. Takes effect with the next attempt, except `enabled`."""
     tracking: Tracking | None = None
     """Trackers that receive the metrics of the training. Takes effect with the next attempt. Default: none."""
     suspend: bool = False
@@ -339,6 +351,11 @@ class FineTuneJobSpec(Block):
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = None
     """Seconds after the end of the job until its Jobs, pods and ConfigMaps are deleted; the FineTuneJob stays as the
     record. Takes effect at once. Default: the operator's setting, else they are deleted with the FineTuneJob."""
+
+    @property
+    def has_preflight(self) -> bool:
+        """Whether the job is checked in a pod of its own, before a GPU is requested."""
+        return self.preflight is None or self.preflight.enabled
 
 
 def dump_fixed(spec: FineTuneJobSpec) -> dict[str, Any]:

@@ -164,6 +164,13 @@ CONDITIONS: dict[str, Condition] = {
         f"self.objective != '{objective}' || self.dataset.format in {formats}": _takes(objective, formats)
         for objective, formats in FORMATS.items()
     },
+    "self.enabled || (!has(self.queueName) && !has(self.resources))": lambda preflight: (
+        preflight.enabled or (preflight.queue_name is None and preflight.resources is None)
+    ),
+    "!has(self.preflight) || self.preflight.enabled || "
+    "(self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1 && !has(self.resources.merge))": lambda spec: (
+        spec.has_preflight or (spec.resources.ranks == 1 and spec.resources.merge is None)
+    ),
     "(self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1) || "
     "!(self.objective in ['KTO', 'RewardModel', 'RLHF'])": lambda spec: (
         spec.resources.ranks == 1 or spec.objective not in {"KTO", "RewardModel", "RLHF"}

@@ -283,6 +283,21 @@ AT_CREATION = [
         for uri in ("s3://data/questions/", "s3://data/*.jsonl")
     ),
     (
+        "queueName and resources are those of the preflight pod",
+        {"preflight": {"queueName": "checks"}},
+        {"preflight": {"enabled": False, "queueName": "checks"}},
+        "spec.preflight.enabled",
+    ),
+    *(
+        (
+            "without preflight one process checks and trains",
+            {"preflight": {"enabled": False}},
+            {"preflight": {"enabled": False}, "resources": many},
+            "spec.preflight.enabled",
+        )
+        for many in ({"numNodes": 2}, {"gpusPerNode": 2}, {"merge": {}})
+    ),
+    (
         PACKING,
         {"objective": "DomainAdaptation", "hyperparameters": {"packing": "Always"}},
         {"objective": "DPO", "hyperparameters": {"packing": "Always"}},
@@ -561,6 +576,7 @@ def test_every_rule_of_the_crd_is_in_one_of_these_tables() -> None:
         [message for message, *_ in AT_CREATION]
         + [f"{name} is fixed when the job is created" for name in (*CHANGES, *FIXED_WITH_THEIR_OBJECTIVE)]
         + ["evaluation.prompts, by which mustMatchExpected judges the result, is fixed when the job is created"]
+        + ["preflight.enabled is fixed when the job is created"]
     )
     rules = list(all_rules(build_crd()))
     assert len(rules) > len(CHANGES)
@@ -620,6 +636,7 @@ def test_an_optional_block_can_be_neither_added_nor_removed(jobs: Jobs, before: 
     assert "earlyStopping is fixed when the job is created" in said(caught.value)
 
 
+OFF = {"enabled": False}
 HUB_SOURCE = {"uri": "hf://datasets/acme/rows"}
 TOKEN = {"credentialsSecretRef": {"name": "token"}}
 HUB_JOB = BASE | {
@@ -676,6 +693,15 @@ def test_every_other_part_of_such_a_block_is_fixed(jobs: Jobs, change: Spec) -> 
     with pytest.raises(client.ApiException) as caught:
         jobs.replace(stored, stored["spec"] | change)
     assert f"{next(iter(change))} is fixed when the job is created, except" in said(caught.value)
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, False), ({"preflight": {}}, False), ({"preflight": OFF}, True)])
+def test_whether_a_job_has_a_preflight_is_fixed(jobs: Jobs, before: Spec, after: bool) -> None:
+    stored = jobs.create(BASE | before, dry_run=False)
+    jobs.replace(stored, stored["spec"] | {"preflight": {"enabled": not after}})
+    with pytest.raises(client.ApiException) as caught:
+        jobs.replace(stored, stored["spec"] | {"preflight": {"enabled": after}})
+    assert "preflight.enabled is fixed when the job is created" in said(caught.value)
 
 
 @pytest.mark.parametrize("prompts", [None, [], [{"prompt": "b?", "expected": "b"}]])

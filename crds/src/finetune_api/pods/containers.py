@@ -3,9 +3,9 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import GRANULAR, Block, QualifiedName, SecretName, SecretRef, map_list
+from finetune_api.blocks import GRANULAR, Block, QualifiedName, SecretName, SecretRef, cel, map_list, rules
 from finetune_api.pods.resources import PodResources
 from finetune_api.pods.scheduling import QueueName
 
@@ -66,6 +66,19 @@ class Trainer(Block):
 class Preflight(Block):
     """Checks of dataset, model and storage, which run before a GPU is requested."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "self.enabled || (!has(self.queueName) && !has(self.resources))",
+                "queueName and resources are those of the preflight pod: remove them, or set preflight.enabled true",
+                ".enabled",
+            )
+        )
+    )
+
+    enabled: bool = True
+    """Check in a pod of its own, which holds no GPU. False: the trainer's pod makes the same checks at the start of
+    every run, while it holds its GPU; only for jobs that train in one process. Fixed at creation. Default: true."""
     queue_name: QueueName | None = None
     """LocalQueue of Kueue in which preflight waits. Default: the trainer's."""
     resources: PodResources | None = None

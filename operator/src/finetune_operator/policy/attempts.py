@@ -220,7 +220,8 @@ def _check_again(context: Context, reason: Reason, detail: str, *, add_failure: 
     own = context.observed.own
     passed = next((one for one in own if one.component == Component.PREFLIGHT and not one.is_deleting), None)
     _record_closed(context, reason if add_failure else None)
-    effect += set_condition(C.VALIDATED, "Unknown", R.PREFLIGHT_RUNNING)
+    if context.spec.has_preflight:
+        effect += set_condition(C.VALIDATED, "Unknown", R.PREFLIGHT_RUNNING)
     return effect + Effect(delete=passed) + requeue_in(0)
 
 
@@ -281,7 +282,9 @@ def _finish(context: Context, report: Report, completed: datetime | None) -> Eff
         return refused + Effect(completion_time=completed)
     record_report(context.status, report)
     record_lineage(context.status, report, context.spec)
-    return succeed(context, completed, report, R.SUCCEEDED)
+    checked = set_condition(C.VALIDATED, "True", R.DATASET_VALID, runs.dataset_sentence(report.dataset))
+    effect = Effect() if context.spec.has_preflight else checked
+    return effect + succeed(context, completed, report, R.ADOPTED if report.outcome is Outcome.ADOPTED else R.SUCCEEDED)
 
 
 def _hand_over(context: Context, report: Report) -> Effect:

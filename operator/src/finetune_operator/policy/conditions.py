@@ -39,6 +39,8 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.VALIDATED, R.PENDING): "Preflight has not started.",
     (C.VALIDATED, R.PREFLIGHT_RUNNING): "Preflight is checking dataset, model and storage.",
     (C.VALIDATED, R.DATASET_VALID): "{detail}",
+    (C.VALIDATED, R.PREFLIGHT_DISABLED): "Nothing is checked before a GPU is held: preflight.enabled is false, and the "
+    "trainer checks dataset, model, storage and memory at the start of each run.",
     (C.VALIDATED, R.ADOPTED): "A complete result of this job is already published.",
     (C.RUNNING, R.NOT_STARTED): "No trainer has started yet.",
     (C.RUNNING, R.PODS_STARTING): "The trainer pod is starting.",
@@ -107,6 +109,7 @@ MESSAGES_AT_END: dict[tuple[str, str], str] = {
     (C.SUSPENDED, R.USER_REQUESTED): "The job was suspended when it ended; spec.suspend has no effect any more.",
     (C.VALIDATED, R.PENDING): "Preflight did not run.",
     (C.VALIDATED, R.PREFLIGHT_RUNNING): "The job ended before preflight had passed.",
+    (C.VALIDATED, R.PREFLIGHT_DISABLED): "The job ended before the trainer had reported what it checked.",
     (C.RUNNING, R.NOT_STARTED): "No trainer ran.",
     (C.GRACE_PERIOD_SUFFICIENT, R.NO_CHECKPOINT): "No checkpoint was saved.",
     (C.EARLY_STOPPED, R.NOT_TRIGGERED): "Early stopping did not end the training.",
@@ -232,7 +235,7 @@ def _leading_condition(status: FineTuneJobStatus) -> Condition:
         is_of_kueue = found[C.QUEUED].reason == R.QUEUED_BY_KUEUE
         return found.get(C.QUOTA_RESERVED, found[C.QUEUED]) if is_of_kueue else found[C.QUEUED]
     is_troubled = running.reason not in {R.NOT_STARTED, R.PODS_STARTING, R.PODS_RUNNING, R.FINISHED}
-    return running if status.is_true(C.VALIDATED) or is_troubled else found[C.VALIDATED]
+    return running if _may_train(status) or is_troubled else found[C.VALIDATED]
 
 
 def phase_of(status: FineTuneJobStatus) -> Phase:
@@ -244,9 +247,15 @@ def phase_of(status: FineTuneJobStatus) -> Phase:
         if status.is_true(kind) and status.is_true(C.ACCEPTED):
             return phase
     validated = status.condition(C.VALIDATED)
-    if not status.is_true(C.VALIDATED):
+    if not _may_train(status):
         return Phase.PENDING if validated is None or validated.reason == R.PENDING else Phase.PREFLIGHT
     return _phase_of_attempt(status)
+
+
+def _may_train(status: FineTuneJobStatus) -> bool:
+    """Return whether preflight has passed, or the job has none."""
+    validated = status.condition(C.VALIDATED)
+    return validated is not None and (validated.status == "True" or validated.reason == R.PREFLIGHT_DISABLED)
 
 
 _WAITING_PHASES = frozenset({Phase.PENDING, Phase.PREFLIGHT, Phase.QUEUED, Phase.STARTING, Phase.SUSPENDED})

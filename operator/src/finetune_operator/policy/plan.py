@@ -59,6 +59,8 @@ def _decide(observed: Observed, settings: Settings, spec: FineTuneJobSpec, statu
     if context.is_blocked and not observed.own:
         deadline = deadlines.next_deadline(context)
         return effect + (deadlines.end_job(context, deadline) if deadline else Effect())
+    if not spec.has_preflight:
+        return effect + set_condition(C.VALIDATED, "Unknown", R.PREFLIGHT_DISABLED) + attempts.train(context)
     if status.is_true(C.VALIDATED):
         return effect + attempts.train(context)
     has_passed, checked = preflight.check(context)

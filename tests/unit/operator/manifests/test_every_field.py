@@ -281,6 +281,10 @@ ELSEWHERE = {
     "tracking.wandb.mode": f"{TRACKERS}::test_an_offline_run_of_wandb_is_a_file_that_its_reader_reads",
     "tracking.wandb.endpoint": f"{TRACKERS}::test_wandb_without_a_key_or_an_answer_fails_nothing",
     "tracking.tensorboard": f"{TRAINING}/test_tracking.py::test_tensorboard_itself_reads_every_figure",
+    "preflight.enabled": (
+        f"{POLICY}/test_without_preflight.py::"
+        "test_the_first_job_is_a_trainer_and_the_status_names_what_is_not_checked_before"
+    ),
     "suspend": f"{POLICY}/test_suspension.py::test_a_job_created_suspended_creates_nothing_until_it_may",
     "maxPreemptions": f"{POLICY}/test_runs.py::test_preemptions_of_preflight_outlive_the_operators_memory",
     "startDeadlineSeconds": (

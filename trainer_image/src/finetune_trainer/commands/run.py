@@ -17,7 +17,7 @@ from finetune_trainer.commands.local_jobs import add_references, parse_finished,
 from finetune_trainer.commands.local_stores import connect_here
 from finetune_trainer.commands.local_trackers import require_own_trackers
 from finetune_trainer.config.manifest import read_manifests
-from finetune_trainer.config.run_context import RunContext
+from finetune_trainer.config.run_context import RunContext, bind_checked
 from finetune_trainer.entrypoints.termination import RunState
 from finetune_trainer.monitoring.bar import logs_above_bar
 from finetune_trainer.monitoring.reporter import Reporter
@@ -107,8 +107,6 @@ def _run_one(state: RunState, config: JobConfig, storage: Store, workspace: Path
     state.stop.raise_if_set()
     from finetune_trainer.pipeline.train import train
 
-    bound = checked.lineage.preflight_sha256 if checked.lineage else None
-    found = {"resolved": checked.resolved, "dataset": checked.dataset, "preflight_sha256": bound}
-    ready = config.model_copy(update=found | {"attempt": 1})
+    ready = bind_checked(config.model_copy(update={"attempt": 1}), checked)
     state.config = ready
     return train(replace(context, config=ready))

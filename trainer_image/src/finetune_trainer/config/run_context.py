@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.handoff import JobConfig
+from finetune_api.handoff import JobConfig, Report
 from finetune_trainer.monitoring.reporter import Reporter, work_beat
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.protocol import Store
@@ -29,3 +29,10 @@ class RunContext:
     def on_bytes(self) -> Callable[[int], None]:
         """A callback for each transferred block; it counts a heartbeat and raises `Stopped` after SIGTERM."""
         return work_beat(self.reporter, self.stop)
+
+
+def bind_checked(config: JobConfig, checked: Report) -> JobConfig:
+    """Return the configuration of a training with what preflight has found and what binds the training to it."""
+    bound = checked.lineage.preflight_sha256 if checked.lineage else None
+    found = {"resolved": checked.resolved, "dataset": checked.dataset, "preflight_sha256": bound}
+    return config.model_copy(update=found)

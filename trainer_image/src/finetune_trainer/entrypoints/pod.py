@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from finetune_api.handoff import ENV_CONFIG_SHA256, HANDOFF_VERSION, ExitCode, J
 from finetune_api.spec import ResumePolicy
 from finetune_api.status import CheckpointStatus
 from finetune_trainer.config.manifest import field_errors, join_faults
-from finetune_trainer.config.run_context import RunContext
+from finetune_trainer.config.run_context import RunContext, bind_checked
 from finetune_trainer.entrypoints.stall import end_when_stalled
 from finetune_trainer.entrypoints.termination import RunState
 from finetune_trainer.errors import Stopped, TrainerError
@@ -46,12 +47,21 @@ def run_preflight(state: RunState, config_path: Path, workspace: Path, port: int
 def run_training(state: RunState, config_path: Path, workspace: Path, port: int) -> Report:
     """Train and publish. If a result exists already because its report was lost, return that report."""
     config, reporter = _begin(state, config_path, port)
-    require_checked(config)
+    if config.spec.has_preflight:
+        require_checked(config)
     storage = connect_stores(config, state.stop, TRAINER_RETRY_SECONDS)
     run = RunContext(config, storage, workspace, reporter, state.stop)
     with recorded_interruption(run):
         if found := find_result(run):
             return found
+        if not config.spec.has_preflight:
+            # In every run: what an earlier one left in storage is bound to nothing that this one was given.
+            from finetune_trainer.pipeline.preflight import preflight
+
+            checked = preflight(run)
+            if checked.outcome is not Outcome.VALIDATED:
+                return checked
+            run = replace(run, config=bind_checked(config, checked))
         from finetune_trainer.pipeline.train import train
 
         return train(run)

@@ -62,6 +62,8 @@ def adopt_result(
         return None
     if manifest.result.outcome is Outcome.GATE_NOT_MET:  # an adopted failure remains a failure
         outcome = Outcome.GATE_NOT_MET
+    elif manifest.uid != config.uid:
+        outcome = Outcome.ADOPTED
     found = manifest.result.model_copy(update={"outcome": outcome, "reason": outcome.value, "job_uid": config.uid})
     return add_manifest_digest(found, data)
 

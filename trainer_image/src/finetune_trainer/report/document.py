@@ -98,6 +98,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
             None if record.is_evaluation else record.history.resumed_from,
             record.config.attempt,
             uses_template=objective is not Objective.DOMAIN_ADAPTATION,
+            has_preflight=record.config.spec.has_preflight,
         ),
         "licence_note": licence_note(record.base.licence),
         "is_reward_model": is_reward_model,

@@ -6,7 +6,14 @@ from finetune_trainer.evaluation.run_record import BaseFacts, Licence
 from finetune_trainer.report.text import code, inline
 
 
-def build_notes(base: BaseFacts, resumed_from: Sequence[int] | None, attempt: int, *, uses_template: bool) -> list[str]:
+def build_notes(
+    base: BaseFacts,
+    resumed_from: Sequence[int] | None,
+    attempt: int,
+    *,
+    uses_template: bool,
+    has_preflight: bool = True,
+) -> list[str]:
     """Return sentences in Markdown, those about use first; `resumed_from` is None if nothing was trained."""
     found = [licence_note(base.licence)]
     if base.is_template_made and uses_template:
@@ -15,6 +22,11 @@ def build_notes(base: BaseFacts, resumed_from: Sequence[int] | None, attempt: in
             "ordinary text) was used for training. Serve with the `chat_template.jinja` next to the weights."
         )
     found += _long_prompts(base)
+    if not has_preflight:
+        found.append(
+            "The job had **no preflight** (`preflight.enabled: false`): dataset, model and storage were checked by the "
+            "training itself, at the start of each of its runs."
+        )
     return found if resumed_from is None else [*found, describe_resumes(resumed_from, attempt)]
 
 

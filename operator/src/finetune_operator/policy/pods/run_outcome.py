@@ -104,7 +104,8 @@ def _eviction(pod: Pod) -> Reason | None:
 
 
 def _judge_success(report: Report | None) -> PodOutcome:
-    if report and report.outcome is Outcome.PUBLISHED and report.artifacts and report.artifacts.manifest_sha256:
+    is_published = report is not None and report.outcome in {Outcome.PUBLISHED, Outcome.ADOPTED}
+    if report and is_published and report.artifacts and report.artifacts.manifest_sha256:
         return PodOutcome(RESULT_SUCCEEDED, Reason.SUCCEEDED, report.message, report=report)
     if report and report.outcome is Outcome.TRAINED and report.checkpoint:
         return PodOutcome(RESULT_SUCCEEDED, Reason.TRAINED, report.message, report=report)
