@@ -74,7 +74,7 @@ def test_the_lineage_of_a_child_leads_to_its_parent_and_its_base(bench: Bench, f
     found = json.loads(finetune(bench, "lineage", "child", "-o", "json"))
     assert found["manifestSHA256"] == status["artifacts"]["manifestSHA256"]
     assert found["parent"]["uid"] == followed["job"].get()["metadata"]["uid"]
-    assert found["parent"]["baseModel"].endswith("/tiny-model")
+    assert found["parent"]["baseModelURI"].endswith("/tiny-model")
     assert "lineage.parentRef.name" in finetune(bench, "diff", "followed", "child")
 
 

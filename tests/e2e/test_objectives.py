@@ -102,7 +102,7 @@ def test_the_report_shows_the_data_and_the_result_is_verified_from_outside(
 ) -> None:
     status = results[objective, method]
     report = bench.read(status["artifacts"]["reportURI"]).decode()
-    (data_format,) = status["dataset"]["format"]
+    (data_format,) = status["dataset"]["rowsByFormat"]
     assert re.search(rf"^\| {data_format} +\|", report, re.MULTILINE), report
     assert str(status["dataset"]["trainRows"]) in report
     done = subprocess.run(

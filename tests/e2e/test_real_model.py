@@ -84,7 +84,7 @@ def _dataset(uri: str, data_format: str) -> dict[str, Any]:
 
 def test_chat_on_sharegpt_rows_halves_the_surprise(results: dict[str, dict[str, Any]]) -> None:
     status = results["real-chat"]
-    assert set(status["dataset"]["format"]) == {"ShareGPT"}
+    assert set(status["dataset"]["rowsByFormat"]) == {"ShareGPT"}
     assert status["metrics"]["evalLoss"] < 0.8 * status["metrics"]["baselineEvalLoss"]
 
 

@@ -224,7 +224,7 @@ def _reader(*path: str, scale: float = 1.0) -> Read:
     return read
 
 
-def _queue_seconds(status: FineTuneJobStatus) -> float | None:
+def _start_wait_seconds(status: FineTuneJobStatus) -> float | None:
     if status.eligible_time is None or status.start_time is None:
         return None
     return max(0.0, (status.start_time - status.eligible_time).total_seconds())
@@ -273,7 +273,11 @@ _GAUGES: list[tuple[str, str, Read]] = [
         "Since when the job could start: accepted, and not suspended.",
         _reader("eligible_time"),
     ),
-    ("queue_seconds", "Time between acceptance and the first run, including preflight.", _queue_seconds),
+    (
+        "start_wait_seconds",
+        "Time from when the job could start until its first run, including preflight and queue.",
+        _start_wait_seconds,
+    ),
     ("start_timestamp_seconds", "Start of the first run.", _reader("start_time")),
     ("completion_timestamp_seconds", "When the trainer Job ended.", _reader("completion_time")),
     ("checkpoint_timestamp_seconds", "When the last checkpoint was saved.", _reader("checkpoint", "saved_time")),

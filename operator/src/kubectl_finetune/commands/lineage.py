@@ -25,7 +25,7 @@ def origin_record(job: Job, find: Find, depth: int = 0) -> dict[str, Any]:
         "phase": job.phase,
         "outputURI": (artifacts and artifacts.uri) or job.field("output.uri"),
         "manifestSHA256": artifacts and artifacts.manifest_sha256,
-        "baseModel": (lineage and lineage.base_model_uri) or job.field("model.uri"),
+        "baseModelURI": (lineage and lineage.base_model_uri) or job.field("model.uri"),
     }
     if lineage:
         known = lineage.model_dump(by_alias=True, mode="json", exclude={"parent", "reward_job"})
@@ -66,10 +66,10 @@ def _grow(branch: Tree, found: dict[str, Any]) -> None:
         if key in found:
             below = branch.add(Text.assemble((f"{role}: ", "dim"), _job_line(found[key])))
             _grow(below, found[key])
-    if "parent" not in found and found.get("baseModel"):
+    if "parent" not in found and found.get("baseModelURI"):
         revision = found.get("baseModelRevision")
         at = f"@{revision}" if revision else ""
-        branch.add(Text.assemble(("base model: ", "dim"), printable(f"{found['baseModel']}{at}")))
+        branch.add(Text.assemble(("base model: ", "dim"), printable(f"{found['baseModelURI']}{at}")))
 
 
 def _job_line(found: dict[str, Any]) -> Text:

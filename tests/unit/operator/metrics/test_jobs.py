@@ -53,9 +53,9 @@ def test_an_unknown_reason_is_counted_as_other(scene: Build) -> None:
 
 def test_the_waiting_time_is_known_at_its_end_and_its_start_at_once(scene: Build) -> None:
     waiting = series(scene(), eligibleTime=TIMES["eligibleTime"])
-    assert "queue_seconds" not in waiting
+    assert "start_wait_seconds" not in waiting
     assert waiting["eligible_timestamp_seconds"] == 1767348000
-    assert series(scene(), **TIMES)["queue_seconds"] == 330
+    assert series(scene(), **TIMES)["start_wait_seconds"] == 330
 
 
 def test_time_is_summed_over_ended_runs_and_over_the_gpus_of_all_pods(scene: Build) -> None:
