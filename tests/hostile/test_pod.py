@@ -64,7 +64,7 @@ REPORT: dict[str, Any] = BLOCKS | {
     "dataset": {"rows": 5, "rejectedRowsByCode": {"BAD_JSON": 1}, "rowsByFormat": {"messages": 4}},
     "evaluation": {"gate": "Passed", "message": "met"},
     "artifacts": {"uri": "s3://bucket/out", "manifestSHA256": DIGEST, "sizeBytes": 7},
-    "lineage": {"baseModelURI": "s3://bucket/model", "seed": 1, "versions": {"torch": "2"}},
+    "lineage": {"baseModelURI": "s3://bucket/model", "seed": 1, "libraryVersions": {"torch": "2"}},
 }
 PROGRESS: dict[str, Any] = BLOCKS | {
     "jobUID": "job-uid",

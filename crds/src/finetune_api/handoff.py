@@ -264,7 +264,7 @@ class Report(HandoffBlock):
     early_stopping: EarlyStoppingStatus | None = None
     """Final state of early stopping."""
     evaluation: EvaluationStatus | None = None
-    """Results of the gates."""
+    """The verdict on the result, and the results of the gates."""
     artifacts: Artifacts | None = None
     """What was published; `manifestSHA256` is the proof of success."""
     lineage: Lineage | None = None
@@ -284,8 +284,8 @@ class Report(HandoffBlock):
 
 
 _DROPPED = (
-    None, "evaluation.gateMessage", "lineage.versions", "resolved", "stoppedRuns", "dataset.rowsByFormat", "dataset",
-    "lineage", "message", "checkpoint",
+    None, "evaluation.gateMessage", "lineage.libraryVersions", "resolved", "stoppedRuns", "dataset.rowsByFormat",
+    "dataset", "lineage", "message", "checkpoint",
     *(
         f"artifacts.{name}"
         for name in ("configURI", "lineageURI", "reportURI", "mergedURI", "adapterURI", "lineageSHA256")

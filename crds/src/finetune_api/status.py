@@ -133,7 +133,7 @@ class Metrics(StatusBlock):
     reward_margin: Measure | None = None
     """Mean reward of the chosen minus that of the rejected held-out answers (DPO, KTO, RewardModel)."""
     reward_accuracy: Annotated[Measure, Field(ge=0, le=1)] | None = None
-    """Share of held-out pairs whose chosen answer has the higher reward (DPO, RewardModel)."""
+    """Share (0 to 1) of held-out pairs whose chosen answer has the higher reward (DPO, RewardModel)."""
     reward: Measure | None = None
     """Mean reward of the sampled answers in the last step (RLHF)."""
     eval_reward: Measure | None = None
@@ -256,7 +256,7 @@ class Lineage(StatusBlock):
     """Image of the first run, by digest if the node reports one; later runs use the same."""
     seed: Count | None = None
     """Seed in use."""
-    versions: Annotated[dict[Word, Word], Field(max_length=32, json_schema_extra=ATOMIC)] | None = None
+    library_versions: Annotated[dict[Word, Word], Field(max_length=32, json_schema_extra=ATOMIC)] | None = None
     """Versions of the training libraries."""
 
 
@@ -318,7 +318,7 @@ class FineTuneJobStatus(StatusBlock):
     early_stopping: EarlyStoppingStatus | None = None
     """State of early stopping."""
     evaluation: EvaluationStatus | None = None
-    """Results of the gates."""
+    """The verdict on the result, and the results of the gates."""
     dataset: DatasetStatus | None = None
     """Results of the dataset checks in preflight."""
     artifacts: Artifacts | None = None

@@ -64,7 +64,7 @@ def test_a_report_with_everything_at_its_longest_still_fits_the_termination_mess
         config_sha256="c" * 64,
         dataset=DatasetStatus(rejected_rows_by_code={f"CODE_{'X' * 40}_{n}": 10**9 for n in range(64)}),
         resolved=Resolved(target_modules=[f"module_{'x' * 50}_{n}" for n in range(64)]),
-        lineage=Lineage(versions={f"package-{n}": "1.2.3" for n in range(32)}),
+        lineage=Lineage(library_versions={f"package-{n}": "1.2.3" for n in range(32)}),
         metrics=Metrics(eval_loss=1.0),
     )
     text = report.to_termination_message()
@@ -81,7 +81,7 @@ def test_with_long_uris_and_many_blocks_the_digests_of_manifest_and_lineage_stay
         message="m" * 1024,
         job_uid="u" * 36,
         config_sha256="c" * 64,
-        lineage=Lineage(versions={f"package-{n}": "1.2.3" for n in range(32)}),
+        lineage=Lineage(library_versions={f"package-{n}": "1.2.3" for n in range(32)}),
         artifacts=artifacts | {"manifestSHA256": "d" * 64, "lineageSHA256": "e" * 64},  # type: ignore[arg-type]
     )
     text = report.to_termination_message()

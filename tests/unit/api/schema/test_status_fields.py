@@ -81,7 +81,7 @@ def test_lists_maps_and_references_state_how_server_side_apply_merges_them() -> 
     }
     assert found["conditions"]["x-kubernetes-list-map-keys"] == ["type"]
     whole = {path for path, node in found.items() if "additionalProperties" in node or path.endswith("Ref")}
-    assert whole >= {"jobRef", "workloadRef", "lineage.versions", "dataset.rowsByFormat", "failuresByReason"}
+    assert whole >= {"jobRef", "workloadRef", "lineage.libraryVersions", "dataset.rowsByFormat", "failuresByReason"}
     assert {path: found[path].get("x-kubernetes-map-type") for path in whole} == dict.fromkeys(whole, "atomic")
 
 

@@ -63,7 +63,7 @@ def status_lineage(
         config_sha256=config.config_sha256,
         trainer_image=os.environ.get(ENV_IMAGE) or None,
         seed=config.spec.hyperparameters.seed,
-        versions=library_versions() if trained else None,
+        library_versions=library_versions() if trained else None,
         parent=config.parent,
         reward_job=config.reward_job,
         initial_adapter_sha256=initial_adapter_sha256,
