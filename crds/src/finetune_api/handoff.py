@@ -41,6 +41,7 @@ HUB_CA_DIR = "/etc/finetune/hub-ca"
 MLFLOW_DIR = "/etc/finetune/mlflow"
 MLFLOW_CA_DIR = "/etc/finetune/mlflow-ca"
 WANDB_DIR = "/etc/finetune/wandb"
+WANDB_CA_DIR = "/etc/finetune/wandb-ca"
 PEER_TOKEN_DIR = "/etc/finetune/peers"  # noqa: S105 - a folder's name
 """Only in an attempt of several pods."""
 PEER_TOKEN_FILE = "token"  # noqa: S105 - a file's name

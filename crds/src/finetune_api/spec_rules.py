@@ -185,7 +185,9 @@ CONDITIONS: dict[str, Condition] = {
     "(self.mode == 'Offline') != has(self.credentialsSecretRef)": lambda wandb: (
         (wandb.mode == "Offline") != (wandb.credentials_secret_ref is not None)
     ),
-    "self.mode != 'Offline' || !has(self.endpoint)": lambda wandb: wandb.mode != "Offline" or wandb.endpoint is None,
+    "self.mode != 'Offline' || (!has(self.endpoint) && !has(self.caSecretRef))": lambda wandb: (
+        wandb.mode != "Offline" or (wandb.endpoint is None and wandb.ca_secret_ref is None)
+    ),
     r"!self.matches('(^|/)[.][.]?(/|$)')": lambda uri: not {".", ".."} & set(uri.split("/")),
 }
 

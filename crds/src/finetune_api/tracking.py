@@ -46,8 +46,9 @@ class WandbTracking(Block):
                 ".credentialsSecretRef",
             ),
             cel(
-                "self.mode != 'Offline' || !has(self.endpoint)",
-                "endpoint has no effect with mode Offline: remove it, and give the server to `wandb sync`",
+                "self.mode != 'Offline' || (!has(self.endpoint) && !has(self.caSecretRef))",
+                "endpoint and caSecretRef have no effect with mode Offline: remove them, and give the server to "
+                "`wandb sync`",
                 ".endpoint",
             ),
         )
@@ -64,6 +65,9 @@ class WandbTracking(Block):
     """URL of a self-hosted W&B server. Default: `https://api.wandb.ai`."""
     credentials_secret_ref: SecretRef | None = None
     """Secret with the key `WANDB_API_KEY`; required with mode `Online`."""
+    ca_secret_ref: SecretRef | None = None
+    """Secret whose key `ca.crt` holds the certificate authority (PEM) of the endpoint.
+    Default: the image's authorities."""
 
 
 class Tracking(Block):

@@ -53,7 +53,7 @@ DROPOUT = "objectives DPO, KTO and RLHF train without dropout"
 ONE_PROCESS = "objectives KTO, RewardModel and RLHF train in one process"
 WITH_ADAPTER = "objective DPO trains on several GPUs or nodes with an adapter only"
 WANDB_KEY = "credentialsSecretRef is required with mode Online"
-WANDB_URL = "endpoint has no effect with mode Offline"
+WANDB_URL = "endpoint and caSecretRef have no effect with mode Offline"
 GROUPS = "a step must contain whole groups of answers"
 
 BASE: Spec = {

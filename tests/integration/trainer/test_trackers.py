@@ -151,6 +151,32 @@ def test_an_offline_run_of_wandb_is_a_file_that_its_reader_reads(tmp_path: Path)
     assert owners == {("team", "p")}
 
 
+def test_the_authority_of_wandb_is_that_of_its_own_secret(
+    certificates: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_trainer.monitoring.tracking.follower.PAUSE", 0.1)
+    authority, certificate, key = certificates
+    (tmp_path / "m").write_text(lines(range(1, 2)))
+    (tmp_path / "WANDB_API_KEY").write_text("k" * 40)
+    authorities = tmp_path / "authority"
+    authorities.mkdir()
+    with refusing_server(401, tls=(certificate, key)) as (uri, asked):
+        server = WandbTracking(project="p", endpoint=uri, credentials_secret_ref={"name": "w"})
+        told = reporter()
+        follower = Follower(
+            WandbRun(job("uid-5"), server, tmp_path / "wandb", tmp_path, authorities), tmp_path / "m", told
+        )
+        follower.start()
+        wait_until(lambda: "did not create the run" in (told.snapshot().progress.note or ""), seconds=120)
+        assert asked == []
+        (authorities / "ca.crt").write_bytes(authority.read_bytes())
+        wait_until(lambda: bool(asked), seconds=120)
+        follower.ask_to_end(RunEnd.STOPPED)
+        follower.wait(2.0)
+        follower.abandon()
+        assert follower.wait(10)
+
+
 @pytest.mark.parametrize("key", [None, "k" * 40])
 def test_wandb_without_a_key_or_an_answer_fails_nothing(tmp_path: Path, key: str | None) -> None:
     (tmp_path / "m").write_text(lines(range(1, 4)))

@@ -96,6 +96,8 @@ def _tracking_secrets(spec: FineTuneJobSpec) -> list[Mounted]:
         found.append(_authority("mlflow-ca", handoff.MLFLOW_CA_DIR, mlflow.ca_secret_ref))
     if wandb and wandb.credentials_secret_ref:
         found.append(_secret("wandb", handoff.WANDB_DIR, wandb.credentials_secret_ref))
+    if wandb and wandb.ca_secret_ref:
+        found.append(_authority("wandb-ca", handoff.WANDB_CA_DIR, wandb.ca_secret_ref))
     return [replace(one, source={"secret": one.source["secret"] | {"optional": True}}) for one in found]
 
 

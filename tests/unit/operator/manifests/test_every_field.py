@@ -115,6 +115,7 @@ PODS: dict[str, Any] = {
     "tracking.mlflow.credentialsSecretRef.name": "mlflow",
     "tracking.mlflow.caSecretRef.name": "ca",
     "tracking.wandb.credentialsSecretRef.name": "wandb",
+    "tracking.wandb.caSecretRef.name": "ca",
     "backoffLimit": 5,
 }
 """Fields that change the Job of preflight or of the trainer."""
@@ -330,8 +331,11 @@ AROUND: dict[str, Spec] = {
         f"tracking.mlflow.{ref}.name": {"tracking": {"mlflow": {"endpoint": "http://mlflow:5000", "experiment": "one"}}}
         for ref in ("credentialsSecretRef", "caSecretRef")
     },
-    "tracking.wandb.credentialsSecretRef.name": {
-        "tracking": {"wandb": {"project": "p", "credentialsSecretRef": {"name": "other"}}}
+    **{
+        f"tracking.wandb.{ref}.name": {
+            "tracking": {"wandb": {"project": "p", "credentialsSecretRef": {"name": "other"}}}
+        }
+        for ref in ("credentialsSecretRef", "caSecretRef")
     },
     "preflight.queueName": {"scheduling": {"queueName": "team-a"}},
 }

@@ -9,10 +9,10 @@ from finetune_operator.policy.admission import find_refusal
 from finetune_operator.settings import Settings
 
 MLFLOW = {"endpoint": "http://mlflow.mlflow:5000", "experiment": "support"}
-WANDB = {"project": "support", "credentialsSecretRef": {"name": "wandb"}}
+WANDB = {"project": "support", "credentialsSecretRef": {"name": "wandb"}, "caSecretRef": {"name": "authority"}}
 SECRETS = {"credentialsSecretRef": {"name": "mlflow"}, "caSecretRef": {"name": "authority"}}
 BOTH = {"mlflow": MLFLOW | SECRETS, "wandb": WANDB}
-NAMES = {"mlflow", "mlflow-ca", "wandb"}
+NAMES = {"mlflow", "mlflow-ca", "wandb", "wandb-ca"}
 
 
 def mounts(job: Any) -> dict[str, str]:
@@ -26,6 +26,7 @@ def test_the_trainer_alone_gets_the_trackers_secrets_as_files(built: Any) -> Non
     assert mounts(job)["mlflow"] == "/etc/finetune/mlflow"
     assert mounts(job)["wandb"] == "/etc/finetune/wandb"
     assert mounts(job)["mlflow-ca"] == "/etc/finetune/mlflow-ca"
+    assert mounts(job)["wandb-ca"] == "/etc/finetune/wandb-ca"
     assert volumes["wandb"]["secret"]["secretName"] == "wandb"
     assert volumes["mlflow-ca"]["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
     assert not NAMES & mounts(built("preflight", tracking=BOTH)).keys()
@@ -33,7 +34,7 @@ def test_the_trainer_alone_gets_the_trackers_secrets_as_files(built: Any) -> Non
 
 def test_a_missing_secret_of_a_tracker_keeps_no_pod_from_starting(built: Any) -> None:
     volumes = built(tracking=BOTH)["spec"]["template"]["spec"]["volumes"]
-    assert [one["secret"]["optional"] for one in volumes if one["name"] in NAMES] == [True, True, True]
+    assert [one["secret"]["optional"] for one in volumes if one["name"] in NAMES] == [True] * 4
 
 
 def test_a_tracker_without_a_secret_mounts_none(built: Any) -> None:

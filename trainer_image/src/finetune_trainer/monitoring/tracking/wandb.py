@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from finetune_api.handoff import WANDB_DIR, JobConfig
+from finetune_api.handoff import CA_FILE, WANDB_CA_DIR, WANDB_DIR, JobConfig
 from finetune_api.status import Resolved
 from finetune_api.tracking import WandbMode, WandbTracking
 from finetune_trainer.monitoring.tracking.follower import Point, RunEnd, TrackerFault
@@ -24,6 +24,8 @@ INHERITED = (
     "PATH", "PYTHONPATH", "HOME", "TMPDIR", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR",
     "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
 )  # fmt: skip
+AUTHORITY = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+"""Where the client's two parts read an authority: the process that sends, and the library that logs in."""
 FOLDERS = ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
 SWITCHED_OFF = {
     "WANDB_CONSOLE": "off",
@@ -41,9 +43,15 @@ class WandbRun:
     name = "W&B"
 
     def __init__(
-        self, config: JobConfig, asked: WandbTracking, directory: Path, secrets: Path = Path(WANDB_DIR)
+        self,
+        config: JobConfig,
+        asked: WandbTracking,
+        directory: Path,
+        secrets: Path = Path(WANDB_DIR),
+        authorities: Path = Path(WANDB_CA_DIR),
     ) -> None:
-        self._config, self._asked, self._directory, self._secrets = config, asked, directory, secrets
+        self._config, self._asked, self._directory = config, asked, directory
+        self._secrets, self._authorities = secrets, authorities
         self._process: subprocess.Popen[bytes] | None = None
         self._is_abandoned = False
 
@@ -137,6 +145,8 @@ class WandbRun:
         environment |= dict.fromkeys(FOLDERS, str(self._directory))
         if self._asked.mode is WandbMode.OFFLINE:
             return environment
+        if (own := self._authorities / CA_FILE).is_file():
+            environment |= dict.fromkeys(AUTHORITY, str(own))
         return environment | read_access(self._asked, self._secrets)
 
     def _first_line(self) -> dict[str, Any]:
