@@ -102,8 +102,8 @@ def test_a_qlora_result_shows_the_served_model_before_the_one_in_training(tmp_pa
     ("epoch", "sentence"),
     [
         (0.05, "The training read 4 of 90 rows (0.05 epochs)."),
-        (1.0, "The training read each of them once."),
-        (2.5, "The training read them 2.5 times."),
+        (1.0, "The training read each row once."),
+        (2.5, "The training read its rows 2.5 times."),
     ],
 )
 def test_the_report_has_how_often_the_rows_were_read(tmp_path: Path, epoch: float, sentence: str) -> None:

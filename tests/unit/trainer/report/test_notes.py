@@ -23,7 +23,7 @@ def test_a_default_template_is_reported_if_one_is_used() -> None:
 def test_prompts_longer_than_the_context_are_reported_by_number() -> None:
     facts = BaseFacts(context_length=100, prompt_tokens=(10, 101, 100))
     (message,) = [note for note in build_notes(facts, [], 1, uses_template=True) if "context of 100" in note]
-    assert "number 2 (101) has more tokens" in message
+    assert "number 2 (101 tokens)" in message
 
 
 def test_the_report_shows_how_often_the_run_was_resumed_and_from_where() -> None:

@@ -140,7 +140,7 @@ def _describe_rows_seen(record: RunRecord) -> str:
     if epochs < 1:
         about = "" if record.reads_single_rows else "about "
         return f"The training read {about}{round(epochs * rows)} of {rows} rows ({epochs:.2g} epochs)."
-    return f"The training read them {epochs:.3g} times." if epochs > 1 else "The training read each of them once."
+    return f"The training read its rows {epochs:.3g} times." if epochs > 1 else "The training read each row once."
 
 
 def _place(config: JobConfig) -> serving.Place:

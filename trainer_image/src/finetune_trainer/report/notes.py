@@ -61,9 +61,11 @@ def describe_resumes(resumed_from: Sequence[int], attempt: int) -> str:
 def _long_prompts(base: BaseFacts) -> Iterator[str]:
     if base.context_length is None:
         return
-    longer = [f"{at} ({tokens})" for at, tokens in enumerate(base.prompt_tokens, 1) if tokens > base.context_length]
+    longer = [
+        f"{at} ({tokens} tokens)" for at, tokens in enumerate(base.prompt_tokens, 1) if tokens > base.context_length
+    ]
     if longer:
         yield (
-            f"Of `evaluation.prompts`, number {', '.join(longer)} has more tokens than the model's context of "
-            f"{base.context_length}: the answers to it are meaningless."
+            f"These of `evaluation.prompts` have more tokens than the model's context of {base.context_length}, and "
+            f"their answers are meaningless: number {', '.join(longer)}."
         )
