@@ -47,7 +47,7 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.RUNNING, R.TRAINED): "The training is complete and holds no GPU: the pod that merges and publishes is starting.",
     (C.RUNNING, R.PODS_RUNNING): "{detail}.",
     (C.RUNNING, R.FINISHED): "The trainer has ended.",
-    (C.RUNNING, R.STOPPING): "Pod {detail} received SIGTERM and is saving a checkpoint.",
+    (C.RUNNING, R.STOPPING): "Pod {detail} received SIGTERM and is ending; a training saves a checkpoint first.",
     (C.RUNNING, R.JOB_SUSPENDED): "{detail} is suspended.",
     (C.RUNNING, R.QUEUED_BY_KUEUE): "{detail} waits for Kueue to admit it.",
     (C.RUNNING, R.NODE_LOST): "A pod cannot be replaced: {detail}",
