@@ -40,7 +40,10 @@ class GpuTime:
             return
         if known:
             self._ended[job.key.namespace] += self._seconds_of_new_runs(known.status, job)
-        self._jobs[job.key] = job
+        if job.is_settled and job.status.current_run is None:
+            self._jobs.pop(job.key, None)  # nothing is added to it any more
+        else:
+            self._jobs[job.key] = job
 
     def remove(self, key: Key) -> None:
         """Keep the time of a job that is removed."""

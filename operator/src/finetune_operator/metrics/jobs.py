@@ -1,6 +1,8 @@
 """The series of the jobs, read from their status. Times are timestamps, not ages; an unknown value has no series."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
@@ -21,23 +23,42 @@ VERDICTS = frozenset(Verdict)
 GATE_RESULTS = frozenset({"Passed", "NotMet", "NotRun"})
 """Results of a gate that is configured."""
 EVALUATION_METRICS = frozenset(EvaluationMetric)
-Jobs = list[FineTuneJob]
+PAST = timedelta(days=1)
+"""How long after its end a job has a series for each phase."""
+Family = type[GaugeMetricFamily] | type[CounterMetricFamily]
+Words = dict[tuple[str, ...], float]
 _METHODS = frozenset(Method)
 
 
-class JobCollector:
-    """Builds the series of every known FineTuneJob from its latest status at each scrape."""
+@dataclass(frozen=True, slots=True)
+class JobSeries:
+    """The values of a job's series: what is kept of it until the next state, because jobs that ended are many."""
 
-    def __init__(self, gpu_time: GpuTime | None = None) -> None:
-        self._jobs: dict[Key, FineTuneJob] = {}
+    info: dict[str, str]
+    phase: str | None
+    completed: datetime | None
+    values: tuple[float | None, ...]
+    """In the order of `_VALUES`."""
+    words: dict[str, dict[tuple[str, ...], float]]
+    """By metric: the values by their additional labels."""
+
+
+class JobCollector:
+    """Builds the series of every known FineTuneJob at each scrape, from the values of its latest state."""
+
+    def __init__(
+        self, gpu_time: GpuTime | None = None, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._jobs: dict[Key, JobSeries] = {}
         self._gpu_time = gpu_time or GpuTime()
+        self._clock = clock
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     def update(self, job: FineTuneJob) -> None:
-        """Replace the stored status of the job."""
-        self._jobs[job.key] = job
+        """Replace the values of the job."""
+        self._jobs[job.key] = read_series(job)
         self._gpu_time.update(job)
 
     def remove(self, key: Key) -> None:
@@ -49,40 +70,51 @@ class JobCollector:
         """Return the keys of all jobs."""
         return set(self._jobs)
 
-    def retain(self, keys: Iterable[Key], among: Iterable[Key] | None = None) -> list[Key]:
-        """Remove the jobs, or those among some, that are not among the keys, and return their keys."""
-        known = set(keys)
-        gone = [key for key in (self._jobs if among is None else among) if key not in known and key in self._jobs]
-        for key in gone:
-            self.remove(key)
-        return gone
-
     def collect(self) -> Iterator[Metric]:
         """Return all series; the registry calls this at each scrape."""
-        jobs = list(self._jobs.values())
+        jobs = [([key.namespace, key.name], series) for key, series in list(self._jobs.items())]
         info = InfoMetricFamily("finetune_job", "Objective and method of the job.", labels=JOB_LABELS)
-        phase = GaugeMetricFamily("finetune_job_status_phase", "1 for the job's phase.", labels=[*JOB_LABELS, "phase"])
-        for job in jobs:
-            objective = job.spec.objective.value if job.spec else ""
-            info.add_metric(_labels(job), {"objective": objective, "method": _method(job.spec, job.status)})
-            for one in Phase:
-                phase.add_metric([*_labels(job), one.value], float(job.status.phase == one))
-        yield from (info, phase)
-        yield from _spec_series(jobs)
-        yield from _reason_series(jobs)
-        yield from _result_series(jobs)
-        yield from _row_series(jobs)
-        for family, read in _status_series():
-            for job in jobs:
-                value = read(job.status)
-                if value is not None:
-                    family.add_metric(_labels(job), value)
+        for labels, series in jobs:
+            info.add_metric(labels, series.info)
+        yield info
+        yield self._collect_phases(jobs)
+        for number, (kind, name, text, _) in enumerate(_VALUES):
+            family = kind(f"finetune_job_{name}", text, labels=JOB_LABELS)
+            for labels, series in jobs:
+                if (value := series.values[number]) is not None:
+                    family.add_metric(labels, value)
+            yield family
+        for kind, name, text, extra, _ in _WORDS:
+            family = kind(f"finetune_job_{name}", text, labels=[*JOB_LABELS, *extra])
+            for labels, series in jobs:
+                for words, value in series.words.get(name, {}).items():
+                    family.add_metric([*labels, *words], value)
             yield family
         yield self._gpu_time.collect()
 
+    def _collect_phases(self, jobs: list[tuple[list[str], JobSeries]]) -> GaugeMetricFamily:
+        """Return 1 for the phase of each job, and 0 for the others: alerts look back over hours."""
+        text = "1 for the job's phase, 0 for the others until a day after its end."
+        family = GaugeMetricFamily("finetune_job_status_phase", text, labels=[*JOB_LABELS, "phase"])
+        now = self._clock()
+        for labels, series in jobs:
+            is_past = series.completed is not None and now - series.completed > PAST
+            for one in Phase:
+                if series.phase == one or not is_past:
+                    family.add_metric([*labels, one.value], float(series.phase == one))
+        return family
 
-def _labels(job: FineTuneJob) -> list[str]:
-    return [job.key.namespace, job.key.name]
+
+def read_series(job: FineTuneJob) -> JobSeries:
+    """Return the values of a job's series."""
+    words = {name: found for _, name, _, _, read in _WORDS if (found := read(job.status))}
+    return JobSeries(
+        info={"objective": job.spec.objective.value if job.spec else "", "method": _method(job.spec, job.status)},
+        phase=job.status.phase,
+        completed=job.status.completion_time if job.is_finished else None,
+        values=tuple(read(job) for _, _, _, read in _VALUES),
+        words=words,
+    )
 
 
 def _method(spec: FineTuneJobSpec | None, status: FineTuneJobStatus) -> str:
@@ -90,15 +122,6 @@ def _method(spec: FineTuneJobSpec | None, status: FineTuneJobStatus) -> str:
     resolved = status.resolved.method if status.resolved else None
     requested = spec.tuning.method.value if spec else ""
     return resolved if resolved in _METHODS else requested
-
-
-def _spec_series(jobs: Jobs) -> Iterator[Metric]:
-    for name, text, read in _FROM_SPEC:
-        family = GaugeMetricFamily(f"finetune_job_{name}", text, labels=JOB_LABELS)
-        for job in jobs:
-            if job.spec:
-                family.add_metric(_labels(job), read(job.spec))
-        yield family
 
 
 def _must_improve(spec: FineTuneJobSpec) -> bool:
@@ -116,63 +139,53 @@ _FROM_SPEC: list[tuple[str, str, Callable[[FineTuneJobSpec], float]]] = [
 ]
 
 
-def _reason_series(jobs: Jobs) -> Iterator[Metric]:
-    labels = [*JOB_LABELS, "reason"]
-    waiting = GaugeMetricFamily("finetune_job_waiting", "1 for a job that waits, by reason.", labels=labels)
-    failed = GaugeMetricFamily("finetune_job_failed", "1 for a failed job, by reason.", labels=labels)
-    failures = CounterMetricFamily("finetune_job_failures", "Failed runs, by reason.", labels=labels)
-    preemptions = CounterMetricFamily("finetune_job_preemptions", "Preempted runs, by reason.", labels=labels)
-    for job in jobs:
-        status = job.status
-        if reason := waiting_reason(status):
-            waiting.add_metric([*_labels(job), counters.known(reason)], 1)
-        found = status.condition(ConditionType.FAILED)
-        if found and found.status == "True":
-            failed.add_metric([*_labels(job), counters.known(found.reason)], 1)
-        for family, total, counts in (
-            (failures, status.failures, status.failures_by_reason),
-            (preemptions, status.preemptions, status.preemptions_by_reason),
-        ):
-            for reason, count in _by_reason(total, counts).items():
-                family.add_metric([*_labels(job), reason], count)
-    yield from (waiting, failed, failures, preemptions)
+def _waiting(status: FineTuneJobStatus) -> Words:
+    reason = waiting_reason(status)
+    return {(counters.known(reason),): 1} if reason else {}
 
 
-def _by_reason(total: int | None, counts: dict[str, int] | None) -> dict[str, int]:
+def _failed(status: FineTuneJobStatus) -> Words:
+    found = status.condition(ConditionType.FAILED)
+    return {(counters.known(found.reason),): 1} if found and found.status == "True" else {}
+
+
+def _by_reason(total: int | None, counts: dict[str, int] | None) -> Words:
     """Return the counts by known reason; those that an earlier operator counted without a reason are `Unknown`."""
     found: dict[str, int] = {}
     for reason, count in (counts or {}).items():
         found[counters.known(reason)] = found.get(counters.known(reason), 0) + count
     unknown = (total or 0) - sum(found.values())
-    return found | ({UNKNOWN: unknown} if unknown > 0 else {})
+    return {(reason,): count for reason, count in (found | ({UNKNOWN: unknown} if unknown > 0 else {})).items()}
 
 
-def _result_series(jobs: Jobs) -> Iterator[Metric]:
-    """Yield verdicts, differences and gate results; a word outside its closed set has no series."""
-    verdict = GaugeMetricFamily(
-        "finetune_job_verdict", "1 for the verdict on the result of the job.", labels=[*JOB_LABELS, "verdict"]
-    )
-    gates = GaugeMetricFamily(
-        "finetune_job_gate_result",
-        "1 for the result of a configured gate; gate FullModel compares the full model with the trained one.",
-        labels=[*JOB_LABELS, "gate", "result"],
-    )
-    for job in jobs:
-        found = job.status.evaluation
-        if found and found.verdict in VERDICTS:
-            verdict.add_metric([*_labels(job), found.verdict], 1)
-        for gate, result in (("Evaluation", found.gate), ("FullModel", found.merge_gate)) if found else ():
-            if result in GATE_RESULTS:
-                gates.add_metric([*_labels(job), gate, result], 1)
-    yield from (verdict, gates)
-    for name, text, field in _DIFFERENCES:
-        family = GaugeMetricFamily(f"finetune_job_{name}", text, labels=[*JOB_LABELS, "metric"])
-        for job in jobs:
-            found = job.status.evaluation
-            value = getattr(found, field, None)
-            if found and value is not None and found.metric in EVALUATION_METRICS:
-                family.add_metric([*_labels(job), found.metric], value)
-        yield family
+def _verdict(status: FineTuneJobStatus) -> Words:
+    """Return the verdict; a word outside its closed set has no series."""
+    found = status.evaluation
+    return {(found.verdict,): 1} if found and found.verdict in VERDICTS else {}
+
+
+def _gates(status: FineTuneJobStatus) -> Words:
+    found = status.evaluation
+    results = (("Evaluation", found.gate), ("FullModel", found.merge_gate)) if found else ()
+    return {(gate, result): 1 for gate, result in results if result in GATE_RESULTS}
+
+
+def _difference(field: str) -> "ReadWords":
+    def read(status: FineTuneJobStatus) -> Words:
+        found = status.evaluation
+        value = getattr(found, field, None)
+        is_known = found is not None and value is not None and found.metric in EVALUATION_METRICS
+        return {(str(found.metric),): float(value or 0)} if found and is_known else {}
+
+    return read
+
+
+def _rows(field: str, words: Collection[str]) -> "ReadWords":
+    def read(status: FineTuneJobStatus) -> Words:
+        counts: dict[str, int] = (status.dataset and getattr(status.dataset, field)) or {}
+        return {(word,): count for word, count in _by_word(counts, words).items()}
+
+    return read
 
 
 _DIFFERENCES = [
@@ -182,28 +195,11 @@ _DIFFERENCES = [
 ]
 
 
-def _row_series(jobs: Jobs) -> Iterator[Metric]:
-    for name, text, label, field, words in _ROWS:
-        family = GaugeMetricFamily(f"finetune_job_{name}", text, labels=[*JOB_LABELS, label])
-        for job in jobs:
-            counts: dict[str, int] = (job.status.dataset and getattr(job.status.dataset, field)) or {}
-            for word, count in _by_word(counts, words).items():
-                family.add_metric([*_labels(job), word], count)
-        yield family
-
-
 def _by_word(counts: Mapping[str, int], words: Collection[str]) -> dict[str, int]:
     """Return the counts by word; those of other words, as of a newer trainer, are together `Unknown`."""
     found = {word: count for word, count in counts.items() if word in words}
     unknown = sum(counts.values()) - sum(found.values())
     return found | ({UNKNOWN: unknown} if unknown > 0 else {})
-
-
-def _status_series() -> Iterator[tuple[GaugeMetricFamily | CounterMetricFamily, "Read"]]:
-    for name, text, read in _GAUGES:
-        yield GaugeMetricFamily(f"finetune_job_{name}", text, labels=JOB_LABELS), read
-    for name, text, read in _COUNTERS:
-        yield CounterMetricFamily(f"finetune_job_{name}", text, labels=JOB_LABELS), read
 
 
 Read = Callable[[FineTuneJobStatus], float | None]
@@ -314,4 +310,43 @@ _COUNTERS = [
     ("runs", "Ended trainer pods.", _reader("runs")),
     ("active_seconds", "Total duration of ended runs.", _reader("active_seconds")),
     ("gpu_seconds", "Total duration of ended runs, multiplied by their GPUs.", _reader("gpu_seconds")),
+]
+ReadWords = Callable[[FineTuneJobStatus], Words]
+
+
+def _of_spec(read: Callable[[FineTuneJobSpec], float]) -> Callable[[FineTuneJob], float | None]:
+    return lambda job: float(read(job.spec)) if job.spec else None
+
+
+def _of_status(read: Read) -> Callable[[FineTuneJob], float | None]:
+    return lambda job: read(job.status)
+
+
+_VALUES: list[tuple[Family, str, str, Callable[[FineTuneJob], float | None]]] = [
+    *((GaugeMetricFamily, name, text, _of_spec(spec)) for name, text, spec in _FROM_SPEC),
+    *((GaugeMetricFamily, name, text, _of_status(status)) for name, text, status in _GAUGES),
+    *((CounterMetricFamily, name, text, _of_status(status)) for name, text, status in _COUNTERS),
+]
+_GATE_TEXT = "1 for the result of a configured gate; gate FullModel compares the full model with the trained one."
+_WORDS: list[tuple[Family, str, str, list[str], ReadWords]] = [
+    (GaugeMetricFamily, "waiting", "1 for a job that waits, by reason.", ["reason"], _waiting),
+    (GaugeMetricFamily, "failed", "1 for a failed job, by reason.", ["reason"], _failed),
+    (
+        CounterMetricFamily,
+        "failures",
+        "Failed runs, by reason.",
+        ["reason"],
+        lambda status: _by_reason(status.failures, status.failures_by_reason),
+    ),
+    (
+        CounterMetricFamily,
+        "preemptions",
+        "Preempted runs, by reason.",
+        ["reason"],
+        lambda status: _by_reason(status.preemptions, status.preemptions_by_reason),
+    ),
+    (GaugeMetricFamily, "verdict", "1 for the verdict on the result of the job.", ["verdict"], _verdict),
+    (GaugeMetricFamily, "gate_result", _GATE_TEXT, ["gate", "result"], _gates),
+    *((GaugeMetricFamily, name, text, ["metric"], _difference(field)) for name, text, field in _DIFFERENCES),
+    *((GaugeMetricFamily, name, text, [label], _rows(field, words)) for name, text, label, field, words in _ROWS),
 ]

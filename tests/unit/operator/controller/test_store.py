@@ -1,19 +1,27 @@
 """What a reconcile reads from memory, what it reads again, and that an old store decides nothing that stays."""
 
 import asyncio
+import gc
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
+import orjson
 import pytest
 from job_operator import Operator
 from job_world import KEY, World
 from kueue_world import QueuedWorld
 
 from finetune_api import names
+from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.mirror import Mirror
+from finetune_operator.controller.watch_cache import WatchCache
+from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.objects import Key, Pod
+from finetune_operator.metrics.registry import Metrics
+from finetune_operator.settings import Settings
 
 Operate = Callable[[World], Operator]
 
@@ -168,6 +176,31 @@ def test_a_job_is_not_ended_by_an_old_state_of_its_status(operate: Operate) -> N
     operator.behind = set()
     operator.look()
     assert list(world.jobs) == ["one-preflight"]
+
+
+def test_a_finished_job_is_kept_as_numbers(scene: Callable[..., Any], settings: Settings) -> None:
+    one = scene().to_training()
+    one.end(one.pod("one-1"), 0, one.published())
+    one.complete("one-1")
+    one.settle()
+    body = orjson.dumps(one.object)
+    intake = Intake(WatchCache(), WorkQueue(1), Metrics(), settings)
+
+    def put(numbers: range) -> None:
+        for number in numbers:
+            finished = orjson.loads(body)
+            finished["metadata"] |= {"name": f"job-{number}", "uid": f"uid-{number}", "resourceVersion": str(number)}
+            intake.put("finetunejobs", finished)
+
+    put(range(1, 100))
+    gc.collect()
+    tracemalloc.start()
+    put(range(100, 1100))
+    gc.collect()
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(intake.cache.store.jobs) == 1099
+    assert size / 1000 <= 6_000, f"{size / 1000:.0f} bytes for each"
 
 
 @pytest.fixture

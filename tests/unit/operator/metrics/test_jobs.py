@@ -1,16 +1,19 @@
 """The series of jobs: their values, their closed label sets, and their removal with the job."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from finetune_api.names import Phase
 from finetune_operator.metrics.jobs import JobCollector
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy.counters import KNOWN
 
 Build = Callable[..., Any]
 TIMES = {"eligibleTime": "2026-01-02T10:00:00Z", "startTime": "2026-01-02T10:05:30Z"}
+NOON = "2026-01-02T12:00:00Z"
 DATASET = {"train": {"uri": "s3://bucket/rows.jsonl"}}
 
 
@@ -209,3 +212,26 @@ def test_whether_a_job_must_improve_is_known_from_its_spec(scene: Build) -> None
     gate = {"evaluation": {"gate": {"mustImprove": True}}, "dataset": {**DATASET, "validationSplitPercent": 10}}
     assert series(scene(**gate))["must_improve"] == 1
     assert series(scene())["must_improve"] == 0
+
+
+def test_a_job_that_ended_days_ago_has_a_series_for_its_phase_alone(scene: Build) -> None:
+    """Alerts look back over hours, and read there that a phase has ended."""
+    one = scene()
+    now = datetime(2026, 1, 3, tzinfo=UTC)
+    done = {
+        "type": "Complete",
+        "status": "True",
+        "reason": "R",
+        "message": "",
+        "lastTransitionTime": TIMES["startTime"],
+    }
+    one.object["status"] = {"phase": "Succeeded", "conditions": [done], "completionTime": NOON}
+    collector = JobCollector(clock=lambda: now)
+    collector.update(one.job)
+
+    def phases() -> int:
+        return sum(sample.name == "finetune_job_status_phase" for one in collector.collect() for sample in one.samples)
+
+    assert phases() == len(Phase)
+    now += timedelta(days=1)
+    assert phases() == 1
