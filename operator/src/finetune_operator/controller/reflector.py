@@ -69,9 +69,8 @@ class Reflector:
         """List and watch until the task is cancelled."""
         while True:
             try:
-                # Of many operators and kinds, not all list in the same second.
-                async with asyncio.timeout(self._resync_seconds * random.uniform(0.9, 1.1)):  # noqa: S311
-                    await self._follow()
+                async with asyncio.timeout(None) as limit:
+                    await self._follow(limit)
             except TimeoutError:
                 continue
             except (APIError, WatchingError, aiohttp.ClientError, OSError) as problem:
@@ -80,8 +79,8 @@ class Reflector:
                 log.exception("watching %s failed", self._where)
             await asyncio.sleep(self._pause())
 
-    async def _follow(self) -> None:
-        """List, then watch until the watch has to begin with a list again."""
+    async def _follow(self, limit: asyncio.Timeout) -> None:
+        """List, then watch until the limit, or until the watch has to begin with a list again."""
         stream = continuous_watch(
             settings=self._settings,
             resource=self._resource,
@@ -95,6 +94,9 @@ class Reflector:
                     if item is Bookmark.LISTED and listing:
                         self._end_listing(listing)
                         listing = None
+                        # Of many operators and kinds, not all list in the same second.
+                        seconds = self._resync_seconds * random.uniform(0.9, 1.1)  # noqa: S311
+                        limit.reschedule(asyncio.get_running_loop().time() + seconds)
                     elif isinstance(item, dict):
                         self._take(item["type"], dict(item["object"]))
         finally:
