@@ -71,13 +71,16 @@ class Reflector:
             try:
                 async with asyncio.timeout(None) as limit:
                     await self._follow(limit)
-            except TimeoutError:
-                continue
+            except TimeoutError as problem:
+                if limit.expired():
+                    continue
+                self._report(problem)
             except (APIError, WatchingError, aiohttp.ClientError, OSError) as problem:
                 self._report(problem)
             except Exception:  # an object that cannot be read must not end the watch of all others
                 log.exception("watching %s failed", self._where)
             await asyncio.sleep(self._pause())
+            self._failures += 1  # until the watch has delivered something
 
     async def _follow(self, limit: asyncio.Timeout) -> None:
         """List, then watch until the limit, or until the watch has to begin with a list again."""
@@ -98,15 +101,15 @@ class Reflector:
                         seconds = self._resync_seconds * random.uniform(0.9, 1.1)  # noqa: S311
                         limit.reschedule(asyncio.get_running_loop().time() + seconds)
                     elif isinstance(item, dict):
+                        self._failures = self._failures if listing else 0
                         self._take(item["type"], dict(item["object"]))
         finally:
             if listing:
-                self._failures += 1
                 self._intake.end_listing(self.kind, listing, is_complete=False)
 
     def _end_listing(self, listing: Listing) -> None:
         self._intake.end_listing(self.kind, listing, is_complete=True)
-        self._failures, self._failing_since = 0, None
+        self._failing_since = None
         self.is_listed.set()
         if self.kind == names.PLURAL:
             self._intake.queue_open_jobs(min(self._resync_seconds, 60.0))
