@@ -61,6 +61,13 @@ def refusal(base: Path, adapter: Path, output: Path, **options: Any) -> TrainerE
     return caught.value
 
 
+def test_the_merged_model_ends_answers_as_the_adapter_does(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(adapter, tmp_path / "own")
+    (own / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+    merge(tiny_model, own, tmp_path / "merged")
+    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text()) == {"eos_token_id": [0, 2]}
+
+
 def logprobs(model: Any) -> torch.Tensor:
     with torch.no_grad():
         return torch.as_tensor(model.eval()(input_ids=TOKENS).logits[0].float().log_softmax(-1))

@@ -1,4 +1,4 @@
-"""The tokenizer next to a saved adapter, as transformers loads it: it renders and ends texts as the training did."""
+"""The tokenizer and generation settings next to a saved adapter: they render and end texts as the training did."""
 
 import json
 import shutil
@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from tiny_model import CHAT_TEMPLATE
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, PreferenceRow, Row, Source
-from finetune_trainer.models.adapter_output import save_tokenizer
+from finetune_trainer.models.adapter_output import save_generation_config, save_tokenizer
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import Encoded, EncodedPair
 
@@ -90,3 +90,19 @@ def test_the_stop_is_seen_and_trained_where_it_is_also_the_padding(folder: Path)
         assert int(batch["attention_mask"][side].sum()) == length
         assert int(batch["completion_mask"][side].sum()) == len(ids)
     assert set(batch["input_ids"][0, len(pair.prompt_ids) + len(pair.chosen_ids) :].tolist()) == {stop}
+
+
+@pytest.mark.parametrize(
+    ("base", "temperature"),
+    [('{"eos_token_id": 0, "temperature": 0.6, "do_sample": true}', 0.6), ("[]", None), ("{", None)],
+)
+def test_the_generation_settings_are_the_bases_with_the_tokens_that_end_an_answer(
+    folder: Path, tmp_path: Path, base: str, temperature: float | None
+) -> None:
+    (folder / "generation_config.json").write_text(base)
+    save_generation_config(folder, tmp_path, [0, 2])
+    saved = GenerationConfig.from_pretrained(tmp_path)
+    assert (saved.eos_token_id, saved.temperature) == ([0, 2], temperature)
+    (folder / "generation_config.json").unlink()
+    save_generation_config(folder, tmp_path, [2])
+    assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == [2]

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from training_bench import Bench
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from finetune_api.handoff import Outcome, Report
 from finetune_api.status import Metrics
@@ -95,6 +95,12 @@ def test_the_result_loads_with_its_own_tokenizer_and_template(published: Publish
     ours, base = (AutoTokenizer.from_pretrained(path) for path in (folder, bench.model))
     assert ours.apply_chat_template(chat, tokenize=False) == base.apply_chat_template(chat, tokenize=False)
     assert ours("sky").input_ids == base("sky").input_ids
+
+
+def test_the_result_names_the_tokens_that_end_an_answer(published: Published) -> None:
+    bench, _ = published
+    for folder in bench.output.glob("*/chat_template.jinja"):
+        assert GenerationConfig.from_pretrained(folder.parent).eos_token_id == [2]
 
 
 def test_nothing_published_names_a_path_of_this_machine(published: Published) -> None:

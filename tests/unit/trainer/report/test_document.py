@@ -212,7 +212,7 @@ def test_the_full_model_comes_with_its_comparison(tmp_path: Path) -> None:
     assert ["dequantised base", "2.41", "0.0012", "99.1 %", "99.8 %", "published"] in table
     assert ["unquantised base", "2.93", "0.0013", "99.0 %", "99.7 %", "withheld"] in table
     assert "- its held-out loss is 2.93" in report
-    assert "vllm serve merged" in report
+    assert "vllm serve merged --served-model-name tuned" in report
 
 
 def test_a_withheld_full_model_is_reported_and_not_served(tmp_path: Path) -> None:

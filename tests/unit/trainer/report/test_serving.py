@@ -1,3 +1,4 @@
+import json
 import shlex
 from dataclasses import replace
 from typing import Any
@@ -8,9 +9,11 @@ import yaml
 from finetune_trainer.report.serving import (
     Place,
     adapter_obstacles,
+    ask_snippet,
     fetch_base,
     fetch_result,
     kserve_adapter,
+    kserve_llm_adapter,
     kserve_merged,
     max_lora_rank,
     peft_snippet,
@@ -20,6 +23,7 @@ from finetune_trainer.report.serving import (
 )
 
 GOOD: dict[str, Any] = {"r": 16, "target_modules": ["q_proj", "v_proj"], "bias": "none", "use_rslora": True}
+FOLDER = "/mnt/models/adapter"
 PLACE = Place("support-bot", "s3://bucket/out", "hf://owner/base", "a" * 40, "http://minio:9000")
 
 
@@ -45,7 +49,11 @@ def test_the_least_value_that_the_server_takes_is_named(rank: int, flag: int | N
         ({"modules_to_save": ["lm_head"]}, "whole modules are trained in addition to the adapter: lm\\_head", True),
         ({"use_dora": True}, "DoRA", True),
         ({"bias": "lora_only"}, "biases are trained (lora\\_only)", True),
-        ({"target_modules": ["q_proj", "model.embed_tokens"]}, "embeddings or output head: model.embed\\_tokens", True),
+        (
+            {"target_modules": ["q_proj", "model.embed_tokens"]},
+            "embeddings or output head (model.embed\\_tokens) are",
+            True,
+        ),
         ({"target_modules": ["lm_head"]}, "embeddings or output head", True),
         ({"target_parameters": ["experts.down_proj"]}, "not tried with an adapter on experts", True),
     ],
@@ -72,6 +80,11 @@ def test_a_local_result_is_not_fetched_from_a_store_that_does_not_have_it() -> N
     assert fetch_base(replace(PLACE, is_local=True)).startswith("hf download owner/base")
 
 
+def test_a_base_of_another_hub_is_fetched_from_there() -> None:
+    mirror = replace(PLACE, hub_endpoint="https://hub.example.org")
+    assert fetch_base(mirror).startswith("HF_ENDPOINT=https://hub.example.org hf download owner/base")
+
+
 def test_kserve_manifests_are_yaml_that_names_the_folders() -> None:
     merged = yaml.safe_load(kserve_merged(PLACE))
     assert (merged["apiVersion"], merged["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
@@ -82,6 +95,23 @@ def test_kserve_manifests_are_yaml_that_names_the_folders() -> None:
         "s3://bucket/out/adapter",
     ]
     assert "--max-lora-rank=32" in predictor["model"]["args"]
+    assert {f"--chat-template={FOLDER}/chat_template.jinja", f"--generation-config={FOLDER}"} <= {
+        *predictor["model"]["args"]
+    }
+
+
+def test_an_llm_service_of_kserve_names_the_adapter_its_rank_and_its_template() -> None:
+    manifest = yaml.safe_load(kserve_llm_adapter(PLACE, 24))
+    assert (manifest["apiVersion"], manifest["kind"]) == ("serving.kserve.io/v1alpha2", "LLMInferenceService")
+    assert manifest["spec"]["model"] == {
+        "uri": f"hf://owner/base:{'a' * 40}",
+        "lora": {"maxRank": 32, "adapters": [{"name": "tuned", "uri": "s3://bucket/out/adapter"}]},
+    }
+    (server,) = manifest["spec"]["template"]["containers"]
+    assert server["args"] == [
+        "--chat-template=/mnt/lora/tuned/chat_template.jinja",
+        "--generation-config=/mnt/lora/tuned",
+    ]
 
 
 @pytest.mark.parametrize("output", ["s3://b/a: b # c", "s3://b/'\"", "s3://b/{x}", "s3://b/- y"])
@@ -103,3 +133,8 @@ def test_snippets_are_python_and_words_of_a_shell() -> None:
     compile(peft_snippet(), "snippet", "exec")
     words = shlex.split(vllm_adapter_snippet(24))
     assert words[words.index("--max-lora-rank") + 1] == "32"
+    assert words[words.index("--generation-config") + 1] == "adapter"
+    for is_chat, asked in ((True, "messages"), (False, "prompt")):
+        body = json.loads(shlex.split(ask_snippet(is_chat=is_chat))[-1])
+        assert {"model", asked} < set(body)
+        assert body["model"] == "tuned"

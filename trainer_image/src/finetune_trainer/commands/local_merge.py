@@ -13,7 +13,7 @@ from finetune_trainer.evaluation.gate_rules import WIDER, ValidationResult, find
 from finetune_trainer.merging.gate import GateNotRun, run_gate
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.merging.merge import stored_precision
-from finetune_trainer.models.adapter_output import save_tokenizer
+from finetune_trainer.models.adapter_output import GENERATION_CONFIG, save_tokenizer
 from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.models.memory_estimate import format_bytes
 from finetune_trainer.models.tensor_files import TensorFiles, total_bytes
@@ -61,6 +61,8 @@ def merge_folders(
     try:
         _write(plan, candidate, stop)
         save_tokenizer(compared.tokenizer, directory, compared.labeler)
+        if (adapter / GENERATION_CONFIG).is_file():  # it has the tokens that end an answer
+            shutil.copyfile(adapter / GENERATION_CONFIG, directory / GENERATION_CONFIG)
         result = _validate(plan, scratch, stop) if plan.samples else None
     except GateNotRun as why:
         raise _withheld(str(why).replace(IN_A_POD, HERE)) from None

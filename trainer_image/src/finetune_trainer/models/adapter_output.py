@@ -1,6 +1,8 @@
 """The adapter folder as PEFT and vLLM load it, with the tokenizer next to the weights, checked after writing."""
 
+import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "spiece.model",
 )
+GENERATION_CONFIG = "generation_config.json"
 ZERO_AT_START = (".lora_B.", ".lora_embedding_A")
 """The factors that PEFT starts at zero, so that a fresh adapter changes nothing; for an embedding it is the first."""
 
@@ -80,6 +83,20 @@ def save_tokenizer(model_directory: Path, directory: Path, labeler: Labeler) -> 
         path = directory / (TEMPLATE_FILE if name == DEFAULT else f"{TEMPLATE_FOLDER}/{name}.jinja")
         path.parent.mkdir(exist_ok=True)
         path.write_text(template, encoding="utf-8")
+
+
+def save_generation_config(model_directory: Path, directory: Path, stop_ids: Sequence[int]) -> None:
+    """Write the base's generation settings with the tokens that end an answer.
+
+    A chat template may end answers with another token than the base does, and then a server would not stop there.
+    """
+    path = model_directory / GENERATION_CONFIG
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError):  # transformers ignores such a file, too
+        found = {}
+    settings = (found if isinstance(found, dict) else {}) | {"eos_token_id": list(stop_ids)}
+    (directory / GENERATION_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _broken(what: str) -> TrainerError:

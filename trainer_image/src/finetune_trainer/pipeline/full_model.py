@@ -29,7 +29,7 @@ from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.merging.gate_worker import load_source, open_merge
 from finetune_trainer.merging.merge import Unmapped, copy_settings, is_conv1d, stored_precision
 from finetune_trainer.merging.score_export import COMPARED_PAIRS, save_scoring_model
-from finetune_trainer.models.adapter_output import save_tokenizer
+from finetune_trainer.models.adapter_output import save_generation_config, save_tokenizer
 from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.pipeline.finalize import TrainingResult
 from finetune_trainer.pipeline.inputs import Inputs
@@ -72,6 +72,7 @@ def make_full_model(inputs: Inputs, trained: TrainingResult) -> MergeCheck | Sco
         for candidate in plan.candidates:
             make_candidate(plan, candidate, on_work)
             save_tokenizer(inputs.model, candidate.directory, inputs.labeler)
+            save_generation_config(inputs.model, candidate.directory, trained.stop_ids)
         check = judge_candidates(trained, plan, run_gate(plan, run.workspace, run.reporter.beat, run.stop))
     except GateNotRun as why:
         check = MergeCheck(plan.precision, trained.full_loss, [], [], None, str(why))

@@ -22,7 +22,12 @@ from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
-from finetune_trainer.models.adapter_output import continue_adapter, save_adapter, save_tokenizer
+from finetune_trainer.models.adapter_output import (
+    continue_adapter,
+    save_adapter,
+    save_generation_config,
+    save_tokenizer,
+)
 from finetune_trainer.models.device import complete_settings, find_device, require_gpus
 from finetune_trainer.models.loading import (
     load_tokenizer,
@@ -215,6 +220,8 @@ def train_once(
     if world.is_first and settings.method != Method.FULL:
         save_adapter(model, inputs.result / Artifact.ADAPTER, repo_name(spec.model.uri), pinned_commit(spec.model))
         save_tokenizer(inputs.model, inputs.result / Artifact.ADAPTER, inputs.labeler)
+        if result.stop_ids:  # a reward model writes no text
+            save_generation_config(inputs.model, inputs.result / Artifact.ADAPTER, result.stop_ids)
     return result
 
 

@@ -102,6 +102,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         ),
         "licence_note": licence_note(record.base.licence),
         "is_reward_model": is_reward_model,
+        "is_chat": objective is not Objective.DOMAIN_ADAPTATION,
         "terms": find_terms(objective),
         "unit": find_terms(objective).unit.value,
         "held_out_table": held_out_table(record),
@@ -144,13 +145,14 @@ def _describe_rows_seen(record: RunRecord) -> str:
 
 
 def _place(config: JobConfig) -> serving.Place:
-    storage, model = config.spec.storage, config.spec.model
+    storage, hub, model = config.spec.storage, config.spec.hub, config.spec.model
     return serving.Place(
         name=config.name,
         output=config.output_key(),
         base=model.uri,
         revision=model.revision,
         endpoint=storage.endpoint if storage else None,
+        hub_endpoint=hub.endpoint if hub else None,
         is_local=config.is_local,
     )
 

@@ -1,5 +1,6 @@
 """Which servers can serve the result, and how: obstacles by the rules of vLLM, and snippets to copy."""
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -17,6 +18,9 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 UNSERVED_MODULES = ("embed_tokens", "wte", "lm_head", "embed_out")
 MERGE_INSTEAD = "set `output.merge` and serve `merged/`"
 LONGEST_NAME = 50
+RESOURCES = {"limits": {"cpu": "4", "memory": "24Gi", "nvidia.com/gpu": "1"}}
+ADAPTER_NAME = "tuned"
+"""The model's name in requests to a server of the snippets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class Place:
     base: str
     revision: str | None = None
     endpoint: str | None = None
+    hub_endpoint: str | None = None
     is_local: bool = False
 
 
@@ -68,7 +73,8 @@ def adapter_obstacles(adapter: Mapping[str, Any]) -> list[Obstacle]:
     names = targets if isinstance(targets, list | tuple) else []  # a text is a pattern of names
     unserved = [name for name in names if name.rpartition(".")[2] in UNSERVED_MODULES]
     if unserved:
-        found.append(Obstacle(f"the adapter changes embeddings or output head: {_names(unserved)}", MERGE_INSTEAD))
+        reason = f"adapters on embeddings or output head ({_names(unserved)}) are served for some architectures only"
+        found.append(Obstacle(reason, MERGE_INSTEAD))
     return found
 
 
@@ -101,7 +107,8 @@ def fetch_base(place: Place) -> str:
     """Return the command that copies the base model to the folder `base`."""
     if is_hub_uri(place.base):
         revision = f" --revision {shlex.quote(place.revision)}" if place.revision else ""
-        return f"hf download {shlex.quote(repo_name(place.base))}{revision} \\\n  --local-dir base"
+        where = f"HF_ENDPOINT={shlex.quote(place.hub_endpoint)} " if place.hub_endpoint else ""
+        return f"{where}hf download {shlex.quote(repo_name(place.base))}{revision} \\\n  --local-dir base"
     if place.is_local:
         return f"# base: the folder that --map names for {shlex.quote(place.base)}, or a copy of it"
     return f"aws{_endpoint(place)} s3 cp --recursive {shlex.quote(place.base)} base"
@@ -118,24 +125,38 @@ def peft_snippet() -> str:
     """Return Python code that answers with the adapter on the base."""
     return """\
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 tokenizer = AutoTokenizer.from_pretrained("adapter")
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), "adapter")
+settings = GenerationConfig.from_pretrained("adapter", max_new_tokens=128)
 question = [{"role": "user", "content": "Hello"}]
 inputs = tokenizer.apply_chat_template(
     question, add_generation_prompt=True, return_tensors="pt", return_dict=True
 )
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=128)[0]))"""
+print(tokenizer.decode(model.generate(**inputs, generation_config=settings)[0]))"""
 
 
 def vllm_adapter_snippet(rank: int) -> str:
     """Return the command that serves the adapter on the base."""
     allowed = max_lora_rank(rank) or VLLM_RANKS[-1]
     return (
-        f"vllm serve base --enable-lora --max-lora-rank {allowed} --lora-modules tuned=adapter \\\n"
-        "  --chat-template adapter/chat_template.jinja"
+        f"vllm serve base --enable-lora --max-lora-rank {allowed} --lora-modules {ADAPTER_NAME}=adapter \\\n"
+        f"  {' '.join(_settings_of('adapter'))}"
     )
+
+
+def vllm_merged_snippet() -> str:
+    """Return the command that serves the full model under the adapter's name."""
+    return f"vllm serve merged --served-model-name {ADAPTER_NAME}"
+
+
+def ask_snippet(*, is_chat: bool) -> str:
+    """Return the command that asks a server of this machine: a conversation, or a text to continue."""
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]} if is_chat else {"prompt": "Hello"}
+    body = json.dumps({"model": ADAPTER_NAME, **asked, "max_tokens": 128, "temperature": 0})
+    path = "chat/completions" if is_chat else "completions"
+    return f"curl http://localhost:8000/v1/{path} -H 'Content-Type: application/json' \\\n  -d {shlex.quote(body)}"
 
 
 def kserve_merged(place: Place) -> str:
@@ -145,17 +166,35 @@ def kserve_merged(place: Place) -> str:
 
 def kserve_adapter(place: Place, rank: int) -> str:
     """Return an InferenceService of base and adapter; several URIs for one model need KServe 0.16."""
+    folder = "/mnt/models/adapter"
     arguments = [
         "--model_dir=/mnt/models/base",
         "--enable-lora",
         f"--max-lora-rank={max_lora_rank(rank) or VLLM_RANKS[-1]}",
-        "--lora-modules=tuned=/mnt/models/adapter",
+        f"--lora-modules={ADAPTER_NAME}={folder}",
+        *_settings_of(folder, "="),
     ]
     uris = [
         {"uri": _kserve_uri(place), "mountPath": "/mnt/models/base"},
-        {"uri": f"{place.output}/adapter", "mountPath": "/mnt/models/adapter"},
+        {"uri": f"{place.output}/adapter", "mountPath": folder},
     ]
     return _service(place, arguments, {}, {"storageUris": uris})
+
+
+def kserve_llm_adapter(place: Place, rank: int) -> str:
+    """Return an LLMInferenceService of base and adapter; its controller serves adapters since KServe 0.19."""
+    adapters = {
+        "maxRank": max_lora_rank(rank) or VLLM_RANKS[-1],
+        "adapters": [{"name": ADAPTER_NAME, "uri": f"{place.output}/adapter"}],
+    }
+    server = {"name": "main", "args": _settings_of(f"/mnt/lora/{ADAPTER_NAME}", "="), "resources": RESOURCES}
+    spec = {
+        "model": {"uri": _kserve_uri(place), "lora": adapters},
+        "replicas": 1,
+        "router": {"gateway": {}, "route": {}},
+        "template": {"containers": [server]},
+    }
+    return _manifest("serving.kserve.io/v1alpha2", "LLMInferenceService", place, spec)
 
 
 def service_name(name: str) -> str:
@@ -167,20 +206,24 @@ def service_name(name: str) -> str:
 def _service(
     place: Place, arguments: list[str], source: Mapping[str, Any], adapter: Mapping[str, Any] | None = None
 ) -> str:
-    name = service_name(place.name)
     model = {
         "modelFormat": {"name": "huggingface"},
-        "args": [f"--model_name={name}", *arguments],
+        "args": [f"--model_name={service_name(place.name)}", *arguments],
         **source,
-        "resources": {"limits": {"cpu": "4", "memory": "24Gi", "nvidia.com/gpu": "1"}},
+        "resources": RESOURCES,
     }
-    manifest = {
-        "apiVersion": "serving.kserve.io/v1beta1",
-        "kind": "InferenceService",
-        "metadata": {"name": name},
-        "spec": {"predictor": {"model": model, **(adapter or {})}},
-    }
+    spec = {"predictor": {"model": model, **(adapter or {})}}
+    return _manifest("serving.kserve.io/v1beta1", "InferenceService", place, spec)
+
+
+def _manifest(version: str, kind: str, place: Place, spec: Mapping[str, Any]) -> str:
+    manifest = {"apiVersion": version, "kind": kind, "metadata": {"name": service_name(place.name)}, "spec": spec}
     return yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=1000).rstrip()
+
+
+def _settings_of(folder: str, sign: str = " ") -> list[str]:
+    """Return the flags without which a server uses the base's chat template, and the base's ends of an answer."""
+    return [f"--chat-template{sign}{folder}/chat_template.jinja", f"--generation-config{sign}{folder}"]
 
 
 def _kserve_uri(place: Place) -> str:
