@@ -27,6 +27,8 @@ def release(helm: str, control_plane: Path, kubectl: Callable[..., str]) -> Iter
     yield run
     if not kubectl("get", CRD, "--ignore-not-found"):
         kubectl("create", "-f", str(ROOT / "crds" / "finetunejobs.yaml"))
+        # `kubectl wait` fails on an object that has no conditions yet.
+        kubectl("wait", CRD, "--for=jsonpath={.status.acceptedNames.kind}=FineTuneJob", "--timeout=30s")
         kubectl("wait", CRD, "--for=condition=Established", "--timeout=30s")
     kubectl("delete", "namespace", namespace, "--ignore-not-found", "--wait=false")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from finetune_api import names
-from finetune_operator.controller.handlers import KINDS
+from finetune_operator.controller.store import KINDS
 from finetune_operator.policy import clocks
 from finetune_operator.policy.conditions import acknowledge_generation
 
