@@ -12,6 +12,7 @@ import job_statuses
 import yaml
 
 from finetune_api import names
+from finetune_operator.controller.store import KINDS
 
 ROOT = Path(__file__).parents[3]
 GUIDE = (ROOT / "docs" / "gitops.md").read_text(encoding="utf-8")
@@ -69,7 +70,11 @@ def step(one: Any, draw: random.Random) -> None:
         lambda: one.time_passes(draw.choice([1, 7, 61, 200])),
         lambda: one.the_user_suspends_or_resumes(bool(which)),
         lambda: one.the_user_changes_the_limit(draw.randint(0, 3)),
-        lambda: one.the_operator_looks(draw.randint(1, 12), draw.choice(["crash", "lost answer", "suspend", "clock"])),
+        lambda: one.the_operator_looks(
+            draw.randint(1, 12),
+            draw.choice(["crash", "lost answer", "suspend", "clock"]),
+            set(draw.sample(KINDS, draw.randint(0, 2))),
+        ),
     ]
     if one.world.pods_in("Pending"):
         events.append(lambda: one.a_pod_starts(which))
