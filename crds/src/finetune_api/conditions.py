@@ -43,7 +43,9 @@ CONDITIONS: dict[ConditionType, Meaning] = {
         normal=NEUTRAL,
     ),
     C.VALIDATED: Meaning(
-        "preflight has passed", "preflight has failed, and with it the job", "preflight has not ended"
+        "the checks of dataset, model, storage and memory have passed",
+        "they have failed, and with them the job",
+        "they have not ended; without preflight, the result is not published yet",
     ),
     C.QUOTA_RESERVED: Meaning(
         "Kueue has reserved quota for the job's Job",

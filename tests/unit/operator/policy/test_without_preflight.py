@@ -7,7 +7,7 @@ import pytest
 from finetune_operator.controller.events import derive_events
 
 OFF = {"preflight": {"enabled": False}}
-ARTIFACTS = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
+ARTIFACTS = {"uri": "s3://bucket/out", "manifestSHA256": "ab" * 32}
 DATASET = {"rows": 5, "acceptedRows": 4, "rejectedRows": 1, "rejectedRowsByCode": {"BAD_JSON": 1}}
 
 

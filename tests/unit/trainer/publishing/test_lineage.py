@@ -156,10 +156,10 @@ def test_the_status_names_versions_and_image_only_if_they_are_known(
 ) -> None:
     monkeypatch.setenv("FINETUNE_TRAINER_IMAGE", "")
     before = status_lineage(job_config(), dataset_sha256="d" * 64, trained=False)
-    assert (before.versions, before.base_model_sha256, before.trainer_image) == (None, None, None)
+    assert (before.library_versions, before.base_model_sha256, before.trainer_image) == (None, None, None)
     monkeypatch.setenv("FINETUNE_TRAINER_IMAGE", "registry/trainer")
     after = status_lineage(job_config(), dataset_sha256="d" * 64)
-    assert (after.versions, after.trainer_image) == (library_versions(), "registry/trainer")
+    assert (after.library_versions, after.trainer_image) == (library_versions(), "registry/trainer")
 
 
 def test_digests_report_the_bytes_that_were_read(tmp_path: Path) -> None:
