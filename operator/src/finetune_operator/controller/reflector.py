@@ -22,7 +22,7 @@ from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.mirror import Listing
 from finetune_operator.controller.store import Kind
 from finetune_operator.controller.watch_cache import WatchCache
-from finetune_operator.kube.errors import ClusterError, RetryLater
+from finetune_operator.kube.errors import ClusterError, Denied, RetryLater
 
 log = logging.getLogger(__name__)
 GROUPS: dict[Kind, tuple[str, str]] = {
@@ -129,7 +129,11 @@ class Reflector:
         found = _typed(problem, self._resource, self._namespace)
         now = asyncio.get_running_loop().time()
         self._failing_since = self._failing_since or now
-        if self.kind == names.PLURAL or now - self._failing_since < REPORT_SECONDS:
+        if now - self._failing_since < REPORT_SECONDS:
+            return
+        if self.kind == names.PLURAL:
+            if isinstance(found, Denied):
+                self.is_listed.set()  # the jobs of other namespaces are served
             return
         if not isinstance(found, RetryLater) or (self.kind == "workloads" and not self.is_listed.is_set()):
             self._intake.report_problem(self.kind, found)
