@@ -92,8 +92,9 @@ class Intake:
     def end_listing(self, kind: Kind, listing: Listing, *, is_complete: bool) -> None:
         """End a list: what a complete one has not shown was deleted while no watch was connected."""
         lost = self._store.mirror(kind).end_listing(listing, is_complete=is_complete)
-        if is_complete and kind in self._store.problems:
-            del self._store.problems[kind]
+        where = (kind, listing.namespace)
+        if is_complete and where in self._store.problems:
+            del self._store.problems[where]
             self.queue_open_jobs()
         if kind == names.PLURAL and is_complete:
             for key in lost:
@@ -101,10 +102,10 @@ class Intake:
         else:
             self._queue_all(lost)
 
-    def report_problem(self, kind: Kind, problem: ClusterError) -> None:
+    def report_problem(self, kind: Kind, problem: ClusterError, namespace: str | None = None) -> None:
         """Record why a kind cannot be listed; jobs report it in their conditions."""
-        known = self._store.problems.get(kind)
-        self._store.problems[kind] = problem
+        known = self._store.problems.get((kind, namespace))
+        self._store.problems[kind, namespace] = problem
         if known is None:
             self.queue_open_jobs()
 

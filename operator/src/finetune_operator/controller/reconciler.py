@@ -174,9 +174,9 @@ class Reconciler:
 
     async def _recall(self, job: FineTuneJob) -> Observed:
         """Return what the store has of a job, without a request: it may be old, and decides nothing alone."""
-        key, problems = job.key, self._store.problems
+        key = job.key
         relatives = await self._find_relatives(job, is_live=False)
-        if problem := problems.get("jobs") or problems.get("pods"):
+        if problem := self._store.find_problem(key.namespace, "jobs", "pods"):
             return Observed(job=job, now=self._clock(), relatives=relatives, obstacle=problem, children_unreadable=True)
         observed = self._combine(job, self._store.children.of(key), self._store.pods.of(key), relatives)
         return self._recall_workloads(observed)
@@ -185,7 +185,7 @@ class Reconciler:
         """Add the Workloads of the Jobs that Kueue may hold; None if there are no such Jobs or no Kueue."""
         if not self._store.has_kueue or not any(kueue.may_hold(one) for one in observed.own):
             return replace(observed, workloads=None)
-        problem = self._store.problems.get("workloads")
+        problem = self._store.find_problem(observed.job.key.namespace, "workloads")
         if problem:
             return replace(observed, workloads=(), workloads_error=problem)
         return replace(observed, workloads=self._store.workloads.of(observed.job.key))

@@ -136,7 +136,7 @@ class Reflector:
                 self.is_listed.set()  # the jobs of other namespaces are served
             return
         if not isinstance(found, RetryLater) or (self.kind == "workloads" and not self.is_listed.is_set()):
-            self._intake.report_problem(self.kind, found)
+            self._intake.report_problem(self.kind, found, self._namespace)
             self.is_listed.set()
 
     def _pause(self) -> float:

@@ -31,8 +31,8 @@ class Store:
     children: Mirror[Job] = field(default_factory=Mirror)
     pods: Mirror[Pod] = field(default_factory=Mirror)
     workloads: Mirror[Workload] = field(default_factory=Mirror)
-    problems: dict[Kind, ClusterError] = field(default_factory=dict)
-    """Why a kind cannot be listed; what is known of it may then be old, or nothing."""
+    problems: dict[tuple[Kind, str | None], ClusterError] = field(default_factory=dict)
+    """Why a kind cannot be listed in a namespace, or in all; what is known of it may then be old, or nothing."""
     has_kueue: bool = False
     """Whether Workloads are watched."""
     is_synced: asyncio.Event = field(default_factory=asyncio.Event)
@@ -44,6 +44,11 @@ class Store:
             "finetunejobs": self.jobs, "jobs": self.children, "pods": self.pods, "workloads": self.workloads,
         }  # fmt: skip
         return found[kind]
+
+    def find_problem(self, namespace: str, *kinds: Kind) -> ClusterError | None:
+        """Return why one of these kinds cannot be listed in a namespace."""
+        found = (self.problems.get((kind, where)) for kind in kinds for where in (None, namespace))
+        return next((problem for problem in found if problem), None)
 
     def find(self, key: Key) -> FineTuneJob | Settled | None:
         """Return the latest state of a job."""

@@ -19,6 +19,7 @@ from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.mirror import Mirror
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
+from finetune_operator.kube.errors import Denied
 from finetune_operator.kube.objects import Key, Pod
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.settings import Settings
@@ -201,6 +202,20 @@ def test_a_finished_job_is_kept_as_numbers(scene: Callable[..., Any], settings: 
     tracemalloc.stop()
     assert len(intake.cache.store.jobs) == 1099
     assert size / 1000 <= 6_000, f"{size / 1000:.0f} bytes for each"
+
+
+def test_what_cannot_be_listed_in_one_namespace_stops_no_job_of_another(operate: Operate) -> None:
+    world = World()
+    operator = operate(world)
+    operator.intake.report_problem("pods", Denied("list", "pods", "other"), "other")
+    operator.look()
+    assert world.status().condition("Accepted").status == "True"
+    operator.intake.report_problem("pods", Denied("list", "pods", "team"), "team")
+    operator.look()
+    assert world.status().condition("Accepted").reason == "APIDenied"
+    operator.intake.end_listing("pods", operator.intake.begin_listing("pods", "team"), is_complete=True)
+    operator.look()
+    assert world.status().condition("Accepted").status == "True"
 
 
 @pytest.fixture
