@@ -133,9 +133,11 @@ class Reconciler:
         if not is_only_progress(stored, status):
             return status
         wait = seconds_to_news(stored, status, observed.now) or self._budget.wait(key)
-        if wait:
-            self._queue.add_after(key, wait)
-        return stored if wait else status
+        if not wait:
+            return status
+        self._queue.add_after(key, wait)
+        self._metrics.jobs.update(replace(observed.job, status=status))  # alerts look at the age of the last report
+        return stored
 
     async def _find_job(self, key: Key) -> FineTuneJob:
         """Return the latest known state of a job; a settled one, and one that was in conflict, is read again."""

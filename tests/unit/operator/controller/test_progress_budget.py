@@ -80,6 +80,14 @@ def test_what_was_held_back_is_written_within_half_a_minute(training: Training) 
     assert training.world.status().progress.step == 11
 
 
+def test_metrics_have_the_last_report_although_it_is_not_written(training: Training) -> None:
+    training.report(1, step=10, total_steps=1000, stage="Training")
+    training.report(2, step=11, total_steps=1000, stage="Training", seconds=2)
+    where = {"namespace": "team", "name": "one"}
+    assert training.operator.metrics.registry.get_sample_value("finetune_job_step", where) == 11
+    assert training.world.status().progress.step == 10
+
+
 def test_a_trainer_whose_heartbeat_is_not_written_is_restarted_in_time_all_the_same(training: Training) -> None:
     training.report(1, step=10, total_steps=1000, stage="Training")
     training.report(2, step=11, total_steps=1000, stage="Training", seconds=2)
