@@ -13,8 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from finetune_api import names
 from finetune_operator.controller.store import KINDS
-from finetune_operator.policy import clocks
 from finetune_operator.policy.conditions import acknowledge_generation
+from finetune_operator.policy.history import clocks
 
 COUNTERS = ("attempts", "runs", "failures", "preemptions", "active_seconds", "gpu_seconds")
 CODES = [0, 1, 65, 69, 70, 75, 76, 79, 137, 143]

@@ -10,7 +10,7 @@ from finetune_api.names import ConditionType, EventReason
 from finetune_api.spec import Mode
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import FineTuneJob, Object
-from finetune_operator.policy import runs
+from finetune_operator.policy.history import runs
 
 C, E = ConditionType, EventReason
 MAX_NOTE = 1000

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import Key
-from finetune_operator.policy import bookkeeping
+from finetune_operator.policy.history import bookkeeping
 
 REPORTED = ("progress", "metrics", "checkpoint", "early_stopping", "resolved", "current_run", "internal")
 """Fields of the status that change with each report of a running trainer."""

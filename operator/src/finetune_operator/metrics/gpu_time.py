@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import FineTuneJob, Key
-from finetune_operator.policy import bookkeeping
+from finetune_operator.policy.history import bookkeeping
 
 
 class GpuTime:

@@ -14,8 +14,8 @@ from finetune_api.spec import FineTuneJobSpec, Method, ResumePolicy
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import FineTuneJob, Key
 from finetune_operator.metrics.gpu_time import GpuTime, count_gpus
-from finetune_operator.policy import counters
 from finetune_operator.policy.conditions import waiting_reason
+from finetune_operator.policy.history import counters
 
 JOB_LABELS = ["namespace", "name"]
 UNKNOWN = "Unknown"

@@ -9,18 +9,7 @@ from finetune_api.status import FineTuneJobStatus, JobRef, Progress, TrainedWeig
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.kube.observed import Target
 from finetune_operator.manifests.jobs import build_attempt, count_failures, count_nodes
-from finetune_operator.policy import (
-    bookkeeping,
-    broken_gpus,
-    clocks,
-    counters,
-    deadlines,
-    edits,
-    rejections,
-    reported_preemptions,
-    runs,
-    suspension,
-)
+from finetune_operator.policy import deadlines, edits, suspension
 from finetune_operator.policy.checkpoint_budget import check_save_time
 from finetune_operator.policy.decision import (
     OBSTACLE_SECONDS,
@@ -34,6 +23,15 @@ from finetune_operator.policy.decision import (
     set_condition,
     show_early_stopping,
     succeed,
+)
+from finetune_operator.policy.history import (
+    bookkeeping,
+    broken_gpus,
+    clocks,
+    counters,
+    rejections,
+    reported_preemptions,
+    runs,
 )
 from finetune_operator.policy.liveness import describe_place, show_running
 from finetune_operator.policy.pods import pod_diagnosis, rank_outcomes, run_outcome

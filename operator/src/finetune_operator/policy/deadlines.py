@@ -7,8 +7,8 @@ from datetime import datetime
 from finetune_api.names import Reason
 from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.kube.observed import Reading
-from finetune_operator.policy import bookkeeping
 from finetune_operator.policy.decision import Context, Effect, fail
+from finetune_operator.policy.history import bookkeeping
 from finetune_operator.settings import Settings
 
 SLACK_SECONDS = 0.5

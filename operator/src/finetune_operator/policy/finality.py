@@ -2,8 +2,8 @@
 
 from finetune_api.names import ConditionType
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.policy import bookkeeping
 from finetune_operator.policy.decision import Decision
+from finetune_operator.policy.history import bookkeeping
 
 CORRECTABLE = frozenset(
     {

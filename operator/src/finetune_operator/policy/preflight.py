@@ -7,7 +7,7 @@ from finetune_api.names import Component, ConditionType, Reason
 from finetune_operator.kube.images import repository
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.manifests.jobs import build_preflight
-from finetune_operator.policy import deadlines, edits, runs, suspension
+from finetune_operator.policy import deadlines, edits, suspension
 from finetune_operator.policy.decision import (
     SOON_SECONDS,
     Context,
@@ -18,6 +18,7 @@ from finetune_operator.policy.decision import (
     set_condition,
     succeed,
 )
+from finetune_operator.policy.history import runs
 from finetune_operator.policy.pods import run_outcome
 from finetune_operator.policy.startup import watch_start
 from finetune_operator.policy.status_report import record_dataset, record_image, record_lineage, record_report

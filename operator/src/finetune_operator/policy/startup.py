@@ -7,9 +7,9 @@ from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.manifests.avoidance import find_doubtful_node
-from finetune_operator.policy import runs
 from finetune_operator.policy.conditions import Truth
 from finetune_operator.policy.decision import Context, Effect, set_condition
+from finetune_operator.policy.history import runs
 from finetune_operator.policy.pods import pod_diagnosis, rank_outcomes
 from finetune_operator.policy.pods.pod_diagnosis import Diagnosis
 

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from finetune_api.manifest.foreign_names import explain_foreign, plain_name
 from finetune_api.manifest.former_names import current_name, current_word, rename_former
+from finetune_api.manifest.spec_rules import broken_rules
 from finetune_api.manifest.yaml_document import FieldPath, drop_nulls, read_scalar, write_document
 from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.spec_rules import broken_rules
 from kubectl_finetune.manifest import fixes
 from kubectl_finetune.manifest.repair import KEY, repair
 from kubectl_finetune.manifest.suggestions import elsewhere, nearest

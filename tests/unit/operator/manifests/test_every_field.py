@@ -15,10 +15,10 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_api.defaults import Facts, resolve
+from finetune_api.manifest.spec_rules import broken_rules
 from finetune_api.objectives import Objective
 from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.spec_rules import broken_rules
 
 ROOT = Path(__file__).parents[4]
 OBJECTIVES = [one.value for one in Objective]
@@ -287,7 +287,7 @@ ELSEWHERE = {
         "test_the_first_job_is_a_trainer_and_the_status_names_what_is_not_checked_before"
     ),
     "suspend": f"{POLICY}/test_suspension.py::test_a_job_created_suspended_creates_nothing_until_it_may",
-    "maxPreemptions": f"{POLICY}/test_runs.py::test_preemptions_of_preflight_outlive_the_operators_memory",
+    "maxPreemptions": f"{POLICY}/history/test_runs.py::test_preemptions_of_preflight_outlive_the_operators_memory",
     "startDeadlineSeconds": (
         f"{POLICY}/test_deadlines.py::test_a_job_whose_trainer_does_not_start_in_time_fails_with_what_it_waited_for"
     ),

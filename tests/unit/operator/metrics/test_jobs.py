@@ -9,7 +9,7 @@ import pytest
 from finetune_api.names import Phase
 from finetune_operator.metrics.jobs import JobCollector
 from finetune_operator.metrics.registry import Metrics
-from finetune_operator.policy.counters import KNOWN
+from finetune_operator.policy.history.counters import KNOWN
 
 Build = Callable[..., Any]
 TIMES = {"eligibleTime": "2026-01-02T10:00:00Z", "startTime": "2026-01-02T10:05:30Z"}

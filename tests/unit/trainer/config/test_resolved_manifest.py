@@ -5,10 +5,10 @@ import yaml
 
 from finetune_api.defaults import Facts, resolve
 from finetune_api.handoff import JobConfig, config_sha256
+from finetune_api.manifest.spec_rules import broken_rules
 from finetune_api.manifest.yaml_document import read_documents
 from finetune_api.objectives import Objective
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.spec_rules import broken_rules
 from finetune_api.status import Resolved
 from finetune_trainer.config.resolved_manifest import config_yaml
 

@@ -10,9 +10,9 @@ from finetune_api import names
 from finetune_api.handoff import ExitCode, JobConfig, config_sha256
 from finetune_api.manifest.foreign_names import explain_foreign
 from finetune_api.manifest.former_names import current_name
+from finetune_api.manifest.spec_rules import broken_rules
 from finetune_api.manifest.yaml_document import FileError, YamlDocument, drop_nulls, join_path, read_stream, read_text
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.spec_rules import broken_rules
 from finetune_trainer.errors import TrainerError
 
 MAX_ERRORS = 10

@@ -10,7 +10,7 @@ from finetune_api.status import DatasetStatus, FineTuneJobStatus, Run
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.kube.objects import Pod
 from finetune_operator.kube.observed import Reading
-from finetune_operator.policy.runs import dataset_sentence, is_counted
+from finetune_operator.policy.history.runs import dataset_sentence, is_counted
 
 
 def test_each_pod_is_counted_once_however_often_it_is_seen(scene: Any) -> None:

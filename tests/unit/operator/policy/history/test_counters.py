@@ -3,7 +3,7 @@
 import pytest
 
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.policy import counters
+from finetune_operator.policy.history import counters
 
 
 def test_failures_and_preemptions_are_counted_in_all_and_by_reason() -> None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from finetune_api.handoff import ExitCode
 from finetune_api.names import Reason
 from finetune_operator.kube.objects import Job
-from finetune_operator.policy import runs
 from finetune_operator.policy.decision import Context
+from finetune_operator.policy.history import runs
 from finetune_operator.policy.pods import rank_outcomes, run_outcome
 
 MOST = 16

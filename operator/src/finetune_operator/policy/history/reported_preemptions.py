@@ -6,8 +6,8 @@ from finetune_api.handoff import ExitCode
 from finetune_api.names import Reason
 from finetune_api.runs import Run, StoppedRun
 from finetune_operator.kube.objects import Job
-from finetune_operator.policy import counters, runs
 from finetune_operator.policy.decision import Context
+from finetune_operator.policy.history import counters, runs
 from finetune_operator.policy.pods.run_outcome import RESULT_PREEMPTED
 
 MESSAGE = "terminated by SIGTERM while the operator was down; reported by the next run"

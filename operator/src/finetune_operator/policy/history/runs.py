@@ -6,9 +6,10 @@ from datetime import datetime
 from finetune_api.names import Reason
 from finetune_api.status import CurrentRun, DatasetStatus, FineTuneJobStatus, PreflightRuns, Run
 from finetune_operator.kube.objects import Job, Pod
-from finetune_operator.policy import bookkeeping, clocks, counters, kueue, rejections
+from finetune_operator.policy import kueue
 from finetune_operator.policy.conditions import suspended_since
 from finetune_operator.policy.decision import Context, Effect, requeue_in
+from finetune_operator.policy.history import bookkeeping, clocks, counters, rejections
 from finetune_operator.policy.pods import rank_outcomes
 from finetune_operator.policy.pods.rank_outcomes import End
 from finetune_operator.policy.pods.run_outcome import (

@@ -1,0 +1,1 @@
+"""What is counted of ended pods: runs, their times and counters, and what the next attempt avoids."""
