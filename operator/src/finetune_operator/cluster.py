@@ -3,31 +3,27 @@
 import asyncio
 import functools
 import logging
-import os
 import re
 import secrets
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any, cast
-from urllib.parse import urlencode
 
-import kubernetes
 import orjson
 import urllib3
 
 from finetune_api import names
+from finetune_operator.connection import Connection, TokenBucket
 from finetune_operator.kube.errors import (
     AlreadyExists,
-    ClusterError,
-    Denied,
     Gone,
     NameTaken,
     Outdated,
     Overloaded,
     Refused,
     RetryLater,
+    error_from,
 )
 from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod, Workload, controller_of
 from finetune_operator.kube.observed import Warnings
@@ -42,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 PAGE = 500
 NETWORKING = "networking.k8s.io"
-MAX_PAUSE_SECONDS = 60.0
 RIGHTS = (
     *((verb, names.GROUP, names.PLURAL, "") for verb in ("get", "list", "watch")),
     ("patch", names.GROUP, names.PLURAL, "status"),
@@ -56,7 +51,6 @@ RIGHTS = (
 """Those of NetworkPolicies are needed only if the settings ask for some."""
 _ADDRESS = re.compile(r"<\S+ object at 0x[0-9a-f]+>:? ?")
 """What urllib3 adds to a message, and what would make it different each time."""
-_RBAC = re.compile(r'cannot (\w+) resource "([^"]+)"')
 
 
 class Cluster:
@@ -328,62 +322,6 @@ class Cluster:
         return cast("Object", orjson.loads(answer.data))
 
 
-class Connection:
-    """Connection with the `kubernetes` client's TLS and credentials, but without its models: objects stay plain
-    JSON."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._configuration = kubernetes.client.Configuration()
-        if os.environ.get("KUBECONFIG") or not os.environ.get("KUBERNETES_SERVICE_HOST"):
-            kubernetes.config.load_kube_config(client_configuration=self._configuration)
-        else:
-            kubernetes.config.load_incluster_config(client_configuration=self._configuration)
-        self._configuration.connection_pool_maxsize = settings.workers
-        self._client = kubernetes.client.ApiClient(self._configuration)
-        self._timeout = urllib3.Timeout(connect=settings.api_timeout_seconds, read=settings.api_timeout_seconds)
-
-    def request(self, verb: str, path: str, body: bytes | None, query: dict[str, Any]) -> urllib3.BaseHTTPResponse:
-        """Send one request, without retries: the work queue retries."""
-        wanted = {name: value for name, value in query.items() if value not in {"", None}}
-        url = f"{self._configuration.host}{path}" + (f"?{urlencode(wanted)}" if wanted else "")
-        content = "application/merge-patch+json" if verb == "PATCH" else "application/json"
-        headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": names.MANAGED_BY}
-        for item in self._configuration.auth_settings().values():
-            if item["in"] == "header" and item["value"]:
-                headers[item["key"]] = item["value"]
-        pool: urllib3.PoolManager = self._client.rest_client.pool_manager
-        return pool.request(verb, url, body=body, headers=headers, timeout=self._timeout, retries=False)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.rest_client.pool_manager.clear()
-
-
-class TokenBucket:
-    """A rate limit of `rate` per second with a `burst`. Not thread-safe: for one event loop."""
-
-    def __init__(self, rate: float, burst: int) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._free = float(burst)
-        self._at = time.monotonic()
-        self._paused_until = 0.0
-
-    def pause(self, seconds: float) -> None:
-        """Let no token be taken for some seconds, at most `MAX_PAUSE_SECONDS`."""
-        self._paused_until = max(self._paused_until, time.monotonic() + min(seconds, MAX_PAUSE_SECONDS))
-
-    async def acquire(self) -> None:
-        """Take one token; wait for it if there is none, in the order of the calls."""
-        now = time.monotonic()
-        self._free = min(self._burst, self._free + (now - self._at) * self._rate) - 1
-        self._at = now
-        if self._free < 0:
-            await asyncio.sleep(-self._free / self._rate)
-        if (left := self._paused_until - time.monotonic()) > 0:
-            await asyncio.sleep(left)
-
-
 def needed_rights(settings: Settings) -> list[tuple[str, str, str, str]]:
     """Return the rights that the operator uses with these settings."""
     return [right for right in RIGHTS if right[1] != NETWORKING or settings.has_network_policies]
@@ -419,35 +357,3 @@ def _leases(namespace: str) -> str:
 
 def _event_time(event: Object) -> str:
     return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp") or "")
-
-
-def error_from(code: int, body: bytes, retry_after: str | None, path: str) -> ClusterError:
-    """Return the typed error of an answer."""
-    try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        answer = {}
-    answer = answer if isinstance(answer, dict) else {}
-    message, reason = str(answer.get("message") or f"{path}: HTTP {code}"), answer.get("reason")
-    if code == HTTPStatus.FORBIDDEN:
-        return _forbidden(message, path)
-    if code == HTTPStatus.NOT_FOUND:
-        return Gone(message)
-    if code == HTTPStatus.CONFLICT:
-        return AlreadyExists(message) if reason == "AlreadyExists" else Outdated(message)
-    if code in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.REQUEST_ENTITY_TOO_LARGE}:
-        return Refused(message)
-    kind = Overloaded if code == HTTPStatus.TOO_MANY_REQUESTS else RetryLater
-    return kind(message, float(retry_after) if retry_after and retry_after.isdigit() else None)
-
-
-def _forbidden(message: str, path: str) -> ClusterError:
-    """Distinguish the causes of a 403: a missing right, a terminating namespace, or a policy."""
-    found = _RBAC.search(message)
-    if found:
-        parts = path.strip("/").split("/")
-        namespace = parts[parts.index("namespaces") + 1] if "namespaces" in parts else "(all)"
-        return Denied(found.group(1), found.group(2), namespace)
-    if "is being terminated" in message:
-        return Gone(message)
-    return Refused(message)

@@ -15,12 +15,13 @@ from prometheus_client import generate_latest
 
 from finetune_api.names import ConditionType, Reason
 from finetune_api.status import FineTuneJobStatus, JobRef, Resolved
-from finetune_operator.cluster import RIGHTS, TokenBucket, error_from, needed_rights
+from finetune_operator.cluster import RIGHTS, needed_rights
+from finetune_operator.connection import TokenBucket
 from finetune_operator.controller.events import build_event, derive_events
 from finetune_operator.controller.progress_poller import ProgressError, fetch_progress
 from finetune_operator.controller.reconciler import build_merge_patch
 from finetune_operator.controller.watch_cache import MAX_ENDED_PODS_PER_JOB, WatchCache
-from finetune_operator.kube.errors import AlreadyExists, Denied, Gone, Outdated, Refused, RetryLater
+from finetune_operator.kube.errors import AlreadyExists, Denied, Gone, Outdated, Refused, RetryLater, error_from
 from finetune_operator.kube.objects import Key, Pod
 from finetune_operator.kube.observed import Target
 from finetune_operator.metrics.jobs import JobCollector

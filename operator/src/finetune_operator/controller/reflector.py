@@ -17,12 +17,11 @@ from kopf._cogs.clients.watching import Bookmark, WatchingError, continuous_watc
 from kopf._cogs.structs.references import NamespaceName, Resource
 
 from finetune_api import names
-from finetune_operator.cluster import error_from
 from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.mirror import Listing
 from finetune_operator.controller.store import Kind
 from finetune_operator.controller.watch_cache import WatchCache
-from finetune_operator.kube.errors import ClusterError, Denied, RetryLater
+from finetune_operator.kube.errors import ClusterError, Denied, RetryLater, error_from
 
 log = logging.getLogger(__name__)
 GROUPS: dict[Kind, tuple[str, str]] = {

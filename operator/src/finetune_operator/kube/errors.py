@@ -1,5 +1,12 @@
 """Errors of the API server, typed by what the operator must do about them."""
 
+import re
+from http import HTTPStatus
+
+import orjson
+
+_RBAC = re.compile(r'cannot (\w+) resource "([^"]+)"')
+
 
 class ClusterError(Exception):
     """The API server did not do what was requested."""
@@ -49,3 +56,35 @@ class NameTaken(ClusterError):  # noqa: N818
         super().__init__(f"{kind} {name} exists but is not owned by this FineTuneJob")
         self.kind = kind
         self.name = name
+
+
+def error_from(code: int, body: bytes, retry_after: str | None, path: str) -> ClusterError:
+    """Return the typed error of an answer."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        answer = {}
+    answer = answer if isinstance(answer, dict) else {}
+    message, reason = str(answer.get("message") or f"{path}: HTTP {code}"), answer.get("reason")
+    if code == HTTPStatus.FORBIDDEN:
+        return _forbidden(message, path)
+    if code == HTTPStatus.NOT_FOUND:
+        return Gone(message)
+    if code == HTTPStatus.CONFLICT:
+        return AlreadyExists(message) if reason == "AlreadyExists" else Outdated(message)
+    if code in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.REQUEST_ENTITY_TOO_LARGE}:
+        return Refused(message)
+    kind = Overloaded if code == HTTPStatus.TOO_MANY_REQUESTS else RetryLater
+    return kind(message, float(retry_after) if retry_after and retry_after.isdigit() else None)
+
+
+def _forbidden(message: str, path: str) -> ClusterError:
+    """Distinguish the causes of a 403: a missing right, a terminating namespace, or a policy."""
+    found = _RBAC.search(message)
+    if found:
+        parts = path.strip("/").split("/")
+        namespace = parts[parts.index("namespaces") + 1] if "namespaces" in parts else "(all)"
+        return Denied(found.group(1), found.group(2), namespace)
+    if "is being terminated" in message:
+        return Gone(message)
+    return Refused(message)
