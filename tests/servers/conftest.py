@@ -69,13 +69,13 @@ def make_result(s3_server: S3Server, trainer_python: str, tmp_path_factory: pyte
     s3 = s3_server.client()
     s3.create_bucket(Bucket=BUCKET)
 
-    def make(name: str, model: Path | str, rows: list[dict[str, str]] = ROWS, **blocks: Any) -> Result:
+    def make(name: str, model: Path | str, **blocks: Any) -> Result:
         prefix, workspace = f"s3://{BUCKET}/{name}", tmp_path_factory.mktemp(name)
         if isinstance(model, Path):
             for path in model.iterdir():
                 s3.upload_file(str(path), BUCKET, f"{name}/model/{path.name}")
         uri = f"{prefix}/model" if isinstance(model, Path) else model
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        lines = "".join(json.dumps(row) + "\n" for row in ROWS)
         s3.put_object(Bucket=BUCKET, Key=f"{name}/rows.jsonl", Body=lines.encode())
         defaults: dict[str, Any] = {
             "objective": "Instruction",
@@ -83,7 +83,7 @@ def make_result(s3_server: S3Server, trainer_python: str, tmp_path_factory: pyte
             "tuning": {"method": "LoRA"},
             "dataset": {"train": {"uri": f"{prefix}/rows.jsonl"}},
             "hyperparameters": HYPERPARAMETERS,
-            "evaluation": {"prompts": [{"prompt": row["instruction"]} for row in rows[:2]], "maxNewTokens": 32},
+            "evaluation": {"prompts": [{"prompt": row["instruction"]} for row in ROWS[:2]], "maxNewTokens": 32},
             "output": {"uri": f"{prefix}/out"},
         }
         config = make_config(s3_server, BUCKET, **defaults | blocks).model_copy(update={"name": name})
