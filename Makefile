@@ -261,8 +261,11 @@ mutants: setup ## Sample random mutants, and print which of them the unit tests 
 	$(BIN)/python tests/mutants.py --count $(COUNT) $(PACKAGES) $(MUTANTS_ARGS)
 
 .PHONY: bench
-bench: setup ## Speed of the data front door and of training, as ratios to other ways (apart from `make test`)
+bench: setup ## Speed of the data front door, of training and of the operator (apart from `make test`)
+	$(CLUSTER_PY) build $(CONTROL_PLANE)
 	for script in check_data load_samples training_speed report_speed; do $(BIN)/python tests/bench/$$script.py; done
+	$(BIN)/python tests/bench/operator_memory.py
+	$(BIN)/python tests/bench/operator_burst.py --jobs 100 --queued 200
 
 KILLS ?= 200
 TRAINER_KILLS ?= 20

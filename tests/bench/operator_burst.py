@@ -58,7 +58,7 @@ def control_plane() -> Iterator[Path]:
 class Operator:
     """The operator's process, and its own metrics."""
 
-    def __init__(self, kubeconfig: Path, log: Path) -> None:
+    def __init__(self, kubeconfig: Path, log: Path, **settings: str) -> None:
         with socket.socket() as first, socket.socket() as second:
             for one in (first, second):
                 one.bind(("127.0.0.1", 0))
@@ -68,6 +68,7 @@ class Operator:
             "FINETUNE_TRAINER_IMAGE": "registry.example/trainer:1",
             "FINETUNE_METRICS_PORT": str(self.port),
             "FINETUNE_HEALTH_PORT": str(health),
+            **settings,
         }
         with log.open("wb") as file:
             self.process = subprocess.Popen([sys.executable, "-m", "finetune_operator"], env=env, stderr=file)
@@ -81,9 +82,13 @@ class Operator:
         except OSError:
             return None
 
+    def metrics(self) -> str:
+        """Return the text of a scrape."""
+        return self._read(self.port, "/metrics") or ""
+
     def requests(self) -> Counter[str]:
         """Return the requests so far, by verb."""
-        text = self._read(self.port, "/metrics") or ""
+        text = self.metrics()
         found: Counter[str] = Counter()
         for verb, count in re.findall(r'api_requests_total\{code="\w+",verb="(\w+)"\} (\S+)', text):
             found[verb] += int(float(count))

@@ -10,20 +10,9 @@ from typing import Any
 
 import pytest
 from counting_api import CountingApi
-
-from finetune_api import names
+from many_jobs import SPEC, finished, hold, job
 
 Object = dict[str, Any]
-SPEC: Object = {
-    "objective": "Chat",
-    "model": {"uri": "s3://bucket/model"},
-    "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
-    "output": {"uri": "s3://bucket/out"},
-}
-TIME = "2026-03-01T12:00:00Z"
-WAITING = (
-    "couldn't assign flavors to pod set main: insufficient unused quota for nvidia.com/gpu in flavor default, 1 more"
-)
 
 
 @pytest.fixture
@@ -44,51 +33,6 @@ def operate(
 
     with api.serving(tmp_path) as kubeconfig:
         yield start
-
-
-def job(name: str, **status: Any) -> Object:
-    meta = {"namespace": "team", "name": name, "generation": 1}
-    return {"metadata": meta, "spec": SPEC, "status": {"observedGeneration": -1} | status}
-
-
-def finished(api: CountingApi, number: int) -> None:
-    """A job that is complete, with its Jobs and their pods."""
-    done = {"type": "Complete", "status": "True", "reason": "Succeeded", "message": "", "lastTransitionTime": TIME}
-    one = job(f"job-{number}", observedGeneration=1, phase="Succeeded", conditions=[done], completionTime=TIME)
-    uid = api.put("finetunejobs", one)["metadata"]["uid"]
-    for component, suffix in (("preflight", "preflight"), ("trainer", "1")):
-        meta = {"namespace": "team", "name": f"job-{number}-{suffix}", "labels": labels(f"job-{number}", component)}
-        meta["annotations"] = {names.ANNOTATION_JOB_NAME: f"job-{number}"}
-        owner = {"kind": names.KIND, "uid": uid, "controller": True}
-        pod = {"containers": [{"name": "trainer", "image": "x"}]}
-        child = {"metadata": meta | {"ownerReferences": [owner]}, "spec": {"template": {"spec": pod}}, "status": {}}
-        api.put("jobs", child)
-        api.put("pods", {"metadata": dict(meta), "spec": pod, "status": {"phase": "Succeeded"}})
-
-
-def labels(name: str, component: str) -> Object:
-    return {
-        names.LABEL_MANAGED_BY: names.MANAGED_BY,
-        names.LABEL_JOB_NAME: name,
-        names.LABEL_COMPONENT: component,
-        names.LABEL_ATTEMPT: "1",
-    }
-
-
-def hold(api: CountingApi) -> None:
-    """Let Kueue hold every Job: its Workload waits for quota."""
-
-    def on_create(kind: str, obj: Object) -> None:
-        if kind != "jobs":
-            return
-        api.put(kind, obj | {"spec": obj["spec"] | {"suspend": True}}, event="MODIFIED")
-        meta = {"namespace": "team", "name": f"job-{obj['metadata']['name']}"}
-        meta["labels"] = {names.LABEL_QUEUED_JOB_UID: obj["metadata"]["uid"]}
-        sets = [{"template": {"metadata": obj["spec"]["template"]["metadata"]}}]
-        reserved = {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": WAITING}
-        api.put("workloads", {"metadata": meta, "spec": {"podSets": sets}, "status": {"conditions": [reserved]}})
-
-    api.on_create = on_create
 
 
 def foreign_workload(number: int) -> Object:
