@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from chart import CHART, ROOT
 from kubernetes.client.exceptions import ApiException
 
@@ -59,3 +60,19 @@ def test_jobs_are_deleted_with_the_chart_if_requested(
     world.create()
     release("uninstall", "first")
     wait(lambda: not is_there(world) and not kubectl("get", CRD, "--ignore-not-found"), "no CRD")
+
+
+def test_an_umbrella_chart_is_installed_and_upgraded_with_the_values_of_its_dependency(
+    world: Any, release: Any, helm: str, kubectl: Callable[..., str], tmp_path: Path
+) -> None:
+    dependency = {"name": "finetune-operator", "version": ">=0.0.0-0", "repository": f"file://{CHART}"}
+    chart = {"apiVersion": "v2", "name": "platform", "version": "1.0.0", "dependencies": [dependency]}
+    (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(chart), encoding="utf-8")
+    subprocess.run([helm, "dependency", "update", str(tmp_path), "--skip-refresh"], capture_output=True, check=True)
+    release("install", "platform", str(tmp_path), "--take-ownership")
+    uid = world.create()["metadata"]["uid"]
+    release("upgrade", "platform", str(tmp_path), "--set", "finetune-operator.replicas=2")
+    chosen = ("-A", "-l", "app.kubernetes.io/instance=platform", "-o", "jsonpath={.items[*].spec.replicas}")
+    assert kubectl("get", "deployments", *chosen) == "2"
+    release("uninstall", "platform")
+    assert world.get()["metadata"]["uid"] == uid
