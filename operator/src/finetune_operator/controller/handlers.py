@@ -81,12 +81,15 @@ def build_reflectors(
 
 
 async def watch(intake: Intake, cache: WatchCache, settings: Settings, find_kueue: FindKueue) -> None:
-    """Watch until the process receives SIGTERM or SIGINT."""
+    """Watch until the process receives SIGTERM or SIGINT, or the watches end with an error, which is raised."""
     registry = kopf.OperatorRegistry()
     tasks: list[asyncio.Task[None]] = []
+    stop = asyncio.Event()
 
     async def on_startup(**_: Any) -> None:
-        tasks.append(asyncio.create_task(_reflect(intake, cache, settings, find_kueue)))  # with kopf's credentials
+        task = asyncio.create_task(_reflect(intake, cache, settings, find_kueue))  # with kopf's credentials
+        task.add_done_callback(lambda _: stop.set())  # an operator that watches nothing must not look alive
+        tasks.append(task)
 
     async def on_cleanup(**_: Any) -> None:
         for task in tasks:
@@ -103,7 +106,11 @@ async def watch(intake: Intake, cache: WatchCache, settings: Settings, find_kueu
         standalone=True,
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,
+        stop_flag=stop,
     )
+    for ended in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(ended, Exception):
+            raise ended
 
 
 async def _reflect(intake: Intake, cache: WatchCache, settings: Settings, find_kueue: FindKueue) -> None:

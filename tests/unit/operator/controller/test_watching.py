@@ -2,16 +2,22 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from counting_api import CountingApi
 from job_operator import Operator
 from job_world import KEY, World
 
+from finetune_operator.controller.handlers import watch
 from finetune_operator.controller.health import SILENT_SECONDS, Health
+from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.errors import Outdated
+from finetune_operator.metrics.registry import Metrics
+from finetune_operator.settings import Settings
 
 Operate = Callable[[World], Operator]
 
@@ -92,3 +98,17 @@ def test_a_second_operator_that_writes_the_same_job_is_reported(operate: Operate
     warned = [one.getMessage() for one in caplog.records if "another operator" in one.getMessage()]
     assert len(warned) == 1
     assert "finetune-operator-second" in warned[0]
+
+
+async def test_an_error_that_ends_the_watches_ends_the_operator(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> str | None:
+        raise RuntimeError("broken")
+
+    cache, queue, metrics = WatchCache(), WorkQueue(1), Metrics()
+    with CountingApi().serving(tmp_path) as kubeconfig:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        with pytest.raises(ExceptionGroup, match="unhandled") as error:
+            await asyncio.wait_for(watch(Intake(cache, queue, metrics, settings), cache, settings, fail), 30)
+    assert error.group_contains(RuntimeError, match="broken")
