@@ -62,6 +62,11 @@ class Child:
         """Return the name of the Job."""
         return str(self.job["metadata"]["name"])
 
+    @property
+    def component(self) -> str:
+        """Return what the Job does: preflight, training or merge."""
+        return str(self.job["metadata"]["labels"][names.LABEL_COMPONENT])
+
 
 def build_job_name(job: FineTuneJob, attempt: int) -> str:
     """Return the deterministic name of a Job: `<slug>-preflight`, `<slug>-<attempt>` or `<slug>-<attempt>-merge`."""

@@ -17,9 +17,6 @@ def test_the_fields_that_are_corrected_exist() -> None:
 
 def test_an_action_an_end_and_a_count_are_final(scene: Build) -> None:
     one = scene()
-    first = one.look()
-    assert first.create
-    assert is_final(one.job.status, first)
     one.to_training()
     job, quiet = one.job, one.look()
     assert not is_final(job.status, quiet)
@@ -28,6 +25,29 @@ def test_an_action_an_end_and_a_count_are_final(scene: Build) -> None:
     one.end(one.pod("one-1"), 0, one.published())
     one.complete("one-1")
     assert is_final(job.status, one.look())
+
+
+def test_the_first_preflight_is_created_without_a_live_read_and_everything_after_it_with_one(scene: Build) -> None:
+    one = scene()
+    first = one.look()
+    assert first.create
+    assert not is_final(one.job.status, first)
+    one.settle()
+    again = one.look(children=())
+    assert again.create
+    assert is_final(one.job.status, again)
+    one.end(one.pod("one-preflight"), 0, one.report("Validated", dataset={"rows": 5, "acceptedRows": 5}))
+    one.complete("one-preflight")
+    attempt = one.look()
+    assert attempt.create
+    assert is_final(one.job.status, attempt)
+
+
+def test_a_first_attempt_without_preflight_needs_a_live_read(scene: Build) -> None:
+    one = scene(preflight={"enabled": False})
+    attempt = one.look()
+    assert attempt.create
+    assert is_final(one.job.status, attempt)
 
 
 def test_progress_and_the_words_of_a_condition_are_not_final(scene: Build) -> None:
