@@ -29,7 +29,7 @@ def measure(kind: str, count: int) -> None:
                 finished(api, number)
         else:
             hold(api)
-        operator = Operator(kubeconfig, Path(folder) / "log", FINETUNE_API_QPS="5000", FINETUNE_API_BURST="5000")
+        operator = Operator(kubeconfig, Path(folder) / "log")
         try:
             if kind == "queued":
                 for number in range(count):

@@ -14,13 +14,12 @@ import orjson
 import urllib3
 
 from finetune_api import names
-from finetune_operator.connection import Connection, TokenBucket
+from finetune_operator.connection import Connection, RequestLimit
 from finetune_operator.kube.errors import (
     AlreadyExists,
     Gone,
     NameTaken,
     Outdated,
-    Overloaded,
     Refused,
     RetryLater,
     error_from,
@@ -38,13 +37,15 @@ logger = logging.getLogger(__name__)
 
 PAGE = 500
 NETWORKING = "networking.k8s.io"
+EVENTS = "events.k8s.io"
 RIGHTS = (
     *((verb, names.GROUP, names.PLURAL, "") for verb in ("get", "list", "watch")),
     ("patch", names.GROUP, names.PLURAL, "status"),
     *((verb, "batch", "jobs", "") for verb in ("get", "list", "watch", "create", "patch", "delete")),
     *((verb, "", "pods", "") for verb in ("list", "watch")),
     *((verb, "", kind, "") for kind in ("configmaps", "services") for verb in ("get", "list", "create", "delete")),
-    *((verb, "", "events", "") for verb in ("list", "create")),
+    ("list", "", "events", ""),
+    *((verb, EVENTS, "events", "") for verb in ("create", "patch")),
     *((verb, names.KUEUE_GROUP, "workloads", "") for verb in ("list", "watch", "patch")),
     *((verb, NETWORKING, "networkpolicies", "") for verb in ("get", "list", "create", "delete")),
 )
@@ -54,13 +55,13 @@ _ADDRESS = re.compile(r"<\S+ object at 0x[0-9a-f]+>:? ?")
 
 
 class Cluster:
-    """Client of the API server; every call runs in a thread, within the rate limit and the timeout."""
+    """Client of the API server; every call runs in a thread, within the limit of requests and the timeout."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
         self._threads = ThreadPoolExecutor(settings.workers, thread_name_prefix="api")
-        self._bucket = TokenBucket(settings.api_qps, settings.api_burst)
+        self._limit = RequestLimit(settings.workers, settings.api_qps, settings.api_burst)
         self._connection = Connection(settings)
         self.may_write: Callable[[], bool] = lambda: True
         """Whether this process may still change objects; the election of a leader replaces it."""
@@ -211,11 +212,14 @@ class Cluster:
 
     async def post_event(self, event: Object) -> None:
         """Post an event, unless it exists."""
-        path = f"/api/v1/namespaces/{event['metadata']['namespace']}/events"
         try:
-            await self._call("POST", path, body=event)
+            await self._call("POST", _events(event["metadata"]["namespace"]), body=event)
         except AlreadyExists:
             return
+
+    async def count_event(self, namespace: str, name: str, series: Object) -> None:
+        """Set the series of an event: how often it was observed, and when last."""
+        await self._call("PATCH", f"{_events(namespace)}/{name}", body={"series": series})
 
     async def is_served(self) -> bool:
         """Return whether the API server serves FineTuneJobs."""
@@ -295,18 +299,15 @@ class Cluster:
         query: dict[str, Any] | None = None,
         is_urgent: bool = False,
     ) -> Object:
-        """Send a request; an urgent one waits neither for the rate limit nor for a thread that others use."""
+        """Send a request; an urgent one waits neither for the limit of requests nor for a thread that others use."""
         if is_urgent:
             return await asyncio.to_thread(self._send, verb, path, body, query or {})
-        await self._bucket.acquire()
-        if verb != "GET" and not self.may_write():
-            raise RetryLater(f"{verb} {path}: not sent, because another operator may lead by now")
-        send = functools.partial(self._send, verb, path, body, query or {})
-        try:
+        async with self._limit.slot():
+            self._metrics.request_limit.set(self._limit.allowed)
+            if verb != "GET" and not self.may_write():
+                raise RetryLater(f"{verb} {path}: not sent, because another operator may lead by now")
+            send = functools.partial(self._send, verb, path, body, query or {})
             return await asyncio.get_running_loop().run_in_executor(self._threads, send)
-        except Overloaded as problem:
-            self._bucket.pause(problem.after_seconds or 0.0)
-            raise
 
     def _send(self, verb: str, path: str, body: Object | None, query: dict[str, Any]) -> Object:
         code = "failed"
@@ -347,6 +348,10 @@ def _policies(namespace: str) -> str:
     return f"/apis/{NETWORKING}/v1/namespaces/{namespace}/networkpolicies"
 
 
+def _events(namespace: str) -> str:
+    return f"/apis/{EVENTS}/v1/namespaces/{namespace}/events"
+
+
 def _jobs(namespace: str) -> str:
     return f"/apis/batch/v1/namespaces/{namespace}/jobs"
 
@@ -356,4 +361,5 @@ def _leases(namespace: str) -> str:
 
 
 def _event_time(event: Object) -> str:
-    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp") or "")
+    observed = (event.get("series") or {}).get("lastObservedTime") or event.get("lastTimestamp")
+    return str(observed or event.get("eventTime") or event["metadata"].get("creationTimestamp") or "")

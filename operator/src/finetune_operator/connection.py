@@ -1,8 +1,10 @@
-"""The connection to the API server, and its rate limit."""
+"""The connection to the API server, and the limit of its requests."""
 
 import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlencode
 
@@ -10,6 +12,7 @@ import kubernetes
 import urllib3
 
 from finetune_api import names
+from finetune_operator.kube.errors import Overloaded
 from finetune_operator.settings import Settings
 
 MAX_PAUSE_SECONDS = 60.0
@@ -46,26 +49,58 @@ class Connection:
         self._client.rest_client.pool_manager.clear()
 
 
-class TokenBucket:
-    """A rate limit of `rate` per second with a `burst`. Not thread-safe: for one event loop."""
+class RequestLimit:
+    """Limit of the requests that are under way at once, which follows the API server's priority and fairness.
 
-    def __init__(self, rate: float, burst: int) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._free = float(burst)
-        self._at = time.monotonic()
-        self._paused_until = 0.0
+    Each 429 halves it and pauses all requests, each round of answers raises it by one: additive increase and
+    multiplicative decrease, as TCP has them. Not thread-safe: for one event loop.
+    """
 
-    def pause(self, seconds: float) -> None:
-        """Let no token be taken for some seconds, at most `MAX_PAUSE_SECONDS`."""
-        self._paused_until = max(self._paused_until, time.monotonic() + min(seconds, MAX_PAUSE_SECONDS))
+    def __init__(self, most: int, rate: float = 0.0, burst: int = 1) -> None:
+        """Allow `most` requests at once; a `rate` above 0 limits the requests per second, beyond a `burst`."""
+        self._most = most
+        self._allowed = float(most)
+        self._under_way = 0
+        self._changed = asyncio.Condition()
+        self._reduced_at = self._paused_until = 0.0
+        self._rate, self._burst = rate, burst
+        self._free, self._filled_at = float(burst), time.monotonic()
 
-    async def acquire(self) -> None:
-        """Take one token; wait for it if there is none, in the order of the calls."""
+    @property
+    def allowed(self) -> int:
+        """Return how many requests may be under way at once now."""
+        return int(self._allowed)
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Wait until a request may be sent; the block sends it, and its errors are those of the request."""
+        await self._wait_for_rate()
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._under_way < self.allowed)
+            self._under_way += 1
+        try:
+            await asyncio.sleep(max(0.0, self._paused_until - time.monotonic()))
+            sent_at = time.monotonic()
+            try:
+                yield
+            except Overloaded as problem:
+                self._reduce(sent_at, problem.after_seconds or 0.0)
+                raise
+            self._allowed = min(self._most, self._allowed + 1 / self._allowed)
+        finally:
+            self._under_way -= 1
+            async with self._changed:
+                self._changed.notify_all()
+
+    def _reduce(self, sent_at: float, pause_seconds: float) -> None:
         now = time.monotonic()
-        self._free = min(self._burst, self._free + (now - self._at) * self._rate) - 1
-        self._at = now
-        if self._free < 0:
-            await asyncio.sleep(-self._free / self._rate)
-        if (left := self._paused_until - time.monotonic()) > 0:
-            await asyncio.sleep(left)
+        self._paused_until = max(self._paused_until, now + min(pause_seconds, MAX_PAUSE_SECONDS))
+        if sent_at >= self._reduced_at:  # requests that were sent before belong to the round that is halved already
+            self._allowed, self._reduced_at = max(1.0, self._allowed / 2), now
+
+    async def _wait_for_rate(self) -> None:
+        if self._rate:
+            now = time.monotonic()
+            self._free = min(self._burst, self._free + (now - self._filled_at) * self._rate) - 1
+            self._filled_at = now
+            await asyncio.sleep(max(0.0, -self._free / self._rate))

@@ -6,7 +6,7 @@ import secrets
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from finetune_api import names
@@ -197,8 +197,8 @@ class Settings(BaseSettings):
     """Time after which every job is reconciled again, even without a watch event."""
     workers: PositiveInt = 16
     """Number of jobs that are reconciled concurrently; one namespace gets at most half of them."""
-    api_qps: PositiveFloat = 50
-    """Requests per second to the API server."""
+    api_qps: NonNegativeFloat = 0
+    """Requests per second to the API server; 0 = as many as it answers, of at most `workers` at once."""
     api_burst: PositiveInt = 100
     """Burst of requests above `api_qps`."""
     api_timeout_seconds: PositiveFloat = 15

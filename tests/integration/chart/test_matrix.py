@@ -110,6 +110,7 @@ MATRIX: dict[str, dict[str, Any]] = {
         "image": {"repository": "registry.example/operator", "digest": DIGEST, "pullPolicy": "Always"},
         "imagePullSecrets": [{"name": "pull"}],
         "preflight": {"image": {"repository": "registry.example/preflight", "tag": "1"}},
+        "flowSchema": {"enabled": True, "priorityLevel": "workload-low", "matchingPrecedence": 500},
         "trainer": {
             "image": {"repository": "registry.example/trainer", "tag": "1"},
             "runAsUser": "1000",

@@ -14,6 +14,20 @@ def test_a_job_created_suspended_starts_when_it_may(world: Any, operator: Any, w
     wait(lambda: world.events("Resumed"), "an event")
 
 
+def test_a_repeated_event_is_one_event_that_is_counted(world: Any, operator: Any, wait: Any) -> None:
+    world.create(suspend=True)
+    for reason, is_suspended in (("UserRequested", False), ("NotSuspended", True), ("UserRequested", False)):
+        world.wait_condition("Suspended", reason)
+        world.patch_spec("one", {"suspend": is_suspended})
+
+    def resumed() -> Any:
+        found = world.core.list_namespaced_event(world.namespace, field_selector="reason=Resumed").items
+        return next((one.series.count for one in found if one.series), None)
+
+    assert wait(resumed, "a series") == 2
+    assert len(world.events("Resumed")) == 1
+
+
 def test_preflight_is_stopped_by_a_suspension_and_runs_again(world: Any, operator: Any, wait: Any) -> None:
     world.create()
     pod = world.pod_of("one-preflight")

@@ -1,19 +1,15 @@
 """Derive Kubernetes events from the difference of two statuses; without a difference, there is none."""
 
-import hashlib
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from finetune_api import names
 from finetune_api.evaluation import AbilityStatus, Verdict
 from finetune_api.names import ConditionType, EventReason
 from finetune_api.spec import Mode
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.kube.objects import FineTuneJob, Object
 from finetune_operator.policy.history import runs
 
 C, E = ConditionType, EventReason
-MAX_NOTE = 1000
 _POD_PROBLEMS = frozenset(
     {
         *(E.UNSCHEDULABLE, E.IMAGE_PULL_FAILED, E.POD_CREATION_REFUSED, E.MOUNT_FAILED, E.CONTAINER_ERROR),
@@ -182,35 +178,3 @@ def _forgotten(found: AbilityStatus) -> str:
 
 def _as_sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
-
-
-def build_event(job: FineTuneJob, event: Event, instance: str, now: datetime) -> Object:
-    """Return the Event object; its name is a hash of its content, so that a repeated post is the same event."""
-    stamp = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    content = f"{job.uid}/{job.resource_version}/{event.reason}/{event.message}"
-    return {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {
-            "namespace": job.key.namespace,
-            "name": f"{job.key.name[:230]}.{hashlib.sha256(content.encode()).hexdigest()[:16]}",
-        },
-        "involvedObject": {
-            "apiVersion": names.API_VERSION,
-            "kind": names.KIND,
-            "namespace": job.key.namespace,
-            "name": job.key.name,
-            "uid": job.uid,
-            "resourceVersion": job.resource_version,
-        },
-        "type": "Warning" if event.is_warning else "Normal",
-        "reason": event.reason.value,
-        "message": event.message[:MAX_NOTE],
-        "source": {"component": names.MANAGED_BY},
-        "reportingComponent": names.MANAGED_BY,
-        "reportingInstance": instance[:128] or names.MANAGED_BY,
-        "action": "Reconcile",
-        "firstTimestamp": stamp,
-        "lastTimestamp": stamp,
-        "count": 1,
-    }

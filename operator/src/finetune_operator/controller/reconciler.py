@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller import events
+from finetune_operator.controller.event_recorder import EventRecorder
 from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.progress_budget import ProgressBudget, is_only_progress, seconds_to_news
 from finetune_operator.controller.watch_cache import WatchCache
@@ -64,6 +65,7 @@ class Reconciler:
         """By the UID of a pod or Job; of too many, the latest."""
         self._store = cache.store
         self._intake = Intake(cache, queue, metrics, settings, clock)
+        self._recorder = EventRecorder(cluster, settings.pod_name, clock)
         self._budget = ProgressBudget(lambda: clock().timestamp())
 
     async def handle(self, key: Key) -> None:
@@ -358,12 +360,7 @@ class Reconciler:
             self._cache.confirm_event(job.key)
         self._intake.take_job(written, queues=not is_only_progress(job.status, status))
         for event in events.derive_events(job.status, status):
-            log.info("%s: %s: %s", job.key, event.reason, event.message)
-            try:
-                body = events.build_event(written, event, self._settings.pod_name, self._clock())
-                await self._cluster.post_event(body)
-            except ClusterError as problem:
-                log.warning("%s: event not posted: %s", job.key, problem)
+            await self._recorder.record(written, event)
         return written
 
 

@@ -41,6 +41,11 @@ class Metrics:
             ["verb", "code"],
             registry=self.registry,
         )
+        self.request_limit = Gauge(
+            "finetune_operator_api_request_limit",
+            "Requests to the API server that may be under way at once; fewer after it refused some (429).",
+            registry=self.registry,
+        )
         self.queue_depth = Gauge(
             "finetune_operator_queue_depth", "Jobs waiting to be reconciled.", registry=self.registry
         )

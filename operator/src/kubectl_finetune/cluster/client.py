@@ -79,7 +79,7 @@ class Cluster:
             items: list[Object] = self._connection.call("GET", path, query={"fieldSelector": fields})["items"]
         except Forbidden:
             return []
-        return sorted(items, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""))
+        return sorted(items, key=read_event_time)
 
     def read_log(self, pod: Object, *, follow: bool, tail: int | None, timestamps: bool) -> Iterator[bytes]:
         """Yield the log of the pod's trainer container, as it is written."""
@@ -108,3 +108,9 @@ def open_cluster(kubeconfig: Path | None, context: str | None, namespace: str | 
     """Return the cluster and namespace of the options, else of the kubeconfig."""
     connection = open_connection(kubeconfig, context)
     return Cluster(connection, namespace or connection.namespace)
+
+
+def read_event_time(event: Object) -> str:
+    """Return when an event was last observed; empty if it has no time."""
+    observed = (event.get("series") or {}).get("lastObservedTime")
+    return str(observed or event.get("lastTimestamp") or event.get("eventTime") or "")

@@ -9,6 +9,7 @@ from rich.text import Text
 from finetune_api.evaluation import AbilityStatus, EvaluationStatus, Verdict
 from finetune_api.names import ConditionType, Phase
 from finetune_api.text.printable import printable
+from kubectl_finetune.cluster.client import read_event_time
 from kubectl_finetune.cluster.job import Job, Object
 from kubectl_finetune.commands.progress import loss_pairs
 from kubectl_finetune.commands.timeline import moments
@@ -189,8 +190,10 @@ def _briefly(job: Job, message: str) -> str:
 def _events(events: Sequence[Object], now: datetime) -> Text:
     rows = []
     for event in events[-EVENTS:]:
-        stamp = event.get("lastTimestamp") or event.get("eventTime")
+        stamp = read_event_time(event)
         age = between(datetime.fromisoformat(stamp), now) if stamp else NONE
+        count = (event.get("series") or {}).get("count") or event.get("count") or 1
+        age += f" (x{count})" if count > 1 else ""
         rows.append((age, str(event.get("type", "")), str(event.get("reason", "")), str(event.get("message", ""))))
     return columns(("AGE", "TYPE", "REASON", "MESSAGE"), rows, 2) if rows else Text()
 

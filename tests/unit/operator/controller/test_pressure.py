@@ -14,10 +14,11 @@ from job_world import KEY, World
 from kubernetes.config import kube_config
 
 from finetune_operator.cluster import Cluster
+from finetune_operator.connection import RequestLimit
 from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.watch_cache import MAX_ENDED_BYTES, WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
-from finetune_operator.kube.errors import RetryLater
+from finetune_operator.kube.errors import Overloaded, RetryLater
 from finetune_operator.kube.objects import FineTuneJob, Key, Pod
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.settings import Settings
@@ -98,6 +99,41 @@ async def test_an_overloaded_api_server_gets_no_request_for_as_long_as_it_asks(s
     await runner.cleanup()
     assert len(times) == 3
     assert min(times[1:]) - times[0] >= 0.95
+
+
+async def test_fewer_requests_are_under_way_after_each_refusal_and_again_more_after_answers() -> None:
+    limit, under_way, most = RequestLimit(16), 0, 0
+
+    async def send(*, is_refused: bool = False) -> None:
+        nonlocal under_way, most
+        async with limit.slot():
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(0)
+            under_way -= 1
+            if is_refused:
+                raise Overloaded("too many")
+
+    await asyncio.gather(*(send() for _ in range(40)))
+    assert most == 16
+    await asyncio.gather(*(send(is_refused=True) for _ in range(16)), return_exceptions=True)
+    assert limit.allowed == 8  # one round of refusals, however many they are
+    most = 0
+    await asyncio.gather(*(send() for _ in range(8)))
+    assert most == 8
+    await asyncio.gather(*(send() for _ in range(200)))
+    assert limit.allowed == 16
+
+
+async def test_a_request_that_is_cancelled_while_it_waits_takes_no_slot() -> None:
+    limit = RequestLimit(1)
+    async with limit.slot():
+        waiting = asyncio.create_task(limit.slot().__aenter__())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    async with asyncio.timeout(5), limit.slot():
+        pass
 
 
 @pytest.fixture

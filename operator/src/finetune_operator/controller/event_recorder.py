@@ -1,0 +1,94 @@
+"""Post events through the events API; a repeated one is counted in its series, instead of being posted again."""
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from finetune_api import names
+from finetune_operator.cluster import Cluster
+from finetune_operator.controller.events import Event
+from finetune_operator.kube.errors import ClusterError, Gone
+from finetune_operator.kube.objects import FineTuneJob, Object
+
+log = logging.getLogger(__name__)
+MAX_NOTE = 1000
+"""Characters of the 1,024 bytes that the events API takes."""
+SERIES = timedelta(minutes=6)
+"""For so long after an event the same one belongs to its series, as with the recorder of client-go."""
+MAX_SERIES = 1024
+
+
+@dataclass(frozen=True)
+class _Series:
+    name: str
+    count: int
+    last: datetime
+
+
+class EventRecorder:
+    """Recorder of the events of FineTuneJobs; an event that cannot be posted is logged, and nothing waits for it."""
+
+    def __init__(self, cluster: Cluster, instance: str, clock: Callable[[], datetime]) -> None:
+        self._cluster = cluster
+        self._instance = instance
+        self._clock = clock
+        self._recent: OrderedDict[tuple[str, Event], _Series] = OrderedDict()
+
+    async def record(self, job: FineTuneJob, event: Event) -> None:
+        """Post the event, or count it if the same one was posted a short time ago."""
+        log.info("%s: %s: %s", job.key, event.reason, event.message)
+        try:
+            self._recent[job.uid, event] = await self._send(job, event)
+        except ClusterError as problem:
+            log.warning("%s: event not posted: %s", job.key, problem)
+        if len(self._recent) > MAX_SERIES:
+            self._recent.popitem(last=False)
+
+    async def _send(self, job: FineTuneJob, event: Event) -> _Series:
+        now, known = self._clock(), self._recent.pop((job.uid, event), None)
+        if known and now - known.last < SERIES:
+            series = {"count": known.count + 1, "lastObservedTime": _stamp(now)}
+            try:
+                await self._cluster.count_event(job.key.namespace, known.name, series)
+            except Gone:  # Kubernetes has removed it, after an hour by default
+                pass
+            else:
+                return _Series(known.name, known.count + 1, now)
+        body = build_event(job, event, self._instance, now)
+        await self._cluster.post_event(body)
+        return _Series(body["metadata"]["name"], 1, now)
+
+
+def build_event(job: FineTuneJob, event: Event, instance: str, now: datetime) -> Object:
+    """Return the Event object; its name is a hash of its content, so that a repeated post is the same event."""
+    content = f"{job.uid}/{job.resource_version}/{event.reason}/{event.message}"
+    return {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {
+            "namespace": job.key.namespace,
+            "name": f"{job.key.name[:230]}.{hashlib.sha256(content.encode()).hexdigest()[:16]}",
+        },
+        "eventTime": _stamp(now),
+        "regarding": {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "namespace": job.key.namespace,
+            "name": job.key.name,
+            "uid": job.uid,
+            "resourceVersion": job.resource_version,
+        },
+        "type": "Warning" if event.is_warning else "Normal",
+        "reason": event.reason.value,
+        "note": event.message[:MAX_NOTE],
+        "reportingController": names.MANAGED_BY,
+        "reportingInstance": instance[:128] or names.MANAGED_BY,
+        "action": "Reconcile",
+    }
+
+
+def _stamp(time: datetime) -> str:
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
