@@ -29,7 +29,7 @@ def phase(name: str) -> str:
 
 
 QUEUED, STARTED, HEARD, MOVED = (
-    job(f"{name}_timestamp_seconds") for name in ("queued", "start", "last_progress", "last_moved")
+    job(f"{name}_timestamp_seconds") for name in ("eligible", "start", "last_progress", "last_moved")
 )
 UP = "finetune_operator_build_info"
 SAVED, ENDED, SAVES = job("checkpoint_timestamp_seconds"), job("completion_timestamp_seconds"), job("saves_checkpoints")
