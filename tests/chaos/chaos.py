@@ -1,4 +1,4 @@
-"""Chaos on a deployed cluster: the operator killed at random moments, trainers killed and evicted in mid-training.
+"""Chaos on a deployed cluster: replicas of the operator killed at random moments, trainers killed and evicted.
 
 Every job must end Complete with the loss of a job that nobody disturbed. The machine must be the cluster's node, for a
 SIGKILL of a container's first process comes from outside. The cluster's settings are taken from the environment, as
@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import boto3
 import yaml
-from faults import OperatorKiller
+from faults import SYSTEM, OperatorKiller
 from kubernetes import config
 from rows import colour_rows, jsonl
 from tiny_model import make_tiny_model
@@ -26,6 +26,7 @@ from victims import Faults, Victim, run_side_by_side
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
+HAND_OVER_SECONDS = 15
 UNHEARD_MOST = 3
 """Jobs that nothing is known of, after which no other is started: the cluster or the namespace is gone."""
 
@@ -45,6 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=300, help="steps of each training (300)")
     parser.add_argument("--parallel", type=int, default=2, help="jobs at a time (2)")
     parser.add_argument("--longest-pause", type=float, default=12.0, help="longest life of an operator, seconds (12)")
+    parser.add_argument("--replicas", type=int, default=2, help="replicas of the operator, of which one leads (2)")
     parser.add_argument("--minutes", type=float, default=50.0, help="after so long no further job is started (50)")
     parser.add_argument("--seed", type=int, default=1, help="of every random choice (1)")
     parser.add_argument("--write", action="store_true", help=f"put the figures on top of {RESULTS.name}")
@@ -81,7 +83,7 @@ def tell(victim: Victim) -> None:
 def disturb(bench: Bench, asked: argparse.Namespace) -> tuple[list[Victim], OperatorKiller]:
     """Jobs until every kill is done, and at least as many as were asked for, and the operator's killer."""
     over = threading.Event()
-    killer = OperatorKiller(asked.seed, asked.kills, asked.longest_pause, over)
+    killer = OperatorKiller(asked.seed, asked.kills, asked.longest_pause, asked.replicas, over)
     deck = Faults(asked.seed + 1, asked.trainer_kills, asked.evictions, asked.jobs, asked.steps)
     count = unheard = 0
 
@@ -111,9 +113,24 @@ def disturb(bench: Bench, asked: argparse.Namespace) -> tuple[list[Victim], Oper
     return lived, killer
 
 
-def compare(lived: list[Victim], whole: Victim) -> list[str]:
+def scale(replicas: int) -> None:
+    """So many replicas of the operator, all ready."""
+    names = ("-n", SYSTEM, "-l", "app.kubernetes.io/component=operator")
+    kubectl("scale", "deployment", *names, f"--replicas={replicas}")
+    kubectl("rollout", "status", "deployment", *names, "--timeout=120s")
+
+
+def hand_overs(killer: OperatorKiller) -> str:
+    """How long nobody led after the death of a leader."""
+    found = sorted(killer.hand_overs)
+    return f"{len(found)}; median {found[len(found) // 2]:.1f}, longest {found[-1]:.1f}" if found else "none"
+
+
+def compare(lived: list[Victim], whole: Victim, killer: OperatorKiller) -> list[str]:
     """What is wrong, in sentences."""
-    wrong = [f"{one.name}: {problem}" for one in [whole, *lived] for problem in one.problems]
+    slow = [seconds for seconds in killer.hand_overs if seconds > HAND_OVER_SECONDS]
+    wrong = [f"{seconds:.1f} s without a leader, {HAND_OVER_SECONDS} s are allowed" for seconds in slow]
+    wrong += [f"{one.name}: {problem}" for one in [whole, *lived] for problem in one.problems]
     other = [one for one in lived if one.result and one.result != whole.result]
     return wrong + [f"{one.name}: {one.result} instead of {whole.result}" for one in other]
 
@@ -126,11 +143,13 @@ def table(
     same = sum(one == whole.result for one in results)
     faults = f"--kills {asked.kills} --trainer-kills {asked.trainer_kills} --evictions {asked.evictions}"
     size = f"--jobs {asked.jobs} --parallel {asked.parallel} --steps {asked.steps} --minutes {asked.minutes:g}"
-    pace = f"--longest-pause {asked.longest_pause:g} --seed {asked.seed}"
+    pace = f"--replicas {asked.replicas} --longest-pause {asked.longest_pause:g} --seed {asked.seed}"
     rows = {
         "command": f"`chaos.py {faults} {size} {pace}`",
         "duration": f"{(time.monotonic() - BEGAN) / 60:.1f} minutes",
         "kills of the operator": f"{killer.done} ({killer.by_process} SIGKILL, {killer.by_pod} pods deleted by force)",
+        "replicas of the operator": asked.replicas,
+        "deaths of a leader, and seconds until there was one again": hand_overs(killer),
         "SIGKILLs of trainers": sum(one.kills for one in lived),
         "evictions of trainers": sum(one.evictions for one in lived),
         "evictions counted as preemptions": sum(one.status.get("preemptions", 0) for one in lived),
@@ -157,12 +176,14 @@ def main() -> int:
     """0 when no promise was broken."""
     asked = arguments()
     bench = prepare()
+    scale(asked.replicas)
     say(f"namespace {bench.namespace}; a job that nobody disturbs")
     whole = Victim(bench, "whole", asked.steps, [])
     whole.live()
     tell(whole)
     lived, killer = disturb(bench, asked)
-    wrong = compare(lived, whole)
+    wrong = compare(lived, whole, killer)
+    scale(1)
     section = table(asked, lived, whole, killer, wrong)
     print(section)
     if asked.write:

@@ -14,6 +14,8 @@ from user import kubectl, process_of
 
 SYSTEM = "finetune-system"
 TRAINER_PORT = 8080
+LEADER_SHARE = 0.75
+LONGEST_HAND_OVER = 60.0
 
 
 def kill_process(pod: Any) -> bool:
@@ -49,13 +51,19 @@ def step_of(pod: Any) -> int:
 
 
 class OperatorKiller(threading.Thread):
-    """Kills the operator again and again, each time a random while after its container has started."""
+    """Kills the operator again and again, each time a random while after its container has started.
 
-    def __init__(self, seed: int, kills: int, longest_pause: float, until: threading.Event) -> None:
+    Of several replicas, mostly the leader dies; the next kill waits until there is a leader again.
+    """
+
+    def __init__(self, seed: int, kills: int, longest_pause: float, replicas: int, until: threading.Event) -> None:
         super().__init__(daemon=True)
         self._random = random.Random(seed)
         self._kills, self._longest, self._until = kills, longest_pause, until
+        self._replicas = replicas
         self.by_process, self.by_pod = 0, 0
+        self.hand_overs: list[float] = []
+        """Seconds from the death of a leader to the next renewal of the Lease, by whichever process."""
 
     @property
     def done(self) -> int:
@@ -65,13 +73,16 @@ class OperatorKiller(threading.Thread):
     def run(self) -> None:
         """Until all kills are done, or the event is set."""
         while self.done < self._kills and not self._until.is_set():
-            pod = self._running()
+            pod = self._victim()
             if pod is None:
                 time.sleep(0.2)
                 continue
             if self._until.wait(self._random.uniform(0, self._longest)):
                 return
+            leader = _read_lease() if self._replicas > 1 else None
             self._kill(pod)
+            if leader and pod.metadata.name in (leader.spec.holder_identity or ""):
+                self._wait_for_leader(leader, pod)
 
     def _kill(self, pod: Any) -> None:
         # The kubelet starts a killed container again at once only the first time; after that the pod is replaced.
@@ -82,12 +93,40 @@ class OperatorKiller(threading.Thread):
         done = kubectl("delete", "pod", pod.metadata.name, "-n", SYSTEM, *gone, check=False)
         self.by_pod += done.returncode == 0
 
-    @staticmethod
-    def _running() -> Any:
+    def _wait_for_leader(self, before: Any, pod: Any) -> None:
+        """Wait until the dead leader has a successor, or, started again in its pod, renews the Lease itself."""
+        killed = time.monotonic()
+        while process_of(pod) and time.monotonic() - killed < LONGEST_HAND_OVER:
+            time.sleep(0.1)  # the kubelet ends the process of a pod that was deleted by force a little later
+        died, seen = time.monotonic(), _read_lease() or before
+        while not self._until.is_set() and time.monotonic() - died < LONGEST_HAND_OVER:
+            now = _read_lease()
+            if now and now.spec.holder_identity and now.spec.renew_time != seen.spec.renew_time:
+                break
+            time.sleep(0.1)
+        self.hand_overs.append(time.monotonic() - died)
+
+    def _victim(self) -> Any:
+        """A replica to kill, of several three times in four the leader; none while they are not all there."""
         selector = "app.kubernetes.io/component=operator"
         try:
             pods = client.CoreV1Api().list_namespaced_pod(SYSTEM, label_selector=selector).items
         except ApiException:
             return None
         alive = [pod for pod in pods if not pod.metadata.deletion_timestamp and process_of(pod)]
-        return alive[0] if alive else None
+        if len(alive) < self._replicas:
+            return None
+        lease = _read_lease() if self._replicas > 1 else None
+        holder = (lease.spec.holder_identity or "") if lease else ""
+        leaders = [pod for pod in alive if pod.metadata.name in holder]
+        others = [pod for pod in alive if pod not in leaders]
+        choice = leaders if not others or (leaders and self._random.random() < LEADER_SHARE) else others
+        return choice[0] if choice else None
+
+
+def _read_lease() -> Any:
+    """The operator's Lease; None if there is none, or if it cannot be read now."""
+    try:
+        return next(iter(client.CoordinationV1Api().list_namespaced_lease(SYSTEM).items), None)
+    except ApiException:
+        return None
