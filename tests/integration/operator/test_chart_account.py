@@ -77,23 +77,33 @@ def values(request: pytest.FixtureRequest, world: Any, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def installed(
-    helm: str, control_plane: Path, values: Path, world: Any, wait: Callable[..., Any]
-) -> Iterator[Installed]:
-    release = Installed(config.new_client_from_config(str(control_plane)), control_plane)
+def install(helm: str, control_plane: Path, wait: Callable[..., Any]) -> Iterator[Callable[..., Installed]]:
+    """Installs the chart in a namespace of its own, for jobs in that namespace; it is uninstalled at the end."""
+    made: list[Installed] = []
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
 
-    def run(*words: str) -> None:
+    def run(release: Installed, *words: str) -> None:
         where = ("--namespace", release.namespace, "--kubeconfig", str(control_plane))
         subprocess.run([helm, *words, *where], check=True, capture_output=True)
 
-    release.core.create_namespace({"metadata": {"name": release.namespace, "labels": labels}})
-    release.core.patch_namespace(world.namespace, {"metadata": {"labels": labels}})
-    run("install", RELEASE, str(CHART), "--values", str(values), "--take-ownership")
-    wait(release.pods, "the operator's pod, which Pod Security has to admit")
-    yield release
-    run("uninstall", RELEASE)
-    release.core.delete_namespace(release.namespace)
+    def make(values: Path, served: str) -> Installed:
+        release = Installed(config.new_client_from_config(str(control_plane)), control_plane)
+        release.core.create_namespace({"metadata": {"name": release.namespace, "labels": labels}})
+        release.core.patch_namespace(served, {"metadata": {"labels": labels}})
+        run(release, "install", RELEASE, str(CHART), "--values", str(values), "--take-ownership")
+        made.append(release)
+        wait(release.pods, "the operator's pod, which Pod Security has to admit")
+        return release
+
+    yield make
+    for release in made:
+        run(release, "uninstall", RELEASE)
+        release.core.delete_namespace(release.namespace)
+
+
+@pytest.fixture
+def installed(install: Callable[..., Installed], values: Path, world: Any) -> Installed:
+    return install(values, world.namespace)
 
 
 def test_the_charts_account_brings_a_job_to_its_end_and_may_do_nothing_else(
@@ -118,6 +128,44 @@ def test_the_charts_account_brings_a_job_to_its_end_and_may_do_nothing_else(
         assert refused(lambda: client.CoreV1Api(api).list_namespaced_secret(world.namespace))
         assert refused(lambda: client.CoreV1Api(api).list_namespaced_pod(installed.namespace)) is is_namespaced
         assert refused(lambda: client.RbacAuthorizationV1Api(api).list_cluster_role())
+
+
+@pytest.fixture
+def worlds(world: Any) -> Iterator[tuple[Any, Any]]:
+    """Two namespaces."""
+    other = f"{world.namespace}-b"
+    world.core.create_namespace({"metadata": {"name": other}})
+    yield world, type(world)(world.core.api_client, other)
+    world.core.delete_namespace(other)
+
+
+def test_two_releases_divide_the_namespaces_and_have_no_right_to_those_of_the_other(
+    install: Callable[..., Installed], worlds: tuple[Any, Any], operator_in: Any, tmp_path: Path
+) -> None:
+    shards = []
+    for number, world in enumerate(worlds):
+        folder = tmp_path / f"shard-{number}"
+        folder.mkdir()
+        (folder / "values.yaml").write_text(
+            yaml.safe_dump(PROFILES["namespaced"] | {"watchNamespaces": [world.namespace]})
+        )
+        release = install(folder / "values.yaml", world.namespace)
+        operator = operator_in(world.namespace, release.kubeconfig(folder))
+        operator.env |= release.environment() | {"FINETUNE_POD_NAME": f"shard-{number}"}
+        shards.append(operator.start())
+    for world in worlds:
+        world.create()
+    for number, world in enumerate(worlds):
+        world.end(world.pass_preflight(), 0, world.published())
+        world.wait_phase("Succeeded")
+        writers = {one["manager"] for one in world.get()["metadata"]["managedFields"] if one.get("subresource")}
+        assert writers == {f"finetune-operator-shard-{number}"}
+    for operator in shards:
+        operator.get("/metrics")
+        assert "finetune_operator_other_operators 0.0" in operator.text
+    for own, other in zip(shards, reversed(worlds), strict=True):
+        with config.new_client_from_config(str(own.access.kubeconfig)) as api:
+            assert refused(lambda api=api, other=other: client.BatchV1Api(api).list_namespaced_job(other.namespace))
 
 
 def check_policies(installed: Installed, world: Any, trainer: Any) -> None:
