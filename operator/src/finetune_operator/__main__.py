@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import sys
+from datetime import timedelta
 from typing import cast
 
 from pydantic import ValidationError
@@ -107,7 +108,7 @@ async def run(settings: Settings) -> None:
     stop = cast("asyncio.Task[None]", asyncio.current_task()).cancel
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
     queue = WorkQueue(settings.workers)
-    cache, metrics = WatchCache(), Metrics()
+    cache, metrics = WatchCache(), Metrics(timedelta(seconds=settings.finished_job_metrics_seconds))
     health, scrape = Health(queue, cache.silent_for, cache.store.is_synced), Scrape(queue, cache, metrics)
     servers = [await serve(health.routes, settings.health_port), await serve(scrape.routes, settings.metrics_port)]
     cluster = Cluster(settings, metrics)

@@ -193,6 +193,8 @@ class Settings(BaseSettings):
     """Whether jobs whose GPUs are missing train on the CPU: only for clusters where the GPU resource is simulated."""
     progress_interval_seconds: PositiveFloat = 10
     """Shortest time between two polls of a running trainer's progress."""
+    finished_job_metrics_seconds: Annotated[int, Field(ge=7200, le=315_360_000)] = 604_800
+    """Time after its end for which a finished job has series of its own; alerts need two hours."""
     resync_seconds: PositiveFloat = 300
     """Time after which every job is reconciled again, even without a watch event."""
     workers: PositiveInt = 16

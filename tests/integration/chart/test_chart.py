@@ -274,6 +274,11 @@ def test_the_operators_limits_are_values(helm: str) -> None:
     assert (read.workers, read.api_qps, read.api_burst, read.resync_seconds) == (32, 200, 400, 600)
 
 
+def test_how_long_finished_jobs_have_series_is_a_value(helm: str) -> None:
+    for given, seconds in ((), 604_800), (("--set", "monitoring.finishedJobSeconds=86400"), 86_400):
+        assert settings_of(environment(helm, *given)).finished_job_metrics_seconds == seconds
+
+
 def test_the_operator_leaves_a_lost_node_after_a_minute(helm: str) -> None:
     own = {"key": "infra", "operator": "Exists"}
     for seconds, given in ((60, ""), (5, "unreachableTolerationSeconds=5")):

@@ -138,6 +138,7 @@ MATRIX: dict[str, dict[str, Any]] = {
             "interval": "1m",
             "runbookUrl": "https://docs.example/runbooks.md",
             "pendingFor": "3h",
+            "finishedJobSeconds": 86400,
             "scrapeAnnotations": True,
         },
         "logFormat": "text",

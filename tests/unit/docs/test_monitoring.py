@@ -7,6 +7,7 @@ from typing import Any
 import dashboards
 import pytest
 from prometheus_client.core import Metric
+from scraped import read_scrape
 
 from finetune_api.evaluation import Verdict
 from finetune_api.names import Phase
@@ -56,7 +57,7 @@ def exposed() -> dict[str, str]:
     """Return name and help of every metric of this project."""
     trainer = TrainerMetrics()
     trainer.update({}, dict.fromkeys(GAUGES, 1.0))
-    families: list[Metric] = [*Metrics().registry.collect(), *trainer._registry.collect()]
+    families: list[Metric] = [*read_scrape(Metrics()), *trainer._registry.collect()]
     return {
         f"{family.name}{SUFFIX.get(family.type, '')}": family.documentation
         for family in families

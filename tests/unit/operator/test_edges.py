@@ -11,7 +11,7 @@ import orjson
 import pytest
 import yaml
 from aiohttp import web
-from prometheus_client import generate_latest
+from scraped import read_scrape
 
 from finetune_api.names import ConditionType, Reason
 from finetune_api.status import FineTuneJobStatus, JobRef, Resolved
@@ -25,7 +25,7 @@ from finetune_operator.controller.watch_cache import MAX_ENDED_PODS_PER_JOB, Wat
 from finetune_operator.kube.errors import AlreadyExists, Denied, Gone, Outdated, Refused, RetryLater, error_from
 from finetune_operator.kube.objects import Key, Pod
 from finetune_operator.kube.observed import Target
-from finetune_operator.metrics.jobs import JobCollector
+from finetune_operator.metrics.job_collector import JobCollector
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy.conditions import MESSAGES
 from finetune_operator.settings import Settings
@@ -190,20 +190,20 @@ def test_series_are_removed_with_their_job(scene: Any) -> None:
         collector.update(scene(name).job)
     collector.remove(Key("team", "three"))
     collector.remove(Key("team", "two"))
-    labels = [sample.labels for family in collector.collect() for sample in family.samples]
+    labels = [sample.labels for family in read_scrape(collector) for sample in family.samples]
     assert {one["name"] for one in labels if "name" in one} == {"one"}
 
 
 def test_a_thousand_jobs_that_come_and_go_leave_no_series(scene: Any) -> None:
     metrics = Metrics()
-    before = len(generate_latest(metrics.registry).splitlines())
+    before = len(metrics.expose().splitlines())
     running = scene().to_training().job
     for number in range(1_000):
         metrics.jobs.update(replace(running, key=Key("team", f"job-{number}")))
-    assert len(generate_latest(metrics.registry).splitlines()) > before + 1_000
+    assert len(metrics.expose().splitlines()) > before + 1_000
     for number in range(1_000):
         metrics.jobs.remove(Key("team", f"job-{number}"))
-    left = generate_latest(metrics.registry).decode().splitlines()
+    left = metrics.expose().decode().splitlines()
     assert len(left) == before + 1
     assert [line for line in left if "team" in line] == ['finetune_namespace_gpu_seconds_total{namespace="team"} 0.0']
 
@@ -309,7 +309,7 @@ def test_labels_of_metrics_are_closed_whatever_a_trainer_reports(scene: Any) -> 
     }
     collector = JobCollector()
     collector.update(one.job)
-    samples = [sample for family in collector.collect() for sample in family.samples]
+    samples = [sample for family in read_scrape(collector) for sample in family.samples]
     (info,) = [sample.labels for sample in samples if sample.name == "finetune_job_info"]
     assert (info["objective"], info["method"]) == ("KTO", "Auto")
     values = {sample.name: sample.value for sample in samples}

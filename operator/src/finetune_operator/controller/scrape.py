@@ -1,10 +1,10 @@
 """The answer to Prometheus."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from finetune_operator.controller.http_server import Respond
 from finetune_operator.controller.watch_cache import WatchCache
@@ -13,6 +13,8 @@ from finetune_operator.metrics.registry import Metrics
 
 SCRAPE_SECONDS = 1.0
 """Scrapes within this time get the same text, which is made once, in a thread: any pod may ask."""
+SLICE_BYTES = 1 << 16
+"""How much of the text is written at once: the rest waits for the client, without a copy for each slow one."""
 
 
 class Scrape:
@@ -34,7 +36,13 @@ class Scrape:
         now = asyncio.get_running_loop().time()
         if self._latest is None or (self._latest.done() and now - self._began_at >= SCRAPE_SECONDS):
             self._began_at = now
-            self._metrics.update_gauges(len(self._queue), self._cache.last_event)
-            self._latest = asyncio.create_task(asyncio.to_thread(generate_latest, self._metrics.registry))
-        body = await asyncio.shield(self._latest)
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+            self._metrics.prepare_scrape(len(self._queue), self._cache.last_event)
+            self._latest = asyncio.create_task(asyncio.to_thread(self._metrics.expose))
+        text = await asyncio.shield(self._latest)
+        return web.Response(body=_cut(text), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _cut(text: bytes) -> AsyncIterator[bytes]:
+    """Yield a text in slices."""
+    for start in range(0, len(text), SLICE_BYTES):
+        yield text[start : start + SLICE_BYTES]

@@ -1,10 +1,8 @@
 """The series of the jobs, read from their status. Times are timestamps, not ages; an unknown value has no series."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from datetime import datetime
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_api.evaluation import EvaluationMetric, Verdict
@@ -12,108 +10,55 @@ from finetune_api.names import ConditionType, Phase
 from finetune_api.sources import DatasetFormat
 from finetune_api.spec import FineTuneJobSpec, Method, ResumePolicy
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.kube.objects import FineTuneJob, Key
-from finetune_operator.metrics.gpu_time import GpuTime, count_gpus
+from finetune_operator.kube.objects import FineTuneJob
+from finetune_operator.metrics.exposition import COUNTER, GAUGE, build_header, build_labels, build_line
+from finetune_operator.metrics.gpu_time import count_gpus
 from finetune_operator.policy.conditions import waiting_reason
 from finetune_operator.policy.history import counters
 
-JOB_LABELS = ["namespace", "name"]
 UNKNOWN = "Unknown"
 VERDICTS = frozenset(Verdict)
 GATE_RESULTS = frozenset({"Passed", "NotMet", "NotRun"})
 """Results of a gate that is configured."""
 EVALUATION_METRICS = frozenset(EvaluationMetric)
-PAST = timedelta(days=1)
-"""How long after its end a job has a series for each phase."""
-Family = type[GaugeMetricFamily] | type[CounterMetricFamily]
+PHASE_TEXT = "1 for the job's phase, 0 for the others until a day after its end."
 Words = dict[tuple[str, ...], float]
 _METHODS = frozenset(Method)
 
 
 @dataclass(frozen=True, slots=True)
-class JobSeries:
-    """The values of a job's series: what is kept of it until the next state, because jobs that ended are many."""
+class JobLines:
+    """The rendered series of a job: what is kept of it until the next state, because jobs are many and scrapes too."""
 
-    info: dict[str, str]
-    phase: str | None
+    lines: tuple[bytes, ...]
+    """In the order of `HEADERS`."""
+    past_phase: bytes
+    """The series of its phase alone."""
     completed: datetime | None
-    values: tuple[float | None, ...]
-    """In the order of `_VALUES`."""
-    words: dict[str, dict[tuple[str, ...], float]]
-    """By metric: the values by their additional labels."""
 
 
-class JobCollector:
-    """Builds the series of every known FineTuneJob at each scrape, from the values of its latest state."""
-
-    def __init__(
-        self, gpu_time: GpuTime | None = None, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> None:
-        self._jobs: dict[Key, JobSeries] = {}
-        self._gpu_time = gpu_time or GpuTime()
-        self._clock = clock
-
-    def __len__(self) -> int:
-        return len(self._jobs)
-
-    def update(self, job: FineTuneJob) -> None:
-        """Replace the values of the job."""
-        self._jobs[job.key] = read_series(job)
-        self._gpu_time.update(job)
-
-    def remove(self, key: Key) -> None:
-        """Remove every series of a job; its GPU time stays in that of its namespace."""
-        self._jobs.pop(key, None)
-        self._gpu_time.remove(key)
-
-    def keys(self) -> set[Key]:
-        """Return the keys of all jobs."""
-        return set(self._jobs)
-
-    def collect(self) -> Iterator[Metric]:
-        """Return all series; the registry calls this at each scrape."""
-        jobs = [([key.namespace, key.name], series) for key, series in list(self._jobs.items())]
-        info = InfoMetricFamily("finetune_job", "Objective and method of the job.", labels=JOB_LABELS)
-        for labels, series in jobs:
-            info.add_metric(labels, series.info)
-        yield info
-        yield self._collect_phases(jobs)
-        for number, (kind, name, text, _) in enumerate(_VALUES):
-            family = kind(f"finetune_job_{name}", text, labels=JOB_LABELS)
-            for labels, series in jobs:
-                if (value := series.values[number]) is not None:
-                    family.add_metric(labels, value)
-            yield family
-        for kind, name, text, extra, _ in _WORDS:
-            family = kind(f"finetune_job_{name}", text, labels=[*JOB_LABELS, *extra])
-            for labels, series in jobs:
-                for words, value in series.words.get(name, {}).items():
-                    family.add_metric([*labels, *words], value)
-            yield family
-        yield self._gpu_time.collect()
-
-    def _collect_phases(self, jobs: list[tuple[list[str], JobSeries]]) -> GaugeMetricFamily:
-        """Return 1 for the phase of each job, and 0 for the others: alerts look back over hours."""
-        text = "1 for the job's phase, 0 for the others until a day after its end."
-        family = GaugeMetricFamily("finetune_job_status_phase", text, labels=[*JOB_LABELS, "phase"])
-        now = self._clock()
-        for labels, series in jobs:
-            is_past = series.completed is not None and now - series.completed > PAST
-            for one in Phase:
-                if series.phase == one or not is_past:
-                    family.add_metric([*labels, one.value], float(series.phase == one))
-        return family
-
-
-def read_series(job: FineTuneJob) -> JobSeries:
-    """Return the values of a job's series."""
-    words = {name: found for _, name, _, _, read in _WORDS if (found := read(job.status))}
-    return JobSeries(
-        info={"objective": job.spec.objective.value if job.spec else "", "method": _method(job.spec, job.status)},
-        phase=job.status.phase,
+def render(job: FineTuneJob) -> JobLines:
+    """Return the series of a job."""
+    labels = build_labels({"name": job.key.name, "namespace": job.key.namespace})
+    return JobLines(
+        lines=tuple(read(job, labels) for _, read in _FAMILIES),
+        past_phase=_render_phases(job, labels, only_own=True),
         completed=job.status.completion_time if job.is_finished else None,
-        values=tuple(read(job) for _, _, _, read in _VALUES),
-        words=words,
+    )
+
+
+def _render_info(job: FineTuneJob, labels: str) -> bytes:
+    objective = job.spec.objective.value if job.spec else ""
+    words = build_labels({"objective": objective, "method": _method(job.spec, job.status)})
+    return build_line("finetune_job_info", f"{labels},{words}", 1.0)
+
+
+def _render_phases(job: FineTuneJob, labels: str, *, only_own: bool = False) -> bytes:
+    """Return 1 for the phase of a job, and 0 for the others: alerts look back over hours."""
+    phases = [one for one in Phase if job.status.phase == one or not only_own]
+    return b"".join(
+        build_line("finetune_job_status_phase", f'{labels},phase="{one.value}"', float(job.status.phase == one))
+        for one in phases
     )
 
 
@@ -322,31 +267,69 @@ def _of_status(read: Read) -> Callable[[FineTuneJob], float | None]:
     return lambda job: read(job.status)
 
 
-_VALUES: list[tuple[Family, str, str, Callable[[FineTuneJob], float | None]]] = [
-    *((GaugeMetricFamily, name, text, _of_spec(spec)) for name, text, spec in _FROM_SPEC),
-    *((GaugeMetricFamily, name, text, _of_status(status)) for name, text, status in _GAUGES),
-    *((CounterMetricFamily, name, text, _of_status(status)) for name, text, status in _COUNTERS),
-]
+Render = Callable[[FineTuneJob, str], bytes]
+Family = tuple[bytes, Render]
+"""The header of a metric, and the function that renders the series of a job from it and its labels."""
+
+
+def _value_family(kind: str, name: str, text: str, read: Callable[[FineTuneJob], float | None]) -> Family:
+    """Return a metric with at most one series for each job."""
+    full = _full_name(kind, name)
+
+    def render_value(job: FineTuneJob, labels: str) -> bytes:
+        value = read(job)
+        return b"" if value is None else build_line(full, labels, value)
+
+    return build_header(full, kind, text), render_value
+
+
+def _word_family(kind: str, name: str, text: str, extra: list[str], read: ReadWords) -> Family:
+    """Return a metric with a series for each word that a job has."""
+    full = _full_name(kind, name)
+
+    def render_words(job: FineTuneJob, labels: str) -> bytes:
+        found = read(job.status)
+        return b"".join(
+            build_line(full, f"{labels},{build_labels(dict(zip(extra, words, strict=True)))}", value)
+            for words, value in found.items()
+        )
+
+    return build_header(full, kind, text), render_words
+
+
+def _full_name(kind: str, name: str) -> str:
+    return f"finetune_job_{name}_total" if kind == COUNTER else f"finetune_job_{name}"
+
+
 _GATE_TEXT = "1 for the result of a configured gate; gate FullModel compares the full model with the trained one."
-_WORDS: list[tuple[Family, str, str, list[str], ReadWords]] = [
-    (GaugeMetricFamily, "waiting", "1 for a job that waits, by reason.", ["reason"], _waiting),
-    (GaugeMetricFamily, "failed", "1 for a failed job, by reason.", ["reason"], _failed),
-    (
-        CounterMetricFamily,
+PHASES = 1
+"""The place of the phases in `HEADERS`."""
+_FAMILIES: list[Family] = [
+    (build_header("finetune_job_info", GAUGE, "Objective and method of the job."), _render_info),
+    (build_header("finetune_job_status_phase", GAUGE, PHASE_TEXT), _render_phases),
+    *(_value_family(GAUGE, name, text, _of_spec(spec)) for name, text, spec in _FROM_SPEC),
+    *(_value_family(GAUGE, name, text, _of_status(status)) for name, text, status in _GAUGES),
+    *(_value_family(COUNTER, name, text, _of_status(status)) for name, text, status in _COUNTERS),
+    _word_family(GAUGE, "waiting", "1 for a job that waits, by reason.", ["reason"], _waiting),
+    _word_family(GAUGE, "failed", "1 for a failed job, by reason.", ["reason"], _failed),
+    _word_family(
+        COUNTER,
         "failures",
         "Failed runs, by reason.",
         ["reason"],
         lambda status: _by_reason(status.failures, status.failures_by_reason),
     ),
-    (
-        CounterMetricFamily,
+    _word_family(
+        COUNTER,
         "preemptions",
         "Preempted runs, by reason.",
         ["reason"],
         lambda status: _by_reason(status.preemptions, status.preemptions_by_reason),
     ),
-    (GaugeMetricFamily, "verdict", "1 for the verdict on the result of the job.", ["verdict"], _verdict),
-    (GaugeMetricFamily, "gate_result", _GATE_TEXT, ["gate", "result"], _gates),
-    *((GaugeMetricFamily, name, text, ["metric"], _difference(field)) for name, text, field in _DIFFERENCES),
-    *((GaugeMetricFamily, name, text, [label], _rows(field, words)) for name, text, label, field, words in _ROWS),
+    _word_family(GAUGE, "verdict", "1 for the verdict on the result of the job.", ["verdict"], _verdict),
+    _word_family(GAUGE, "gate_result", _GATE_TEXT, ["gate", "result"], _gates),
+    *(_word_family(GAUGE, name, text, ["metric"], _difference(field)) for name, text, field in _DIFFERENCES),
+    *(_word_family(GAUGE, name, text, [label], _rows(field, words)) for name, text, label, field, words in _ROWS),
 ]
+"""The metrics of a job, in the order of the exposition."""
+HEADERS = tuple(header for header, _ in _FAMILIES)

@@ -2,14 +2,23 @@
 
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from finetune_api import __version__
 from finetune_api.names import PLURAL
-from finetune_operator.metrics.jobs import JobCollector
+from finetune_operator.metrics.job_collector import JobCollector
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 RESULTS = ("done", "conflict", "error", "bug")
@@ -20,9 +29,10 @@ WATCHED = (PLURAL, "jobs", "pods")
 class Metrics:
     """All metrics of the operator process."""
 
-    def __init__(self) -> None:
+    def __init__(self, keeps_finished: timedelta | None = None) -> None:
         self.registry = CollectorRegistry()
-        self.jobs = JobCollector()
+        """All but the series of the jobs: these are too many to be built at each scrape."""
+        self.jobs = JobCollector(keeps_finished=keeps_finished)
         self.registry.register(self.jobs)
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -74,8 +84,13 @@ class Metrics:
         for result in ("answered", "failed"):
             self.pulls.labels(result)
 
-    def update_gauges(self, queue_depth: int, last_event: Mapping[str, float]) -> None:
-        """Set the gauges whose values are kept elsewhere, before a scrape."""
+    def prepare_scrape(self, queue_depth: int, last_event: Mapping[str, float]) -> None:
+        """Set the gauges whose values are kept elsewhere, and remove series that are too old."""
+        self.jobs.remove_expired()
         self.queue_depth.set(queue_depth)
         for resource in {*WATCHED, *last_event}:
             self.last_event.labels(resource).set(last_event.get(resource, self._started))
+
+    def expose(self) -> bytes:
+        """Return every metric in Prometheus' text format; any thread may call this."""
+        return generate_latest(self.registry) + self.jobs.expose()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from job_operator import Operator
 from job_world import World
+from scraped import read_scrape
 
 from finetune_api import names
 from finetune_operator.controller.progress_budget import ProgressBudget
@@ -83,8 +84,8 @@ def test_what_was_held_back_is_written_within_half_a_minute(training: Training) 
 def test_metrics_have_the_last_report_although_it_is_not_written(training: Training) -> None:
     training.report(1, step=10, total_steps=1000, stage="Training")
     training.report(2, step=11, total_steps=1000, stage="Training", seconds=2)
-    where = {"namespace": "team", "name": "one"}
-    assert training.operator.metrics.registry.get_sample_value("finetune_job_step", where) == 11
+    steps = next(one for one in read_scrape(training.operator.metrics) if one.name == "finetune_job_step")
+    assert [sample.value for sample in steps.samples] == [11]
     assert training.world.status().progress.step == 10
 
 

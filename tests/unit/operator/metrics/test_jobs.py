@@ -1,13 +1,19 @@
 """The series of jobs: their values, their closed label sets, and their removal with the job."""
 
+import re
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from scraped import read_scrape
 
 from finetune_api.names import Phase
-from finetune_operator.metrics.jobs import JobCollector
+from finetune_operator.kube.objects import Key
+from finetune_operator.metrics.job_collector import JobCollector
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy.history.counters import KNOWN
 
@@ -23,7 +29,7 @@ def series(one: Any, **status: Any) -> dict[str, float]:
     collector = JobCollector()
     collector.update(one.job)
     found = {}
-    for family in collector.collect():
+    for family in read_scrape(collector):
         for sample in family.samples:
             others = [value for name, value in sample.labels.items() if name not in {"namespace", "name"}]
             found[" ".join([sample.name.removeprefix("finetune_job_"), *others])] = sample.value
@@ -82,7 +88,7 @@ def test_a_job_that_saves_no_checkpoints_has_the_value_zero(scene: Build) -> Non
 def test_an_unknown_value_has_no_series(scene: Build) -> None:
     found = series(scene())
     known = {"info", "status_phase", "gpus", "saves_checkpoints", "must_improve"}
-    assert {name.split()[0] for name in found} == known | {"finetune_namespace_gpu_seconds_total"}
+    assert {name.split()[0] for name in found} == known
 
 
 def test_a_removed_job_has_no_series(scene: Build) -> None:
@@ -90,13 +96,13 @@ def test_a_removed_job_has_no_series(scene: Build) -> None:
     collector = JobCollector()
     collector.update(one.job)
     collector.remove(one.job.key)
-    names = {sample.name for family in collector.collect() for sample in family.samples}
-    assert names == {"finetune_namespace_gpu_seconds_total"}
+    names = {sample.name for family in read_scrape(collector) for sample in family.samples}
+    assert names == set()
 
 
 def test_a_watch_without_events_counts_from_the_start() -> None:
     metrics = Metrics()
-    metrics.update_gauges(7, {"pods": 5.0})
+    metrics.prepare_scrape(7, {"pods": 5.0})
     value = metrics.registry.get_sample_value
     assert value("finetune_operator_queue_depth") == 7
     assert value("finetune_operator_last_event_timestamp_seconds", {"resource": "pods"}) == 5
@@ -177,7 +183,7 @@ def test_each_state_on_the_way_to_training_is_waiting_with_its_reason(scene: Bui
         step()
         collector = JobCollector()
         collector.update(one.job)
-        samples = [sample for family in collector.collect() for sample in family.samples]
+        samples = [sample for family in read_scrape(collector) for sample in family.samples]
         met += [sample.labels["reason"] for sample in samples if sample.name == "finetune_job_waiting"]
     assert met == ["PreflightRunning", "PodsStarting"]
 
@@ -214,24 +220,117 @@ def test_whether_a_job_must_improve_is_known_from_its_spec(scene: Build) -> None
     assert series(scene())["must_improve"] == 0
 
 
+def ended(one: Any, kind: str = "Complete", reason: str = "Succeeded") -> Any:
+    """The job at its end, at noon."""
+    done = {"type": kind, "status": "True", "reason": reason, "message": "", "lastTransitionTime": NOON}
+    phase = "Succeeded" if kind == "Complete" else "Failed"
+    one.object["status"] = {"phase": phase, "conditions": [done], "completionTime": NOON}
+    return one.job
+
+
 def test_a_job_that_ended_days_ago_has_a_series_for_its_phase_alone(scene: Build) -> None:
     """Alerts look back over hours, and read there that a phase has ended."""
-    one = scene()
     now = datetime(2026, 1, 3, tzinfo=UTC)
-    done = {
-        "type": "Complete",
-        "status": "True",
-        "reason": "R",
-        "message": "",
-        "lastTransitionTime": TIMES["startTime"],
-    }
-    one.object["status"] = {"phase": "Succeeded", "conditions": [done], "completionTime": NOON}
     collector = JobCollector(clock=lambda: now)
-    collector.update(one.job)
+    collector.update(ended(scene()))
 
     def phases() -> int:
-        return sum(sample.name == "finetune_job_status_phase" for one in collector.collect() for sample in one.samples)
+        samples = [sample for family in read_scrape(collector) for sample in family.samples]
+        return sum(sample.name == "finetune_job_status_phase" for sample in samples)
 
     assert phases() == len(Phase)
     now += timedelta(days=1)
     assert phases() == 1
+
+
+def test_a_finished_job_has_no_series_after_the_set_time_and_one_that_runs_keeps_them(scene: Build) -> None:
+    now = datetime(2026, 1, 3, tzinfo=UTC)
+    collector = JobCollector(clock=lambda: now, keeps_finished=timedelta(days=7))
+    running = scene("two").job
+    collector.update(ended(scene()))
+    collector.update(running)
+    now += timedelta(days=6)
+    collector.remove_expired()
+    assert len(collector) == 2
+    now += timedelta(days=1)
+    collector.remove_expired()
+    assert collector.keys() == {running.key}
+    collector.update(ended(scene()))  # the list after a restart of a watch has it again
+    assert collector.keys() == {running.key}
+
+
+def ends(metrics: Metrics) -> dict[str, float]:
+    """The counter of ended jobs, by reason."""
+    samples = [sample for family in read_scrape(metrics) for sample in family.samples]
+    return {one.labels["reason"]: one.value for one in samples if one.name == "finetune_namespace_ended_jobs_total"}
+
+
+def test_an_ended_job_is_counted_once_and_stays_in_the_counter_without_its_series(scene: Build) -> None:
+    metrics = Metrics(timedelta(0))
+    for name, kind, reason in (
+        ("one", "Failed", "Diverged"),
+        ("two", "Failed", "Diverged"),
+        ("three", "Complete", "Succeeded"),
+    ):
+        metrics.jobs.update(scene(name).job)
+        for _ in range(2):
+            metrics.jobs.update(ended(scene(name), kind, reason))
+    assert ends(metrics) == {"Diverged": 2, "Succeeded": 1}
+    assert metrics.jobs.keys() == set()
+    metrics.jobs.remove(scene("one").job.key)
+    assert ends(metrics)["Diverged"] == 2
+
+
+def test_a_job_that_an_earlier_process_saw_end_is_not_counted_again(scene: Build) -> None:
+    metrics = Metrics()
+    metrics.jobs.update(ended(scene()))
+    assert ends(metrics) == {}
+
+
+def test_a_scrape_has_the_format_of_the_client_library(scene: Build) -> None:
+    """What is rendered here must be what the library renders of the same samples."""
+    one = scene(objective="KTO", resources={"gpusPerNode": 4})
+    one.object["status"] = {
+        "failures": 1_000_000,
+        "phase": "Training",
+        "progress": {"percent": 7, "step": 123_456_789},
+        "metrics": {"trainLoss": 1.25e-7, "evalLoss": 3.0},
+        "dataset": {"rows": 5, "rejectedRowsByCode": {"BAD_JSON": 3}},
+        "evaluation": EVALUATED,
+        **TIMES,
+    }
+    collector, registry = JobCollector(), CollectorRegistry()
+    collector.update(one.job)
+    registry.register(Parsed(read_scrape(collector)))
+    # The library sorts labels by name; their order has no meaning.
+    assert sorted(map(sort_labels, collector.expose().splitlines())) == sorted(generate_latest(registry).splitlines())
+
+
+class Parsed:
+    """A collector of what was read."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def sort_labels(line: bytes) -> bytes:
+    if line.startswith(b"#"):
+        return line
+    name, labels, value = re.split(rb"[{}]", line)
+    return name + b"{" + b",".join(sorted(labels.split(b","))) + b"}" + value
+
+
+def test_a_scrape_of_five_thousand_jobs_joins_what_was_rendered_before(scene: Build) -> None:
+    """A ratio of processor time: a scrape that renders the series would take longer than the changes of all jobs."""
+    metrics, job = Metrics(), scene().to_training().job
+    started = time.process_time()
+    for number in range(5_000):
+        metrics.jobs.update(replace(job, key=Key("team", f"job-{number}")))
+    rendered = time.process_time()
+    text = metrics.expose()
+    joined = time.process_time()
+    assert text.count(b"finetune_job_info{") == 5_000
+    assert joined - rendered < (rendered - started) / 3
