@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from finetune_api import names
 from finetune_operator.controller.mirror import Listing
-from finetune_operator.controller.store import Kind, Settled
+from finetune_operator.controller.store import Kind, Open, Settled
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.errors import ClusterError
@@ -15,11 +15,10 @@ from finetune_operator.kube.objects import (
     Key,
     Object,
     Pod,
-    Workload,
     key_of_child,
-    key_of_workload,
     version_of,
 )
+from finetune_operator.kube.workload import Workload, key_of_workload
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy import deadlines
 from finetune_operator.settings import Settings
@@ -111,7 +110,7 @@ class Intake:
 
     def queue_open_jobs(self, within_seconds: float = 0.0) -> None:
         """Queue every job that is not finished, evenly within some seconds."""
-        found = [job.key for job in self._store.jobs if isinstance(job, FineTuneJob)]
+        found = [job.key for job in self._store.jobs if isinstance(job, Open)]
         for number, key in enumerate(found):
             self._queue.add_after(key, within_seconds * number / len(found))
 
@@ -124,7 +123,7 @@ class Intake:
     def _put_child(self, obj: Object) -> None:
         key = key_of_child(obj)
         found = self._store.find(key) if key else None
-        if key and isinstance(found, FineTuneJob):
+        if key and isinstance(found, Open):
             if self._store.children.put(key, Job.from_object(obj)):
                 self._queue.add(key)
         elif key and isinstance(found, Settled) and found.removes_children_at:
@@ -132,7 +131,7 @@ class Intake:
 
     def _put_pod(self, obj: Object, *, gone: bool) -> None:
         key = key_of_child(obj)
-        if key is None or self._store.find_open(key) is None:
+        if key is None or not self._store.has_open(key):
             return
         pod = Pod.from_object(obj, gone=gone)
         self.cache.keep_ended_pod(key, pod)
@@ -141,7 +140,7 @@ class Intake:
 
     def _put_workload(self, obj: Object) -> None:
         key = key_of_workload(obj)
-        if key and self._store.find_open(key) and self._store.workloads.put(key, Workload.from_object(obj)):
+        if key and self._store.has_open(key) and self._store.workloads.put(key, Workload.from_object(obj)):
             self._queue.add(key)
 
     def _removes_children_at(self, job: FineTuneJob) -> datetime | None:

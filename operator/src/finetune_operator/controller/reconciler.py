@@ -143,12 +143,10 @@ class Reconciler:
 
     async def _find_job(self, key: Key) -> FineTuneJob:
         """Return the latest known state of a job; a settled one, and one that was in conflict, is read again."""
-        known = self._store.find(key)
-        if known is None:
+        if self._store.find(key) is None:
             raise Gone(str(key))
-        if isinstance(known, FineTuneJob) and key not in self._cache.doubted:
-            return known
-        return await self._read_job(key)
+        known = self._store.read_open(key)
+        return known if known and key not in self._cache.doubted else await self._read_job(key)
 
     async def _read_job(self, key: Key) -> FineTuneJob:
         job = await self._cluster.get_job(key)
@@ -262,7 +260,7 @@ class Reconciler:
         dependents = self._cache.dependents
         if key in dependents:
             return dependents[key]
-        if (known := self._store.find_open(key)) or self._store.find(key) is None:
+        if (known := self._store.read_open(key)) or self._store.find(key) is None:
             return known
         found = await self._get_job_or_none(key)
         dependents.add_read(key, found)

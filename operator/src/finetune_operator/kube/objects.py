@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
+import orjson
 from pydantic import ValidationError
 
 from finetune_api import names
@@ -76,14 +77,10 @@ def key_of_child(obj: Object) -> Key | None:
     return Key(meta["namespace"], name) if name else None
 
 
-def key_of_workload(obj: Object) -> Key | None:
-    """Return the FineTuneJob of a Workload, from the pod template that Kueue has copied into it; None of others."""
-    for one in (obj.get("spec") or {}).get("podSets") or []:
-        template = one.get("template") or {}
-        if template.get("metadata"):
-            meta = template["metadata"] | {"namespace": obj["metadata"]["namespace"]}
-            return key_of_child({"metadata": meta})
-    return None
+_METADATA = (
+    *("namespace", "name", "uid", "generation", "resourceVersion", "creationTimestamp", "deletionTimestamp"),
+    *("finalizers", "labels"),
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +103,8 @@ class FineTuneJob:
     spec_error: str
     status: FineTuneJobStatus
     status_error: str
+    text: bytes = field(default=b"", compare=False, repr=False)
+    """JSON of the object, from which it can be read again."""
 
     @classmethod
     def from_object(cls, obj: Object) -> Self:
@@ -138,6 +137,7 @@ class FineTuneJob:
             spec_error=spec_error,
             status=status,
             status_error=status_error,
+            text=_pack({"metadata": _reduced(meta), "spec": obj.get("spec"), "status": obj.get("status")}),
         )
 
     @property
@@ -154,6 +154,18 @@ class FineTuneJob:
     def is_finished(self) -> bool:
         """Whether it is Complete or Failed, which is final."""
         return self.status.is_true(names.ConditionType.COMPLETE) or self.status.is_true(names.ConditionType.FAILED)
+
+
+def _pack(obj: Object) -> bytes:
+    """Return the JSON of an object, as a copy: orjson's own bytes keep a buffer of up to three times their length."""
+    return bytes(memoryview(orjson.dumps(obj)))
+
+
+def _reduced(meta: Object) -> Object:
+    """Return the metadata without what a FineTuneJob does not hold; the field sets are longer than many a spec."""
+    written = [one for one in meta.get("managedFields") or [] if one.get("subresource") == "status"]
+    managed = [{name: one.get(name, "") for name in ("manager", "time", "subresource")} for one in written]
+    return {name: meta[name] for name in _METADATA if name in meta} | {"managedFields": managed}
 
 
 def _sentence(problem: ValidationError, whole: str) -> str:
@@ -246,50 +258,6 @@ class Job:
     def is_over(self) -> bool:
         """Whether it is Complete or Failed."""
         return self.completed is not None or self.failed is not None
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """Kueue's Workload of a Job: whether the Job may run, and why not."""
-
-    name: str
-    uid: str
-    job_uid: str
-    cluster_queue: str
-    is_active: bool
-    """Whether it is queued; Kueue suspends the Job of an inactive Workload."""
-    is_ours_to_activate: bool
-    """Whether the operator deactivated it, not another controller."""
-    has_quota: bool
-    is_admitted: bool
-    message: str
-    """Why there is no quota yet."""
-    eviction_reason: str
-    """Why Kueue evicted it, until it is admitted again."""
-    eviction_message: str
-    version: int = field(default=0, compare=False)
-
-    @classmethod
-    def from_object(cls, obj: Object) -> Self:
-        """Read a Workload."""
-        meta, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
-        found = {one["type"]: one for one in status.get("conditions") or []}
-        reserved, evicted = found.get("QuotaReserved", {}), found.get("Evicted", {})
-        is_evicted = evicted.get("status") == "True"
-        return cls(
-            name=meta["name"],
-            uid=meta["uid"],
-            job_uid=(meta.get("labels") or {}).get(names.LABEL_QUEUED_JOB_UID, ""),
-            cluster_queue=(status.get("admission") or {}).get("clusterQueue", ""),
-            is_active=spec.get("active", True),
-            is_ours_to_activate=names.ANNOTATION_SUSPENDED_BY in (meta.get("annotations") or {}),
-            has_quota=reserved.get("status") == "True",
-            is_admitted=found.get("Admitted", {}).get("status") == "True",
-            message=reserved.get("message", ""),
-            eviction_reason=evicted.get("reason", "") if is_evicted else "",
-            eviction_message=evicted.get("message", "") if is_evicted else "",
-            version=version_of(meta),
-        )
 
 
 @dataclass(frozen=True, slots=True)

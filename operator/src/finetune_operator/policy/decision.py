@@ -9,8 +9,9 @@ from finetune_api.handoff import Outcome, Report
 from finetune_api.names import ConditionType, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.kube.objects import FineTuneJob, Job, Pod, Workload
+from finetune_operator.kube.objects import FineTuneJob, Job, Pod
 from finetune_operator.kube.observed import Observed, Target
+from finetune_operator.kube.workload import Workload
 from finetune_operator.manifests.jobs import Child
 from finetune_operator.policy.conditions import Truth
 from finetune_operator.policy.pods import pod_diagnosis

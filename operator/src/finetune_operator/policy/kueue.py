@@ -5,7 +5,8 @@ import re
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import WorkloadRef
 from finetune_api.text.printable import printable
-from finetune_operator.kube.objects import Job, Workload
+from finetune_operator.kube.objects import Job
+from finetune_operator.kube.workload import Workload
 from finetune_operator.manifests.effective_spec import queue_name
 from finetune_operator.policy import remediation
 from finetune_operator.policy.decision import ConditionChange, Context, Effect, set_condition

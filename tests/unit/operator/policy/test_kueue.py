@@ -14,7 +14,7 @@ from finetune_api import names
 from finetune_api.text.printable import printable
 from finetune_operator.controller import events
 from finetune_operator.kube.errors import Denied
-from finetune_operator.kube.objects import Workload
+from finetune_operator.kube.workload import Workload
 
 Build = Callable[..., Any]
 QUEUE = {"scheduling": {"queueName": "team-a"}}
