@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Encoding
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
-from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, Source
+from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, PreferenceRow, Source
 from finetune_trainer.tokenization import labeler as labels
 from finetune_trainer.tokenization.labeler import UNTRAINED, Encoded, Labeler
 from finetune_trainer.tokenization.token_spans import Tokens
@@ -51,6 +51,36 @@ def labeler(build_model: Any) -> Labeler:
 def test_chat_trains_every_answer_and_instruction_the_last(labeler: Labeler) -> None:
     assert trained(labeler, encode(labeler, TWO)) == "First.<|im_end|>Second.<|im_end|>"
     assert trained(labeler, encode(labeler, TWO, "Instruction")) == "Second.<|im_end|>"
+
+
+def test_untrained_parts_of_an_answer_are_context_and_no_token_that_touches_them_is_trained(labeler: Labeler) -> None:
+    answer: Message = {"role": "assistant", "content": "So: the answer. Done", "untrained": [[0, 3], [15, 20]]}
+    encoded = encode(labeler, [TWO[0], answer])
+    assert encoded.input_ids == encode(labeler, [TWO[0], {"role": "assistant", "content": answer["content"]}]).input_ids
+    assert trained(labeler, encoded) == " the answer.<|im_end|>"
+    inside_of_a_token: Message = {"role": "assistant", "content": "the answer", "untrained": [[6, 7]]}
+    assert trained(labeler, encode(labeler, [TWO[0], inside_of_a_token])) == "thewer<|im_end|>"  # without " ans"
+
+
+def test_the_untrained_parts_are_found_where_the_template_strips_the_answer(build_model: Any) -> None:
+    labeler = Labeler(build_model(CHATML.replace("message['content']", "message['content'].strip()")))
+    answer: Message = {"role": "assistant", "content": "  the user", "untrained": [[0, 5]]}
+    assert trained(labeler, encode(labeler, [TWO[0], answer])) == " user<|im_end|>"
+
+
+def test_a_judged_answer_with_untrained_parts_is_refused(labeler: Labeler) -> None:
+    good: Message = {"role": "assistant", "content": "the user", "untrained": [[0, 3]]}
+    pair = PreferenceRow([TWO[0]], [good], [TWO[1]], Source("rows.jsonl", 1), DataFormat.PREFERENCE)
+    bad = labeler.encode(pair, "DPO", 100)
+    assert isinstance(bad, BadRow)
+    assert bad.code is RejectCode.NOT_FOR_OBJECTIVE
+
+
+def test_a_preview_shows_untrained_parts_as_context(labeler: Labeler) -> None:
+    answer: Message = {"role": "assistant", "content": "the user. Done", "untrained": [[0, 9]]}
+    *context, (shown, is_trained) = [piece for piece in labeler.preview(row([TWO[0], answer])) if piece[0].strip()]
+    assert (shown, is_trained) == (" Done<|im_end|>", True)
+    assert not any(is_trained for _, is_trained in context)
 
 
 def test_an_answer_marked_not_to_be_trained_is_context(labeler: Labeler) -> None:

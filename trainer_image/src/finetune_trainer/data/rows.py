@@ -59,7 +59,7 @@ class ToolCall(TypedDict):
 
 
 class Message(TypedDict):
-    """One canonical turn; `train: false` keeps an answer from being trained."""
+    """One canonical turn; `train: false` keeps an answer from being trained, `untrained` some of its characters."""
 
     role: Role
     content: str
@@ -68,6 +68,8 @@ class Message(TypedDict):
     tool_call_id: NotRequired[str]
     reasoning_content: NotRequired[str]
     train: NotRequired[bool]
+    untrained: NotRequired[list[list[int]]]
+    """Ranges `[start, end)` of `content`, in order and without overlap."""
 
 
 @dataclass(frozen=True, slots=True)

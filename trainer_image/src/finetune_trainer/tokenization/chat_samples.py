@@ -10,7 +10,7 @@ from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import BadRow
 from finetune_trainer.tokenization.renderer import FoundAnswers
 from finetune_trainer.tokenization.samples import UNTRAINED, Encoded, Sample, truncation_codes
-from finetune_trainer.tokenization.token_spans import Tokens, token_spans
+from finetune_trainer.tokenization.token_spans import Tokens, leave_out, token_spans
 from finetune_trainer.tokenization.turn_spans import Rendering
 
 # Two texts with the same beginning have the same tokens there, but for the last few characters of it.
@@ -91,10 +91,10 @@ class PendingChat(PendingRow):
         ids = self.tokens.shared(encoding.ids)
         labels = [UNTRAINED] * len(ids)
         second_bos = self.tokens.has_second_bos(ids)
-        cut = 0
-        for first, last in token_spans(encoding, rendering.text, rendering.spans):
+        answers = token_spans(encoding, rendering.text, rendering.spans)
+        for first, last in leave_out(encoding, answers, rendering.untrained):
             labels[first:last] = ids[first:last]
-            cut += last - second_bos > max_length
+        cut = sum(last - second_bos > max_length for _, last in answers)
         if second_bos:
             ids, labels = ids[1:], labels[1:]
         left_out = max(len(ids) - max_length, 0)

@@ -180,6 +180,9 @@ class Labeler:
             if [message["role"] for message in answer] != ["assistant"]:
                 detail = f"an answer must be one assistant turn, not {len(answer)} turns"
                 raise BadRow(RejectCode.NO_SHARED_PROMPT, detail)
+            if "untrained" in answer[0]:
+                detail = "parts of an answer are marked train: false, and an answer is judged as a whole"
+                raise BadRow(RejectCode.NOT_FOR_OBJECTIVE, detail)
             self._refuse_special_tokens_in_turns(answer)
             messages, repairs = renderer.fit_system([*prompt, *answer])
             found.append(renderer.find(messages, tools, [len(messages) - 1]))

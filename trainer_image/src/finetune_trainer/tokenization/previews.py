@@ -11,7 +11,7 @@ from tokenizers import Encoding, Tokenizer
 from finetune_trainer.tokenization.answer_samples import PendingAnswers
 from finetune_trainer.tokenization.chat_samples import PendingChat, PendingRow, PendingText
 from finetune_trainer.tokenization.samples import UNTRAINED, Encoded, EncodedLabelled, EncodedPair, Sample
-from finetune_trainer.tokenization.token_spans import token_spans
+from finetune_trainer.tokenization.token_spans import leave_out, token_spans
 from finetune_trainer.tokenization.turn_spans import Rendering
 
 Piece = tuple[str, bool]
@@ -94,7 +94,8 @@ def _name_answers(pending: PendingAnswers) -> Iterator[Piece]:
 def _cut(rendering: Rendering, tokenizer: Tokenizer) -> Iterator[Piece]:
     encoding: Encoding = tokenizer.encode(rendering.text, add_special_tokens=False)
     at = 0
-    for first, last in token_spans(encoding, rendering.text, rendering.spans):
+    answers = token_spans(encoding, rendering.text, rendering.spans)
+    for first, last in leave_out(encoding, answers, rendering.untrained):
         if first < last:
             start, end = encoding.offsets[first][0], encoding.offsets[last - 1][1]
             yield rendering.text[at:start], False

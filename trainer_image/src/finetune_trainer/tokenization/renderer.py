@@ -1,14 +1,14 @@
 """One chat template, probed once: render conversations, find their answers, and reject what it would lose."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import BadRow, Function, Message, ToolCall
 from finetune_trainer.tokenization.template import ChatTemplate, TemplateFailure
 from finetune_trainer.tokenization.template_cache import TemplateCache, sentinel
 from finetune_trainer.tokenization.tokenizer import TokenizerFiles, special_token_pattern
-from finetune_trainer.tokenization.turn_spans import SENTINEL, Rendering, Tools, TurnFinder
+from finetune_trainer.tokenization.turn_spans import SENTINEL, Rendering, Span, Tools, TurnFinder
 
 # Each answer is rendered with all that goes before it, so that work grows with turns times text: hostile rows end here.
 MAX_TURNS = 512
@@ -54,7 +54,10 @@ class Renderer:
         """Return the renderings in which these turns of a fitted conversation are answers; raises BadRow."""
         _refuse_endless(messages)
         try:
-            return self._find(messages, tools, turns)
+            found = self._find(messages, tools, turns)
+            if any("untrained" in message for message in messages):
+                found = replace(found, renderings=[_mark_untrained(one, messages) for one in found.renderings])
+            return found
         except TemplateFailure as failure:
             raise BadRow(RejectCode.TEMPLATE_ERROR, str(failure)[:200]) from failure
 
@@ -90,7 +93,9 @@ class Renderer:
     def _find(self, messages: list[Message], tools: Tools, turns: Sequence[int]) -> FoundAnswers:
         if not self._ends_answers:
             raise TemplateFailure("the chat template writes no end of an answer, and there is no eos_token")
-        if tools is None and not any(message.keys() - {"role", "content", "train"} for message in messages):
+        if tools is None and not any(
+            message.keys() - {"role", "content", "train", "untrained"} for message in messages
+        ):
             renderings = self._cache.find(messages, turns)
             if renderings is not None:
                 return FoundAnswers(renderings)
@@ -125,6 +130,22 @@ def _refuse_misplaced(rendering: Rendering, messages: Sequence[Message]) -> None
         calls = messages[turn].get("tool_calls", ())
         if _answer(messages[turn]) not in shown or any(call["function"]["name"] not in shown for call in calls):
             raise TemplateFailure(f"the chat template does not render the answer of turn {turn + 1} in its place")
+
+
+def _mark_untrained(rendering: Rendering, messages: Sequence[Message]) -> Rendering:
+    """Return the rendering with the untrained parts of its answers, which a template may have stripped of spaces."""
+    marked: list[Span] = []
+    for (_, end), turn in zip(rendering.spans, rendering.turns, strict=True):
+        content = messages[turn]["content"]
+        shown = content.strip()
+        at = rendering.text.rfind(shown, 0, end) - content.index(shown)
+        ranges = messages[turn].get("untrained", ())
+        if ranges and at + content.index(shown) < 0:
+            raise TemplateFailure(
+                f"the chat template alters the answer of turn {turn + 1}, of which parts are untrained"
+            )
+        marked += [(max(at + start, 0), at + stop) for start, stop in ranges]
+    return replace(rendering, untrained=tuple(marked))
 
 
 def _answer(message: Message) -> str:

@@ -38,6 +38,10 @@ FALLBACK_TEMPLATE = (
 )
 
 
+_MARKS = frozenset({"train", "untrained"})
+"""Keys of a turn that are ours, and no template's."""
+
+
 class ChatTemplate:
     """A compiled chat template; with `as_parts` it gets contents as lists of parts.
 
@@ -74,7 +78,7 @@ class ChatTemplate:
             raise TemplateFailure(str(ended)) from ended
 
     def _prepare(self, message: Message) -> dict[str, Any]:
-        prepared: dict[str, Any] = {key: value for key, value in message.items() if key != "train"}
+        prepared: dict[str, Any] = {key: value for key, value in message.items() if key not in _MARKS}
         if "reasoning_content" in message:
             prepared[REASONING_ALIAS] = message["reasoning_content"]
         if self.arguments_as_text and "tool_calls" in message:

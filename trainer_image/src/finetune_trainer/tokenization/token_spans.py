@@ -61,3 +61,20 @@ def token_spans(encoding: Encoding, text: str, spans: Sequence[Span]) -> list[Sp
             last -= 1
         ranges.append((first, last))
     return ranges
+
+
+def leave_out(encoding: Encoding, ranges: Sequence[Span], untrained: Sequence[Span]) -> list[Span]:
+    """Return the ranges of tokens without those that touch one of these ranges of characters."""
+    left = list(ranges)
+    for start, end in untrained:
+        touching = [at for at, (begin, stop) in enumerate(encoding.offsets) if begin < end and stop > start]
+        if not touching:
+            continue
+        first, last = touching[0], touching[-1] + 1
+        left = [
+            piece
+            for begin, stop in left
+            for piece in ((begin, min(stop, first)), (max(begin, last), stop))
+            if piece[0] < piece[1]
+        ]
+    return left

@@ -26,6 +26,8 @@ class Rendering:
     text: str
     spans: tuple[Span, ...]
     turns: tuple[int, ...]
+    untrained: tuple[Span, ...] = ()
+    """The parts of these spans that are context all the same."""
 
 
 class TurnFinder:

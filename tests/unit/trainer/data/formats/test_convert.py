@@ -1,10 +1,11 @@
+import re
 from typing import Any
 
 import pytest
 
-from finetune_api.dataset.codes import RepairCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.convert import convert_row
-from finetune_trainer.data.rows import ChatRow, DataFormat, Message, Source
+from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, Source
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
 SOURCE = Source("rows.jsonl", 1)
@@ -126,6 +127,50 @@ def test_an_answer_that_is_not_to_be_trained_is_marked(mark: dict[str, Any]) -> 
         {"role": "assistant", "content": "a", "train": False},
         {"role": "assistant", "content": "b"},
     ]
+
+
+def parts(*texts: str, **marks: Any) -> list[dict[str, Any]]:
+    """Text parts, of which the first has the marks."""
+    first, *others = ({"type": "text", "text": text} for text in texts)
+    return [first | marks, *others]
+
+
+@pytest.mark.parametrize("mark", [{"train": False}, {"weight": 0}])
+def test_parts_of_an_answer_that_are_not_to_be_trained_are_marked_by_their_characters(mark: dict[str, Any]) -> None:
+    turn = {"role": "assistant", "content": parts("Let me see. ", "Four.", **mark)}
+    marked = {"role": "assistant", "content": "Let me see. Four.", "untrained": [[0, 12]]}
+    assert convert({"messages": [turn]}, DataFormat.OPENAI) == [marked]
+    assert convert({"messages": [marked]}, DataFormat.OPENAI) == [marked]
+
+
+def test_untrained_parts_that_follow_each_other_are_one_range() -> None:
+    content = [*parts("a", weight=1), *parts("bb", train=False), *parts("c", train=False), "d"]
+    (message,) = convert({"messages": [{"role": "assistant", "content": content}]}, DataFormat.OPENAI)
+    assert (message["content"], message["untrained"]) == ("abbcd", [[1, 4]])
+
+
+def test_an_answer_whose_parts_are_all_untrained_is_not_trained() -> None:
+    turn = {"role": "assistant", "content": [*parts("a", train=False), *parts("b", weight=0), *parts(" ")]}
+    assert convert({"messages": [turn]}, DataFormat.OPENAI) == [{"role": "assistant", "content": "ab ", "train": False}]
+
+
+def test_marks_on_the_parts_of_a_prompt_change_nothing() -> None:
+    turn = {"role": "user", "content": parts("a", "b", train=False)}
+    assert convert({"messages": [turn]}, DataFormat.OPENAI) == [{"role": "user", "content": "ab"}]
+
+
+@pytest.mark.parametrize(
+    ("turn", "detail"),
+    [
+        ({"content": parts("a", "b", weight=0.5)}, "part 1 of turn 1 has weight '0.5'; only 0 and 1 are valid"),
+        ({"content": "ab", "untrained": [[1, 9]]}, "turn 1 has untrained [[1, 9]]"),
+        ({"content": "ab", "untrained": "a"}, "turn 1 has untrained a;"),
+    ],
+)
+def test_a_mark_that_cannot_be_followed_is_refused(turn: dict[str, Any], detail: str) -> None:
+    with pytest.raises(BadRow, match=re.escape(detail)) as bad:
+        convert({"messages": [{"role": "assistant"} | turn]}, DataFormat.OPENAI)
+    assert bad.value.code is RejectCode.WRONG_TYPE
 
 
 def test_reasoning_is_kept_under_one_name() -> None:

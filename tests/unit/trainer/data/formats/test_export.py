@@ -188,6 +188,8 @@ REFUSED = [
     (chat(user(), answer(), tools=TOOLS), ALPACA, LossCode.TOOLS),
     (chat(user(), answer(reasoning_content="hm")), ALPACA, LossCode.REASONING),
     (chat(user(), answer(train=False), user(), answer()), TEXT, LossCode.UNTRAINED_ANSWER),
+    (chat(user(), answer("ab", untrained=[[0, 1]])), OPENAI, LossCode.UNTRAINED_ANSWER),
+    (chat(user(), answer("ab", untrained=[[0, 1]])), ALPACA, LossCode.UNTRAINED_ANSWER),
     (chat(user(name="ann"), answer()), ALPACA, LossCode.SPEAKER_NAMES),
     (chat(user(), answer('[{"role": "user", "content": "x"}]')), ALPACA, LossCode.READS_DIFFERENTLY),
 ]

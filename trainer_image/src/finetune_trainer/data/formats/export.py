@@ -75,6 +75,7 @@ _MARKS: Mapping[str, LossCode] = {
     "tool_call_id": LossCode.TOOLS,
     "reasoning_content": LossCode.REASONING,
     "train": LossCode.UNTRAINED_ANSWER,
+    "untrained": LossCode.UNTRAINED_ANSWER,
     "name": LossCode.SPEAKER_NAMES,
 }
 _READ_AS: Mapping[ExportFormat, DataFormat] = {
@@ -194,6 +195,8 @@ def _sharegpt_turn(message: Message) -> dict[str, Any]:
 
 
 def _properties(message: Message) -> dict[str, Any]:
+    if "untrained" in message:  # OpenAI's API has a weight for whole answers only
+        raise Unexpressed(LossCode.UNTRAINED_ANSWER)
     kept: dict[str, Any] = {key: value for key, value in message.items() if key in _KEPT}
     return kept | {"weight": 0} if message.get("train") is False else kept
 

@@ -38,8 +38,8 @@ def read_turn(turn: object, number: int, repairs: Repairs) -> Message:
         message = _read_message(turn, ROLES[word], number, repairs)
     else:
         raise BadRow(RejectCode.UNKNOWN_ROLE, f"turn {number} has the unknown role {word[:40]!r}")
-    if message["role"] == "assistant" and _is_not_trained(turn, number):
-        message["train"] = False
+    if message["role"] == "assistant":
+        _read_marks(turn, message, number)
     return message
 
 
@@ -96,14 +96,60 @@ def _read_names(turn: dict[str, Any], role: Role, message: Message, repairs: Rep
         message["tool_call_id"] = call
 
 
-def _is_not_trained(turn: Mapping[str, Any], number: int) -> bool:
+def _read_marks(turn: Mapping[str, Any], message: Message, number: int) -> None:
+    """Mark an answer, or the parts of it, that are not to be trained."""
+    if _is_untrained(turn, f"turn {number}"):
+        message["train"] = False
+        return
+    text = message["content"]
+    ranges = _read_ranges(turn, text, number) or _find_untrained_parts(turn, number)
+    if ranges and not _without(text, ranges).strip():
+        message["train"] = False
+    elif ranges:
+        message["untrained"] = ranges
+
+
+def _read_ranges(turn: Mapping[str, Any], text: str, number: int) -> list[list[int]]:
+    """Return the ranges of a canonical row that is read again."""
+    value = turn.get("untrained") or []
+    try:
+        flat = [0, *(at for start, end in value for at in (start, end)), len(text)]
+    except (TypeError, ValueError):
+        flat = [1, 0]
+    if not all(isinstance(at, int) for at in flat) or flat != sorted(flat):
+        shown = str(value)[:40]
+        detail = f"turn {number} has untrained {shown}; it takes [[start, end], …] within the text, in order"
+        raise BadRow(RejectCode.WRONG_TYPE, detail)
+    return [list(one) for one in value]
+
+
+def _find_untrained_parts(turn: Mapping[str, Any], number: int) -> list[list[int]]:
+    """Return the ranges of the joined text whose parts are marked; its parts were read, and so are texts."""
+    content = next((turn[key] for key in CONTENT_KEYS if key in turn), None)
+    ranges: list[list[int]] = []
+    at = 0
+    for place, part in enumerate(content if isinstance(content, list) else [], 1):
+        text = read_text([part], f"turn {number}", set())
+        if isinstance(part, dict) and _is_untrained(part, f"part {place} of turn {number}"):
+            if ranges and ranges[-1][1] == at:
+                ranges[-1][1] += len(text)
+            else:
+                ranges.append([at, at + len(text)])
+        at += len(text)
+    return ranges
+
+
+def _without(text: str, ranges: list[list[int]]) -> str:
+    starts, ends = [0, *(end for _, end in ranges)], [*(start for start, _ in ranges), len(text)]
+    return "".join(text[start:end] for start, end in zip(starts, ends, strict=True))
+
+
+def _is_untrained(marked: Mapping[str, Any], where: str) -> bool:
     for key in ("train", "weight"):
-        value = turn.get(key)
+        value = marked.get(key)
         if value is not None:
             if not isinstance(value, bool | int | float) or value not in (0, 1):
-                raise BadRow(
-                    RejectCode.WRONG_TYPE, f"turn {number} has {key} {str(value)[:20]!r}; only 0 and 1 are valid"
-                )
+                raise BadRow(RejectCode.WRONG_TYPE, f"{where} has {key} {str(value)[:20]!r}; only 0 and 1 are valid")
             if not value:
                 return True
     return False
