@@ -27,7 +27,7 @@ def chat(*turns: dict[str, Any], **columns: Any) -> dict[str, Any]:
 
 
 REJECTED: dict[RejectCode, list[Any]] = {
-    RejectCode.BAD_JSON: [b"{", b"not json", b'{"a": NaN}'],
+    RejectCode.BAD_JSON: [b"{", b"not json", b'{"a": NaN,}'],
     RejectCode.BAD_UTF8: [b'{"a": "\xff"}'],
     RejectCode.DUP_KEY: [b'{"output": "a", "output": "b"}'],
     RejectCode.NOT_OBJECT: [[1], "text", 7, None],

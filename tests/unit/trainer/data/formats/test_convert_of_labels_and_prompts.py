@@ -31,6 +31,22 @@ def test_prompt_and_completion_are_a_conversation(check: Any, row: dict[str, Any
     assert kept.messages == [Q, A]
 
 
+@pytest.mark.parametrize("prompt", ["q", [Q], [{"role": "system", "content": "s"}, Q]])
+def test_a_judged_answer_may_hold_the_whole_conversation(check: Any, prompt: Any) -> None:
+    (kept,), _ = check(
+        {"prompt": prompt, "completion": [Q, A, {**Q, "content": "q2"}, A], "label": True}, objective="KTO"
+    )
+    assert isinstance(kept, UnpairedRow)
+    system = [turn for turn in prompt if isinstance(turn, dict) and turn["role"] == "system"]
+    assert kept.prompt == [*system, Q, A, {**Q, "content": "q2"}]
+    assert kept.completion == [A]
+
+
+def test_an_answer_in_the_column_of_metharme_is_an_answer(check: Any) -> None:
+    (kept,), _ = check({"prompt": "q", "generation": "a"})
+    assert kept.messages == [Q, A]
+
+
 def test_of_a_prompt_with_answers_only_the_completion_is_trained(check: Any) -> None:
     (kept,), _ = check({"prompt": [Q, A, Q], "completion": [A]})
     assert kept.format is DataFormat.PROMPT_COMPLETION

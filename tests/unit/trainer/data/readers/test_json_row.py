@@ -25,6 +25,21 @@ def test_a_fault_is_named_exactly(raw: bytes, code: RejectCode, detail: str) -> 
     assert (bad.value.code, bad.value.detail) == (code, detail)
 
 
+def test_what_python_writes_for_a_missing_number_is_null() -> None:
+    assert parse_object(b'{"score": NaN, "best": -Infinity, "text": "NaN"}') == {
+        "score": None,
+        "best": None,
+        "text": "NaN",
+    }
+
+
+def test_a_row_with_nan_is_checked_like_any_other() -> None:
+    for raw, code in ((b'{"a": NaN, "a": 1}', RejectCode.DUP_KEY), (b'{"a": NaN', RejectCode.BAD_JSON)):
+        with pytest.raises(BadRow) as bad:
+            parse_object(raw)
+        assert bad.value.code is code
+
+
 @pytest.mark.parametrize("raw", [b'{"a": "\\ud83d\\ude00"}', b'{"\\u0022": "\\u0022"}', b'{"a\\"": {"a\\"": ""}}'])
 def test_escapes_are_no_fault(raw: bytes) -> None:
     assert parse_object(raw)

@@ -79,7 +79,7 @@ def test_bytes_read_reaches_the_size_of_the_file(tmp_path: Path) -> None:
     ("raw", "code"),
     [
         (b"{bad}", RejectCode.BAD_JSON),
-        (b'{"a": NaN}', RejectCode.BAD_JSON),
+        (b'{"a": NaN,}', RejectCode.BAD_JSON),
         (b'{"a":' * 5000, RejectCode.BAD_JSON),
         (b'{"a": "\xff"}', RejectCode.BAD_UTF8),
         (b'{"a": "\xed\xa0\x80"}', RejectCode.BAD_UTF8),

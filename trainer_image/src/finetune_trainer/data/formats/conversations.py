@@ -3,6 +3,7 @@
 import re
 
 from finetune_api.dataset.codes import RejectCode
+from finetune_trainer.data.formats.blocks import expand_turns
 from finetune_trainer.data.formats.columns import (
     CONVERSATION_COLUMNS,
     ROLE_KEYS,
@@ -14,13 +15,14 @@ from finetune_trainer.data.formats.columns import (
 )
 from finetune_trainer.data.formats.fields import Repairs, parse_nested, read_cell, read_list, read_optional_text
 from finetune_trainer.data.formats.tools import read_tools
-from finetune_trainer.data.formats.turns import read_turn
+from finetune_trainer.data.formats.turns import ROLES, read_turn
 from finetune_trainer.data.rows import BadRow, Message, Role, Tools
 
 # Anthropic's HH files hold whole conversations as "\n\nHuman: …\n\nAssistant: …".
 _SPEAKER = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
 _TOOLS = frozenset(TOOL_COLUMNS)
 _TURNS = re.compile(r"\s*\[\s*\{")
+SPEAKERS = frozenset(ROLES)
 _SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -34,7 +36,7 @@ def read_conversation(row: Columns, repairs: Repairs) -> list[Message]:
 
 def read_turns(value: object, where: str, repairs: Repairs) -> list[Message]:
     """Return a list of turns, which may be a string, as messages."""
-    turns = read_list(value, where, RejectCode.WRONG_TYPE)
+    turns = expand_turns(read_list(value, where, RejectCode.WRONG_TYPE), SPEAKERS)
     return [read_turn(turn, number, repairs) for number, turn in enumerate(turns, 1)]
 
 

@@ -12,6 +12,7 @@ from finetune_trainer.data.formats.columns import (
 )
 from finetune_trainer.data.formats.conversations import read_messages, read_row_tools, read_system
 from finetune_trainer.data.formats.fields import Repairs, read_cell, read_list, read_optional_text
+from finetune_trainer.data.formats.shared_prompt import join_prompt
 from finetune_trainer.data.readers.json_row import name_type
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, PromptRow, Source
 
@@ -62,7 +63,10 @@ def _answer(
     output = find_column(row, OUTPUT_COLUMNS)
     if output is None:
         return PromptRow(prompt, source, data_format, tools)
-    return ChatRow(prompt + read_messages(row[output], output, "assistant", repairs), source, data_format, tools)
+    answer = read_messages(row[output], output, "assistant", repairs)
+    is_conversation = bool(answer) and answer[0]["role"] in ("system", "user")
+    messages = join_prompt(prompt, answer) if is_conversation else prompt + answer
+    return ChatRow(messages, source, data_format, tools)
 
 
 def _read_history(row: Columns, repairs: Repairs) -> list[Message]:

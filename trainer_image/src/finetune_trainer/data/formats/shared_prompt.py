@@ -17,7 +17,7 @@ def split_pair(prompt: Turns, chosen: Turns, rejected: Turns) -> tuple[Turns, Tu
     if prompt and _begins_with(chosen, prompt) and _begins_with(rejected, prompt):
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     shared = _count_shared(chosen, rejected)
-    prompt = _join(prompt, chosen[:shared])
+    prompt = join_prompt(prompt, chosen[:shared])
     if not any(message["role"] != "system" for message in prompt):
         raise BadRow(RejectCode.NO_SHARED_PROMPT, "chosen and rejected share no prompt, and no column contains one")
     chosen, rejected = chosen[shared:], rejected[shared:]
@@ -50,8 +50,8 @@ def _count_shared(chosen: Turns, rejected: Turns) -> int:
     return max(common, 0)
 
 
-def _join(prompt: Turns, shared: Turns) -> Turns:
-    """Append the shared turns to the prompt, unless they repeat its question."""
+def join_prompt(prompt: Turns, shared: Turns) -> Turns:
+    """Append turns to the prompt, or replace it with them if they repeat its question; its system text stays."""
     asked = {message["content"].strip() for message in shared if message["role"] == "user"}
     questions = [message["content"].strip() for message in prompt if message["role"] == "user"]
     if not questions or questions[-1] not in asked:

@@ -25,11 +25,23 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        _explain(raw, error)
+        value = _read_with_nan(raw)
+        if value is None:
+            _explain(raw, error)
     if not isinstance(value, dict):
         raise BadRow(RejectCode.NOT_OBJECT, f"expected a JSON object, found {name_type(value)}")
     _refuse_duplicate_keys(raw, value)
     return value
+
+
+def _read_with_nan(raw: bytes) -> object:
+    """Return a row in which Python or pandas wrote NaN or Infinity, with null in their place; None for any other."""
+    if b"NaN" not in raw and b"Infinity" not in raw:
+        return None
+    try:
+        return json.loads(raw, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return None
 
 
 def name_type(value: object) -> str:

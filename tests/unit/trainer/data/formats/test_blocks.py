@@ -1,0 +1,74 @@
+"""Turns that other tools write in one piece."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api.dataset.codes import RejectCode
+from finetune_trainer.data.rows import ChatRow
+
+Q = {"role": "user", "content": "q"}
+A = {"role": "assistant", "content": "a"}
+TOOLS = [{"name": "add", "parameters": {}}]
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"human": "q", "assistant": "a"}],
+        [{"user": "q", "gpt": "a"}],
+        [["q", "a"]],
+        '[["q", "a"]]',
+    ],
+)
+def test_a_question_with_its_answer_in_one_turn_is_two_turns(check: Any, turns: Any) -> None:
+    (kept,), _ = check({"conversations": turns})
+    assert isinstance(kept, ChatRow)
+    assert kept.messages == [Q, A]
+
+
+def test_exchanges_follow_each_other_and_may_begin_with_a_system_text(check: Any) -> None:
+    turns = [{"system": "s", "human": "q", "assistant": "a"}, {"human": "q", "assistant": "a"}]
+    (kept,), _ = check({"conversations": turns})
+    assert kept.messages == [{"role": "system", "content": "s"}, Q, A, Q, A]
+
+
+def test_an_array_of_three_is_no_exchange(check: Any) -> None:
+    (rejected,), _ = check({"conversations": [["q", "a", "x"]]})
+    assert (rejected.code, "array of 3" in rejected.detail) == (RejectCode.WRONG_TYPE, True)
+
+
+def test_calls_results_and_reasoning_of_anthropics_blocks_are_those_of_openai(check: Any) -> None:
+    use = {"type": "tool_use", "id": "t1", "name": "add", "input": {"x": 2}}
+    result = {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "4"}]}
+    thinking = {"type": "thinking", "thinking": "hm", "signature": "x"}
+    turns = [
+        Q,
+        {"role": "assistant", "content": [thinking, {"type": "text", "text": "Let me add."}, use]},
+        {"role": "user", "content": [result]},
+        A,
+    ]
+    (kept,), _ = check({"messages": turns, "tools": TOOLS})
+    call = {"type": "function", "id": "t1", "function": {"name": "add", "arguments": {"x": 2}}}
+    assert kept.messages == [
+        Q,
+        {"role": "assistant", "content": "Let me add.", "tool_calls": [call], "reasoning_content": "hm"},
+        {"role": "tool", "content": "4", "tool_call_id": "t1"},
+        A,
+    ]
+
+
+def test_a_question_after_a_tools_result_stays_a_question_and_is_refused_where_no_answer_precedes_it(
+    check: Any,
+) -> None:
+    use = {"type": "tool_use", "id": "t1", "name": "add", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "t1", "content": "4"}
+    asked = {"role": "user", "content": [result, {"type": "text", "text": "And now?"}]}
+    (rejected,), _ = check({"messages": [Q, {"role": "assistant", "content": [use]}, asked, A], "tools": TOOLS})
+    assert rejected.code is RejectCode.BAD_ALTERNATION
+
+
+def test_an_image_among_the_blocks_is_refused(check: Any) -> None:
+    turn = {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, {"type": "image", "source": {}}]}
+    (rejected,), _ = check({"messages": [Q, turn]})
+    assert rejected.code is RejectCode.UNSUPPORTED_MODALITY

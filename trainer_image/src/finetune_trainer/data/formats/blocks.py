@@ -1,0 +1,81 @@
+"""Expand turns that others write in one piece: Anthropic's content blocks, and question and answer in one object."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from finetune_api.dataset.codes import RejectCode
+from finetune_trainer.data.formats.columns import ROLE_KEYS
+from finetune_trainer.data.rows import BadRow
+
+_BLOCKS = frozenset({"tool_use", "tool_result", "thinking", "redacted_thinking"})
+
+
+def expand_turns(turns: list[Any], speakers: frozenset[str]) -> list[Any]:
+    """Return one turn for each speaker and each tool's result; `speakers` are the names of roles."""
+    if not any(_needs_expansion(turn, speakers) for turn in turns):
+        return turns
+    return [one for turn in turns for one in _expand(turn, speakers)]
+
+
+def _needs_expansion(turn: object, speakers: frozenset[str]) -> bool:
+    if isinstance(turn, list | tuple):
+        return True
+    return isinstance(turn, dict) and (_is_exchange(turn, speakers) or _has_blocks(turn))
+
+
+def _is_exchange(turn: dict[Any, Any], speakers: frozenset[str]) -> bool:
+    """Return whether the keys are speakers: `{"human": "q", "assistant": "a"}`."""
+    return len(turn) > 1 and speakers.issuperset(turn) and not any(key in turn for key in ROLE_KEYS)
+
+
+def _has_blocks(turn: dict[Any, Any]) -> bool:
+    content = turn.get("content")
+    return isinstance(content, list) and any(isinstance(one, dict) and one.get("type") in _BLOCKS for one in content)
+
+
+def _expand(turn: Any, speakers: frozenset[str]) -> Iterator[Any]:
+    if isinstance(turn, list | tuple):
+        if len(turn) != 2:
+            raise BadRow(RejectCode.WRONG_TYPE, f"a turn is an array of {len(turn)} instead of [question, answer]")
+        yield {"role": "user", "content": turn[0]}
+        yield {"role": "assistant", "content": turn[1]}
+    elif isinstance(turn, dict) and _is_exchange(turn, speakers):
+        yield from ({"role": speaker, "content": text} for speaker, text in turn.items())
+    elif isinstance(turn, dict) and _has_blocks(turn):
+        yield from _expand_blocks(turn)
+    else:
+        yield turn
+
+
+def _expand_blocks(turn: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the results of tools, then the turn itself with its texts, calls and reasoning in OpenAI's form."""
+    calls, texts, reasoning, has_result = [], [], [], False
+    for block in turn["content"]:
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind == "tool_use":
+            function = {"name": block.get("name"), "arguments": block.get("input")}
+            calls.append({"id": block.get("id"), "type": "function", "function": function})
+        elif kind == "tool_result":
+            has_result = True
+            yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": _result_text(block)}
+        elif kind == "thinking":
+            reasoning.append(str(block.get("thinking") or ""))
+        elif kind != "redacted_thinking":
+            texts.append(block)
+    rest = {key: value for key, value in turn.items() if key != "content"}
+    if calls:
+        rest["tool_calls"] = calls
+    if reasoning:
+        rest["reasoning_content"] = "\n".join(reasoning)
+    if texts or not (has_result or calls):
+        yield rest | {"content": texts}
+    elif calls:
+        yield rest
+
+
+def _result_text(block: dict[str, Any]) -> object:
+    """Return a tool's result as text or text parts; an object, as some write it, as its JSON."""
+    content = block.get("content", "")
+    return orjson.dumps(content).decode() if isinstance(content, dict) else content
