@@ -81,7 +81,10 @@ async def find_kueue(cluster: Cluster) -> str | None:
     except ClusterError as problem:
         log.warning("cannot detect Kueue, so its Workloads are not watched: %s", problem)
         return None
-    log.info("found Kueue: watching Workloads (%s)" if version else "not watching Workloads of Kueue%s", version or "")
+    if version:
+        log.info("found Kueue: watching Workloads (%s)", version)
+    else:
+        log.debug("no Kueue: not watching Workloads")
     return version
 
 

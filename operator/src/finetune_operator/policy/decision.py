@@ -56,11 +56,14 @@ class Effect:
 
     def __add__(self, other: "Effect") -> "Effect":
         """Return both effects as one: conditions in order, the earliest requeue, and `other` first for the rest."""
-        new: dict[str, Any] = {one.name: getattr(other, one.name) for one in fields(Effect)}
+        new: dict[str, Any] = {name: getattr(other, name) for name in _EFFECTS}
         kept = {name: getattr(self, name) for name, value in new.items() if value is None}
         times = [time for time in (self.requeue_after, other.requeue_after) if time is not None]
         changes = (*self.conditions, *other.conditions)
         return Effect(**new | kept | {"conditions": changes, "requeue_after": min(times, default=None)})
+
+
+_EFFECTS = tuple(one.name for one in fields(Effect))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,7 @@ class Decision(Effect):
     @classmethod
     def of(cls, effect: Effect, status: FineTuneJobStatus) -> Self:
         """Return the decision of that effect and status."""
-        return cls(**{one.name: getattr(effect, one.name) for one in fields(Effect)}, status=status)
+        return cls(**{name: getattr(effect, name) for name in _EFFECTS}, status=status)
 
 
 @dataclass(frozen=True)
