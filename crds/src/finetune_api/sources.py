@@ -162,7 +162,8 @@ class Dataset(Block):
         | None
     ) = None
     """Column names: from the name that the format expects to the name in the files, for example `{prompt: question,
-    completion: reply}`. Default: the names in the files are used unchanged."""
+    completion: reply}`; `role` and `content` are names within each turn of a conversation. Default: the names in the
+    files are used unchanged."""
     max_rejected_percent: Annotated[int, Field(ge=0, le=100)] = 20
     """Maximum share of malformed rows (percent) before the job fails; 100 = no limit. Malformed rows are reported and
     skipped. Default: 20."""

@@ -39,3 +39,20 @@ def test_columns_are_recorded_while_a_mapped_one_is_missing() -> None:
     columns.rename({"a": 1})
     assert columns.missing == set()
     assert ColumnMap({}).rename({"x": 1}) == {"x": 1}
+
+
+def test_role_and_content_are_the_names_within_each_turn() -> None:
+    columns = ColumnMap({"messages": "dialog", "role": "speaker_kind", "content": "utterance"})
+    turns = [{"speaker_kind": "user", "utterance": "q", "role": "ignored"}, {"speaker_kind": "bot", "text": "a"}, "x"]
+    assert columns.rename({"dialog": turns, "id": 1}) == {
+        "id": 1,
+        "messages": [{"role": "user", "content": "q"}, {"role": "bot", "text": "a"}, "x"],
+    }
+    assert not columns.missing
+
+
+def test_a_name_that_no_turn_has_is_missing() -> None:
+    columns = ColumnMap({"role": "who"})
+    columns.rename({"messages": [{"role": "user", "content": "q"}]})
+    columns.rename({"who": "not in a turn"})
+    assert columns.missing == {"who"}

@@ -34,7 +34,12 @@ def test_what_python_writes_for_a_missing_number_is_null() -> None:
 
 
 def test_a_row_with_nan_is_checked_like_any_other() -> None:
-    for raw, code in ((b'{"a": NaN, "a": 1}', RejectCode.DUP_KEY), (b'{"a": NaN', RejectCode.BAD_JSON)):
+    for raw, code in (
+        (b'{"a": NaN, "a": 1}', RejectCode.DUP_KEY),
+        (b'{"a": NaN', RejectCode.BAD_JSON),
+        (b'{"a": NaN, "b": "\\ud800"}', RejectCode.BAD_JSON),
+        (b'{"a": NaN, "b": 123456789012345678901234567890}', RejectCode.BAD_JSON),
+    ):
         with pytest.raises(BadRow) as bad:
             parse_object(raw)
         assert bad.value.code is code

@@ -38,6 +38,9 @@ ALIASES = (
     TOOL_COLUMNS,
     ("history",),
 )
+TURN_ALIASES = (ROLE_KEYS, CONTENT_KEYS)
+TURN_KEYS = frozenset({"role", "content"})
+"""Mapped names that are not of columns, but of what each turn of a conversation has."""
 KNOWN_COLUMNS = frozenset(name for names in ALIASES for name in names)
 MAX_COLUMNS_NAMED = 12
 YOURS = "YOURS"
@@ -92,6 +95,8 @@ class ColumnMap:
 
     def __init__(self, columns: Mapping[str, str], advise: Advise = advise_field) -> None:
         self.columns = columns
+        self._of_rows = {known: own for known, own in columns.items() if known not in TURN_KEYS}
+        self._of_turns = {known: own for known, own in columns.items() if known in TURN_KEYS}
         self._advise = advise
         self.missing = set(columns.values())
         """Mapped columns that no row has had so far."""
@@ -102,23 +107,36 @@ class ColumnMap:
         """Return the row with known names; a mapped column takes precedence over its aliases."""
         if not self.columns:
             return row
+        renamed = self._rename(row, self._of_rows, ALIASES)
+        if self._of_turns:
+            for name in CONVERSATION_COLUMNS:
+                if isinstance(turns := renamed.get(name), list):
+                    renamed[name] = [
+                        self._rename(turn, self._of_turns, TURN_ALIASES) if isinstance(turn, dict) else turn
+                        for turn in turns
+                    ]
+        return renamed
+
+    def _rename(
+        self, row: dict[str, Any], columns: Mapping[str, str], aliases: tuple[tuple[str, ...], ...]
+    ) -> dict[str, Any]:
         if self.missing:
-            self.missing.difference_update(row)
+            self.missing.difference_update(own for own in columns.values() if own in row)
             if len(self.seen) <= MAX_COLUMNS_NAMED:
                 self.seen.update(dict.fromkeys(row))
-        taken = set(self.columns.values())
-        for known, own in self.columns.items():
+        taken = set(columns.values())
+        for known, own in columns.items():
             if own in row:
-                taken.update(next((names for names in ALIASES if known in names), ()))
+                taken.update(next((names for names in aliases if known in names), ()))
         renamed = {name: value for name, value in row.items() if name not in taken}
-        renamed.update({known: row[own] for known, own in self.columns.items() if own in row})
+        renamed.update({known: row[own] for known, own in columns.items() if own in row})
         return renamed
 
     def explain(self, bad: BadRow, row: Columns, wanted: tuple[str, ...]) -> BadRow:
         """Return the error of a row that lacks a column, with the columns that it has and what to set."""
         seen = f"columns found: {name_columns(row)}"
         field, _ = self._advise({})
-        missing = [f"{known} as {own!r}" for known, own in self.columns.items() if known not in row]
+        missing = [f"{known} as {own!r}" for known, own in self._of_rows.items() if known not in row]
         if missing:
             detail = f"{field} names {', '.join(missing)}, which the row does not have; {seen}"
             return BadRow(RejectCode.MISSING_COLUMN, detail)

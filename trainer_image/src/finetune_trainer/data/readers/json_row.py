@@ -39,8 +39,12 @@ def _read_with_nan(raw: bytes) -> object:
     if b"NaN" not in raw and b"Infinity" not in raw:
         return None
     try:
-        return json.loads(raw, parse_constant=lambda _: None)
-    except (ValueError, RecursionError):
+        return orjson.loads(orjson.dumps(json.loads(raw, parse_constant=lambda _: None)))
+    except (
+        ValueError,
+        RecursionError,
+        TypeError,
+    ):  # not JSON otherwise either, or a number or text that orjson refuses
         return None
 
 
