@@ -8,6 +8,7 @@ import argparse
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ sys.path += [str(Path(__file__).parents[1] / "fixtures")]
 
 from counting_api import CountingApi
 from many_jobs import SPEC, finished, hold, job
-from operator_burst import Operator
+from operator_process import Operator
 
 SETTLE_SECONDS = 5
 
@@ -38,15 +39,28 @@ def measure(kind: str, count: int) -> None:
                 while sum(_phase(one) == "Queued" for one in list(api.objects["finetunejobs"].values())) < count:
                     time.sleep(1)
             time.sleep(SETTLE_SECONDS)
-            before, began = operator.resident_mib, time.monotonic()
-            lines = len(operator.metrics().splitlines())
-            seconds = time.monotonic() - began
+            before, used = operator.resident_mib, operator.processor_seconds
+            lines, waits = scrape(operator)
+            seconds, used = sum(waits), operator.processor_seconds - used
             print(
-                f"{count} {kind}: {before:.0f} MiB, {operator.resident_mib:.0f} MiB after a scrape of {lines} lines "
-                f"in {seconds:.1f} s"
+                f"{count} {kind}: {before:.0f} MiB, {operator.resident_mib:.0f} MiB after a scrape of {lines} lines; "
+                f"{used:.2f} s of a processor, {seconds:.1f} s by the clock, in which {len(waits)} probes were "
+                f"answered, the slowest in {max(waits):.2f} s"
             )
         finally:
             operator.stop()
+
+
+def scrape(operator: Operator) -> tuple[int, list[float]]:
+    """Return the lines of a scrape, and how long each probe took in the meantime."""
+    with ThreadPoolExecutor(1) as pool:
+        text = pool.submit(operator.metrics)
+        waits = []
+        while not text.done() or not waits:
+            began = time.monotonic()
+            operator.read(operator.health_port, "/healthz")
+            waits.append(time.monotonic() - began)
+        return len(text.result().splitlines()), waits
 
 
 def _phase(job: dict[str, Any]) -> str:

@@ -318,10 +318,19 @@ class Cluster:
         except urllib3.exceptions.HTTPError as problem:
             raise RetryLater(f"{verb} {path}: {_ADDRESS.sub('', str(problem))}") from problem
         finally:
-            self._metrics.requests.labels(verb, code).inc()
+            self._metrics.requests.labels(verb, find_resource(path), code).inc()
         if answer.status >= HTTPStatus.BAD_REQUEST:
             raise error_from(answer.status, answer.data, answer.headers.get("Retry-After"), path)
         return cast("Object", orjson.loads(answer.data))
+
+
+def find_resource(path: str) -> str:
+    """Return the resource of a path, with its subresource; the last part of a path without a namespace."""
+    parts = path.strip("/").split("/")
+    if "namespaces" not in parts[:-2]:
+        return parts[-1]
+    resource, *rest = parts[parts.index("namespaces") + 2 :]
+    return "/".join([resource, *rest[1:]])
 
 
 def needed_rights(settings: Settings) -> list[tuple[str, str, str, str]]:

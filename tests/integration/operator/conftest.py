@@ -23,6 +23,7 @@ import pytest
 import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException, NotFoundException
+from pod_reports import IMAGE, build_report, container_status, published_blocks, validated_blocks
 from waiting import wait_until
 
 from finetune_api import handoff, names
@@ -30,7 +31,6 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.kube.child_names import slug
 
 ROOT = Path(__file__).parents[3]
-IMAGE = "registry.example/finetune-trainer:1"
 WIRE_TIME = "%Y-%m-%dT%H:%M:%SZ"
 SPEC: dict[str, Any] = {
     "objective": "Chat",
@@ -239,7 +239,7 @@ class World:
     def run(self, pod: Any, ip: str = "127.0.0.1") -> None:
         """What the kubelet says when the container has started."""
         started = {"running": {"startedAt": _now()}}
-        self._patch(pod, {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], **_container(started)})
+        self._patch(pod, {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], **container_status(started)})
 
     def end(
         self, pod: Any, code: int, message: str = "", reason: str = "", disruption: str = "", *, ran: float = 0
@@ -252,7 +252,7 @@ class World:
             "finishedAt": _now(),
             "message": message,
         }
-        status = {"phase": "Failed" if code else "Succeeded", **_container({"terminated": terminated})}
+        status = {"phase": "Failed" if code else "Succeeded", **container_status({"terminated": terminated})}
         if disruption:
             status["conditions"] = [_condition("DisruptionTarget", "True", disruption)]
         self._patch(pod, status)
@@ -288,7 +288,7 @@ class World:
         return [pod.metadata.name for pod in self.core.list_namespaced_pod(self.namespace).items]
 
     def wait_for_image(self, pod: Any, reason: str, message: str) -> None:
-        self._patch(pod, {"phase": "Pending", **_container({"waiting": {"reason": reason, "message": message}})})
+        self._patch(pod, {"phase": "Pending", **container_status({"waiting": {"reason": reason, "message": message}})})
 
     def cannot_schedule(self, pod: Any, message: str) -> None:
         condition = _condition("PodScheduled", "False", "Unschedulable") | {"message": message}
@@ -306,34 +306,15 @@ class World:
         """A report as the trainer writes it."""
         job = self.get(name)
         spec = FineTuneJobSpec.model_validate(job["spec"])
-        return json.dumps(
-            {
-                "outcome": outcome,
-                "reason": outcome,
-                "message": "done",
-                "jobUID": job["metadata"]["uid"],
-                "configSHA256": handoff.config_sha256(spec),
-                **blocks,
-            }
-        )
+        return build_report(outcome, job["metadata"]["uid"], handoff.config_sha256(spec), **blocks)
 
     def published(self, name: str = "one", **blocks: Any) -> str:
         """The report of a successful training."""
-        artifacts = {"uri": "s3://bucket/jobs/one", "manifestSHA256": "ab" * 32, "sizeBytes": 1000}
-        metrics = {"trainLoss": 0.9, "evalLoss": 1.2, "baselineEvalLoss": 2.5}
-        return self.report("Published", name, artifacts=artifacts, metrics=metrics, lastStep=24, **blocks)
+        return self.report("Published", name, **published_blocks() | blocks)
 
     def validated(self, name: str = "one") -> str:
         """The report of a passed preflight."""
-        dataset = {
-            "rows": 100,
-            "acceptedRows": 90,
-            "rejectedRows": 10,
-            "rejectedRowsByCode": {"BAD_JSON": 10},
-            "trainRows": 81,
-        }
-        resolved = {"method": "QLoRA", "totalSteps": 24, "learningRate": 2e-4}
-        return self.report("Validated", name, dataset=dataset, resolved=resolved, lineage={"datasetSHA256": "cd" * 32})
+        return self.report("Validated", name, **validated_blocks())
 
     def pass_preflight(self, name: str = "one") -> Any:
         """Brings a job to its first trainer pod."""
@@ -357,12 +338,6 @@ class World:
             lambda: f"{kind}/{reason}: {json.dumps(self.status(name), indent=1)}",
             seconds,
         )
-
-
-def _container(state: Object) -> Object:
-    digest = "registry.example/finetune-trainer@sha256:" + "1" * 64
-    one = {"name": "trainer", "image": IMAGE, "imageID": digest, "ready": False, "restartCount": 0, "state": state}
-    return {"containerStatuses": [one]}
 
 
 def _condition(kind: str, status: str, reason: str) -> Object:

@@ -15,7 +15,7 @@ from scraped import read_scrape
 
 from finetune_api.names import ConditionType, Reason
 from finetune_api.status import FineTuneJobStatus, JobRef, Resolved
-from finetune_operator.cluster import RIGHTS, needed_rights
+from finetune_operator.cluster import RIGHTS, find_resource, needed_rights
 from finetune_operator.connection import RequestLimit
 from finetune_operator.controller.event_recorder import build_event
 from finetune_operator.controller.events import derive_events
@@ -31,6 +31,20 @@ from finetune_operator.policy.conditions import MESSAGES
 from finetune_operator.settings import Settings
 
 PATH = "/apis/batch/v1/namespaces/team/jobs"
+
+
+@pytest.mark.parametrize(
+    ("path", "resource"),
+    [
+        ("/apis/finetune.dev/v1alpha1/namespaces/team/finetunejobs/one/status", "finetunejobs/status"),
+        ("/apis/finetune.dev/v1alpha1/namespaces/team/finetunejobs/one", "finetunejobs"),
+        ("/api/v1/namespaces/namespaces/pods", "pods"),
+        ("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", "selfsubjectrulesreviews"),
+        ("/apis/kueue.x-k8s.io", "kueue.x-k8s.io"),
+    ],
+)
+def test_requests_are_counted_by_resource_and_never_by_name(path: str, resource: str) -> None:
+    assert find_resource(path) == resource
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class Metrics:
         self.requests = Counter(
             "finetune_operator_api_requests",
             "Requests to the API server, except for watches.",
-            ["verb", "code"],
+            ["verb", "resource", "code"],
             registry=self.registry,
         )
         self.request_limit = Gauge(
