@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ pytestmark = pytest.mark.nightly
 
 Kubectl = Callable[..., str]
 PLACE = Place("support.bot", "s3://bucket/support-bot", "hf://owner/base", "a" * 40, "http://minio:9000")
+MIRRORED = replace(PLACE, hub_endpoint="https://hub.example.org")
 SERVICE = "serving.kserve.io_inferenceservices.yaml"
 LLM_SERVICE = "llmisvc/serving.kserve.io_llminferenceservices.yaml"
 MANIFESTS = {
     SERVICE: [kserve_adapter(PLACE, 24), kserve_merged(PLACE)],
-    LLM_SERVICE: [kserve_llm_adapter(PLACE, 24)],
+    LLM_SERVICE: [kserve_llm_adapter(PLACE, 24), kserve_llm_adapter(MIRRORED, 24)],
 }
 
 

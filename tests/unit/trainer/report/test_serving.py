@@ -88,11 +88,12 @@ def test_a_base_of_another_hub_is_fetched_from_there() -> None:
 def test_kserve_manifests_are_yaml_that_names_the_folders() -> None:
     merged = yaml.safe_load(kserve_merged(PLACE))
     assert (merged["apiVersion"], merged["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
-    assert merged["spec"]["predictor"]["model"]["storageUri"] == "s3://bucket/out/merged"
+    assert merged["spec"]["predictor"]["model"]["storageUri"] == "s3://bucket/out/merged/"
+    assert merged["spec"]["predictor"]["model"]["args"] == ["--model_name=tuned"]
     predictor = yaml.safe_load(kserve_adapter(PLACE, 24))["spec"]["predictor"]
     assert [one["uri"] for one in predictor["storageUris"]] == [
         f"hf://owner/base:{'a' * 40}",
-        "s3://bucket/out/adapter",
+        "s3://bucket/out/adapter/",
     ]
     assert "--max-lora-rank=32" in predictor["model"]["args"]
     assert {f"--chat-template={FOLDER}/chat_template.jinja", f"--generation-config={FOLDER}"} <= {
@@ -105,8 +106,9 @@ def test_an_llm_service_of_kserve_names_the_adapter_its_rank_and_its_template() 
     assert (manifest["apiVersion"], manifest["kind"]) == ("serving.kserve.io/v1alpha2", "LLMInferenceService")
     assert manifest["spec"]["model"] == {
         "uri": f"hf://owner/base:{'a' * 40}",
-        "lora": {"maxRank": 32, "adapters": [{"name": "tuned", "uri": "s3://bucket/out/adapter"}]},
+        "lora": {"maxRank": 32, "adapters": [{"name": "tuned", "uri": "s3://bucket/out/adapter/"}]},
     }
+    assert list(manifest["spec"]["template"]) == ["containers"]
     (server,) = manifest["spec"]["template"]["containers"]
     assert server["args"] == [
         "--chat-template=/mnt/lora/tuned/chat_template.jinja",
@@ -114,10 +116,29 @@ def test_an_llm_service_of_kserve_names_the_adapter_its_rank_and_its_template() 
     ]
 
 
+@pytest.mark.parametrize("base", ["s3://bucket/models/base", "s3://bucket/models/base/"])
+def test_kserve_copies_no_neighbour_whose_name_begins_with_that_of_the_base(base: str) -> None:
+    place = replace(PLACE, base=base)
+    assert yaml.safe_load(kserve_llm_adapter(place, 16))["spec"]["model"]["uri"] == "s3://bucket/models/base/"
+    uris = yaml.safe_load(kserve_adapter(place, 16))["spec"]["predictor"]["storageUris"]
+    assert uris[0]["uri"] == "s3://bucket/models/base/"
+
+
+def test_kserve_is_given_the_address_of_another_hub_if_the_base_is_there() -> None:
+    mirror = replace(PLACE, hub_endpoint="https://hub.example.org")
+    (initializer,) = yaml.safe_load(kserve_llm_adapter(mirror, 16))["spec"]["template"]["initContainers"]
+    assert initializer == {
+        "name": "storage-initializer",
+        "env": [{"name": "HF_ENDPOINT", "value": "https://hub.example.org"}],
+    }
+    stored = replace(mirror, base="s3://bucket/base")
+    assert "initContainers" not in kserve_llm_adapter(stored, 16)
+
+
 @pytest.mark.parametrize("output", ["s3://b/a: b # c", "s3://b/'\"", "s3://b/{x}", "s3://b/- y"])
 def test_odd_addresses_stay_one_value_in_yaml_and_one_word_of_a_shell(output: str) -> None:
     place = Place("n", output, output)
-    assert yaml.safe_load(kserve_merged(place))["spec"]["predictor"]["model"]["storageUri"] == f"{output}/merged"
+    assert yaml.safe_load(kserve_merged(place))["spec"]["predictor"]["model"]["storageUri"] == f"{output}/merged/"
     assert shlex.split(fetch_result(place, "merged"))[-2:] == [f"{output}/merged", "merged"]
     assert shlex.split(fetch_base(place))[-2] == output
 

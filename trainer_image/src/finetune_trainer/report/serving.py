@@ -160,14 +160,15 @@ def ask_snippet(*, is_chat: bool) -> str:
 
 
 def kserve_merged(place: Place) -> str:
-    """Return an InferenceService of the full model."""
-    return _service(place, [], {"storageUri": f"{place.output}/merged"})
+    """Return an InferenceService of the full model under the adapter's name."""
+    return _service(place, [f"--model_name={ADAPTER_NAME}"], {"storageUri": f"{place.output}/merged/"})
 
 
 def kserve_adapter(place: Place, rank: int) -> str:
     """Return an InferenceService of base and adapter; several URIs for one model need KServe 0.16."""
     folder = "/mnt/models/adapter"
     arguments = [
+        f"--model_name={service_name(place.name)}",
         "--model_dir=/mnt/models/base",
         "--enable-lora",
         f"--max-lora-rank={max_lora_rank(rank) or VLLM_RANKS[-1]}",
@@ -176,25 +177,37 @@ def kserve_adapter(place: Place, rank: int) -> str:
     ]
     uris = [
         {"uri": _kserve_uri(place), "mountPath": "/mnt/models/base"},
-        {"uri": f"{place.output}/adapter", "mountPath": folder},
+        {"uri": f"{place.output}/adapter/", "mountPath": folder},
     ]
     return _service(place, arguments, {}, {"storageUris": uris})
 
 
 def kserve_llm_adapter(place: Place, rank: int) -> str:
-    """Return an LLMInferenceService of base and adapter; its controller serves adapters since KServe 0.19."""
+    """Return an LLMInferenceService of base and adapter; its controller serves adapters since KServe 0.19.
+
+    The hub of the base is named to the initializer, which takes settings since KServe 0.20.
+    """
     adapters = {
         "maxRank": max_lora_rank(rank) or VLLM_RANKS[-1],
-        "adapters": [{"name": ADAPTER_NAME, "uri": f"{place.output}/adapter"}],
+        "adapters": [{"name": ADAPTER_NAME, "uri": f"{place.output}/adapter/"}],
     }
     server = {"name": "main", "args": _settings_of(f"/mnt/lora/{ADAPTER_NAME}", "="), "resources": RESOURCES}
+    template: dict[str, Any] = {"containers": [server]}
+    if names_hub(place):
+        hub = {"name": "HF_ENDPOINT", "value": place.hub_endpoint}
+        template["initContainers"] = [{"name": "storage-initializer", "env": [hub]}]
     spec = {
         "model": {"uri": _kserve_uri(place), "lora": adapters},
         "replicas": 1,
         "router": {"gateway": {}, "route": {}},
-        "template": {"containers": [server]},
+        "template": template,
     }
     return _manifest("serving.kserve.io/v1alpha2", "LLMInferenceService", place, spec)
+
+
+def names_hub(place: Place) -> bool:
+    """Return whether the base is in a hub other than huggingface.co, whose address KServe needs."""
+    return bool(place.hub_endpoint) and is_hub_uri(place.base)
 
 
 def service_name(name: str) -> str:
@@ -208,7 +221,7 @@ def _service(
 ) -> str:
     model = {
         "modelFormat": {"name": "huggingface"},
-        "args": [f"--model_name={service_name(place.name)}", *arguments],
+        "args": arguments,
         **source,
         "resources": RESOURCES,
     }
@@ -227,8 +240,9 @@ def _settings_of(folder: str, sign: str = " ") -> list[str]:
 
 
 def _kserve_uri(place: Place) -> str:
+    """Return the base's URI; without its last slash, KServe would also copy `base-large` for `base`."""
     if not is_hub_uri(place.base):
-        return place.base
+        return f"{place.base.rstrip('/')}/"
     return f"hf://{repo_name(place.base)}" + (f":{place.revision}" if place.revision else "")
 
 
