@@ -169,8 +169,7 @@ class Bench:
     def record(self, name: str, value: Any) -> None:
         """Keep and print a figure."""
         self.figures[name] = value
-        text = ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else value
-        print(f"| {name} | {text} |", flush=True)
+        print(f"| {name} | {show(value)} |", flush=True)
 
     def create(self, prefix: str, count: int, **spec: Any) -> list[str]:
         """Create jobs one after another, without a wait."""
@@ -220,7 +219,7 @@ class Bench:
     def measure_queued(self, count: int) -> None:
         """Let jobs wait in a queue that nothing admits."""
         self._observer.wait("job", self.create("queued", count, scheduling={"queueName": "none"}))
-        self.measure_idle(QUIET_SECONDS, f"{count} queued jobs")
+        self.measure_idle(QUIET_SECONDS, "queued jobs")
 
     def measure_burst(self, count: int) -> None:
         """Create jobs at once, and wait until each has its Job."""
@@ -229,7 +228,8 @@ class Bench:
         made = self.create("job", count)
         self._observer.wait("job", made)
         self._observer.wait("condition", made)
-        self.settle()  # the events are posted last
+        deadline = time.monotonic() + SETTLE_SECONDS  # the events are posted last
+        wait_until(lambda: (self.operator.requests() - before)["POST events"] >= count or time.monotonic() > deadline)
         self.record("burst: first condition (s)", quantiles(self._observer.since("condition", made)))
         self.record("burst: Job (s)", quantiles(self._observer.since("job", made)))
         self._record_work("until its Job exists", count, before, used, loop)
@@ -253,15 +253,15 @@ class Bench:
     def measure_steady(self, count: int) -> None:
         """Let trainers run that never end."""
         self._observer.wait("training", self.create("endless", count))
-        self.measure_idle(STEADY_SECONDS, f"{count} running jobs")
-        self.measure_singles("endless-busy", f"single job while {count} run")
+        self.measure_idle(STEADY_SECONDS, "running jobs")
+        self.measure_singles("endless-busy", "single job while the others run")
 
     def measure_restart(self) -> None:
         """Restart the operator with every job so far."""
         self.operator.stop()
         self.operator = Operator(self._kubeconfig, self._log, self._profile and self._profile.with_suffix(".restart"))
-        count = len(self._names)
-        self.record(f"restart with {count} jobs: ready (s)", round(self.operator.seconds_to_ready, 1))
+        self.record("restart: jobs", len(self._names))
+        self.record("restart: ready (s)", round(self.operator.seconds_to_ready, 1))
         self.record("restart: processor seconds", round(self.operator.processor_seconds, 1))
         self.record("restart: requests until ready, without lists", dict(self.operator.requests_to_ready))
         self.settle()
@@ -296,6 +296,18 @@ class Bench:
         spent, own = self.operator.processor_seconds - used, self.operator.loop_seconds - loop
         self.record(f"processor time for each job {text} (ms)", round(1000 * spent / count, 1))
         self.record(f"of that in the event loop {text} (ms)", round(1000 * own / count, 1))
+
+
+def show(value: Any) -> str:
+    """Return a figure as text."""
+    return ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else str(value)
+
+
+def print_table(files: list[Path]) -> None:
+    """Print the figures of several runs, one column each."""
+    runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    for name in dict.fromkeys(name for run in runs for name in run):
+        print(f"| {name} | {' | '.join(show(run.get(name, '-')) for run in runs)} |")
 
 
 def quantiles(times: list[float]) -> dict[str, float]:
@@ -343,7 +355,11 @@ def main() -> None:
     parser.add_argument("--steady", action="store_true", help="and measure as many jobs whose trainers never end")
     parser.add_argument("--json", type=Path, help="write the figures into this file")
     parser.add_argument("--profile", type=Path, help="write a profile of the operator's event loop into this file")
+    parser.add_argument("--table", type=Path, nargs="+", help="print a table of such files, and measure nothing")
     chosen = parser.parse_args()
+    if chosen.table:
+        print_table(chosen.table)
+        return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started
     figures = measure(chosen)
     if chosen.json:

@@ -55,7 +55,7 @@ def scrape(operator: Operator) -> tuple[int, list[float]]:
     """Return the lines of a scrape, and how long each probe took in the meantime."""
     with ThreadPoolExecutor(1) as pool:
         text = pool.submit(operator.metrics)
-        waits = []
+        waits: list[float] = []
         while not text.done() or not waits:
             began = time.monotonic()
             operator.read(operator.health_port, "/healthz")
