@@ -243,8 +243,16 @@ gpu: setup ## Measure on a GPU what no CPU can show, at most ten minutes (apart 
 SERVERS_ARGS ?=
 
 .PHONY: servers
-servers: setup $(VENV)/servers/installed ## Serve results with a real vLLM on the CPU, by the commands of their reports (apart from `make test`; 5.7 GB in an environment of its own)
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/servers $(SERVERS_ARGS)
+servers: serving controllers ## Programs of other projects (apart from `make test`): serving and controllers, one after the other
+
+.PHONY: serving
+serving: setup $(VENV)/servers/installed ## Serve results with a real vLLM on the CPU, by the commands of their reports (5.7 GB in an environment of its own)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/servers --ignore=tests/servers/controllers $(SERVERS_ARGS)
+
+.PHONY: controllers
+controllers: setup prometheus ## The Prometheus Operator as a process on a real API server, with the chart (builds it once)
+	$(CLUSTER_PY) build $(CONTROL_PLANE) prometheus-operator
+	$(BIN)/pytest tests/servers/controllers $(SERVERS_ARGS)
 
 ARCHITECTURES_ARGS ?=
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from layout import CACHE, ClusterError
 
 MODULES = Path(__file__).parent / "binaries"
 KUBERNETES = "k8s.io/kubernetes"
+PROMETHEUS_OPERATOR = "github.com/prometheus-operator/prometheus-operator"
 MINOR = os.environ.get("KUBERNETES_MINOR", "")
 """The older Kubernetes of a control plane without a node, for example 1.31; empty for the cluster's own."""
 DOWNLOAD_ATTEMPTS = 4
@@ -56,9 +58,12 @@ PROGRAMS = {
         Program(
             "actionlint", "actionlint", "github.com/rhysd/actionlint", "github.com/rhysd/actionlint/cmd/actionlint"
         ),
+        Program(
+            "prometheus-operator", "prometheus-operator", PROMETHEUS_OPERATOR, f"{PROMETHEUS_OPERATOR}/cmd/operator"
+        ),
     )
 }
-ON_DEMAND = ("kueue", "health", "actionlint")
+ON_DEMAND = ("kueue", "health", "actionlint", "prometheus-operator")
 BASIC = tuple(name for name in PROGRAMS if name not in ON_DEMAND)
 """What every cluster needs; Kueue takes minutes to build and is built when it is asked for, as are the tests' tools."""
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kubectl", "kube-controller-manager")
@@ -96,19 +101,19 @@ def build(names: tuple[str, ...] | None = None) -> None:
 
 
 def module_folder(name: str) -> Path:
-    """Where the Go tool keeps the source of a program's module, which may hold a chart."""
+    """Where the Go tool keeps the source of a program's module, which may hold a chart or definitions."""
     program = PROGRAMS[name]
     found = subprocess.run(
-        ["go", "list", "-m", "-f", "{{.Dir}}", program.module],
+        ["go", "mod", "download", "-json", program.module],
         cwd=MODULES / program.folder,
         env={**os.environ, "GOFLAGS": "-mod=mod", "GOWORK": "off"},
         check=False,
         capture_output=True,
         text=True,
     )
-    if found.returncode or not found.stdout.strip():
-        raise ClusterError(f"the source of {program.module} cannot be found: {found.stderr.strip()}")
-    return Path(found.stdout.strip())
+    if found.returncode:
+        raise ClusterError(f"the source of {program.module} cannot be found: {found.stdout}{found.stderr}")
+    return Path(json.loads(found.stdout)["Dir"])
 
 
 def _download(program: Program) -> None:

@@ -155,6 +155,12 @@ def program(name: str) -> None:
     print(binaries.binary(name))
 
 
+@app.command()
+def source(name: str) -> None:
+    """Print the folder with the source of a program's module, which may hold its definitions."""
+    print(binaries.module_folder(name))
+
+
 @control_plane_app.command("up")
 def control_plane_up(
     directory: Directory,

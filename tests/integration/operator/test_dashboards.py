@@ -6,12 +6,10 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import dashboards
 import pytest
 import yaml
 from dashboard_pictures import Source, draw
+from http_servers import answering, forward_to
 from prometheus import Prometheus, running
 from prometheus_client.parser import text_string_to_metric_families
 from tiny_model import make_tiny_model
@@ -110,41 +109,9 @@ def training_of(world: Any, folder: Path) -> Iterator[int]:
         process.wait()
 
 
-@contextmanager
-def serving(address: str, port: int, body: Callable[[str], bytes]) -> Iterator[int]:
-    """An HTTP server; its port."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            try:
-                answer = body(self.path)
-            except OSError:
-                self.send_error(503)
-                return
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *_: object) -> None:
-            return
-
-    server = ThreadingHTTPServer((address, port), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
-        yield int(server.server_address[1])
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def live(world: Any, port: int, stack: ExitStack) -> Any:
     """The operator reaches the real trainer at the address of its pod, which is returned."""
-
-    def forward(path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return bytes(answer.read())
-
-    stack.enter_context(serving("127.0.0.7", 8080, forward))
+    stack.enter_context(answering("127.0.0.7", 8080, forward_to(port)))
     pod = world.pod_of("support-bot-1")
     world.run(pod, ip="127.0.0.7")
     return pod
@@ -208,7 +175,7 @@ def config(operator: Any, port: int, pod: Any, stack: ExitStack) -> str:
     labels = {"app.kubernetes.io/name": "finetune-operator", "app.kubernetes.io/component": "operator"}
     itself = {"metadata": {"namespace": "system", "name": "operator-0", "labels": labels}}
     lines = DCGM.format(namespace=pod.metadata.namespace, pod=pod.metadata.name).encode()
-    dcgm = stack.enter_context(serving("127.0.0.1", 0, lambda _: lines))
+    dcgm = stack.enter_context(answering("127.0.0.1", 0, lambda _: lines))
     found = dashboards.discovered
     jobs = [
         dashboards.scrape_job("finetune-operator", f"127.0.0.1:{operator.port}", found(itself, "metrics")),

@@ -1,0 +1,110 @@
+"""Controllers of other projects as processes, against the API server of the integration tests: there is no node, the
+test plays the kubelet. Their definitions come from their Go modules."""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+INTEGRATION = ROOT / "tests" / "integration"
+
+
+def _loaded(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec
+    assert spec.loader
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_control_plane = _loaded("fixtures_of_integration_tests", INTEGRATION / "conftest.py")
+_operator = _loaded("fixtures_of_operator_tests", INTEGRATION / "operator" / "conftest.py")
+control_plane = _control_plane.control_plane
+program = _control_plane.program
+tool_path = _control_plane.tool_path
+helm = _control_plane.helm
+kubectl = _control_plane.kubectl
+access = _operator.access
+world = _operator.world
+operator = _operator.operator
+operator_in = _operator.operator_in
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _programs() -> None:
+    """vLLM, which the other tests of this folder need, is not needed here."""
+
+
+Process = Callable[..., AbstractContextManager[Path]]
+
+
+@pytest.fixture
+def spec() -> dict[str, object]:
+    """The spec of a job that the operator accepts."""
+    return dict(_operator.SPEC)
+
+
+@pytest.fixture(scope="session")
+def source() -> Callable[[str], Path]:
+    """The folder with the source of a program's module."""
+
+    def folder(name: str) -> Path:
+        command = [*_control_plane.CLUSTER_PY, "source", name]
+        return Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def install(kubectl: Callable[..., str]) -> Callable[[Path], None]:
+    """Create the definitions in a folder or a file, and wait until they are served."""
+
+    def create(path: Path) -> None:
+        names = kubectl("apply", "--server-side", "-o", "name", "-f", str(path)).split()
+        kubectl("wait", "--for=condition=Established", "--timeout=60s", *names)
+
+    return create
+
+
+@pytest.fixture(scope="session")
+def running(control_plane: Path, tmp_path_factory: pytest.TempPathFactory) -> Process:
+    """Run a controller as an administrator until the block ends; its log."""
+
+    @contextmanager
+    def run(command: list[str], **environment: str) -> Iterator[Path]:
+        log = tmp_path_factory.mktemp("controller") / "log"
+        env = os.environ | {"KUBECONFIG": str(control_plane)} | environment
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=env, cwd=log.parent)
+        try:
+            yield log
+            assert process.poll() is None, f"{command[0]} has ended: {log.read_text()[-3000:]}"
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """A port of 127.0.0.1 on which nothing listens."""
+
+    def find() -> int:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            return int(free.getsockname()[1])
+
+    return find
