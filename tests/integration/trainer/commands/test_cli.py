@@ -113,18 +113,6 @@ def test_the_handler_is_set_before_anything_heavy_is_loaded() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_preflight_and_the_command_line_load_neither_torch_nor_transformers() -> None:
-    code = (
-        "import sys, finetune_trainer.cli, finetune_trainer.entrypoints.pod\n"
-        "import finetune_trainer.pipeline.preflight, finetune_trainer.storage.s3\n"
-        "import finetune_trainer.commands.check_data, finetune_trainer.commands.run, finetune_trainer.commands.verify\n"
-        "import finetune_trainer.commands.estimate, finetune_trainer.commands.chat, finetune_trainer.commands.merge\n"
-        "print([m for m in ('torch', 'transformers', 'peft', 'trl', 'datasets', 'matplotlib') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.strip() == "[]"
-
-
 def test_a_signal_while_the_process_loads_ends_in_75(config_file: Path, termination_log: Path, tmp_path: Path) -> None:
     process = start(
         "preflight", "--config", config_file, "--workspace", tmp_path, "--port", 0, "--termination-log", termination_log

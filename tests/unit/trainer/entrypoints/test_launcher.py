@@ -1,7 +1,5 @@
 """The ending of a pod, from the exit codes of its processes and the events of other pods; nothing is started."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -373,12 +371,3 @@ def test_gloo_and_nccl_stay_on_the_interface_of_the_pod_unless_the_job_names_ano
     found = Layout(per_node=2).environment(0, {"GLOO_SOCKET_IFNAME": "eth1"})
     assert (found["NCCL_SOCKET_IFNAME"], found["GLOO_SOCKET_IFNAME"]) == ("=lo", "eth1")
     assert Layout(per_node=2).environment(0, {})["GLOO_SOCKET_IFNAME"] == "lo"
-
-
-def test_pid_1_carries_no_training_library() -> None:
-    program = (
-        "import sys, finetune_trainer.entrypoints.launcher;"
-        "print(sorted({'torch', 'transformers', 'boto3'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

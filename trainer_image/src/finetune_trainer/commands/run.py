@@ -105,7 +105,8 @@ def _run_one(state: RunState, config: JobConfig, storage: Store, workspace: Path
     if checked.outcome is not Outcome.VALIDATED:  # the job's result exists already
         return checked
     state.stop.raise_if_set()
-    from finetune_trainer.pipeline.train import train
+    with reporter.start.libraries():
+        from finetune_trainer.pipeline.train import train
 
     ready = bind_checked(config.model_copy(update={"attempt": 1}), checked)
     state.config = ready

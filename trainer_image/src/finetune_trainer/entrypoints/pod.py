@@ -39,7 +39,8 @@ def run_preflight(state: RunState, config_path: Path, workspace: Path, port: int
     config, reporter = _begin(state, config_path, port)
     end_when_stalled(state, reporter, config.spec.stall_timeout_seconds)
     state.stop.raise_if_set()
-    from finetune_trainer.pipeline.preflight import preflight
+    with reporter.start.libraries():
+        from finetune_trainer.pipeline.preflight import preflight
 
     return preflight(RunContext(config, connect_stores(config, state.stop), workspace, reporter, state.stop))
 
@@ -62,7 +63,9 @@ def run_training(state: RunState, config_path: Path, workspace: Path, port: int)
             if checked.outcome is not Outcome.VALIDATED:
                 return checked
             run = replace(run, config=bind_checked(config, checked))
-        from finetune_trainer.pipeline.train import train
+        reporter.start.end("storage")
+        with reporter.start.libraries():
+            from finetune_trainer.pipeline.train import train
 
         return train(run)
 
@@ -75,7 +78,8 @@ def run_finish(state: RunState, config_path: Path, workspace: Path, port: int) -
     with recorded_interruption(run):
         if found := find_published(run):
             return found
-        from finetune_trainer.pipeline.train import finish_training
+        with reporter.start.libraries():
+            from finetune_trainer.pipeline.train import finish_training
 
         return finish_training(run)
 
@@ -189,6 +193,7 @@ def _begin(state: RunState, config_path: Path, port: int) -> tuple[JobConfig, Re
     config = read_config(config_path, state)
     reporter = state.reporter = Reporter(config.uid)
     serve(reporter, port)
+    reporter.start.end("process")
     return config, reporter
 
 

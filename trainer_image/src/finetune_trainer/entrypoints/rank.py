@@ -45,6 +45,7 @@ def train_rank(
     if local[0] == 0:
         pod.serve(state.reporter, port)
     state.stop.raise_if_set()
+    state.reporter.start.end("process")
     storage = pod.connect_stores(config, state.stop, pod.TRAINER_RETRY_SECONDS)
     run = RunContext(config, storage, workspace, state.reporter, state.stop)
     if rank == 0 and (found := pod.find_result(run)):
@@ -68,16 +69,20 @@ def train_rank(
 def _train(
     run: RunContext, place: tuple[int, int, tuple[int, int], tuple[str, int]], micro_batch: int | None
 ) -> Report | None:
-    from finetune_trainer.distributed.world import join
-    from finetune_trainer.models.device import require_gpus
+    run.reporter.start.end("storage")
+    with run.reporter.start.libraries():
+        from finetune_trainer.distributed.world import join
+        from finetune_trainer.models.device import require_gpus
 
     require_gpus(run.config)
     world = join(*place, run.on_work, timeout=_timeout(run.config))
     logger.info("rank %d of %d is connected", world.rank, world.size)
+    run.reporter.start.end("processes")
     if world.local_rank:
         neighbour = run.workspace.parent / f"rank-{world.rank - world.local_rank}"
         run = replace(run, storage=HardlinkedStore(run.storage, run.workspace, neighbour))
-    from finetune_trainer.pipeline.train import train_distributed
+    with run.reporter.start.libraries():
+        from finetune_trainer.pipeline.train import train_distributed
 
     try:
         report = train_distributed(run, world, micro_batch)

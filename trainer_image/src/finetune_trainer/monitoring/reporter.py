@@ -19,6 +19,7 @@ from finetune_api.status import CheckpointStatus, EarlyStoppingStatus, Progress,
 from finetune_trainer.monitoring.bar import Bar
 from finetune_trainer.monitoring.http_server import start_server
 from finetune_trainer.monitoring.metrics import TrainerMetrics
+from finetune_trainer.monitoring.start_phases import StartPhases
 from finetune_trainer.monitoring.time_estimate import TimeEstimate
 from finetune_trainer.sigterm import StopFlag
 
@@ -32,6 +33,7 @@ class Reporter:
     """The state of the run for users, the operator and Prometheus."""
 
     def __init__(self, job_uid: str, *, out: TextIO | None = None) -> None:
+        self.start = StartPhases()
         self._lock = threading.Lock()
         self._out = out if out is not None else sys.stdout
         self._report = ProgressReport(

@@ -136,6 +136,7 @@ def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
     if reward:
         require_reward_model_as_checked(reward, rows.summary.get("rewardModel") or {}, storage)
     licence = read_licence(pinned_model_uri(config.spec.model), storage)
+    run.reporter.start.end("download")
     labeler = load_labeler(model, config.spec.model.uri)
     hyper = config.spec.hyperparameters
     origin = TokenOrigin.of(labeler, config.spec.objective.value, hyper.max_length)
@@ -146,7 +147,9 @@ def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
         validation = load_samples(rows.validation, labeler, origin, run.on_work, chosen)
     if not samples:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, "no row has a token to train on: see status.dataset")
+    run.reporter.start.end("rows")
     files = digest_folder(model, on_bytes) if digests_base else {}
+    run.reporter.start.end("digests")
     run = replace(run, config=config)
     return Inputs(run, model, rows, labeler, samples, validation, adapter, reward, files, licence)
 

@@ -43,6 +43,7 @@ def preflight(run: RunContext) -> Report:
     that it rejected.
     """
     config, storage, workspace, on_bytes = run.config, run.storage, run.workspace, run.on_bytes
+    start = run.reporter.start
     run.reporter.set_stage("Loading")
     _probe(config, storage)
     if check_claim(config, storage):
@@ -53,6 +54,7 @@ def preflight(run: RunContext) -> Report:
         workspace / "tokenizer", ignore_errors=True
     )  # a workspace that is used again may hold another model's
     check_parents(config, storage)
+    start.end("storage")
     config = pin_model(config, storage)
     model = check_model(pinned_model_uri(config.spec.model), storage, workspace / "tokenizer", on_bytes)
     architecture = read_config(workspace / "tokenizer")
@@ -62,6 +64,7 @@ def preflight(run: RunContext) -> Report:
     Expectations(config.spec.evaluation.prompts or [])
     reward = _check_rewards(config, storage, workspace, on_bytes)
     labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri)
+    start.end("model")
     try:
         bound = {"model": describe_model(config.spec.model, workspace / "tokenizer", storage)}
         if adapter:
@@ -73,12 +76,15 @@ def preflight(run: RunContext) -> Report:
         )
     except TrainerError as refused:
         raise _with_rejected_rows(refused, config, storage, workspace) from refused
+    start.end("rows")
     _check_gate(config, dataset)
     resolved = _choose(config, model, dataset, adapter)
     require_method(architecture, resolved.method)
     _check_served(config, model, resolved)
     claim_prefix(config, storage)
     _upload(config, dataset, storage, on_bytes)
+    start.end("upload")
+    start.log("checked")
     return _report(config, model, dataset, resolved, adapter)
 
 

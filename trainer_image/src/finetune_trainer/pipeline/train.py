@@ -50,7 +50,6 @@ from finetune_trainer.pipeline.measure import answer_changed_prompts, measure_ba
 from finetune_trainer.pipeline.served import measure_as_served
 from finetune_trainer.pipeline.stored_training import restore_training, store_training
 from finetune_trainer.publishing.publish import publish
-from finetune_trainer.report.document import write_report
 from finetune_trainer.storage.hub.uris import pinned_commit, repo_name
 from finetune_trainer.training.callbacks import early_stopping_status
 from finetune_trainer.training.checkpoint_files import (
@@ -153,6 +152,8 @@ def merge_and_publish(inputs: Inputs, trained: TrainingResult) -> Report:
     full = make_full_model(inputs, trained)
     inputs.run.stop.raise_if_set()
     record = build_record(inputs, trained, full)
+    from finetune_trainer.report.document import write_report  # noqa: PLC0415 - its libraries draw and render the page
+
     write_report(record, inputs.result)
     report = publish(inputs.run, inputs.result, build_result(inputs, record))
     remove_checkpoints(inputs.run.config, inputs.run.storage)
@@ -201,16 +202,20 @@ def train_once(
     spec, reporter = inputs.run.config.spec, inputs.run.reporter
     resumed = restore_checkpoint(inputs.run, checkpoints, world)
     loop = start_loop(inputs, checkpoints, resumed, world)
+    reporter.start.end("checkpoint")
     model, settings = load_model(inputs, settings, device, world)
+    reporter.start.end("model")
     tokenizer, scratch = load_tokenizer(inputs.model), inputs.run.workspace / "trainer"
     parts = TrainerParts(model, tokenizer, settings, loop, inputs.train, inputs.validation, scratch)
     trainer = build_trainer(spec.objective, parts, build_judge(inputs, settings, device))
+    reporter.start.end("trainer")
     parameters = sum(tensor.numel() for tensor in trained_tensors(model).values())
     reporter.update(resolved=settings, metrics={"trainable_parameters": parameters})
     if resumed:
         answer_changed_prompts(inputs, trainer, loop)
     else:
         measure_baseline(inputs, trainer, loop, is_quantised=settings.method == Method.QLORA)
+    reporter.start.end("baseline")
     if spec.mode is Mode.EVALUATE:
         continue_adapter(model, inputs.initial_weights)
     else:

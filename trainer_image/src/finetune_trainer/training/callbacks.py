@@ -58,6 +58,7 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
         self._step_began = 0.0
         self._step_seconds = 0.0
         self._tokens_before = 0.0
+        self._is_started = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the progress at zero, or at the step of the checkpoint."""
@@ -70,10 +71,15 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
         self._step_began = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Count the step before its losses are known; evaluate the last step."""
+        """Count the step before its losses are known; evaluate the last step; log how long the start took."""
         self._step_seconds = time.monotonic() - self._step_began
         progress = {"stage": "Training", "step": state.global_step, "total_steps": state.max_steps}
         self._reporter.update(progress=progress | {"epoch": self._count_epochs(args, state)})
+        if not self._is_started:
+            self._is_started = True
+            self._reporter.start.end("first step")
+            if self._world.is_first:
+                self._reporter.start.log("the first step ended")
         if state.global_step >= state.max_steps and args.eval_strategy != "no":
             control.should_evaluate = True
 

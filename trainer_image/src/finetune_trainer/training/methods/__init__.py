@@ -2,7 +2,10 @@
 
 # ruff: noqa: PLC0415 - a job imports only its own trainer: each takes seconds
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from finetune_trainer.tokenization.packing import max_rows_for
@@ -42,26 +45,32 @@ def traits_of(objective: str) -> Traits:
 
 def build_trainer(objective: str, parts: "TrainerParts", judge: "Judge | None" = None) -> "LoopTrainer":
     """Return the objective's trainer, ready for `evaluate()` and `train()`. RLHF needs a judge."""
-    match objective:
-        case "Instruction" | "Chat" | "DomainAdaptation":
-            from finetune_trainer.training.methods.sft import build_sft_trainer
+    # TRL imports wandb if it is installed, which takes longer than PyTorch: for this process it is not. Another one
+    # sends to Weights & Biases. None is Python's own mark of a module that cannot be imported.
+    sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
+    build: Callable[[TrainerParts], LoopTrainer]
+    with parts.loop.reporter.start.libraries():
+        match objective:
+            case "Instruction" | "Chat" | "DomainAdaptation":
+                from finetune_trainer.training.methods.sft import build_sft_trainer
 
-            return build_sft_trainer(parts, max_rows_for(objective))
-        case "DPO":
-            from finetune_trainer.training.methods.dpo import build_dpo_trainer
+                build = partial(build_sft_trainer, max_rows=max_rows_for(objective))
+            case "DPO":
+                from finetune_trainer.training.methods.dpo import build_dpo_trainer
 
-            return build_dpo_trainer(parts)
-        case "KTO":
-            from finetune_trainer.training.methods.kto import build_kto_trainer
+                build = build_dpo_trainer
+            case "KTO":
+                from finetune_trainer.training.methods.kto import build_kto_trainer
 
-            return build_kto_trainer(parts)
-        case "RewardModel":
-            from finetune_trainer.training.methods.reward import build_reward_trainer
+                build = build_kto_trainer
+            case "RewardModel":
+                from finetune_trainer.training.methods.reward import build_reward_trainer
 
-            return build_reward_trainer(parts)
-        case "RLHF" if judge:
-            from finetune_trainer.training.methods.rlhf import build_rlhf_trainer
+                build = build_reward_trainer
+            case "RLHF" if judge:
+                from finetune_trainer.training.methods.rlhf import build_rlhf_trainer
 
-            return build_rlhf_trainer(parts, judge)
-        case _:
-            raise NotImplementedError(f"objective {objective}")
+                build = partial(build_rlhf_trainer, judge=judge)
+            case _:
+                raise NotImplementedError(f"objective {objective}")
+    return build(parts)
