@@ -4,15 +4,14 @@ python tests/bench/trainer_start.py [--only preflight|LoRA]; exits with 1 where 
 
 Every pod is a new process, as in a container; after the first one, what it reads from the disk is in the page cache, as
 on a warm node. Its log has the phases, which are printed as a table; then the pod is ended. The model is tiny, so the
-libraries are most of it. What is required is processor time of the process, of several the first one that trains: other
-work on the machine does not change it as it changes the clock's.
+libraries are most of it. What is required is processor time of the process: other work on the machine does not change
+it as it changes the clock's.
 """
 
 import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,14 +28,11 @@ from tiny_model import make_tiny_model
 from trainer_pod import Pod, make_config
 
 MOST_SECONDS_OF_PREFLIGHT = 5.0
-MOST_TIMES_OF_LIBRARIES = 1.6
 END_SECONDS = 600.0
 POLL_SECONDS = 0.5
 ROWS = 1_000
 SUMMARY = re.compile(r"(checked|the first step ended) after ([\d.]+) s \(([\d.]+) s of processor time\): (.+)")
 PHASE = re.compile(r"([a-z ]+) ([\d.]+) \(([\d.]+)\)")
-LIBRARIES = "import time, torch, peft, transformers.trainer; print(time.process_time())"
-"""The least that a script imports which trains an adapter with transformers."""
 TRAININGS: dict[str, dict[str, Any]] = {
     "LoRA": {},
     "QLoRA": {"tuning": {"method": "QLoRA", "lora": {"rank": 2}}},
@@ -120,11 +116,6 @@ def measure(server: S3Server, bucket: str, folder: Path, only: str) -> Iterator[
             return
 
 
-def time_libraries() -> float:
-    """Seconds of processor time in which a plain script imports the libraries."""
-    return float(subprocess.run([sys.executable, "-c", LIBRARIES], capture_output=True, check=True, text=True).stdout)
-
-
 def main() -> None:
     """Print the table; exit with 1 where a requirement is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -141,15 +132,7 @@ def main() -> None:
             print(*start.lines(), sep="\n", flush=True)
     checked = starts[0].processor
     print(f"preflight: {checked:.1f} s of processor time, required: at most {MOST_SECONDS_OF_PREFLIGHT:.0f} s")
-    is_met = checked <= MOST_SECONDS_OF_PREFLIGHT
-    if len(starts) > 1:
-        plain, trained = time_libraries(), starts[1].processor
-        print(
-            f"first step, LoRA: {trained:.1f} s of processor time, {trained / plain:.2f} times what torch, peft and "
-            f"transformers' trainer take ({plain:.1f} s), required: at most {MOST_TIMES_OF_LIBRARIES}"
-        )
-        is_met = is_met and trained <= MOST_TIMES_OF_LIBRARIES * plain
-    sys.exit(0 if is_met else 1)
+    sys.exit(0 if checked <= MOST_SECONDS_OF_PREFLIGHT else 1)
 
 
 if __name__ == "__main__":
