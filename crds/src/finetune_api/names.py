@@ -28,6 +28,8 @@ ANNOTATION_SUSPENDED_BY = f"{GROUP}/suspended-by"
 KUEUE_GROUP = "kueue.x-k8s.io"
 KUEUE_VERSIONS = ("v1beta2", "v1beta1")
 """Versions of Kueue's API with the same fields of a Workload as far as they are read and written, newest first."""
+MULTIKUEUE = f"{KUEUE_GROUP}/multikueue"
+"""Kueue's value of `spec.managedBy` of a Job that it runs in another cluster."""
 LABEL_QUEUE = f"{KUEUE_GROUP}/queue-name"
 LABEL_QUEUE_PRIORITY = f"{KUEUE_GROUP}/priority-class"
 LABEL_QUEUED_JOB_UID = f"{KUEUE_GROUP}/job-uid"
@@ -97,6 +99,7 @@ class Reason(StrEnum):
     API_UNAVAILABLE = "APIUnavailable"
     WAITING_FOR_PARENT = "WaitingForParent"
     PARENT_FAILED = "ParentFailed"
+    MULTIKUEUE_UNSUPPORTED = "MultiKueueUnsupported"
     # Suspended
     USER_REQUESTED = "UserRequested"
     NOT_SUSPENDED = "NotSuspended"

@@ -198,6 +198,8 @@ class Job:
     is_deleting: bool
     queue: str | None = None
     """The Kueue LocalQueue that it waits in."""
+    is_for_other_cluster: bool = False
+    """Whether MultiKueue copies it to another cluster; its pods are never in this one."""
     grace_seconds: int | None = None
     """The termination grace period of its pods."""
     limits: Mapping[str, str] = field(default_factory=dict)
@@ -238,6 +240,7 @@ class Job:
             is_ours_to_resume=names.ANNOTATION_SUSPENDED_BY in (meta.get("annotations") or {}),
             is_deleting=bool(meta.get("deletionTimestamp")),
             queue=labels.get(names.LABEL_QUEUE),
+            is_for_other_cluster=obj["spec"].get("managedBy") == names.MULTIKUEUE,
             grace_seconds=pod.get("terminationGracePeriodSeconds"),
             limits={name: str(value) for name, value in limits.items()},
             settings_sha256=(meta.get("annotations") or {}).get(names.ANNOTATION_SETTINGS_SHA256, ""),

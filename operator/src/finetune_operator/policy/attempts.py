@@ -157,13 +157,13 @@ def _continue(context: Context, current: Job) -> Effect:
     """Watch the Job, delete it after too many runs, once their count is written, or close it for an edited spec."""
     has_lower_limit = _has_too_many_failures(context) and current.failed_pods <= current.backoff_limit
     is_used_up = _has_too_many_preemptions(context) or has_lower_limit
-    is_outdated = not is_used_up and edits.must_replace(context, current)
-    if not is_used_up and not is_outdated:
+    cause = None if is_used_up else edits.find_cause(context, current)
+    if not is_used_up and not cause:
         return _watch(context, current)
     if _has_counted(context):
         return _watch(context, current) + requeue_in(0)
-    if is_outdated:
-        return _close(context, *edits.REPLACED, add_failure=False)
+    if cause:
+        return _close(context, *cause, add_failure=False)
     if context.observed.obstacle:
         return _watch(context, current)
     return Effect(delete=current) + _end_by_count(context)

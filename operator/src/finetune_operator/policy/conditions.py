@@ -17,6 +17,7 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.ACCEPTED, R.INVALID_SPEC): "The spec cannot be run: {detail}.",
     (C.ACCEPTED, R.WAITING_FOR_PARENT): "{detail}.",
     (C.ACCEPTED, R.PARENT_FAILED): "{detail}.",
+    (C.ACCEPTED, R.MULTIKUEUE_UNSUPPORTED): "{detail}.",
     (C.ACCEPTED, R.NAME_CONFLICT): "{detail}: rename or remove it; the job then continues.",
     (C.ACCEPTED, R.API_DENIED): "{detail}: grant the right; the job then continues.",
     (C.ACCEPTED, R.API_UNAVAILABLE): "The API server does not complete a request that the job needs: {detail}: restore "
@@ -102,6 +103,7 @@ MESSAGES_AT_END: dict[tuple[str, str], str] = {
     (C.ACCEPTED, R.ACCEPTED): "The job was allowed to run here.",
     (C.ACCEPTED, R.WAITING_FOR_PARENT): "The job ended before the jobs that it builds on were complete.",
     (C.ACCEPTED, R.PARENT_FAILED): "The job ended, and a job that it builds on had failed.",
+    (C.ACCEPTED, R.MULTIKUEUE_UNSUPPORTED): "The job ended while its queue was one of MultiKueue.",
     (C.ACCEPTED, R.NAME_CONFLICT): "The job ended while another owner used a name that it needs.",
     (C.ACCEPTED, R.API_DENIED): "The job ended while the operator lacked a right.",
     (C.ACCEPTED, R.API_UNAVAILABLE): "The job ended while the API server did not complete a request of the operator.",

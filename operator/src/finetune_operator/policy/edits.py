@@ -1,4 +1,7 @@
-"""Edits of the spec: they take effect at the next start of a pod, so a Job without a running pod is replaced."""
+"""Edits of the spec: they take effect at the next start of a pod, so a Job without a running pod is replaced.
+
+So is a Job that would run in another cluster.
+"""
 
 from finetune_api.names import ConditionType, Reason
 from finetune_operator.kube.objects import Job
@@ -7,17 +10,22 @@ from finetune_operator.policy.decision import Context, Effect, set_condition
 
 C, R = ConditionType, Reason
 REPLACED = ("Edited", "the spec was changed, and no pod was running")
+MOVED = (str(R.MULTIKUEUE_UNSUPPORTED), "Kueue would run it in another cluster")
 LATER = "The spec was edited, which takes effect with the next attempt. "
 
 
-def must_replace(context: Context, child: Job) -> bool:
-    """Return whether a Job has other settings than the spec, and no pod that a replacement would interrupt.
+def find_cause(context: Context, child: Job) -> tuple[str, str] | None:
+    """Return why a Job must be replaced: it is not for this cluster, or has other settings than the spec, and no pod
+    that a replacement would interrupt.
 
     Its pods cannot change: one that waits for a Secret with a misspelt name would wait for it forever.
     """
+    if child.is_for_other_cluster:
+        return None if context.observed.obstacle else MOVED
     if context.is_blocked or context.observed.obstacle or not _is_outdated(context, child):
-        return False
-    return not context.status.current_run and not any(pod.is_running for pod in context.observed.pods_of(child.uid))
+        return None
+    has_run = context.status.current_run or any(pod.is_running for pod in context.observed.pods_of(child.uid))
+    return None if has_run else REPLACED
 
 
 def announce(context: Context, child: Job) -> Effect:

@@ -6,6 +6,7 @@ from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import WorkloadRef
 from finetune_api.text.printable import printable
 from finetune_operator.kube.objects import Job
+from finetune_operator.kube.observed import Observed
 from finetune_operator.kube.workload import Workload
 from finetune_operator.manifests.effective_spec import queue_name
 from finetune_operator.policy import remediation
@@ -62,6 +63,22 @@ def check_quota(context: Context) -> Effect:
         reason, detail = _wait(context, child, workload)
         shown = set_condition(C.QUOTA_RESERVED, "False", reason, f"Job {child.name} {detail}")
     return shown + _move(context, child, workload)
+
+
+def find_refusal(observed: Observed) -> str:
+    """Return why the job cannot run in its queue, until its spec changes; an empty string if it can.
+
+    A Job of a queue of MultiKueue runs in another cluster: its pods wait there for a ConfigMap that only this cluster
+    has, with the GPUs of their node, and neither they nor their result can be read here.
+    """
+    moved = next((one for one in observed.own if one.is_for_other_cluster and not one.is_over), None)
+    if moved:
+        cause = f"queue {moved.queue} belongs to MultiKueue, which runs Jobs in other clusters without their ConfigMap"
+        return remediation.append_fix(R.MULTIKUEUE_UNSUPPORTED, cause)
+    known = observed.job.status.condition(C.ACCEPTED)
+    if known and known.reason == R.MULTIKUEUE_UNSUPPORTED and known.observed_generation == observed.job.generation:
+        return known.message.rstrip(".")
+    return ""
 
 
 def eviction(context: Context, child: Job) -> tuple[str, str] | None:

@@ -71,14 +71,20 @@ def _check_acceptance(observed: Observed, settings: Settings, status: FineTuneJo
     """Accept or refuse the job; a refusal prevents new Jobs, but never stops a running one."""
     obstacle = observed.obstacle or (observed.workloads_error if isinstance(observed.workloads_error, Denied) else None)
     refusal = admission.find_refusal(observed.job, settings)
+    other_cluster = kueue.find_refusal(observed)
     waits = dependencies.find_obstacle(observed.job, observed.relatives)
     events_forbidden = isinstance(obstacle, Denied) and obstacle.resource == "events"
     is_retried = isinstance(obstacle, RetryLater)  # with the queue's backoff
     effect = requeue_in(OBSTACLE_SECONDS) if obstacle and not is_retried else Effect()
-    is_refused = bool(refusal or waits or (obstacle and not events_forbidden))
+    is_refused = bool(refusal or other_cluster or waits or (obstacle and not events_forbidden))
     if refusal:
         reason = R.FORBIDDEN
         effect += set_condition(C.ACCEPTED, "False", reason, refusal)
+    elif other_cluster:
+        reason = R.MULTIKUEUE_UNSUPPORTED
+        effect += set_condition(C.ACCEPTED, "False", reason, other_cluster)
+        if not status.is_true(C.VALIDATED):
+            effect += set_condition(C.VALIDATED, "Unknown", R.PENDING)
     elif isinstance(obstacle, NameTaken):
         reason = R.NAME_CONFLICT
         effect += set_condition(C.ACCEPTED, "False", reason, str(obstacle))

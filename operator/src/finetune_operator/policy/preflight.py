@@ -48,8 +48,8 @@ def check(context: Context) -> tuple[bool, Effect]:
         return has_passed, effect + result
     if child.is_over:
         return False, effect + _fail(context, child, pods)
-    if edits.must_replace(context, child):
-        shown = set_condition(C.RUNNING, "False", R.BACKING_OFF, ": ".join(edits.REPLACED))
+    if cause := edits.find_cause(context, child):
+        shown = set_condition(C.RUNNING, "False", R.BACKING_OFF, ": ".join(cause))
         return False, effect + shown + Effect(delete=child) + requeue_in(SOON_SECONDS)
     effect += edits.announce(context, child)
     return False, effect + _watch(context, child, pods, deadline)

@@ -69,6 +69,7 @@ FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
 """For reasons with many causes: patterns of the message, each with its fix."""
 
 FIXES_BY_REASON: dict[str, str] = {
+    R.MULTIKUEUE_UNSUPPORTED: "set scheduling.queueName to a queue of this cluster, or create the job in the other one",
     R.UNSCHEDULABLE: "see what the nodes offer with kubectl describe nodes",
     R.IMAGE_PULL_FAILED: "check trainer.image and trainer.imagePullSecrets",
     R.POD_CREATION_REFUSED: "change what is refused; the Job controller retries",

@@ -465,3 +465,55 @@ def test_queueing_is_an_event_when_its_cause_changes_and_when_it_ends(scene: Bui
     one.extra["workloads"] = (workload("one-preflight", has_quota=True, is_admitted=True, cluster_queue="all"),)
     one.settle()
     assert [event.reason for event in events.derive_events(stopped, one.job.status)] == ["Admitted"]
+
+
+def dispatch(one: Any, job: str) -> None:
+    """Mark the Job as Kueue's webhook does at its creation in a queue of MultiKueue."""
+    one.children[job]["spec"]["managedBy"] = "kueue.x-k8s.io/multikueue"
+
+
+@pytest.mark.parametrize("is_admitted", [False, True])
+def test_a_preflight_that_multikueue_would_run_elsewhere_is_deleted_and_the_job_refused_until_it_is_edited(
+    scene: Build, is_admitted: bool
+) -> None:
+    one = waiting(scene, "")
+    dispatch(one, "one-preflight")
+    one.suspend("one-preflight", is_suspended=not is_admitted)
+    quota = {"has_quota": is_admitted, "is_admitted": is_admitted, "cluster_queue": "all"}
+    one.extra["workloads"] = (workload("one-preflight", **quota),)
+    one.settle()
+    accepted = one.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "MultiKueueUnsupported")
+    assert "queue team-a belongs to MultiKueue" in accepted["message"]
+    assert "set scheduling.queueName to a queue of this cluster" in accepted["message"]
+    assert (one.children, one.status["phase"], one.status["message"]) == ({}, "Pending", accepted["message"])
+    assert "QuotaReserved" not in {found["type"] for found in one.status["conditions"]}
+    decision = one.settle()
+    assert (decision.create, one.condition("Accepted")) == (None, accepted)
+    one.object["spec"]["scheduling"] = {"queueName": "team-b"}
+    one.object["metadata"]["generation"] += 1
+    one.settle()
+    assert list(one.children) == ["one-preflight"]
+    assert one.condition("Accepted")["status"] == "True"
+
+
+def test_a_trainer_that_multikueue_would_run_elsewhere_is_no_failed_attempt(scene: Build) -> None:
+    one = scene(**QUEUE, preflight={"enabled": False})
+    one.settle()
+    dispatch(one, "one-1")
+    one.settle()
+    assert one.condition("Accepted")["reason"] == one.status["reason"] == "MultiKueueUnsupported"
+    assert (one.children, one.status.get("failures", 0), one.status.get("history", [])) == ({}, 0, [])
+    one.object["metadata"]["generation"] += 1
+    one.settle()
+    assert list(one.children) == ["one-2"]
+
+
+def test_a_refused_job_of_a_multikueue_queue_still_has_its_start_deadline(scene: Build) -> None:
+    one = waiting(scene, "", startDeadlineSeconds=600)
+    dispatch(one, "one-preflight")
+    one.settle()
+    one.now += timedelta(seconds=601)
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "StartDeadlineExceeded")
+    assert one.condition("Accepted")["message"] == "The job ended while its queue was one of MultiKueue."
