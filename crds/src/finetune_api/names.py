@@ -10,6 +10,10 @@ PLURAL = "finetunejobs"
 SINGULAR = "finetunejob"
 SHORT_NAME = "ftj"
 CATEGORY = "finetune"
+RELEASE_KIND = "FineTuneRelease"
+RELEASE_PLURAL = "finetunereleases"
+RELEASE_SINGULAR = "finetunerelease"
+RELEASE_SHORT_NAME = "ftr"
 
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_INSTANCE = "app.kubernetes.io/instance"
@@ -25,6 +29,9 @@ ANNOTATION_SETTINGS_SHA256 = f"{GROUP}/settings-sha256"
 ANNOTATION_SUSPENDED_BY = f"{GROUP}/suspended-by"
 """On children: the component that suspended the Job; if absent, another controller did, and must resume it."""
 
+ANNOTATION_RELEASE_NAME = f"{GROUP}/release-name"
+"""On the Job of a release: the FineTuneRelease's full name."""
+
 KUEUE_GROUP = "kueue.x-k8s.io"
 KUEUE_VERSIONS = ("v1beta2", "v1beta1")
 """Versions of Kueue's API with the same fields of a Workload as far as they are read and written, newest first."""
@@ -36,6 +43,9 @@ LABEL_QUEUED_JOB_UID = f"{KUEUE_GROUP}/job-uid"
 """On Kueue's Workload: the UID of its Job."""
 ANNOTATION_TOPOLOGY = f"{KUEUE_GROUP}/podset-{{mode}}-topology"
 """On the pod template: `required` or `preferred` with a level, or `unconstrained` with `true`."""
+
+KSERVE_PATH = "serving.kserve.io/v1alpha2"
+KSERVE_PLURAL = "llminferenceservices"
 
 APP_NAME = "finetunejob"
 MANAGED_BY = "finetune-operator"
@@ -50,6 +60,7 @@ class Component(StrEnum):
     PREFLIGHT = "preflight"
     TRAINER = "trainer"
     MERGE = "merge"
+    RELEASE = "release"
 
 
 class Phase(StrEnum):

@@ -105,6 +105,19 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]
   verbs: [list, watch, patch]
+{{- if .Values.release.enabled }}
+- apiGroups: [finetune.dev]
+  resources: [finetunereleases]
+  verbs: [get, list, watch]
+- apiGroups: [finetune.dev]
+  resources: [finetunereleases/status]
+  verbs: [patch]
+{{- if .Values.release.kserve }}
+- apiGroups: [serving.kserve.io]
+  resources: [llminferenceservices]
+  verbs: [get, patch]
+{{- end }}
+{{- end }}
 {{- if or .Values.networkPolicy.trainingPods .Values.networkPolicy.egress.enabled }}
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]

@@ -73,6 +73,26 @@ def test_a_namespaced_operator_gets_roles_and_is_bound_to_no_cluster_role(helm: 
     assert all(rights(role) == RIGHTS for role in roles)
 
 
+def test_releases_are_served_only_if_asked_for(helm: str) -> None:
+    definitions = {one["metadata"]["name"] for one in of_kind(render(helm), "CustomResourceDefinition")}
+    assert definitions == {"finetunejobs.finetune.dev"}
+    assert "FINETUNE_RELEASES" not in environment(helm)
+    asked = ("--set", "release.enabled=true,watchNamespaces={a}")
+    documents = render(helm, *asked)
+    crd = next(one for one in of_kind(documents, "CustomResourceDefinition") if "releases" in one["metadata"]["name"])
+    plain = yaml.safe_load((ROOT / "crds" / "finetunereleases.yaml").read_text(encoding="utf-8"))
+    assert crd["spec"] == plain["spec"]
+    role, _ = of_kind(documents, "Role")
+    own = {
+        ("finetune.dev", "finetunereleases"): ["get", "list", "watch"],
+        ("finetune.dev", "finetunereleases/status"): ["patch"],
+    }
+    assert rights(role) == RIGHTS | own
+    assert environment(helm, *asked)["FINETUNE_RELEASES"] == "true"
+    role, _ = of_kind(render(helm, *asked, "--set", "release.kserve=true"), "Role")
+    assert rights(role) == RIGHTS | own | {("serving.kserve.io", "llminferenceservices"): ["get", "patch"]}
+
+
 @pytest.mark.parametrize("egress", ["false", "true"])
 def test_the_operator_gets_rights_on_network_policies_only_for_those_that_it_makes(helm: str, egress: str) -> None:
     given = f"networkPolicy.trainingPods=false,networkPolicy.egress.enabled={egress},watchNamespaces={{a}}"

@@ -33,6 +33,7 @@ MATRIX: dict[str, dict[str, Any]] = {
     },
     "policies": {"networkPolicy": {"enabled": True}},
     "admission-policy": {"admissionPolicy": {"enabled": True}, "allowed": {"serviceAccounts": ["team/trainer"]}},
+    "releases": {"release": {"enabled": True, "kserve": True}},
     "no-limits": {"preflight": {"memoryLimit": "", "workspaceLimit": ""}},
     "policies-narrow": {
         "watchNamespaces": ["a"],

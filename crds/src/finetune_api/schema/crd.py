@@ -11,13 +11,16 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from finetune_api import conditions, names
 from finetune_api.recipes import fill_in_defaults
+from finetune_api.release import FineTuneReleaseSpec, FineTuneReleaseStatus
 from finetune_api.schema import chart
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
@@ -52,16 +55,54 @@ training, Before and After on the model as it is served."""
 
 SELECTABLE = (".status.phase", ".status.evaluation.verdict", ".spec.objective")
 """Fields that `kubectl get finetunejobs --field-selector` understands."""
+RELEASE_COLUMNS = [
+    ("Ready", "string", ".status.conditions[?(@.type=='Ready')].status", 0),
+    ("Reason", "string", ".status.reason", 0),
+    ("Since", "date", ".status.answering.releasedTime", 0),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Answering", "string", ".status.answering.uri", 1),
+    ("Digest", "string", ".status.answering.manifestSHA256", 1),
+]
 
 
-def structural_schema(model: type[FineTuneJobSpec] | type[FineTuneJobStatus]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Resource:
+    """A kind of this API group."""
+
+    kind: str
+    plural: str
+    singular: str
+    short_name: str
+    description: str
+    spec: type[BaseModel]
+    status: type[BaseModel]
+    columns: list[tuple[str, str, str, int]]
+    selectable: tuple[str, ...] = ()
+    chart_value: str = ""
+    """The chart's value without which the kind is not installed."""
+
+
+JOB = Resource(
+    *(names.KIND, names.PLURAL, names.SINGULAR, names.SHORT_NAME),
+    "FineTuneJob fine-tunes a pretrained language model and publishes the result to storage.",
+    *(FineTuneJobSpec, FineTuneJobStatus, COLUMNS, SELECTABLE),
+)
+RELEASE = Resource(
+    *(names.RELEASE_KIND, names.RELEASE_PLURAL, names.RELEASE_SINGULAR, names.RELEASE_SHORT_NAME),
+    "FineTuneRelease lets a server answer with a published result of a FineTuneJob, and takes it back if it fails.",
+    *(FineTuneReleaseSpec, FineTuneReleaseStatus, RELEASE_COLUMNS),
+    chart_value=".Values.release.enabled",
+)
+
+
+def structural_schema(model: type[BaseModel]) -> dict[str, Any]:
     """Return the JSON schema that Kubernetes requires: no `$ref`, null types, titles; exclusive bounds as booleans."""
     schema = _json_schema(model)
     return _structural(schema, schema.get("$defs", {}))
 
 
 @functools.cache
-def _json_schema(model: type[FineTuneJobSpec] | type[FineTuneJobStatus]) -> dict[str, Any]:
+def _json_schema(model: type[BaseModel]) -> dict[str, Any]:
     return model.model_json_schema(by_alias=True, mode="validation")
 
 
@@ -127,17 +168,17 @@ def _plain_map(node: dict[str, Any]) -> dict[str, Any]:
     return node | {"additionalProperties": values, "x-kubernetes-validations": [rule]}
 
 
-def build_crd() -> dict[str, Any]:
+def build_crd(of: Resource = JOB) -> dict[str, Any]:
     """Return the CustomResourceDefinition as one object."""
-    status = structural_schema(FineTuneJobStatus) | {"default": {"observedGeneration": -1}}
-    spec = structural_schema(FineTuneJobSpec)
+    status = structural_schema(of.status) | {"default": {"observedGeneration": -1}}
+    spec = structural_schema(of.spec)
     root = {
         "type": "object",
-        "description": "FineTuneJob fine-tunes a pretrained language model and publishes the result to storage.",
+        "description": of.description,
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string", "description": "Version of this schema."},
-            "kind": {"type": "string", "description": "FineTuneJob."},
+            "kind": {"type": "string", "description": f"{of.kind}."},
             "metadata": {"type": "object"},
             "spec": spec,
             "status": status,
@@ -145,7 +186,7 @@ def build_crd() -> dict[str, Any]:
     }
     columns = [
         {"name": name, "type": kind, "jsonPath": path} | ({"priority": priority} if priority else {})
-        for name, kind, path, priority in COLUMNS
+        for name, kind, path, priority in of.columns
     ]
     version = {
         "name": names.VERSION,
@@ -154,21 +195,22 @@ def build_crd() -> dict[str, Any]:
         "schema": {"openAPIV3Schema": root},
         "subresources": {"status": {}},
         "additionalPrinterColumns": columns,
-        "selectableFields": [{"jsonPath": path} for path in SELECTABLE],
     }
+    if of.selectable:
+        version["selectableFields"] = [{"jsonPath": path} for path in of.selectable]
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{names.PLURAL}.{names.GROUP}"},
+        "metadata": {"name": f"{of.plural}.{names.GROUP}"},
         "spec": {
             "group": names.GROUP,
             "scope": "Namespaced",
             "names": {
-                "kind": names.KIND,
-                "listKind": f"{names.KIND}List",
-                "plural": names.PLURAL,
-                "singular": names.SINGULAR,
-                "shortNames": [names.SHORT_NAME],
+                "kind": of.kind,
+                "listKind": f"{of.kind}List",
+                "plural": of.plural,
+                "singular": of.singular,
+                "shortNames": [of.short_name],
                 "categories": [names.CATEGORY],
             },
             "versions": [version],
@@ -176,18 +218,19 @@ def build_crd() -> dict[str, Any]:
     }
 
 
-def crd_yaml() -> str:
+def crd_yaml(of: Resource = JOB) -> str:
     """Return the CRD as YAML."""
-    return HEADER + str(yaml.safe_dump(build_crd(), sort_keys=False, width=120, allow_unicode=True))
+    return HEADER + str(yaml.safe_dump(build_crd(of), sort_keys=False, width=120, allow_unicode=True))
 
 
-def chart_yaml() -> str:
+def chart_yaml(of: Resource = JOB) -> str:
     """Return the CRD as a chart template; values decide whether it is installed and kept."""
-    crd = build_crd()
+    crd = build_crd(of)
+    condition = f"and .Values.crds.enabled {of.chart_value}" if of.chart_value else ".Values.crds.enabled"
     body = yaml.safe_dump(crd["spec"], sort_keys=False, width=120, allow_unicode=True)
     indented = "".join(f"  {line}\n" for line in body.splitlines())
     return (
-        HEADER + "{{- if .Values.crds.enabled }}\n"
+        HEADER + f"{{{{- if {condition} }}}}\n"
         "apiVersion: apiextensions.k8s.io/v1\n"
         "kind: CustomResourceDefinition\n"
         "metadata:\n"
@@ -203,32 +246,9 @@ def chart_yaml() -> str:
 
 
 def reference_markdown() -> str:
-    """Return the field reference: one table row for each field of spec and status, and the rules between fields."""
-    spec, status = structural_schema(FineTuneJobSpec), structural_schema(FineTuneJobStatus)
+    """Return the field reference of FineTuneJobs: their fields, rules and conditions."""
     lines = [
-        "# FineTuneJob reference",
-        "",
-        "Generated from `crds/src/finetune_api` by `make generate`; do not edit. "
-        "`kubectl explain finetunejob.spec --recursive` shows the same.",
-        "",
-        "## spec",
-        "",
-        "| field | type | meaning |",
-        "| --- | --- | --- |",
-        *(_row(path, node, required) for path, node, required in _walk(spec, "")),
-        "",
-        "### Rules between fields",
-        "",
-        "The API server refuses a job that breaks one, with this message and the field's path.",
-        "",
-        *sorted({f"- `{path or 'spec'}`: {_plain(rule['message'])}" for path, rule in _rules(spec, "")}),
-        "",
-        "## status",
-        "",
-        "| field | type | meaning |",
-        "| --- | --- | --- |",
-        *(_row(path, node, False) for path, node, _ in _walk(status, "")),
-        "",
+        *_fields(JOB, "job"),
         "### Conditions",
         "",
         "Each describes a state, not an event, and has the same meaning at any time. The last column is its polarity: "
@@ -240,6 +260,41 @@ def reference_markdown() -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def release_markdown() -> str:
+    """Return the field reference of FineTuneReleases."""
+    return "\n".join(_fields(RELEASE, "release"))
+
+
+def _fields(of: Resource, noun: str) -> list[str]:
+    """Return one table row for each field of spec and status, and the rules between fields."""
+    spec, status = structural_schema(of.spec), structural_schema(of.status)
+    explain = "kubectl explain" if of.chart_value else f"kubectl explain {of.singular}.spec --recursive"
+    return [
+        f"# {of.kind} reference",
+        "",
+        f"Generated from `crds/src/finetune_api` by `make generate`; do not edit. `{explain}` shows the same.",
+        "",
+        "## spec",
+        "",
+        "| field | type | meaning |",
+        "| --- | --- | --- |",
+        *(_row(path, node, required) for path, node, required in _walk(spec, "")),
+        "",
+        "### Rules between fields",
+        "",
+        f"The API server refuses a {noun} that breaks one, with this message and the field's path.",
+        "",
+        *sorted({f"- `{path or 'spec'}`: {_plain(rule['message'])}" for path, rule in _rules(spec, "")}),
+        "",
+        "## status",
+        "",
+        "| field | type | meaning |",
+        "| --- | --- | --- |",
+        *(_row(path, node, False) for path, node, _ in _walk(status, "")),
+        "",
+    ]
 
 
 def _walk(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any], bool]]:
@@ -287,6 +342,9 @@ def generated_files(root: Path) -> dict[Path, str]:
         root / "crds" / f"{names.PLURAL}.yaml": crd_yaml(),
         root / "crds" / "README.md": reference_markdown(),
         chart_folder / "templates" / "crd.yaml": chart_yaml(),
+        root / "crds" / f"{names.RELEASE_PLURAL}.yaml": crd_yaml(RELEASE),
+        root / "crds" / "finetunerelease.md": release_markdown(),
+        chart_folder / "templates" / "crd-release.yaml": chart_yaml(RELEASE),
         chart_folder / "README.md": chart.readme(chart_folder),
     }
 
