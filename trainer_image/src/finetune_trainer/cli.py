@@ -15,6 +15,7 @@ from finetune_api.spec import DatasetFormat, Method, Objective, Precision
 from finetune_api.text.command_group import PrintableGroup
 from finetune_api.text.printable import printable
 from finetune_trainer.data.formats.export import ExportFormat
+from finetune_trainer.entrypoints.release_pod import release_command
 from finetune_trainer.entrypoints.termination import RunState
 
 EXIT_CODES = ", ".join(f"{code.value} {code.meaning}" for code in handoff.ExitCode)
@@ -122,6 +123,9 @@ def finish_command(
     resources = pod.read_config(config, state).spec.resources
     os.environ.setdefault(ENV_THREADS, str(count_cores(resources.merge or resources)))
     raise typer.Exit(state.finish(pod.run_finish(state, config, workspace, port)))
+
+
+app.command("release")(release_command)
 
 
 @app.command(hidden=True)

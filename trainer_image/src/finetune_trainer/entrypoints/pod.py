@@ -162,7 +162,7 @@ def read_config(path: Path, state: RunState) -> JobConfig:
         data = path.read_bytes()
         content = json.loads(data)
         state.echo = {"uid": str(content.get("uid", "")), "config_sha256": str(content.get("configSHA256", ""))}
-        _require_digest(path, data)
+        require_digest(path, data)
         _require_known_version(content.get("handoffVersion"))
         state.config = JobConfig.model_validate(content)
     except OSError as error:
@@ -174,7 +174,7 @@ def read_config(path: Path, state: RunState) -> JobConfig:
     return state.config
 
 
-def _require_digest(path: Path, data: bytes) -> None:
+def require_digest(path: Path, data: bytes) -> None:
     """Raise if the file is not the one that the operator wrote; an older operator names no digest."""
     written, found = os.environ.get(ENV_CONFIG_SHA256), hashlib.sha256(data).hexdigest()
     if written and written != found:

@@ -1,0 +1,257 @@
+"""A release: what verifies gets the name under which the server answers, and everything else leaves the name alone.
+
+The server of these tests speaks the endpoints of vLLM on loopback; `make servers` runs the same with a real one."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from released_results import publish_result, release_config
+from vllm_stand_in import StandIn, stand_in
+
+from finetune_api.handoff import Outcome
+from finetune_api.release import ReleasedResult, ReleaseOutcome, ReleaseReport
+from finetune_trainer.errors import Stopped
+from finetune_trainer.pipeline.release import release
+from finetune_trainer.serving.vllm import ServerLostError
+from finetune_trainer.storage.local import LocalStore
+
+Object = dict[str, Any]
+
+
+class World:
+    """Published results, a volume, and a server."""
+
+    def __init__(self, folder: Path, server: StandIn) -> None:
+        self.folder, self.server = folder, server
+        self.volume = folder / "volume"
+        self.volume.mkdir()
+        (folder / "alias").mkdir()
+        self.maps = {"s3://bucket/alias": folder / "alias"}
+
+    def publish(self, name: str, **changes: Any) -> ReleasedResult:
+        uri = f"s3://bucket/{name}"
+        self.maps[uri] = self.folder / name
+        return publish_result(self.folder / name, uri, **changes)
+
+    def folder_of(self, result: ReleasedResult) -> str:
+        return f"bot.{result.manifest_sha256[:12]}"
+
+    def release(
+        self,
+        result: ReleasedResult,
+        target: Object | None = None,
+        check: Callable[[], None] = lambda: None,
+        **more: Any,
+    ) -> ReleaseReport:
+        volume = {"claimName": "adapters", "path": "/there"}
+        vllm = {"vllm": {"url": self.server.url, "adapterName": "bot", "volume": volume}}
+        config = release_config(result, target or vllm, **more)
+        return release(config, LocalStore(self.maps), self.folder / "work", self.volume, check)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with stand_in() as server:
+        yield World(tmp_path, server)
+
+
+def test_the_first_result_gets_the_name_and_its_own_folder(world: World) -> None:
+    one = world.publish("one")
+    found = world.release(one)
+    assert (found.outcome, found.replaced) == (ReleaseOutcome.RELEASED, None), found.message
+    assert world.server.loaded == {"bot": f"/there/{world.folder_of(one)}"}
+    copied = world.volume / "bot"
+    assert (copied / "adapter_model.safetensors").read_bytes() == b"weights"
+    assert copied.readlink() == Path(world.folder_of(one))
+    assert found.comparison
+    assert found.comparison.challenger_matched_percent == 100
+
+
+def test_a_better_result_replaces_the_one_before_it_and_a_third_removes_the_first_ones_files(world: World) -> None:
+    results = [world.publish(name, weights=name.encode()) for name in ("one", "two", "three")]
+    for result, nats in zip(results, (1.0, 0.5, 0.4), strict=True):
+        world.server.nats[world.folder_of(result)] = nats
+        found = world.release(result)
+    assert found.replaced
+    assert found.replaced.manifest_sha256 == results[1].manifest_sha256
+    assert found.comparison
+    assert (found.comparison.verdict, found.comparison.rows) == ("Better", 20)
+    assert (found.comparison.champion_loss, found.comparison.challenger_loss) == pytest.approx((0.5, 0.4), abs=0.04)
+    assert sorted(path.name for path in world.volume.iterdir()) == sorted(
+        ["bot", *(world.folder_of(one) for one in results[1:])]
+    )
+
+
+def test_a_worse_result_is_held_and_the_name_never_moves(world: World) -> None:
+    one, two = world.publish("one"), world.publish("two", weights=b"worse")
+    world.server.nats[world.folder_of(two)] = 1.5
+    world.release(one)
+    found = world.release(two)
+    assert found.outcome is ReleaseOutcome.HELD
+    assert "worse than what answers, on 20 rows through the server: held-out loss" in found.message
+    assert found.answering
+    assert found.answering.manifest_sha256 == one.manifest_sha256
+    assert world.server.loaded == {"bot": f"/there/{world.folder_of(one)}"}
+    assert [line for line in world.server.log if line.startswith("load bot ")] == [
+        f"load bot /there/{world.folder_of(one)}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "require", "words"),
+    [
+        ({"outcome": Outcome.GATE_NOT_MET}, None, "its gate is not met"),
+        ({"evaluation": {"verdict": "Better", "gate": "NotMet", "gateMessage": "mustImprove"}}, None, "mustImprove"),
+        ({"evaluation": {"verdict": "Worse", "gate": "Passed"}}, {"verdict": "Better"}, "the job's is Worse"),
+        ({"evaluation": {"gate": "NotConfigured"}}, {"gate": "Passed"}, "the job has no evaluation.gate"),
+        ({"spec": {"objective": "RewardModel", "evaluation": {}}}, None, "a reward model generates no text"),
+    ],
+)
+def test_a_result_that_does_not_meet_the_conditions_reaches_no_server(
+    world: World, changes: Object, require: Object | None, words: str
+) -> None:
+    found = world.release(world.publish("one", **changes), require=require)
+    assert found.outcome is ReleaseOutcome.REFUSED
+    assert words in found.message
+    assert (world.server.log, list(world.volume.iterdir())) == ([], [])
+
+
+def test_a_replaced_a_damaged_and_a_missing_result_are_refused(world: World) -> None:
+    one = world.publish("one")
+    other = one.model_copy(update={"manifest_sha256": "0" * 64})
+    assert f"has SHA-256 {one.manifest_sha256} instead of {'0' * 64}" in world.release(other).message
+    (world.folder / "one" / "adapter" / "adapter_model.safetensors").write_bytes(b"changed")
+    assert "adapter_model.safetensors does not match its SHA-256" in world.release(one).message
+    (world.folder / "one" / "manifest.json").unlink()
+    assert "has no manifest.json" in world.release(one).message
+    assert world.server.log == []
+
+
+@pytest.mark.parametrize(
+    ("refusal", "adapter", "words"),
+    [
+        ("LoRA rank 24 is greater than max_lora_rank 16", {"r": 24}, "start it with `--max-lora-rank 32`"),
+        ("vLLM does not yet support DoRA.", {"use_dora": True}, "set `output.merge` and serve `merged/`"),
+        ("No adapter found for /there/x: not found", {}, "mount the claim of target.vllm.volume"),
+    ],
+)
+def test_a_refusal_of_the_server_has_its_own_words_and_the_fix(
+    world: World, refusal: str, adapter: Object, words: str
+) -> None:
+    world.release(world.publish("one"))
+    world.server.refusal = refusal
+    found = world.release(world.publish("two", adapter=adapter))
+    assert found.outcome is ReleaseOutcome.REFUSED
+    assert refusal in found.message
+    assert words in found.message
+    assert set(world.server.loaded) == {"bot"}
+
+
+def test_a_server_that_does_not_allow_to_load_adapters_is_named_with_its_variable(world: World) -> None:
+    world.server.may_load = False
+    found = world.release(world.publish("one"))
+    assert (found.outcome, "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True" in found.message) == (ReleaseOutcome.REFUSED, True)
+
+
+def test_answers_that_match_too_rarely_are_held(world: World) -> None:
+    one = world.publish("one")
+    world.server.answers[world.folder_of(one)] = "bad"
+    found = world.release(one, require={"matchedPercent": 90})
+    assert found.outcome is ReleaseOutcome.HELD
+    assert "0 % of the expected answers match, and require.matchedPercent is 90" in found.message
+    assert world.server.loaded == {}
+
+
+@pytest.mark.parametrize("has_champion", [True, False])
+def test_a_server_that_fails_after_the_change_gets_back_what_answered_before(world: World, has_champion: bool) -> None:
+    one, two = world.publish("one"), world.publish("two", weights=b"two")
+    if has_champion:
+        world.release(one)
+    world.server.dies_after_loading = "bot"
+    found = world.release(two)
+    assert found.outcome is ReleaseOutcome.ROLLED_BACK
+    assert "EngineDeadError: the engine is dead" in found.message
+    assert world.server.loaded == ({"bot": f"/there/{world.folder_of(one)}"} if has_champion else {})
+    link = world.volume / "bot"
+    assert link.readlink() == Path(world.folder_of(one)) if has_champion else not link.exists()
+
+
+def test_with_rollback_never_the_new_result_keeps_the_name_and_the_report_states_it(world: World) -> None:
+    world.release(world.publish("one"))
+    two = world.publish("two", weights=b"two")
+    world.server.dies_after_loading = "bot"
+    found = world.release(two, rollback="Never")
+    assert (found.outcome, "rollback is Never" in found.message) == (ReleaseOutcome.FAILED, True)
+    assert found.answering
+    assert found.answering.manifest_sha256 == two.manifest_sha256
+    assert world.server.loaded == {"bot": f"/there/{world.folder_of(two)}"}
+
+
+def test_a_server_that_is_away_is_an_error_that_a_retry_may_solve(tmp_path: Path) -> None:
+    with stand_in() as server:
+        world = World(tmp_path, server)
+    with pytest.raises(ServerLostError, match="/v1/models"):
+        world.release(world.publish("one"))
+
+
+def test_a_release_that_is_repeated_changes_nothing(world: World) -> None:
+    one = world.publish("one")
+    world.release(one)
+    before = list(world.server.log)
+    found = world.release(one)
+    assert (found.outcome, world.server.log) == (ReleaseOutcome.RELEASED, before)
+    assert "answers with it already" in found.message
+
+
+def test_a_pod_that_is_stopped_leaves_no_adapter_behind_and_the_name_where_it_is(world: World) -> None:
+    world.release(world.publish("one"))
+    before = dict(world.server.loaded)
+
+    def check() -> None:
+        if len(world.server.loaded) > 1:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        world.release(world.publish("two", weights=b"two"), check=check)
+    assert world.server.loaded == before
+
+
+def test_an_adapter_that_the_server_was_started_with_is_replaced_and_can_come_back(world: World) -> None:
+    """It is not on the volume, so its result is unknown, but its folder on the server is."""
+    world.server.loaded["bot"] = "/models/first"
+    world.server.dies_after_loading = "bot"
+    found = world.release(world.publish("one"))
+    assert (found.outcome, found.answering) == (ReleaseOutcome.ROLLED_BACK, None)
+    assert world.server.loaded == {"bot": "/models/first"}
+
+
+def test_a_pointer_names_the_result_and_the_one_before_it(world: World) -> None:
+    target = {"files": {"uri": "s3://bucket/alias"}}
+    one, two = world.publish("one"), world.publish("two", weights=b"two")
+    world.release(one, target)
+    found = world.release(two, target)
+    assert (found.outcome, found.replaced and found.replaced.uri) == (ReleaseOutcome.RELEASED, "s3://bucket/one")
+    pointer = json.loads((world.folder / "alias" / "release.json").read_text())
+    assert pointer["released"]["manifestSHA256"] == two.manifest_sha256
+    assert (pointer["folder"], pointer["maxLoraRank"]) == ("s3://bucket/two/adapter", 8)
+    assert {one["path"] for one in pointer["files"]} == {
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    }
+    assert pointer["previous"]["uri"] == "s3://bucket/one"
+
+
+def test_the_pointer_of_another_release_is_left_alone(world: World) -> None:
+    text = json.dumps({"release": {"namespace": "team", "name": "other"}})
+    (world.folder / "alias" / "release.json").write_text(text)
+    found = world.release(world.publish("one"), {"files": {"uri": "s3://bucket/alias"}})
+    assert (found.outcome, "belongs to another release" in found.message) == (ReleaseOutcome.REFUSED, True)
+    assert (world.folder / "alias" / "release.json").read_text() == text
+
+
+def test_for_kserve_the_pod_verifies_and_asks_nothing(world: World) -> None:
+    found = world.release(world.publish("one"), {"kserve": {"name": "service", "adapterName": "bot"}})
+    assert (found.outcome, world.server.log) == (ReleaseOutcome.VERIFIED, [])

@@ -1,0 +1,106 @@
+"""What champion and challenger of a release are asked through their server, and how they compare."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from finetune_api.evaluation import EvaluationMetric, Verdict
+from finetune_api.release import ReleaseComparison
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.evaluation.expectations import Expectations
+from finetune_trainer.evaluation.verdict import compare
+from finetune_trainer.serving.vllm import ServerRefusedError, VLLMServer
+
+MAX_ROWS = 64
+"""Held-out rows that are asked."""
+PLAIN = {"role", "content", "train"}
+"""Keys of a turn that every chat template renders; rows with calls of tools are not asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one model answers: the loss of each row with its tokens, and whether each prompt's pattern was found."""
+
+    losses: Sequence[tuple[float, int] | None]
+    matched: Sequence[bool]
+
+    @property
+    def matched_percent(self) -> float | None:
+        """The share of matched patterns; None without patterns."""
+        return 100 * sum(self.matched) / len(self.matched) if self.matched else None
+
+
+class Questions:
+    """The held-out rows of a result, and the prompts of its job that have an expected answer."""
+
+    def __init__(self, spec: FineTuneJobSpec, rows: Iterable[Any]) -> None:
+        self._tokens = spec.evaluation.max_new_tokens
+        self._rows = [row for row in rows if _is_plain(row)][:MAX_ROWS]
+        self._prompts = [one for one in spec.evaluation.prompts or [] if one.expected]
+        self._expected = Expectations(self._prompts)
+        self._starts: dict[int, int] = {}
+        """Length of the tokens before each row's answer, the same for every adapter of a base."""
+
+    def ask(self, server: VLLMServer, model: str) -> Answers:
+        """Ask one model everything; at least one question, so that a model that cannot answer is found."""
+        matched = []
+        for at, prompt in enumerate(self._prompts):
+            turns = [{"role": "system", "content": prompt.system}] if prompt.system else []
+            turns.append({"role": "user", "content": prompt.prompt})
+            matched.append(bool(self._expected.is_met(at, server.answer(model, turns, self._tokens))))
+        losses = [self._measure(server, model, at, row) for at, row in enumerate(self._rows)]
+        if not matched and not any(losses):
+            server.answer(model, [{"role": "user", "content": "Hello"}], 1)
+        return Answers(losses, matched)
+
+    def _measure(self, server: VLLMServer, model: str, at: int, row: dict[str, Any]) -> tuple[float, int] | None:
+        """Return the loss of the row's last answer, or None if the server refuses the row, for example its length."""
+        try:
+            if "text" in row:
+                found = server.measure_text(model, row["text"])
+            else:
+                turns = [{"role": one["role"], "content": one["content"]} for one in row["messages"]]
+                if at not in self._starts:
+                    self._starts[at] = server.count_tokens(model, turns[:-1])
+                found = server.measure(model, turns)[max(self._starts[at] - 1, 0) :]
+        except ServerRefusedError:
+            return None
+        return (-sum(found) / len(found), len(found)) if found else None
+
+
+def compare_answers(champion: Answers | None, challenger: Answers) -> ReleaseComparison:
+    """Return the comparison on the rows that both answered."""
+    pairs = [
+        (old, new)
+        for old, new in zip(champion.losses if champion else (), challenger.losses, strict=False)
+        if old and new and old[1] == new[1]
+    ]
+    before, after = [old for old, _ in pairs], [new for _, new in pairs]
+    found = compare(EvaluationMetric.LOSS, before, after)
+    return ReleaseComparison(
+        verdict=(found.verdict if found else Verdict.NOT_EVALUATED).value,
+        rows=len(pairs),
+        champion_loss=found.before if found else None,
+        challenger_loss=found.after if found else None,
+        difference_low=found.low if found else None,
+        difference_high=found.high if found else None,
+        champion_matched_percent=champion.matched_percent if champion else None,
+        challenger_matched_percent=challenger.matched_percent,
+    )
+
+
+def read_rows(path: Path) -> list[Any]:
+    """Return the rows of a file of canonical rows; only the first are needed."""
+    with path.open("rb") as file:
+        return [orjson.loads(line) for _, line in zip(range(4 * MAX_ROWS), file, strict=False)]
+
+
+def _is_plain(row: Any) -> bool:
+    if not isinstance(row, dict) or row.get("tools"):
+        return False
+    turns = row.get("messages") or []
+    is_answered = bool(turns) and turns[-1]["role"] == "assistant" and all(one.keys() <= PLAIN for one in turns)
+    return isinstance(row.get("text"), str) or is_answered

@@ -1,0 +1,82 @@
+"""The volume of a release: a folder for each released adapter, and a link from the served name to the one in use."""
+
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+
+from finetune_api.handoff import Artifact
+from finetune_api.release import ReleasedResult
+from finetune_trainer.errors import StorageUnavailable
+from finetune_trainer.storage.protocol import ReadableStore, describe_files, join_uri
+
+RECORD = ".release.json"
+"""In each folder: which result it is a copy of."""
+DIGITS = 12
+
+
+class ReleaseVolume:
+    """The folders `<name>.<digest>` of one served name, as this process and as the server see them."""
+
+    def __init__(self, here: Path, there: str, name: str) -> None:
+        self._here = here
+        self._there = PurePosixPath(there)
+        self._name = name
+
+    def name_of(self, result: ReleasedResult) -> str:
+        """Return the name of a result's folder, under which it is also tried."""
+        return f"{self._name}.{result.manifest_sha256[:DIGITS]}"
+
+    def path_of(self, folder: str) -> str:
+        """Return the path of a folder on the server."""
+        return str(self._there / folder)
+
+    def copy(self, result: ReleasedResult, digests: dict[str, str], storage: ReadableStore) -> str:
+        """Copy an adapter into its folder, unless it is there; `digests` are those of its files, by name.
+
+        A folder appears only when it is complete, because another pod may be killed at any point.
+        """
+        folder = self.name_of(result)
+        target, part = self._here / folder, self._here / f".{folder}.part"
+        if self._digests(target) == digests:
+            return folder
+        shutil.rmtree(part, ignore_errors=True)
+        storage.download_folder(join_uri(result.uri, Artifact.ADAPTER), part, accept=digests.__contains__)
+        if self._digests(part) != digests:
+            raise StorageUnavailable(f"{target}: the copied files differ from those of {result.uri}")
+        (part / RECORD).write_text(result.model_dump_json(by_alias=True, exclude_none=True), encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+        return folder
+
+    def find(self, path: str) -> str | None:
+        """Return the folder that a server's path leads to, also by the link; None if it is not one of this volume."""
+        if PurePosixPath(path).parent != self._there:
+            return None
+        found = (self._here / PurePosixPath(path).name).resolve()
+        return found.name if found.is_dir() and found.parent == self._here.resolve() else None
+
+    def read(self, folder: str) -> ReleasedResult | None:
+        """Return the result that a folder is a copy of."""
+        try:
+            return ReleasedResult.model_validate_json((self._here / folder / RECORD).read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def link(self, folder: str) -> None:
+        """Let the served name lead to a folder, for the server's next start; by one rename."""
+        part = self._here / f".{self._name}.link"
+        part.unlink(missing_ok=True)
+        part.symlink_to(folder)
+        os.replace(part, self._here / self._name)
+
+    def keep(self, folders: Collection[str]) -> None:
+        """Remove the folders of this name but these."""
+        for path in self._here.glob(f"{self._name}.*"):
+            digits = path.name.removeprefix(f"{self._name}.")
+            is_copy = len(digits) == DIGITS and set(digits) <= set("0123456789abcdef") and (path / RECORD).is_file()
+            if is_copy and path.name not in folders:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _digests(self, folder: Path) -> dict[str, str]:
+        return {one.path: one.sha256 for one in describe_files(folder) if one.path != RECORD}

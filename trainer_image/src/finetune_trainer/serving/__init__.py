@@ -1,0 +1,1 @@
+"""The servers that answer with a result."""

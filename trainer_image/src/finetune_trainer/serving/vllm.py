@@ -1,0 +1,132 @@
+"""A running vLLM server: its adapters, its answers and its log-probabilities, within limits of size and time."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+import orjson
+
+from finetune_trainer.errors import one_line
+
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+REQUEST_SECONDS = 120.0
+"""Longest request: one that loads an adapter may read it from a network volume."""
+MAX_WORDS = 400
+
+Turns = Sequence[Mapping[str, Any]]
+
+
+class ServerRefusedError(Exception):
+    """The server refuses a request, in its own words."""
+
+    def __init__(self, status: int, words: str, *, is_route_missing: bool = False) -> None:
+        super().__init__(f"the server answers {status}: {words}")
+        self.is_route_missing = is_route_missing
+
+
+class ServerLostError(Exception):
+    """The server does not answer, or not as vLLM does."""
+
+
+class VLLMServer:
+    """Client of one server; `check` is called before each request, and may raise to end the work."""
+
+    def __init__(self, url: str, check: Callable[[], None] = lambda: None) -> None:
+        self._url = url.rstrip("/")
+        self.check = check
+        timeout = httpx2.Timeout(REQUEST_SECONDS, connect=10.0)
+        self._http = httpx2.Client(timeout=timeout, follow_redirects=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def list_models(self) -> dict[str, str]:
+        """Return the names of the models that it serves, each with its folder."""
+        try:
+            return {str(one["id"]): str(one.get("root") or "") for one in self._send("GET", "/v1/models")["data"]}
+        except (KeyError, TypeError, AttributeError):
+            raise ServerLostError(f"{self._url}/v1/models is not the list of a vLLM server") from None
+
+    def load(self, name: str, folder: str, *, in_place: bool = False) -> None:
+        """Load an adapter from a folder of the server; in place of the one that has the name, without a gap."""
+        self._send("POST", "/v1/load_lora_adapter", lora_name=name, lora_path=folder, load_inplace=in_place)
+
+    def unload(self, name: str) -> None:
+        """Unload an adapter."""
+        self._send("POST", "/v1/unload_lora_adapter", lora_name=name)
+
+    def answer(self, model: str, turns: Turns, max_tokens: int) -> str:
+        """Return the greedy answer to a conversation."""
+        asked = {"model": model, "messages": turns, "max_tokens": max_tokens, "temperature": 0}
+        try:
+            return str(self._send("POST", "/v1/chat/completions", **asked)["choices"][0]["message"]["content"] or "")
+        except (KeyError, IndexError, TypeError):
+            raise ServerLostError(f"{self._url}/v1/chat/completions returns no answer") from None
+
+    def count_tokens(self, model: str, turns: Turns) -> int:
+        """Return the length of a conversation as the server renders it before an answer."""
+        asked = {"model": model, "messages": turns, "max_tokens": 1, "temperature": 0}
+        try:
+            return int(self._send("POST", "/v1/chat/completions", **asked)["usage"]["prompt_tokens"])
+        except (KeyError, TypeError, ValueError):
+            raise ServerLostError(f"{self._url}/v1/chat/completions returns no usage") from None
+
+    def measure(self, model: str, turns: Turns) -> list[float]:
+        """Return the log-probability of every token of a conversation that ends with an answer, but the first."""
+        asked = {"messages": turns, "add_generation_prompt": False, "continue_final_message": True}
+        return self._log_probs("/v1/chat/completions", model, asked)
+
+    def measure_text(self, model: str, text: str) -> list[float]:
+        """Return the log-probability of every token of a text, but the first."""
+        return self._log_probs("/v1/completions", model, {"prompt": text})
+
+    def _log_probs(self, path: str, model: str, asked: dict[str, Any]) -> list[float]:
+        body = asked | {"model": model, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+        content = self._send("POST", path, **body)
+        try:
+            found = content.get("prompt_logprobs") or content["choices"][0]["prompt_logprobs"]
+            return [float(next(iter(one.values()))["logprob"]) for one in found[1:]]
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, StopIteration):
+            raise ServerLostError(f"{self._url}{path} returns no prompt_logprobs") from None
+
+    def _send(self, method: str, path: str, **body: Any) -> Any:
+        self.check()
+        deadline, data = time.monotonic() + REQUEST_SECONDS, bytearray()
+        try:
+            with self._http.stream(method, f"{self._url}{path}", json=body or None) as answer:
+                for part in answer.iter_bytes():
+                    data += part
+                    if len(data) > MAX_ANSWER_BYTES or time.monotonic() > deadline:
+                        raise ServerLostError(f"{self._url}{path}: the answer is too long or too slow")
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise ServerLostError(f"{self._url}{path}: {type(error).__name__}: {one_line(str(error), 200)}") from None
+        content = _parse(bytes(data))
+        if answer.status_code >= 500 and not isinstance(content, dict):  # a proxy in front of it
+            raise ServerLostError(f"{self._url}{path} answers {answer.status_code}")
+        if answer.status_code != 200:
+            raise _refusal(answer.status_code, content, data)
+        return content
+
+
+def _parse(data: bytes) -> Any:
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _refusal(status: int, content: Any, data: bytearray) -> ServerRefusedError:
+    """Return the refusal in the server's own words, which each version of it wraps differently."""
+    words: Any = content
+    for key in ("error", "message", "detail"):
+        words = words[key] if isinstance(words, dict) and key in words else words
+    text = words if isinstance(words, str) else data[:MAX_WORDS].decode(errors="replace")
+    is_missing = status == 404 and isinstance(content, dict) and content.get("detail") == "Not Found"
+    return ServerRefusedError(status, one_line(text, MAX_WORDS), is_route_missing=is_missing)
