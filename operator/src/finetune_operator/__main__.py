@@ -129,8 +129,15 @@ async def run(settings: Settings) -> None:
             asyncio.create_task(ProgressPoller(cache, queue, settings, metrics).run()),
             asyncio.create_task(leader.hold()),
         ]
+        more = []
+        if settings.releases:
+            from finetune_operator.release.watch import ReleaseController  # noqa: PLC0415 -- optional
+
+            releases = ReleaseController(cluster, settings)
+            parts.append(asyncio.create_task(releases.work()))
+            more.append(releases.watch)
         intake = Intake(cache, queue, metrics, settings)
-        watching = asyncio.create_task(watch(intake, cache, settings, functools.partial(find_kueue, cluster)))
+        watching = asyncio.create_task(watch(intake, cache, settings, functools.partial(find_kueue, cluster), more))
         await check_rights(cluster)
         log.info("serving %s", ", ".join(settings.watch_namespaces) or "all namespaces")
         done, _ = await asyncio.wait([*parts, watching], return_when=asyncio.FIRST_COMPLETED)

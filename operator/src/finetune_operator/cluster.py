@@ -51,6 +51,10 @@ RIGHTS = (
     *((verb, NETWORKING, "networkpolicies", "") for verb in ("get", "list", "create", "delete")),
 )
 """Those of NetworkPolicies are needed only if the settings ask for some."""
+RELEASE_RIGHTS = (
+    *((verb, names.GROUP, names.RELEASE_PLURAL, "") for verb in ("get", "list", "watch")),
+    ("patch", names.GROUP, names.RELEASE_PLURAL, "status"),
+)
 _ADDRESS = re.compile(r"<\S+ object at 0x[0-9a-f]+>:? ?")
 """What urllib3 adds to a message, and what would make it different each time."""
 
@@ -291,6 +295,12 @@ class Cluster:
         body = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec}
         return await self._call("POST", f"/apis/authorization.k8s.io/v1/{kind.lower()}s", body=body)
 
+    async def request(
+        self, verb: str, path: str, *, body: Object | None = None, query: dict[str, Any] | None = None
+    ) -> Object:
+        """Send a request of an optional part of the operator, within the same limits."""
+        return await self._call(verb, path, body=body, query=query)
+
     async def _call(
         self,
         verb: str,
@@ -335,7 +345,8 @@ def find_resource(path: str) -> str:
 
 def needed_rights(settings: Settings) -> list[tuple[str, str, str, str]]:
     """Return the rights that the operator uses with these settings."""
-    return [right for right in RIGHTS if right[1] != NETWORKING or settings.has_network_policies]
+    optional = RELEASE_RIGHTS if settings.releases else ()
+    return [right for right in (*RIGHTS, *optional) if right[1] != NETWORKING or settings.has_network_policies]
 
 
 def _allows(rule: Object, right: tuple[str, str, str, str]) -> bool:

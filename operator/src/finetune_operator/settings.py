@@ -189,6 +189,8 @@ class Settings(BaseSettings):
         int | None, Field(ge=0, le=315_360_000), BeforeValidator(_empty_is_none)
     ] = None
     """`spec.ttlSecondsAfterFinished` of jobs that set none; empty = none."""
+    releases: bool = False
+    """Whether FineTuneReleases are served; their CRD and the rights on them are then needed."""
     simulated_gpus: bool = False
     """Whether jobs whose GPUs are missing train on the CPU: only for clusters where the GPU resource is simulated."""
     progress_interval_seconds: PositiveFloat = 10

@@ -1,9 +1,10 @@
 """The shell: kopf logs in, and ends the process in order; reflectors watch with its client."""
 
 import asyncio
+import functools
 import itertools
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ KUEUE_SECONDS = 60.0
 """How often Kueue is looked for while a Job waits for it: it may be installed after the operator."""
 LOGIN_PAUSE_SECONDS = 2.0
 FindKueue = Callable[[], Awaitable[str | None]]
+Watch = Callable[[], Coroutine[Any, Any, None]]
 OWN_OBJECTS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 
 
@@ -80,16 +82,27 @@ def build_reflectors(
     ]
 
 
-async def watch(intake: Intake, cache: WatchCache, settings: Settings, find_kueue: FindKueue) -> None:
-    """Watch until the process receives SIGTERM or SIGINT, or the watches end with an error, which is raised."""
+async def watch(
+    intake: Intake,
+    cache: WatchCache,
+    settings: Settings,
+    find_kueue: FindKueue,
+    more: Sequence[Watch] = (),
+) -> None:
+    """Watch until the process receives SIGTERM or SIGINT, or the watches end with an error, which is raised.
+
+    `more` are the watches of optional kinds.
+    """
     registry = kopf.OperatorRegistry()
     tasks: list[asyncio.Task[None]] = []
     stop = asyncio.Event()
 
     async def on_startup(**_: Any) -> None:
-        task = asyncio.create_task(_reflect(intake, cache, settings, find_kueue))  # with kopf's credentials
-        task.add_done_callback(lambda _: stop.set())  # an operator that watches nothing must not look alive
-        tasks.append(task)
+        watches: list[Watch] = [functools.partial(_reflect, intake, cache, settings, find_kueue), *more]
+        for one in watches:
+            task = asyncio.create_task(one())  # with kopf's credentials
+            task.add_done_callback(lambda _: stop.set())  # an operator that watches nothing must not look alive
+            tasks.append(task)
 
     async def on_cleanup(**_: Any) -> None:
         for task in tasks:

@@ -5,6 +5,7 @@ import logging
 import random
 from contextlib import aclosing
 from http import HTTPStatus
+from typing import Any, Literal, Protocol
 
 import aiohttp
 import kopf
@@ -17,15 +18,16 @@ from kopf._cogs.clients.watching import Bookmark, WatchingError, continuous_watc
 from kopf._cogs.structs.references import NamespaceName, Resource
 
 from finetune_api import names
-from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.mirror import Listing
 from finetune_operator.controller.store import Kind
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.kube.errors import ClusterError, Denied, RetryLater, error_from
 
 log = logging.getLogger(__name__)
-GROUPS: dict[Kind, tuple[str, str]] = {
+Watched = Kind | Literal["finetunereleases"]
+GROUPS: dict[Watched, tuple[str, str]] = {
     "finetunejobs": (names.GROUP, names.VERSION),
+    "finetunereleases": (names.GROUP, names.VERSION),
     "jobs": ("batch", "v1"),
     "pods": ("", "v1"),
     "workloads": (names.KUEUE_GROUP, names.KUEUE_VERSIONS[0]),
@@ -37,14 +39,36 @@ REPORT_SECONDS = 10.0
 """An API server that has just started denies everything until it has read the roles."""
 
 
+class Receiver(Protocol):
+    """What takes the objects that are delivered, as the intake of jobs does."""
+
+    def begin_listing(self, kind: Any, namespace: str | None) -> Listing:
+        """Begin a list of all objects of a kind."""
+
+    def end_listing(self, kind: Any, listing: Listing, *, is_complete: bool) -> None:
+        """End a list."""
+
+    def put(self, kind: Any, obj: dict[str, Any]) -> None:
+        """Take a new or changed object."""
+
+    def remove(self, kind: Any, obj: dict[str, Any]) -> None:
+        """Remove a deleted object."""
+
+    def queue_open_jobs(self, within_seconds: float = 0.0) -> None:
+        """Queue every job that is not finished."""
+
+    def report_problem(self, kind: Any, problem: ClusterError, namespace: str | None = None) -> None:
+        """Record why a kind cannot be listed."""
+
+
 class Reflector:
     """Keeps the objects of one kind in a namespace, or in all. It lists them again periodically and after a gap."""
 
     def __init__(
         self,
-        kind: Kind,
+        kind: Watched,
         namespace: str | None,
-        intake: Intake,
+        intake: Receiver,
         cache: WatchCache,
         settings: kopf.OperatorSettings,
         *,

@@ -31,6 +31,7 @@ COMMANDS = {
     names.Component.PREFLIGHT: "preflight",
     names.Component.TRAINER: "train",
     names.Component.MERGE: "finish",
+    names.Component.RELEASE: "release",
 }
 PLACEMENT: dict[names.Component, set[str]] = {
     names.Component.PREFLIGHT: {"scheduler_name"},
@@ -39,6 +40,7 @@ PLACEMENT: dict[names.Component, set[str]] = {
         *("priority_class_name", "runtime_class_name", "scheduler_name"),
     },
     names.Component.MERGE: {"priority_class_name", "scheduler_name"},
+    names.Component.RELEASE: {"scheduler_name"},
 }
 """The fields of `spec.scheduling` that each pod gets, in addition to the tolerations."""
 CACHES = ("HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
@@ -185,7 +187,7 @@ def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str,
     }
     config_map = _build_config_map(meta, build_config(job, settings, attempt))
     peer_token = build_peer_token(meta) if nodes > 1 else None
-    pod = _pod_spec(job, settings, component, image, config_map, peer_token)
+    pod = build_pod_spec(job, settings, component, image, config_map, peer_token)
     template = {
         "metadata": {
             "labels": meta["labels"],
@@ -269,7 +271,7 @@ def _topology(job: FineTuneJob, component: names.Component) -> dict[str, str]:
     return {names.ANNOTATION_TOPOLOGY.format(mode=wanted.mode.lower()): wanted.level or "true"}
 
 
-def _pod_spec(  # noqa: PLR0917 - what a pod is made of
+def build_pod_spec(  # noqa: PLR0917 - what a pod is made of
     job: FineTuneJob,
     settings: Settings,
     component: names.Component,
@@ -277,11 +279,12 @@ def _pod_spec(  # noqa: PLR0917 - what a pod is made of
     config: Object,
     peer_token: Object | None,
 ) -> Object:
+    """Build the pod of a component; its configuration is mounted from that ConfigMap."""
     spec = _spec(job)
     is_trainer = component is names.Component.TRAINER
     effective, tokens = build_effective_spec(spec, settings), hub_tokens(spec, settings)
     config_name, digest = config["metadata"]["name"], digest_of(config["data"][handoff.CONFIG_FILE])
-    is_preflight = component is names.Component.PREFLIGHT
+    is_preflight = component in {names.Component.PREFLIGHT, names.Component.RELEASE}
     limit = settings.preflight_workspace_limit if is_preflight else None
     mounted = build_volumes(effective, tokens, config_name, is_trainer=not is_preflight, workspace_limit=limit)
     if peer_token:

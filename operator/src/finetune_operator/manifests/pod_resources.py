@@ -18,7 +18,7 @@ PREFLIGHT_REQUESTS: dict[str, Quantity] = {"cpu": "250m", "memory": "512Mi"}
 
 def build_resources(spec: FineTuneJobSpec, component: Component, settings: Settings) -> Object:
     """Return requests and limits of a pod; only the trainer has GPUs."""
-    if component is Component.PREFLIGHT:
+    if component in {Component.PREFLIGHT, Component.RELEASE}:
         found = _preflight(spec, settings.preflight_memory_limit)
     else:
         found = _trainer(spec, settings) if component is Component.TRAINER else _merge(spec, settings)

@@ -1,0 +1,104 @@
+"""What a release asks the API server for, by the client of jobs, within its limits."""
+
+from finetune_api import names
+from finetune_api.release import FineTuneReleaseStatus, KServeTarget
+from finetune_operator.cluster import Cluster
+from finetune_operator.controller.reconciler import build_merge_patch
+from finetune_operator.kube.errors import AlreadyExists, Gone, NameTaken, Outdated
+from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod, controller_of
+from finetune_operator.manifests.planted import find_foreign_content
+from finetune_operator.release.manifests import build_selector, set_adapter
+from finetune_operator.release.objects import Release, Service
+
+PATHS = {
+    "ConfigMap": "/api/v1/namespaces/{}/configmaps",
+    "Job": "/apis/batch/v1/namespaces/{}/jobs",
+    "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
+}
+
+
+class ReleaseCluster:
+    """Client of the API server for releases."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    async def get_release(self, key: Key) -> Release:
+        """Read one release."""
+        return Release.from_object(await self._cluster.request("GET", _path(key)))
+
+    async def get_job(self, key: Key) -> FineTuneJob | None:
+        """Read the job of a release; None if it does not exist."""
+        try:
+            return await self._cluster.get_job(key)
+        except Gone:
+            return None
+
+    async def get_child(self, release: Release, name: str) -> Job | None:
+        """Read a Job of a release; one of another owner raises NameTaken."""
+        try:
+            found = await self._cluster.request("GET", f"{PATHS['Job'].format(release.key.namespace)}/{name}")
+        except Gone:
+            return None
+        if controller_of(found).get("uid") != release.uid:
+            raise NameTaken("Job", name)
+        return Job.from_object(found)
+
+    async def list_pods(self, key: Key) -> tuple[Pod, ...]:
+        """List the pods of a release, the oldest first."""
+        path = f"/api/v1/namespaces/{key.namespace}/pods"
+        page = await self._cluster.request("GET", path, query={"labelSelector": build_selector(key.name)})
+        pods = sorted(page["items"], key=lambda one: str(one["metadata"].get("creationTimestamp")))
+        return tuple(map(Pod.from_object, pods))
+
+    async def get_service(self, namespace: str, target: KServeTarget) -> Service | None:
+        """Read an LLMInferenceService; None if it, or its definition, does not exist."""
+        try:
+            return Service.from_object(await self._cluster.request("GET", _service(namespace, target)))
+        except Gone:
+            return None
+
+    async def set_adapter(self, namespace: str, target: KServeTarget, service: Service, uri: str | None) -> None:
+        """Set the URI of one adapter of an LLMInferenceService, as it was read."""
+        adapters = set_adapter(service.adapters, target.adapter_name, uri)
+        body: Object = {
+            "metadata": {"resourceVersion": service.resource_version},
+            "spec": {"model": {"lora": {"adapters": adapters}}},
+        }
+        await self._cluster.request("PATCH", _service(namespace, target), body=body)
+
+    async def create(self, release: Release, children: list[Object]) -> None:
+        """Create what is missing; an existing object is a success if this release owns it and it has the content."""
+        for body in children:
+            path, name = PATHS[body["kind"]].format(release.key.namespace), body["metadata"]["name"]
+            try:
+                await self._cluster.request("POST", path, body=body)
+            except AlreadyExists:
+                found = await self._cluster.request("GET", f"{path}/{name}")
+                if controller_of(found).get("uid") != release.uid or find_foreign_content(body["kind"], body, found):
+                    raise NameTaken(body["kind"], name) from None
+
+    async def delete_child(self, namespace: str, child: Job) -> None:
+        """Delete exactly that Job (by UID), and its pods."""
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": child.uid}}
+        try:
+            await self._cluster.request("DELETE", f"{PATHS['Job'].format(namespace)}/{child.name}", body=body)
+        except (Gone, Outdated):
+            return
+
+    async def patch_status(self, release: Release, status: FineTuneReleaseStatus) -> Release:
+        """Write the status; raise `Outdated` if the release has changed since it was read."""
+        change = build_merge_patch(release.status.to_wire(), status.to_wire())
+        if not change:
+            return release
+        meta = {"uid": release.uid, "resourceVersion": release.resource_version}
+        body = {"metadata": meta, "status": change}
+        return Release.from_object(await self._cluster.request("PATCH", f"{_path(release.key)}/status", body=body))
+
+
+def _path(key: Key) -> str:
+    return f"/apis/{names.API_VERSION}/namespaces/{key.namespace}/{names.RELEASE_PLURAL}/{key.name}"
+
+
+def _service(namespace: str, target: KServeTarget) -> str:
+    return f"/apis/{names.KSERVE_PATH}/namespaces/{namespace}/{names.KSERVE_PLURAL}/{target.name}"

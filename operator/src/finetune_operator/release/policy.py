@@ -1,0 +1,260 @@
+"""Decide about a release: from what was observed to the next status and the next action, without I/O."""
+
+import json
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+
+from finetune_api.handoff import TERMINATION_LIMIT_BYTES, Artifact
+from finetune_api.names import ConditionType
+from finetune_api.release import (
+    FineTuneReleaseSpec,
+    FineTuneReleaseStatus,
+    KServeTarget,
+    ReleaseCondition,
+    ReleaseConditionType,
+    ReleasedResult,
+    ReleaseOutcome,
+    ReleaseReason,
+    ReleaseRefusal,
+    ReleaseReport,
+    Rollback,
+)
+from finetune_api.text.printable import printable
+from finetune_operator.kube.errors import NameTaken
+from finetune_operator.kube.objects import Job, Pod
+from finetune_operator.policy.admission import find_refusal, is_metadata_address
+from finetune_operator.release.manifests import build_carrier, build_name
+from finetune_operator.release.objects import Release, Seen, Service
+from finetune_operator.settings import Settings
+
+C, R = ReleaseConditionType, ReleaseReason
+SOON_SECONDS, SLOW_SECONDS = 3.0, 30.0
+"""Between two looks at a pod or a service that works, and at what only a user or another job changes."""
+FINAL = frozenset({R.RELEASED, R.HELD, R.REFUSED, R.ROLLED_BACK, R.FAILED})
+"""Reasons after which nothing happens until the spec changes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The next status, and at most one action after it is written."""
+
+    status: FineTuneReleaseStatus
+    requeue_after: float | None = None
+    creates_job: bool = False
+    sets_adapter: bool = False
+    adapter_uri: str | None = None
+    """With `sets_adapter`: the URI of the entry in the LLMInferenceService; None removes it."""
+
+
+def is_settled(release: Release) -> bool:
+    """Return whether this generation of the release has ended."""
+    status = release.status
+    return status.observed_generation == release.generation and status.reason in FINAL
+
+
+def plan(seen: Seen, settings: Settings) -> Plan:
+    """Return the next step of a release."""
+    release, spec = seen.release, seen.release.spec
+    if spec is None:
+        return _waiting(seen, "False", R.INVALID_SPEC, f"The spec cannot be read: {release.spec_error}.")
+    if seen.problem:
+        is_taken = isinstance(seen.problem, NameTaken)
+        fix = "rename or remove it" if is_taken else "grant the right, or set release.kserve in the chart"
+        return _waiting(seen, "False", R.NAME_CONFLICT if is_taken else R.API_DENIED, f"{seen.problem}: {fix}.")
+    candidate = _find_candidate(seen, spec)
+    if isinstance(candidate, Plan):
+        return candidate
+    if refusal := find_refusal(build_carrier(release, spec, seen.job), settings) or _check_url(spec):
+        return _waiting(seen, "False", R.FORBIDDEN, f"{refusal}.")
+    return _start(_with(seen, candidate=candidate, job_name=build_name(release)), spec, candidate)
+
+
+def _start(seen: Seen, spec: FineTuneReleaseSpec, candidate: ReleasedResult) -> Plan:
+    """Create the Job of this generation once no earlier pod is alive and the target exists."""
+    if any(not pod.is_over and (seen.child is None or pod.job_uid != seen.child.uid) for pod in seen.pods):
+        return _waiting(seen, "Unknown", R.RELEASING, "The pod of an earlier spec is ending.", SOON_SECONDS)
+    if spec.target.kserve and seen.service is None:
+        message = f"LLMInferenceService {spec.target.kserve.name} does not exist: create it, or correct the name."
+        return _waiting(seen, "Unknown", R.TARGET_MISSING, message)
+    if seen.child is None:
+        begun = _waiting(seen, "Unknown", R.RELEASING, f"{candidate.uri} is being verified.", SOON_SECONDS)
+        return replace(begun, creates_job=True)
+    return _follow(seen, spec, candidate, seen.child)
+
+
+def _find_candidate(seen: Seen, spec: FineTuneReleaseSpec) -> ReleasedResult | Plan:
+    """Return the result of this generation, which stays the same even if its job is created again."""
+    status = seen.release.status
+    if status.candidate and status.job_name == build_name(seen.release):
+        return status.candidate
+    if spec.uri and spec.manifest_sha256:
+        return ReleasedResult(uri=spec.uri.rstrip("/"), manifest_sha256=spec.manifest_sha256)
+    name, job = spec.job_ref.name if spec.job_ref else "", seen.job
+    if job is None:
+        return _waiting(seen, "Unknown", R.WAITING_FOR_JOB, f"FineTuneJob {name} does not exist yet.")
+    if job.status.is_true(ConditionType.FAILED):
+        cause = f"{job.status.reason}: {job.status.message}"
+        message = f"FineTuneJob {name} has failed, and its result is not released. {cause}"
+        return _waiting(seen, "False", R.JOB_FAILED, message)
+    found = job.status.artifacts
+    if not job.status.is_true(ConditionType.COMPLETE) or not (found and found.uri and found.manifest_sha256):
+        phase = job.status.phase or "Pending"
+        return _waiting(seen, "Unknown", R.WAITING_FOR_JOB, f"FineTuneJob {name} is not complete: it is {phase}.")
+    return ReleasedResult(uri=found.uri, manifest_sha256=found.manifest_sha256)
+
+
+def _check_url(spec: FineTuneReleaseSpec) -> str | None:
+    url = spec.target.vllm.url if spec.target.vllm else None
+    if url and is_metadata_address(urlsplit(url).hostname or ""):
+        return f"target.vllm.url {url} is a link-local or metadata address, which is never allowed"
+    return None
+
+
+def _follow(seen: Seen, spec: FineTuneReleaseSpec, candidate: ReleasedResult, child: Job) -> Plan:
+    """Follow the Job of this generation to its end."""
+    ended = [pod for pod in seen.pods if pod.job_uid == child.uid and pod.is_over]
+    reports = [found for pod in ended if (found := read_report(pod, seen.release))]
+    found = reports[-1] if reports else None
+    if not child.is_over:
+        message = f"Job {child.name} verifies the result and asks the server."
+        if found:
+            message = f"Job {child.name} tries again: {found.message}"
+        return _waiting(seen, "Unknown", R.RELEASING, message, SOON_SECONDS)
+    if found is None:
+        words = child.failed_message or "its pod has left no report"
+        message = (
+            f"Job {child.name} ended without a report: {words}. See its pod's log, then edit or recreate the release."
+        )
+        return _end(seen, R.FAILED, message)
+    if child.failed or found.outcome is ReleaseOutcome.FAILED:
+        deadline = " (progressDeadlineSeconds)" if child.failed_reason == "DeadlineExceeded" else ""
+        return _end(seen, R.FAILED, f"{found.message}{deadline}", found)
+    if found.outcome is ReleaseOutcome.VERIFIED and spec.target.kserve and seen.service:
+        return _serve(seen, spec, candidate, spec.target.kserve, seen.service)
+    return _end(seen, ReleaseReason(found.outcome.value), found.message, found)
+
+
+def _serve(
+    seen: Seen, spec: FineTuneReleaseSpec, candidate: ReleasedResult, target: KServeTarget, service: Service
+) -> Plan:
+    """Set the adapter of an LLMInferenceService, wait until that is ready, or give back the one before."""
+    status, wanted = seen.release.status, f"{candidate.uri}/{Artifact.ADAPTER}"
+    current, old = service.uri_of(target.adapter_name), status.replaced_adapter_uri
+    begun = status.condition(C.RELEASED)
+    if begun is None or begun.reason != R.WAITING_FOR_SERVER:
+        seen = _with(seen, replaced_adapter_uri=None if current == wanted else current)
+        message = f"LLMInferenceService {target.name} gets {wanted} as {target.adapter_name}."
+        return replace(_wait_for(seen, message), sets_adapter=current != wanted, adapter_uri=wanted)
+    detail = service.message or "its controller has not reported on it"
+    answering = candidate.model_copy(update={"released_time": seen.now})
+    if seen.now - begun.last_transition_time >= timedelta(seconds=spec.progress_deadline_seconds):
+        message = f"LLMInferenceService {target.name} was not ready within progressDeadlineSeconds: {detail}"
+        if spec.rollback is Rollback.NEVER:
+            return _end(seen, R.FAILED, message, _report(seen, ReleaseOutcome.FAILED, answering))
+        return _give_back(seen, message, is_given=current != wanted)
+    if current not in {wanted, old}:
+        message = f"Another client has set {target.adapter_name} of LLMInferenceService {target.name} to {current}"
+        return _end(seen, R.FAILED, f"{message}: let one of the two set it, then edit the release.")
+    if current != wanted or service.ready != "True":
+        waiting = _wait_for(seen, f"LLMInferenceService {target.name} is not ready with it yet: {detail}")
+        return replace(waiting, sets_adapter=current != wanted, adapter_uri=wanted)
+    report = _report(seen, ReleaseOutcome.RELEASED, answering)
+    return _end(seen, R.RELEASED, f"LLMInferenceService {target.name} is ready with it.", report)
+
+
+def _give_back(seen: Seen, message: str, *, is_given: bool) -> Plan:
+    """Set the entry to what it was before; the release ends once that is found to be done."""
+    old = seen.release.status.replaced_adapter_uri
+    if is_given:
+        return _end(seen, R.ROLLED_BACK, f"{message}; before: {old or 'none'}")
+    return replace(_wait_for(seen, message), sets_adapter=True, adapter_uri=old)
+
+
+def _wait_for(seen: Seen, message: str) -> Plan:
+    return _waiting(seen, "Unknown", R.WAITING_FOR_SERVER, message, SOON_SECONDS)
+
+
+def _report(seen: Seen, outcome: ReleaseOutcome, answering: ReleasedResult) -> ReleaseReport:
+    return ReleaseReport(
+        outcome=outcome,
+        message="",
+        release_uid=seen.release.uid,
+        generation=seen.release.generation,
+        answering=answering,
+    )
+
+
+def read_report(pod: Pod, release: Release) -> ReleaseReport | None:
+    """Return the pod's report if it is small, well-formed and of this generation of the release, else None."""
+    if not pod.message or len(pod.message.encode()) > TERMINATION_LIMIT_BYTES:
+        return None
+    try:
+        found = ReleaseReport.model_validate(json.loads(pod.message))
+    except (ValueError, ValidationError, RecursionError):
+        return None
+    return found if (found.release_uid, found.generation) == (release.uid, release.generation) else None
+
+
+def _with(seen: Seen, **changes: object) -> Seen:
+    return replace(seen, release=replace(seen.release, status=seen.release.status.model_copy(update=changes)))
+
+
+def _waiting(seen: Seen, ready: str, reason: str, message: str, after: float = SLOW_SECONDS) -> Plan:
+    return Plan(_summarise(seen, seen.release.status, ready, reason, message), after)
+
+
+def _end(seen: Seen, reason: ReleaseReason, message: str, found: ReleaseReport | None = None) -> Plan:
+    """Return the end of this generation; what answers changes only if the pod has established that."""
+    status = seen.release.status
+    changes: dict[str, object] = {}
+    if found and found.answering:
+        old = found.replaced or status.answering
+        is_same = old is not None and old.manifest_sha256 == found.answering.manifest_sha256
+        since = status.answering if is_same and found.answering.released_time is None else found.answering
+        changes = {"answering": since, "previous": status.previous if is_same else old}
+    if found and found.comparison:
+        changes["comparison"] = found.comparison
+    if reason is not R.RELEASED:
+        digest = status.candidate.manifest_sha256 if status.candidate else None
+        changes["last_refusal"] = ReleaseRefusal(
+            manifest_sha256=digest, refused_time=seen.now, reason=reason.value, message=message[:1024]
+        )
+    ready = "True" if reason is R.RELEASED else "False"
+    return Plan(_summarise(seen, status.model_copy(update=changes), ready, reason, message))
+
+
+def _summarise(
+    seen: Seen, status: FineTuneReleaseStatus, ready: str, reason: str, message: str
+) -> FineTuneReleaseStatus:
+    """Return the status with its conditions; a transition time changes only with the condition's value."""
+    text = printable(message)[:2048]
+    values = {
+        C.READY: ready,
+        C.RELEASED: ready,
+        C.RECONCILING: "True" if ready == "Unknown" else "False",
+        C.STALLED: "True" if ready == "False" else "False",
+    }
+    conditions = []
+    for kind, value in values.items():
+        old = status.condition(kind)
+        moved = old is None or old.status != value or (kind is C.RELEASED and old.reason != reason)
+        conditions.append(
+            ReleaseCondition(
+                type=kind.value,
+                status=value,
+                reason=str(reason),
+                message=text,
+                last_transition_time=seen.now if old is None or moved else old.last_transition_time,
+                observed_generation=seen.release.generation,
+            )
+        )
+    changes = {
+        "observed_generation": seen.release.generation,
+        "reason": str(reason),
+        "message": text,
+        "conditions": conditions,
+    }
+    return status.model_copy(update=changes)

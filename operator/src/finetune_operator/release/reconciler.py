@@ -1,0 +1,110 @@
+"""Reconcile one FineTuneRelease: read, plan, write the status, then act. Rare, so that everything is read live."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from finetune_api.release import FineTuneReleaseSpec
+from finetune_operator.cluster import Cluster
+from finetune_operator.controller.workqueue import WorkQueue
+from finetune_operator.kube.errors import ClusterError, Denied, Gone, NameTaken, Outdated
+from finetune_operator.kube.objects import Key
+from finetune_operator.release.cluster import ReleaseCluster
+from finetune_operator.release.manifests import build_carrier, build_children, build_name
+from finetune_operator.release.objects import Release, Seen
+from finetune_operator.release.policy import Plan, is_settled, plan
+from finetune_operator.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class ReleaseReconciler:
+    """Reconciler of FineTuneReleases: each call takes one release a step further."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        queue: WorkQueue,
+        settings: Settings,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._cluster = ReleaseCluster(cluster)
+        self._queue = queue
+        self._settings = settings
+        self._clock = clock
+
+    async def handle(self, key: Key) -> None:
+        """Reconcile a release; every error requeues it."""
+        try:
+            after = await self._reconcile(key)
+        except Gone:
+            after = None
+        except Outdated:
+            self._queue.add_conflicted(key)
+            return
+        except ClusterError as problem:
+            log.warning("release %s: %s; retrying in %.1f s", key, problem, self._queue.add_rate_limited(key))
+            return
+        except Exception:  # an unexpected error of one release must not end the worker that serves all
+            log.exception("release %s: unexpected error; retrying in %.1f s", key, self._queue.add_rate_limited(key))
+            return
+        self._queue.forget(key)
+        if after is not None:
+            self._queue.add_after(key, after)
+
+    async def _reconcile(self, key: Key) -> float | None:
+        release = await self._cluster.get_release(key)
+        if release.is_deleting or is_settled(release):
+            return None
+        seen = await self._observe(release)
+        decided = plan(seen, self._settings)
+        if decided.status.reason != release.status.reason:
+            log.info("release %s: %s: %s", key, decided.status.reason, decided.status.message)
+        written = await self._cluster.patch_status(release, decided.status)
+        try:
+            await self._act(replace(seen, release=written), decided)
+        except (Denied, NameTaken) as problem:
+            reported = plan(replace(seen, release=written, problem=problem), self._settings)
+            await self._cluster.patch_status(written, reported.status)
+            return reported.requeue_after
+        return decided.requeue_after
+
+    async def _observe(self, release: Release) -> Seen:
+        seen, spec, namespace = Seen(release, self._clock()), release.spec, release.key.namespace
+        if spec is None:
+            return seen
+        try:
+            await self._stop_earlier(release)
+            return replace(
+                seen,
+                job=await self._cluster.get_job(Key(namespace, spec.job_ref.name)) if spec.job_ref else None,
+                # Before the pods, which are then never older than the counts of their Job.
+                child=await self._cluster.get_child(release, build_name(release)),
+                pods=await self._cluster.list_pods(release.key),
+                service=await self._cluster.get_service(namespace, spec.target.kserve) if spec.target.kserve else None,
+            )
+        except (Denied, NameTaken) as problem:
+            return replace(seen, problem=problem)
+
+    async def _stop_earlier(self, release: Release) -> None:
+        """Delete the Job of an earlier generation: two pods must not ask for the same name."""
+        name = release.status.job_name
+        if name and name != build_name(release) and (child := await self._cluster.get_child(release, name)):
+            await self._cluster.delete_child(release.key.namespace, child)
+
+    async def _act(self, seen: Seen, decided: Plan) -> None:
+        release, spec = seen.release, seen.release.spec
+        if spec is None:
+            return
+        if decided.creates_job and release.status.candidate:
+            await self._create(seen, release, spec)
+        kserve = spec.target.kserve
+        if decided.sets_adapter and kserve and seen.service:
+            await self._cluster.set_adapter(release.key.namespace, kserve, seen.service, decided.adapter_uri)
+
+    async def _create(self, seen: Seen, release: Release, spec: FineTuneReleaseSpec) -> None:
+        if candidate := release.status.candidate:
+            carrier = build_carrier(release, spec, seen.job)
+            children = build_children(release, spec, candidate, carrier, self._settings)
+            await self._cluster.create(release, children)

@@ -1,0 +1,216 @@
+"""FineTuneReleases on a real API server, by an operator with exactly the rights of the chart; the test is the kubelet,
+and the controller of KServe, whose definition is a stand-in here."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from documents import others
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+
+ROOT = Path(__file__).parents[3]
+GROUP, VERSION, PLURAL = "finetune.dev", "v1alpha1", "finetunereleases"
+KSERVE = ("serving.kserve.io", "v1alpha2", "llminferenceservices")
+NEW = {"uri": "s3://bucket/jobs/one", "manifestSHA256": "ab" * 32}
+OLD = {"uri": "s3://bucket/jobs/old", "manifestSHA256": "cd" * 32}
+RIGHTS = [
+    {"apiGroups": [GROUP], "resources": [PLURAL], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": [GROUP], "resources": [f"{PLURAL}/status"], "verbs": ["patch"]},
+    {"apiGroups": ["serving.kserve.io"], "resources": ["llminferenceservices"], "verbs": ["get", "patch"]},
+]
+VLLM = {
+    "service": {"name": "vllm"},
+    "adapterName": "bot",
+    "volume": {"claimName": "adapters", "path": "/adapters"},
+}
+Object = dict[str, Any]
+
+
+def kserve_definition() -> Object:
+    group, version, plural = KSERVE
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    served = {"name": version, "served": True, "storage": True, "subresources": {"status": {}}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{group}"},
+        "spec": {
+            "group": group,
+            "names": {"kind": "LLMInferenceService", "plural": plural, "singular": "llminferenceservice"},
+            "scope": "Namespaced",
+            "versions": [served | {"schema": {"openAPIV3Schema": schema}}],
+        },
+    }
+
+
+class Releases:
+    """The releases of a world's namespace."""
+
+    def __init__(self, world: Any, wait: Callable[..., Any]) -> None:
+        self.world, self.wait = world, wait
+        self._where = (GROUP, VERSION, world.namespace, PLURAL)
+
+    def create(self, spec: Object, *, dry_run: bool = False) -> None:
+        meta = {"name": "bot", "namespace": self.world.namespace}
+        body = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "FineTuneRelease", "metadata": meta, "spec": spec}
+        options = {"dry_run": "All"} if dry_run else {}
+        self.world.custom.create_namespaced_custom_object(*self._where, body, **options)
+
+    def get(self) -> Object:
+        return dict(self.world.custom.get_namespaced_custom_object(*self._where, "bot"))
+
+    def patch(self, spec: Object) -> None:
+        self.world.custom.patch_namespaced_custom_object(*self._where, "bot", {"spec": spec})
+
+    def delete(self) -> None:
+        self.world.custom.delete_namespaced_custom_object(*self._where, "bot")
+
+    def wait_for(self, reason: str) -> Object:
+        """The status once it has that reason for the current spec."""
+
+        def found() -> Object | None:
+            now = self.get()
+            status = now.get("status") or {}
+            is_current = status.get("observedGeneration") == now["metadata"]["generation"]
+            return status if is_current and status.get("reason") == reason else None
+
+        return dict(self.wait(found, lambda: f"{reason}: {json.dumps(self.get().get('status'), indent=1)}"))
+
+    def end(self, job: str, outcome: str, **blocks: Any) -> Any:
+        """End the pod of a release with a report; return it."""
+        pod = self.world.pod_of(job)
+        meta = self.get()["metadata"]
+        report = {"outcome": outcome, "message": "words", "releaseUID": meta["uid"], "generation": meta["generation"]}
+        self.world.run(pod)
+        self.world.end(pod, 0, json.dumps(report | blocks))
+        return pod
+
+
+@pytest.fixture
+def releases(world: Any, wait: Callable[..., Any]) -> Iterator[Releases]:
+    extensions = client.ApiextensionsV1Api(world.core.api_client)
+    definitions = [yaml.safe_load((ROOT / "crds" / "finetunereleases.yaml").read_text()), kserve_definition()]
+    for one in definitions:
+        extensions.create_custom_resource_definition(one)
+    served = [(GROUP, VERSION, PLURAL), KSERVE]
+
+    def is_served(group: str, version: str, plural: str) -> bool:
+        try:
+            return bool(world.custom.list_namespaced_custom_object(group, version, world.namespace, plural))
+        except ApiException as error:
+            if error.status != 404:
+                raise
+            return False
+
+    for kind in served:
+        wait(lambda kind=kind: is_served(*kind), f"{kind} is served")
+    yield Releases(world, wait)
+    for one in definitions:
+        extensions.delete_custom_resource_definition(one["metadata"]["name"])
+
+
+@pytest.fixture
+def serving(
+    access: Any, control_plane: Path, tmp_path: Path, operator_with: Callable[..., Any], releases: Releases
+) -> Releases:
+    """Releases that an operator serves."""
+    own = type(access)(control_plane, tmp_path)
+    rules = client.RbacAuthorizationV1Api(own.api).read_cluster_role(own.name).rules
+    own.set_rules([*(own.api.sanitize_for_serialization(one) for one in rules), *RIGHTS])
+    operator_with(own.kubeconfig, FINETUNE_RELEASES="true").start()
+    return releases
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"jobRef": {"name": "one"}, **NEW, "target": {"vllm": VLLM}}, "exactly one of jobRef and uri"),
+        ({"target": {"vllm": VLLM}}, "exactly one of jobRef and uri"),
+        ({"uri": NEW["uri"], "target": {"vllm": VLLM}}, "uri needs manifestSHA256"),
+        ({**NEW, "target": {}}, "exactly one of vllm, kserve and files"),
+        ({**NEW, "target": {"vllm": VLLM, "files": {"uri": "s3://bucket/a"}}}, "exactly one of vllm"),
+        ({**NEW, "target": {"vllm": VLLM | {"url": "http://x"}}}, "exactly one of url and service"),
+        ({"jobRef": {"name": "one"}, "storage": {}, "target": {"vllm": VLLM}}, "storage is only for uri"),
+        (
+            {**NEW, "require": {"matchedPercent": 9}, "target": {"files": {"uri": "s3://bucket/a"}}},
+            "matchedPercent needs a server that is asked",
+        ),
+    ],
+)
+def test_the_api_server_refuses_a_release_that_breaks_a_rule(releases: Releases, spec: Object, words: str) -> None:
+    with pytest.raises(ApiException, match=words):
+        releases.create(spec, dry_run=True)
+
+
+def test_the_releases_of_the_guide_are_accepted(releases: Releases) -> None:
+    found = [one for _, one in others() if one["kind"] == "FineTuneRelease"]
+    assert len(found) == 2
+    for one in found:
+        releases.create(one["spec"], dry_run=True)
+
+
+def test_a_release_waits_for_its_job_replaces_rolls_back_by_its_spec_and_leaves_nothing(
+    world: Any, wait: Callable[..., Any], serving: Releases
+) -> None:
+    serving.create({"jobRef": {"name": "one"}, "target": {"vllm": VLLM}})
+    assert "does not exist yet" in serving.wait_for("WaitingForJob")["message"]
+    world.create()
+    trainer = world.pass_preflight()
+    world.run(trainer)
+    world.end(trainer, 0, world.published())
+
+    serving.wait_for("Releasing")
+    answering = NEW | {"releasedTime": "2026-01-01T00:00:00Z"}
+    comparison = {"verdict": "Better", "rows": 20, "championLoss": 2.0, "challengerLoss": 1.0}
+    pod = serving.end("bot-r1", "Released", answering=answering, replaced=OLD, comparison=comparison)
+    (container,) = pod.spec.containers
+    assert container.args == ["release"]
+    assert {volume.secret.secret_name for volume in pod.spec.volumes if volume.secret} == {"s3"}
+    status = serving.wait_for("Released")
+    assert (status["answering"], status["previous"], status["comparison"]) == (answering, OLD, comparison)
+    assert {one["type"]: one["status"] for one in status["conditions"]} == {
+        "Ready": "True", "Released": "True", "Reconciling": "False", "Stalled": "False",
+    }  # fmt: skip
+
+    serving.patch({"jobRef": None, **OLD})
+    serving.end("bot-r2", "Held")
+    status = serving.wait_for("Held")
+    assert status["answering"] == answering
+    assert status["lastRefusal"]["manifestSHA256"] == OLD["manifestSHA256"]
+    wait(lambda: "bot-r1" not in world.jobs(), lambda: str(world.jobs()))
+    world.delete()
+    serving.delete()
+    wait(lambda: not world.jobs(), lambda: str(world.jobs()))
+
+
+def test_the_adapter_of_an_existing_service_is_set_and_waited_for(world: Any, wait: Any, serving: Releases) -> None:
+    serving.create(NEW | {"target": {"kserve": {"name": "service", "adapterName": "bot"}}})
+    serving.wait_for("TargetMissing")
+    group, version, plural = KSERVE
+    where = (group, version, world.namespace, plural)
+    lora = {"maxRank": 16, "adapters": [{"name": "other", "uri": "s3://bucket/other"}]}
+    service = {
+        "apiVersion": f"{group}/{version}",
+        "kind": "LLMInferenceService",
+        "metadata": {"name": "service"},
+        "spec": {"model": {"uri": "hf://owner/base", "lora": lora}},
+    }
+    world.custom.create_namespaced_custom_object(*where, service)
+    serving.end("bot-r1", "Verified")
+    serving.wait_for("WaitingForServer")
+
+    def current() -> Object:
+        return dict(world.custom.get_namespaced_custom_object(*where, "service"))
+
+    entry = {"name": "bot", "uri": f"{NEW['uri']}/adapter"}
+    wait(lambda: entry in current()["spec"]["model"]["lora"]["adapters"], lambda: str(current()["spec"]))
+    assert current()["spec"]["model"]["lora"]["adapters"] == [*lora["adapters"], entry]
+    assert serving.get()["status"]["reason"] == "WaitingForServer"
+    ready = {"type": "Ready", "status": "True"}
+    status = {"observedGeneration": current()["metadata"]["generation"], "conditions": [ready]}
+    world.custom.patch_namespaced_custom_object_status(*where, "service", {"status": status})
+    assert serving.wait_for("Released")["answering"]["uri"] == NEW["uri"]

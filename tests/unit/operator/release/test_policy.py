@@ -1,0 +1,328 @@
+"""What the operator decides about a release, from what it has read."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from finetune_api import handoff
+from finetune_api.release import ReleaseConfig, ReleasedResult
+from finetune_operator.kube.errors import Denied, NameTaken
+from finetune_operator.kube.objects import FineTuneJob, Job, Pod
+from finetune_operator.release.manifests import build_carrier, build_children, build_name, set_adapter
+from finetune_operator.release.objects import Release, Seen, Service
+from finetune_operator.release.policy import Plan, is_settled, plan
+from finetune_operator.settings import Settings
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+WIRE = "2026-01-01T00:00:00Z"
+SETTINGS = Settings(trainer_image="registry.example/finetune-trainer:1", releases=True)
+DIGEST, OLD = "a" * 64, "b" * 64
+VLLM = {"service": {"name": "vllm"}, "adapterName": "bot", "volume": {"claimName": "adapters", "path": "/adapters"}}
+KSERVE = {"name": "service", "adapterName": "bot"}
+WANTED = "s3://bucket/new/adapter"
+Object = dict[str, Any]
+
+
+def release(spec: Object | None = None, status: Object | None = None, generation: int = 1) -> Release:
+    given = {"uri": "s3://bucket/new", "manifestSHA256": DIGEST, "target": {"vllm": VLLM}}
+    meta = {"namespace": "team", "name": "bot", "uid": "release-uid", "generation": generation}
+    return Release.from_object({"metadata": meta, "spec": spec or given, "status": status or {}})
+
+
+def job(phase: str = "Succeeded", **conditions: str) -> FineTuneJob:
+    spec = {
+        "objective": "Chat",
+        "storage": {"credentialsSecretRef": {"name": "s3"}},
+        "model": {"uri": "hf://owner/base", "credentialsSecretRef": {"name": "token"}},
+        "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
+        "output": {"uri": "s3://bucket/new"},
+    }
+    found = [
+        {"type": kind, "status": value, "reason": "Why", "message": "m", "lastTransitionTime": WIRE}
+        for kind, value in conditions.items()
+    ]
+    status = {"phase": phase, "reason": "GateNotMet", "message": "not better", "conditions": found}
+    status["artifacts"] = {"uri": "s3://bucket/new", "manifestSHA256": DIGEST}
+    meta = {"namespace": "team", "name": "job", "uid": "job-uid"}
+    return FineTuneJob.from_object({"metadata": meta, "spec": spec, "status": status})
+
+
+def child(name: str = "bot-r1", **status: Any) -> Job:
+    pod = {"containers": [{"name": "trainer", "image": "x"}]}
+    meta = {"name": name, "uid": f"{name}-uid"}
+    return Job.from_object({"metadata": meta, "spec": {"template": {"spec": pod}}, "status": status})
+
+
+COMPLETE = {"conditions": [{"type": "Complete", "status": "True", "lastTransitionTime": WIRE}], "completionTime": WIRE}
+FAILED = {
+    "conditions": [
+        {
+            "type": "Failed",
+            "status": "True",
+            "lastTransitionTime": WIRE,
+            "reason": "BackoffLimitExceeded",
+            "message": "4",
+        }
+    ]
+}
+
+
+def pod(report: Object | None, *, of: str = "bot-r1", is_over: bool = True) -> Pod:
+    owner = [{"kind": "Job", "uid": f"{of}-uid", "controller": True}]
+    state = {"terminated": {"exitCode": 0, "message": json.dumps(report) if report else ""}} if is_over else {}
+    meta = {"name": "pod", "uid": "pod-uid", "namespace": "team", "ownerReferences": owner}
+    return Pod.from_object({"metadata": meta, "status": {"containerStatuses": [{"name": "trainer", "state": state}]}})
+
+
+def report(outcome: str, **more: Any) -> Object:
+    return {"outcome": outcome, "message": "words", "releaseUID": "release-uid", "generation": 1} | more
+
+
+def after(seen: Seen, decided: Plan) -> Seen:
+    return replace(seen, release=replace(seen.release, status=decided.status))
+
+
+def conditions(decided: Plan) -> dict[str, str]:
+    return {one.type: one.status for one in decided.status.conditions or []}
+
+
+def test_a_release_waits_for_its_job_and_states_what_it_is() -> None:
+    seen = Seen(release({"jobRef": {"name": "job"}, "target": {"vllm": VLLM}}), NOW)
+    assert (plan(seen, SETTINGS).status.reason, plan(seen, SETTINGS).requeue_after) == ("WaitingForJob", 30)
+    training = plan(replace(seen, job=job("Training")), SETTINGS)
+    assert "not complete: it is Training" in (training.status.message or "")
+    assert conditions(training) == {
+        "Ready": "Unknown",
+        "Released": "Unknown",
+        "Reconciling": "True",
+        "Stalled": "False",
+    }
+    failed = plan(replace(seen, job=job(Failed="True")), SETTINGS)
+    assert "GateNotMet: not better" in (failed.status.message or "")
+    assert (failed.status.reason, conditions(failed)["Stalled"]) == ("JobFailed", "True")
+    assert not is_settled(after(seen, failed).release)
+    assert plan(replace(seen, job=job(Complete="True")), SETTINGS).creates_job
+
+
+def test_the_digest_of_a_job_is_kept_although_the_job_is_created_again() -> None:
+    seen = Seen(release({"jobRef": {"name": "job"}, "target": {"vllm": VLLM}}), NOW, job=job(Complete="True"))
+    begun = after(seen, plan(seen, SETTINGS))
+    again = plan(replace(begun, job=None, child=child()), SETTINGS)
+    assert again.status.candidate == ReleasedResult(uri="s3://bucket/new", manifest_sha256=DIGEST)
+    edited = replace(begun, job=None, release=replace(begun.release, generation=2))
+    assert plan(edited, SETTINGS).status.reason == "WaitingForJob"
+
+
+def test_the_pod_has_the_storage_and_secrets_of_the_job_but_no_token_of_a_hub_and_a_volume() -> None:
+    one = release({"jobRef": {"name": "job"}, "target": {"vllm": VLLM}})
+    assert one.spec
+    candidate = ReleasedResult(uri="s3://bucket/new", manifest_sha256=DIGEST)
+    carrier = build_carrier(one, one.spec, job())
+    config_map, built = build_children(one, one.spec, candidate, carrier, SETTINGS)
+    config = ReleaseConfig.model_validate_json(config_map["data"][handoff.CONFIG_FILE])
+    assert (config.candidate, config.generation) == (candidate, 1)
+    spec = built["spec"]["template"]["spec"]
+    volumes = {one["name"]: one for one in spec["volumes"]}
+    assert volumes["credentials"]["secret"]["secretName"] == "s3"
+    assert volumes["model-cache"]["persistentVolumeClaim"] == {"claimName": "adapters"}
+    assert "hub-tokens" not in volumes
+    (container,) = spec["containers"]
+    assert (container["args"], container["image"]) == (["release"], SETTINGS.trainer_image)
+    assert spec["automountServiceAccountToken"] is False
+    assert built["spec"]["activeDeadlineSeconds"] == 900
+    assert "finetune.dev/job-name" not in built["metadata"]["labels"]
+
+
+def test_limited_egress_holds_for_the_pod_of_a_release_too() -> None:
+    one, limited = release(), SETTINGS.model_copy(update={"pod_egress": []})
+    assert one.spec
+    candidate = ReleasedResult(uri="s3://bucket/new", manifest_sha256=DIGEST)
+    children = build_children(one, one.spec, candidate, build_carrier(one, one.spec, None), limited)
+    assert [body["kind"] for body in children] == ["ConfigMap", "NetworkPolicy", "Job"]
+    assert children[1]["spec"]["policyTypes"] == ["Egress"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "settings", "words"),
+    [
+        ({"target": {"vllm": VLLM}}, {"allowed_model_cache_claims": ["other"]}, "FINETUNE_ALLOWED_MODEL_CACHE_CLAIMS"),
+        (
+            {"target": {"files": {"uri": "s3://other/x"}}},
+            {"allowed_storage_prefixes": ["s3://bucket/"]},
+            "s3://other/x",
+        ),
+        (
+            {
+                "target": {
+                    "vllm": {key: VLLM[key] for key in VLLM if key != "service"} | {"url": "http://169.254.169.254"}
+                }
+            },
+            {},
+            "metadata address",
+        ),
+        ({"target": {"vllm": VLLM}, "storage": {"endpoint": "http://169.254.169.254"}}, {}, "metadata address"),
+    ],
+)
+def test_the_lists_of_what_is_allowed_hold_for_releases(spec: Object, settings: Object, words: str) -> None:
+    seen = Seen(release({"uri": "s3://bucket/new", "manifestSHA256": DIGEST} | spec), NOW)
+    decided = plan(seen, SETTINGS.model_copy(update=settings))
+    assert (decided.status.reason, decided.creates_job) == ("Forbidden", False)
+    assert words in (decided.status.message or "")
+
+
+def begun(**spec: Any) -> Seen:
+    given = {"uri": "s3://bucket/new", "manifestSHA256": DIGEST, "target": {"vllm": VLLM}} | spec
+    answering = {"answering": {"uri": "s3://bucket/old", "manifestSHA256": OLD, "releasedTime": WIRE}}
+    seen = Seen(release(given, answering), NOW, service=service("s3://bucket/old/adapter"))
+    return after(seen, plan(seen, SETTINGS))
+
+
+def test_a_released_result_answers_and_the_one_before_it_is_named() -> None:
+    new = {"uri": "s3://bucket/new", "manifestSHA256": DIGEST, "releasedTime": WIRE}
+    comparison = {"verdict": "Better", "rows": 20}
+    seen = replace(
+        begun(), child=child(**COMPLETE), pods=(pod(report("Released", answering=new, comparison=comparison)),)
+    )
+    decided = plan(seen, SETTINGS)
+    status = decided.status
+    assert status.answering
+    assert status.previous
+    assert (status.answering.manifest_sha256, status.previous.manifest_sha256) == (DIGEST, OLD)
+    assert status.comparison
+    assert status.comparison.rows == 20
+    assert conditions(decided) == {"Ready": "True", "Released": "True", "Reconciling": "False", "Stalled": "False"}
+    assert is_settled(after(seen, decided).release)
+
+
+@pytest.mark.parametrize("outcome", ["Held", "Refused", "RolledBack"])
+def test_a_result_that_is_not_released_leaves_the_answering_one_and_its_refusal(outcome: str) -> None:
+    decided = plan(replace(begun(), child=child(**COMPLETE), pods=(pod(report(outcome)),)), SETTINGS)
+    status = decided.status
+    assert status.answering
+    assert status.answering.manifest_sha256 == OLD
+    assert status.last_refusal
+    assert (status.last_refusal.reason, status.last_refusal.message, status.last_refusal.manifest_sha256) == (
+        outcome,
+        "words",
+        DIGEST,
+    )
+    assert (status.reason, conditions(decided)["Ready"], decided.requeue_after) == (outcome, "False", None)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        report("Released") | {"releaseUID": "other"},
+        report("Released") | {"generation": 2},
+        report("Nonsense"),
+        None,
+    ],
+)
+def test_a_report_of_another_release_or_generation_proves_nothing(message: Object | None) -> None:
+    decided = plan(replace(begun(), child=child(**COMPLETE), pods=(pod(message),)), SETTINGS)
+    assert (decided.status.reason, "without a report" in (decided.status.message or "")) == ("Failed", True)
+
+
+def test_the_pod_of_another_job_proves_nothing() -> None:
+    decided = plan(replace(begun(), child=child(**COMPLETE), pods=(pod(report("Released"), of="forged"),)), SETTINGS)
+    assert decided.status.reason == "Failed"
+
+
+def test_a_server_that_is_away_is_tried_again_and_its_words_are_shown() -> None:
+    lost = pod(report("Failed", message="http://vllm: ConnectError"))
+    running = plan(replace(begun(), child=child(), pods=(lost,)), SETTINGS)
+    assert (running.status.reason, running.requeue_after) == ("Releasing", 3)
+    assert "tries again: http://vllm: ConnectError" in (running.status.message or "")
+    ended = plan(replace(begun(), child=child(**FAILED), pods=(lost,)), SETTINGS)
+    assert (ended.status.reason, ended.status.message) == ("Failed", "http://vllm: ConnectError")
+
+
+def test_an_edited_release_starts_once_no_pod_of_the_earlier_spec_is_alive() -> None:
+    seen = begun()
+    seen = replace(seen, release=replace(seen.release, generation=2), pods=(pod(None, is_over=False),))
+    assert not plan(seen, SETTINGS).creates_job
+    decided = plan(replace(seen, pods=(pod(report("Released")),)), SETTINGS)
+    assert (decided.creates_job, build_name(after(seen, decided).release)) == (True, "bot-r2")
+
+
+def service(uri: str | None, ready: str = "", message: str = "") -> Service:
+    return Service(
+        "7", ({"name": "other", "uri": "s3://x"}, *([{"name": "bot", "uri": uri}] if uri else [])), ready, message
+    )
+
+
+def verified() -> Seen:
+    return replace(begun(target={"kserve": KSERVE}), child=child(**COMPLETE), pods=(pod(report("Verified")),))
+
+
+def test_the_adapter_of_a_service_is_set_after_the_check_and_released_once_it_is_ready() -> None:
+    seen = verified()
+    first = plan(seen, SETTINGS)
+    assert (first.sets_adapter, first.adapter_uri, first.status.reason) == (True, WANTED, "WaitingForServer")
+    assert first.status.replaced_adapter_uri == "s3://bucket/old/adapter"
+    again = plan(after(seen, first), SETTINGS)  # the operator has ended before it could set it
+    assert (again.sets_adapter, again.adapter_uri) == (True, WANTED)
+    waiting = plan(replace(after(seen, first), service=service(WANTED, message="pulling")), SETTINGS)
+    assert (waiting.sets_adapter, waiting.requeue_after) == (False, 3)
+    assert "not ready with it yet: pulling" in (waiting.status.message or "")
+    ready = plan(replace(after(seen, waiting), service=service(WANTED, "True")), SETTINGS)
+    assert ready.status.answering
+    assert (ready.status.reason, ready.status.answering.manifest_sha256) == ("Released", DIGEST)
+
+
+@pytest.mark.parametrize(
+    ("rollback", "reason", "answers"), [("OnFailure", "RolledBack", OLD), ("Never", "Failed", DIGEST)]
+)
+def test_a_service_that_is_not_ready_in_time_gets_back_its_adapter_if_asked(
+    rollback: str, reason: str, answers: str
+) -> None:
+    seen = begun(target={"kserve": KSERVE}, rollback=rollback)
+    seen = replace(seen, child=child(**COMPLETE), pods=(pod(report("Verified")),))
+    seen = replace(after(seen, plan(seen, SETTINGS)), now=NOW + timedelta(seconds=901))
+    seen = replace(seen, service=service(WANTED, "False", "rank 24 is greater than max_lora_rank 16"))
+    decided = plan(seen, SETTINGS)
+    if rollback == "OnFailure":
+        assert (decided.sets_adapter, decided.adapter_uri) == (True, "s3://bucket/old/adapter")
+        decided = plan(replace(after(seen, decided), service=service(decided.adapter_uri, "False", "rank")), SETTINGS)
+    assert decided.status.answering
+    assert (decided.status.reason, decided.status.answering.manifest_sha256) == (reason, answers)
+    assert not decided.sets_adapter
+
+
+def test_a_service_that_is_missing_is_waited_for_and_one_that_others_set_is_left_alone() -> None:
+    missing = plan(replace(verified(), service=None), SETTINGS)
+    assert (missing.status.reason, missing.creates_job) == ("TargetMissing", False)
+    seen = verified()
+    other = plan(replace(after(seen, plan(seen, SETTINGS)), service=service("s3://someone/else")), SETTINGS)
+    assert (other.status.reason, other.sets_adapter) == ("Failed", False)
+    assert "let one of the two set it" in (other.status.message or "")
+
+
+def test_setting_an_adapter_keeps_the_others_and_every_other_field_of_the_entry() -> None:
+    own = {"name": "bot", "uri": "s3://old", "more": 1}
+    adapters = ({"name": "other"}, own)
+    assert set_adapter(adapters, "bot", "s3://new") == [{"name": "other"}, own | {"uri": "s3://new"}]
+    assert set_adapter(adapters, "bot", None) == [{"name": "other"}]
+    assert set_adapter((), "bot", "s3://new") == [{"name": "bot", "uri": "s3://new"}]
+
+
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [(Denied("get", "llminferenceservices", "team"), "APIDenied"), (NameTaken("Job", "bot-r1"), "NameConflict")],
+)
+def test_a_missing_right_and_a_taken_name_are_named(problem: Any, reason: str) -> None:
+    decided = plan(replace(begun(), problem=problem), SETTINGS)
+    assert (decided.status.reason, decided.requeue_after) == (reason, 30)
+    assert str(problem) in (decided.status.message or "")
+
+
+def test_nothing_of_releases_is_imported_by_default() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, finetune_operator.__main__; print([n for n in sys.modules if 'operator.release' in n])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
