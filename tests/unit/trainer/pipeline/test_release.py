@@ -135,7 +135,7 @@ def test_a_replaced_a_damaged_and_a_missing_result_are_refused(world: World) -> 
     [
         ("LoRA rank 24 is greater than max_lora_rank 16", {"r": 24}, "start it with `--max-lora-rank 32`"),
         ("vLLM does not yet support DoRA.", {"use_dora": True}, "set `output.merge` and serve `merged/`"),
-        ("No adapter found for /there/x: not found", {}, "mount the claim of target.vllm.volume"),
+        ("Loading lora x failed: No adapter found for /there/x", {}, "mount the claim of target.vllm.volume"),
     ],
 )
 def test_a_refusal_of_the_server_has_its_own_words_and_the_fix(

@@ -225,7 +225,7 @@ class VLLMRelease:
         """Return the server's words with the fix."""
         if refused.is_route_missing:
             return f"{refused}: {LOADING_OFF}"
-        if "not found" in str(refused) or "cannot be found" in str(refused):
+        if "No adapter found" in str(refused):
             return f"{refused}: mount the claim of target.vllm.volume at its path in the server"
         fixes = [f"{one.reason}: {one.fix}" for one in adapter_obstacles(self._found.adapter)]
         return f"{refused}: {'; '.join(fixes) or 'see the log of the server'}"
