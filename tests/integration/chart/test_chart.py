@@ -21,7 +21,8 @@ RIGHTS = {
     ("", "pods"): ["list", "watch"],
     ("", "configmaps"): ["get", "list", "create", "delete"],
     ("", "services"): ["get", "list", "create", "delete"],
-    ("", "events"): ["list", "create"],
+    ("", "events"): ["list"],
+    ("events.k8s.io", "events"): ["create", "patch"],
     ("kueue.x-k8s.io", "workloads"): ["list", "watch", "patch"],
     ("networking.k8s.io", "networkpolicies"): ["get", "list", "create", "delete"],
 }
