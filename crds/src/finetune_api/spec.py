@@ -8,8 +8,8 @@ from pydantic import ConfigDict, Field, StringConstraints
 from finetune_api.blocks import GRANULAR, Block, QualifiedName, S3Uri, cel, rules
 from finetune_api.evaluate_mode import EVALUATE_RULES, Mode
 from finetune_api.evaluation import EarlyStopping, Evaluation
-from finetune_api.fixed_fields import FROZEN, INSTEAD, FixedField, is_unchanged
 from finetune_api.hyperparameters import Attention, FusedKernels, Hyperparameters, Packing, Precision
+from finetune_api.manifest.fixed_fields import FROZEN, INSTEAD, FixedField, is_unchanged
 from finetune_api.objectives import Dpo, JobReference, Kto, Objective, Rlhf
 from finetune_api.pods.containers import Preflight, Trainer
 from finetune_api.pods.resources import Resources

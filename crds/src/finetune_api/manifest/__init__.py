@@ -1,1 +1,1 @@
-"""Manifests as people write them: YAML with the place of every field, and the names that other projects use."""
+"""Manifests as people write them: YAML with the place of every field, names of other projects, and fixed fields."""
