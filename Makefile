@@ -169,19 +169,20 @@ types: setup ## mypy, strict
 
 # Three pytests side by side, of about the same length: each worker of one with xdist would collect all tests, and send
 # the result of each.
-UNIT_DATA := $(addprefix tests/unit/trainer/,data tokenization report models) tests/unit/docs
-UNIT_TRAINER := $(filter-out $(UNIT_DATA) %__pycache__ %conftest.py,$(wildcard tests/unit/trainer/*)) tests/unit/api
-UNIT_REST := $(filter-out %trainer %docs %api %__pycache__,$(wildcard tests/unit/*))
+UNIT_DATA := $(addprefix tests/unit/trainer/,data tokenization report models)
+UNIT_TRAINER := $(filter-out $(UNIT_DATA) %__pycache__ %conftest.py,$(wildcard tests/unit/trainer/*)) \
+  $(addprefix tests/unit/,api docs gitops)
+UNIT_REST := $(filter-out %trainer %docs %api %gitops %__pycache__,$(wildcard tests/unit/*))
 
 .PHONY: unit unit-data unit-trainer unit-rest
-unit: setup ## Unit tests: seconds, no network
+unit: setup ## Unit tests: seconds, no network, no other process
 	$(MAKE) -j3 --output-sync=target unit-data unit-trainer unit-rest
 unit-data:
-	$(BIN)/pytest -m 'not nightly' $(UNIT_DATA)
+	$(BIN)/pytest -m 'not nightly and not process' $(UNIT_DATA)
 unit-trainer:
-	$(BIN)/pytest -m 'not nightly' $(UNIT_TRAINER)
+	$(BIN)/pytest -m 'not nightly and not process' $(UNIT_TRAINER)
 unit-rest:
-	$(BIN)/pytest -m 'not nightly' $(UNIT_REST)
+	$(BIN)/pytest -m 'not nightly and not process' $(UNIT_REST)
 
 .PHONY: check
 check: setup ## The inner loop: lint, types, and the unit tests of what changed since HEAD
@@ -191,14 +192,16 @@ check: setup ## The inner loop: lint, types, and the unit tests of what changed 
 .PHONY: integration
 integration: setup ## Integration tests: a real API server, a real S3 server, real training of a tiny model
 	$(CLUSTER_PY) build $(CONTROL_PLANE)
-	$(MAKE) -j2 --output-sync=target integration-waiting integration-training
+	$(MAKE) -j2 --output-sync=target integration-waiting integration-training integration-processes
 
 # At the same time: the first wait for servers, the second compute and let the first go ahead.
-.PHONY: integration-waiting integration-training
+.PHONY: integration-waiting integration-training integration-processes
 integration-waiting:
 	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m 'not nightly' $(WAITING)
 integration-training:
 	OMP_NUM_THREADS=1 nice $(PYTEST) -n $(TRAIN_WORKERS) -m 'not nightly' $(TRAINING)
+integration-processes:
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'process and not nightly' tests/unit
 
 .PHONY: e2e
 e2e: setup ## End-to-end tests: a real cluster with real pods

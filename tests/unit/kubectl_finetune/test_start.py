@@ -35,12 +35,14 @@ process.main()
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("list", "--help"), ("--version",)])
+@pytest.mark.process
 def test_help_and_version_load_no_client_and_nothing_heavy(arguments: tuple[str, ...]) -> None:
     command = [sys.executable, "-c", LOOK.format(heavy=HEAVY), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "loaded:"
 
 
+@pytest.mark.process
 def test_a_manifest_is_checked_without_the_client(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text("kind: FineTuneJob\n")
@@ -49,6 +51,7 @@ def test_a_manifest_is_checked_without_the_client(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "loaded:"
 
 
+@pytest.mark.process
 def test_a_command_whose_output_nothing_reads_any_more_ends_without_a_traceback(
     front: Any, job: Callable[..., Any]
 ) -> None:
@@ -113,6 +116,7 @@ def test_help_names_every_exit_code_of_the_plugin(finetune: Callable[..., Any]) 
         assert f"{code.value} {code.meaning}" in text
 
 
+@pytest.mark.process
 def test_an_unexpected_error_prints_its_traceback_without_what_a_terminal_interprets() -> None:
     command = [sys.executable, "-c", BUG, "list", "\x1b[2J\u202eforged"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 THREAD = """
 import sys, threading, warnings
 from finetune_trainer import __main__ as process
@@ -24,35 +26,47 @@ process.main()
 
 
 BROKEN = """
-import sys
+import os, sys
 from finetune_trainer import __main__ as process
 from finetune_trainer.commands import check_data
 def start(*_):
     try:
-        raise {error}
-    except (RuntimeError, KeyError) as error:
-        raise ValueError("the step failed") from error
+        raise error
+    except (RuntimeError, KeyError) as found:
+        raise ValueError("the step failed") from found
 check_data.check_local_rows = start
 sys.argv = ["finetune-trainer", "check-data", "rows.jsonl", "--out", "checked"]
-process.main()
+for number, error in enumerate([{errors}]):
+    if not os.fork():
+        sys.stderr = open(f"{number}.log", "w")
+        process.main()
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
+BROKEN_GPUS = {
+    "RuntimeError('CUDA error: uncorrectable ECC error encountered')": 80,
+    "RuntimeError('CUDA error: uncorrectable NVLink error detected during the execution')": 80,
+    "RuntimeError('CUDA error: an illegal memory access was encountered')": 70,
+    "RuntimeError('row 5: my uncorrectable ECC error')": 70,
+    "KeyError('CUDA error: uncorrectable ECC error encountered')": 70,
+}
 
 
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        ("RuntimeError('CUDA error: uncorrectable ECC error encountered')", 80),
-        ("RuntimeError('CUDA error: uncorrectable NVLink error detected during the execution')", 80),
-        ("RuntimeError('CUDA error: an illegal memory access was encountered')", 70),
-        ("RuntimeError('row 5: my uncorrectable ECC error')", 70),
-        ("KeyError('CUDA error: uncorrectable ECC error encountered')", 70),
-    ],
-)
-def test_a_broken_gpu_has_an_exit_code_of_its_own(error: str, code: int) -> None:
-    program = BROKEN.replace("{error}", error)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == code
-    assert ("a GPU of this node is broken: CUDA error: uncorrectable" in done.stderr) == (code == 80)
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+    """The exit code and the log of a process for each error; the processes are forked from one that has imported."""
+    folder = tmp_path_factory.mktemp("broken")
+    program = BROKEN.replace("{errors}", ", ".join(BROKEN_GPUS))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=folder)
+    codes = map(int, done.stdout.split())
+    logs = [(folder / f"{number}.log").read_text() for number in range(len(BROKEN_GPUS))]
+    return dict(zip(BROKEN_GPUS, zip(codes, logs, strict=True), strict=True))
+
+
+@pytest.mark.parametrize(("error", "code"), BROKEN_GPUS.items())
+def test_a_broken_gpu_has_an_exit_code_of_its_own(ends: dict[str, tuple[int, str]], error: str, code: int) -> None:
+    found, log = ends[error]
+    assert found == code
+    assert ("a GPU of this node is broken: CUDA error: uncorrectable" in log) == (code == 80)
 
 
 @pytest.fixture(scope="module")

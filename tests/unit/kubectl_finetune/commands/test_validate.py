@@ -311,6 +311,7 @@ def test_a_trainer_that_does_not_start_is_passed_over_without_a_word(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.process
 def test_rows_are_checked_by_the_trainers_own_check_which_leaves_only_what_was_requested(
     validate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -319,6 +319,7 @@ def test_a_missing_right_and_a_taken_name_are_named(problem: Any, reason: str) -
     assert str(problem) in (decided.status.message or "")
 
 
+@pytest.mark.process
 def test_nothing_of_releases_is_imported_by_default() -> None:
     import subprocess
     import sys

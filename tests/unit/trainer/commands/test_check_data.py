@@ -182,6 +182,7 @@ def test_with_a_model_the_lengths_are_shown(
     assert f"maximum {lengths['max']}; maxLength {lengths['advisedMaxLength']} truncates" in capsys.readouterr().out
 
 
+@pytest.mark.process
 def test_a_terminal_gets_tables_and_a_pipe_gets_lines(tmp_path: Path, out: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", *({"instruction": f"q{n}", "output": "a"} for n in range(2000)), "{\n")
     command = [sys.executable, "-m", "finetune_trainer", "check-data", str(rows), "--out", str(out), "--to", "openai"]
@@ -233,6 +234,7 @@ def test_a_model_that_cannot_be_used_ends_in_66_with_every_file_written(tmp_path
     assert {"accepted.jsonl", "rejected.jsonl", "summary.json"} == {path.name for path in out.iterdir()}
 
 
+@pytest.mark.process
 def test_the_name_of_a_file_forges_no_line_of_the_log(tmp_path: Path, out: Path) -> None:
     folder = tmp_path / "rows"
     write(folder / "a.jsonl", ALPACA)

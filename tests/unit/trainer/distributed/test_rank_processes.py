@@ -8,6 +8,8 @@ from waiting import wait_until
 from finetune_trainer.distributed.rank_layout import Layout
 from finetune_trainer.distributed.rank_processes import RankProcesses
 
+pytestmark = pytest.mark.process
+
 
 def test_a_file_in_the_working_directory_is_not_imported_in_place_of_a_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -5,11 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from finetune_api.handoff import ExitCode
+
+pytestmark = pytest.mark.process
 
 PROGRAM = """
 import sys, time
 from pathlib import Path
+
+import pytest
 from finetune_trainer.entrypoints.stall import end_when_stalled
 from finetune_trainer.entrypoints.termination import RunState
 from finetune_trainer.monitoring.reporter import Reporter

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 TRAINING = (
     "torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "safetensors.torch",
     "liger_kernel", "triton",
@@ -15,55 +17,68 @@ TRAINING = (
 ANALYSIS = ("pandas", "matplotlib", "scipy", "sklearn", "sympy", "PIL", "torchvision")
 SERVICES = ("wandb", "tensorboardX", "mlflow", "huggingface_hub")
 COMMANDS = ("chat", "check_data", "estimate", "merge", "run", "verify")
+HELP = ([], ["preflight"], ["train"], ["run"], ["check-data"])
 LOOK = """
-import sys
-heavy = set(sys.argv.pop().split(","))
-sys.argv[0] = "finetune-trainer"
+import json, sys
+
+import pytest
 from finetune_trainer.__main__ import main
-try:
-    main()
-except SystemExit as end:
-    assert not end.code, end.code
-print("loaded:", sorted(heavy & sys.modules.keys()))
+commands, heavy = json.loads(sys.argv[1])
+found = {}
+for command in commands:
+    sys.argv = ["finetune-trainer", *command]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, end.code
+    found[" ".join(command)] = sorted(sys.modules.keys() & heavy)
+print(json.dumps(found))
 """
-LOAD = "import sys, {modules}; print('loaded:', sorted(set(sys.argv[1].split(',')) & sys.modules.keys()))"
+LOAD = """
+import importlib, json, sys
+stages, heavy = json.loads(sys.argv[1])
+found = {}
+for stage, modules in stages.items():
+    for name in modules:
+        importlib.import_module("finetune_trainer." + name)
+    found[stage] = sorted(sys.modules.keys() & heavy)
+print(json.dumps(found))
+"""
 
 
-def loaded(program: str, *arguments: object, heavy: tuple[str, ...]) -> str:
-    command = [sys.executable, "-c", program, *map(str, arguments), ",".join(heavy)]
+def loaded(program: str, steps: object, heavy: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return which heavy modules a process has loaded after each of its steps; it takes one after another."""
+    command = [sys.executable, "-c", program, json.dumps([steps, heavy])]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"}, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("command", [(), ("preflight",), ("train",), ("run",), ("check-data",)])
-def test_the_help_loads_no_store_and_no_library_of_rows_or_training(command: tuple[str, ...]) -> None:
+def test_the_help_loads_no_store_and_no_library_of_rows_or_training() -> None:
     heavy = (*TRAINING, *ANALYSIS, *SERVICES, "numpy", "pyarrow", "boto3", "tokenizers")
-    assert loaded(LOOK, *command, "--help", heavy=heavy) == "loaded: []"
+    commands = [[*command, "--help"] for command in HELP]
+    assert loaded(LOOK, commands, heavy) == {" ".join(command): [] for command in commands}
 
 
 def test_the_check_of_rows_loads_no_store_and_no_library_of_training(tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "Is 2 even?"}, {"role": "assistant", "content": "yes"}]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     heavy = (*TRAINING, *ANALYSIS, *SERVICES, "numpy", "pyarrow", "boto3")
-    assert loaded(LOOK, "check-data", tmp_path / "rows.jsonl", "--out", tmp_path / "out", heavy=heavy) == "loaded: []"
+    command = ["check-data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]
+    assert loaded(LOOK, [command], heavy) == {" ".join(command): []}
 
 
-@pytest.mark.parametrize(
-    ("stage", "allowed"),
-    [
-        ("finetune_trainer.entrypoints.pod, finetune_trainer.pipeline.preflight, finetune_trainer.storage.s3", set()),
-        ("finetune_trainer.entrypoints.pod, finetune_trainer.pipeline.inputs, finetune_trainer.storage.s3", set()),
-        (", ".join(f"finetune_trainer.commands.{name}" for name in COMMANDS), set()),
-        ("finetune_trainer.storage.hub.storage", {"huggingface_hub"}),
-    ],
-    ids=["preflight", "inputs of a training", "commands", "hub"],
-)
-def test_what_needs_no_gpu_loads_no_library_of_training(stage: str, allowed: set[str]) -> None:
-    heavy = tuple(name for name in (*TRAINING, *ANALYSIS, *SERVICES) if name not in allowed)
-    assert loaded(LOAD.format(modules=stage), heavy=heavy) == "loaded: []"
+def test_what_needs_no_gpu_loads_no_library_of_training() -> None:
+    stages = {
+        "preflight": ["entrypoints.pod", "pipeline.preflight", "storage.s3"],
+        "inputs of a training": ["pipeline.inputs"],
+        "commands": [f"commands.{name}" for name in COMMANDS],
+        "hub": ["storage.hub.storage"],
+    }
+    expected = {stage: ["huggingface_hub"] if stage == "hub" else [] for stage in stages}
+    assert loaded(LOAD, stages, (*TRAINING, *ANALYSIS, *SERVICES)) == expected
 
 
 def test_the_process_that_starts_several_others_loads_none_of_their_libraries() -> None:
     heavy = (*TRAINING, *ANALYSIS, *SERVICES, "numpy", "pyarrow", "boto3", "tokenizers")
-    assert loaded(LOAD.format(modules="finetune_trainer.entrypoints.launcher"), heavy=heavy) == "loaded: []"
+    assert loaded(LOAD, {"launcher": ["entrypoints.launcher"]}, heavy) == {"launcher": []}

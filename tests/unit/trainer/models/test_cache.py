@@ -344,6 +344,7 @@ def cache_users(setting: Setting) -> Iterator[tuple[CacheUser, CacheUser]]:
                 user.kill()
 
 
+@pytest.mark.process
 def test_of_two_runs_at_once_one_downloads_and_both_have_the_model(
     setting: Setting, cache_users: tuple[CacheUser, CacheUser]
 ) -> None:
@@ -354,6 +355,7 @@ def test_of_two_runs_at_once_one_downloads_and_both_have_the_model(
     assert contents(files) == CONTENT
 
 
+@pytest.mark.process
 def test_when_the_run_that_downloads_is_killed_one_that_waits_resumes(
     setting: Setting, cache_users: tuple[CacheUser, CacheUser]
 ) -> None:

@@ -128,6 +128,7 @@ def test_the_automatic_class_of_every_model_type_is_in_the_table() -> None:
         assert find_architecture({"model_type": model_type}).name in read_table()["architectures"]
 
 
+@pytest.mark.process
 def test_the_check_imports_no_training_library() -> None:
     done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

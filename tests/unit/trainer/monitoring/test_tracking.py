@@ -191,6 +191,7 @@ def test_a_password_is_in_no_log_and_no_note(
     assert "hunter2" not in caplog.text + world.reporter.snapshot().model_dump_json()
 
 
+@pytest.mark.process
 def test_a_stopped_run_leaves_its_trackers_within_seconds(world: Any, metrics: Path) -> None:
     with silent_server() as uri:
         asked = {"mlflow": {"endpoint": uri, "experiment": "e"}, "wandb": {"project": "p", "mode": "Offline"}}

@@ -193,6 +193,7 @@ def test_no_token_is_in_what_is_printed(tmp_path: Path) -> None:
     assert "hf_model" not in repr(connect_hub(spec(), tokens_dir=tmp_path))
 
 
+@pytest.mark.process
 def test_a_job_without_a_hub_does_not_load_its_library() -> None:
     code = (
         "import sys, finetune_trainer.pipeline.preflight, finetune_trainer.commands.run;"
@@ -203,6 +204,7 @@ def test_a_job_without_a_hub_does_not_load_its_library() -> None:
 
 
 @pytest.mark.parametrize("module", ["storage", "uris"])
+@pytest.mark.process
 def test_the_hubs_client_loads_no_torch_and_keeps_the_library_itself_offline(module: str) -> None:
     code = (
         f"import sys, finetune_trainer.storage.hub.{module}, huggingface_hub.constants as c; "

@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.rows import ChatRow, NamedPath, Rejected
@@ -55,6 +57,7 @@ def test_a_row_that_is_refused_for_its_length_counts_in_the_lengths(build_model:
     assert summary.to_dict()["lengths"]["advisedMaxLength"] == 576
 
 
+@pytest.mark.process
 def test_neither_torch_nor_transformers_is_imported() -> None:
     code = (
         "import sys, finetune_trainer.data.checks.pipeline, finetune_trainer.data.checks.output;"

@@ -293,6 +293,7 @@ def test_the_excerpt_of_a_row_is_its_start_as_json(tmp_path: Path) -> None:
     assert record.excerpt == '{"a":"' + "é" * 114
 
 
+@pytest.mark.process
 def test_pyarrow_is_loaded_by_the_child_process_alone(tmp_path: Path) -> None:
     table = pa.table({"at": pa.array([1], pa.timestamp("ns", "Europe/Berlin")), "s": ["x"]})
     (tmp_path / "a.parquet").write_bytes(parquet(table))

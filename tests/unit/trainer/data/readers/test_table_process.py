@@ -13,6 +13,8 @@ from finetune_trainer.data.readers.arrow import read_table
 from finetune_trainer.data.readers.table_process import read_table_apart
 from finetune_trainer.data.rows import NamedPath, TableRow, UnreadableFile
 
+pytestmark = pytest.mark.process
+
 
 def write_arrow(path: Path, table: pa.Table) -> NamedPath:
     with pa.OSFile(str(path), "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
