@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from finetune_api.hyperparameters import Hyperparameters, Schedule
 from finetune_api.objectives import Dpo, Kto, Objective, Rlhf
 from finetune_api.recipes import RECIPES
 from finetune_api.spec import FineTuneJobSpec, Lora, Method, Mode
@@ -15,7 +16,7 @@ AS_SERVED = "mode Evaluate measures the adapter on the base in 16 bits"
 OF_A_TRAINING = (
     "num_train_epochs", "total_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
     "max_grad_norm", "optim", "gradient_accumulation_steps", "global_batch_size", "gradient_checkpointing",
-    "eval_steps", "lora_dropout",
+    "eval_steps", "lora_dropout", "decay_steps", "min_lr_ratio", "neftune_noise_alpha",
 )  # fmt: skip
 """Settings that are absent if nothing is trained."""
 
@@ -41,6 +42,7 @@ def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
     hyper, recipe = spec.hyperparameters, RECIPES[spec.objective]
     batch, accumulation = _batch(spec, method, facts.train_rows)
     epochs, steps = _length(spec, method, facts, batch * accumulation * spec.resources.ranks)
+    warmup = _count_steps(_given(hyper.warmup_steps, recipe.warmup), steps)
     resolved = Resolved(
         method=method.value,
         method_reason=reason,
@@ -48,7 +50,7 @@ def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
         total_steps=steps,
         learning_rate=_given(hyper.learning_rate, recipe.learning_rate(method, facts.parameters)),
         lr_scheduler_type=hyper.lr_scheduler_type or recipe.schedule,
-        warmup_steps=_count_warmup(_given(hyper.warmup_steps, recipe.warmup), steps),
+        warmup_steps=warmup,
         weight_decay=_given(hyper.weight_decay, 0.0),
         max_grad_norm=_given(hyper.max_grad_norm, recipe.max_grad_norm(method)),
         optim=hyper.optim,
@@ -56,6 +58,7 @@ def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
         gradient_accumulation_steps=accumulation,
         global_batch_size=batch * accumulation * spec.resources.ranks,
         max_length=hyper.max_length,
+        neftune_noise_alpha=hyper.neftune_noise_alpha,
         precision=hyper.precision.value,
         attention=hyper.attention.value if hyper.attention else None,
         gradient_checkpointing=_given(
@@ -66,6 +69,7 @@ def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
         packing=facts.packing,
         estimated_gpu_memory_bytes=facts.estimated_gpu_memory_bytes,
     )
+    resolved = resolved.model_copy(update=_end_of_schedule(hyper, warmup, steps))
     settings = _objective(spec) if method is Method.FULL else _objective(spec) | _adapter(spec, method)
     if spec.mode is Mode.EVALUATE:
         settings |= {"mode": spec.mode.value} | dict.fromkeys(OF_A_TRAINING)
@@ -117,9 +121,24 @@ def count_epochs(steps: int, batch: int, rows: int) -> float:
     return whole + rest * batch / max(rows, 1)
 
 
-def _count_warmup(value: float, steps: int) -> int:
-    """Return the steps of the warm-up, as transformers counts them: a value below 1 is a share of all steps."""
+def _count_steps(value: float, steps: int) -> int:
+    """Return the steps of a warm-up or decay, as transformers counts them: a value below 1 is a share of all steps."""
     return math.ceil(value * steps) if value < 1 else int(value)
+
+
+def _end_of_schedule(hyper: Hyperparameters, warmup: int, steps: int) -> dict[str, Any]:
+    """Return what follows the peak, for the schedules that have a setting for it; the decay ends with the training."""
+    match hyper.lr_scheduler_type:
+        case Schedule.COSINE_WITH_MIN_LR:
+            return {"min_lr_ratio": _given(hyper.min_lr_ratio, 0.1)}
+        case Schedule.WARMUP_STABLE_DECAY:
+            decay = _count_steps(_given(hyper.decay_steps, 0.1), steps)
+            return {
+                "decay_steps": min(decay, max(0, steps - warmup)),
+                "min_lr_ratio": _given(hyper.min_lr_ratio, 0.0),
+            }
+        case _:
+            return {}
 
 
 def _objective(spec: FineTuneJobSpec) -> dict[str, Any]:

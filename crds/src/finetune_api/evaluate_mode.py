@@ -22,7 +22,8 @@ WITHOUT_EFFECT = (
         f"hyperparameters.{name}"
         for name in (
             "numTrainEpochs", "maxSteps", "learningRate", "lrSchedulerType", "warmupSteps", "weightDecay",
-            "maxGradNorm", "optim", "gradientAccumulationSteps", "gradientCheckpointing",
+            "maxGradNorm", "optim", "gradientAccumulationSteps", "gradientCheckpointing", "decaySteps", "minLrRatio",
+            "neftuneNoiseAlpha",
         )
     ),
     "tuning.lora",

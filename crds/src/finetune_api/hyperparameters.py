@@ -25,6 +25,8 @@ class Schedule(StrEnum):
     CONSTANT = "constant"
     CONSTANT_WITH_WARMUP = "constant_with_warmup"
     POLYNOMIAL = "polynomial"
+    COSINE_WITH_MIN_LR = "cosine_with_min_lr"
+    WARMUP_STABLE_DECAY = "warmup_stable_decay"
 
 
 class Optimiser(StrEnum):
@@ -59,6 +61,20 @@ class FusedKernels(StrEnum):
     NEVER = "Never"
 
 
+HAS_LOWEST_RATE = (
+    "!has(self.minLrRatio) || (has(self.lrSchedulerType) && "
+    "self.lrSchedulerType in ['cosine_with_min_lr', 'warmup_stable_decay'])"
+)
+HAS_DECAY = "!has(self.decaySteps) || (has(self.lrSchedulerType) && self.lrSchedulerType == 'warmup_stable_decay')"
+WHOLE_DECAY = "!has(self.decaySteps) || self.decaySteps < 1.0 || double(int(self.decaySteps)) == self.decaySteps"
+FITTING_DECAY = (
+    "!has(self.decaySteps) || !has(self.warmupSteps) || self.decaySteps >= 1.0 || self.warmupSteps >= 1.0 || "
+    "self.warmupSteps + self.decaySteps <= 1.0"
+)
+NOISE_WITHOUT_PACKING = "!has(self.neftuneNoiseAlpha) || self.packing != 'Always'"
+NOISE_WITHOUT_FLASH = "!has(self.neftuneNoiseAlpha) || !has(self.attention) || self.attention != 'FlashAttention'"
+
+
 class Hyperparameters(Block):
     """Training arguments under the names of `transformers.TrainingArguments`; every field is optional."""
 
@@ -75,6 +91,41 @@ class Hyperparameters(Block):
                 "for example",
                 ".warmupSteps",
             ),
+            cel(
+                HAS_LOWEST_RATE,
+                "minLrRatio is the end of schedules cosine_with_min_lr and warmup_stable_decay: set lrSchedulerType to "
+                "one of them, or remove minLrRatio",
+                ".minLrRatio",
+            ),
+            cel(
+                HAS_DECAY,
+                "decaySteps is the end of schedule warmup_stable_decay: set lrSchedulerType to it, or remove "
+                "decaySteps",
+                ".decaySteps",
+            ),
+            cel(
+                WHOLE_DECAY,
+                "decaySteps must be a fraction of the training below 1, or a whole number of steps: set 0.1 or 100, "
+                "for example",
+                ".decaySteps",
+            ),
+            cel(
+                FITTING_DECAY,
+                "warmupSteps and decaySteps together are more than the whole training: lower one of them",
+                ".decaySteps",
+            ),
+            cel(
+                NOISE_WITHOUT_PACKING,
+                "the noise of NEFTune depends on the length of a row, which packing hides: set packing to Auto or "
+                "Never, or remove neftuneNoiseAlpha",
+                ".packing",
+            ),
+            cel(
+                NOISE_WITHOUT_FLASH,
+                "the noise of NEFTune depends on the length of a row, which FlashAttention hides: set attention to "
+                "Auto or SDPA, or remove neftuneNoiseAlpha",
+                ".attention",
+            ),
         )
     )
 
@@ -86,11 +137,18 @@ class Hyperparameters(Block):
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     """Peak learning rate. Default: {learning_rate}."""
     lr_scheduler_type: Schedule | None = None
-    """Learning-rate schedule: `linear`, `cosine`, `constant`, `constant_with_warmup` or `polynomial`.
+    """Learning-rate schedule: `linear`, `cosine`, `constant`, `constant_with_warmup`, `polynomial`,
+    `cosine_with_min_lr` (down to `minLrRatio`) or `warmup_stable_decay` (constant until the last `decaySteps`).
     Default: {schedule}."""
     warmup_steps: Annotated[float, Field(ge=0, le=10_000_000)] | None = None
     """Warm-up: a value below 1 is a fraction of all steps, any other a number of steps. Default:
     {warmup}."""
+    decay_steps: Annotated[float, Field(ge=0, le=10_000_000)] | None = None
+    """Final decay of schedule `warmup_stable_decay`, along half a cosine: a value below 1 is a fraction of all steps,
+    any other a number of steps. Default: 0.1 with that schedule."""
+    min_lr_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Learning rate at the end, as a fraction of `learningRate`. Default: 0.1 with schedule `cosine_with_min_lr`, 0
+    with `warmup_stable_decay`."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
     """Decoupled weight decay. Default: 0."""
     max_grad_norm: Annotated[float, Field(ge=0, le=1000)] | None = None
@@ -121,6 +179,10 @@ class Hyperparameters(Block):
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass to save memory. Default: true with QLoRA, with Full, and with several
     training processes, else false."""
+    neftune_noise_alpha: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Add noise to the embeddings in training (NEFTune), uniform up to `alpha / sqrt(length * hidden size)`; 5 to 15 is
+    usual. With objectives Instruction, Chat and DomainAdaptation; rows are neither packed nor joined. Default: no
+    noise."""
     fused_kernels: FusedKernels | None = None
     """Compute RMSNorm, rotary positions and the gated MLP each in one GPU kernel, which saves memory traffic. `Auto`:
     for model types whose fused kernels are exact; `resolved.fusedKernels` has the outcome. Default: `Never`."""

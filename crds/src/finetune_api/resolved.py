@@ -27,6 +27,10 @@ class Resolved(StatusBlock):
     """Learning-rate schedule in use."""
     warmup_steps: Measure | None = None
     """Optimiser steps of the warm-up."""
+    decay_steps: Count | None = None
+    """Optimiser steps of the final decay; only with schedule `warmup_stable_decay`."""
+    min_lr_ratio: Measure | None = None
+    """Learning rate at the end, as a fraction of the peak; only with a schedule that has one."""
     weight_decay: Measure | None = None
     """Decoupled weight decay."""
     max_grad_norm: Measure | None = None
@@ -41,6 +45,8 @@ class Resolved(StatusBlock):
     """Rows per optimiser step; with `packing` sequences of rows, with RLHF answers."""
     max_length: Count | None = None
     """Maximum sequence length in tokens."""
+    neftune_noise_alpha: Measure | None = None
+    """Noise on the embeddings in training (NEFTune); absent without."""
     precision: Word | None = None
     """Number format of the computation; `Auto` until a trainer has detected its device."""
     attention: Word | None = None

@@ -204,6 +204,13 @@ class FineTuneJobSpec(Block):
                 ".hyperparameters.packing",
             ),
             cel(
+                "!has(self.hyperparameters.neftuneNoiseAlpha) || "
+                "self.objective in ['Instruction', 'Chat', 'DomainAdaptation']",
+                "NEFTune works with objectives Instruction, Chat and DomainAdaptation: remove "
+                "hyperparameters.neftuneNoiseAlpha",
+                ".hyperparameters.neftuneNoiseAlpha",
+            ),
+            cel(
                 "!has(self.tuning.lora) || !has(self.tuning.lora.dropout) || self.tuning.lora.dropout == 0.0 || "
                 f"!(self.objective in {list(WITHOUT_DROPOUT)})",
                 f"objectives {join_words(list(WITHOUT_DROPOUT))} train without dropout: remove tuning.lora.dropout",

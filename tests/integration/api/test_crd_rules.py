@@ -64,6 +64,7 @@ BASE: Spec = {
 }
 SPLIT = {"dataset": {"train": {"uri": "s3://data/train.jsonl"}, "validationSplitPercent": 10}}
 FILE = {"dataset": {"train": {"uri": "s3://data/train.jsonl"}, "validation": {"uri": "s3://data/val.jsonl"}}}
+WSD = {"lrSchedulerType": "warmup_stable_decay"}
 
 LENGTHS = [{"type": "Length", "targetTokens": 8}]
 
@@ -104,6 +105,9 @@ EVALUATE_REFUSES: list[tuple[str, str, Any, str | None]] = [
             "hyperparameters.learningRate": 0.1,
             "hyperparameters.lrSchedulerType": "linear",
             "hyperparameters.warmupSteps": 1,
+            "hyperparameters.decaySteps": 1,
+            "hyperparameters.minLrRatio": 0.1,
+            "hyperparameters.neftuneNoiseAlpha": 5,
             "hyperparameters.weightDecay": 0.1,
             "hyperparameters.maxGradNorm": 1,
             "hyperparameters.optim": "adamw_torch",
@@ -407,6 +411,44 @@ AT_CREATION = [
         {"hyperparameters": {"warmupSteps": 5}},
         {"hyperparameters": {"warmupSteps": 5.5}},
         "spec.hyperparameters.warmupSteps",
+    ),
+    *(
+        (message, {"hyperparameters": accepted}, {"hyperparameters": refused}, f"spec.hyperparameters.{field}")
+        for message, accepted, refused, field in (
+            (
+                "minLrRatio is the end of schedules",
+                {"lrSchedulerType": "cosine_with_min_lr", "minLrRatio": 0.1},
+                {"lrSchedulerType": "cosine", "minLrRatio": 0.1},
+                "minLrRatio",
+            ),
+            ("minLrRatio is the end of schedules", WSD | {"minLrRatio": 0}, {"minLrRatio": 0}, "minLrRatio"),
+            ("decaySteps is the end of schedule", WSD | {"decaySteps": 0.2}, {"decaySteps": 0.2}, "decaySteps"),
+            ("decaySteps must be a fraction", WSD | {"decaySteps": 5}, WSD | {"decaySteps": 5.5}, "decaySteps"),
+            (
+                "warmupSteps and decaySteps together",
+                WSD | {"warmupSteps": 0.5, "decaySteps": 0.5},
+                WSD | {"warmupSteps": 0.5, "decaySteps": 0.6},
+                "decaySteps",
+            ),
+            (
+                "the noise of NEFTune depends on the length of a row, which packing",
+                {"neftuneNoiseAlpha": 5, "packing": "Never"},
+                {"neftuneNoiseAlpha": 5, "packing": "Always"},
+                "packing",
+            ),
+            (
+                "the noise of NEFTune depends on the length of a row, which FlashAttention",
+                {"neftuneNoiseAlpha": 5, "attention": "SDPA"},
+                {"neftuneNoiseAlpha": 5, "attention": "FlashAttention"},
+                "attention",
+            ),
+        )
+    ),
+    (
+        "NEFTune works with objectives",
+        {"objective": "Instruction", "hyperparameters": {"neftuneNoiseAlpha": 5}},
+        {"objective": "DPO", "hyperparameters": {"neftuneNoiseAlpha": 5}},
+        "spec.hyperparameters.neftuneNoiseAlpha",
     ),
     (
         KEYS,

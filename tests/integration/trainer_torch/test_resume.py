@@ -135,6 +135,10 @@ class Case:
 SHORT: dict[str, Any] = {"maxSteps": 8}
 DPO: dict[str, Any] = {"objective": "DPO", "evaluation": {"steps": 5}}
 KTO: dict[str, Any] = {"objective": "KTO", "evaluation": {"steps": 4}, "hyperparameters": HYPERPARAMETERS | SHORT}
+NOISY: dict[str, Any] = {
+    "hyperparameters": HYPERPARAMETERS
+    | {"neftuneNoiseAlpha": 5, "lrSchedulerType": "warmup_stable_decay", "decaySteps": 14}
+}
 REWARD: dict[str, Any] = {
     "objective": "RewardModel",
     "evaluation": {"steps": 4},
@@ -149,6 +153,7 @@ RLHF: dict[str, Any] = {
 CASES = {
     "LoRA in the middle of step 8": Case("LoRA", 7, 1),
     "LoRA in the evaluation of step 15, in the second epoch": Case("LoRA", 15, 2),
+    "NEFTune and a final decay in the middle of step 8": Case("LoRA", 7, 1, NOISY),
     "QLoRA after step 13": Case("QLoRA", 13),
     "Full at the end of the first epoch": Case("Full", 12),
     "DPO after step 9": Case("LoRA", 9, 0, DPO, preference_rows),

@@ -1,57 +1,36 @@
 """Every resolved setting changes the trainer, its model or its adapter, with every objective that has the setting."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from loop_bench import CPU, THINGS, make_loop, make_settings, question
+from loop_bench import CPU, make_settings
 from peft.tuners.lora import LoraLayer
+from trainer_bench import make_trainer
 from training_bench import HYPERPARAMETERS, Bench
 
 from finetune_api.defaults import Facts, resolve
-from finetune_api.objectives import Objective, Reward
+from finetune_api.objectives import Objective
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Resolved
-from finetune_trainer.models.loading import load_for_training, load_tokenizer
-from finetune_trainer.rewards.computed import ComputedRewards, Judge
-from finetune_trainer.tokenization.labeler import Encoded, Labeler
-from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair, EncodedPrompt
-from finetune_trainer.training.methods import build_trainer, traits_of
+from finetune_trainer.models.loading import load_for_training
 from finetune_trainer.training.methods.loop import LoopTrainer
-from finetune_trainer.training.methods.parts import TrainerParts
 
 MakeBench = Callable[..., Bench]
 OBJECTIVES = [one.value for one in Objective]
 EACH_OBJECTIVE = [
     pytest.param(name, marks=() if name in {"Instruction", "DPO"} else pytest.mark.nightly) for name in OBJECTIVES
 ]
-PAIRS = [EncodedPair([1, 20 + at, 21], [30, 31, 2], [40, 41 + at % 3, 42, 2]) for at in range(4)]
-SAMPLES: dict[str, Sequence[Any]] = {
-    "DPO": PAIRS,
-    "RewardModel": PAIRS,
-    "KTO": [
-        EncodedLabelled(pair.prompt_ids, ids, good)
-        for pair in PAIRS
-        for ids, good in ((pair.chosen_ids, True), (pair.rejected_ids, False))
-    ],
-}
-TEXTS = [Encoded([1, 20 + at, 30, 31, 2], [-100, -100, 30, 31, 2], 3) for at in range(4)]
-OWN = {
-    "DPO": {"beta": 0.1, "loss_type": "sigmoid"},
-    "KTO": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
-    "RLHF": {
-        "algorithm": "GRPO", "num_generations": 4, "max_completion_length": 4, "temperature": 1.0, "beta": 0.04,
-    },
-}  # fmt: skip
 CHANGES: dict[str, Any] = {
     "total_steps": 9,
     "learning_rate": 0.02,
     "lr_scheduler_type": "linear",
     "warmup_steps": 0.5,
+    "neftune_noise_alpha": 5.0,
     "weight_decay": 0.1,
     "max_grad_norm": 0.5,
     "optim": "adamw_torch",
@@ -79,6 +58,8 @@ NOT_ARGUMENTS = {
     "method_reason": "describes `method`",
     "num_train_epochs": "`total_steps` is derived from it",
     "global_batch_size": "the product of batch, accumulation and processes",
+    "decay_steps": "test_schedules.py",
+    "min_lr_ratio": "test_schedules.py",
     "max_length": "the tokenizer and the packing apply it",
     "attention": "test_attention.py",
     "fused_kernels": "test_fused_kernels.py",
@@ -89,19 +70,6 @@ NOT_ARGUMENTS = {
     "target_experts": "test_experts.py",
     "target_parameters": "a result",
 }
-
-
-def make_trainer(objective: str, model: Path, folder: Path, **changes: Any) -> LoopTrainer:
-    settings = make_settings("LoRA", **(OWN.get(objective, {}) | changes))
-    policy = load_for_training(model, settings, CPU, writes_text=traits_of(objective).writes_text)
-    labeler = Labeler(model)
-    prompts = [EncodedPrompt(labeler.render_prompt(row)[1], row) for row in map(question, THINGS)]
-    samples = SAMPLES.get(objective, prompts if objective == "RLHF" else TEXTS)
-    parts = TrainerParts(
-        policy, load_tokenizer(model), settings, make_loop(folder), samples, samples, folder / "scratch"
-    )
-    reward = Reward.model_validate({"type": "Length", "targetTokens": 4})
-    return build_trainer(objective, parts, Judge(ComputedRewards([reward]), labeler.stop_ids()[0]))
 
 
 def fingerprint(trainer: LoopTrainer) -> dict[str, Any]:

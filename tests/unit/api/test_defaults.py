@@ -39,6 +39,26 @@ def test_the_learning_rate_falls_with_the_size_of_the_model(method: str, paramet
     assert resolved(facts, tuning={"method": method}).learning_rate == rate
 
 
+@pytest.mark.parametrize(
+    ("hyper", "expected"),
+    [
+        ({"lrSchedulerType": "cosine"}, (6, None, None)),
+        ({"lrSchedulerType": "cosine_with_min_lr"}, (6, None, 0.1)),
+        ({"lrSchedulerType": "warmup_stable_decay"}, (6, 19, 0.0)),
+        ({"lrSchedulerType": "warmup_stable_decay", "decaySteps": 30, "minLrRatio": 0.2}, (6, 30, 0.2)),
+        ({"lrSchedulerType": "warmup_stable_decay", "decaySteps": 0}, (6, 0, 0.0)),
+        ({"lrSchedulerType": "warmup_stable_decay", "warmupSteps": 0.99, "decaySteps": 0.01}, (188, 1, 0.0)),
+        ({"lrSchedulerType": "warmup_stable_decay", "maxSteps": 1}, (1, 0, 0.0)),
+    ],
+)
+def test_what_follows_the_peak_is_a_share_of_the_steps_and_ends_with_them(
+    hyper: dict[str, Any], expected: tuple[int, int | None, float | None]
+) -> None:
+    """189 steps; 3 % of them are warm-up, and 10 % the decay, both rounded up."""
+    it = resolved(hyperparameters=hyper)
+    assert (it.warmup_steps, it.decay_steps, it.min_lr_ratio) == expected
+
+
 def test_full_tuning_has_no_adapter_settings() -> None:
     it = resolved(tuning={"method": "Full"})
     assert (it.lora_rank, it.global_batch_size, it.num_train_epochs) == (None, 32, 2.0)

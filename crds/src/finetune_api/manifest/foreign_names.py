@@ -127,7 +127,10 @@ def _table() -> dict[str, ForeignName]:
         ),
         "use_liger_kernel": one((TRANSFORMERS,), f"{hyper}.fusedKernels", "true is Auto, false is Never"),
         "enable_liger_kernel": one((LLAMA_FACTORY,), f"{hyper}.fusedKernels", "true is Auto, false is Never"),
-        "neftune_noise_alpha": one((AXOLOTL, TRANSFORMERS), "", REMOVE),
+        "cosine_min_lr_ratio": one((AXOLOTL,), f"{hyper}.minLrRatio", "with lrSchedulerType cosine_with_min_lr"),
+        "lr_scheduler_kwargs": one(
+            (AXOLOTL, TRANSFORMERS), f"{hyper}.minLrRatio", "min_lr_rate; num_decay_steps is decaySteps"
+        ),
         # evaluation, checkpoints, output
         "eval_steps": one((AXOLOTL, TRANSFORMERS), "evaluation.steps"),
         "eval_interval": one((OPENAI,), "evaluation.steps"),

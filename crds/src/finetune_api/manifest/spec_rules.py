@@ -14,6 +14,14 @@ from pydantic import BaseModel
 from finetune_api.blocks import AT_CREATION, DATA_URI, MODEL_URI, S3_URI
 from finetune_api.endpoints import ENDPOINT
 from finetune_api.evaluate_mode import EVALUATE_CONDITIONS
+from finetune_api.hyperparameters import (
+    FITTING_DECAY,
+    HAS_DECAY,
+    HAS_LOWEST_RATE,
+    NOISE_WITHOUT_FLASH,
+    NOISE_WITHOUT_PACKING,
+    WHOLE_DECAY,
+)
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.spec import FORMATS
 
@@ -49,6 +57,25 @@ CONDITIONS: dict[str, Condition] = {
     ),
     "!has(self.warmupSteps) || self.warmupSteps < 1.0 || double(int(self.warmupSteps)) == self.warmupSteps": (
         lambda hyper: hyper.warmup_steps is None or hyper.warmup_steps < 1 or hyper.warmup_steps.is_integer()
+    ),
+    HAS_LOWEST_RATE: lambda hyper: (
+        hyper.min_lr_ratio is None or hyper.lr_scheduler_type in {"cosine_with_min_lr", "warmup_stable_decay"}
+    ),
+    HAS_DECAY: lambda hyper: hyper.decay_steps is None or hyper.lr_scheduler_type == "warmup_stable_decay",
+    WHOLE_DECAY: lambda hyper: hyper.decay_steps is None or hyper.decay_steps < 1 or hyper.decay_steps.is_integer(),
+    FITTING_DECAY: lambda hyper: (
+        hyper.decay_steps is None
+        or hyper.warmup_steps is None
+        or max(hyper.decay_steps, hyper.warmup_steps) >= 1
+        or hyper.warmup_steps + hyper.decay_steps <= 1
+    ),
+    NOISE_WITHOUT_PACKING: lambda hyper: hyper.neftune_noise_alpha is None or hyper.packing != "Always",
+    NOISE_WITHOUT_FLASH: lambda hyper: hyper.neftune_noise_alpha is None or hyper.attention != "FlashAttention",
+    "!has(self.hyperparameters.neftuneNoiseAlpha) || self.objective in ['Instruction', 'Chat', 'DomainAdaptation']": (
+        lambda spec: (
+            spec.hyperparameters.neftune_noise_alpha is None
+            or spec.objective in {"Instruction", "Chat", "DomainAdaptation"}
+        )
     ),
     "!has(self.earlyStopping) || has(self.dataset.validation) || has(self.dataset.validationSplitPercent)": (
         lambda spec: (

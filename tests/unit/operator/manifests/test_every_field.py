@@ -39,6 +39,9 @@ RESOLVED: dict[str, Any] = {
     "hyperparameters.learningRate": 0.123,
     "hyperparameters.lrSchedulerType": "linear",
     "hyperparameters.warmupSteps": 0.2,
+    "hyperparameters.decaySteps": 5,
+    "hyperparameters.minLrRatio": 0.3,
+    "hyperparameters.neftuneNoiseAlpha": 5,
     "hyperparameters.weightDecay": 0.1,
     "hyperparameters.maxGradNorm": 0.7,
     "hyperparameters.optim": "adamw_8bit",
@@ -304,6 +307,8 @@ ELSEWHERE = {
 """Fields whose effect another test shows."""
 
 AROUND: dict[str, Spec] = {
+    "hyperparameters.decaySteps": {"hyperparameters": {"lrSchedulerType": "warmup_stable_decay"}},
+    "hyperparameters.minLrRatio": {"hyperparameters": {"lrSchedulerType": "cosine_with_min_lr"}},
     "hub.caSecretRef.name": {"model": {"uri": "hf://owner/model"}},
     "model.credentialsSecretRef.name": {"model": {"uri": "hf://owner/model"}},
     "dataset.train.credentialsSecretRef.name": {"dataset": {"train": {"uri": "hf://datasets/owner/rows"}}},
@@ -422,8 +427,11 @@ def test_a_training_setting_changes_the_resolved_settings_or_is_refused(objectiv
 def test_a_training_setting_is_accepted_with_one_objective_at_least(path: str) -> None:
     accepted = [one for one in OBJECTIVES if not is_refused(with_field(base(one, path), path, RESOLVED[path]))]
     only = {"dpo": ["DPO"], "kto": ["KTO"], "rlhf": ["RLHF"]}.get(path.partition(".")[0])
-    dropout = [one for one in OBJECTIVES if one not in {"DPO", "KTO", "RLHF"}]
-    assert accepted == (only or (dropout if path == "tuning.lora.dropout" else OBJECTIVES))
+    some = {
+        "tuning.lora.dropout": [one for one in OBJECTIVES if one not in {"DPO", "KTO", "RLHF"}],
+        "hyperparameters.neftuneNoiseAlpha": ["Instruction", "Chat", "DomainAdaptation"],
+    }
+    assert accepted == (only or some.get(path, OBJECTIVES))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

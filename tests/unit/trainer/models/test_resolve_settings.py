@@ -102,6 +102,26 @@ def test_with_packing_a_step_has_as_many_sequences_as_hold_its_rows(
     assert (settings.per_device_train_batch_size, settings.gradient_accumulation_steps) == batch
 
 
+def test_rows_are_not_packed_if_noise_depends_on_their_length() -> None:
+    packed, noisy = (
+        choose_settings(make_spec({"method": "LoRA"}, hyper), LLAMA, FACTS, [64] * 1000)
+        for hyper in ({}, {"neftuneNoiseAlpha": 5})
+    )
+    assert (packed.packing, noisy.packing) == (True, False)
+    assert noisy.global_batch_size == 16
+
+
+@pytest.mark.parametrize(("asked", "fits"), [(0.2, True), (95, True), (96, False)])
+def test_a_number_of_decay_steps_that_the_training_does_not_have_is_refused(asked: float, fits: bool) -> None:
+    hyper = {"lrSchedulerType": "warmup_stable_decay", "maxSteps": 100, "warmupSteps": 5, "decaySteps": asked}
+    if fits:
+        assert choose(hyper=hyper).decay_steps == (asked if asked > 1 else 20)
+        return
+    with pytest.raises(TrainerError, match="decaySteps is 96, but the training has 100 steps, 5 of them") as caught:
+        choose(hyper=hyper)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
 def test_an_open_micro_batch_is_halved_before_the_job_is_refused_and_the_effective_batch_stays() -> None:
     needed = choose(method="LoRA").estimated_gpu_memory_bytes or 0
     settings = choose(method="LoRA", vramBudget=needed - GIB)

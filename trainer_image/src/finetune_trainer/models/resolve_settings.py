@@ -40,6 +40,7 @@ def choose_settings(
     facts = replace(facts, method=method, method_reason=reason)
     spec, facts = _pack(spec, shape, facts, lengths)
     settings = resolve(spec, facts)
+    _check_decay(spec, settings)
     refuse_sharded_8bit(settings, spec.resources.ranks)
     if shape is None:
         logger.warning("the model's configuration lacks its dimensions: GPU memory is not estimated")
@@ -70,6 +71,18 @@ def refuse_sharded_8bit(settings: Resolved, ranks: int) -> None:
         )
 
 
+def _check_decay(spec: FineTuneJobSpec, settings: Resolved) -> None:
+    """Refuse a number of decay steps for which the training is too short; a fraction always fits."""
+    asked = spec.hyperparameters.decay_steps or 0
+    if asked >= 1 and settings.decay_steps != asked:
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"hyperparameters.decaySteps is {asked:g}, but the training has {settings.total_steps} steps, "
+            f"{settings.warmup_steps:g} of them warm-up: set decaySteps to {settings.decay_steps} or less, or to a "
+            "fraction below 1",
+        )
+
+
 def _check_attention(spec: FineTuneJobSpec, shape: ModelShape | None) -> None:
     """Refuse FlashAttention where it is known not to work; the trainer checks the GPU and the loaded model."""
     hyper = spec.hyperparameters
@@ -91,6 +104,8 @@ def _pack(
 ) -> tuple[FineTuneJobSpec, Facts]:
     """Set the batch for packing, whose rows are sequences: a step gets as many as hold its intended rows."""
     hyper = spec.hyperparameters
+    if hyper.neftune_noise_alpha is not None:  # its noise depends on the length of a row
+        return spec, facts
     sequences = count_packed(
         lengths, hyper.max_length, spec.objective, hyper.packing, shape.model_type if shape else ""
     )

@@ -43,7 +43,9 @@ def load_model(
     if spec.hyperparameters.fused_kernels is FusedKernels.AUTO:
         is_fused = device.type == "cuda" and fuse_kernels(model, device)
         settings = settings.model_copy(update={"fused_kernels": is_fused})
-    attention = choose_attention(model, settings, device, is_flattened=traits_of(spec.objective).is_flattened)
+    has_noise = settings.neftune_noise_alpha is not None  # whose size depends on the length of a row
+    is_flattened = traits_of(spec.objective).is_flattened and not has_noise
+    attention = choose_attention(model, settings, device, is_flattened=is_flattened)
     settings = settings.model_copy(update={"attention": attention})
     if inputs.initial_adapter and spec.mode is Mode.TRAIN:
         continue_adapter(model, inputs.initial_weights)

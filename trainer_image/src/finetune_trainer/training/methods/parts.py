@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from finetune_api.hyperparameters import Schedule
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.evaluation.early_stopping import Plateau
@@ -96,9 +97,11 @@ class TrainerParts:
             "learning_rate": settings.learning_rate,
             "lr_scheduler_type": settings.lr_scheduler_type,
             "warmup_steps": warmup if warmup < 1 else int(warmup),
+            "lr_scheduler_kwargs": schedule_arguments(settings),
             "weight_decay": settings.weight_decay,
             "max_grad_norm": settings.max_grad_norm,
             "optim": settings.optim,
+            "neftune_noise_alpha": settings.neftune_noise_alpha,
             "per_device_train_batch_size": settings.per_device_train_batch_size,
             "per_device_eval_batch_size": eval_batch_size(len(self.validation), settings),
             "gradient_accumulation_steps": settings.gradient_accumulation_steps,
@@ -121,6 +124,17 @@ class TrainerParts:
             "disable_tqdm": True,
         }
         return {name: value for name, value in known.items() if value is not None}  # without steps most are open
+
+
+def schedule_arguments(settings: Resolved) -> dict[str, Any] | None:
+    """Return the schedule's own arguments under the library's names, which differ between its schedules."""
+    match settings.lr_scheduler_type:
+        case Schedule.COSINE_WITH_MIN_LR:
+            return {"min_lr_rate": settings.min_lr_ratio}
+        case Schedule.WARMUP_STABLE_DECAY:
+            return {"num_decay_steps": settings.decay_steps, "min_lr_ratio": settings.min_lr_ratio}
+        case _:
+            return None
 
 
 def eval_batch_size(rows: int, settings: Resolved) -> int:

@@ -1,0 +1,47 @@
+"""The learning rates of a training, step by step, are those of the schedule's formula."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from training_bench import HYPERPARAMETERS, Bench
+
+MakeBench = Callable[..., Bench]
+PEAK, STEPS, WARMUP, DECAY = 0.01, 12, 3, 4
+
+
+def half_cosine(progress: float, lowest: float) -> float:
+    return lowest + (1 - lowest) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def cosine_with_min_lr(step: int) -> float:
+    if step < WARMUP:
+        return step / WARMUP
+    return half_cosine((step - WARMUP) / (STEPS - WARMUP), 0.2)
+
+
+def warmup_stable_decay(step: int) -> float:
+    """The warm-up starts at the lowest rate, too."""
+    if step < WARMUP:
+        return 0.2 + 0.8 * step / WARMUP
+    return half_cosine(max(0, step - (STEPS - DECAY)) / DECAY, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("formula", "settings"),
+    [(cosine_with_min_lr, {}), (warmup_stable_decay, {"decaySteps": DECAY})],
+    ids=["cosine_with_min_lr", "warmup_stable_decay"],
+)
+def test_every_step_has_the_rate_of_the_formula(
+    make_bench: MakeBench, formula: Callable[[int], float], settings: dict[str, Any]
+) -> None:
+    hyper = HYPERPARAMETERS | {"maxSteps": STEPS, "warmupSteps": WARMUP, "minLrRatio": 0.2, "learningRate": PEAK}
+    bench = make_bench(hyperparameters=hyper | settings | {"lrSchedulerType": formula.__name__})
+    report = bench.run()
+    lines = map(json.loads, (bench.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    rates = {line["step"]: line["learning_rate"] for line in lines if line["kind"] == "train"}
+    assert rates == pytest.approx({step + 1: PEAK * formula(step) for step in range(STEPS)}, rel=1e-4)
+    assert report.resolved
+    assert (report.resolved.min_lr_ratio, report.resolved.decay_steps) == (0.2, settings.get("decaySteps"))
