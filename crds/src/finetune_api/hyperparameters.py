@@ -30,12 +30,25 @@ class Schedule(StrEnum):
 
 
 class Optimiser(StrEnum):
-    """Optimiser, under transformers' names."""
+    """Optimiser, under transformers' names: those whose libraries the trainer's image has."""
 
     ADAMW_TORCH = "adamw_torch"
     ADAMW_TORCH_FUSED = "adamw_torch_fused"
     ADAMW_8BIT = "adamw_8bit"
     PAGED_ADAMW_8BIT = "paged_adamw_8bit"
+    PAGED_ADAMW = "paged_adamw_32bit"
+    ADAFACTOR = "adafactor"
+    LION = "lion_32bit"
+    LION_8BIT = "lion_8bit"
+    PAGED_LION = "paged_lion_32bit"
+    PAGED_LION_8BIT = "paged_lion_8bit"
+    ADEMAMIX = "ademamix"
+    ADEMAMIX_8BIT = "ademamix_8bit"
+    PAGED_ADEMAMIX = "paged_ademamix_32bit"
+    PAGED_ADEMAMIX_8BIT = "paged_ademamix_8bit"
+    ADAGRAD = "adagrad"
+    RMSPROP = "rmsprop"
+    SGD = "sgd"
 
 
 class Attention(StrEnum):
@@ -150,11 +163,13 @@ class Hyperparameters(Block):
     """Learning rate at the end, as a fraction of `learningRate`. Default: 0.1 with schedule `cosine_with_min_lr`, 0
     with `warmup_stable_decay`."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Decoupled weight decay. Default: 0."""
+    """Weight decay; decoupled, except with `sgd`, `adagrad` and `rmsprop`. Default: 0."""
     max_grad_norm: Annotated[float, Field(ge=0, le=1000)] | None = None
     """Gradient-norm clip; 0 = none. Default: {clip}."""
     optim: Optimiser | None = None
-    """Optimiser: `adamw_torch`, `adamw_torch_fused`, `adamw_8bit` or `paged_adamw_8bit`.
+    """Optimiser: `adamw_torch`, `adafactor`, `lion_8bit`, `sgd` or another under transformers' names. One with 8 bits
+    keeps a quarter of the state; a `paged` one moves it to the host's memory if the GPU's is short; both need a GPU.
+    The default `learningRate` is for AdamW: Lion needs a third of it or less, `sgd` far more.
     Default: `paged_adamw_8bit` with QLoRA on a GPU, else `adamw_torch_fused`."""
     per_device_train_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Rows per batch and GPU. Default: 2; with neither this nor `gradientAccumulationSteps`, the trainer takes as many

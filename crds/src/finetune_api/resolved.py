@@ -32,7 +32,7 @@ class Resolved(StatusBlock):
     min_lr_ratio: Measure | None = None
     """Learning rate at the end, as a fraction of the peak; only with a schedule that has one."""
     weight_decay: Measure | None = None
-    """Decoupled weight decay."""
+    """Weight decay."""
     max_grad_norm: Measure | None = None
     """Gradient-norm clip; 0 = none."""
     optim: Word | None = None

@@ -222,7 +222,7 @@ def test_bf16_on_a_cpu_trains_if_requested(tiny_model: Path, tmp_path: Path) -> 
     assert trainer.measure().loss < before
 
 
-@pytest.mark.parametrize("changes", [{"precision": "FP16"}, {"optim": "paged_adamw_8bit"}, {"optim": "adamw_8bit"}])
+@pytest.mark.parametrize("changes", [{"precision": "FP16"}, {"optim": "paged_lion_32bit"}, {"optim": "adamw_8bit"}])
 def test_what_needs_a_gpu_is_an_invalid_config_on_a_cpu(changes: dict[str, str]) -> None:
     with pytest.raises(TrainerError, match="needs a GPU") as caught:
         make_settings(**changes)

@@ -10,7 +10,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes as bnb
 import pytest
 import torch
 import transformers
@@ -180,25 +179,6 @@ def test_adapter_gradients_and_optimiser_take_the_bytes_that_were_counted(
     assert count_bytes([one for one in trained if method != "Full"]) == expected.adapter
     assert count_bytes([one.grad for one in trained]) == expected.gradients
     assert count_bytes(moments) == expected.optimiser
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_the_8_bit_optimiser_takes_the_bytes_that_were_counted(folders: dict[str, Path], method: str) -> None:
-    """Its state is made here, though only a GPU can take a step with it."""
-    wanted = settings(method, optim="paged_adamw_8bit")
-    expected = estimate(read(folders["llama"]), wanted, Objective.CHAT).optimiser
-    trained = list(trained_tensors(load(folders["llama"], wanted)).values())
-    optimiser = bnb.optim.AdamW8bit(trained)
-    optimiser.fill_qmap()
-    for number, parameter in enumerate(trained):
-        optimiser.init_state(optimiser.param_groups[0], parameter, 0, number)
-    kept = [
-        value
-        for state in optimiser.state.values()
-        for name, value in state.items()
-        if isinstance(value, torch.Tensor) and "qmap" not in name
-    ]
-    assert count_bytes(kept) == pytest.approx(expected, rel=COUNTED)
 
 
 def measure_peak(model: AnyModel, shape: ModelShape, wanted: Resolved) -> int:

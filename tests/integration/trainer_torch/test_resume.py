@@ -139,6 +139,7 @@ NOISY: dict[str, Any] = {
     "hyperparameters": HYPERPARAMETERS
     | {"neftuneNoiseAlpha": 5, "lrSchedulerType": "warmup_stable_decay", "decaySteps": 14}
 }
+LION: dict[str, Any] = {"hyperparameters": HYPERPARAMETERS | {"optim": "lion_32bit", "learningRate": 1e-4}}
 REWARD: dict[str, Any] = {
     "objective": "RewardModel",
     "evaluation": {"steps": 4},
@@ -154,6 +155,8 @@ CASES = {
     "LoRA in the middle of step 8": Case("LoRA", 7, 1),
     "LoRA in the evaluation of step 15, in the second epoch": Case("LoRA", 15, 2),
     "NEFTune and a final decay in the middle of step 8": Case("LoRA", 7, 1, NOISY),
+    "Adafactor after step 7": Case("LoRA", 7, 0, {"hyperparameters": HYPERPARAMETERS | {"optim": "adafactor"}}),
+    "Lion in the middle of step 8, all weights": Case("Full", 7, 1, LION),
     "QLoRA after step 13": Case("QLoRA", 13),
     "Full at the end of the first epoch": Case("Full", 12),
     "DPO after step 9": Case("LoRA", 9, 0, DPO, preference_rows),

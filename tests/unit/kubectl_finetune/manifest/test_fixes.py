@@ -121,6 +121,7 @@ def test_every_pattern_has_its_fix() -> None:
         ("output.uri", "file:///tmp/out", "a bucket of 3 to 63 lower-case characters, and a path without"),
         ("hyperparameters.lrSchedulerType", "cosin", "did you mean cosine?"),
         ("hyperparameters.optim", "adamw_torch_fuse", "did you mean adamw_torch_fused?"),
+        ("hyperparameters.optim", "galore", "write adamw_torch or adamw_torch_fused or adamw_8bit or paged_adamw_8bit"),
         ("hyperparameters.lrSchedulerType", "?", "write linear or cosine or constant or constant_with_warmup"),
         ("hyperparameters.learningRate", 2, "set it to more than 0 and at most 1"),
         ("tuning.lora.dropout", 1, "set it to at least 0 and less than 1"),

@@ -126,6 +126,29 @@ def test_the_8_bit_optimiser_takes_a_quarter(llama: ModelShape) -> None:
     assert eight_bit / whole == pytest.approx(0.25, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("optim", "size"),
+    [
+        ("adamw_torch", 8 * 41_943_040),
+        ("paged_adamw_32bit", 8 * 41_943_040),
+        ("lion_32bit", 4 * 41_943_040),
+        ("ademamix", 12 * 41_943_040),
+        ("adagrad", 4 * 41_943_040),
+        ("rmsprop", 4 * 41_943_040),
+        ("sgd", 0),
+        # A row and a column of each factor: 16 and its width, and its height and 16.
+        ("adafactor", 4 * 32 * (2 * (8192 + 32) + 2 * (5120 + 32) + 3 * (18432 + 32))),
+    ],
+)
+def test_an_optimiser_takes_what_its_formula_keeps(llama: ModelShape, optim: str, size: int) -> None:
+    assert part(llama, "optimiser", optim=optim) == size
+
+
+@pytest.mark.parametrize(("optim", "of_adam"), [("lion_8bit", 1 / 2), ("paged_ademamix_8bit", 3 / 2)])
+def test_other_optimisers_with_8_bits_take_their_share_of_adams(llama: ModelShape, optim: str, of_adam: float) -> None:
+    assert part(llama, "optimiser", optim=optim) == of_adam * part(llama, "optimiser", optim="adamw_8bit")
+
+
 def test_only_the_requested_modules_have_an_adapter(llama: ModelShape) -> None:
     assert part(llama, "adapter", target_modules=["q_proj"]) == 32 * 16 * (4096 + 4096) * 4
 

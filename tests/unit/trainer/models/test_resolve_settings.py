@@ -197,14 +197,15 @@ def test_a_learnt_reward_takes_the_memory_of_one_more_model_and_computed_ones_no
 
 
 @pytest.mark.parametrize(("gpus", "method", "is_refused"), [(2, "Full", True), (1, "Full", False), (2, "QLoRA", False)])
-def test_an_8_bit_optimiser_of_sharded_weights_is_refused_before_a_gpu_is_held(
-    gpus: int, method: str, is_refused: bool
+@pytest.mark.parametrize("optim", ["adamw_8bit", "lion_32bit", "adafactor", "sgd"])
+def test_an_optimiser_that_cannot_update_shards_is_refused_before_a_gpu_is_held(
+    gpus: int, method: str, is_refused: bool, optim: str
 ) -> None:
-    spec = make_spec({"method": method}, {"optim": "adamw_8bit"}, resources={"gpusPerNode": gpus})
+    spec = make_spec({"method": method}, {"optim": optim}, resources={"gpusPerNode": gpus})
     if not is_refused:
-        assert choose_settings(spec, LLAMA, FACTS).optim == "adamw_8bit"
+        assert choose_settings(spec, LLAMA, FACTS).optim == optim
         return
-    with pytest.raises(TrainerError, match=r"adamw_8bit does not work with .* Full on several GPUs") as caught:
+    with pytest.raises(TrainerError, match=rf"{optim} does not work with .* Full on several GPUs") as caught:
         choose_settings(spec, LLAMA, FACTS)
     assert caught.value.code is ExitCode.INVALID_CONFIG
 

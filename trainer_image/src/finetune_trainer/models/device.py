@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from finetune_api.handoff import ExitCode, JobConfig
-from finetune_api.spec import Method, Mode, Precision
+from finetune_api.spec import Mode, Precision
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.optimisers import default_optimiser, needs_gpu
 
 logger = logging.getLogger(__name__)
 
@@ -142,8 +143,8 @@ def complete_settings(resolved: Resolved, device: torch.device) -> Resolved:
     """Return the settings with those that depend on the device: number format and optimiser."""
     if resolved.mode == Mode.EVALUATE:
         return resolved.model_copy(update={"precision": _precision(resolved.precision, device)})
-    optim = resolved.optim or _default_optim(resolved, device)
-    if device.type == "cpu" and optim.endswith("_8bit"):
+    optim = resolved.optim or default_optimiser(resolved.method, has_gpu=device.type == "cuda").value
+    if device.type == "cpu" and needs_gpu(optim):
         raise TrainerError(
             ExitCode.INVALID_CONFIG, f"optim {optim} needs a GPU: set adamw_torch_fused, or request a GPU"
         )
@@ -159,11 +160,6 @@ def allows_tf32(precision: str | None, device: torch.device) -> bool:
 def choose_tf32(precision: str | None, capability: tuple[int, int] | None) -> bool:
     """Return whether TF32 is used, by the job's number format and the GPU's compute capability (None: no GPU)."""
     return capability is not None and capability >= (8, 0) and precision != Precision.FP32
-
-
-def _default_optim(resolved: Resolved, device: torch.device) -> str:
-    wants_paging = resolved.method == Method.QLORA and device.type == "cuda"
-    return "paged_adamw_8bit" if wants_paging else "adamw_torch_fused"
 
 
 def _precision(asked: str | None, device: torch.device) -> str:

@@ -40,8 +40,8 @@ from finetune_trainer.models.experts import (
     quantised_stacks,
     require_every_stack,
 )
+from finetune_trainer.models.optimisers import refuse_sharded_optimiser
 from finetune_trainer.models.quantised import Quantised
-from finetune_trainer.models.resolve_settings import refuse_sharded_8bit
 from finetune_trainer.models.shape import UNADAPTED_LAYERS
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def load_for_training(
     compute = DTYPES[str(settings.precision)]
     torch.manual_seed(settings.seed or 0)  # loading draws the first weights of a score
     if settings.method == Method.FULL and world.size > 1:
-        refuse_sharded_8bit(settings, world.size)
+        refuse_sharded_optimiser(settings, world.size)
         return load_sharded(directory, compute, world, writes_text=writes_text)
     if settings.method == Method.FULL:
         return load_plain(directory, torch.float32, device, writes_text=writes_text)

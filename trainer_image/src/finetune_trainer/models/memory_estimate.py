@@ -4,7 +4,7 @@ The parts that are counted tensors (weights, adapter, gradients, optimiser) are 
 those of a Llama-like layer or one with experts, within 15 % of the allocated peak.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from math import ceil, prod
 
@@ -21,6 +21,7 @@ from finetune_trainer.models.activations import (
     stored_width,
     trained_shapes,
 )
+from finetune_trainer.models.optimisers import state_bytes
 from finetune_trainer.models.shape import ModelShape
 
 GIB = 1 << 30
@@ -31,8 +32,6 @@ COMMUNICATION = GIB // 2
 NF4_BLOCK, NF4_CONSTANTS_BLOCK = 64, 256
 NF4_TABLES = 16 * FULL_WIDTH
 NF4_CONSTANTS_TABLES = 256 * FULL_WIDTH + FULL_WIDTH
-ADAM_MOMENTS = 2
-EIGHT_BIT_BLOCK, EIGHT_BIT_SMALLEST = 256, 4096
 LOSS_TOKENS, LOSS_WORDS = 4096, 32768
 """The loss is computed in tiles of this many tokens and words: the logits of a whole batch are never stored."""
 EXPERT_STACKS = 2
@@ -78,8 +77,7 @@ def estimate(
     """
     trained = trained_shapes(shape, settings)
     weights = weight_bytes(shape, settings)
-    sizes = [prod(size) for size in trained]
-    parameters = sum(sizes)
+    parameters = sum(prod(size) for size in trained)
     is_full = settings.method == Method.FULL
     if objective is Objective.REWARD_MODEL:
         weights -= shape.head * stored_width(settings)
@@ -91,7 +89,7 @@ def estimate(
         weights=ceil(weights / shares) + (gathered // 2 if is_cast else gathered),
         adapter=0 if is_full else parameters * FULL_WIDTH,
         gradients=ceil(parameters * FULL_WIDTH * copies / shares) + gathered,
-        optimiser=ceil(_optimiser(sizes, settings) / shares),
+        optimiser=ceil(state_bytes(trained, settings) / shares),
         activations=activation_bytes(shape, settings, objective, is_cast=is_cast),
         logits=0 if objective is Objective.REWARD_MODEL else _logits(shape, settings, objective),
         reference=_reference(shape, settings, objective),
@@ -164,18 +162,6 @@ def _nf4(elements: int, double_quant: bool) -> int:
     if not double_quant:
         return packed + blocks * FULL_WIDTH
     return packed + blocks + ceil(blocks / NF4_CONSTANTS_BLOCK) * FULL_WIDTH + NF4_CONSTANTS_TABLES
-
-
-def _optimiser(sizes: Iterable[int], settings: Resolved) -> int:
-    """Return the size of both moments of Adam; the 8-bit optimisers keep small tensors in FP32."""
-    default = "paged_adamw_8bit" if settings.method == Method.QLORA else "adamw_torch_fused"
-    if not (settings.optim or default).endswith("_8bit"):
-        return sum(sizes) * ADAM_MOMENTS * FULL_WIDTH
-    return sum(ADAM_MOMENTS * (size * FULL_WIDTH if size < EIGHT_BIT_SMALLEST else _eight_bit(size)) for size in sizes)
-
-
-def _eight_bit(size: int) -> int:
-    return size + ceil(size / EIGHT_BIT_BLOCK) * FULL_WIDTH
 
 
 def _logits(shape: ModelShape, settings: Resolved, objective: Objective) -> int:

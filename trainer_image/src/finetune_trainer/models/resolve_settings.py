@@ -11,6 +11,7 @@ from finetune_api.spec import Attention, FineTuneJobSpec, Method, Mode, Objectiv
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.memory_estimate import MemoryEstimate, estimate, format_bytes, micro_batches
+from finetune_trainer.models.optimisers import refuse_sharded_optimiser
 from finetune_trainer.models.shape import ModelShape
 from finetune_trainer.tokenization.packing import FLASH_MODELS, count_packed
 
@@ -41,7 +42,7 @@ def choose_settings(
     spec, facts = _pack(spec, shape, facts, lengths)
     settings = resolve(spec, facts)
     _check_decay(spec, settings)
-    refuse_sharded_8bit(settings, spec.resources.ranks)
+    refuse_sharded_optimiser(settings, spec.resources.ranks)
     if shape is None:
         logger.warning("the model's configuration lacks its dimensions: GPU memory is not estimated")
         return settings
@@ -59,16 +60,6 @@ def estimate_settings(
     if memory is not None:
         settings = _fit(spec, shape, settings, memory) or _smallest(spec, settings)
     return settings, _estimate(spec, shape, settings)
-
-
-def refuse_sharded_8bit(settings: Resolved, ranks: int) -> None:
-    """Refuse an 8-bit optimiser for weights that are sharded: its kernels raise for them in the first step."""
-    if settings.method == Method.FULL and ranks > 1 and (settings.optim or "").endswith("_8bit"):
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
-            f"hyperparameters.optim {settings.optim} does not work with tuning.method Full on several GPUs: use "
-            "adamw_torch_fused, tuning.method LoRA or QLoRA, or one GPU",
-        )
 
 
 def _check_decay(spec: FineTuneJobSpec, settings: Resolved) -> None:

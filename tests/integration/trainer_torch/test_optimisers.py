@@ -1,0 +1,110 @@
+"""Every optimiser: its first step is that of its formula, its state has the counted size, and a saved one continues."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trainer_bench import make_trainer
+from transformers import TrainerCallback
+from transformers.training_args import OptimizerNames
+
+from finetune_api.hyperparameters import Optimiser
+from finetune_api.status import Resolved
+from finetune_trainer.models.optimisers import state_bytes
+from finetune_trainer.training.methods.loop import LoopTrainer
+
+RATE = 1e-3
+RATIOS = {"adamw": 1.0, "lion": 1.0, "ademamix": 1 + 5 * (1 - 0.9999), "adagrad": 1.0, "rmsprop": (1 - 0.99) ** -0.5}
+"""First step of a weight by its learning rate, in the direction of its gradient: all moments are that gradient's. For
+AdEMAMix: `alpha` 5 times the slow average, which has no bias correction."""
+Weights = dict[str, torch.Tensor]
+
+
+class KeepGradients(TrainerCallback):
+    """Record the gradients of the last step."""
+
+    def __init__(self) -> None:
+        self.found: Weights = {}
+
+    def on_pre_optimizer_step(self, *_: Any, model: torch.nn.Module, **__: Any) -> None:
+        """Copy them before the optimiser runs."""
+        self.found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def build(model: Path, folder: Path, optim: Optimiser) -> tuple[LoopTrainer, KeepGradients]:
+    """Return a trainer of one step. Set past the settings: they refuse on a CPU what is meant for a GPU's memory."""
+    trainer = make_trainer(
+        "Instruction", model, folder, total_steps=1, learning_rate=RATE, max_grad_norm=0.0, lora_rank=64
+    )
+    trainer.args.optim = OptimizerNames(optim.value)
+    gradients = KeepGradients()
+    trainer.add_callback(gradients)
+    return trainer, gradients
+
+
+def weights(trainer: LoopTrainer) -> Weights:
+    return {name: one.detach().clone() for name, one in trainer.model.named_parameters() if one.requires_grad}
+
+
+def adafactor(gradient: torch.Tensor) -> torch.Tensor:
+    """The update of the paper: by the root of the outer product of row and column means, with RMS at most 1."""
+    square = gradient.double() ** 2 + 1e-30
+    row, column = square.mean(1, keepdim=True), square.mean(0, keepdim=True)
+    update = gradient.double() / (row * column / square.mean()).sqrt()
+    return update / max(1.0, float(update.square().mean().sqrt()))
+
+
+def expected_step(optim: Optimiser, gradient: torch.Tensor) -> torch.Tensor:
+    if optim is Optimiser.ADAFACTOR:
+        return adafactor(gradient)
+    if optim is Optimiser.SGD:
+        return gradient.double()
+    (ratio,) = {ratio for name, ratio in RATIOS.items() if name in optim.value}
+    return ratio * gradient.double().sign()
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("optim", list(Optimiser))
+def test_the_first_step_is_that_of_the_formula(tiny_model: Path, tmp_path: Path, optim: Optimiser) -> None:
+    trainer, gradients = build(tiny_model, tmp_path, optim)
+    before = weights(trainer)
+    trainer.train()
+    moved = 0
+    for name, after in weights(trainer).items():
+        gradient = gradients.found[name]
+        step = (before[name].double() - after.double()) / RATE
+        clear = gradient.abs() > 1e-4  # below that, the term against a division by zero counts
+        moved += int(clear.sum())
+        assert torch.allclose(step[clear], expected_step(optim, gradient)[clear], rtol=5e-3, atol=1e-4), name
+    assert moved > 1000
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("optim", list(Optimiser))
+def test_the_state_takes_the_bytes_that_are_counted_and_continues_after_it_was_saved(
+    tiny_model: Path, tmp_path: Path, optim: Optimiser
+) -> None:
+    trainer, gradients = build(tiny_model, tmp_path / "first", optim)
+    trainer.train()
+    state = trainer.optimizer.optimizer.state
+    kept = [
+        value for one in state.values() for name, value in one.items() if name not in {"step", "RMS", "qmap1", "qmap2"}
+    ]
+    shapes = [tuple(one.shape) for one in weights(trainer).values()]
+    counted = state_bytes(shapes, Resolved(method="LoRA", optim=optim.value))
+    assert sum(one.numel() * one.element_size() for one in kept) == counted
+    trainer._save_optimizer_and_scheduler(str(tmp_path))
+    other, _ = build(tiny_model, tmp_path / "second", optim)
+    other.create_optimizer_and_scheduler(1)
+    other.optimizer = other.accelerator.prepare(other.optimizer)
+    with torch.no_grad():
+        for one, same in zip(other.model.parameters(), trainer.model.parameters(), strict=True):
+            one.copy_(same)
+    other._load_optimizer_and_scheduler(str(tmp_path))
+    for resumed in (trainer, other):
+        for name, one in resumed.model.named_parameters():
+            one.grad = gradients.found[name].clone() if one.requires_grad else None
+        resumed.optimizer.step()
+    ours, theirs = weights(trainer), weights(other)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
