@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -15,6 +16,7 @@ from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable
 from finetune_trainer.publishing.claim import claim_prefix
 from finetune_trainer.storage.protocol import OnBytes, ReadableStore, Store, describe_files, join_uri
+from finetune_trainer.storage.transfers import transfer_all
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +38,10 @@ def publish(run: RunContext, directory: Path, result: Report) -> Report:
     if result.resolved and not (directory / Artifact.CONFIG).exists():
         (directory / Artifact.CONFIG).write_text(config_yaml(config, result.resolved), encoding="utf-8")
     files = describe_files(directory, on_bytes)
-    for file in files:
-        storage.upload(directory / file.path, join_uri(config.output_key(), file.path), on_bytes)
+    transfer_all(
+        (file.size, partial(storage.upload, directory / file.path, join_uri(config.output_key(), file.path), on_bytes))
+        for file in files
+    )
     files = sorted([*files, *_preflight_files(config, storage)], key=lambda file: file.path)
     report = result.model_copy(update={"artifacts": build_artifacts(config.output_key(), files)})
     _prove(config, files, storage, on_bytes)

@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from finetune_api.handoff import ExitCode, ManifestFile
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.transfers import transfer_all
 
 MAX_READ_BYTES = 64 * 1024 * 1024
 MAX_OBJECTS = 200_000
@@ -54,11 +56,12 @@ class ReadableStore(Protocol):
         accept: Callable[[str], bool] = lambda _key: True,
     ) -> list[Path]:
         """Copy the accepted objects under a prefix into a local folder; return their local paths."""
-        keys = [entry.key for entry in self.list(uri) if accept(entry.key)]
-        paths = [confine_path(directory, key) for key in keys]
-        for key, path in zip(keys, paths, strict=True):
-            self.download(join_uri(uri, key), path, on_bytes)
-        return paths
+        found = {entry: confine_path(directory, entry.key) for entry in self.list(uri) if accept(entry.key)}
+        transfer_all(
+            (entry.size, partial(self.download, join_uri(uri, entry.key), path, on_bytes))
+            for entry, path in found.items()
+        )
+        return list(found.values())
 
     def read(self, uri: str, limit: int = MAX_READ_BYTES) -> bytes | None:
         """Return a small object's content, or None if it does not exist; more than `limit` bytes are an error."""

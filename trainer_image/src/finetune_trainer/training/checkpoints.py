@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +19,7 @@ from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerError
 from finetune_trainer.storage.hub.uris import pinned_model_uri
 from finetune_trainer.storage.protocol import Entry, Store, confine_path, describe_files, join_uri, sha256_file
+from finetune_trainer.storage.transfers import transfer_all
 from finetune_trainer.training import interrupted_runs
 
 logger = logging.getLogger(__name__)
@@ -241,8 +243,8 @@ class Checkpoints:
         return manifest, data or b""
 
     def _upload_files(self, uri: str, folder: Path, files: Iterable[ManifestFile]) -> None:
-        for file in files:
-            self._run.storage.upload(folder / file.path, join_uri(uri, file.path), self._run.reporter.beat)
+        upload, beat = self._run.storage.upload, self._run.reporter.beat
+        transfer_all((file.size, partial(upload, folder / file.path, join_uri(uri, file.path), beat)) for file in files)
 
     def _upload(self, uri: str, step: int, folder: Path, uploaded: Sequence[ManifestFile] = ()) -> Stored:
         own = describe_files(folder, self._run.reporter.beat)
