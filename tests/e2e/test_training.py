@@ -221,7 +221,7 @@ def test_conditions_columns_and_events_show_what_happened(bench: Bench, results:
     assert results["qlora"]["evaluation"]["change"] in table
     assert "100%" in kubectl("get", "ftj", "qlora", "-n", bench.namespace, "-o", "wide").stdout
     events = kubectl("get", "events", "-n", bench.namespace, "--field-selector", "involvedObject.name=qlora").stdout
-    assert all(reason in events for reason in ("DatasetValidated", "TrainingStarted", "Completed"))
+    assert all(reason in events for reason in ("PreflightStarted", "TrainingStarted", "Completed"))
     assert "backoffLimit" in kubectl("explain", "finetunejob.spec").stdout
 
 

@@ -43,7 +43,7 @@ def test_a_job_goes_through_preflight_and_training_to_complete(world: Any, opera
         "Reconciling": "False",
         "Stalled": "False",
     }
-    happened = ["Completed", "DatasetValidated", "PreflightStarted", "RowsRejected", "TrainingStarted"]
+    happened = ["Completed", "PreflightStarted", "RowsRejected", "TrainingStarted"]
     wait(lambda: sorted(world.events()) == happened, lambda: str(sorted(world.events())))
 
 

@@ -231,7 +231,10 @@ def test_events_follow_from_what_changed(scene: Any) -> None:
     assert derive_events(first, first) == []
     one.to_training()
     second = one.job.status
-    assert [event.reason for event in derive_events(first, second)] == ["DatasetValidated", "TrainingStarted"]
+    (started,) = derive_events(first, second)
+    assert started.reason == "TrainingStarted"
+    assert "rows" in started.message, "what preflight found is in the same event"
+    assert started.message.endswith("Created trainer Job one-1.")
     one.end(one.pod("one-1"), 137, reason="OOMKilled")
     one.settle()
     third = one.job.status

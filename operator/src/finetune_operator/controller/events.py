@@ -1,6 +1,6 @@
 """Derive Kubernetes events from the difference of two statuses; without a difference, there is none."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune_api import names
 from finetune_api.evaluation import AbilityStatus, Verdict
@@ -76,7 +76,7 @@ def _preflight(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     if after and _became(old, new, C.VALIDATED, "True"):
         if after.reason == names.Reason.ADOPTED:
             found.append(Event(E.ADOPTED, after.message))
-        else:
+        elif not _is_attempt_created(old, new):  # whose event has this message too
             found.append(Event(E.DATASET_VALIDATED, after.message))
         if new.dataset and new.dataset.rejected_rows:
             found.append(Event(E.ROWS_REJECTED, runs.dataset_sentence(new.dataset), is_warning=True))
@@ -91,14 +91,20 @@ def _runs(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
             found.append(Event(E.TRAINER_PREEMPTED, f"Run {run.run} was preempted: {run.reason}: {run.message}"))
         if run.pod_uid not in known and run.result == "Failed":
             found.append(Event(E.TRAINER_FAILED, f"Run {run.run} failed: {run.reason}: {run.message}", is_warning=True))
-    before, after = old.attempts or 0, new.attempts or 0
-    name = new.job_ref.name if new.job_ref else ""
-    if after > before and new.trained_weights:
-        found.append(Event(E.MERGE_STARTED, f"Created Job {name}, which holds no GPU, to merge and publish."))
-    elif after > before:
-        is_evaluation = new.resolved is not None and new.resolved.mode == Mode.EVALUATE
-        found.append(_evaluation(name, after) if is_evaluation else _training(name, after))
-    return found
+    after, name = new.attempts or 0, new.job_ref.name if new.job_ref else ""
+    if not _is_attempt_created(old, new):
+        return found
+    if new.trained_weights:
+        return [*found, Event(E.MERGE_STARTED, f"Created Job {name}, which holds no GPU, to merge and publish.")]
+    is_evaluation = new.resolved is not None and new.resolved.mode == Mode.EVALUATE
+    created = _evaluation(name, after) if is_evaluation else _training(name, after)
+    if _became(old, new, C.VALIDATED, "True"):
+        created = replace(created, message=f"{_message(new, C.VALIDATED)} {created.message}")
+    return [*found, created]
+
+
+def _is_attempt_created(old: FineTuneJobStatus, new: FineTuneJobStatus) -> bool:
+    return (new.attempts or 0) > (old.attempts or 0)
 
 
 def _training(name: str, attempt: int) -> Event:
