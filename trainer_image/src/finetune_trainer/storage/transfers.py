@@ -13,7 +13,7 @@ Transfer = tuple[int, Callable[[], None]]
 
 
 def transfer_all(transfers: Iterable[Transfer]) -> None:
-    """Call every transfer, small ones at once, and the large ones after each other beside them.
+    """Call every transfer: small ones at once, and at the same time the large ones, one after another.
 
     Raises the first error, after the transfers that had begun have ended; the others are not begun.
     """
