@@ -1,11 +1,11 @@
 """FineTuneJobs in bursts on a real API server: latencies, requests, processor time and memory of the operator.
 
-python tests/bench/operator_burst.py [--jobs 100] [--queued 200] [--life] [--steady] [--json FILE] [--profile FILE]
+python tests/bench/operator_burst.py [--jobs 100] [--queued 200] [--life] [--steady 100] [--json FILE] [--profile FILE]
 
 Starts a control plane in a temporary folder and the operator with its default settings, and prints a table. First come
 20 single jobs, each after the Job of the last one. `--queued` jobs wait in a queue that nothing admits. Then a burst of
 `--jobs` is created. With `--life` a stand-in for the kubelet (kubelet.py) starts once each has its Job, and takes all
-to their end, some with a preemption. With `--steady`, as many jobs whose trainers never end are measured for a minute,
+to their end, some with a preemption. With `--steady`, so many jobs whose trainers never end are measured for a minute,
 and 20 single ones in the meantime. At the end the operator is restarted, and all jobs are deleted.
 
 Trainers answer at port 8080 of 127.0.0.0/8, which must be free (`unshare --net` gives a loopback device of its own).
@@ -339,7 +339,7 @@ def measure(chosen: argparse.Namespace) -> Object:
             bench.measure_life()
             bench.record_size("after their end")
         if chosen.steady:
-            bench.measure_steady(chosen.jobs)
+            bench.measure_steady(chosen.steady)
             bench.record_size("with running jobs")
         bench.measure_restart()
         bench.measure_deletion()
@@ -352,7 +352,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=100)
     parser.add_argument("--queued", type=int, default=0)
     parser.add_argument("--life", action="store_true", help="take the jobs of the burst to their end")
-    parser.add_argument("--steady", action="store_true", help="and measure as many jobs whose trainers never end")
+    parser.add_argument("--steady", type=int, default=0, help="and measure so many jobs whose trainers never end")
     parser.add_argument("--json", type=Path, help="write the figures into this file")
     parser.add_argument("--profile", type=Path, help="write a profile of the operator's event loop into this file")
     parser.add_argument("--table", type=Path, nargs="+", help="print a table of such files, and measure nothing")

@@ -25,7 +25,7 @@ from finetune_operator.kube.errors import (
     error_from,
 )
 from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod, controller_of
-from finetune_operator.kube.observed import Warnings
+from finetune_operator.kube.observed import START_WARNINGS, Warnings
 from finetune_operator.kube.workload import Workload
 from finetune_operator.manifests import jobs as manifests
 from finetune_operator.manifests.jobs import Child
@@ -37,6 +37,7 @@ from finetune_operator.settings import Settings
 logger = logging.getLogger(__name__)
 
 PAGE = 500
+MAX_EVENT_PAGES = 4
 NETWORKING = "networking.k8s.io"
 EVENTS = "events.k8s.io"
 RIGHTS = (
@@ -207,13 +208,19 @@ class Cluster:
         query = {"fieldManager": self._settings.identity}
         return FineTuneJob.from_object(await self._call("PATCH", path, body=body, query=query))
 
-    async def list_warnings(self, namespace: str, kind: str, uid: str) -> Warnings:
-        """List the Warning events of one object, newest first."""
-        fields = f"involvedObject.kind={kind},involvedObject.uid={uid},type=Warning"
-        path = f"/api/v1/namespaces/{namespace}/events"
-        page = await self._call("GET", path, query={"fieldSelector": fields, "limit": PAGE})
-        items = sorted(page["items"], key=_event_time, reverse=True)
-        return Warnings(uid, tuple((one.get("reason", ""), one.get("message", "")) for one in items))
+    async def list_warnings(self, namespace: str, kind: str) -> dict[str, Warnings]:
+        """List the Warning events that explain why a pod or Job does not start, by its UID, newest first."""
+        path, found = f"/api/v1/namespaces/{namespace}/events", dict[str, list[Object]]()
+        for reason in START_WARNINGS[kind]:
+            query = {"fieldSelector": f"involvedObject.kind={kind},type=Warning,reason={reason}", "limit": PAGE}
+            for _ in range(MAX_EVENT_PAGES):
+                page = await self._call("GET", path, query=query)
+                for one in page["items"]:
+                    found.setdefault(one["involvedObject"].get("uid", ""), []).append(one)
+                if not (token := page["metadata"].get("continue")):
+                    break
+                query |= {"continue": token}
+        return {uid: _read_warnings(uid, items) for uid, items in found.items()}
 
     async def post_event(self, event: Object) -> None:
         """Post an event, unless it exists."""
@@ -379,6 +386,11 @@ def _jobs(namespace: str) -> str:
 
 def _leases(namespace: str) -> str:
     return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+
+
+def _read_warnings(uid: str, items: list[Object]) -> Warnings:
+    newest = sorted(items, key=_event_time, reverse=True)
+    return Warnings(uid, tuple((one.get("reason", ""), one.get("message", "")) for one in newest))
 
 
 def _event_time(event: Object) -> str:

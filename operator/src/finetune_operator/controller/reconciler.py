@@ -1,10 +1,9 @@
 """Reconcile one FineTuneJob: observe, plan, apply, and write the status once at the end if anything changed."""
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime
 
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster import Cluster
@@ -12,33 +11,23 @@ from finetune_operator.controller import events
 from finetune_operator.controller.event_recorder import EventRecorder
 from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.progress_budget import ProgressBudget, is_only_progress, seconds_to_news
+from finetune_operator.controller.warning_events import WarningEvents
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import CONFLICT_DELAY, WorkQueue
 from finetune_operator.kube.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused, RetryLater
 from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod
-from finetune_operator.kube.observed import Observed, Relatives, Warnings
+from finetune_operator.kube.observed import Observed, Relatives
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy import deadlines, dependencies, kueue
 from finetune_operator.policy.conditions import acknowledge_generation
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.finality import is_final
 from finetune_operator.policy.plan import plan
-from finetune_operator.policy.pods.pod_diagnosis import EventQuery
 from finetune_operator.settings import Settings
 
 log = logging.getLogger(__name__)
-MAX_WARNINGS = 2048
-EVENT_PAUSE, MAX_EVENT_PAUSE = timedelta(seconds=9), timedelta(minutes=4)
-"""Between two reads of the same object's events; the first is a little shorter than the policies' own pause."""
 MAX_STEPS = 6
 """Maximum number of actions in one reconcile: create a Job, and read events in between; more would be a loop."""
-
-
-@dataclass(frozen=True)
-class _KnownWarnings:
-    warnings: Warnings
-    pause: timedelta
-    read_again_at: datetime
 
 
 class Reconciler:
@@ -61,8 +50,7 @@ class Reconciler:
         self._metrics = metrics
         self._clock = clock
         self._others: set[str] = set()
-        self._warnings: OrderedDict[str, _KnownWarnings] = OrderedDict()
-        """By the UID of a pod or Job; of too many, the latest."""
+        self._warnings = WarningEvents(cluster, clock)
         self._store = cache.store
         self._intake = Intake(cache, queue, metrics, settings, clock)
         self._recorder = EventRecorder(cluster, settings.pod_name, clock)
@@ -327,20 +315,8 @@ class Reconciler:
             await self._cluster.set_active(job, workload, is_active=is_active)
             log.info("%s: Workload %s active: %s", job.key, workload.name, is_active)
         elif query := decision.fetch_events_for:
-            return replace(observed, warnings=await self._read_warnings(job.key.namespace, query))
+            return replace(observed, warnings=await self._warnings.read(job.key.namespace, query))
         return None
-
-    async def _read_warnings(self, namespace: str, query: EventQuery) -> Warnings:
-        """Return the Warning events of an object, which are read less often the longer it waits."""
-        now, known = self._clock(), self._warnings.pop(query.uid, None)
-        if known is None or now >= known.read_again_at:
-            pause = min(2 * known.pause, MAX_EVENT_PAUSE) if known else EVENT_PAUSE
-            found = await self._cluster.list_warnings(namespace, query.kind, query.uid)
-            known = _KnownWarnings(found, pause, now + pause)
-        self._warnings[query.uid] = known
-        if len(self._warnings) > MAX_WARNINGS:
-            self._warnings.popitem(last=False)
-        return known.warnings
 
     async def _write(self, job: FineTuneJob, status: FineTuneJobStatus) -> FineTuneJob:
         """Write what has changed, and return the job as it is then."""

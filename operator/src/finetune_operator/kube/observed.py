@@ -44,6 +44,10 @@ class Reading:
         return cls(pod_uid, at, report, moved_at=before.moved_at if before and is_still else at)
 
 
+START_WARNINGS = {"Pod": ("FailedMount", "FailedAttachVolume"), "Job": ("FailedCreate",)}
+"""Reasons of the Warning events that name why an object of a kind does not start."""
+
+
 @dataclass(frozen=True)
 class Warnings:
     """Warning events of one object, newest first, as (reason, message)."""

@@ -182,6 +182,11 @@ class Conditions:
 
     def _put(self, kind: ConditionType, truth: Truth, reason: str, message: str) -> None:
         old = self.status.condition(kind)
+        if old and (old.status, old.reason, old.message, old.observed_generation) == (
+            *(truth, str(reason), message),
+            self.generation,
+        ):
+            return  # most looks change none of them, and a new one is validated
         moved = self.now if old is None or old.status != truth else old.last_transition_time
         new = Condition(
             type=kind.value,

@@ -5,7 +5,7 @@ import gc
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -17,11 +17,14 @@ from kueue_world import QueuedWorld
 from finetune_api import names
 from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.mirror import Mirror
+from finetune_operator.controller.warning_events import WarningEvents
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.errors import Denied
 from finetune_operator.kube.objects import Key, Pod
+from finetune_operator.kube.observed import Warnings
 from finetune_operator.metrics.registry import Metrics
+from finetune_operator.policy.pods.pod_diagnosis import EventQuery
 from finetune_operator.settings import Settings
 
 Operate = Callable[[World], Operator]
@@ -85,6 +88,30 @@ def test_the_events_of_a_pod_that_does_not_start_are_read_ever_less_often(operat
         operator.look()
         total += world.calls
     assert 5 <= total <= 25
+
+
+def test_pods_of_a_namespace_that_do_not_start_share_one_list_of_events() -> None:
+    class Events:
+        lists = 0
+
+        async def list_warnings(self, namespace: str, kind: str) -> dict[str, Warnings]:
+            self.lists += 1
+            return {"pod-7": Warnings("pod-7", (("FailedMount", "no such volume"),))}
+
+    cluster: Any = Events()
+    now = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    events = WarningEvents(cluster, lambda: now)
+
+    async def look() -> list[Warnings]:
+        queries = [EventQuery("Pod", f"pod-{number}", "") for number in range(1_000)]
+        return await asyncio.gather(*(events.read("team", query) for query in queries))
+
+    found = asyncio.run(look())
+    assert [(one.uid, one.items) for one in found if one.items] == [("pod-7", (("FailedMount", "no such volume"),))]
+    assert cluster.lists == 1
+    now += timedelta(seconds=10)
+    asyncio.run(look())
+    assert cluster.lists == 2
 
 
 class Counted(World):

@@ -1,13 +1,13 @@
 """Why a Job has no running pod, with the message of the scheduler, the kubelet or the API server."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.names import Reason
 from finetune_operator.kube.objects import IMAGE_PROBLEMS, START_PROBLEMS, Job, Pod
-from finetune_operator.kube.observed import Reading, Warnings
+from finetune_operator.kube.observed import START_WARNINGS, Reading, Warnings
 from finetune_operator.policy import remediation
 
 NO_POD_SECONDS = 10.0
@@ -61,7 +61,7 @@ def _diagnose_missing_pod(child: Job, pods: Sequence[Pod], warnings: Warnings | 
         return Diagnosis(Reason.PODS_STARTING, check_after=NO_POD_SECONDS - idle + 0.5)
     if warnings is None or warnings.uid != child.uid:
         return Diagnosis(Reason.PODS_STARTING, query=EventQuery("Job", child.uid, child.name))
-    refused = _first_message(warnings, {"FailedCreate"})
+    refused = _first_message(warnings, START_WARNINGS["Job"])
     reason = Reason.POD_CREATION_REFUSED if refused else Reason.PODS_STARTING
     return Diagnosis(reason, remediation.append_fix(reason, refused), check_after=NO_POD_SECONDS)
 
@@ -79,7 +79,7 @@ def _diagnose_pending_pod(pod: Pod, warnings: Warnings | None, now: datetime) ->
         return Diagnosis(Reason.PODS_STARTING, check_after=PENDING_SECONDS - age + 0.5)
     if warnings is None or warnings.uid != pod.uid:
         return Diagnosis(Reason.PODS_STARTING, query=EventQuery("Pod", pod.uid, pod.name))
-    failed = _first_message(warnings, {"FailedMount", "FailedAttachVolume"})
+    failed = _first_message(warnings, START_WARNINGS["Pod"])
     reason = Reason.MOUNT_FAILED if failed else Reason.PODS_STARTING
     return Diagnosis(reason, remediation.append_fix(reason, failed), check_after=PENDING_SECONDS)
 
@@ -114,7 +114,7 @@ def _explain_image_pull(pod: Pod) -> str:
     return remediation.append_fix(Reason.IMAGE_PULL_FAILED, f"{pod.image}: {message}")
 
 
-def _first_message(warnings: Warnings, reasons: set[str]) -> str:
+def _first_message(warnings: Warnings, reasons: Collection[str]) -> str:
     return next((message for reason, message in warnings.items if reason in reasons), "")
 
 

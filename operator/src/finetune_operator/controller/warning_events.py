@@ -1,0 +1,63 @@
+"""Warning events of pods and Jobs that do not start: one list for all of a namespace, read ever less often for each."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from finetune_operator.cluster import Cluster
+from finetune_operator.kube.observed import Warnings
+from finetune_operator.policy.pods.pod_diagnosis import EventQuery
+
+SHARED_SECONDS = timedelta(seconds=5)
+"""How long one list serves all objects of its namespace: the API server reads every event for it."""
+PAUSE, MAX_PAUSE = timedelta(seconds=9), timedelta(minutes=4)
+"""Between two reads of the same object's events; the first is a little shorter than the policies' own pause."""
+MAX_KNOWN = 2048
+
+
+@dataclass(frozen=True)
+class _Known:
+    warnings: Warnings
+    pause: timedelta
+    read_again_at: datetime
+
+
+@dataclass(frozen=True)
+class _Listed:
+    by_uid: dict[str, Warnings]
+    at: datetime
+
+
+class WarningEvents:
+    """The events that `pod_diagnosis` asks for."""
+
+    def __init__(self, cluster: Cluster, clock: Callable[[], datetime]) -> None:
+        self._cluster = cluster
+        self._clock = clock
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        """By the UID of a pod or Job; of too many, the latest."""
+        self._listed: dict[tuple[str, str], _Listed] = {}
+        self._lock = asyncio.Lock()
+        """So that jobs which wait at the same time share one list."""
+
+    async def read(self, namespace: str, query: EventQuery) -> Warnings:
+        """Return the Warning events of an object, which are read less often the longer it waits."""
+        now, known = self._clock(), self._known.pop(query.uid, None)
+        if known is None or now >= known.read_again_at:
+            pause = min(2 * known.pause, MAX_PAUSE) if known else PAUSE
+            listed = await self._list(namespace, query.kind)
+            known = _Known(listed.get(query.uid) or Warnings(query.uid, ()), pause, now + pause)
+        self._known[query.uid] = known
+        if len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
+        return known.warnings
+
+    async def _list(self, namespace: str, kind: str) -> dict[str, Warnings]:
+        async with self._lock:
+            now, place = self._clock(), (namespace, kind)
+            self._listed = {key: one for key, one in self._listed.items() if now - one.at < SHARED_SECONDS}
+            if place not in self._listed:
+                self._listed[place] = _Listed(await self._cluster.list_warnings(namespace, kind), now)
+            return self._listed[place].by_uid
