@@ -74,6 +74,12 @@ def prompt_rows(count: int) -> list[Row]:
     return [{"prompt": ask} for ask, _, _ in colours(count)]
 
 
+def sum_rows(count: int) -> list[Row]:
+    """Questions with worked answers that end in their result."""
+    pairs = [(number % 10, number // 10) for number in range(count)]
+    return [{"question": f"What is {a} + {b}?", "answer": f"{a} + {b} = {a + b}\n#### {a + b}"} for a, b in pairs]
+
+
 def support_csv(count: int) -> str:
     """A CSV file with columns that no format knows."""
     text = io.StringIO()

@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 import yaml
 from hub_pod import start_hub
-from rows import colour_rows, jsonl, judged_rows, preference_rows, prompt_rows, support_csv, text_rows
+from rows import colour_rows, jsonl, judged_rows, preference_rows, prompt_rows, sum_rows, support_csv, text_rows
 from tiny_model import make_tiny_model
 from user import Bench, Job, kubectl, secret
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "crds" / "examples"
 BUCKET = "finetune-examples"
 MODELS = ("models/HuggingFaceTB/SmolLM2-135M-Instruct", "models/HuggingFaceTB/SmolLM2-135M")
-FILES = ("instruction", "chat", "domain-adaptation", "kto", "sft-then-dpo", "sft-then-evaluate", "sft-reward-rlhf")
+FILES = (
+    "instruction", "chat", "domain-adaptation", "kto", "sft-then-dpo", "sft-then-evaluate", "sft-reward-rlhf",
+    "rlhf-with-answers",
+)  # fmt: skip
 RATE = 5e-3
 """A tiny random model needs larger steps than a real one."""
 
@@ -38,6 +41,7 @@ def endpoint(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> str:
         "thumbs.jsonl": jsonl(judged_rows(200)),
         "preferences.jsonl": jsonl(preference_rows(200)),
         "prompts.jsonl": jsonl(prompt_rows(100)),
+        "sums.jsonl": jsonl(sum_rows(100)),
     }.items():
         bench.s3.put_object(Bucket=BUCKET, Key=f"data/{key}", Body=body.encode())
     for page in bench.s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix="results/"):

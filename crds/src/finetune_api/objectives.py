@@ -40,6 +40,25 @@ class RewardType(StrEnum):
 
     LENGTH = "Length"
     REGEX = "Regex"
+    ANSWER = "Answer"
+
+
+class Match(StrEnum):
+    """How an answer is compared with the row's reference."""
+
+    EXACT = "Exact"
+    NUMERIC = "Numeric"
+    MULTIPLE_CHOICE = "MultipleChoice"
+
+
+class Extract(StrEnum):
+    """The part of an answer that is compared."""
+
+    WHOLE = "Whole"
+    LAST_NUMBER = "LastNumber"
+    BOXED = "Boxed"
+    HASHES = "Hashes"
+    PATTERN = "Pattern"
 
 
 class Dpo(Block):
@@ -92,8 +111,52 @@ class RewardModelSource(Block):
     Exclusive with `uri`. Default: none."""
 
 
+class AnswerReward(Block):
+    """How an answer is compared with the row's reference."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "(self.extract == 'Pattern') == has(self.pattern)",
+                "pattern is required with extract Pattern and refused with any other: set or remove it",
+                ".pattern",
+            ),
+            cel(
+                "self.match == 'Numeric' || (!has(self.absoluteTolerance) && !has(self.relativeTolerance))",
+                "absoluteTolerance and relativeTolerance are only for match Numeric: remove them",
+                ".match",
+            ),
+            cel(
+                "self.match == 'Exact' || !self.ignoreCase",
+                "ignoreCase is only for match Exact: remove it",
+                ".ignoreCase",
+            ),
+        )
+    )
+
+    match: Match
+    """`Exact`: the same text, without spaces around it. `Numeric`: the same number within the tolerances; `1,000`,
+    `1e3` and `$1000` are the same. `MultipleChoice`: the same letter, given as `B`, `(B)`, `B.` or `answer: B`."""
+    extract: Extract = Extract.WHOLE
+    """Part of the answer that is compared: `Whole`; `LastNumber`, the last number in it; `Boxed`, the last
+    `\\boxed{…}`; `Hashes`, what follows the last `####` in its line; or `Pattern`, the group of `pattern`. An answer
+    without this part is wrong. Default: `Whole`."""
+    pattern: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
+    """Regular expression (Python syntax) with one group, whose last match is compared; only with extract `Pattern`.
+    Default: none."""
+    column: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
+    """Column of the rows with the reference: a text, a number, or a list of either, any of which is correct. Default:
+    the row's own answer, which `dataset.columns` can map."""
+    absolute_tolerance: Annotated[float, Field(ge=0, le=1e12)] | None = None
+    """Largest difference from the reference that is correct; only with match `Numeric`. Default: 0."""
+    relative_tolerance: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The same as a share of the reference; the larger of the two tolerances counts. Default: 0."""
+    ignore_case: bool = False
+    """Ignore upper and lower case; only with match `Exact`. Default: false."""
+
+
 class Reward(Block):
-    """A reward that is computed from the answer's text."""
+    """A reward that is computed from the answer's text, or from a comparison with its row's reference."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -107,16 +170,23 @@ class Reward(Block):
                 "pattern is required with type Regex and refused with any other: set or remove it",
                 ".pattern",
             ),
+            cel(
+                "(self.type == 'Answer') == has(self.answer)",
+                "answer is required with type Answer and refused with any other: set or remove it",
+                ".answer",
+            ),
         )
     )
 
     type: RewardType
     """`Length`: 1 at `targetTokens`, falling linearly to 0 with the distance in tokens. `Regex`: 1 if `pattern` is
-    found in the answer, else 0."""
+    found in the answer, else 0. `Answer`: 1 if the answer is that of its row, compared as in `answer`, else 0."""
     target_tokens: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Answer length (tokens) with the highest reward; only with type `Length`. Default: none."""
     pattern: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
     """Regular expression (Python syntax) to find in the answer; only with type `Regex`. Default: none."""
+    answer: AnswerReward | None = None
+    """Comparison with the reference of the answer's row; only with type `Answer`. Default: none."""
     weight: Annotated[float, Field(ge=-1000, le=1000)] = 1.0
     """Factor of this reward in the sum; a negative weight is a penalty. Default: 1."""
 

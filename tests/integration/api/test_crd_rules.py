@@ -43,6 +43,10 @@ REWARD_SOURCE = "give the reward model either by uri or by jobRef"
 REWARDS = "give either rewardModel or rewards"
 TARGET = "targetTokens is required with type Length"
 PATTERN = "pattern is required with type Regex"
+ANSWER = "answer is required with type Answer"
+GROUP = "pattern is required with extract Pattern"
+TOLERANCE = "absoluteTolerance and relativeTolerance are only for match Numeric"
+CASE = "ignoreCase is only for match Exact"
 NEEDS_REWARD = "objective RLHF needs a reward"
 NO_LOSS = "RLHF has no held-out loss"
 NO_MERGE = "objective RewardModel publishes no merged model"
@@ -71,6 +75,10 @@ LENGTHS = [{"type": "Length", "targetTokens": 8}]
 
 def source(uri: str, **fields: Any) -> Spec:
     return {"dataset": {"train": {"uri": uri} | fields}}
+
+
+def answers(**fields: Any) -> Spec:
+    return rlhf(rewards=[{"type": "Answer", "answer": {"match": "Exact"} | fields}])
 
 
 def rlhf(**fields: Any) -> Spec:
@@ -215,6 +223,32 @@ AT_CREATION = [
         rlhf(rewards=[{"type": "Regex", "pattern": "yes"}]),
         rlhf(rewards=[{"type": "Length", "targetTokens": 4, "pattern": "yes"}]),
         "spec.rlhf.rewards[0].pattern",
+    ),
+    (ANSWER, answers(), rlhf(rewards=[{"type": "Answer"}]), "spec.rlhf.rewards[0].answer"),
+    (
+        ANSWER,
+        answers(column="solution"),
+        rlhf(rewards=[{"type": "Length", "targetTokens": 4, "answer": {"match": "Exact"}}]),
+        "spec.rlhf.rewards[0].answer",
+    ),
+    (
+        GROUP,
+        answers(extract="Pattern", pattern="<a>(.*)</a>"),
+        answers(extract="Pattern"),
+        "spec.rlhf.rewards[0].answer.pattern",
+    ),
+    (GROUP, answers(), answers(pattern="(a)"), "spec.rlhf.rewards[0].answer.pattern"),
+    (
+        TOLERANCE,
+        answers(match="Numeric", absoluteTolerance=0.1, relativeTolerance=0.01),
+        answers(relativeTolerance=0.01),
+        "spec.rlhf.rewards[0].answer.match",
+    ),
+    (
+        CASE,
+        answers(ignoreCase=True),
+        answers(match="Numeric", ignoreCase=True),
+        "spec.rlhf.rewards[0].answer.ignoreCase",
     ),
     *(
         (

@@ -31,6 +31,7 @@ class RejectCode(StrEnum):
     NO_SHARED_PROMPT = "NO_SHARED_PROMPT"
     BAD_LABEL = "BAD_LABEL"
     NOT_FOR_OBJECTIVE = "NOT_FOR_OBJECTIVE"
+    NO_REFERENCE = "NO_REFERENCE"
     LONE_SURROGATE = "LONE_SURROGATE"
     CONTROL_TOKEN_IN_TEXT = "CONTROL_TOKEN_IN_TEXT"  # noqa: S105 - a code, not a password
     TOO_LONG = "TOO_LONG"
@@ -82,6 +83,7 @@ SENTENCES: Mapping[RejectCode | RepairCode, str] = {
     RejectCode.NO_SHARED_PROMPT: "The chosen and the rejected conversation do not share a prompt.",
     RejectCode.BAD_LABEL: "The label is not a boolean, or it is false and the objective would train on the answer.",
     RejectCode.NOT_FOR_OBJECTIVE: "The row is well formed, but the objective cannot train on it.",
+    RejectCode.NO_REFERENCE: "The row has no reference, or none that an answer can be compared with.",
     RejectCode.LONE_SURROGATE: "A string contains half of a surrogate pair, which is not a character.",
     RejectCode.CONTROL_TOKEN_IN_TEXT: "A turn's text contains one of the tokenizer's special tokens.",
     RejectCode.TOO_LONG: "The row exceeds the limit for text or turns.",

@@ -135,6 +135,16 @@ CONDITIONS: dict[str, Condition] = {
     "(self.type == 'Regex') == has(self.pattern)": lambda reward: (
         (reward.type == "Regex") == (reward.pattern is not None)
     ),
+    "(self.type == 'Answer') == has(self.answer)": lambda reward: (
+        (reward.type == "Answer") == (reward.answer is not None)
+    ),
+    "(self.extract == 'Pattern') == has(self.pattern)": lambda answer: (
+        (answer.extract == "Pattern") == (answer.pattern is not None)
+    ),
+    "self.match == 'Numeric' || (!has(self.absoluteTolerance) && !has(self.relativeTolerance))": lambda answer: (
+        answer.match == "Numeric" or (answer.absolute_tolerance is None and answer.relative_tolerance is None)
+    ),
+    "self.match == 'Exact' || !self.ignoreCase": lambda answer: answer.match == "Exact" or not answer.ignore_case,
     "!has(self.revision) || self.uri.startsWith('hf://')": lambda source: (
         source.revision is None or source.uri.startswith("hf://")
     ),

@@ -35,6 +35,8 @@ DECIMALS = {
     "spec.kto.desirableWeight",
     "spec.kto.undesirableWeight",
     "spec.rlhf.rewards[].weight",
+    "spec.rlhf.rewards[].answer.absoluteTolerance",
+    "spec.rlhf.rewards[].answer.relativeTolerance",
     "spec.rlhf.temperature",
     "spec.rlhf.beta",
     "spec.evaluation.gate.maxEvalLoss",

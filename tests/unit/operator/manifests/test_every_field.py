@@ -221,6 +221,23 @@ ELSEWHERE = {
     "rlhf.rewards[].pattern": (
         "tests/unit/trainer/rewards/test_computed.py::test_a_pattern_is_found_anywhere_in_the_answer"
     ),
+    **dict.fromkeys(
+        [
+            f"rlhf.rewards[].answer.{name}"
+            for name in (
+                "match",
+                "extract",
+                "pattern",
+                "absoluteTolerance",
+                "relativeTolerance",
+                "ignoreCase",
+            )
+        ],
+        "tests/unit/trainer/rewards/test_matching.py::test_an_answer_is_correct_if_it_is_the_reference",
+    ),
+    "rlhf.rewards[].answer.column": (
+        "tests/unit/trainer/rewards/test_computed.py::test_an_answer_is_compared_with_the_named_column"
+    ),
     "rlhf.rewards[].weight": "tests/unit/trainer/rewards/test_computed.py::test_rewards_are_added_up_by_weight",
     "lineage.parentRef.name": PARENTS,
     "lineage.annotations": (

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from finetune_api.dataset.codes import SENTENCES, RejectCode, RepairCode
+from finetune_api.objectives import Reward
 from finetune_trainer.data.checks.split import collect_prompts
 from finetune_trainer.data.rows import EXCERPT_CHARACTERS, Rejected
+from finetune_trainer.rewards.references import References
 from finetune_trainer.tokenization.labeler import Labeler
 
 Row = dict[str, Any]
@@ -134,6 +136,10 @@ WITH_A_MODEL: list[tuple[RejectCode, str, Any]] = [
     (RejectCode.PROMPT_FILLS_CONTEXT, "Chat", {"instruction": LONG, "output": "a"}),
     (RejectCode.TEMPLATE_ERROR, "Chat", chat(USER, call(name="add"), TOOL, ANSWER)),
 ]
+WITH_A_REWARD: list[tuple[RejectCode, str, Any]] = [
+    (RejectCode.NO_REFERENCE, "RLHF", {"prompt": "q"}),
+    (RejectCode.NO_REFERENCE, "RLHF", {"prompt": "q", "completion": "a", "label": False}),
+]
 BESIDE = [(code, "Chat", row) for code, rows in REJECTED.items() for row in rows] + BY_OBJECTIVE
 
 
@@ -168,8 +174,16 @@ def test_what_only_the_model_can_reject_is_rejected_in_the_same_way(
     assert_refused(check, code, objective, row, labeler=Labeler(model_folder), max_length=64)
 
 
+@pytest.mark.parametrize(("code", "objective", "row"), WITH_A_REWARD, ids=name_case)
+def test_what_a_reward_cannot_use_is_rejected_in_the_same_way(
+    check: Any, code: RejectCode, objective: str, row: object
+) -> None:
+    reward = Reward.model_validate({"type": "Answer", "answer": {"match": "Exact"}})
+    assert_refused(check, code, objective, row, references=References([reward]))
+
+
 def test_every_reject_code_has_a_row_that_gets_it() -> None:
-    assert {code for code, _, _ in BESIDE + WITH_A_MODEL} == set(RejectCode)
+    assert {code for code, _, _ in BESIDE + WITH_A_MODEL + WITH_A_REWARD} == set(RejectCode)
 
 
 MENDED: list[tuple[RepairCode, str, Any]] = [

@@ -1,16 +1,21 @@
 import logging
+from dataclasses import replace
 
 import pytest
 
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Reward
-from finetune_trainer.data.rows import Message
+from finetune_trainer.data.rows import Message, Reference
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.rewards.computed import Completion, ComputedRewards, length_reward
 
 
 def answer(text: str = "", tokens: int = 0) -> Completion:
     return Completion([Message(role="user", content="?")], text, tokens, ended=True)
+
+
+def referring(text: str, reference: Reference) -> Completion:
+    return replace(answer(text), reference=reference)
 
 
 def rewards(*blocks: dict[str, object]) -> ComputedRewards:
@@ -39,6 +44,25 @@ def test_rewards_are_added_up_by_weight() -> None:
         {"type": "Regex", "pattern": "sorry", "weight": -3},
     )
     assert score([answer("sorry, the sky", tokens=2)]) == [pytest.approx(2 + 0.5 - 3)]
+
+
+def test_an_answer_is_compared_with_the_reference_of_its_own_row() -> None:
+    score = rewards({"type": "Answer", "answer": {"match": "Numeric", "extract": "LastNumber"}})
+    answers = [referring("It is 4.", {"answer": "#### 4"}), referring("It is 4.", {"answer": "#### 5"})]
+    assert score(answers) == [1.0, 0.0]
+
+
+def test_an_answer_is_compared_with_the_named_column() -> None:
+    score = rewards({"type": "Answer", "weight": 2, "answer": {"match": "Exact", "column": "solution"}})
+    kept = Reference(answer="no", columns={"solution": ["yes", "ja"]})
+    assert score([referring("ja", kept), referring("no", kept)]) == [2.0, 0.0]
+
+
+def test_a_pattern_of_an_answer_that_takes_too_long_counts_as_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    score = rewards({"type": "Answer", "answer": {"match": "Exact", "extract": "Pattern", "pattern": "^((?:a|aa)+)$"}})
+    with caplog.at_level(logging.WARNING):
+        assert score([referring("a" * 200 + "b", {"answer": "a"}), referring("a", {"answer": "a"})]) == [0.0, 1.0]
+    assert "rlhf.rewards[0]" in caplog.text
 
 
 @pytest.mark.parametrize(

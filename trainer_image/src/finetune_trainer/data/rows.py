@@ -90,6 +90,15 @@ class Source(NamedTuple):
 Tools = list[dict[str, Any]] | None
 
 
+class Reference(TypedDict, total=False):
+    """What of a row the rewards compare answers with, in addition to its prompt."""
+
+    answer: str
+    """The row's own answer."""
+    columns: dict[str, Any]
+    """Columns of the file, by their names there."""
+
+
 @functools.lru_cache(8)
 def _dump_file(name: str) -> bytes:
     return b',"_source":{"file":' + orjson.dumps(name) + b',"line":'
@@ -230,10 +239,13 @@ class PromptRow(_Row):
     source: Source
     format: DataFormat
     tools: Tools = None
+    reference: Reference | None = None
 
     def content(self) -> dict[str, Any]:
         """Return the row without its source."""
-        return {"prompt": self.prompt, "tools": self.tools} if self.tools else {"prompt": self.prompt}
+        row: dict[str, Any] = {"prompt": self.prompt}
+        row |= {"tools": self.tools} if self.tools else {}
+        return row | {"reference": self.reference} if self.reference else row
 
     def turns(self) -> list[Message]:
         """Return the turns that identify the row."""
@@ -317,4 +329,4 @@ def read_canonical(row: Mapping[str, Any]) -> Row:
         return PreferenceRow(row["prompt"], row["chosen"], row["rejected"], source, DataFormat.PREFERENCE, tools)
     if "label" in row:
         return UnpairedRow(row["prompt"], row["completion"], row["label"], source, DataFormat.UNPAIRED, tools)
-    return PromptRow(row["prompt"], source, DataFormat.PROMPT_COMPLETION, tools)
+    return PromptRow(row["prompt"], source, DataFormat.PROMPT_COMPLETION, tools, row.get("reference"))

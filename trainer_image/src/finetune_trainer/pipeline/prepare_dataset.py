@@ -24,6 +24,7 @@ from finetune_trainer.data.checks.summary import Summary, explain_unusable, name
 from finetune_trainer.data.rows import NamedPath, Rejected, UnreadableFile
 from finetune_trainer.data.sources import FetchedObject, fetch_object, fetch_source
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.rewards.references import References
 from finetune_trainer.storage.protocol import OnBytes, ReadableStore, describe_files, sha256_file
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import Sample
@@ -155,6 +156,7 @@ class _Check:
             labeler=self.labeler,
             max_length=self.config.spec.hyperparameters.max_length,
             validation_prompts=prompts,
+            references=References.of(self.config.spec.rlhf),
             on_progress=lambda _rows, _bytes: self.on_rows(),
         )
         spec = self.config.spec

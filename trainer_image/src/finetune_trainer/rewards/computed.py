@@ -1,15 +1,15 @@
-"""Rewards computed from an answer: its length, or whether a pattern is found in it; without torch."""
+"""Rewards computed from an answer: its length, a pattern in it, or the reference of its row; without torch."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import regex
-
 from finetune_api.objectives import Reward, RewardType
-from finetune_trainer.data.rows import Message, Tools
+from finetune_trainer.data.rows import Message, Reference, Tools
 from finetune_trainer.evaluation.expectations import PATTERN_SECONDS, compile_pattern, is_found
+from finetune_trainer.rewards.matching import Matcher
+from finetune_trainer.rewards.references import read_references
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ class Completion:
     tokens: int
     ended: bool
     tools: Tools = None
+    reference: Reference | None = None
 
 
 class Scorer(Protocol):
@@ -56,20 +57,12 @@ class _Part:
 
     def __init__(self, reward: Reward, name: str) -> None:
         self._name = name
-        self._target = reward.target_tokens
-        self._pattern = (
-            compile_pattern(reward.pattern or "", f"{name}.pattern") if reward.type is RewardType.REGEX else None
-        )
+        self._score = _build_score(reward, name)
         self._overruns = 0
 
     def __call__(self, completion: Completion) -> float:
-        if self._pattern is None:
-            return length_reward(completion.tokens, self._target or 1)
-        return float(self._is_found(self._pattern, completion.text))
-
-    def _is_found(self, pattern: "regex.Pattern[str]", text: str) -> bool:
         try:
-            return is_found(pattern, text)
+            return self._score(completion)
         except TimeoutError:
             self._overruns += 1
             if self._overruns & (self._overruns - 1) == 0:  # logged at 1, 2, 4, 8, … overruns
@@ -80,7 +73,21 @@ class _Part:
                     PATTERN_SECONDS,
                     self._overruns,
                 )
-            return False
+            return 0.0
+
+
+def _build_score(reward: Reward, name: str) -> Callable[[Completion], float]:
+    """Return the function that scores an answer; it raises TimeoutError if a pattern takes too long."""
+    if reward.type is RewardType.LENGTH:
+        target = reward.target_tokens or 1
+        return lambda completion: length_reward(completion.tokens, target)
+    if reward.type is RewardType.REGEX or reward.answer is None:
+        pattern = compile_pattern(reward.pattern or "", f"{name}.pattern")
+        return lambda completion: float(is_found(pattern, completion.text))
+    matcher, column = Matcher(reward.answer, f"{name}.answer"), reward.answer.column
+    return lambda completion: float(
+        matcher.is_correct(completion.text, read_references(completion.reference or {}, column))
+    )
 
 
 def length_reward(tokens: int, target: int) -> float:

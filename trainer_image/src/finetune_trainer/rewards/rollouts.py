@@ -71,4 +71,4 @@ class Rollouts:
     def _completion(self, sample: EncodedPrompt, ids: list[int]) -> Completion:
         ended = bool(ids) and ids[-1] in self._stop_ids
         text = self._decoder.decode(ids, skip_special_tokens=True)
-        return Completion(sample.messages, text, len(ids) - ended, ended, sample.tools)
+        return Completion(sample.messages, text, len(ids) - ended, ended, sample.tools, sample.reference)

@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Encoding
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
-from finetune_trainer.data.rows import BadRow, Message
+from finetune_trainer.data.rows import BadRow, Message, Reference
 from finetune_trainer.tokenization.chat_samples import PendingRow
 from finetune_trainer.tokenization.renderer import Renderer
 from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair, EncodedPrompt, truncation_codes
@@ -69,6 +69,7 @@ class PendingPrompt(PendingRow):
     prompt: Prompt
     text: str
     repairs: tuple[RepairCode, ...]
+    reference: Reference | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -86,8 +87,8 @@ class PendingPrompt(PendingRow):
             detail = f"maxLength leaves {max_length} tokens for the prompt"
             raise BadRow(RejectCode.PROMPT_FILLS_CONTEXT, detail, len(ids))
         left_out = len(ids) - len(kept)
-        messages, tools = self.prompt.messages, self.prompt.tools
-        return [EncodedPrompt(kept, messages, tools, truncated=left_out > 0, left_out=left_out, repairs=repairs)]
+        of_row = self.prompt.messages, self.prompt.tools, self.reference
+        return [EncodedPrompt(kept, *of_row, truncated=left_out > 0, left_out=left_out, repairs=repairs)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,7 @@ class Labeler:
         renderer = self.renderer(row.tools)
         messages, repairs = renderer.fit_system(row.prompt)
         text = renderer.render_whole_prompt(messages, row.tools)
-        return PendingPrompt(Prompt(row.prompt, row.tools, renderer, self._tokens), text, repairs)
+        return PendingPrompt(Prompt(row.prompt, row.tools, renderer, self._tokens), text, repairs, row.reference)
 
     def _refuse_special_tokens(self, text: str) -> None:
         if found := self._special_pattern.search(text):

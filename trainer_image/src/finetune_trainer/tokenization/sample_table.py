@@ -20,7 +20,7 @@ SAMPLE_FIELDS: dict[type[Sample], dict[str, pa.DataType]] = {
     Encoded: {"input_ids": IDS, "labels": IDS, "trained": NUMBER},
     EncodedPair: {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS},
     EncodedLabelled: {"prompt_ids": IDS, "completion_ids": IDS, "desirable": pa.bool_()},
-    EncodedPrompt: {"prompt_ids": IDS, "messages": pa.binary(), "tools": pa.binary()},
+    EncodedPrompt: {"prompt_ids": IDS, "messages": pa.binary(), "tools": pa.binary(), "reference": pa.binary()},
 }
 COUNT_FIELDS = {
     "truncated": pa.bool_(), "answer_cut": NUMBER, "reasoning_lost": NUMBER, "left_out": NUMBER,
@@ -28,7 +28,7 @@ COUNT_FIELDS = {
 }  # fmt: skip
 DERIVED_FIELDS = {"tokens": NUMBER, "length": NUMBER, "trained": NUMBER}
 """Properties of a sample that are columns too, so that statistics need no token ids."""
-JSON_FIELDS = frozenset({"messages", "tools"})
+JSON_FIELDS = frozenset({"messages", "tools", "reference"})
 BATCH_SAMPLES, BATCH_TOKENS = 1024, 1 << 19
 
 SampleT = TypeVar("SampleT", bound=Sample)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from finetune_api.dataset.codes import RepairCode
-from finetune_trainer.data.rows import Message, Tools
+from finetune_trainer.data.rows import Message, Reference, Tools
 
 UNTRAINED = -100
 
@@ -98,11 +98,12 @@ class EncodedLabelled(SampleCounts):
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt(SampleCounts):
-    """A prompt for the model to answer; its messages are for the reward functions."""
+    """A prompt for the model to answer; its messages and its row's reference are for the reward functions."""
 
     prompt_ids: list[int]
     messages: list[Message] = field(default_factory=list)
     tools: Tools = None
+    reference: Reference | None = None
 
     @property
     def tokens(self) -> int:

@@ -15,7 +15,7 @@ from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.sample_table import ROW, SampleBatches, Samples, schema_of
 from finetune_trainer.tokenization.samples import Encoded, EncodedLabelled, EncodedPair, EncodedPrompt, Sample
 
-VERSION = 1
+VERSION = 2
 """To raise when the code makes other tokens of the same row: a file of another version is not used."""
 ORIGIN = b"finetune.dev/tokens"
 """Key in the file's metadata."""

@@ -53,6 +53,20 @@ def fit_objective(row: Row, objective: Objective) -> tuple[Row, ...]:
     return _FITS[objective](row, objective)
 
 
+def find_answer(row: Row) -> str | None:
+    """Return the text of a row's answer, the chosen one of two; None for a prompt, a text or an undesirable answer."""
+    match row:
+        case ChatRow():
+            answer = row.messages
+        case PreferenceRow():
+            answer = row.chosen
+        case UnpairedRow(label=True):
+            answer = row.completion
+        case _:
+            return None
+    return answer[-1]["content"]
+
+
 def _fit_answers(row: Row, objective: Objective) -> tuple[Row, ...]:
     match row:
         case ChatRow():

@@ -15,12 +15,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
-from finetune_trainer.data.checks.objectives import COLUMNS, fit_objective
+from finetune_trainer.data.checks.objectives import COLUMNS, find_answer, fit_objective
 from finetune_trainer.data.checks.row_keys import prompt_key, row_key
 from finetune_trainer.data.checks.structure import check_structure
 from finetune_trainer.data.checks.summary import Summary
@@ -63,6 +63,13 @@ class RowEncoder(Protocol):
         """Return the samples or the reject of each row, in the order of the rows."""
 
 
+class ReferenceKeeper(Protocol):
+    """Keep what rewards read of a row; implemented by `rewards.references.References`."""
+
+    def keep(self, row: PromptRow, answer: str | None, columns: Mapping[str, Any]) -> PromptRow:
+        """Return the prompt with the reference from the row's answer and the columns of the file; raises BadRow."""
+
+
 def check_rows(
     paths: Sequence[NamedPath],
     *,
@@ -74,17 +81,19 @@ def check_rows(
     labeler: RowEncoder | None = None,
     max_length: int = 2048,
     validation_prompts: Container[int] = frozenset(),
+    references: ReferenceKeeper | None = None,
     on_progress: Progress | None = None,
     advise: Advise = advise_field,
 ) -> Iterator[Row | Rejected]:
     """Yield every row of the files as a Row or a Rejected, in order, until `max_samples` rows are accepted.
 
     `columns` maps known names to the user's; `validation_prompts` contains `prompt_key`s that must not be trained on;
-    `on_progress` receives the rows and file bytes read so far; `advise` returns what names a column.
+    `references` keeps what the rewards of objective RLHF compare answers with; `on_progress` receives the rows and file
+    bytes read so far; `advise` returns what names a column.
     """
     asked = None if format == AUTO else DataFormat(format)
     summary.columns = ColumnMap(columns or {}, advise)
-    checker = _RowChecker(asked, summary.columns, objective, validation_prompts)
+    checker = _RowChecker(asked, summary.columns, objective, validation_prompts, references)
     rows = checker.check(_read_all(paths, on_progress))
     if labeler is not None and objective is not None:
         rows = label_rows(rows, labeler, objective, max_length)
@@ -111,6 +120,7 @@ class _RowChecker:
     columns: ColumnMap
     objective: Objective | None
     validation_prompts: Container[int]
+    references: ReferenceKeeper | None = None
     seen: set[int] = field(default_factory=set)
 
     def check(self, records: Iterable[tuple[str, Record]]) -> Iterator[Row | Rejected]:
@@ -143,11 +153,17 @@ class _RowChecker:
         if self.objective is None:
             return (row,)
         try:
-            return fit_objective(row, self.objective)
+            fitted = fit_objective(row, self.objective)
         except BadRow as bad:
             if isinstance(row, PromptRow):  # the answer is probably in a column that no format knows
                 raise self.columns.explain(bad, columns, COLUMNS[self.objective]) from None
             raise
+        if self.references is None:
+            return fitted
+        answer = find_answer(row)
+        return tuple(
+            self.references.keep(one, answer, record.value) if isinstance(one, PromptRow) else one for one in fitted
+        )
 
     def _reject_repeated(self, row: Row) -> None:
         key = row_key(row)

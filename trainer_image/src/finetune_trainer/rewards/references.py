@@ -1,0 +1,89 @@
+"""What of a row the rewards compare answers with: kept, and checked, when the rows are read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+from finetune_api.dataset.codes import RejectCode, RepairCode
+from finetune_api.objectives import AnswerReward, Reward, Rlhf
+from finetune_api.text.printable import printable
+from finetune_trainer.data.formats.columns import name_columns
+from finetune_trainer.data.formats.fields import read_text
+from finetune_trainer.data.rows import BadRow, PromptRow, Reference
+from finetune_trainer.rewards.matching import Matcher
+
+MOST_REFERENCES = 64
+"""Correct answers of one row."""
+SHOWN_CHARACTERS = 40
+
+
+class References:
+    """Keeps the references of a job's rewards in its rows; rejects rows without them. Raises InvalidConfig."""
+
+    def __init__(self, rewards: Sequence[Reward]) -> None:
+        self._compared: list[tuple[str, AnswerReward, Matcher]] = [
+            (name, one.answer, Matcher(one.answer, name))
+            for name, one in ((f"rlhf.rewards[{at}].answer", one) for at, one in enumerate(rewards))
+            if one.answer is not None
+        ]
+
+    @classmethod
+    def of(cls, rlhf: Rlhf | None) -> Self | None:
+        """Return the references of the objective's rewards; None if none of them reads a row."""
+        found = cls(rlhf.rewards or []) if rlhf else None
+        return None if found is None or found.is_empty else found
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no reward reads the row."""
+        return not self._compared
+
+    def keep(self, row: PromptRow, answer: str | None, columns: Mapping[str, Any]) -> PromptRow:
+        """Return the prompt with its reference; raises BadRow with NO_REFERENCE."""
+        kept: Reference = {}
+        for name, settings, _ in self._compared:
+            if settings.column is None:
+                if answer is None or not answer.strip():
+                    raise BadRow(RejectCode.NO_REFERENCE, _explain_missing_answer(name, columns))
+                kept["answer"] = answer
+            elif columns.get(settings.column) is None:
+                raise BadRow(RejectCode.NO_REFERENCE, _explain_missing_column(name, settings.column, columns))
+            else:
+                kept.setdefault("columns", {})[settings.column] = columns[settings.column]
+        for name, settings, matcher in self._compared:
+            for text in read_references(kept, settings.column):
+                if fault := matcher.find_fault(text):
+                    detail = f"the reference {printable(text[:SHOWN_CHARACTERS])!r} {fault}"
+                    raise BadRow(RejectCode.NO_REFERENCE, f"{detail}: correct the row, or change match in {name}")
+        repairs = row.repairs
+        if "answer" in kept:
+            repairs = tuple(code for code in repairs if code is not RepairCode.ANSWER_UNUSED)
+        return replace(row, reference=kept, repairs=repairs)
+
+
+def read_references(kept: Reference, column: str | None) -> list[str]:
+    """Return the correct answers of a row: its own answer, or the texts of a column; raises BadRow."""
+    if column is None:
+        return [kept["answer"]] if "answer" in kept else []
+    value = kept.get("columns", {}).get(column)
+    values = value if isinstance(value, list) else [value]
+    if not 1 <= len(values) <= MOST_REFERENCES:
+        detail = f"{printable(column)} has {len(values)} references: give 1 to {MOST_REFERENCES}"
+        raise BadRow(RejectCode.NO_REFERENCE, detail)
+    try:
+        return [read_text(one, printable(column), set()) for one in values]
+    except BadRow as bad:
+        raise BadRow(RejectCode.NO_REFERENCE, f"{bad.detail}: give a text, a number, or a list of them") from None
+
+
+def _explain_missing_answer(name: str, columns: Mapping[str, Any]) -> str:
+    return (
+        f"the row has no answer for {name}: map its column in dataset.columns, for example {{answer: YOURS}}, or name "
+        f"it in {name}.column; columns found: {name_columns(columns)}"
+    )
+
+
+def _explain_missing_column(name: str, column: str, columns: Mapping[str, Any]) -> str:
+    return (
+        f"{name}.column is {printable(column)!r}, which the row does not have; columns found: {name_columns(columns)}"
+    )
