@@ -31,6 +31,7 @@ class Operator:
             self.port, self.health_port = (one.getsockname()[1] for one in (first, second))
         env = os.environ | {
             "KUBECONFIG": str(kubeconfig),
+            "MALLOC_ARENA_MAX": "2",  # as in its image
             "FINETUNE_TRAINER_IMAGE": "registry.example/finetune-trainer:1",
             "FINETUNE_METRICS_PORT": str(self.port),
             "FINETUNE_HEALTH_PORT": str(self.health_port),
