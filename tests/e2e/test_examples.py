@@ -20,8 +20,8 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "crds" / "examples"
 BUCKET = "finetune-examples"
 MODELS = ("models/HuggingFaceTB/SmolLM2-135M-Instruct", "models/HuggingFaceTB/SmolLM2-135M")
 FILES = (
-    "instruction", "chat", "domain-adaptation", "kto", "sft-then-dpo", "sft-then-evaluate", "sft-reward-rlhf",
-    "rlhf-with-answers",
+    "instruction", "chat", "blend", "domain-adaptation", "kto", "sft-then-dpo", "sft-then-evaluate",
+    "sft-reward-rlhf", "rlhf-with-answers",
 )  # fmt: skip
 RATE = 5e-3
 """A tiny random model needs larger steps than a real one."""
@@ -38,6 +38,7 @@ def endpoint(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> str:
         "conversations/1.jsonl": jsonl(colour_rows(150)),
         "conversations/2.jsonl": jsonl(colour_rows(300)[150:]),
         "text/fruit.jsonl": jsonl(text_rows(200)),
+        "preferred.jsonl": jsonl(preference_rows(500)[300:]),
         "thumbs.jsonl": jsonl(judged_rows(200)),
         "preferences.jsonl": jsonl(preference_rows(200)),
         "prompts.jsonl": jsonl(prompt_rows(100)),
@@ -127,6 +128,13 @@ def test_dpo_after_sft_is_held_to_what_sft_taught(jobs: dict[str, dict[str, Any]
 def test_all_files_of_a_prefix_are_read_and_columns_are_renamed(jobs: dict[str, dict[str, Any]]) -> None:
     assert jobs["chat"]["dataset"]["rows"] == 300
     assert jobs["support-answers"]["dataset"]["acceptedRows"] == 200
+
+
+def test_a_blend_has_its_proportions_by_trained_tokens(jobs: dict[str, dict[str, Any]]) -> None:
+    sources = jobs["blend"]["dataset"]["sources"]
+    total = sum(one["trainedTokens"] for one in sources)
+    assert [one["trainedTokens"] / total for one in sources] == pytest.approx([0.5, 0.25, 0.25], abs=0.02)
+    assert sources[1]["rejectedRowsByCode"] == {"DUPLICATE": 200}
 
 
 def test_what_tracking_asks_for_is_published_with_the_result(bench: Bench, jobs: dict[str, dict[str, Any]]) -> None:

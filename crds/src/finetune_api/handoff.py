@@ -285,8 +285,8 @@ class Report(HandoffBlock):
 
 
 _DROPPED = (
-    None, "evaluation.gateMessage", "lineage.libraryVersions", "resolved", "stoppedRuns", "dataset.rowsByFormat",
-    "dataset", "lineage", "message", "checkpoint",
+    None, "evaluation.gateMessage", "lineage.libraryVersions", "dataset.sources", "resolved", "stoppedRuns",
+    "dataset.rowsByFormat", "dataset", "lineage", "message", "checkpoint",
     *(
         f"artifacts.{name}"
         for name in ("configURI", "lineageURI", "reportURI", "mergedURI", "adapterURI", "lineageSHA256")

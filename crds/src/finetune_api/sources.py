@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.blocks import (
     ATOMIC,
+    ATOMIC_LIST,
     Block,
     DataUri,
     Endpoint,
@@ -19,6 +20,11 @@ from finetune_api.blocks import (
 )
 
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[a-z_]+$")]
+Columns = Annotated[
+    dict[ColumnName, Annotated[str, StringConstraints(min_length=1, max_length=128)]],
+    Field(min_length=1, max_length=16, json_schema_extra=ATOMIC),
+]
+MaxSamples = Annotated[int, Field(ge=1, le=100_000_000)]
 
 
 class DatasetFormat(StrEnum):
@@ -53,12 +59,13 @@ class Storage(Block):
     Default: the credential chain of the pod's service account."""
 
 
+_REVISION = cel(
+    "!has(self.revision) || self.uri.startsWith('hf://')",
+    "revision is only for hf:// URIs: remove it, or use an hf:// uri",
+    ".revision",
+)
 _HUB_ONLY = (
-    cel(
-        "!has(self.revision) || self.uri.startsWith('hf://')",
-        "revision is only for hf:// URIs: remove it, or use an hf:// uri",
-        ".revision",
-    ),
+    _REVISION,
     cel(
         "!has(self.credentialsSecretRef) || self.uri.startsWith('hf://')",
         "credentialsSecretRef is only for hf:// URIs: remove it, and set the keys of s3:// in spec.storage",
@@ -100,20 +107,31 @@ class Model(Block):
     operator's default token, if any."""
 
 
-class DataSource(Block):
-    """Source of rows."""
+_SHA256 = cel(
+    "!has(self.sha256) || (self.uri.startsWith('s3://') && !self.uri.endsWith('/') && !self.uri.matches('[*?]'))",
+    "sha256 is only for a single object: remove it, or give the full key of one s3:// object",
+    ".sha256",
+)
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            *_HUB_ONLY,
-            cel(
-                "!has(self.sha256) || "
-                "(self.uri.startsWith('s3://') && !self.uri.endsWith('/') && !self.uri.matches('[*?]'))",
-                "sha256 is only for a single object: remove it, or give the full key of one s3:// object",
-                ".sha256",
-            ),
-        )
-    )
+
+class Sample(StrEnum):
+    """Which rows of a source are used if not all are."""
+
+    FIRST = "First"
+    RANDOM = "Random"
+
+
+class StoppingStrategy(StrEnum):
+    """When a blend by weight ends."""
+
+    FIRST_EXHAUSTED = "FirstExhausted"
+    ALL_EXHAUSTED = "AllExhausted"
+
+
+class DataFiles(Block):
+    """Files of rows."""
+
+    model_config = ConfigDict(json_schema_extra=rules(_REVISION, _SHA256))
 
     uri: DataUri
     """The rows: one object, `s3://bucket/key`; every data file under a prefix, `s3://bucket/path/`; the files that
@@ -125,9 +143,104 @@ class DataSource(Block):
     checked."""
     revision: Revision | None = None
     """Branch, tag or commit on the hub. Default: `main`."""
+
+
+class DataSource(DataFiles):
+    """Source of rows."""
+
+    model_config = ConfigDict(json_schema_extra=rules(*_HUB_ONLY, _SHA256))
+
     credentials_secret_ref: SecretRef | None = None
     """Secret with the key `HF_TOKEN`, for gated and private datasets. Takes effect with the next attempt. Default: the
     operator's default token, if any."""
+
+
+class BlendSource(DataFiles):
+    """One of several sources of training rows."""
+
+    weight: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    """Share of this source in the blend, relative to the weights of the others: of the trained tokens with objectives
+    Instruction, Chat and DomainAdaptation, else of the rows. Give it to every source or to none. Default: none; every
+    row is used."""
+    max_samples: MaxSamples | None = None
+    """Use at most this many accepted rows. Default: all."""
+    sample: Sample = Sample.FIRST
+    """Which rows are used if `weight` or `maxSamples` leave some out: the `First`, in file order, or
+    `Random` ones, chosen by `hyperparameters.seed`. With `Random`, every row is read and checked. Default: `First`."""
+    format: DatasetFormat | None = None
+    """Format of the rows. Default: `dataset.format`."""
+    columns: Columns | None = None
+    """Column names, as in `dataset.columns`. Default: `dataset.columns`."""
+
+
+class TrainingData(DataSource):
+    """Rows to train on: one source, or a blend of several."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel("has(self.uri) != has(self.sources)", "give either uri or sources: set one of the two", ".uri"),
+            cel(
+                "!has(self.revision) || (has(self.uri) && self.uri.startsWith('hf://'))",
+                "revision is only for hf:// URIs: remove it, or use an hf:// uri; with sources, set it in each",
+                ".revision",
+            ),
+            cel(
+                "!has(self.sha256) || (has(self.uri) && self.uri.startsWith('s3://') && !self.uri.endsWith('/') && "
+                "!self.uri.matches('[*?]'))",
+                "sha256 is only for a single object: remove it, or give the full key of one s3:// object; with "
+                "sources, set it in each",
+                ".sha256",
+            ),
+            cel(
+                "!has(self.credentialsSecretRef) || (has(self.uri) && self.uri.startsWith('hf://')) || "
+                "(has(self.sources) && self.sources.exists(one, one.uri.startsWith('hf://')))",
+                "credentialsSecretRef is only for hf:// URIs: remove it, and set the keys of s3:// in spec.storage",
+                ".credentialsSecretRef",
+            ),
+            cel(
+                "!has(self.sources) || self.sources.all(one, self.sources.exists_one(other, other.uri == one.uri))",
+                "two sources have the same uri: remove one, or name other files in it",
+                ".sources",
+            ),
+            cel(
+                "!has(self.sources) || self.sources.all(one, has(one.weight)) || "
+                "!self.sources.exists(one, has(one.weight))",
+                "some sources have a weight and others none: give every source a weight, or remove all weights",
+                ".sources",
+            ),
+            cel(
+                "!has(self.stoppingStrategy) || (has(self.sources) && self.sources.exists(one, has(one.weight)))",
+                "stoppingStrategy is only for a blend by weight: give every source a weight, or remove it",
+                ".stoppingStrategy",
+            ),
+        )
+    )
+
+    uri: DataUri | None = None  # type: ignore[assignment]
+    """The rows of a single source, with the forms of `dataset.validation.uri`: one object, every data file under a
+    prefix, the files that match a pattern, or a dataset on a hub. Exclusive with `sources`. Default: `sources`."""
+    sources: Annotated[list[BlendSource], Field(min_length=1, max_length=16, json_schema_extra=ATOMIC_LIST)] | None = (
+        None
+    )
+    """Several sources, each with its own format and columns, that are trained on together; exclusive with `uri`. A row
+    that repeats one of an earlier source is skipped. `credentialsSecretRef` is the token for all of them. Default:
+    none."""
+    stopping_strategy: StoppingStrategy | None = None
+    """When a blend by weight ends: `FirstExhausted`, once a source has no more rows (no row is used twice), or
+    `AllExhausted`, once every source was used up (the rows of smaller ones are repeated). Default:
+    `FirstExhausted`."""
+
+    @property
+    def uris(self) -> list[str]:
+        """The URI of each source."""
+        single = [self.uri] if self.uri else []
+        return [one.uri for one in self.sources] if self.sources else single
+
+    @property
+    def title(self) -> str:
+        """The rows in a few words: the URI of the first source, and how many others there are."""
+        first, *others = self.uris or [""]
+        return f"{first} and {len(others)} more" if others else first
 
 
 class Dataset(Block):
@@ -139,12 +252,17 @@ class Dataset(Block):
                 "!(has(self.validation) && has(self.validationSplitPercent))",
                 "give either validation or validationSplitPercent, not both: remove one",
                 ".validationSplitPercent",
-            )
+            ),
+            cel(
+                "!has(self.maxSamples) || !has(self.train.sources)",
+                "maxSamples is for a single source: set it in each of train.sources",
+                ".maxSamples",
+            ),
         )
     )
 
-    train: DataSource
-    """Rows to train on."""
+    train: TrainingData
+    """Rows to train on: one source, or a blend of several."""
     validation: DataSource | None = None
     """Held-out rows to evaluate with; exclusive with `validationSplitPercent`. Rows that are also in `train` are
     dropped from `train` and counted."""
@@ -154,18 +272,35 @@ class Dataset(Block):
     format: DatasetFormat = DatasetFormat.AUTO
     """Format of the rows: `Alpaca`, `ShareGPT`, `OpenAI`, `Preference`, `Unpaired`, `PromptCompletion` or `Text`;
     `Auto` detects it row by row. Default: `Auto`."""
-    columns: (
-        Annotated[
-            dict[ColumnName, Annotated[str, StringConstraints(min_length=1, max_length=128)]],
-            Field(min_length=1, max_length=16, json_schema_extra=ATOMIC),
-        ]
-        | None
-    ) = None
+    columns: Columns | None = None
     """Column names: from the name that the format expects to the name in the files, for example `{prompt: question,
     completion: reply}`; `role` and `content` are names within each turn of a conversation. Default: the names in the
     files are used unchanged."""
     max_rejected_percent: Annotated[int, Field(ge=0, le=100)] = 20
-    """Maximum share of malformed rows (percent) before the job fails; 100 = no limit. Malformed rows are reported and
-    skipped. Default: 20."""
-    max_samples: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
-    """Use at most this many accepted rows, in file order. Default: all."""
+    """Maximum share of malformed rows (percent) of a source before the job fails; 100 = no limit. Malformed rows are
+    reported and skipped. Default: 20."""
+    max_samples: MaxSamples | None = None
+    """Use at most this many accepted rows, in file order. With several sources, set it in each. Default: all."""
+
+    def training_sources(self) -> dict[str, BlendSource]:
+        """Return each source of training rows by its path in the spec, with its own format, columns and limit."""
+        train = self.train
+        if train.sources is None:
+            single = BlendSource(
+                uri=train.uri, sha256=train.sha256, revision=train.revision, max_samples=self.max_samples
+            )
+            return {"dataset.train": self._with_defaults(single)}
+        return {f"dataset.train.sources[{at}]": self._with_defaults(one) for at, one in enumerate(train.sources)}
+
+    def held_out_source(self) -> BlendSource | None:
+        """Return the source of held-out rows with the dataset's format and columns, if there is one."""
+        held_out = self.validation
+        if held_out is None:
+            return None
+        source = BlendSource(uri=held_out.uri, sha256=held_out.sha256, revision=held_out.revision)
+        return self._with_defaults(source)
+
+    def _with_defaults(self, source: BlendSource) -> BlendSource:
+        return source.model_copy(
+            update={"format": source.format or self.format, "columns": source.columns or self.columns}
+        )

@@ -266,6 +266,16 @@ class FineTuneJobSpec(Block):
                 )
                 for objective, formats in FORMATS.items()
             ),
+            *(
+                cel(
+                    f"self.objective != '{objective}' || !has(self.dataset.train.sources) || "
+                    f"self.dataset.train.sources.all(one, !has(one.format) || one.format in {formats})",
+                    f"objective {objective} cannot use rows of this format: set format of each source to one of "
+                    f"{', '.join(formats)}",
+                    ".dataset.train.sources",
+                )
+                for objective, formats in FORMATS.items()
+            ),
             *EVALUATE_RULES,
             *(one.rule() for one in FIXED),
             cel(

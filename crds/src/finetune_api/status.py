@@ -163,6 +163,29 @@ class EarlyStoppingStatus(StatusBlock):
     """Evaluations without improvement after which training stops."""
 
 
+class SourceStatus(StatusBlock):
+    """What one of several sources of training rows brings to the blend."""
+
+    uri: Uri
+    """Its `uri`."""
+    sha256: Digest | None = None
+    """SHA-256 of its object, or over names and digests of its objects."""
+    rows: Count | None = None
+    """Rows read."""
+    accepted_rows: Count | None = None
+    """Rows that can be trained on."""
+    rejected_rows: Count | None = None
+    """Rows that were skipped."""
+    rejected_rows_by_code: CountByName | None = None
+    """Skipped rows by reject code."""
+    train_rows: Count | None = None
+    """Rows trained on in one pass; a row that the blend repeats counts each time."""
+    trained_tokens: Count | None = None
+    """Tokens with a loss in one pass."""
+    p99_length_tokens: Count | None = None
+    """Length in tokens that 99 % of its rows do not exceed, before truncation."""
+
+
 class DatasetStatus(StatusBlock):
     """Results of the dataset checks in preflight."""
 
@@ -188,6 +211,9 @@ class DatasetStatus(StatusBlock):
     """Accepted rows that are longer than `maxLength` and are truncated."""
     p99_length_tokens: Count | None = None
     """Length in tokens that 99 % of the training samples do not exceed, before truncation."""
+    sources: Annotated[list[SourceStatus], Field(max_length=16, json_schema_extra=ATOMIC_LIST)] | None = None
+    """What each source brings, in the order of `dataset.train.sources`; absent with a single source. Absent too if the
+    report of the pod would become too long; the report of the result and `dataset/summary.json` have it then."""
 
 
 class Artifacts(StatusBlock):

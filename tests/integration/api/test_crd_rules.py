@@ -17,6 +17,8 @@ from finetune_api.schema.crd import build_crd
 ROOT = Path(__file__).parents[3]
 Spec = dict[str, Any]
 
+ONE_OR_SEVERAL = "give either uri or sources"
+HUB_ROWS = {"uri": "hf://datasets/owner/rows"}
 S3 = "must be s3://bucket/path"
 URI = "a path segment"
 LORA = "lora has no effect with method Full"
@@ -79,6 +81,16 @@ def source(uri: str, **fields: Any) -> Spec:
 
 def answers(**fields: Any) -> Spec:
     return rlhf(rewards=[{"type": "Answer", "answer": {"match": "Exact"} | fields}])
+
+
+def blend(*sources: Spec, **fields: Any) -> Spec:
+    """Return a job with sources of rows, each with a URI of its own unless it has one."""
+    named = [{"uri": f"s3://data/{at}.jsonl"} | one for at, one in enumerate(sources)]
+    return {"dataset": {"train": {"sources": named} | fields}}
+
+
+def blend_of(objective: str, data_format: str) -> Spec:
+    return base(objective, "Auto") | blend({}, {"format": data_format})
 
 
 def rlhf(**fields: Any) -> Spec:
@@ -382,13 +394,55 @@ AT_CREATION = [
         {"objective": "DPO", "tuning": {"method": "Full"}, "resources": {"numNodes": 2, "gpusPerNode": 0}},
         "spec.resources",
     ),
+    (ONE_OR_SEVERAL, blend({}), blend({}, uri="s3://data/x"), "spec.dataset.train.uri"),
+    (ONE_OR_SEVERAL, source("s3://data/x"), {"dataset": {"train": {}}}, "spec.dataset.train.uri"),
+    (REVISION, blend(HUB_ROWS | {"revision": "v1"}), blend(HUB_ROWS, revision="v1"), "spec.dataset.train.revision"),
+    (REVISION, blend(HUB_ROWS), blend({}, {"revision": "v1"}), "spec.dataset.train.sources[1].revision"),
+    (ONE_OBJECT, blend({"sha256": "0" * 64}), blend({}, sha256="0" * 64), "spec.dataset.train.sha256"),
+    (
+        ONE_OBJECT,
+        blend({"sha256": "0" * 64}),
+        blend({"uri": "s3://data/", "sha256": "0" * 64}),
+        "spec.dataset.train.sources[0].sha256",
+    ),
+    (
+        TOKEN,
+        blend({}, HUB_ROWS, credentialsSecretRef={"name": "token"}),
+        blend({}, credentialsSecretRef={"name": "token"}),
+        "spec.dataset.train.credentialsSecretRef",
+    ),
+    (
+        "two sources have the same uri",
+        blend({}, {}),
+        blend({}, {"uri": "s3://data/0.jsonl"}),
+        "spec.dataset.train.sources",
+    ),
+    (
+        "some sources have a weight and others none",
+        blend({"weight": 1}, {"weight": 2}, stoppingStrategy="AllExhausted"),
+        blend({"weight": 1}, {}),
+        "spec.dataset.train.sources",
+    ),
+    (
+        "stoppingStrategy is only for a blend by weight",
+        blend({"weight": 1}, stoppingStrategy="FirstExhausted"),
+        blend({}, stoppingStrategy="AllExhausted"),
+        "spec.dataset.train.stoppingStrategy",
+    ),
+    (
+        "maxSamples is for a single source",
+        blend({"maxSamples": 5}),
+        {"dataset": blend({})["dataset"] | {"maxSamples": 5}},
+        "spec.dataset.maxSamples",
+    ),
     *(
         (
             f"objective {objective} cannot use rows of this format",
-            base(objective, right),
-            base(objective, wrong),
-            "spec.dataset.format",
+            accepted(objective, right),
+            accepted(objective, wrong),
+            path,
         )
+        for accepted, path in ((base, "spec.dataset.format"), (blend_of, "spec.dataset.train.sources"))
         for objective, right, wrong in (
             ("Instruction", "Alpaca", "Text"),
             ("Chat", "Preference", "Text"),
@@ -575,12 +629,17 @@ REFUSED_BY_SCHEMA = [
     ({"dataset": {"train": {"uri": "s3://data/x"}, "columns": {"Prompt!": "x"}}}, "spec.dataset.columns"),
     ({"resources": {"requests": {"memory": "lots"}}}, "spec.resources.requests"),
     ({"dataset": {"train": {"uri": "s3://data/x", "sha256": "abc"}}}, "spec.dataset.train.sha256"),
+    (blend(), "spec.dataset.train.sources"),
+    (blend(*({} for _ in range(17))), "spec.dataset.train.sources"),
+    (blend({"weight": 1}, {"weight": 0}), "spec.dataset.train.sources[1].weight"),
+    (blend({"sample": "Last"}), "spec.dataset.train.sources[0].sample"),
 ]
 UNKNOWN_FIELDS = [
     ({"learningRate": 1e-4}, "spec.learningRate"),
     ({"hyperparameters": {"learning_rate": 1e-4}}, "spec.hyperparameters.learning_rate"),
     ({"hyperparameters": {"epochs": 1}}, "spec.hyperparameters.epochs"),
     ({"tuning": {"lora": {"r": 8}}}, "spec.tuning.lora.r"),
+    (blend({}, {"weight": 1, "fraction": 0.5}), "spec.dataset.train.sources[1].fraction"),
 ]
 
 
@@ -758,6 +817,7 @@ def test_a_part_that_decides_nothing_about_the_result_can_be_added_changed_and_r
         {"dataset": HUB_JOB["dataset"] | {"maxRejectedPercent": 30}},
         {"dataset": HUB_JOB["dataset"] | {"maxSamples": 3}},
         {"dataset": HUB_JOB["dataset"] | {"format": "OpenAI"}},
+        {"dataset": HUB_JOB["dataset"] | {"train": {"sources": [HUB_SOURCE]}}},
         {"lineage": {"parentRef": {"name": "sft"}}},
         {"evaluation": {"maxNewTokens": 8}},
         {"evaluation": {"steps": 8}},

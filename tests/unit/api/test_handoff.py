@@ -91,6 +91,28 @@ def test_with_long_uris_and_many_blocks_the_digests_of_manifest_and_lineage_stay
     assert (told.manifest_sha256, told.lineage_sha256) == ("d" * 64, "e" * 64)
 
 
+def test_the_counts_by_source_stay_in_a_report_unless_they_are_too_long_for_it() -> None:
+    def told(count: int, length: int) -> DatasetStatus | None:
+        sources = [
+            {"uri": f"s3://bucket/{'x' * length}/{n}", "sha256": "a" * 64, "rows": 10**6, "trainRows": 10**6}
+            for n in range(count)
+        ]
+        report = Report(
+            outcome=Outcome.VALIDATED, reason="Validated", message="m", job_uid="u", config_sha256="c",
+            dataset=DatasetStatus.model_validate({"trainRows": 5, "sources": sources}), resolved=Resolved(seed=7),
+        )  # fmt: skip
+        text = report.to_termination_message()
+        assert len(text.encode()) <= TERMINATION_LIMIT_BYTES
+        found = Report.model_validate_json(text)
+        assert found.resolved == Resolved(seed=7)
+        return found.dataset
+
+    few, many = told(8, 60), told(16, 900)
+    assert few
+    assert len(few.sources or ()) == 8
+    assert many == DatasetStatus(train_rows=5)
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
 def test_a_report_with_a_number_that_is_none_is_refused(number: str) -> None:
     body = json.dumps({"outcome": "Published", "reason": "x", "message": "", "jobUID": "u", "configSHA256": "c"})

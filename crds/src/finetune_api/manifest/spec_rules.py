@@ -40,6 +40,21 @@ def _takes(objective: str, formats: list[str]) -> Condition:
     return lambda spec: spec.objective != objective or spec.dataset.format in formats
 
 
+def _source_takes(objective: str, formats: list[str]) -> Condition:
+    return lambda spec: (
+        spec.objective != objective
+        or all(one.format is None or one.format in formats for one in spec.dataset.train.sources or ())
+    )
+
+
+def _is_hub(uri: str | None) -> bool:
+    return uri is not None and uri.startswith("hf://")
+
+
+def _is_object(uri: str | None) -> bool:
+    return uri is not None and re.fullmatch(r"s3://[^*?]*[^*?/]", uri) is not None
+
+
 CONDITIONS: dict[str, Condition] = {
     **EVALUATE_CONDITIONS,
     "!has(self.targetExperts) || !self.targetExperts || !has(self.dropout) || self.dropout == 0.0": lambda lora: (
@@ -152,7 +167,29 @@ CONDITIONS: dict[str, Condition] = {
         source.credentials_secret_ref is None or source.uri.startswith("hf://")
     ),
     "!has(self.sha256) || (self.uri.startsWith('s3://') && !self.uri.endsWith('/') && !self.uri.matches('[*?]'))": (
-        lambda source: source.sha256 is None or re.fullmatch(r"s3://[^*?]*[^*?/]", source.uri) is not None
+        lambda source: source.sha256 is None or _is_object(source.uri)
+    ),
+    "has(self.uri) != has(self.sources)": lambda train: (train.uri is None) != (train.sources is None),
+    "!has(self.revision) || (has(self.uri) && self.uri.startsWith('hf://'))": lambda train: (
+        train.revision is None or _is_hub(train.uri)
+    ),
+    "!has(self.sha256) || (has(self.uri) && self.uri.startsWith('s3://') && !self.uri.endsWith('/') && "
+    "!self.uri.matches('[*?]'))": lambda train: train.sha256 is None or _is_object(train.uri),
+    "!has(self.credentialsSecretRef) || (has(self.uri) && self.uri.startsWith('hf://')) || "
+    "(has(self.sources) && self.sources.exists(one, one.uri.startsWith('hf://')))": lambda train: (
+        train.credentials_secret_ref is None or any(_is_hub(uri) for uri in train.uris)
+    ),
+    "!has(self.sources) || self.sources.all(one, self.sources.exists_one(other, other.uri == one.uri))": (
+        lambda train: len(set(train.uris)) == len(train.uris)
+    ),
+    "!has(self.sources) || self.sources.all(one, has(one.weight)) || !self.sources.exists(one, has(one.weight))": (
+        lambda train: len({one.weight is None for one in train.sources or ()}) <= 1
+    ),
+    "!has(self.stoppingStrategy) || (has(self.sources) && self.sources.exists(one, has(one.weight)))": lambda train: (
+        train.stopping_strategy is None or any(one.weight is not None for one in train.sources or ())
+    ),
+    "!has(self.maxSamples) || !has(self.train.sources)": lambda dataset: (
+        dataset.max_samples is None or dataset.train.sources is None
     ),
     **{
         f"!has(self.{block}) || self.objective == '{objective}'": _belongs_to(block, objective)
@@ -199,6 +236,13 @@ CONDITIONS: dict[str, Condition] = {
     ),
     **{
         f"self.objective != '{objective}' || self.dataset.format in {formats}": _takes(objective, formats)
+        for objective, formats in FORMATS.items()
+    },
+    **{
+        f"self.objective != '{objective}' || !has(self.dataset.train.sources) || "
+        f"self.dataset.train.sources.all(one, !has(one.format) || one.format in {formats})": _source_takes(
+            objective, formats
+        )
         for objective, formats in FORMATS.items()
     },
     "self.enabled || (!has(self.queueName) && !has(self.resources))": lambda preflight: (

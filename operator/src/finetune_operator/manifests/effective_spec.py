@@ -8,7 +8,7 @@ from finetune_api.blocks import Block, SecretRef
 from finetune_api.handoff import HubRole
 from finetune_api.names import Component
 from finetune_api.pods.scheduling import Scheduling
-from finetune_api.spec import DataSource, FineTuneJobSpec, Hub, Merge, Method, Model
+from finetune_api.spec import FineTuneJobSpec, Hub, Merge, Method
 from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.settings import Settings
 
@@ -70,10 +70,9 @@ def hub_tokens(spec: FineTuneJobSpec, settings: Settings) -> list[Token]:
     if hub_endpoint(spec, settings).rstrip("/") != (settings.default_hub_endpoint or HUB_ENDPOINT).rstrip("/"):
         default = None
     found = []
-    for role, source in _sources(spec):
-        own = source.credentials_secret_ref
+    for role, own, uris in _sources(spec):
         secret = own.name if own else default
-        if secret and source.uri.startswith(HUB_SCHEME):
+        if secret and any(uri.startswith(HUB_SCHEME) for uri in uris):
             found.append(Token(role, secret, is_default=own is None))
     return found
 
@@ -101,16 +100,17 @@ def needs_separate_merge(job: FineTuneJob) -> bool:
 def uses_hub(spec: FineTuneJobSpec) -> bool:
     """Return whether any source of the job is on a hub."""
     adapter, reward = spec.tuning.initial_adapter, spec.rlhf.reward_model if spec.rlhf else None
-    uris = [source.uri for _, source in _sources(spec)]
+    uris = [uri for _, _, named in _sources(spec) for uri in named]
     uris += [one.uri for one in (adapter, reward) if one and one.uri]
     return any(uri.startswith(HUB_SCHEME) for uri in uris)
 
 
-def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[HubRole, Model | DataSource]]:
-    yield HubRole.MODEL, spec.model
-    yield HubRole.TRAIN, spec.dataset.train
+def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[HubRole, SecretRef | None, list[str]]]:
+    """Yield each part of the spec that may name hub repositories, with the Secret of its token and its URIs."""
+    yield HubRole.MODEL, spec.model.credentials_secret_ref, [spec.model.uri]
+    yield HubRole.TRAIN, spec.dataset.train.credentials_secret_ref, spec.dataset.train.uris
     if spec.dataset.validation:
-        yield HubRole.VALIDATION, spec.dataset.validation
+        yield HubRole.VALIDATION, spec.dataset.validation.credentials_secret_ref, [spec.dataset.validation.uri]
 
 
 def _fill_defaults(own: B | None, default: B | None) -> B | None:

@@ -203,7 +203,7 @@ def _storage_uris(spec: FineTuneJobSpec) -> Iterator[tuple[str, str, bool]]:
     given = (
         ("output.uri", spec.output.uri, True),
         ("model.uri", spec.model.uri, True),
-        ("dataset.train.uri", spec.dataset.train.uri, False),
+        *((f"{place}.uri", source.uri, False) for place, source in spec.dataset.training_sources().items()),
         ("dataset.validation.uri", validation and validation.uri, False),
         ("tuning.initialAdapter.uri", adapter and adapter.uri, True),
         ("rlhf.rewardModel.uri", reward and reward.uri, True),

@@ -23,7 +23,11 @@ from finetune_api.spec import FineTuneJobSpec
 
 SOURCES = {
     TRANSFORMERS: ("transformers", ["transformers/training_args.py"]),
-    TRL: ("trl", [f"trl/trainer/{name}_config.py" for name in ("sft", "dpo", "kto", "grpo", "reward", "model")]),
+    TRL: (
+        "trl",
+        [f"trl/trainer/{name}_config.py" for name in ("sft", "dpo", "kto", "grpo", "reward", "model")]
+        + ["trl/scripts/utils.py"],
+    ),
     PEFT: ("peft", ["peft/tuners/lora/config.py"]),
 }
 

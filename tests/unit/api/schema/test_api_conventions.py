@@ -21,6 +21,7 @@ LIBRARY_VALUES = {
 }
 """Enums with the values of transformers and TRL."""
 DECIMALS = {
+    "spec.dataset.train.sources[].weight",
     "spec.tuning.lora.dropout",
     "spec.hyperparameters.numTrainEpochs",
     "spec.hyperparameters.learningRate",

@@ -76,6 +76,7 @@ def test_lists_maps_and_references_state_how_server_side_apply_merges_them() -> 
         "conditions": "map",
         "history": "atomic",
         "avoidedNodeNames": "set",
+        "dataset.sources": "atomic",
         "resolved.targetModules": "set",
         "resolved.targetParameters": "set",
     }

@@ -35,6 +35,10 @@ def _environment(job: Any) -> dict[str, Any]:
     return {one["name"]: one.get("value") for one in job["spec"]["template"]["spec"]["containers"][0]["env"]}
 
 
+SOURCES = {"dataset": {"train": {"sources": [{"uri": "s3://bucket/rows"}, {"uri": "hf://datasets/acme/rows"}]}}}
+BUCKETS = {"dataset": {"train": {"sources": [{"uri": "s3://bucket/rows"}, {"uri": "s3://bucket/more"}]}}}
+
+
 @pytest.mark.parametrize(
     ("own", "default", "endpoint", "authority"),
     [
@@ -67,6 +71,8 @@ def test_the_default_hub_completes_a_hub_without_an_endpoint(
         (OWN | {"hub": {"endpoint": "https://own.example"}}, MIRROR, [("model", "mine", False)]),
         (OWN | ROWS, {}, [("model", "mine", False), ("train", "rows", False)]),
         (ROWS, MIRROR, [("train", "rows", False), ("validation", "team-token", True)]),
+        (SOURCES, MIRROR, [("train", "team-token", True)]),
+        (BUCKETS, MIRROR, []),
     ],
 )
 def test_the_default_token_is_only_used_for_the_default_hub(scene: Any, spec: Any, default: Any, tokens: Any) -> None:

@@ -150,6 +150,7 @@ PLACED = {
 }
 """The last part of a path below `scheduling.affinity` or a spread's selector, with a value."""
 
+BLEND = "tests/unit/trainer/pipeline/test_blend_rows.py"
 DATA, MODELS, TRAINING = "tests/unit/trainer/data", "tests/unit/trainer/models", "tests/integration/trainer_torch"
 POLICY, TRACKERS = "tests/unit/operator/policy", "tests/integration/trainer/test_trackers.py"
 PARENTS = f"{POLICY}/test_dependencies.py::test_parents_are_pinned_in_a_separate_write_before_anything_is_created"
@@ -185,6 +186,19 @@ ELSEWHERE = {
     "dataset.train.revision": (
         "tests/unit/trainer/config/test_resolved_manifest.py::test_rows_of_a_hub_are_named_by_the_commit_that_was_read"
     ),
+    "dataset.train.sources[].uri": f"{BLEND}::test_three_formats_train_in_their_proportions",
+    "dataset.train.sources[].sha256": f"{DATA}/test_sources.py::test_an_object_has_the_digest_that_the_job_names",
+    "dataset.train.sources[].revision": (
+        "tests/unit/trainer/config/test_resolved_manifest.py::test_each_source_of_a_hub_is_named_by_its_own_commit"
+    ),
+    "dataset.train.sources[].weight": f"{BLEND}::test_three_formats_train_in_their_proportions",
+    "dataset.train.sources[].maxSamples": (
+        f"{BLEND}::test_a_limited_source_is_read_no_further_or_chosen_from_as_a_whole"
+    ),
+    "dataset.train.sources[].sample": f"{BLEND}::test_a_limited_source_is_read_no_further_or_chosen_from_as_a_whole",
+    "dataset.train.sources[].format": f"{BLEND}::test_each_source_has_its_own_format_and_columns",
+    "dataset.train.sources[].columns": f"{BLEND}::test_each_source_has_its_own_format_and_columns",
+    "dataset.train.stoppingStrategy": f"{BLEND}::test_rows_of_a_smaller_source_are_repeated_until_all_are_exhausted",
     "dataset.validation.uri": (
         "tests/unit/trainer/pipeline/test_prepare_dataset.py::test_what_the_validation_file_holds_is_not_trained_on"
     ),

@@ -42,6 +42,19 @@ def test_rows_of_a_hub_are_named_by_the_commit_that_was_read() -> None:
     assert spec["dataset"]["validation"] == {"uri": "hf://datasets/acme/qa/test.jsonl", "revision": NEW}
 
 
+def test_each_source_of_a_hub_is_named_by_its_own_commit() -> None:
+    named = [{"uri": "hf://datasets/acme/qa"}, {"uri": "s3://bucket/rows/"}, {"uri": "hf://datasets/acme/more"}]
+    read = [
+        f"hf://datasets/acme/qa@{OLD}/a.jsonl",
+        "s3://bucket/rows/1.jsonl",
+        f"hf://datasets/acme/more@{NEW}/b.jsonl",
+    ]
+    spec = published({"train": {"sources": named}}, read)
+    commits = [OLD, None, NEW]
+    assert [one.get("revision") for one in spec["dataset"]["train"]["sources"]] == commits
+    assert [one["uri"] for one in spec["dataset"]["train"]["sources"]] == [one["uri"] for one in named]
+
+
 def test_rows_of_a_bucket_stay_as_they_are() -> None:
     dataset = {"train": {"uri": "s3://bucket/rows/"}, "validation": {"uri": "hf://datasets/acme/qa", "revision": "v1"}}
     spec = published(dataset, ["s3://bucket/rows/1.jsonl"])

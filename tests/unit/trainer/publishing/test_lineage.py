@@ -167,3 +167,19 @@ def test_digests_report_the_bytes_that_were_read(tmp_path: Path) -> None:
     counts: list[int] = []
     digest_folder(tmp_path, counts.append)
     assert sum(counts) == 3
+
+
+def test_lineage_has_uri_digest_and_share_of_each_source(job_config: Any) -> None:
+    config = job_config()
+    report = Report(
+        outcome=Outcome.PUBLISHED, reason="Published", message="", job_uid="u", config_sha256=config.config_sha256
+    )
+    blend = [{"uri": "s3://bucket/a", "sha256": "a" * 64, "shareOfTrainedTokens": 0.75}]
+
+    def dataset(summary: dict[str, Any]) -> Any:
+        return build_lineage(
+            config, report, model_files={}, template_sha256="t", dataset=summary, device="cpu"
+        )["dataset"]  # fmt: skip
+
+    assert dataset({"blend": blend})["blend"] == blend
+    assert "blend" not in dataset({})

@@ -329,3 +329,19 @@ def test_numbers_and_sizes_are_short() -> None:
         "3072.0 GiB",
     ]
     assert text.code("a`b") == "`` a`b ``"
+
+
+def test_the_sources_of_a_blend_are_a_table_with_their_shares(tmp_path: Path) -> None:
+    entry = {"rows": 40, "acceptedRows": 38, "rejectedRows": 2, "rejectedRowsByCode": {"BAD_JSON": 2}}
+    blend = [
+        entry | {"uri": "s3://bucket/a.jsonl", "weight": 3.0, "sample": "Random", "trainRows": 30,
+                 "trainedTokens": 900, "shareOfRows": 0.6, "shareOfTrainedTokens": 0.75, "lengths": {"p99": 77}},
+        entry | {"uri": "s3://bucket/b.jsonl", "maxSamples": 20, "trainRows": 20,
+                 "trainedTokens": 300, "shareOfRows": 0.4, "shareOfTrainedTokens": 0.25},
+    ]  # fmt: skip
+    report = render_report(make_record(tmp_path, summary={"blend": blend}), tmp_path)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.splitlines()]
+    read = ["40", "38", "2"]
+    assert ["`s3://bucket/a.jsonl`", "weight 3, at random", *read, "30", "60.0 %", "900", "75.0 %", "77"] in rows
+    assert ["`s3://bucket/b.jsonl`", "maxSamples 20", *read, "20", "40.0 %", "300", "25.0 %", "-"] in rows
+    assert "Sources, with what one pass" not in render_report(make_record(tmp_path), tmp_path)

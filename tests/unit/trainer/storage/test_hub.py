@@ -89,6 +89,20 @@ def test_one_token_opens_a_repository_for_both_of_its_sources(tmp_path: Path) ->
     assert connect_hub(spec(dataset=dataset), tokens_dir=tmp_path).access(QA).token == "hf_rows"
 
 
+def test_sources_of_rows_share_a_token_and_are_named_one_by_one(tmp_path: Path) -> None:
+    token(tmp_path, "train", "hf_rows")
+    sources = [{"uri": "s3://bucket/a"}, {"uri": "hf://datasets/acme/qa"}, {"uri": "hf://datasets/acme/more"}]
+    train = {"sources": sources, "credentialsSecretRef": {"name": "hub-token"}}
+    connection = connect_hub(spec(dataset={"train": train}), tokens_dir=tmp_path)
+    accesses = [connection.access(repo) for repo in (QA, Repo(Kind.DATASET, "acme/more"))]
+    assert [one.token for one in accesses] == ["hf_rows", "hf_rows"]
+    assert [one.place for one in accesses] == [f"spec.dataset.train.sources[{at}]" for at in (1, 2)]
+    assert {one.token_field for one in accesses} == {"spec.dataset.train.credentialsSecretRef"}
+    (tmp_path / "train" / "HF_TOKEN").unlink()
+    with pytest.raises(TrainerError, match=r"named by spec\.dataset\.train\.credentialsSecretRef needs"):
+        connect_hub(spec(dataset={"train": train}), tokens_dir=tmp_path)
+
+
 @pytest.mark.parametrize("content", ["hf_secret\nhf_more", "hf_sécret", "hf secret"])
 def test_a_token_that_no_header_can_carry_is_refused_and_not_shown(tmp_path: Path, content: str) -> None:
     token(tmp_path, "model", content)

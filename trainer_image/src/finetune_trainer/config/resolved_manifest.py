@@ -1,14 +1,14 @@
 """`finetune_config.yaml`: the job with resolved defaults, as a manifest to apply or run again."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from finetune_api import names
 from finetune_api.handoff import JobConfig
 from finetune_api.hyperparameters import Hyperparameters
 from finetune_api.manifest.yaml_document import write_document
 from finetune_api.objectives import Dpo, Kto, Objective
-from finetune_api.sources import Dataset, DataSource
+from finetune_api.sources import DataFiles, Dataset
 from finetune_api.spec import FineTuneJobSpec, Lora, Method, Mode, Quantization
 from finetune_api.status import Resolved
 from finetune_trainer.storage.hub.uris import is_hub_uri, parse_hub_uri
@@ -19,6 +19,7 @@ HYPERPARAMETERS = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "precision", "gradient_checkpointing",
     "seed",
 )  # fmt: skip
+F = TypeVar("F", bound=DataFiles)
 LORA = {
     "rank": "lora_rank",
     "alpha": "lora_alpha",
@@ -88,13 +89,18 @@ def _tuning(config: JobConfig, resolved: Resolved) -> dict[str, Any]:
 
 
 def _sources(dataset: Dataset, read: Sequence[str]) -> dict[str, Any]:
-    changes = {"train": _at_commit(dataset.train, read)}
+    train = dataset.train
+    changes: dict[str, Any] = {
+        "train": train.model_copy(update={"sources": [_at_commit(one, read) for one in train.sources]})
+        if train.sources
+        else _at_commit(train, read)
+    }
     if dataset.validation:
         changes["validation"] = _at_commit(dataset.validation, read[::-1])
     return changes
 
 
-def _at_commit(source: DataSource, read: Sequence[str]) -> DataSource:
+def _at_commit(source: F, read: Sequence[str]) -> F:
     """Pin a hub source to its commit, so that a later change of the branch has no effect."""
     if not is_hub_uri(source.uri):
         return source

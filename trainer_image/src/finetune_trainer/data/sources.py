@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode
-from finetune_api.sources import DataSource
+from finetune_api.sources import DataFiles
 from finetune_trainer.data.split_names import choose_split
 from finetune_trainer.errors import ObjectMissing, TrainerError
 from finetune_trainer.storage.hub.uris import is_hub_uri, parse_commit, parse_hub_uri
@@ -45,8 +45,11 @@ class FetchedObject:
         return {"uri": self.uri, "sha256": self.sha256, "size": self.size} | ({"revision": commit} if commit else {})
 
 
-def resolve_source(source: DataSource, storage: ReadableStore, place: str = "train") -> list[SourceObject]:
-    """Return the objects of `spec.dataset.<place>`, ordered by key; raises DatasetUnusable if there are none."""
+def resolve_source(source: DataFiles, storage: ReadableStore, place: str = "train") -> list[SourceObject]:
+    """Return the objects of `spec.dataset.<place>`, ordered by key; raises DatasetUnusable if there are none.
+
+    `place` starts with `train` or `validation`: files of a hub are chosen by the split in their names.
+    """
     uri = storage.pin(source.uri, source.revision)
     root, key = _split(uri)
     if WILDCARD.search(key):
@@ -57,7 +60,7 @@ def resolve_source(source: DataSource, storage: ReadableStore, place: str = "tra
         if size is not None:
             return [SourceObject(uri, size)]
         found, folder = _data_files(storage, uri.rstrip("/")), _below(root, key.rstrip("/").rpartition("/")[0])
-        found = choose_split(found, source.uri, place) if is_hub_uri(uri) else found
+        found = choose_split(found, source.uri, place.partition(".")[0]) if is_hub_uri(uri) else found
         why = "no such object, and no data files in a folder of that name" if key else "it contains no data file"
     if not found:
         raise _nothing(source.uri, place, why, folder, [entry.key for entry in storage.list(folder)])
@@ -68,7 +71,7 @@ def resolve_source(source: DataSource, storage: ReadableStore, place: str = "tra
 
 
 def fetch_source(
-    source: DataSource, storage: ReadableStore, directory: Path, place: str, on_bytes: OnBytes
+    source: DataFiles, storage: ReadableStore, directory: Path, place: str, on_bytes: OnBytes
 ) -> list[FetchedObject]:
     """Download every object of the source into a new local folder."""
     objects = resolve_source(source, storage, place)
@@ -102,7 +105,7 @@ def fetch_object(uri: str, sha256: str | None, storage: ReadableStore, path: Pat
     return FetchedObject(uri, path, path.stat().st_size, found)
 
 
-def _check_digest(source: DataSource, fetched: list[FetchedObject], place: str) -> None:
+def _check_digest(source: DataFiles, fetched: list[FetchedObject], place: str) -> None:
     if not source.sha256:
         return
     found = fetched[0].sha256 if len(fetched) == 1 else f"{len(fetched)} objects"

@@ -94,7 +94,7 @@ def _probe(config: JobConfig, storage: ReadableStore) -> None:
     A hub fails at the first request for a commit.
     """
     dataset = config.spec.dataset
-    uris = [config.output_key(), config.spec.model.uri, dataset.train.uri]
+    uris = [config.output_key(), config.spec.model.uri, *dataset.train.uris]
     if dataset.validation:
         uris.append(dataset.validation.uri)
     if config.spec.evaluation.ability:

@@ -108,6 +108,7 @@ def build_lineage(
         **_ancestors(config, wire.get("lineage", {}), initial_adapter_uri),
         "dataset": {
             "sources": dataset.get("sources", []),
+            **({"blend": dataset["blend"]} if "blend" in dataset else {}),
             "files": dataset.get("files", []),
             "counts": dataset.get("status", {}),
         },

@@ -16,6 +16,33 @@ MOST_FILES = 20
 SIDES = {"train": "training", "validation": "held out"}
 
 
+def blend_table(summary: Mapping[str, Any]) -> str:
+    """Return what each source brings to the training; empty with a single source."""
+    rows = [
+        [
+            code(one["uri"]),
+            inline(_chosen(one)),
+            *_counts([one]),
+            str(one["trainRows"]),
+            percent(one["shareOfRows"]),
+            str(one["trainedTokens"]),
+            percent(one["shareOfTrainedTokens"]),
+            str((one.get("lengths") or {}).get("p99", NOTHING)),
+        ]
+        for one in summary.get("blend", ())
+    ]
+    header = [
+        *("source", "chosen by", "rows", "accepted", "skipped", "rows trained on", "share of rows"),
+        *("trained tokens", "share of trained tokens", "99 % of rows up to (tokens)"),
+    ]
+    return table(header, rows) if rows else ""
+
+
+def _chosen(source: Mapping[str, Any]) -> str:
+    given = [f"{name} {source[name]:g}" for name in ("weight", "maxSamples") if name in source]
+    return ", ".join([*given, *(["at random"] if source.get("sample") == "Random" else [])]) or "all rows"
+
+
 def file_table(summary: Mapping[str, Any]) -> str:
     """Return every file with its rows and the codes of skipped rows; empty if preflight wrote none."""
     files = [(label, one) for side, label in SIDES.items() for one in (summary.get(side) or {}).get("files", ())]

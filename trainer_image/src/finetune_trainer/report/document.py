@@ -16,7 +16,7 @@ from finetune_trainer.evaluation.run_record import RunRecord
 from finetune_trainer.evaluation.verdict import LEVEL
 from finetune_trainer.report import serving, text
 from finetune_trainer.report.curves import curve_table
-from finetune_trainer.report.data_tables import file_table, histogram_table, length_table, merge_context
+from finetune_trainer.report.data_tables import blend_table, file_table, histogram_table, length_table, merge_context
 from finetune_trainer.report.head import build_head
 from finetune_trainer.report.held_out import find_terms, held_out_table
 from finetune_trainer.report.model_card import front_matter
@@ -113,6 +113,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         "reward": record.history.final_reward,
         "seen": _describe_rows_seen(record),
         "level": f"{LEVEL:.0%}".replace("%", " %"),
+        "blend_table": blend_table(record.summary),
         "file_table": file_table(record.summary),
         "length_table": length_table(record.summary, record.settings.max_length),
         "histogram_table": histogram_table(record.samples.histogram),
@@ -132,7 +133,7 @@ def _about(record: RunRecord) -> str:
     config, spec = record.config, record.config.spec
     where = f"`{config.namespace}/{config.name}`" if config.namespace else f"`{config.name}`"
     when = f"{datetime.now(UTC):%Y-%m-%d}"
-    return f"{text.code(spec.model.uri)} on {text.code(spec.dataset.train.uri)} · {where} · {when}"
+    return f"{text.code(spec.model.uri)} on {text.code(spec.dataset.train.title)} · {where} · {when}"
 
 
 def _describe_rows_seen(record: RunRecord) -> str:

@@ -55,7 +55,7 @@ def metadata(record: RunRecord, folder: Artifact) -> dict[str, Any]:
 def hub_datasets(record: RunRecord) -> list[str]:
     """Return `owner/name` of every dataset that is on a hub."""
     spec = record.config.spec.dataset
-    uris = [spec.train.uri, *([spec.validation.uri] if spec.validation else [])]
+    uris = [*spec.train.uris, *([spec.validation.uri] if spec.validation else [])]
     return sorted({parse_hub_uri(uri).repo.name for uri in uris if is_hub_uri(uri)})
 
 

@@ -1,8 +1,10 @@
 """The tokens of a file of rows: an Arrow file that preflight writes and every training process maps into memory."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +21,8 @@ VERSION = 2
 """To raise when the code makes other tokens of the same row: a file of another version is not used."""
 ORIGIN = b"finetune.dev/tokens"
 """Key in the file's metadata."""
+ROWS_AT_ONCE = 1024
+"""Rows of a blend that are collected before they are written."""
 KINDS: dict[str, type[Sample]] = {
     Objective.DPO: EncodedPair,
     Objective.REWARD_MODEL: EncodedPair,
@@ -91,6 +95,57 @@ def _copy_rows(batches: pa.RecordBatchFileReader, chosen: "np.typing.NDArray[np.
             kept = batch.filter(pa.array(chosen[batch.column(ROW).to_numpy()]))
             rows = pa.array(numbers[kept.column(ROW).to_numpy()])
             out.write_batch(kept.set_column(place, batches.schema.field(ROW), rows))
+
+
+def blend_tokens(sources: Sequence[Path], order: Iterable[tuple[int, int]], path: Path) -> None:
+    """Write the samples of rows of several files to one; `order` names each row by its file and its number there.
+
+    The rows of each file must come in the order of the file, and may be repeated.
+    """
+    with ExitStack() as stack:
+        files = [pa.ipc.open_file(stack.enter_context(pa.memory_map(str(source)))) for source in sources]
+        out = stack.enter_context(pa.ipc.new_file(str(path), files[0].schema))
+        cursors = [_RowCursor(file) for file in files]
+        lines = enumerate(order)
+        while chunk := list(islice(lines, ROWS_AT_ONCE)):
+            parts = [(number, part) for number, (at, row) in chunk for part in cursors[at].find(row)]
+            if parts:
+                numbers = np.repeat([number for number, _ in parts], [part.num_rows for _, part in parts])
+                table = pa.Table.from_batches([part for _, part in parts]).combine_chunks()
+                place, field = table.schema.get_field_index(ROW), table.schema.field(ROW)
+                out.write_table(table.set_column(place, field, pa.array(numbers, field.type)))
+
+
+class _RowCursor:
+    """The samples of a file, by row in ascending order."""
+
+    def __init__(self, file: pa.RecordBatchFileReader) -> None:
+        self._groups = _group_by_row(file)
+        self._row = -1
+        self._parts: list[pa.RecordBatch] = []
+
+    def find(self, row: int) -> list[pa.RecordBatch]:
+        """Return the samples of the row; none if it has no samples."""
+        while self._row < row:
+            self._row, self._parts = next(self._groups, (sys.maxsize, []))
+        return self._parts if self._row == row else []
+
+
+def _group_by_row(file: pa.RecordBatchFileReader) -> Iterator[tuple[int, list[pa.RecordBatch]]]:
+    """Yield each row that has samples, with them; a batch may end within a row."""
+    current, parts = -1, list[pa.RecordBatch]()
+    for number in range(file.num_record_batches):
+        batch = file.get_batch(number)
+        rows = batch.column(ROW).to_numpy()
+        starts = np.flatnonzero(np.diff(rows, prepend=-1)).tolist()
+        for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+            if rows[start] != current:
+                if parts:
+                    yield current, parts
+                current, parts = int(rows[start]), []
+            parts.append(batch.slice(start, end - start))
+    if parts:
+        yield current, parts
 
 
 def read_tokens(path: Path, origin: TokenOrigin) -> Samples[Sample] | None:

@@ -84,16 +84,19 @@ def check_rows(
     references: ReferenceKeeper | None = None,
     on_progress: Progress | None = None,
     advise: Advise = advise_field,
+    seen: set[int] | None = None,
 ) -> Iterator[Row | Rejected]:
     """Yield every row of the files as a Row or a Rejected, in order, until `max_samples` rows are accepted.
 
     `columns` maps known names to the user's; `validation_prompts` contains `prompt_key`s that must not be trained on;
     `references` keeps what the rewards of objective RLHF compare answers with; `on_progress` receives the rows and file
-    bytes read so far; `advise` returns what names a column.
+    bytes read so far; `advise` returns what names a column; `seen` has the `row_key`s of other sources, which must not
+    be repeated, and receives those of these rows.
     """
     asked = None if format == AUTO else DataFormat(format)
     summary.columns = ColumnMap(columns or {}, advise)
-    checker = _RowChecker(asked, summary.columns, objective, validation_prompts, references)
+    known = set() if seen is None else seen
+    checker = _RowChecker(asked, summary.columns, objective, validation_prompts, references, known)
     rows = checker.check(_read_all(paths, on_progress))
     if labeler is not None and objective is not None:
         rows = label_rows(rows, labeler, objective, max_length)

@@ -3,7 +3,7 @@
     split = PromptSplit(percent=10, seed=42)
     for row in rows: split.add(row)            # first pass: eight bytes a row
     result = split.close()
-    result.is_validation(row)                  # second pass, in any order
+    result.is_validation(row)                  # second pass, in any order; or result.holds_out(prompt)
 
 Prompts are chosen in a seeded random order until the requested number of rows is reached, at least 20 and at most 512.
 The same rows and seed give the same split, regardless of the order of the rows.
@@ -33,7 +33,11 @@ class Split:
 
     def is_validation(self, row: Row) -> bool:
         """Return whether this row is held out."""
-        return bool(self.validation_prompts) and prompt_key(row) in self.validation_prompts
+        return bool(self.validation_prompts) and self.holds_out(prompt_key(row))
+
+    def holds_out(self, prompt: int) -> bool:
+        """Return whether the rows with this `prompt_key` are held out."""
+        return prompt in self.validation_prompts
 
 
 class PromptSplit:
@@ -46,7 +50,11 @@ class PromptSplit:
 
     def add(self, row: Row) -> None:
         """Add the prompt of one accepted row."""
-        self._prompts.append(prompt_key(row))
+        self.add_prompt(prompt_key(row))
+
+    def add_prompt(self, prompt: int) -> None:
+        """Add the `prompt_key` of one accepted row."""
+        self._prompts.append(prompt)
 
     def close(self) -> Split:
         """Choose the prompts to hold out."""

@@ -82,6 +82,18 @@ class Summary:
             self.answers_cut += encoded.answer_cut
             self.reasoning_lost += encoded.reasoning_lost
 
+    def add(self, other: "Summary") -> None:
+        """Add the counts of another source."""
+        for name in ("accepted", "repaired", "samples", "tokens", "trained_tokens", "answers_cut", "reasoning_lost"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.rejected_by_code.update(other.rejected_by_code)
+        self.repaired_by_code.update(other.repaired_by_code)
+        self.formats.update(other.formats)
+        self.unfit.update(other.unfit)
+        self.lengths.seen.extend(other.lengths.seen)
+        self.files.update(other.files)
+        self.ignored_files.extend(other.ignored_files)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the counters in the form of `summary.json`, the most frequent code first; those of the tokenizer are
         absent if no row was tokenized."""
@@ -139,11 +151,11 @@ def explain_unusable(summary: Summary, max_rejected_percent: int) -> str | None:
     )
 
 
-def name_unknown_columns(names: frozenset[str]) -> str | None:
+def name_unknown_columns(names: frozenset[str], field: str = "dataset.columns") -> str | None:
     """Return an error for column names that no format has, or None."""
     if unknown := sorted(names - KNOWN_COLUMNS):
         known = ", ".join(sorted(KNOWN_COLUMNS))
-        return f"spec.dataset.columns maps {', '.join(unknown)}, which is in no format; the known names are {known}"
+        return f"spec.{field} maps {', '.join(unknown)}, which is in no format; the known names are {known}"
     return None
 
 

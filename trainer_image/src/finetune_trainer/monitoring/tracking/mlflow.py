@@ -125,7 +125,7 @@ class MlflowRun:
             "finetune.objective": config.spec.objective.value,
             "finetune.config_sha256": config.config_sha256,
             "finetune.base_model": f"{config.spec.model.uri}{commit}",
-            "finetune.dataset": config.spec.dataset.train.uri,
+            "finetune.dataset": config.spec.dataset.train.title,
             "finetune.output_uri": config.output_key(),
             "mlflow.source.type": "JOB",
             "mlflow.source.name": f"finetunejob/{config.namespace}/{config.name}",

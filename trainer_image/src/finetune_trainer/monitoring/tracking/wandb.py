@@ -164,7 +164,7 @@ class WandbRun:
                 "objective": config.spec.objective.value,
                 "configSHA256": config.config_sha256,
                 "baseModel": config.spec.model.uri,
-                "dataset": config.spec.dataset.train.uri,
+                "dataset": config.spec.dataset.train.title,
                 "outputURI": config.output_key(),
             },
         }

@@ -103,7 +103,7 @@ def _holder(access: Access, connection: HubConnection) -> str:
     if connection.is_here:
         return "HF_TOKEN"
     name = f"the Secret {access.secret}" if access.secret else "a Secret (key HF_TOKEN)"
-    return f"{name} named by {access.place}.credentialsSecretRef"
+    return f"{name} named by {access.token_field}"
 
 
 def connection_error(error: httpx2.HTTPError, address: HubUri, connection: HubConnection) -> StorageUnavailable:

@@ -4,14 +4,15 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from finetune_api.blocks import SecretRef
 from finetune_api.endpoints import is_endpoint
 from finetune_api.handoff import CA_FILE, HUB_CA_DIR, HUB_TOKEN_FILE, HUB_TOKENS_DIR, ExitCode, HubRole
-from finetune_api.sources import DataSource, Hub, Model
+from finetune_api.sources import Hub, Model
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.own_servers import OwnKey, explain_withheld
@@ -130,6 +131,11 @@ class Access:
     is_public: bool = False
     """True if the spec has no field for a token there."""
 
+    @property
+    def token_field(self) -> str:
+        """The field that names the Secret of the token, which all sources of training rows share."""
+        return f"{self.place.partition('.sources[')[0]}.credentialsSecretRef"
+
 
 @dataclass(frozen=True, slots=True)
 class HubConnection:
@@ -161,10 +167,12 @@ def connect_hub(
     """Return the connection of a pod: tokens and CA from mounted files."""
     hub = spec.hub or Hub()
     accesses: dict[Repo, Access] = {}
-    for role, place, source in _sources(spec):
-        secret = source.credentials_secret_ref.name if source.credentials_secret_ref else None
-        access = Access(place, _mounted_token(tokens_dir / role / HUB_TOKEN_FILE, place, secret), secret)
-        _add(accesses, source.uri, access)
+    for role, credentials, uris in _sources(spec):
+        secret = credentials.name if credentials else None
+        field = "spec.dataset.train" if role is HubRole.TRAIN else next(iter(uris))
+        token = _mounted_token(tokens_dir / role / HUB_TOKEN_FILE, field, secret)
+        for place, uri in uris.items():
+            _add(accesses, uri, Access(place, token, secret))
     ca_file = _ca_file(ca_dir) if hub.ca_secret_ref else None
     public = _public_accesses(spec)
     for uri, access in public:
@@ -194,20 +202,26 @@ def connect_hub_here(spec: FineTuneJobSpec, named: Collection[str] = ()) -> HubC
         logger.warning("%s; public repositories are read without it", withheld)
         token = None
     accesses: dict[Repo, Access] = {}
-    sources = [(source.uri, place) for _, place, source in _sources(spec)]
+    sources = [(uri, place) for _, _, uris in _sources(spec) for place, uri in uris.items()]
     for uri, place in [*sources, *((uri, access.place) for uri, access in _public_accesses(spec))]:
         _add(accesses, uri, Access(place, token))
     return HubConnection(endpoint, None, accesses, Access("spec.model", token), is_here=True, withheld=withheld)
 
 
-def _sources(spec: FineTuneJobSpec) -> list[tuple[HubRole, str, Model | DataSource]]:
-    """Return the job's hub sources with their fields in the spec."""
-    found: list[tuple[HubRole, str, Model | DataSource | None]] = [
-        (HubRole.MODEL, "spec.model", spec.model),
-        (HubRole.TRAIN, "spec.dataset.train", spec.dataset.train),
-        (HubRole.VALIDATION, "spec.dataset.validation", spec.dataset.validation),
+def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[HubRole, SecretRef | None, dict[str, str]]]:
+    """Yield the job's hub sources: URIs by their place in the spec, and the Secret with the token for them."""
+    dataset = spec.dataset
+    train = {f"spec.{place}": one.uri for place, one in dataset.training_sources().items()}
+    found = [
+        (HubRole.MODEL, spec.model.credentials_secret_ref, {"spec.model": spec.model.uri}),
+        (HubRole.TRAIN, dataset.train.credentials_secret_ref, train),
     ]
-    return [(role, place, source) for role, place, source in found if source and is_hub_uri(source.uri)]
+    if dataset.validation:
+        held_out = {"spec.dataset.validation": dataset.validation.uri}
+        found.append((HubRole.VALIDATION, dataset.validation.credentials_secret_ref, held_out))
+    for role, credentials, uris in found:
+        if on_hub := {place: uri for place, uri in uris.items() if is_hub_uri(uri)}:
+            yield role, credentials, on_hub
 
 
 def _public_accesses(spec: FineTuneJobSpec) -> list[tuple[str, Access]]:
