@@ -25,6 +25,7 @@ def job_page(job: Job, events: Sequence[Object], now: datetime) -> Group:
         ("", _head(job)),
         ("In training", fields(loss_pairs(job), 2)),
         ("Dataset", fields(_dataset(job), 2)),
+        ("Sources", _sources(job)),
         ("Timeline", _timeline(job, now)),
         ("Result", fields(result_pairs(job), 2)),
         ("Conditions", _conditions(job, now)),
@@ -119,7 +120,7 @@ def _head(job: Job) -> Text:
             ("Objective", str(job.field("objective") or "")),
             ("Model", f"{model}@{revision}" if revision else str(model or "")),
             ("Method", f"{method} ({reason})" if reason else method),
-            ("Data", str(job.field("dataset.train.uri") or "")),
+            ("Data", _data(job)),
             ("Output", str(job.field("output.uri") or "")),
             ("Queue", str(job.field("scheduling.queueName") or "")),
             ("Parent", str(job.field("lineage.parentRef.name") or "")),
@@ -143,6 +144,33 @@ def _dataset(job: Job) -> list[tuple[str, str]]:
         ("Held out", number(found.validation_rows)),
         ("Cut to maxLength", number(found.truncated_rows) if found.truncated_rows else ""),
     ]
+
+
+def _data(job: Job) -> str:
+    """Return the URI of the rows, or of each source."""
+    sources = job.field("dataset.train.sources")
+    if not isinstance(sources, list):
+        return str(job.field("dataset.train.uri") or "")
+    return ", ".join(str(one.get("uri") or "") for one in sources if isinstance(one, dict))
+
+
+def _sources(job: Job) -> Text:
+    """Return what each source of training rows brings; nothing with a single one."""
+    found = (job.status.dataset and job.status.dataset.sources) or []
+    tokens = sum(one.trained_tokens or 0 for one in found)
+    rows = [
+        (
+            one.uri,
+            number(one.accepted_rows),
+            number(one.rejected_rows),
+            number(one.train_rows),
+            number(one.trained_tokens),
+            f"{100 * (one.trained_tokens or 0) / tokens:.1f} %" if tokens else NONE,
+        )
+        for one in found
+    ]
+    header = ("SOURCE", "ACCEPTED", "REJECTED", "TRAINED ON", "TRAINED TOKENS", "SHARE OF TOKENS")
+    return columns(header, rows, 2) if rows else Text("")
 
 
 def result_pairs(job: Job) -> list[tuple[str, str]]:

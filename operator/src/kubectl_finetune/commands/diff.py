@@ -34,11 +34,21 @@ def _unequal(left: Object, right: Object) -> dict[str, Pair]:
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, list) and value and all(isinstance(one, dict) and "uri" in one for one in value):
+        return _flat_sources(value, path)
     if not isinstance(value, dict) or not value:
         return {path: value} if path else {}
     found: dict[str, Any] = {}
     for key, child in value.items():
         found |= _flat(child, f"{path}.{key}" if path else key)
+    return found
+
+
+def _flat_sources(sources: list[dict[str, Any]], path: str) -> dict[str, Any]:
+    """Return the fields of each source of rows, which its URI names in both jobs, whatever its place in the list."""
+    found: dict[str, Any] = {}
+    for one in sources:
+        found |= _flat({name: value for name, value in one.items() if name != "uri"} or "used", f"{path}[{one['uri']}]")
     return found
 
 

@@ -123,6 +123,7 @@ spec:
     method: {method.value:<20}# QLoRA, LoRA or Full; Auto is QLoRA unless Full fits vramBudget
   dataset:                      # formats: {formats}; detected row by row
     # one row: {ROWS[objective]}
+    # several sources: train: {{sources: [{{uri: s3://…, weight: 3}}, {{uri: s3://…, weight: 1}}]}}
     train: {{uri: {_quote(answers.data)}}}{split}
 {BLOCKS.get(objective, "")}  hyperparameters:
     maxLength: 2048             # tokens; longer rows are truncated and counted

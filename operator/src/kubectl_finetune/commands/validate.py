@@ -262,6 +262,12 @@ def check_rows(jobs: list[dict[str, Any]], files: list[str], out: Path | None) -
     """Check local files in place of the job's `dataset.train`; return the exit code of the check."""
     if len(jobs) != 1:
         raise WrongUse(f"--rows needs one job, but the files have {len(jobs)}", "give the manifest of one job")
+    sources = _at(jobs[0], "spec", "dataset", "train", "sources") or ()
+    if any(one.get("format") or one.get("columns") for one in sources):
+        raise WrongUse(
+            "--rows checks with one format and columns, but dataset.train.sources have their own",
+            f"check the rows of each source: {PROGRAM} check-data FILE --objective … --format … --columns …",
+        )
     program, spec = find_program(), jobs[0]["spec"]
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
         command = [program, "check-data", *files, *options(spec), "--out", str(out or scratch)]

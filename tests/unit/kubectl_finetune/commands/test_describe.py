@@ -236,3 +236,19 @@ def test_foreign_texts_neither_control_a_terminal_nor_are_markup(job: Make, prin
     page = printed(describe.job_page(job(message=hostile), [], NOW), force_terminal=True)
     assert "\x1b[2J" not in page
     assert "\\u001b[2J[red]gone[/red]\\u0007\\nnext" in page
+
+
+def test_a_page_counts_the_rows_of_each_source(job: Make, printed: Printed) -> None:
+    faq, chats = "s3://rows/faq.jsonl", "s3://rows/chats.jsonl"
+    counted = {
+        "sources": [
+            {"uri": faq, "acceptedRows": 1200, "rejectedRows": 3, "trainRows": 900, "trainedTokens": 3000},
+            {"uri": chats, "acceptedRows": 50, "trainRows": 50, "trainedTokens": 1000},
+        ]
+    }
+    spec = {"dataset": {"train": {"sources": [{"uri": faq}, {"uri": chats}]}}}
+    page = printed(describe.job_page(job("one", spec, dataset=counted), [], NOW))
+    assert values_of(page)["Data"] == f"{faq}, {chats}"
+    lines = [line.split() for line in page.splitlines()]
+    assert [faq, "1,200", "3", "900", "3,000", "75.0", "%"] in lines
+    assert [chats, "50", "-", "50", "1,000", "25.0", "%"] in lines

@@ -38,3 +38,27 @@ def test_jobs_without_a_difference_have_two_empty_parts(job: Make, printed: Prin
 def test_an_empty_block_differs_from_none(job: Make) -> None:
     found = diff.differences(job("one", {"earlyStopping": {}}), job())
     assert found["spec"] == {"earlyStopping": ({}, None)}
+
+
+def test_sources_of_rows_are_compared_by_uri_whatever_their_order(job: Make, printed: Printed) -> None:
+    faq, chats, more = (f"s3://rows/{name}.jsonl" for name in ("faq", "chats", "more"))
+    specs = [
+        {"dataset": {"train": {"sources": [{"uri": faq, "weight": 3}, {"uri": chats, "weight": 1}]}}},
+        {"dataset": {"train": {"sources": [{"uri": chats, "weight": 1}, {"uri": faq, "weight": 2}, {"uri": more}]}}},
+    ]
+    counted = [
+        {"sources": [{"uri": faq, "sha256": "a" * 64, "trainRows": 30}, {"uri": chats, "trainRows": 10}]},
+        {"sources": [{"uri": chats, "trainRows": 10}, {"uri": faq, "sha256": "b" * 64, "trainRows": 20}]},
+    ]
+    left, right = (
+        job(name, spec, dataset=dataset) for name, spec, dataset in zip(("one", "two"), specs, counted, strict=True)
+    )
+    found = diff.differences(left, right)
+    assert found["spec"] == {
+        f"dataset.train.sources[{faq}].weight": (3, 2),
+        f"dataset.train.sources[{more}]": (None, "used"),
+    }
+    assert found["result"] == {
+        f"dataset.sources[{faq}].sha256": ("a" * 64, "b" * 64),
+        f"dataset.sources[{faq}].trainRows": (30, 20),
+    }

@@ -219,6 +219,28 @@ def test_rows_of_several_jobs_are_refused(validate: Callable[..., Any]) -> None:
     assert (done.code, "--rows needs one job, but the files have 2" in done.err) == (2, True)
 
 
+def test_rows_of_sources_with_their_own_format_are_checked_one_by_one(validate: Callable[..., Any]) -> None:
+    sources = "{sources: [{uri: s3://bucket/a.jsonl}, {uri: s3://bucket/b.jsonl, columns: {prompt: q}}]}"
+    done = validate(JOB.replace("{uri: s3://bucket/rows.jsonl}", sources), "--rows", "rows.jsonl")
+    assert done.code == 2
+    assert "dataset.train.sources have their own" in done.err
+    assert "finetune-trainer check-data FILE" in done.err
+
+
+def test_faults_of_sources_are_named_by_their_path(validate: Callable[..., Any]) -> None:
+    sources = "{sources: [{uri: s3://bucket/a.jsonl, weight: 1}, {uri: s3://bucket/b.jsonl, weight: 0}]}"
+    done = validate(JOB.replace("{uri: s3://bucket/rows.jsonl}", sources))
+    assert done.code == 1
+    assert "spec.dataset.train.sources[1].weight must be more than 0" in done.out
+    sources = "{sources: [{uri: s3://bucket/a.jsonl, weight: 1}, {uri: s3://bucket/a.jsonl, fraction: 1}]}"
+    done = validate(JOB.replace("{uri: s3://bucket/rows.jsonl}", sources))
+    assert "spec.dataset.train.sources[1].fraction" in done.out
+    assert "TRL's fraction is dataset.train.sources (its share of the mixture is weight in each source)" in done.out
+    done = validate(JOB.replace("{uri: s3://bucket/rows.jsonl}", sources.replace(", fraction: 1", "")))
+    assert "spec.dataset.train.sources two sources have the same uri" in done.out
+    assert "spec.dataset.train.sources some sources have a weight and others none" in done.out
+
+
 def test_the_manifests_dataset_becomes_the_options_of_the_check() -> None:
     dataset = {"format": "Auto", "columns": {"prompt": "question"}, "maxRejectedPercent": 0}
     assert options({"objective": "Chat", "dataset": dataset}) == [
