@@ -114,6 +114,16 @@ _SHA256 = cel(
 )
 
 
+_WHOLE_DATASET = "^hf://datasets/[^/]+/[^/]+/?$"
+_SUBSET = "config and split are for a whole dataset of a hub, hf://datasets/owner/name: remove them, or the path in uri"
+_CONFIG = cel(f"!has(self.config) || self.uri.matches('{_WHOLE_DATASET}')", _SUBSET, ".config")
+_SPLIT = cel(f"!has(self.split) || self.uri.matches('{_WHOLE_DATASET}')", _SUBSET, ".split")
+ConfigName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]*$")]
+SplitName = Annotated[
+    str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_]+([.][A-Za-z0-9_]+)*$")
+]
+
+
 class Sample(StrEnum):
     """Which rows of a source are used if not all are."""
 
@@ -131,7 +141,7 @@ class StoppingStrategy(StrEnum):
 class DataFiles(Block):
     """Files of rows."""
 
-    model_config = ConfigDict(json_schema_extra=rules(_REVISION, _SHA256))
+    model_config = ConfigDict(json_schema_extra=rules(_REVISION, _SHA256, _CONFIG, _SPLIT))
 
     uri: DataUri
     """The rows: one object, `s3://bucket/key`; every data file under a prefix, `s3://bucket/path/`; the files that
@@ -143,12 +153,18 @@ class DataFiles(Block):
     checked."""
     revision: Revision | None = None
     """Branch, tag or commit on the hub. Default: `main`."""
+    config: ConfigName | None = None
+    """Subset of a dataset on a hub, as its card names it under `configs`, or a folder of that name. Default: the one
+    that the card marks as default; a dataset whose card lists several subsets without a default is refused."""
+    split: SplitName | None = None
+    """Split of a dataset on a hub, for example `train_sft`. Default: `train`; for held-out rows `validation`, else
+    `test`."""
 
 
 class DataSource(DataFiles):
     """Source of rows."""
 
-    model_config = ConfigDict(json_schema_extra=rules(*_HUB_ONLY, _SHA256))
+    model_config = ConfigDict(json_schema_extra=rules(*_HUB_ONLY, _SHA256, _CONFIG, _SPLIT))
 
     credentials_secret_ref: SecretRef | None = None
     """Secret with the key `HF_TOKEN`, for gated and private datasets. Takes effect with the next attempt. Default: the
@@ -173,6 +189,13 @@ class BlendSource(DataFiles):
     """Column names, as in `dataset.columns`. Default: `dataset.columns`."""
 
 
+UNIQUE_SOURCES = (
+    "!has(self.sources) || self.sources.all(one, self.sources.exists_one(other, other.uri == one.uri && "
+    "(has(other.config) ? other.config : '') == (has(one.config) ? one.config : '') && "
+    "(has(other.split) ? other.split : '') == (has(one.split) ? one.split : '')))"
+)
+
+
 class TrainingData(DataSource):
     """Rows to train on: one source, or a blend of several."""
 
@@ -191,6 +214,14 @@ class TrainingData(DataSource):
                 "sources, set it in each",
                 ".sha256",
             ),
+            *(
+                cel(
+                    f"!has(self.{name}) || (has(self.uri) && self.uri.matches('{_WHOLE_DATASET}'))",
+                    f"{_SUBSET}; with sources, set them in each",
+                    f".{name}",
+                )
+                for name in ("config", "split")
+            ),
             cel(
                 "!has(self.credentialsSecretRef) || (has(self.uri) && self.uri.startsWith('hf://')) || "
                 "(has(self.sources) && self.sources.exists(one, one.uri.startsWith('hf://')))",
@@ -198,8 +229,8 @@ class TrainingData(DataSource):
                 ".credentialsSecretRef",
             ),
             cel(
-                "!has(self.sources) || self.sources.all(one, self.sources.exists_one(other, other.uri == one.uri))",
-                "two sources have the same uri: remove one, or name other files in it",
+                UNIQUE_SOURCES,
+                "two sources have the same uri, config and split: remove one, or name other files in it",
                 ".sources",
             ),
             cel(
@@ -286,21 +317,18 @@ class Dataset(Block):
         """Return each source of training rows by its path in the spec, with its own format, columns and limit."""
         train = self.train
         if train.sources is None:
-            single = BlendSource(
-                uri=train.uri, sha256=train.sha256, revision=train.revision, max_samples=self.max_samples
-            )
-            return {"dataset.train": self._with_defaults(single)}
+            return {"dataset.train": self._with_defaults(_as_blend_source(train, self.max_samples))}
         return {f"dataset.train.sources[{at}]": self._with_defaults(one) for at, one in enumerate(train.sources)}
 
     def held_out_source(self) -> BlendSource | None:
         """Return the source of held-out rows with the dataset's format and columns, if there is one."""
-        held_out = self.validation
-        if held_out is None:
-            return None
-        source = BlendSource(uri=held_out.uri, sha256=held_out.sha256, revision=held_out.revision)
-        return self._with_defaults(source)
+        return self._with_defaults(_as_blend_source(self.validation)) if self.validation else None
 
     def _with_defaults(self, source: BlendSource) -> BlendSource:
         return source.model_copy(
             update={"format": source.format or self.format, "columns": source.columns or self.columns}
         )
+
+
+def _as_blend_source(source: DataSource, max_samples: int | None = None) -> BlendSource:
+    return BlendSource(max_samples=max_samples, **{name: getattr(source, name) for name in DataFiles.model_fields})

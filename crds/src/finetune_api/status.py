@@ -168,6 +168,10 @@ class SourceStatus(StatusBlock):
 
     uri: Uri
     """Its `uri`."""
+    config: Annotated[Name, StringConstraints(max_length=128)] | None = None
+    """Its `config`."""
+    split: Word | None = None
+    """Its `split`."""
     sha256: Digest | None = None
     """SHA-256 of its object, or over names and digests of its objects."""
     rows: Count | None = None

@@ -17,6 +17,7 @@ from finetune_api.schema.crd import build_crd
 ROOT = Path(__file__).parents[3]
 Spec = dict[str, Any]
 
+SUBSET = "config and split are for a whole dataset of a hub"
 ONE_OR_SEVERAL = "give either uri or sources"
 HUB_ROWS = {"uri": "hf://datasets/owner/rows"}
 S3 = "must be s3://bucket/path"
@@ -398,6 +399,24 @@ AT_CREATION = [
     (ONE_OR_SEVERAL, source("s3://data/x"), {"dataset": {"train": {}}}, "spec.dataset.train.uri"),
     (REVISION, blend(HUB_ROWS | {"revision": "v1"}), blend(HUB_ROWS, revision="v1"), "spec.dataset.train.revision"),
     (REVISION, blend(HUB_ROWS), blend({}, {"revision": "v1"}), "spec.dataset.train.sources[1].revision"),
+    *(
+        (SUBSET, right({name: "main"}), wrong({name: "main"}), f"spec.dataset.{path}.{name}")
+        for name in ("config", "split")
+        for right, wrong, path in (
+            (
+                lambda given: source(HUB_ROWS["uri"], **given),
+                lambda given: source("hf://datasets/owner/rows/data/", **given),
+                "train",
+            ),
+            (lambda given: blend(HUB_ROWS | given), lambda given: blend(HUB_ROWS, **given), "train"),
+            (lambda given: blend(HUB_ROWS | given), lambda given: blend({}, given), "train.sources[1]"),
+            (
+                lambda given: {"dataset": {"train": HUB_ROWS, "validation": HUB_ROWS | given}},
+                lambda given: {"dataset": {"train": HUB_ROWS, "validation": {"uri": "s3://data/x"} | given}},
+                "validation",
+            ),
+        )
+    ),
     (ONE_OBJECT, blend({"sha256": "0" * 64}), blend({}, sha256="0" * 64), "spec.dataset.train.sha256"),
     (
         ONE_OBJECT,
@@ -413,7 +432,7 @@ AT_CREATION = [
     ),
     (
         "two sources have the same uri",
-        blend({}, {}),
+        blend(HUB_ROWS | {"config": "a"}, HUB_ROWS | {"config": "b"}, HUB_ROWS | {"config": "b", "split": "test"}),
         blend({}, {"uri": "s3://data/0.jsonl"}),
         "spec.dataset.train.sources",
     ),
@@ -630,6 +649,8 @@ REFUSED_BY_SCHEMA = [
     ({"resources": {"requests": {"memory": "lots"}}}, "spec.resources.requests"),
     ({"dataset": {"train": {"uri": "s3://data/x", "sha256": "abc"}}}, "spec.dataset.train.sha256"),
     (blend(), "spec.dataset.train.sources"),
+    (source("hf://datasets/owner/rows", config="../x"), "spec.dataset.train.config"),
+    (source("hf://datasets/owner/rows", split="a b"), "spec.dataset.train.split"),
     (blend(*({} for _ in range(17))), "spec.dataset.train.sources"),
     (blend({"weight": 1}, {"weight": 0}), "spec.dataset.train.sources[1].weight"),
     (blend({"sample": "Last"}), "spec.dataset.train.sources[0].sample"),

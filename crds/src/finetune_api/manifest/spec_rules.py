@@ -23,6 +23,7 @@ from finetune_api.hyperparameters import (
     WHOLE_DECAY,
 )
 from finetune_api.recipes import WITHOUT_DROPOUT
+from finetune_api.sources import UNIQUE_SOURCES
 from finetune_api.spec import FORMATS
 
 Condition = Callable[[Any], bool]
@@ -53,6 +54,10 @@ def _is_hub(uri: str | None) -> bool:
 
 def _is_object(uri: str | None) -> bool:
     return uri is not None and re.fullmatch(r"s3://[^*?]*[^*?/]", uri) is not None
+
+
+def _is_dataset(uri: str | None) -> bool:
+    return uri is not None and re.fullmatch("hf://datasets/[^/]+/[^/]+/?", uri) is not None
 
 
 CONDITIONS: dict[str, Condition] = {
@@ -179,8 +184,20 @@ CONDITIONS: dict[str, Condition] = {
     "(has(self.sources) && self.sources.exists(one, one.uri.startsWith('hf://')))": lambda train: (
         train.credentials_secret_ref is None or any(_is_hub(uri) for uri in train.uris)
     ),
-    "!has(self.sources) || self.sources.all(one, self.sources.exists_one(other, other.uri == one.uri))": (
-        lambda train: len(set(train.uris)) == len(train.uris)
+    UNIQUE_SOURCES: lambda train: (
+        len({(one.uri, one.config, one.split) for one in train.sources or ()}) == len(train.sources or ())
+    ),
+    "!has(self.config) || self.uri.matches('^hf://datasets/[^/]+/[^/]+/?$')": lambda source: (
+        source.config is None or _is_dataset(source.uri)
+    ),
+    "!has(self.split) || self.uri.matches('^hf://datasets/[^/]+/[^/]+/?$')": lambda source: (
+        source.split is None or _is_dataset(source.uri)
+    ),
+    "!has(self.config) || (has(self.uri) && self.uri.matches('^hf://datasets/[^/]+/[^/]+/?$'))": lambda train: (
+        train.config is None or _is_dataset(train.uri)
+    ),
+    "!has(self.split) || (has(self.uri) && self.uri.matches('^hf://datasets/[^/]+/[^/]+/?$'))": lambda train: (
+        train.split is None or _is_dataset(train.uri)
     ),
     "!has(self.sources) || self.sources.all(one, has(one.weight)) || !self.sources.exists(one, has(one.weight))": (
         lambda train: len({one.weight is None for one in train.sources or ()}) <= 1

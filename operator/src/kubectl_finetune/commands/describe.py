@@ -160,7 +160,7 @@ def _sources(job: Job) -> Text:
     tokens = sum(one.trained_tokens or 0 for one in found)
     rows = [
         (
-            one.uri,
+            " ".join(name for name in (one.uri, one.config, one.split) if name),
             number(one.accepted_rows),
             number(one.rejected_rows),
             number(one.train_rows),

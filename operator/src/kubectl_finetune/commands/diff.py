@@ -10,6 +10,7 @@ from kubectl_finetune.display.table import NONE, columns, heading
 
 RESULTS = ("metrics", "evaluation", "dataset", "earlyStopping", "resolved")
 COUNTS = ("phase", "reason", "attempts", "runs", "failures", "preemptions", "activeSeconds")
+NAMES = ("uri", "config", "split")
 Pair = tuple[Any, Any]
 
 
@@ -45,10 +46,11 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def _flat_sources(sources: list[dict[str, Any]], path: str) -> dict[str, Any]:
-    """Return the fields of each source of rows, which its URI names in both jobs, whatever its place in the list."""
+    """Return the fields of each source of rows, by what names it in both jobs, whatever its place in the list."""
     found: dict[str, Any] = {}
     for one in sources:
-        found |= _flat({name: value for name, value in one.items() if name != "uri"} or "used", f"{path}[{one['uri']}]")
+        name = " ".join(str(one[key]) for key in NAMES if key in one)
+        found |= _flat({key: value for key, value in one.items() if key not in NAMES} or "used", f"{path}[{name}]")
     return found
 
 

@@ -150,6 +150,7 @@ PLACED = {
 }
 """The last part of a path below `scheduling.affinity` or a spread's selector, with a value."""
 
+SUBSETS = "tests/unit/trainer/data/test_subsets.py::test_a_subset_and_a_split_are_those_that_the_card_names"
 BLEND = "tests/unit/trainer/pipeline/test_blend_rows.py"
 DATA, MODELS, TRAINING = "tests/unit/trainer/data", "tests/unit/trainer/models", "tests/integration/trainer_torch"
 POLICY, TRACKERS = "tests/unit/operator/policy", "tests/integration/trainer/test_trackers.py"
@@ -186,6 +187,12 @@ ELSEWHERE = {
     "dataset.train.revision": (
         "tests/unit/trainer/config/test_resolved_manifest.py::test_rows_of_a_hub_are_named_by_the_commit_that_was_read"
     ),
+    "dataset.train.config": SUBSETS,
+    "dataset.train.split": SUBSETS,
+    "dataset.train.sources[].config": SUBSETS,
+    "dataset.train.sources[].split": SUBSETS,
+    "dataset.validation.config": SUBSETS,
+    "dataset.validation.split": SUBSETS,
     "dataset.train.sources[].uri": f"{BLEND}::test_three_formats_train_in_their_proportions",
     "dataset.train.sources[].sha256": f"{DATA}/test_sources.py::test_an_object_has_the_digest_that_the_job_names",
     "dataset.train.sources[].revision": (

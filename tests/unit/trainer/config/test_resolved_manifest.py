@@ -53,6 +53,10 @@ def test_each_source_of_a_hub_is_named_by_its_own_commit() -> None:
     commits = [OLD, None, NEW]
     assert [one.get("revision") for one in spec["dataset"]["train"]["sources"]] == commits
     assert [one["uri"] for one in spec["dataset"]["train"]["sources"]] == [one["uri"] for one in named]
+    again = [{"uri": "hf://datasets/acme/qa/a.csv", "revision": "v1"}, {"uri": "hf://datasets/acme/qa/b.csv"}]
+    read = [f"hf://datasets/acme/qa@{OLD}/a.csv", f"hf://datasets/acme/qa@{NEW}/b.csv"]
+    kept = published({"train": {"sources": again}}, read)["dataset"]["train"]["sources"]
+    assert [one.get("revision") for one in kept] == ["v1", None]
 
 
 def test_rows_of_a_bucket_stay_as_they_are() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from finetune_api.handoff import ExitCode
 from finetune_api.sources import DataSource
-from finetune_trainer.data.sources import MAX_OBJECTS, fetch_source, pattern_to_regex, resolve_source
+from finetune_trainer.data.patterns import pattern_to_regex
+from finetune_trainer.data.sources import MAX_OBJECTS, fetch_source, resolve_source
 from finetune_trainer.data.split_names import detect_split
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.pipeline.preflight import preflight

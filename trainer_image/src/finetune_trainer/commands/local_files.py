@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode
+from finetune_trainer.data.patterns import WILDCARD, split_pattern
 from finetune_trainer.data.rows import NamedPath
-from finetune_trainer.data.sources import WILDCARD, is_data_file, split_pattern
+from finetune_trainer.data.sources import is_data_file
 from finetune_trainer.errors import TrainerError
 
 SHOWN = 5

@@ -11,7 +11,7 @@ from finetune_api.objectives import Dpo, Kto, Objective
 from finetune_api.sources import DataFiles, Dataset
 from finetune_api.spec import FineTuneJobSpec, Lora, Method, Mode, Quantization
 from finetune_api.status import Resolved
-from finetune_trainer.storage.hub.uris import is_hub_uri, parse_hub_uri
+from finetune_trainer.storage.hub.uris import Repo, is_hub_uri, parse_hub_uri
 
 HYPERPARAMETERS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim",
@@ -91,13 +91,22 @@ def _tuning(config: JobConfig, resolved: Resolved) -> dict[str, Any]:
 def _sources(dataset: Dataset, read: Sequence[str]) -> dict[str, Any]:
     train = dataset.train
     changes: dict[str, Any] = {
-        "train": train.model_copy(update={"sources": [_at_commit(one, read) for one in train.sources]})
+        "train": train.model_copy(update={"sources": [_at_commit(one, _unambiguous(read)) for one in train.sources]})
         if train.sources
         else _at_commit(train, read)
     }
     if dataset.validation:
         changes["validation"] = _at_commit(dataset.validation, read[::-1])
     return changes
+
+
+def _unambiguous(read: Sequence[str]) -> list[str]:
+    """Return the URIs of repositories that were read at one commit alone: of others it is not known which was whose."""
+    commits: dict[Repo, set[str | None]] = {}
+    hub = [(uri, parse_hub_uri(uri)) for uri in read if is_hub_uri(uri)]
+    for _, one in hub:
+        commits.setdefault(one.repo, set()).add(one.commit)
+    return [uri for uri, one in hub if len(commits[one.repo]) == 1]
 
 
 def _at_commit(source: F, read: Sequence[str]) -> F:

@@ -1,15 +1,17 @@
 """Resolve a dataset URI to objects: one object, a prefix, a pattern or a repository on a hub."""
 
 import difflib
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode
 from finetune_api.sources import DataFiles
+from finetune_trainer.data.patterns import WILDCARD, split_pattern
 from finetune_trainer.data.split_names import choose_split
+from finetune_trainer.data.subsets import choose_subset
 from finetune_trainer.errors import ObjectMissing, TrainerError
+from finetune_trainer.storage.hub.cards import read_card
 from finetune_trainer.storage.hub.uris import is_hub_uri, parse_commit, parse_hub_uri
 from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, join_uri, sha256_file
 
@@ -19,7 +21,6 @@ PLAIN_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".ar
 SUFFIXES = (*PLAIN_SUFFIXES, *(f"{suffix}.gz" for suffix in PLAIN_SUFFIXES))
 NOT_ROWS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 """Files that the datasets library writes next to the rows."""
-WILDCARD = re.compile(r"[*?]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def resolve_source(source: DataFiles, storage: ReadableStore, place: str = "trai
         if size is not None:
             return [SourceObject(uri, size)]
         found, folder = _data_files(storage, uri.rstrip("/")), _below(root, key.rstrip("/").rpartition("/")[0])
-        found = choose_split(found, source.uri, place.partition(".")[0]) if is_hub_uri(uri) else found
+        found = _choose_of_hub(found, source, uri, place, storage) if is_hub_uri(uri) else found
         why = "no such object, and no data files in a folder of that name" if key else "it contains no data file"
     if not found:
         raise _nothing(source.uri, place, why, folder, [entry.key for entry in storage.list(folder)])
@@ -68,6 +69,20 @@ def resolve_source(source: DataFiles, storage: ReadableStore, place: str = "trai
         why = f"{len(found):,} objects exceed the limit of {MAX_OBJECTS:,}: merge them or name fewer"
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{source.uri}: {why}")
     return found
+
+
+def _choose_of_hub(
+    found: list[SourceObject], source: DataFiles, uri: str, place: str, storage: ReadableStore
+) -> list[SourceObject]:
+    """Return the files of a repository or of a folder in it: of one subset, if its card lists several, and one
+    split."""
+    if found and not parse_hub_uri(uri).path:
+        root = f"{uri.rstrip('/')}/"
+        by_key = {one.uri.removeprefix(root): one for one in found}
+        keys = choose_subset(list(by_key), read_card(uri, storage), source, place)
+        if keys is not None:
+            return [by_key[key] for key in keys]
+    return choose_split(found, source.uri, place.partition(".")[0])
 
 
 def fetch_source(
@@ -136,13 +151,6 @@ def _matching(storage: ReadableStore, root: str, pattern: str) -> tuple[list[Sou
     return _objects(folder, entries), folder
 
 
-def split_pattern(pattern: str) -> tuple[str, re.Pattern[str]]:
-    """Return the folder before the first wildcard, and the expression for paths below it."""
-    start = WILDCARD.search(pattern)
-    depth = pattern.rfind("/", 0, start.start() if start else None) + 1
-    return pattern[:depth], re.compile(pattern_to_regex(pattern[depth:]))
-
-
 def _data_files(storage: ReadableStore, folder: str) -> list[SourceObject]:
     return _objects(folder, [entry for entry in storage.list(folder) if is_data_file(entry.key)])
 
@@ -159,17 +167,6 @@ def is_data_file(key: str) -> bool:
 
 def _is_hidden(key: str) -> bool:
     return any(part.startswith((".", "_")) for part in key.split("/"))
-
-
-def pattern_to_regex(pattern: str) -> str:
-    """Return a pattern over keys as a regular expression: `*` and `?` stay within a folder, `**` crosses folders."""
-    return "".join(_translated(token) for token in re.findall(r"(?:\*\*/)+|\*+|\?|[^*?]+", pattern))
-
-
-def _translated(token: str) -> str:
-    if token.startswith("**"):
-        return "(?:.*/)?" if token.endswith("/") else ".*"
-    return {"*": "[^/]*", "?": "[^/]"}.get(token) or re.escape(token)
 
 
 def _nothing(uri: str, place: str, why: str, folder: str, keys: list[str]) -> TrainerError:

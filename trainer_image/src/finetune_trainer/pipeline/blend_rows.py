@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 BY_TOKENS = (Objective.INSTRUCTION, Objective.CHAT, Objective.DOMAIN_ADAPTATION)
 """Objectives whose loss is a mean over trained tokens, which weights are shares of; others have one for each row."""
 
+GIVEN = {"config", "split", "weight", "max_samples", "sample"}
+"""Fields of a source that its entry in the summary repeats."""
 COUNTS = ("rows", "acceptedRows", "rejectedRows", "rejectedRowsByCode", "lengths")
 """Counts of a source's check that its entry in the summary repeats."""
 
@@ -86,6 +88,8 @@ class Blend:
         return [
             SourceStatus(
                 uri=one.checked.source.uri,
+                config=one.checked.source.config,
+                split=one.checked.source.split,
                 sha256=_digest(one.checked),
                 rows=one.checked.summary.rows,
                 accepted_rows=one.checked.summary.accepted,
@@ -105,9 +109,7 @@ class Blend:
 
     def _describe(self, used: UsedRows, rows: int, tokens: int) -> dict[str, Any]:
         source, counts = used.checked.source, used.checked.summary.to_dict()
-        given = source.model_dump(
-            mode="json", by_alias=True, exclude_none=True, include={"weight", "max_samples", "sample"}
-        )
+        given = source.model_dump(mode="json", by_alias=True, exclude_none=True, include=GIVEN)
         return {
             "uri": source.uri,
             "sha256": _digest(used.checked),

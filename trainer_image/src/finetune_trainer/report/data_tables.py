@@ -20,7 +20,7 @@ def blend_table(summary: Mapping[str, Any]) -> str:
     """Return what each source brings to the training; empty with a single source."""
     rows = [
         [
-            code(one["uri"]),
+            code(" ".join(one[name] for name in ("uri", "config", "split") if name in one)),
             inline(_chosen(one)),
             *_counts([one]),
             str(one["trainRows"]),
