@@ -3,6 +3,7 @@
 import difflib
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode
@@ -14,6 +15,7 @@ from finetune_trainer.errors import ObjectMissing, TrainerError
 from finetune_trainer.storage.hub.cards import read_card
 from finetune_trainer.storage.hub.uris import is_hub_uri, parse_commit, parse_hub_uri
 from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, join_uri, sha256_file
+from finetune_trainer.storage.transfers import transfer_all
 
 MAX_OBJECTS = 10_000
 SHOWN = 5
@@ -91,16 +93,19 @@ def fetch_source(
     """Download every object of the source into a new local folder."""
     objects = resolve_source(source, storage, place)
     shutil.rmtree(directory, ignore_errors=True)
-    fetched = []
-    for number, one in enumerate(objects):
-        path = directory / f"{number:05d}"
-        try:
-            storage.download(one.uri, path, on_bytes)
-        except ObjectMissing as error:
-            message = f"{error.message}: correct spec.dataset.{place}.uri, or upload the rows"
-            raise TrainerError(ExitCode.DATASET_UNUSABLE, message) from None
-        digest = sha256_file(path, lambda _count: on_bytes(0))
-        fetched.append(FetchedObject(one.uri, path, path.stat().st_size, digest))
+    paths = [directory / f"{number:05d}" for number in range(len(objects))]
+    try:
+        transfer_all(
+            (one.size, partial(storage.download, one.uri, path, on_bytes))
+            for one, path in zip(objects, paths, strict=True)
+        )
+    except ObjectMissing as error:
+        message = f"{error.message}: correct spec.dataset.{place}.uri, or upload the rows"
+        raise TrainerError(ExitCode.DATASET_UNUSABLE, message) from None
+    fetched = [
+        FetchedObject(one.uri, path, path.stat().st_size, sha256_file(path, lambda _count: on_bytes(0)))
+        for one, path in zip(objects, paths, strict=True)
+    ]
     _check_digest(source, fetched, place)
     return fetched
 
