@@ -11,6 +11,7 @@ import typer
 from finetune_api import __version__
 from finetune_api.text.command_group import PrintableGroup
 from finetune_api.text.printable import printable
+from kubectl_finetune.commands.import_command import import_training
 from kubectl_finetune.errors import ExitCode
 from kubectl_finetune.options import (
     Kubeconfig,
@@ -399,3 +400,13 @@ def new(
         )
     )
     writing.deliver(text, file or Path(f"{name}.yaml"), force=force)
+
+
+app.command(
+    "import",
+    epilog=_examples(
+        "import qlora.yml --result s3://models/support-bot",
+        "import qlora.yml --model hf://owner/name --data s3://data/rows/ --gpus 8 -f job.yaml",
+        "import request.json --from openai -o json",
+    ),
+)(import_training)

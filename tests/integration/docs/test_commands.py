@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from documented import ON_A_JOB, SET_UP, STEER, TAKE_DOWN
-from documents import ROOT, jobs, others
+from documents import ROOT, blocks, jobs, others
 
 CLUSTER = [sys.executable, str(ROOT / "tests" / "cluster" / "cluster.py")]
 NAMES = {
@@ -89,6 +89,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     for name in ("support-bot.yaml", "job.yaml"):
         (folder / name).write_text(yaml.safe_dump(manifest))
     (folder / "rows.jsonl").write_text(ROWS)
+    (folder / "qlora.yml").write_text(next(one.text for one in blocks("yaml") if one.document == "docs/import.md"))
     try:
         one = Reader(folder, kubeconfig)
         named = {found["metadata"].get("namespace", "default") for _, found in others() if "metadata" in found}

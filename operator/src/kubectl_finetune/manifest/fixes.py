@@ -35,6 +35,8 @@ FORMATS: Mapping[str, str] = MappingProxyType(
 )
 """By the pattern of the field."""
 
+FILL_IN = "fill-in:"
+"""Beginning of the placeholders of `kubectl finetune import`; what follows is the value of the imported file."""
 QUANTITY = r"^[0-9]+([.][0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 _SIZE = re.compile(r"([0-9]+(?:[.,][0-9]+)?)\s*([A-Za-z]*)")
 _UNITS = re.compile(r"([kmgtp])i?(?:b|bytes?)?")
@@ -177,3 +179,11 @@ def fix_uri(value: Any, wanted: str) -> str:
         meant = f"s3://{bucket[1].lower()}{re.sub('/+', '/', bucket[2])}"
         return f"did you mean {meant}?" if meant != text else ""
     return ""
+
+
+def fix_placeholder(value: Any) -> str:
+    """Return what to write in place of a placeholder of `kubectl finetune import`; "" if the value is none."""
+    text = str(value)
+    if not text.startswith(FILL_IN):
+        return ""
+    return f"this is a placeholder: replace it by the URI of {text.removeprefix(FILL_IN)}, which no pod can read"

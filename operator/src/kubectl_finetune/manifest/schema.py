@@ -118,7 +118,8 @@ def _of_type(error: Any) -> Fault:
     if error["type"] == "too_short":
         return Fault(path, "is empty", "add an entry, or remove the field")
     what, _, fix = error["msg"].removeprefix("Value error, ").rpartition(": ")
-    return Fault(path, what or fix, fixes.fix_uri(error["input"], what) or (fix if what else "correct it"))
+    meant = fixes.fix_placeholder(error["input"]) or fixes.fix_uri(error["input"], what)
+    return Fault(path, what or fix, meant or (fix if what else "correct it"))
 
 
 def _of_rule(place: str, message: str) -> Fault:

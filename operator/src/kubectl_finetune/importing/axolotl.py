@@ -1,0 +1,349 @@
+"""axolotl: `axolotl train FILE`."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from finetune_api.objectives import Objective
+from kubectl_finetune.importing import shared, values
+from kubectl_finetune.importing.axolotl_rows import put_rows
+from kubectl_finetune.importing.draft import Draft, NotConverted
+from kubectl_finetune.importing.locations import put_model, put_result
+from kubectl_finetune.importing.rewards import put_rlhf
+from kubectl_finetune.importing.rows import Format, Table, derived, harmless, is_off, lost, refused, to
+from kubectl_finetune.importing.shared import HYPER, LORA, REMOVE
+
+REINFORCEMENT = {
+    "dpo": Objective.DPO,
+    "ipo": Objective.DPO,
+    "kto": Objective.KTO,
+    "grpo": Objective.RLHF,
+}
+BLOCKS: Mapping[str, str] = {Objective.DPO.value: "dpo", Objective.KTO.value: "kto", Objective.RLHF.value: "rlhf"}
+GPU_SPLITS = ("tensor_parallel_size", "context_parallel_size", "expert_parallel_size", "sequence_parallel_degree")
+_CLASSIFIES = "the base is trained to choose a class"
+
+
+def _objective(draft: Draft) -> None:
+    kind = str(draft.get("rl") or "").lower()
+    if draft.get("pretraining_dataset"):
+        shared.put_objective(draft, Objective.DOMAIN_ADAPTATION.value, "pretraining_dataset")
+    elif draft.get("reward_model"):
+        shared.put_objective(draft, Objective.REWARD_MODEL.value, "reward_model")
+    elif kind in REINFORCEMENT:
+        shared.put_objective(draft, REINFORCEMENT[kind].value, "rl")
+    else:
+        if not is_off(kind):
+            draft.refuse("rl", f"there is no {kind.upper()}", "DPO, KTO, GRPO and RLOO are possible")
+        shared.put_objective(draft, _of_rows(draft), "datasets")
+    if kind == "ipo":
+        draft.set("dpo.lossType", "ipo", "rl")
+
+
+def _of_rows(draft: Draft) -> str:
+    datasets = draft.get("datasets")
+    kinds = {
+        str(one["type"] if isinstance(one["type"], str) else "").partition(".")[0]
+        for one in (datasets if isinstance(datasets, list) else [])
+        if isinstance(one, dict) and one.get("type")
+    }
+    return (Objective.DOMAIN_ADAPTATION if kinds & {"completion", "pretrain"} else Objective.CHAT).value
+
+
+def _beta(draft: Draft) -> None:
+    block = BLOCKS.get(str(draft.at("objective")))
+    for key in ("rl_beta", "dpo_beta"):
+        if block in {"dpo", "kto"} and draft.is_given(key):
+            shared.carry(draft, key, f"{block}.beta", values.number)
+    if block == "kto":
+        shared.carry(draft, "kto_desirable_weight", "kto.desirableWeight", values.number)
+        shared.carry(draft, "kto_undesirable_weight", "kto.undesirableWeight", values.number)
+    if block == "rlhf":
+        put_rlhf(draft, draft.get("trl") or {}, ("trl",), "GRPO")
+
+
+def _method(draft: Draft) -> None:
+    adapter = str(draft.get("adapter") or "").lower()
+    is_small = shared.read(draft, "load_in_4bit", values.flag, False)
+    if adapter in {"lora", "qlora"}:
+        draft.set("tuning.method", "QLoRA" if adapter == "qlora" or is_small else "LoRA", "adapter")
+        if shared.read(draft, "load_in_8bit", values.flag, False) and draft.at("tuning.method") == "LoRA":
+            fix = "set tuning.method QLoRA if the GPU's memory is too small"
+            draft.lose("load_in_8bit", "the base is in 16 bits, which needs more memory", fix)
+        _adapter(draft)
+    elif adapter in {"", "none"}:
+        draft.set("tuning.method", "Full", "adapter")
+    else:
+        draft.refuse("adapter", "adapters are LoRA and QLoRA", REMOVE)
+    if draft.at("tuning.method") == "QLoRA":
+        kwargs = draft.get("bnb_config_kwargs") or {}
+        if isinstance(kwargs, dict) and kwargs.get("bnb_4bit_use_double_quant") is False:
+            draft.set("tuning.quantization.doubleQuant", False, ("bnb_config_kwargs", "bnb_4bit_use_double_quant"))
+
+
+def _adapter(draft: Draft) -> None:
+    shared.carry(draft, "lora_r", f"{LORA}.rank", values.whole)
+    shared.carry(draft, "lora_alpha", f"{LORA}.alpha", values.whole)
+    shared.put_dropout(draft)
+    if draft.is_given("lora_model_dir"):
+        put_model(draft, "lora_model_dir", "tuning.initialAdapter.uri")
+    takes_all = shared.read(draft, "lora_target_linear", values.flag, False)
+    if draft.is_given("lora_target_modules") and not takes_all:
+        shared.carry(draft, "lora_target_modules", f"{LORA}.targetModules", values.modules)
+    elif not takes_all and not draft.is_given("lora_target_parameters"):
+        reason = "without it PEFT chooses modules by the architecture; here every linear layer gets an adapter"
+        draft.lose("lora_target_modules", reason, "set tuning.lora.targetModules")
+    if draft.is_given("lora_target_parameters"):
+        names = values.words(draft.get("lora_target_parameters"))
+        if all("experts." in name for name in names):
+            draft.set(f"{LORA}.targetExperts", True, "lora_target_parameters")
+        else:
+            draft.lose("lora_target_parameters", "only the experts of a mixture get adapters on parameters")
+
+
+def _batch(draft: Draft) -> None:
+    if draft.is_given("batch_size") and not draft.is_given("gradient_accumulation_steps"):
+        total = shared.read(draft, "batch_size", values.whole, 1)
+        micro = shared.read(draft, "micro_batch_size", values.whole, 1)
+        draft.set(f"{HYPER}.gradientAccumulationSteps", max(1, total // max(1, micro)), "batch_size")
+        shared.carry(draft, "micro_batch_size", f"{HYPER}.perDeviceTrainBatchSize", values.positive_whole)
+    else:
+        shared.put_batch(draft, "micro_batch_size", "gradient_accumulation_steps")
+    shared.put_gpus(draft)
+    for key in GPU_SPLITS:
+        if (shared.read(draft, key, values.whole, 1) or 1) > 1:
+            reason = "a model is not split over GPUs in this way; its processes share the batch"
+            draft.lose(key, reason, "divide the number of GPUs by it in --gpus", changes_training=False)
+
+
+def _packing(draft: Draft) -> None:
+    shared.put_packing(draft, "sample_packing", packs=shared.read(draft, "sample_packing", values.flag, False))
+    key = "attn_implementation" if draft.is_given("attn_implementation") else "flash_attention"
+    if draft.get("flash_attention") is True and not draft.is_given("attn_implementation"):
+        if draft.at("objective") in shared.SUPERVISED:
+            draft.set(f"{HYPER}.attention", "FlashAttention", key)
+    else:
+        shared.put_attention(draft, key)
+
+
+def _class(draft: Draft) -> None:
+    if "SequenceClassification" in str(draft.get("model_type")) and not draft.get("reward_model"):
+        draft.refuse("model_type", _CLASSIFIES, "only reward models have a number in place of text")
+
+
+def _schedule(draft: Draft) -> None:
+    shared.put_warmup(draft, 0.03)
+    shared.put_length(draft, "num_epochs", "max_steps")
+    for key in ("evals_per_epoch", "saves_per_epoch"):
+        if not is_off(draft.get(key)):
+            draft.lose(key, values.STRATEGY_IS_STEPS, "default: each tenth of the training", changes_training=False)
+
+
+def _trackers(draft: Draft) -> None:
+    if draft.is_given("wandb_project") and draft.get("wandb_mode") not in ("disabled", "offline"):
+        shared.put_wandb(draft, "wandb_project", str(draft.get("wandb_project")), str(draft.get("wandb_entity") or ""))
+    if draft.is_given("mlflow_tracking_uri") and draft.is_given("mlflow_experiment_name"):
+        shared.put_mlflow(draft, "mlflow_tracking_uri", str(draft.get("mlflow_experiment_name")))
+
+
+def _tokens(value: Any) -> None:
+    if isinstance(value, dict) and set(value) <= {"pad_token"}:
+        raise NotConverted("padding is not trained on: the tokenizer's own is used", changes_training=False)
+    if not is_off(value):
+        raise NotConverted("the tokenizer is used unchanged", "save a tokenizer with these tokens next to the model")
+
+
+TABLE: Table = MappingProxyType(
+    shared.TRAINING_ARGUMENTS
+    | shared.WEIGHTS
+    | {
+        "optimizer": to(f"{HYPER}.optim", values.optimiser),
+        "lr_scheduler": to(f"{HYPER}.lrSchedulerType", values.schedule),
+        "sequence_len": to(f"{HYPER}.maxLength", values.whole),
+        "revision_of_model": to("model.revision", values.text),
+        "model_revision": to("model.revision", values.text),
+        "peft_use_rslora": to(f"{LORA}.useRslora", values.only_true),
+        "use_tensorboard": to("tracking.tensorboard", values.only_true),
+        "liger_*": to(f"{HYPER}.fusedKernels", lambda value: "Auto" if values.flag(value) else None),
+        "special_tokens": to("", _tokens),
+        "tokens": to("", _tokens),
+        # what changes the training
+        "chat_template": lost(shared.OWN_TEMPLATE, shared.COMPARE, unless=("tokenizer_default",)),
+        "chat_template_jinja": lost(shared.OWN_TEMPLATE, "save it in the tokenizer next to the model"),
+        "chat_template_kwargs": lost(shared.OWN_TEMPLATE, shared.COMPARE),
+        "default_system_message": lost("no system text is added", "add it to the rows"),
+        "train_on_inputs": lost("only answers are trained"),
+        "eot_tokens": harmless("the tokens that the chat template puts after an answer are trained"),
+        "excess_length_strategy": lost("longer rows are truncated and counted", unless=("truncate",)),
+        "min_sample_len": lost("short rows are used, too"),
+        "max_prompt_len": lost("the beginning of a long prompt is removed only to make room for the answer"),
+        "peft_use_dora": lost("there is no DoRA; LoRA is trained"),
+        "peft": lost("adapters begin with PEFT's usual initialisation"),
+        "peft_init_lora_weights": lost("adapters begin with PEFT's usual initialisation", unless=(True,)),
+        "peft_layers_to_transform": lost("every layer gets an adapter"),
+        "peft_layers_pattern": lost("every layer gets an adapter"),
+        "peft_layer_replication": refused("layers cannot be replicated", REMOVE),
+        "peft_trainable_token_indices": lost("no embeddings are trained next to an adapter"),
+        "cosine_min_lr_ratio": lost("the cosine ends at 0"),
+        "cosine_constant_lr_ratio": lost("the cosine has no constant part"),
+        "eta_min": lost("the cosine ends at 0"),
+        "lr_quadratic_warmup": lost("the warm-up is linear"),
+        "lr_div_factor": lost("the warm-up begins at 0"),
+        "embedding_lr*": lost("every weight has the same learning rate"),
+        "lr_groups": lost("every weight has the same learning rate"),
+        "adam_eps": lost(shared.ADAM, unless=(1e-8,)),
+        "noisy_embedding_alpha": lost("no noise is added to embeddings"),
+        "center_rewards_coefficient": lost("rewards are not centred"),
+        "rope_scaling": lost("the context is that of the model"),
+        "overrides_of_model_config": lost("the model's config.json is used unchanged"),
+        "model_config": lost("the model's config.json is used unchanged"),
+        "overrides_of_model_kwargs": lost("the model's config.json is used unchanged"),
+        "resize_token_embeddings_to_32x": harmless(shared.MEMORY),
+        "model_quantization_config": lost("the base is loaded in 16 bits, or in 4 bits (NF4) with QLoRA"),
+        "model_quantization_config_kwargs": harmless("it belongs to model_quantization_config"),
+        "quantize_moe_experts": lost("experts stay in 16 bits if bitsandbytes does not quantise them"),
+        "curriculum_sampling": lost("rows are shuffled"),
+        "sample_packing_sequentially": lost("rows are shuffled"),
+        "sample_weighting*": lost("every row has the same weight"),
+        "dpo_norm_loss": lost("the loss is that of TRL", unless=(False,)),
+        "rpo_alpha": lost("the loss has no further term"),
+        "dpo_label_smoothing": lost("labels are not smoothed"),
+        # what no job can express
+        "gptq": refused("a quantised model cannot be the base", "give the original weights"),
+        "unfrozen_parameters": refused(shared.PARTS, REMOVE),
+        "relora*": refused("there is no ReLoRA", REMOVE),
+        "jagged_restart*": refused("there is no ReLoRA", REMOVE),
+        "lisa_*": refused(shared.PARTS, REMOVE),
+        "qat": refused("there is no quantisation-aware training", REMOVE),
+        "fp8*": refused("there is no training in FP8", REMOVE),
+        "diffusion": refused(shared.OTHER_LOSS, REMOVE),
+        "ebft": refused(shared.OTHER_LOSS, REMOVE),
+        "orpo_alpha": refused(shared.OTHER_LOSS, REMOVE),
+        "simpo_gamma": refused(shared.OTHER_LOSS, REMOVE),
+        "cpo_alpha": refused(shared.OTHER_LOSS, REMOVE),
+        "use_eaft": refused(shared.OTHER_LOSS, REMOVE),
+        "llmcompressor": refused(shared.PARTS, REMOVE),
+        "use_onebitllms": refused(shared.NO_GRADIENT, REMOVE),
+        "process_reward_model": refused("steps of an answer cannot be rewarded one by one", REMOVE),
+        "reinit_weights": refused("no model is trained from random weights", REMOVE),
+        "processor_type": refused(shared.TEXT_ONLY, "remove it if the rows have text alone"),
+        "freeze_mm_modules": harmless("a job trains on text alone"),
+        # what has no effect on the training
+        "eval_batch_size": harmless("the batch size of the training is used"),
+        "eval_sample_packing": harmless("held-out rows are not packed"),
+        "eval_sequence_len": harmless("held-out rows have the length of the training"),
+        "eval_*": harmless("the report has its own metrics and answers"),
+        "evaluation_strategy": harmless("evaluation is by steps"),
+        "do_causal_lm_eval": harmless("the report has its own metrics"),
+        "do_bench_eval": harmless("evaluation.ability measures general ability"),
+        "eval_strategy": harmless("evaluation is by steps"),
+        "num_labels": harmless("a reward model has one", unless=(1,)),
+        "tokenizer_*": harmless("the tokenizer is that of the model"),
+        "cls_model_config": harmless(shared.ARCHITECTURE),
+        "base_model_*": harmless(shared.ARCHITECTURE),
+        "is_*_derived_model": harmless(shared.ARCHITECTURE),
+        "hf_use_auth_token": harmless("a token is read from a Secret", "set model.credentialsSecretRef"),
+        "dataset_prepared_path": harmless(shared.NO_CACHE),
+        "dataset_processes": harmless(shared.NO_CACHE),
+        "dataset_num_proc": harmless(shared.NO_CACHE),
+        "dataset_keep_in_memory": harmless(shared.NO_CACHE),
+        "dataset_exact_deduplication": harmless("repeated rows are always removed"),
+        "dataset_shard_*": harmless(shared.NO_CACHE),
+        "skip_prepare_dataset": harmless(shared.NO_CACHE),
+        "push_dataset_to_hub": harmless(shared.NO_CACHE),
+        "shuffle_merged_datasets": harmless("rows are always shuffled"),
+        "streaming*": harmless(shared.NO_CACHE),
+        "max_packed_sequence_len": lost("it is no key of axolotl any more", "use sample_packing"),
+        "pretrain_multipack_attn": harmless("packed rows never attend to each other"),
+        "pad_to_*": harmless("padding is not trained on"),
+        "sample_packing_*": harmless("preflight chooses which rows share a sequence"),
+        "total_num_tokens": harmless("preflight counts the tokens"),
+        "torchdistx_path": harmless(shared.MEMORY),
+        "activation_offloading": harmless(shared.MEMORY),
+        "lora_*_kernel": harmless(shared.MEMORY),
+        "lora_on_cpu": harmless(shared.MEMORY),
+        "peft_autocast_adapter_dtype": harmless(shared.MEMORY),
+        "qlora_sharded_model_loading": harmless(shared.MEMORY),
+        "low_cpu_mem_usage": harmless(shared.MEMORY),
+        "experimental_skip_move_to_device": harmless(shared.MEMORY),
+        "device_map": harmless(shared.MEMORY),
+        "tiled_mlp*": harmless(shared.MEMORY),
+        "use_kernels": harmless(shared.MEMORY),
+        "use_*_kernels": harmless(shared.MEMORY),
+        "use_scattermoe": harmless(shared.MEMORY),
+        "use_sonicmoe": harmless(shared.MEMORY),
+        "experts_implementation": harmless(shared.MEMORY),
+        "llama4_linearized_experts": harmless(shared.MEMORY),
+        "gemma4_hybrid_attn_impl": harmless(shared.MEMORY),
+        "dsv4_*": harmless(shared.MEMORY),
+        "fused_attn_kernel": harmless(shared.MEMORY),
+        "cut_cross_entropy*": harmless(shared.MEMORY),
+        "flash_attn_*": harmless(shared.MEMORY),
+        "flash_optimum": harmless(shared.MEMORY),
+        "flex_attn*": harmless(shared.MEMORY),
+        "xformers_attention": harmless(shared.MEMORY),
+        "sdp_attention": to(f"{HYPER}.attention", lambda value: "SDPA" if values.flag(value) else None),
+        "nvfp4_*": harmless("it belongs to weights in this number format"),
+        "float16": to(f"{HYPER}.precision", lambda value: "FP16" if values.flag(value) else None),
+        "bfloat16": to(f"{HYPER}.precision", lambda value: "BF16" if values.flag(value) else None),
+        "torch_dtype": harmless("weights are loaded in the format of the computation"),
+        "ddp": harmless(shared.GPUS),
+        "dp_*": harmless(shared.GPUS, shared.GIVE_GPUS),
+        "use_ray": harmless("the operator starts the processes"),
+        "expert_parallel_*": harmless(shared.GPUS),
+        "plugins": harmless("plugins are Python; what they change is named by their own keys"),
+        "gptq_*": harmless("it belongs to gptq"),
+        "loss_watchdog_*": harmless("evaluation.gate and stallTimeoutSeconds end a training that fails"),
+        "auto_resume_from_checkpoints": harmless("a run resumes by itself"),
+        "save_first_step": harmless("checkpoints are by steps"),
+        "strict": harmless("the manifest is always checked"),
+        "debug": harmless("the log is always complete"),
+        "wandb_*": harmless("runs of W&B have the name of the job"),
+        "use_wandb": harmless("a project is enough", unless=(False,)),
+        "mlflow_*": harmless("runs of MLflow have the name of the job"),
+        "vllm": harmless("answers are sampled in the process that trains"),
+        "comet_*": harmless(shared.OTHER_TRACKER),
+        "swanlab_*": harmless(shared.OTHER_TRACKER),
+        "use_swanlab": harmless(shared.OTHER_TRACKER),
+        "trackio_*": harmless(shared.OTHER_TRACKER),
+        "use_trackio": harmless(shared.OTHER_TRACKER),
+        "otel_*": harmless("the trainer serves metrics for Prometheus"),
+        "use_otel_metrics": harmless("the trainer serves metrics for Prometheus"),
+    }
+)
+FORMAT = Format(
+    name="axolotl",
+    title="axolotl",
+    signs=frozenset({"base_model", "sequence_len", "micro_batch_size", "num_epochs", "lora_r", "datasets", "adapter"}),
+    table=TABLE,
+    derived=(
+        derived(_objective, "rl reward_model"),
+        derived(_class, "model_type"),
+        derived(lambda draft: put_model(draft, "base_model"), "base_model"),
+        derived(
+            _method,
+            "adapter load_in_4bit load_in_8bit lora_r lora_alpha lora_dropout lora_model_dir lora_target_linear "
+            "lora_target_modules lora_target_parameters bnb_config_kwargs",
+        ),
+        derived(put_rows, "datasets pretraining_dataset test_datasets val_set_size"),
+        derived(_beta, "rl_beta dpo_beta kto_desirable_weight kto_undesirable_weight trl"),
+        derived(_batch, f"micro_batch_size gradient_accumulation_steps batch_size {' '.join(GPU_SPLITS)}"),
+        derived(_schedule, "num_epochs max_steps warmup_steps warmup_ratio evals_per_epoch saves_per_epoch"),
+        derived(_packing, "sample_packing attn_implementation flash_attention"),
+        derived(shared.put_precision, "bf16 fp16"),
+        derived(lambda draft: shared.put_early_stopping(draft, "early_stopping_patience"), "early_stopping_patience"),
+        derived(_trackers, "wandb_project wandb_entity wandb_mode mlflow_tracking_uri mlflow_experiment_name"),
+        derived(lambda draft: put_result(draft, "output_dir"), "output_dir"),
+    ),
+    defaults={
+        "sequence_len": 512,
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "num_epochs": 1,
+        "lr_scheduler": "cosine",
+        "optimizer": "adamw_torch_fused",
+        "max_grad_norm": 1.0,
+        "lora_dropout": 0.0,
+    },
+    texts=frozenset({"chat_template", "chat_template_jinja", "chat_template_kwargs"}),
+)

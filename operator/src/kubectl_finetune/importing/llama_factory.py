@@ -1,0 +1,362 @@
+"""LLaMA-Factory: `llamafactory-cli train FILE`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from finetune_api.manifest.yaml_document import FileError, read_documents, read_text
+from finetune_api.manifest.yaml_faults import YamlError
+from finetune_api.objectives import Objective
+from kubectl_finetune.importing import shared, values
+from kubectl_finetune.importing.draft import Draft
+from kubectl_finetune.importing.locations import RowSource, put_model, put_result, put_train, put_validation, row_source
+from kubectl_finetune.importing.roles import check_roles, turn_columns
+from kubectl_finetune.importing.rows import Format, Table, derived, harmless, lost, refused, to
+from kubectl_finetune.importing.shared import HYPER, LORA, REMOVE
+from kubectl_finetune.manifest.fixes import FILL_IN
+
+STAGES = {
+    "sft": Objective.CHAT,
+    "pt": Objective.DOMAIN_ADAPTATION,
+    "rm": Objective.REWARD_MODEL,
+    "dpo": Objective.DPO,
+    "kto": Objective.KTO,
+}
+COLUMNS: Mapping[str, tuple[str, str]] = {
+    "prompt": ("instruction", "instruction"),
+    "query": ("input", "input"),
+    "response": ("output", "output"),
+    "history": ("history", "history"),
+    "messages": ("messages", "conversations"),
+    "system": ("system", "system"),
+    "tools": ("tools", "tools"),
+    "chosen": ("chosen", "chosen"),
+    "rejected": ("rejected", "rejected"),
+    "kto_tag": ("label", "kto_tag"),
+}
+"""Columns of dataset_info.json: our name, and another one that is found without a mapping."""
+TAGS: Mapping[str, str] = {
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "observation_tag": "tool",
+    "function_tag": "assistant",
+    "system_tag": "system",
+}
+INFO = "dataset_info.json"
+OTHER_OPTIMISER = "there is no such optimiser; the default is used"
+
+
+def _objective(draft: Draft) -> None:
+    stage = str(draft.get("stage")).lower()
+    if not draft.get("do_train") and not draft.is_given("dataset"):
+        draft.refuse(
+            "do_train", "the file trains nothing: it merges, answers or evaluates", "give a file of a training"
+        )
+    if stage not in STAGES:
+        draft.refuse("stage", f"there is no {stage.upper()}", "objective RLHF trains with GRPO or RLOO")
+    found = STAGES.get(stage, Objective.CHAT)
+    if found is Objective.CHAT and shared.read(draft, "mask_history", values.flag, False):
+        found = Objective.INSTRUCTION
+    objective = shared.put_objective(draft, found.value, "stage")
+    if objective == Objective.DPO.value:
+        shared.carry(draft, "pref_beta", "dpo.beta", values.number)
+        loss = str(draft.get("pref_loss"))
+        if loss in {"sigmoid", "hinge", "ipo"}:
+            draft.set("dpo.lossType", loss, "pref_loss")
+        else:
+            draft.refuse("pref_loss", f"there is no {loss} loss", "sigmoid, hinge and ipo are possible")
+    if objective == Objective.KTO.value:
+        shared.carry(draft, "pref_beta", "kto.beta", values.number)
+        shared.carry(draft, "kto_chosen_weight", "kto.desirableWeight", values.number)
+        shared.carry(draft, "kto_rejected_weight", "kto.undesirableWeight", values.number)
+
+
+def _method(draft: Draft) -> None:
+    kind = str(draft.get("finetuning_type")).lower()
+    if kind == "full":
+        draft.set("tuning.method", "Full", "finetuning_type")
+        return
+    if kind != "lora":
+        draft.refuse("finetuning_type", "weights are trained by LoRA, QLoRA or in full", REMOVE)
+    bits = shared.read(draft, "quantization_bit", values.whole, 0)
+    draft.set("tuning.method", "QLoRA" if bits == 4 else "LoRA", "quantization_bit" if bits else "finetuning_type")
+    if bits not in {0, 4}:
+        draft.lose("quantization_bit", "the base is in 16 bits, which needs more memory", "4 is QLoRA")
+    if bits == 4 and shared.read(draft, "double_quantization", values.flag, True) is False:
+        draft.set("tuning.quantization.doubleQuant", False, "double_quantization")
+    rank = shared.read(draft, "lora_rank", values.whole, 8)
+    draft.set(f"{LORA}.rank", rank, "lora_rank")
+    draft.set(f"{LORA}.alpha", shared.read(draft, "lora_alpha", values.whole, 2 * rank), "lora_alpha")
+    shared.put_dropout(draft)
+    shared.carry(draft, "lora_target", f"{LORA}.targetModules", values.modules)
+    if draft.is_given("adapter_name_or_path"):
+        put_model(draft, "adapter_name_or_path", "tuning.initialAdapter.uri")
+
+
+def _rows(draft: Draft) -> None:
+    info = _read_info(draft)
+    put_train(
+        draft,
+        [one for name in values.words(draft.get("dataset") or []) if (one := _source(draft, "dataset", name, info))],
+    )
+    held_out = values.words(draft.get("eval_dataset") or [])
+    put_validation(draft, [one for name in held_out if (one := _source(draft, "eval_dataset", name, info))])
+    if draft.at("dataset.validation") is None:
+        shared.carry(draft, "val_size", "dataset.validationSplitPercent", values.percent)
+    if draft.is_given("max_samples"):
+        shared.carry(draft, "max_samples", "dataset.maxSamples", values.whole)
+
+
+def _read_info(draft: Draft) -> dict[str, Any] | None:
+    """Return the descriptions of datasets next to the file, or in `dataset_dir`; None if there are none."""
+    folder, here = str(draft.get("dataset_dir")), Path(draft.file.name).parent
+    if folder == "ONLINE":
+        return None
+    for path in (here / INFO, here / folder / INFO, Path(folder) / INFO):
+        if path.is_file():
+            try:
+                documents = read_documents(read_text(path))
+            except (FileError, YamlError) as error:
+                draft.lose("dataset_dir", f"{path} cannot be read: {error}", "correct it")
+                return None
+            found = documents[0].value if documents else None
+            return found if isinstance(found, dict) else None
+    return {}
+
+
+def _source(draft: Draft, key: str, name: str, info: dict[str, Any] | None) -> RowSource | None:
+    if info is None:
+        return row_source(draft, key, name)
+    entry = info.get(name)
+    if not isinstance(entry, dict):
+        reason = (
+            f"{name} is described in {INFO}, which is not next to the file" if not info else f"{INFO} has no {name}"
+        )
+        draft.lose(key, reason, "copy it there, or use --data and set dataset.columns")
+        return RowSource(key, FILL_IN + name)
+    if "script_url" in entry:
+        draft.refuse(key, f"{name} is loaded by a script, which is not run", "give its rows as files")
+        return None
+    place, folder = entry.get("hf_hub_url") or entry.get("cloud_file_name"), entry.get("folder")
+    source = row_source(
+        draft,
+        key,
+        str(place or entry.get("file_name") or entry.get("ms_hub_url") or entry.get("om_hub_url") or name),
+        files=f"{folder}/" if folder and place else None,
+        split=str(entry.get("split") or ""),
+        config=str(entry.get("subset") or ""),
+        on_hub=place is not None,
+    )
+    source.max_samples = entry.get("num_samples") if isinstance(entry.get("num_samples"), int) else source.max_samples
+    _read_description(draft, source, key, name, entry)
+    return source
+
+
+def _read_description(draft: Draft, source: RowSource, key: str, name: str, entry: dict[str, Any]) -> None:
+    columns, tags = _block(entry, "columns"), _block(entry, "tags")
+    for column, own in columns.items():
+        if column in {"images", "videos", "audios"}:
+            draft.refuse(key, f"{name}: {shared.TEXT_ONLY}", "remove it from the list of datasets")
+        elif column not in COLUMNS:
+            draft.lose(key, f"{name}: {INFO} has an unknown column {column}")
+        elif draft.at("objective") == Objective.DOMAIN_ADAPTATION.value and column == "prompt":
+            source.columns |= {"text": str(own)} if own != "text" else {}
+        elif str(own) not in COLUMNS[column]:
+            source.columns[COLUMNS[column][0]] = str(own)
+    if entry.get("formatting", "alpaca") == "alpaca":
+        is_plain = draft.at("objective") == Objective.DOMAIN_ADAPTATION.value
+        source.format = "Text" if is_plain else "" if entry.get("ranking") or "kto_tag" in columns else "Alpaca"
+        return
+    source.columns |= turn_columns(tags.get("role_tag"), tags.get("content_tag"))
+    check_roles(draft, (key,), _roles(tags))
+
+
+def _block(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = entry.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _roles(tags: Mapping[str, Any]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for tag, role in TAGS.items():
+        if tags.get(tag):
+            found.setdefault(role, []).append(str(tags[tag]))
+    return found
+
+
+def _packing(draft: Draft) -> None:
+    is_plain = draft.at("objective") == Objective.DOMAIN_ADAPTATION.value
+    packs = shared.read(draft, "packing", values.flag, is_plain) or shared.read(
+        draft, "neat_packing", values.flag, False
+    )
+    shared.put_packing(draft, "neat_packing" if draft.is_given("neat_packing") else "packing", packs=packs)
+    if packs and not is_plain and not draft.get("neat_packing"):
+        draft.lose("packing", "packed rows do not attend to each other, as with neat_packing")
+
+
+def _schedule(draft: Draft) -> None:
+    shared.put_warmup(draft, 0)
+    shared.put_length(draft, "num_train_epochs", "max_steps")
+
+
+def _precision(draft: Draft) -> None:
+    if shared.read(draft, "pure_bf16", values.flag, False):
+        draft.set(f"{HYPER}.precision", "BF16", "pure_bf16")
+    else:
+        shared.put_precision(draft)
+
+
+TABLE: Table = MappingProxyType(
+    shared.TRAINING_ARGUMENTS
+    | shared.WEIGHTS
+    | {
+        "cutoff_len": to(f"{HYPER}.maxLength", values.whole),
+        "model_revision": to("model.revision", values.text),
+        "disable_gradient_checkpointing": to(f"{HYPER}.gradientCheckpointing", values.inverse),
+        "enable_liger_kernel": to(f"{HYPER}.fusedKernels", lambda value: "Auto" if values.flag(value) else None),
+        # what changes the training
+        "template": lost(shared.OWN_TEMPLATE, shared.COMPARE),
+        "default_system": lost("no system text is added", "add it to the rows"),
+        "tool_format": lost("the model's chat template renders the tools"),
+        "enable_thinking": lost("an answer without reasoning gets none", unless=(True,)),
+        "train_on_prompt": lost("only answers are trained"),
+        "mix_strategy": lost("all rows of all sources are used", unless=("concat",)),
+        "interleave_probs": lost("all rows of all sources are used"),
+        "pref_ftx": lost("the loss has no further term"),
+        "pref_bco_weight": lost("the loss has no further term"),
+        "dpo_label_smoothing": lost("labels are not smoothed"),
+        "ld_alpha": lost("the loss has no further term"),
+        "ref_model": lost("the reference is the model before training"),
+        "ref_model_*": lost("the reference is the model before training"),
+        "pissa_*": lost("adapters begin with PEFT's usual initialisation"),
+        "create_new_adapter": lost("an adapter is continued, and not merged before"),
+        "use_unsloth": harmless(shared.MEMORY),
+        "use_galore": lost(OTHER_OPTIMISER),
+        "use_apollo": lost(OTHER_OPTIMISER),
+        "use_badam": lost(OTHER_OPTIMISER),
+        "use_adam_mini": lost(OTHER_OPTIMISER),
+        "use_muon": lost(OTHER_OPTIMISER),
+        "galore_*": harmless("it belongs to use_galore"),
+        "apollo_*": harmless("it belongs to use_apollo"),
+        "badam_*": harmless("it belongs to use_badam"),
+        "rope_scaling": lost("the context is that of the model"),
+        "shift_attn": lost("the attention is that of the model"),
+        "moe_aux_loss_coef": lost("the loss has no further term"),
+        "resize_vocab": lost("the tokenizer is used unchanged"),
+        "add_tokens": lost("the tokenizer is used unchanged"),
+        "add_special_tokens": lost("the tokenizer is used unchanged"),
+        "new_special_tokens_config": lost("the tokenizer is used unchanged"),
+        "init_special_tokens": lost("the tokenizer is used unchanged"),
+        "split_special_tokens": lost("rows with special tokens in a text are rejected"),
+        "quantization_type": lost("the base is in NF4", unless=("nf4",)),
+        "quantization_method": lost("the base is quantised by bitsandbytes", unless=("bnb", "bitsandbytes")),
+        # what no job can express
+        "use_llama_pro": refused(shared.PARTS, REMOVE),
+        "mixture_of_depths": refused(shared.PARTS, REMOVE),
+        "use_dft_loss": refused(shared.OTHER_LOSS, REMOVE),
+        "use_asft_loss": refused(shared.OTHER_LOSS, REMOVE),
+        "use_eaft_loss": refused(shared.OTHER_LOSS, REMOVE),
+        "asft_alpha": harmless("it belongs to use_asft_loss"),
+        "eaft_alpha": harmless("it belongs to use_eaft_loss"),
+        "simpo_gamma": refused(shared.OTHER_LOSS, REMOVE),
+        "fp8*": refused("there is no training in FP8", REMOVE),
+        "train_from_scratch": refused("no model is trained from random weights", REMOVE),
+        "oft_*": refused("adapters are LoRA and QLoRA", REMOVE),
+        "ppo_*": refused("there is no PPO", "objective RLHF trains with GRPO or RLOO"),
+        "reward_model*": harmless("it belongs to PPO"),
+        "predict_with_generate": harmless("the report shows answers"),
+        "do_predict": harmless("the report shows answers"),
+        "image_*": harmless("a job trains on text alone"),
+        "video_*": harmless("a job trains on text alone"),
+        "audio_*": harmless("a job trains on text alone"),
+        "freeze_vision_tower": harmless("a job trains on text alone"),
+        "freeze_multi_modal_projector": harmless("a job trains on text alone"),
+        "freeze_language_model": refused(shared.PARTS, REMOVE),
+        "use_kt": refused("layers are not offloaded to KTransformers", REMOVE),
+        "kt_*": harmless("it belongs to use_kt"),
+        "use_mca": harmless(shared.GPUS),
+        "use_megatron_bridge": harmless(shared.GPUS),
+        "megatron_bridge_args": harmless(shared.GPUS),
+        "use_distributed_optimizer": harmless(shared.GPUS),
+        "overlap_*": harmless(shared.MEMORY),
+        "*_fusion": harmless(shared.MEMORY),
+        "moe_grouped_gemm": harmless(shared.MEMORY),
+        "moe_token_dispatcher_type": harmless(shared.MEMORY),
+        "recompute_granularity": harmless(shared.MEMORY),
+        # what has no effect on the training
+        "preprocessing_*": harmless(shared.NO_CACHE),
+        "overwrite_cache": harmless(shared.NO_CACHE),
+        "tokenized_path": harmless(shared.NO_CACHE),
+        "streaming": harmless(shared.NO_CACHE),
+        "buffer_size": harmless(shared.NO_CACHE),
+        "data_shared_file_system": harmless(shared.NO_CACHE),
+        "media_dir": harmless("a job trains on text alone"),
+        "ignore_pad_token_for_loss": harmless("padding is not trained on"),
+        "eval_on_each_dataset": harmless("held-out rows are evaluated together"),
+        "eval_strategy": harmless("evaluation is by steps", unless=("steps",)),
+        "evaluation_strategy": harmless("evaluation is by steps", unless=("steps",)),
+        "plot_loss": harmless("the report has the curves", unless=(True,)),
+        "cache_dir": harmless("modelCache keeps downloaded models"),
+        "use_fast_tokenizer": harmless("the tokenizer is that of the model", unless=(True,)),
+        "low_cpu_mem_usage": harmless(shared.MEMORY),
+        "upcast_*": harmless(shared.MEMORY),
+        "use_reentrant_gc": harmless(shared.MEMORY),
+        "use_unsloth_gc": harmless(shared.MEMORY),
+        "use_v1_kernels": harmless(shared.MEMORY),
+        "quantization_device_map": harmless(shared.MEMORY),
+        "device_map": harmless(shared.MEMORY),
+        "compute_*": harmless("the report has its own metrics"),
+        "infer_*": harmless("it belongs to inference"),
+        "vllm_*": harmless("it belongs to inference"),
+        "sglang_*": harmless("it belongs to inference"),
+        "export_*": harmless("output.merge publishes a merged model"),
+        "swanlab_*": harmless(shared.OTHER_TRACKER),
+        "use_swanlab": harmless(shared.OTHER_TRACKER),
+        "print_param_status": harmless("the report has the number of trained weights"),
+    }
+)
+FORMAT = Format(
+    name="llama-factory",
+    title="LLaMA-Factory",
+    signs=frozenset({"stage", "finetuning_type", "cutoff_len", "template", "lora_rank", "do_train", "dataset_dir"}),
+    table=TABLE,
+    derived=(
+        derived(_objective, "stage mask_history pref_beta pref_loss kto_chosen_weight kto_rejected_weight"),
+        derived(lambda draft: put_model(draft, "model_name_or_path"), "model_name_or_path"),
+        derived(
+            _method,
+            "finetuning_type quantization_bit double_quantization lora_rank lora_alpha lora_dropout lora_target "
+            "adapter_name_or_path",
+        ),
+        derived(_rows, "dataset eval_dataset dataset_dir val_size max_samples"),
+        derived(
+            lambda draft: shared.put_batch(draft, "per_device_train_batch_size", "gradient_accumulation_steps"),
+            "per_device_train_batch_size gradient_accumulation_steps",
+        ),
+        derived(shared.put_gpus, ""),
+        derived(_schedule, "num_train_epochs max_steps warmup_steps warmup_ratio"),
+        derived(_packing, "packing neat_packing"),
+        derived(lambda draft: shared.put_attention(draft, "flash_attn"), "flash_attn"),
+        derived(_precision, "bf16 fp16 pure_bf16"),
+        derived(lambda draft: shared.put_early_stopping(draft, "early_stopping_steps"), "early_stopping_steps"),
+        derived(shared.put_trackers, "report_to"),
+        derived(lambda draft: put_result(draft, "output_dir"), "output_dir"),
+    ),
+    defaults={
+        "stage": "sft",
+        "finetuning_type": "lora",
+        "pref_beta": 0.1,
+        "pref_loss": "sigmoid",
+        "lora_dropout": 0.0,
+        "dataset_dir": "data",
+        "cutoff_len": 2048,
+        "learning_rate": 5e-5,
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "lr_scheduler_type": "linear",
+        "optim": "adamw_torch_fused",
+        "max_grad_norm": 1.0,
+    },
+)

@@ -1,0 +1,87 @@
+"""The settings of GRPO and RLOO, and their rewards."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_api.manifest.yaml_document import FieldPath
+from kubectl_finetune.importing import shared, values
+from kubectl_finetune.importing.draft import Draft
+from kubectl_finetune.importing.engine import apply_table
+from kubectl_finetune.importing.locations import put_model
+from kubectl_finetune.importing.rows import Table, harmless, lost, to
+
+SAMPLED = "answers are sampled in the process that trains"
+ESTIMATE = "the trainer computes advantages and the loss in its own way: see docs/objectives.md"
+THINKS_FIRST = r"(?s)^<think>(?!.*<think>).*?</think>"
+REWARDS: Mapping[str, dict[str, Any]] = {"think_format_reward": {"type": "Regex", "pattern": THINKS_FIRST}}
+"""TRL's own rewards that can be computed here."""
+TABLE: Table = {
+    "beta": to("rlhf.beta", values.number),
+    "num_generations": to("rlhf.numGenerations", values.whole),
+    "max_completion_length": to("rlhf.maxCompletionLength", values.whole),
+    "temperature": to("rlhf.temperature", values.number),
+    "top_p": lost("answers are sampled from all tokens", unless=(1.0,)),
+    "top_k": lost("answers are sampled from all tokens"),
+    "min_p": lost("answers are sampled from all tokens"),
+    "repetition_penalty": lost("answers are sampled without a penalty", unless=(1.0,)),
+    "generation_kwargs": lost("answers are sampled with the temperature alone"),
+    "chat_template_kwargs": lost(shared.OWN_TEMPLATE, shared.COMPARE),
+    "num_iterations": lost("each answer is used for one step", unless=(1,)),
+    "epsilon*": lost(ESTIMATE, unless=(0.2,)),
+    "delta": lost(ESTIMATE),
+    "loss_type": lost(ESTIMATE, unless=("grpo",)),
+    "scale_rewards": lost(ESTIMATE, unless=(True, "group")),
+    "importance_sampling_level": lost(ESTIMATE, unless=("token",)),
+    "multi_objective_aggregation": lost(ESTIMATE, unless=("sum_then_normalize",)),
+    "mask_truncated_completions": lost(ESTIMATE),
+    "sync_ref_model": lost("the reference model is the model before training"),
+    "ref_model_*": harmless("it belongs to sync_ref_model"),
+    "top_entropy_quantile": lost(ESTIMATE, unless=(1.0,)),
+    "generation_batch_size": harmless(SAMPLED),
+    "steps_per_generation": harmless(SAMPLED),
+    "use_vllm": harmless(SAMPLED),
+    "vllm_*": harmless(SAMPLED),
+    "log_*": harmless("the report shows answers before and after"),
+    "num_completions_to_print": harmless("the report shows answers before and after"),
+    "reward_num_workers": harmless(shared.MEMORY),
+}
+"""Settings that axolotl's block `trl` and TRL's own file share."""
+DEFAULTS: Mapping[str, dict[str, Any]] = {
+    "GRPO": {"beta": 0.0, "num_generations": 8, "max_completion_length": 512},
+    "RLOO": {"beta": 0.05, "num_generations": 2, "max_completion_length": 512},
+}
+KEYS = ("reward_funcs", "reward_weights", "reward_model_name_or_path")
+
+
+def put_rlhf(draft: Draft, block: Mapping[str, Any], path: FieldPath, algorithm: str) -> None:
+    """Set the block `rlhf`."""
+    draft.set("rlhf.algorithm", algorithm, (*path, "num_generations") if path else "num_generations")
+    given = {key: value for key, value in block.items() if value is not None}
+    settings = {**DEFAULTS[algorithm], **given}
+    apply_table(draft, path, {key: value for key, value in settings.items() if key not in KEYS}, TABLE, KEYS)
+    put_rewards(draft, given, path)
+
+
+def put_rewards(draft: Draft, block: Mapping[str, Any], path: FieldPath) -> None:
+    """Set the reward model, or the rewards that can be computed; refuse a file without any."""
+    functions = values.words(block.get("reward_funcs") or [])
+    weights = block.get("reward_weights") or []
+    if block.get("reward_model_name_or_path"):
+        put_model(draft, "reward_model_name_or_path", "rlhf.rewardModel.uri")
+        if functions:
+            draft.lose((*path, "reward_funcs"), "a reward is either a model or computed: the model is used")
+        return
+    rewards = []
+    for index, name in enumerate(functions):
+        place = (*path, "reward_funcs")
+        if name not in REWARDS:
+            draft.lose(place, f"{name} is a Python function, which is not run", "write it as one of rlhf.rewards")
+            continue
+        weight = weights[index] if isinstance(weights, list) and index < len(weights) else 1
+        rewards.append(REWARDS[name] | ({"weight": weight} if weight != 1 else {}))
+    if rewards:
+        draft.set("rlhf.rewards", rewards, (*path, "reward_funcs"))
+    else:
+        draft.refuse(
+            (*path, "reward_funcs"), "no reward of the file can be computed", "rlhf.rewards lists those that can"
+        )

@@ -1,0 +1,97 @@
+"""What a row of a format's table does with a key: carry it to a field, name it as lost, or refuse the file."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api.manifest.yaml_document import FieldPath
+from kubectl_finetune.importing.draft import Draft, NotConverted
+
+Row = Callable[[Draft, FieldPath, Any], None]
+Table = Mapping[str, Row]
+OFF: tuple[Any, ...] = (None, False, "", 0, "none", "None", "no", "false", [], {})
+"""Values that switch something off, so that nothing is lost without it."""
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A function that derives fields from several keys, and these keys."""
+
+    function: Callable[[Draft], None]
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Format:
+    """The training files of one project."""
+
+    name: str
+    """As in `--from`."""
+    title: str
+    signs: frozenset[str]
+    """Keys that no other format has."""
+    table: Table
+    """By key; a key that ends in `*` matches every name with that beginning."""
+    derived: tuple[Derived, ...]
+    """In this order, before the table."""
+    defaults: Mapping[str, Any]
+    texts: frozenset[str] = frozenset()
+    """Keys whose value may look like a template."""
+
+    @property
+    def derived_keys(self) -> frozenset[str]:
+        """The keys that the derived fields use."""
+        return frozenset(key for one in self.derived for key in one.keys)
+
+
+def derived(function: Callable[[Draft], None], keys: str) -> Derived:
+    """Return a derivation from the keys, which are separated by spaces."""
+    return Derived(function, tuple(keys.split()))
+
+
+def to(field: str, read: Callable[[Any], Any]) -> Row:
+    """Carry the value to a field of the spec; None leaves the field out."""
+
+    def carry(draft: Draft, path: FieldPath, value: Any) -> None:
+        try:
+            converted = read(value)
+        except NotConverted as error:
+            draft.lose(path, error.reason, error.fix, changes_training=error.changes_training)
+            return
+        if converted is not None:
+            draft.set(field, converted, path)
+
+    return carry
+
+
+def lost(reason: str, fix: str = "", *, unless: tuple[Any, ...] = ()) -> Row:
+    """Name the key as not carried, which changes the training; `unless` are values with which nothing changes."""
+    return _name_loss(reason, fix, unless, changes_training=True)
+
+
+def harmless(reason: str, fix: str = "", *, unless: tuple[Any, ...] = ()) -> Row:
+    """Name the key as not carried, without an effect on the training."""
+    return _name_loss(reason, fix, unless, changes_training=False)
+
+
+def _name_loss(reason: str, fix: str, unless: tuple[Any, ...], *, changes_training: bool) -> Row:
+    def name(draft: Draft, path: FieldPath, value: Any) -> None:
+        if not is_off(value) and value not in unless:
+            draft.lose(path, reason, fix, changes_training=changes_training)
+
+    return name
+
+
+def refused(reason: str, fix: str = "", *, unless: tuple[Any, ...] = ()) -> Row:
+    """Refuse a file with this key."""
+
+    def refuse(draft: Draft, path: FieldPath, value: Any) -> None:
+        if not is_off(value) and value not in unless:
+            draft.refuse(path, reason, fix)
+
+    return refuse
+
+
+def is_off(value: Any) -> bool:
+    """Return whether the value switches something off."""
+    return value in OFF

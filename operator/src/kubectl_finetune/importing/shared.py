@@ -1,0 +1,270 @@
+"""Rows and derivations that several formats share: arguments of transformers, batch, adapter, trackers."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from finetune_api.objectives import Objective
+from finetune_api.recipes import WITHOUT_DROPOUT
+from kubectl_finetune.importing import values
+from kubectl_finetune.importing.draft import Draft, Key, NotConverted
+from kubectl_finetune.importing.files import has_secret
+from kubectl_finetune.importing.rows import Row, harmless, is_off, lost, refused, to
+from kubectl_finetune.manifest.suggestions import nearest
+
+HYPER, LORA = "hyperparameters", "tuning.lora"
+SUPERVISED = (Objective.INSTRUCTION.value, Objective.CHAT.value, Objective.DOMAIN_ADAPTATION.value)
+GPUS = "several GPUs need no setting of their own"
+GIVE_GPUS = "give their number with --gpus: the effective batch depends on it"
+EVERY_STEP = "every step is logged"
+NO_CACHE = "preflight prepares and stores the rows"
+OWN_CODE = "a model that needs code of its own is refused by preflight"
+UPLOAD = "the result is published under output.uri"
+OTHER_TRACKER = "only MLflow, W&B and TensorBoard receive metrics"
+MEMORY = "it changes memory or speed only"
+ARCHITECTURE = "the architecture is read from the model's config.json"
+OTHER_LOSS = "it trains with another loss"
+PARTS = "it trains a part of the weights"
+ADAM = "the optimiser's own betas and epsilon are used"
+TEXT_ONLY = "images, audio and video cannot be trained on"
+NO_GRADIENT = "weights that are trained in this number format are not supported"
+REMOVE = "remove it from the file to import the rest"
+OWN_TEMPLATE = (
+    "the model's own chat template is used, and a plain one for a model without: the text around turns may differ"
+)
+COMPARE = "compare the rows that the report previews"
+
+TRAINING_ARGUMENTS: dict[str, Row] = {
+    "learning_rate": to(f"{HYPER}.learningRate", values.number),
+    "lr_scheduler_type": to(f"{HYPER}.lrSchedulerType", values.schedule),
+    "weight_decay": to(f"{HYPER}.weightDecay", values.number),
+    "max_grad_norm": to(f"{HYPER}.maxGradNorm", values.number),
+    "optim": to(f"{HYPER}.optim", values.optimiser),
+    "seed": to(f"{HYPER}.seed", values.whole),
+    "gradient_checkpointing": to(f"{HYPER}.gradientCheckpointing", values.checkpointing),
+    "use_liger_kernel": to(f"{HYPER}.fusedKernels", lambda value: "Auto" if values.flag(value) else None),
+    "save_total_limit": to("checkpoint.saveTotalLimit", values.positive_whole),
+    "save_steps": to("checkpoint.steps", values.steps),
+    "eval_steps": to("evaluation.steps", values.steps),
+    "trust_remote_code": harmless(OWN_CODE),
+    "adam_beta1": lost(ADAM, unless=(0.9,)),
+    "adam_beta2": lost(ADAM, unless=(0.999,)),
+    "adam_epsilon": lost(ADAM, unless=(1e-8,)),
+    "optim_args": lost("optimisers have no further arguments"),
+    "optim_target_modules": lost("optimisers train every module with an adapter"),
+    "lr_scheduler_kwargs": lost("schedules have no further arguments"),
+    "neftune_noise_alpha": lost("no noise is added to embeddings"),
+    "label_smoothing_factor": lost("labels are not smoothed"),
+    "group_by_length": lost("rows are not ordered by their length"),
+    "save_strategy": harmless("checkpoints are by steps", "set checkpoint.steps", unless=("steps",)),
+    "logging_*": harmless(EVERY_STEP),
+    "log_level*": harmless(EVERY_STEP),
+    "dataloader_*": harmless(MEMORY),
+    "per_device_eval_batch_size": harmless("the batch size of the training is used"),
+    "eval_accumulation_steps": harmless(MEMORY),
+    "eval_delay": harmless("evaluation starts with the training"),
+    "eval_on_start": harmless("the model before training is always evaluated"),
+    "load_best_model_at_end": harmless("the best weights are always published"),
+    "metric_for_best_model": harmless("the held-out loss decides which weights are best"),
+    "greater_is_better": harmless("the held-out loss decides which weights are best"),
+    "save_only_model": harmless("checkpoints are complete, so that a run can resume"),
+    "save_safetensors": harmless("weights are always saved as safetensors", unless=(True,)),
+    "overwrite_output_dir": harmless("one prefix belongs to one job"),
+    "resume_from_checkpoint": harmless("a run resumes by itself from a checkpoint of its own job"),
+    "ignore_data_skip": harmless("a run resumes at its row"),
+    "gradient_checkpointing_kwargs": harmless(MEMORY),
+    "tf32": harmless(MEMORY),
+    "torch_compile*": harmless(MEMORY),
+    "torch_empty_cache_steps": harmless(MEMORY),
+    "jit_mode_eval": harmless(MEMORY),
+    "bf16_full_eval": harmless(MEMORY),
+    "fp16_full_eval": harmless(MEMORY),
+    "remove_unused_columns": harmless("columns that a format does not name are ignored"),
+    "ddp_*": harmless(GPUS),
+    "deepspeed": harmless(GPUS, GIVE_GPUS),
+    "fsdp*": harmless(GPUS, GIVE_GPUS),
+    "accelerator_config": harmless(GPUS),
+    "local_rank": harmless(GPUS),
+    "push_to_hub*": harmless(UPLOAD),
+    "hub_*": harmless(UPLOAD),
+    "run_name": harmless("runs of trackers have the name of the job"),
+    "disable_tqdm": harmless("progress is in the job's status"),
+    "include_*": harmless("the report has its own metrics"),
+    "prediction_loss_only": harmless("the report has its own metrics"),
+    "do_train": harmless("a job trains", unless=(True,)),
+    "do_eval": harmless("held-out rows are evaluated if there are any"),
+    "use_cpu": to("resources.gpusPerNode", lambda value: 0 if values.flag(value) else None),
+    "ray_*": harmless("the operator starts the processes"),
+    "*_parallel": harmless(GPUS),
+    "*_parallel_size": harmless(GPUS),
+}
+"""Arguments of transformers' Trainer that LLaMA-Factory and TRL have, too."""
+
+
+def put_objective(draft: Draft, found: str, key: Key) -> str:
+    """Set the objective: that of the option, else the one that follows from the file."""
+    known = [one.value for one in Objective]
+    asked = draft.options.objective
+    draft.set("objective", (nearest(asked, known) or asked) if asked else found, "--objective" if asked else key)
+    return str(draft.at("objective"))
+
+
+def read(draft: Draft, key: str, convert: Callable[[Any], Any], default: Any = None) -> Any:
+    """Return a key's converted value; the default if it has none or is faulty, which is then named."""
+    value = draft.get(key)
+    if value is None:
+        return default
+    try:
+        return convert(value)
+    except NotConverted as error:
+        draft.lose(key, error.reason, error.fix, changes_training=error.changes_training)
+        return default
+
+
+def carry(draft: Draft, key: str, field: str, convert: Callable[[Any], Any]) -> None:
+    """Carry one key, as a row of a table would."""
+    if (value := draft.get(key)) is not None:
+        to(field, convert)(draft, (key,), value)
+
+
+def put_gpus(draft: Draft, key: str = "--gpus", found: int = 1) -> None:
+    """Set the GPUs, spread over nodes of at most eight."""
+    gpus = found if draft.options.gpus is None else draft.options.gpus
+    nodes = math.ceil(gpus / 8) or 1
+    if gpus > 8 and gpus % nodes == 0:
+        draft.set("resources.numNodes", nodes, key)
+        gpus //= nodes
+    draft.set("resources.gpusPerNode", gpus, key)
+
+
+def put_batch(draft: Draft, batch: str, accumulation: str) -> None:
+    """Set rows and batches of a step; their product, times the GPUs, is the effective batch of both projects."""
+    carry(draft, batch, f"{HYPER}.perDeviceTrainBatchSize", values.positive_whole)
+    carry(draft, accumulation, f"{HYPER}.gradientAccumulationSteps", values.positive_whole)
+
+
+def put_length(draft: Draft, epochs: str, steps: str) -> None:
+    """Set the length of the training; a number of steps wins, as in transformers."""
+    if (read(draft, steps, values.number, 0) or 0) > 0:
+        carry(draft, steps, f"{HYPER}.maxSteps", values.whole)
+    else:
+        carry(draft, epochs, f"{HYPER}.numTrainEpochs", values.number)
+
+
+def put_warmup(draft: Draft, default: float) -> None:
+    """Set the warm-up: steps win over the ratio, and a ratio is a number below 1 in the same field."""
+    for key in ("warmup_steps", "warmup_ratio"):
+        value = read(draft, key, values.number)
+        if value is not None and (key == "warmup_ratio" or value > 0 or not draft.is_given("warmup_ratio")):
+            draft.set(f"{HYPER}.warmupSteps", value, key)
+            return
+    draft.set(f"{HYPER}.warmupSteps", default, "warmup_steps")
+
+
+def put_precision(draft: Draft) -> None:
+    """Set the number format from the two switches; without either, the computation is in 32 bits."""
+    if read(draft, "bf16", _is_automatic) == "Auto":
+        return
+    for key, name in (("bf16", "BF16"), ("fp16", "FP16")):
+        if read(draft, key, values.flag, False):
+            draft.set(f"{HYPER}.precision", name, key)
+            return
+    if draft.is_given("bf16") and draft.file.values["bf16"] is False:
+        draft.set(f"{HYPER}.precision", "FP32", "bf16")
+
+
+def _is_automatic(value: Any) -> Any:
+    return "Auto" if str(value).lower() == "auto" else value
+
+
+def put_packing(draft: Draft, key: str, *, packs: bool) -> None:
+    """Set packing; where the file does not pack, `Auto` would put more rows into a step."""
+    if draft.at("objective") in SUPERVISED:
+        draft.set(f"{HYPER}.packing", "Always" if packs else "Never", key)
+
+
+def put_attention(draft: Draft, key: str) -> None:
+    """Set the attention kernel, for supervised objectives."""
+    word = str(draft.get(key)).lower()
+    if draft.at("objective") not in SUPERVISED or word in {"none", "true", "false", "auto"}:
+        return
+    if "flash" in word or word == "fa2":
+        draft.set(f"{HYPER}.attention", "FlashAttention", key)
+    elif word == "sdpa":
+        draft.set(f"{HYPER}.attention", "SDPA", key)
+    elif not is_off(word):
+        draft.lose(key, "it is chosen by GPU, image and model", changes_training=False)
+
+
+def put_dropout(draft: Draft) -> None:
+    """Set the adapter's dropout, which DPO and KTO do not have, in TRL either."""
+    if draft.at("objective") not in WITHOUT_DROPOUT:
+        carry(draft, "lora_dropout", f"{LORA}.dropout", values.number)
+    elif draft.is_given("lora_dropout") and not is_off(draft.get("lora_dropout")):
+        reason = f"objective {draft.at('objective')} trains without dropout"
+        draft.lose("lora_dropout", reason, changes_training=draft.at("objective") == Objective.RLHF.value)
+
+
+def put_early_stopping(draft: Draft, key: str) -> None:
+    """Set early stopping, if there are held-out rows."""
+    patience = read(draft, key, values.positive_whole)
+    if patience is None:
+        return
+    has_rows = draft.at("dataset.validation") or draft.at("dataset.validationSplitPercent")
+    if has_rows and draft.at("objective") != Objective.RLHF.value:
+        draft.set("earlyStopping.patience", patience, key)
+    else:
+        draft.lose(key, "there are no held-out rows to stop by", "use --validation")
+
+
+def put_trackers(draft: Draft, key: str = "report_to") -> None:
+    """Set the trackers that transformers' `report_to` names."""
+    if draft.get(key) is None:
+        return
+    for name in values.words(draft.get(key)):
+        if name in {"none", "all"}:
+            continue
+        if name == "tensorboard":
+            draft.set("tracking.tensorboard", True, key)
+        elif name == "wandb":
+            put_wandb(draft, key, "huggingface")
+        elif name == "mlflow":
+            draft.lose(key, "the server of MLflow is not in the file", "set tracking.mlflow", changes_training=False)
+        else:
+            draft.lose(key, OTHER_TRACKER, changes_training=False)
+
+
+def put_wandb(draft: Draft, key: str, project: str, entity: str = "") -> None:
+    """Set a run of W&B, whose API key has to be in a Secret of the name `wandb`."""
+    draft.set("tracking.wandb.project", project, key)
+    if entity:
+        draft.set("tracking.wandb.entity", entity, key)
+    draft.set("tracking.wandb.credentialsSecretRef", {"name": "wandb"}, key)
+    fix = "create it: a Secret named wandb with the key WANDB_API_KEY"
+    draft.lose(key, "its API key is read from a Secret", fix, changes_training=False)
+
+
+WEIGHTS: dict[str, Row] = {
+    "additional_target": lost("no further modules are trained in full"),
+    "lora_modules_to_save": lost("no further modules are trained in full"),
+    "modules_to_save": lost("no further modules are trained in full"),
+    "use_dora": lost("there is no DoRA; LoRA is trained"),
+    "loraplus_*": lost("both matrices of an adapter have the same learning rate"),
+    "use_rslora": to(f"{LORA}.useRslora", values.only_true),
+    "lora_rank_pattern": lost("every module has the same rank"),
+    "lora_alpha_pattern": lost("every module has the same alpha"),
+    "lora_fan_in_fan_out": harmless("it follows from the model"),
+    "lora_task_type": harmless("it follows from the objective"),
+    "freeze_*": refused(PARTS, REMOVE),
+}
+"""Settings of adapters that LLaMA-Factory, TRL and axolotl share."""
+
+
+def put_mlflow(draft: Draft, key: str, experiment: str) -> None:
+    """Set a run of MLflow; a URL with a password is not copied."""
+    url = str(draft.get(key))
+    if has_secret(url):
+        draft.lose(key, "its password belongs in a Secret", "set tracking.mlflow", changes_training=False)
+        return
+    draft.set("tracking.mlflow.endpoint", url, key)
+    draft.set("tracking.mlflow.experiment", experiment, key)

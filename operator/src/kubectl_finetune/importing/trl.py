@@ -1,0 +1,279 @@
+"""TRL: `trl sft --config FILE`, and the same for dpo, kto, reward, grpo and rloo."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from finetune_api.objectives import Objective
+from kubectl_finetune.errors import WrongUse
+from kubectl_finetune.importing import rewards, shared, values
+from kubectl_finetune.importing.draft import Draft
+from kubectl_finetune.importing.engine import find_row
+from kubectl_finetune.importing.locations import RowSource, put_model, put_result, put_train, put_validation, row_source
+from kubectl_finetune.importing.rows import Format, Table, derived, harmless, is_off, lost, refused, to
+from kubectl_finetune.importing.shared import HYPER, LORA
+
+SIGNS_OF_COMMANDS: Mapping[str, frozenset[str]] = {
+    "kto": frozenset({"desirable_weight", "undesirable_weight"}),
+    "rloo": frozenset({"rloo_k", "reward_clip_range", "normalize_advantages"}),
+    "grpo": frozenset({"num_generations", "max_completion_length", "reward_funcs", "reward_model_name_or_path"}),
+    "reward": frozenset({"center_rewards_coefficient"}),
+    "dpo": frozenset({"loss_weights", "f_divergence_type", "precompute_ref_log_probs", "label_smoothing"}),
+    "sft": frozenset(
+        {"packing", "completion_only_loss", "assistant_only_loss", "dataset_text_field", "packing_strategy"}
+    ),
+}
+"""Keys that only one command of TRL has, because the file does not name its command."""
+COMMANDS = {
+    "sft": Objective.CHAT,
+    "dpo": Objective.DPO,
+    "kto": Objective.KTO,
+    "reward": Objective.REWARD_MODEL,
+    "grpo": Objective.RLHF,
+    "rloo": Objective.RLHF,
+}
+RATES = dict.fromkeys(shared.SUPERVISED, 2e-5) | {Objective.REWARD_MODEL.value: 1e-4}
+"""Default learning rates; of all others 1e-6."""
+_ANY = "the loss of every token, questions too, is what TRL trains without assistant_only_loss on rows with messages"
+
+
+def _command(draft: Draft) -> str:
+    return next((name for name, signs in SIGNS_OF_COMMANDS.items() if draft.is_given(*signs)), "")
+
+
+def _objective(draft: Draft) -> None:
+    command = _command(draft)
+    if not command and not draft.options.objective and draft.is_given("beta", "loss_type"):
+        raise WrongUse(
+            f"{draft.file.name}: its keys do not show which command of TRL it is for",
+            "add --objective DPO, KTO, RLHF or RewardModel",
+        )
+    found = COMMANDS[command or "sft"]
+    if found is Objective.CHAT and draft.is_given("dataset_text_field"):
+        found = Objective.DOMAIN_ADAPTATION
+    objective = shared.put_objective(draft, found.value, next(iter(SIGNS_OF_COMMANDS.get(command, {"objective"}))))
+    if objective == Objective.DPO.value:
+        shared.carry(draft, "beta", "dpo.beta", values.number)
+        _loss(draft)
+    elif objective == Objective.KTO.value:
+        shared.carry(draft, "beta", "kto.beta", values.number)
+        shared.carry(draft, "desirable_weight", "kto.desirableWeight", values.number)
+        shared.carry(draft, "undesirable_weight", "kto.undesirableWeight", values.number)
+    elif objective == Objective.RLHF.value:
+        algorithm = "RLOO" if command == "rloo" else "GRPO"
+        block = {
+            key: one for key, one in draft.file.values.items() if key in rewards.KEYS or find_row(key, rewards.TABLE)
+        }
+        draft.done |= set(block)
+        rewards.put_rlhf(draft, block, (), algorithm)
+    elif objective == Objective.CHAT.value:
+        _trained_tokens(draft)
+
+
+def _loss(draft: Draft) -> None:
+    draft.done.add("loss_type")
+    kinds = values.words(draft.get("loss_type") or "sigmoid")
+    if len(kinds) == 1 and kinds[0] in {"sigmoid", "hinge", "ipo"}:
+        draft.set("dpo.lossType", kinds[0], "loss_type")
+    else:
+        draft.refuse("loss_type", f"there is no loss {', '.join(kinds)}", "sigmoid, hinge and ipo are possible")
+
+
+def _trained_tokens(draft: Draft) -> None:
+    if draft.get("completion_only_loss") is False:
+        draft.lose("completion_only_loss", "only answers are trained")
+    elif not draft.get("assistant_only_loss") and not draft.get("completion_only_loss"):
+        fix = "nothing to do for rows with prompt and completion; --objective DomainAdaptation trains plain text"
+        draft.lose("assistant_only_loss", f"only answers are trained; {_ANY}", fix)
+
+
+def _defaults_of_command(draft: Draft) -> None:
+    objective = draft.at("objective")
+    if not draft.is_given("learning_rate"):
+        draft.set(f"{HYPER}.learningRate", RATES.get(objective, 1e-6), "learning_rate")
+    for key in ("max_length", "max_seq_length"):
+        shared.carry(draft, key, f"{HYPER}.maxLength", values.whole)
+    if not draft.is_given("max_length", "max_seq_length") and objective != Objective.RLHF.value:
+        draft.set(f"{HYPER}.maxLength", 1024, "max_length")
+
+
+def _method(draft: Draft) -> None:
+    if not shared.read(draft, "use_peft", values.flag, False):
+        draft.set("tuning.method", "Full", "use_peft")
+        if draft.get("load_in_4bit") or draft.get("load_in_8bit"):
+            draft.refuse("use_peft", "a quantised base cannot be trained in full", "set use_peft: true")
+        return
+    is_small = shared.read(draft, "load_in_4bit", values.flag, False)
+    draft.set("tuning.method", "QLoRA" if is_small else "LoRA", "load_in_4bit" if is_small else "use_peft")
+    if is_small and not shared.read(draft, "use_bnb_nested_quant", values.flag, False):
+        draft.set("tuning.quantization.doubleQuant", False, "use_bnb_nested_quant")
+    if draft.get("load_in_8bit") and not is_small:
+        draft.lose("load_in_8bit", "the base is in 16 bits, which needs more memory", "load_in_4bit is QLoRA")
+    for key, name in (("lora_r", "rank"), ("lora_alpha", "alpha")):
+        shared.carry(draft, key, f"{LORA}.{name}", values.whole)
+    shared.put_dropout(draft)
+    if draft.is_given("lora_target_modules"):
+        shared.carry(draft, "lora_target_modules", f"{LORA}.targetModules", values.modules)
+    else:
+        reason = "without it PEFT chooses modules by the architecture; here every linear layer gets an adapter"
+        draft.lose("lora_target_modules", reason, "set tuning.lora.targetModules")
+
+
+def _rows(draft: Draft) -> None:
+    put_train(draft, _sources(draft))
+    train, evaluates = draft.at("dataset.train.uri"), not is_off(draft.get("eval_strategy"))
+    if evaluates and str(train).startswith("hf://datasets/") and not draft.options.validation:
+        draft.set("dataset.validation.uri", train, "eval_strategy")
+    elif draft.options.validation:
+        put_validation(draft, [])
+    elif evaluates:
+        draft.lose("eval_strategy", "the held-out rows are not in the file", "use --validation", changes_training=False)
+    if str(draft.get("dataset_test_split") or "test") != "test":
+        draft.lose("dataset_test_split", "the files of validation or test are read", "name its files in the URI")
+    column = draft.get("dataset_text_field")
+    if draft.at("objective") == Objective.DOMAIN_ADAPTATION.value and column not in (None, "text"):
+        draft.set("dataset.columns", {"text": str(column)}, "dataset_text_field")
+
+
+def _sources(draft: Draft) -> list[RowSource]:
+    found = draft.get("datasets")
+    if isinstance(found, list) and found:
+        return [_of_mixture(draft, index, one) for index, one in enumerate(found) if isinstance(one, dict)]
+    if not draft.is_given("dataset_name"):
+        return []
+    split, config = str(draft.get("dataset_train_split") or ""), str(draft.get("dataset_config") or "")
+    return [row_source(draft, "dataset_name", str(draft.get("dataset_name")), split=split, config=config)]
+
+
+def _of_mixture(draft: Draft, index: int, entry: Mapping[str, Any]) -> RowSource:
+    path = ("datasets", index, "path")
+    source = row_source(
+        draft,
+        path,
+        str(entry.get("path") or ""),
+        files=entry.get("data_files"),
+        split=str(entry.get("split") or ""),
+        config=str(entry.get("name") or ""),
+    )
+    fraction = entry.get("fraction")
+    source.fraction = fraction if isinstance(fraction, float) and fraction < 1 else source.fraction
+    return source
+
+
+def _batch(draft: Draft) -> None:
+    shared.put_batch(draft, "per_device_train_batch_size", "gradient_accumulation_steps")
+    shared.put_gpus(draft, "num_processes", shared.read(draft, "num_processes", values.whole, 1))
+    if draft.is_given("accelerate_config") and draft.options.gpus is None and not draft.is_given("num_processes"):
+        draft.lose("accelerate_config", shared.GPUS, shared.GIVE_GPUS, changes_training=False)
+
+
+def _schedule(draft: Draft) -> None:
+    shared.put_warmup(draft, 0)
+    shared.put_length(draft, "num_train_epochs", "max_steps")
+
+
+def _packing(draft: Draft) -> None:
+    shared.put_packing(draft, "packing", packs=shared.read(draft, "packing", values.flag, False))
+    shared.put_attention(draft, "attn_implementation")
+
+
+TABLE: Table = MappingProxyType(
+    {key: harmless("it belongs to GRPO and RLOO") for key in (*rewards.TABLE, *rewards.KEYS) if key != "beta"}
+    | shared.TRAINING_ARGUMENTS
+    | shared.WEIGHTS
+    | {
+        "model_revision": to("model.revision", values.text),
+        # what changes the training
+        "chat_template_path": lost(shared.OWN_TEMPLATE, "save it in the tokenizer next to the model"),
+        "eos_token": lost("the tokenizer is used unchanged", "save a tokenizer with it next to the model"),
+        "pad_token": harmless("padding is not trained on"),
+        "truncation_mode": lost("the end of a row is cut", unless=("keep_start",)),
+        "max_prompt_length": lost("the beginning of a long prompt is removed only to make room for the answer"),
+        "loss_type": lost("the loss is the cross-entropy", unless=("nll", "kto")),
+        "label_smoothing": lost("labels are not smoothed"),
+        "loss_weights": lost("the loss has one term"),
+        "ld_alpha": lost("the loss has no further term"),
+        "rpo_alpha": lost("the loss has no further term"),
+        "f_*": lost("the divergence is the reverse KL", unless=("reverse_kl", 0.5)),
+        "use_weighting": lost("every row has the same weight"),
+        "discopop_tau": harmless("it belongs to a loss"),
+        "sync_ref_model": lost("the reference is the model before training"),
+        "ref_model_*": harmless("it belongs to sync_ref_model"),
+        "router_aux_loss_coef": lost("the loss has no further term", unless=(0.001,)),
+        "center_rewards_coefficient": lost("rewards are not centred"),
+        "disable_dropout": lost("preferences are trained without dropout", unless=(True,)),
+        "lora_target_parameters": lost("adapters are on linear layers", "tuning.lora.targetExperts covers experts"),
+        "bnb_4bit_quant_type": lost("the base is in NF4", unless=("nf4",)),
+        "model_init_kwargs": lost("the model is loaded as its config.json states"),
+        "dataset_kwargs": lost("preflight prepares the rows in its own way"),
+        "eval_packing": harmless("held-out rows are not packed"),
+        "normalize_advantages": lost(rewards.ESTIMATE),
+        "reward_clip_range": lost(rewards.ESTIMATE),
+        "mixture_*": lost("all rows are used"),
+        "test_split_size": to("dataset.validationSplitPercent", values.percent),
+        "peft_config": refused("adapters are given by use_peft and lora_r", shared.REMOVE),
+        # what has no effect on the training
+        "packing_strategy": harmless("preflight chooses which rows share a sequence"),
+        "padding_free": harmless("padding is not trained on"),
+        "pad_to_multiple_of": harmless("padding is not trained on"),
+        "shuffle_dataset": harmless("rows are always shuffled"),
+        "dataset_num_proc": harmless(shared.NO_CACHE),
+        "dataset_streaming": harmless(shared.NO_CACHE),
+        "streaming": harmless(shared.NO_CACHE),
+        "ignore_bias_buffers": harmless(shared.GPUS),
+        "precompute_ref_*": harmless(shared.MEMORY),
+        "activation_offloading": harmless(shared.MEMORY),
+        "bnb_4bit_quant_storage": harmless(shared.MEMORY),
+        "dtype": harmless("weights are loaded in the format of the computation"),
+        "torch_dtype": harmless("weights are loaded in the format of the computation"),
+        "env": harmless("environment variables are not copied", "set trainer.env"),
+        "num_machines": harmless(shared.GPUS),
+        "mixed_precision": harmless("precision is that of bf16 and fp16"),
+        "trackio_*": harmless(shared.OTHER_TRACKER),
+        "project": harmless("set tracking.wandb.project"),
+    }
+)
+FORMAT = Format(
+    name="trl",
+    title="TRL",
+    signs=frozenset(
+        {"dataset_name", "use_peft", "max_length", "dataset_train_split", "load_in_4bit", "reward_funcs", "loss_type"}
+        | {"beta", "num_generations", "assistant_only_loss", "num_processes", "accelerate_config", "max_seq_length"}
+    ),
+    table=TABLE,
+    derived=(
+        derived(
+            _objective,
+            "beta desirable_weight undesirable_weight completion_only_loss assistant_only_loss",
+        ),
+        derived(lambda draft: put_model(draft, "model_name_or_path"), "model_name_or_path"),
+        derived(_defaults_of_command, "max_length max_seq_length"),
+        derived(
+            _method,
+            "use_peft load_in_4bit load_in_8bit use_bnb_nested_quant lora_r lora_alpha lora_dropout "
+            "lora_target_modules",
+        ),
+        derived(
+            _rows,
+            "datasets dataset_name dataset_config dataset_train_split dataset_test_split dataset_text_field "
+            "eval_strategy",
+        ),
+        derived(_batch, "per_device_train_batch_size gradient_accumulation_steps num_processes accelerate_config"),
+        derived(_schedule, "num_train_epochs max_steps warmup_steps warmup_ratio"),
+        derived(_packing, "packing attn_implementation"),
+        derived(shared.put_precision, "bf16 fp16"),
+        derived(shared.put_trackers, "report_to"),
+        derived(lambda draft: put_result(draft, "output_dir"), "output_dir"),
+    ),
+    defaults={
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "lr_scheduler_type": "linear",
+        "optim": "adamw_torch_fused",
+        "max_grad_norm": 1.0,
+        "lora_r": 16,
+        "lora_alpha": 32,
+        "lora_dropout": 0.05,
+    },
+)

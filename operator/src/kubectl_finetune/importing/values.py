@@ -1,0 +1,143 @@
+"""Convert values of other projects to those of the spec; what has no counterpart is NotConverted."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from finetune_api.hyperparameters import Optimiser, Schedule
+from finetune_api.manifest.yaml_document import read_scalar
+from kubectl_finetune.importing.draft import NotConverted
+from kubectl_finetune.manifest.suggestions import nearest
+
+SAME_OPTIMISERS = {
+    "adamw_hf": Optimiser.ADAMW_TORCH,
+    "adamw": Optimiser.ADAMW_TORCH,
+    "adamw_bnb_8bit": Optimiser.ADAMW_8BIT,
+    "paged_adamw": Optimiser.ADAMW_TORCH,
+    "paged_adamw_32bit": Optimiser.ADAMW_TORCH,
+    "adamw_apex_fused": Optimiser.ADAMW_TORCH_FUSED,
+    "adamw_torch_8bit": Optimiser.ADAMW_8BIT,
+    "ao_adamw_8bit": Optimiser.ADAMW_8BIT,
+}
+"""Other names of the same update rule; paging only moves its state to the host."""
+STRATEGY_IS_STEPS = "it is by steps here, and their number is not in the file"
+
+
+def number(value: Any) -> float | int:
+    """Return a number; texts such as "2e-5" count."""
+    found = read_scalar(value) if isinstance(value, str) else value
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise NotConverted("is not a number", "write a number")
+    return found
+
+
+def whole(value: Any) -> int:
+    """Return a whole number."""
+    found = number(value)
+    if int(found) != found:
+        raise NotConverted("is not a whole number", "write a whole number")
+    return int(found)
+
+
+def positive_whole(value: Any) -> int | None:
+    """Return a whole number above 0, else None."""
+    found = whole(value)
+    return found if found > 0 else None
+
+
+def flag(value: Any) -> bool:
+    """Return true or false; the texts of both count."""
+    found = read_scalar(value) if isinstance(value, str) else value
+    if isinstance(found, int) and found in {0, 1}:
+        return bool(found)
+    raise NotConverted("is not true or false", "write true or false")
+
+
+def checkpointing(value: Any) -> bool:
+    """Return whether activations are recomputed; where they are kept in the meantime has no effect on the result."""
+    return True if str(value).startswith(("offload", "legacy")) else flag(value)
+
+
+def inverse(value: Any) -> bool:
+    """Return the opposite of a flag."""
+    return not flag(value)
+
+
+def text(value: Any) -> str:
+    """Return a text in one line."""
+    return str(value).strip()
+
+
+def words(value: Any) -> list[str]:
+    """Return a list of words, which may be written as one text with commas or spaces."""
+    if isinstance(value, str):
+        return [part for part in re.split(r"[,\s]+", value) if part]
+    return [str(one) for one in value] if isinstance(value, list) else [str(value)]
+
+
+def only_true(value: Any) -> bool | None:
+    """Return true, else None."""
+    return flag(value) or None
+
+
+def choice(known: Mapping[str, Any], reason: str, fix: str = "") -> Callable[[Any], Any]:
+    """Return a converter of words."""
+
+    def choose(value: Any) -> Any:
+        word = str(value).lower()
+        if word in known:
+            return known[word]
+        raise NotConverted(reason, fix)
+
+    return choose
+
+
+def optimiser(value: Any) -> str:
+    """Return the optimiser of the same name, or with the same update rule."""
+    word = text(value)
+    known = [one.value for one in Optimiser]
+    if word in known:
+        return word
+    if word in SAME_OPTIMISERS:
+        return SAME_OPTIMISERS[word].value
+    raise NotConverted(f"there is no such optimiser; the default is used. There are {', '.join(known)}")
+
+
+def schedule(value: Any) -> str:
+    """Return the schedule of the same name."""
+    word = text(value).lower()
+    known = [one.value for one in Schedule]
+    if word in known:
+        return word
+    near = nearest(word, known)
+    raise NotConverted("there is no such schedule; the default is used", f"the nearest is {near}" if near else "")
+
+
+def percent(value: Any) -> int | None:
+    """Return the share of held-out rows in percent."""
+    share = number(value)
+    if share <= 0:
+        return None
+    if share >= 1:
+        fix = "set dataset.validationSplitPercent, or give the rows with --validation"
+        raise NotConverted("a number of rows cannot be held out, only a share in percent", fix, changes_training=True)
+    return min(50, max(1, round(share * 100)))
+
+
+def steps(value: Any) -> int | None:
+    """Return a number of steps."""
+    found = number(value)
+    if 0 < found < 1:
+        raise NotConverted(STRATEGY_IS_STEPS, changes_training=False)
+    return whole(found) if found > 0 else None
+
+
+def modules(value: Any) -> list[str] | None:
+    """Return the modules of an adapter; None is every linear layer."""
+    names = words(value)
+    if {name.lower() for name in names} & {"all", "all-linear", "all_linear"}:
+        return None
+    if any(not re.fullmatch(r"[A-Za-z0-9_]+([.][A-Za-z0-9_]+)*", name) for name in names):
+        fix = "list the ends of the modules' names in tuning.lora.targetModules"
+        raise NotConverted("a regular expression cannot choose modules; every linear layer gets an adapter", fix)
+    return sorted(set(names), key=names.index)

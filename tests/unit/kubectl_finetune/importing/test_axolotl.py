@@ -1,0 +1,293 @@
+"""An axolotl file becomes the job that a user would write for the same training."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_api.handoff import config_sha256
+from finetune_api.objectives import Objective
+from finetune_api.spec import FineTuneJobSpec
+from kubectl_finetune.commands.import_file import Imported, import_file
+from kubectl_finetune.importing.draft import Options
+
+BASE = """\
+base_model: acme/base-1b
+datasets:
+  - path: acme/chats
+    type: chat_template
+    field_messages: turns
+    message_property_mappings: {role: speaker_kind, content: utterance}
+val_set_size: 0.05
+output_dir: s3://models/support-bot
+adapter: qlora
+load_in_4bit: true
+sequence_len: 4096
+sample_packing: true
+lora_r: 32
+lora_alpha: 64
+lora_dropout: 0.1
+lora_target_modules: [q_proj, v_proj]
+micro_batch_size: 2
+gradient_accumulation_steps: 8
+num_epochs: 2
+optimizer: adamw_bnb_8bit
+lr_scheduler: linear
+learning_rate: 1e-4
+warmup_ratio: 0.05
+weight_decay: 0.01
+bf16: true
+gradient_checkpointing: true
+attn_implementation: flash_attention_2
+seed: 7
+"""
+BY_HAND = """\
+objective: Chat
+model: {uri: hf://acme/base-1b}
+tuning:
+  method: QLoRA
+  lora: {rank: 32, alpha: 64, dropout: 0.1, targetModules: [q_proj, v_proj]}
+dataset:
+  train: {uri: hf://datasets/acme/chats}
+  validationSplitPercent: 5
+  columns: {messages: turns, role: speaker_kind, content: utterance}
+hyperparameters:
+  maxLength: 4096
+  packing: Always
+  perDeviceTrainBatchSize: 2
+  gradientAccumulationSteps: 8
+  numTrainEpochs: 2
+  optim: adamw_8bit
+  lrSchedulerType: linear
+  learningRate: 0.0001
+  warmupSteps: 0.05
+  weightDecay: 0.01
+  maxGradNorm: 1.0
+  precision: BF16
+  attention: FlashAttention
+  gradientCheckpointing: true
+  seed: 7
+output: {uri: s3://models/support-bot}
+"""
+Read = Callable[..., Imported]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Import BASE with other values; None removes a key."""
+
+    def call(**changes: Any) -> Imported:
+        values = {key: one for key, one in (yaml.safe_load(BASE) | changes).items() if one is not None}
+        path = tmp_path / "qlora.yml"
+        path.write_text(yaml.safe_dump(values))
+        return import_file(path, "axolotl", Options())
+
+    return call
+
+
+def spec_of(done: Imported) -> dict[str, Any]:
+    assert done.manifest is not None, done.refused
+    return dict(done.manifest["spec"])
+
+
+def lost_keys(done: Imported) -> list[str]:
+    return [one.key for one in done.not_carried if one.changes_training]
+
+
+def test_an_axolotl_file_and_a_manifest_by_hand_have_the_same_digest(tmp_path: Path) -> None:
+    path = tmp_path / "qlora.yml"
+    path.write_text(BASE)
+    done = import_file(path, "", Options())
+    assert (done.problems, done.not_carried, done.fill_in) == ([], [], [])
+    imported, by_hand = (FineTuneJobSpec.model_validate(one) for one in (spec_of(done), yaml.safe_load(BY_HAND)))
+    assert config_sha256(imported) == config_sha256(by_hand)
+    assert config_sha256(imported) != config_sha256(by_hand.model_copy(update={"objective": Objective.INSTRUCTION}))
+
+
+def test_the_number_of_gpus_is_part_of_a_step_and_not_of_the_digest(tmp_path: Path) -> None:
+    path = tmp_path / "qlora.yml"
+    path.write_text(BASE)
+    done = import_file(path, "", Options(gpus=16))
+    assert spec_of(done)["resources"] == {"numNodes": 2, "gpusPerNode": 8}
+    assert "A step has 256 sequences: 2 x 8 (accumulation) x 16 (GPUs)." in done.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "method"),
+    [
+        ({"adapter": "qlora"}, "QLoRA"),
+        ({"adapter": "lora", "load_in_4bit": True}, "QLoRA"),
+        ({"adapter": "lora", "load_in_4bit": False}, "LoRA"),
+        ({"adapter": None, "load_in_4bit": None, "lora_r": None}, "Full"),
+    ],
+)
+def test_the_method_follows_from_adapter_and_quantisation(read: Read, changes: dict[str, Any], method: str) -> None:
+    assert spec_of(read(**changes))["tuning"]["method"] == method
+
+
+def test_a_base_in_eight_bits_is_named_because_it_becomes_one_in_sixteen(read: Read) -> None:
+    done = read(adapter="lora", load_in_4bit=False, load_in_8bit=True)
+    assert spec_of(done)["tuning"]["method"] == "LoRA"
+    assert lost_keys(done) == ["load_in_8bit"]
+
+
+def test_accumulation_follows_from_the_batch_size_if_it_is_not_given(read: Read) -> None:
+    hyper = spec_of(read(batch_size=12, micro_batch_size=3, gradient_accumulation_steps=None))["hyperparameters"]
+    assert (hyper["perDeviceTrainBatchSize"], hyper["gradientAccumulationSteps"]) == (3, 4)
+
+
+def test_the_defaults_of_axolotl_are_written_where_ours_differ(read: Read) -> None:
+    absent = ("sequence_len", "sample_packing", "micro_batch_size", "gradient_accumulation_steps", "num_epochs",
+              "optimizer", "lr_scheduler", "warmup_ratio", "lora_dropout")  # fmt: skip
+    spec = spec_of(read(**dict.fromkeys(absent)))
+    hyper = spec["hyperparameters"]
+    assert {name: hyper[name] for name in ("maxLength", "perDeviceTrainBatchSize", "gradientAccumulationSteps")} == {
+        "maxLength": 512, "perDeviceTrainBatchSize": 1, "gradientAccumulationSteps": 1,
+    }  # fmt: skip
+    assert (hyper["numTrainEpochs"], hyper["warmupSteps"], hyper["maxGradNorm"]) == (1, 0.03, 1.0)
+    assert (hyper["optim"], hyper["lrSchedulerType"], hyper["packing"]) == ("adamw_torch_fused", "cosine", "Never")
+    assert spec["tuning"]["lora"]["dropout"] == 0.0
+
+
+def test_a_number_of_steps_wins_over_epochs_and_of_the_warm_up_over_its_ratio(read: Read) -> None:
+    hyper = spec_of(read(max_steps=50, warmup_steps=5))["hyperparameters"]
+    assert (hyper["maxSteps"], hyper["warmupSteps"], "numTrainEpochs" in hyper) == (50, 5, False)
+
+
+@pytest.mark.parametrize(
+    ("modules", "linear", "found"),
+    [
+        (["q_proj"], None, ["q_proj"]),
+        (["q_proj"], True, None),
+        ("all-linear", None, None),
+    ],
+)
+def test_target_modules_are_carried_and_every_linear_layer_is_the_default(
+    read: Read, modules: Any, linear: bool | None, found: list[str] | None
+) -> None:
+    done = read(lora_target_modules=modules, lora_target_linear=linear)
+    assert spec_of(done)["tuning"]["lora"].get("targetModules") == found
+    assert lost_keys(done) == []
+
+
+def test_modules_that_peft_would_choose_and_regular_expressions_are_named(read: Read) -> None:
+    assert lost_keys(read(lora_target_modules=None)) == ["lora_target_modules (default)"]
+    assert lost_keys(read(lora_target_modules=r"model.layers.[\d]+.(mlp|self_attn)")) == ["lora_target_modules"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective", "block"),
+    [
+        ("dpo", "DPO", {"dpo": {"beta": 0.2}}),
+        ("ipo", "DPO", {"dpo": {"lossType": "ipo", "beta": 0.2}}),
+        ("kto", "KTO", {"kto": {"beta": 0.2, "desirableWeight": 0.5}}),
+    ],
+)
+def test_preferences_have_their_objective_and_no_dropout(
+    read: Read, kind: str, objective: str, block: dict[str, Any]
+) -> None:
+    extra = {"kto_desirable_weight": 0.5} if kind == "kto" else {}
+    done = read(rl=kind, rl_beta=0.2, datasets=[{"path": "acme/pairs", "type": "chat_template.default"}], **extra)
+    spec = spec_of(done)
+    assert done.problems == []
+    assert spec["objective"] == objective
+    assert {name: spec[name] for name in block} == block
+    assert "dropout" not in spec["tuning"]["lora"]
+    assert [one.key for one in done.not_carried if not one.changes_training] == ["lora_dropout"]
+    assert "packing" not in spec["hyperparameters"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective", "rows"),
+    [
+        ({"type": "alpaca"}, "Chat", {"format": "Alpaca"}),
+        ({"type": "completion", "field": "body"}, "DomainAdaptation", {"format": "Text", "columns": {"text": "body"}}),
+        (
+            {"type": {"field_instruction": "ask", "field_output": "reply"}},
+            "Chat",
+            {"columns": {"instruction": "ask", "output": "reply"}},
+        ),
+        ({"type": "chat_template", "message_field_role": "from", "message_field_content": "value"}, "Chat", {}),
+    ],
+)
+def test_types_of_rows_become_formats_and_columns(
+    read: Read, kind: dict[str, Any], objective: str, rows: dict[str, Any]
+) -> None:
+    spec = spec_of(read(datasets=[{"path": "acme/rows", **kind}]))
+    assert spec["objective"] == objective
+    assert {name: one for name, one in spec["dataset"].items() if name in {"format", "columns"}} == rows
+
+
+def test_a_prompt_style_of_axolotl_is_named_because_the_chat_template_renders_the_rows(read: Read) -> None:
+    done = read(datasets=[{"path": "acme/rows", "type": "alpaca"}], chat_template="chatml")
+    assert lost_keys(done) == ["chat_template", "datasets[0].type"]
+    assert lost_keys(read(chat_template="tokenizer_default")) == []
+
+
+def test_roles_that_preflight_rejects_are_named(read: Read) -> None:
+    rows = {"path": "acme/rows", "type": "chat_template"}
+    assert lost_keys(read(datasets=[rows | {"roles": {"user": ["human"], "assistant": ["gpt"]}}])) == []
+    done = read(datasets=[rows | {"roles": {"assistant": ["agent"]}}])
+    assert [(one.key, one.reason) for one in done.not_carried] == [
+        ("datasets[0].roles", "a turn with the role agent is rejected")
+    ]
+
+
+def test_the_first_rows_of_a_split_are_a_number_of_samples_and_other_splits_are_named(read: Read) -> None:
+    rows = {"path": "acme/rows", "type": "chat_template"}
+    assert spec_of(read(datasets=[rows | {"split": "train[:500]"}]))["dataset"]["maxSamples"] == 500
+    done = read(datasets=[rows | {"split": "train_sft"}])
+    assert [one.reason for one in done.not_carried] == [
+        "the split train_sft is not chosen: the files of train are read"
+    ]
+
+
+def test_held_out_rows_of_their_own_win_over_a_share(read: Read) -> None:
+    done = read(test_datasets=[{"path": "acme/held-out", "type": "chat_template"}])
+    dataset = spec_of(done)["dataset"]
+    assert dataset["validation"] == {"uri": "hf://datasets/acme/held-out"}
+    assert "validationSplitPercent" not in dataset
+
+
+def test_grpo_carries_its_settings_and_names_rewards_that_are_python(read: Read) -> None:
+    block = {"num_generations": 4, "max_completion_length": 64, "reward_funcs": ["think_format_reward", "mine.score"]}
+    done = read(rl="grpo", trl=block, datasets=[{"path": "acme/prompts"}], sample_packing=None)
+    assert spec_of(done)["rlhf"] == {
+        "algorithm": "GRPO",
+        "beta": 0.0,
+        "numGenerations": 4,
+        "maxCompletionLength": 64,
+        "rewards": [{"type": "Regex", "pattern": r"(?s)^<think>(?!.*<think>).*?</think>"}],
+    }
+    assert ("trl.reward_funcs", "mine.score is a Python function, which is not run") in [
+        (one.key, one.reason) for one in done.not_carried
+    ]
+    refused = read(rl="grpo", trl=block | {"reward_funcs": ["mine.score"]}, datasets=[{"path": "acme/prompts"}])
+    assert refused.manifest is None
+    assert [one.key for one in refused.refused] == ["trl.reward_funcs"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rl", "orpo"),
+        ("processor_type", "AutoProcessor"),
+        ("unfrozen_parameters", ["lm_head"]),
+        ("relora", True),
+        ("gptq", True),
+        ("model_type", "AutoModelForSequenceClassification"),
+    ],
+)
+def test_a_training_that_no_job_can_express_is_refused_with_its_key(read: Read, key: str, value: Any) -> None:
+    done = read(**{key: value})
+    assert (done.manifest, [one.key for one in done.refused]) == (None, [key])
+
+
+def test_an_adapter_to_continue_and_experts_are_carried(read: Read) -> None:
+    done = read(lora_model_dir="acme/adapter", lora_target_parameters=["experts.down_proj"], lora_dropout=0)
+    tuning = spec_of(done)["tuning"]
+    assert tuning["initialAdapter"] == {"uri": "hf://acme/adapter"}
+    assert tuning["lora"]["targetExperts"] is True
+    assert done.problems == []

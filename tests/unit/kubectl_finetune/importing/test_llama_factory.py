@@ -1,0 +1,183 @@
+"""A LLaMA-Factory file becomes a job; its rows are described by dataset_info.json."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kubectl_finetune.commands.import_file import Imported, import_file
+from kubectl_finetune.importing.draft import Options
+
+BASE = {
+    "model_name_or_path": "acme/base-1b",
+    "stage": "sft",
+    "do_train": True,
+    "finetuning_type": "lora",
+    "dataset": "chats",
+    "output_dir": "saves/out",
+}
+INFO: dict[str, Any] = {
+    "chats": {
+        "hf_hub_url": "acme/chats",
+        "formatting": "sharegpt",
+        "columns": {"messages": "dialog"},
+        "tags": {"role_tag": "kind", "content_tag": "phrase", "user_tag": "human", "assistant_tag": "gpt"},
+    },
+    "local": {"file_name": "rows.json", "columns": {"prompt": "ask", "response": "reply"}},
+    "pairs": {"hf_hub_url": "acme/pairs", "ranking": True, "columns": {"prompt": "ask", "chosen": "good"}},
+    "pages": {"cloud_file_name": "s3://data/pages.jsonl", "columns": {"prompt": "body"}},
+    "pictures": {"hf_hub_url": "acme/pictures", "columns": {"messages": "messages", "images": "images"}},
+    "strange": {"hf_hub_url": "acme/strange", "formatting": "sharegpt", "tags": {"assistant_tag": "agent"}},
+    "coded": {"script_url": "acme/coded"},
+}
+Read = Callable[..., Imported]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Import BASE with other values, next to INFO."""
+
+    def call(**changes: Any) -> Imported:
+        (tmp_path / "dataset_info.json").write_text(json.dumps(INFO))
+        path = tmp_path / "sft.yaml"
+        path.write_text(yaml.safe_dump({key: one for key, one in (BASE | changes).items() if one is not None}))
+        return import_file(path, "", Options(result="s3://models/out"))
+
+    return call
+
+
+def spec_of(done: Imported) -> dict[str, Any]:
+    assert done.manifest is not None, done.refused
+    return dict(done.manifest["spec"])
+
+
+def test_the_defaults_of_llama_factory_are_written_where_ours_differ(read: Read) -> None:
+    done = read()
+    assert (done.problems, done.fill_in, done.not_carried) == ([], [], [])
+    assert spec_of(done) == {
+        "objective": "Chat",
+        "model": {"uri": "hf://acme/base-1b"},
+        "tuning": {"method": "LoRA", "lora": {"rank": 8, "alpha": 16, "dropout": 0.0}},
+        "dataset": {
+            "train": {"uri": "hf://datasets/acme/chats"},
+            "columns": {"messages": "dialog", "role": "kind", "content": "phrase"},
+        },
+        "hyperparameters": {
+            "perDeviceTrainBatchSize": 8,
+            "gradientAccumulationSteps": 1,
+            "warmupSteps": 0,
+            "numTrainEpochs": 3,
+            "packing": "Never",
+            "maxLength": 2048,
+            "learningRate": 5e-05,
+            "lrSchedulerType": "linear",
+            "optim": "adamw_torch_fused",
+            "maxGradNorm": 1.0,
+        },
+        "output": {"uri": "s3://models/out"},
+        "resources": {"gpusPerNode": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "objective"),
+    [
+        ({}, "Chat"),
+        ({"mask_history": True}, "Instruction"),
+        ({"stage": "pt", "dataset": "pages"}, "DomainAdaptation"),
+        ({"stage": "rm", "dataset": "pairs"}, "RewardModel"),
+        ({"stage": "dpo", "dataset": "pairs"}, "DPO"),
+        ({"stage": "kto"}, "KTO"),
+    ],
+)
+def test_the_stage_is_the_objective(read: Read, changes: dict[str, Any], objective: str) -> None:
+    done = read(**changes)
+    assert (spec_of(done)["objective"], done.problems) == (objective, [])
+
+
+def test_preferences_carry_beta_and_loss(read: Read) -> None:
+    spec = spec_of(read(stage="dpo", dataset="pairs", pref_beta=0.3, pref_loss="ipo"))
+    assert spec["dpo"] == {"beta": 0.3, "lossType": "ipo"}
+    assert spec["dataset"]["columns"] == {"instruction": "ask", "chosen": "good"}
+    assert spec_of(read(stage="kto", kto_rejected_weight=2))["kto"] == {"beta": 0.1, "undesirableWeight": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "tuning"),
+    [
+        ({"quantization_bit": 4, "double_quantization": False},
+         {"method": "QLoRA", "quantization": {"doubleQuant": False}}),
+        ({"lora_rank": 64}, {"method": "LoRA", "lora": {"rank": 64, "alpha": 128, "dropout": 0.0}}),
+        ({"lora_target": "q_proj,v_proj"}, {"lora": {"rank": 8, "alpha": 16, "dropout": 0.0,
+                                                     "targetModules": ["q_proj", "v_proj"]}}),
+        ({"finetuning_type": "full"}, {"method": "Full"}),
+        ({"adapter_name_or_path": "acme/adapter"}, {"initialAdapter": {"uri": "hf://acme/adapter"}}),
+    ],
+)  # fmt: skip
+def test_adapter_and_quantisation_are_carried(read: Read, changes: dict[str, Any], tuning: dict[str, Any]) -> None:
+    found = spec_of(read(**changes))["tuning"]
+    assert {name: found[name] for name in tuning} == tuning
+
+
+def test_plain_text_has_its_column_and_is_packed(read: Read) -> None:
+    spec = spec_of(read(stage="pt", dataset="pages"))
+    assert spec["dataset"] == {
+        "train": {"uri": "s3://data/pages.jsonl"},
+        "format": "Text",
+        "columns": {"text": "body"},
+    }
+    assert spec["hyperparameters"]["packing"] == "Always"
+
+
+def test_a_local_file_of_the_descriptions_is_a_placeholder_with_its_columns(read: Read) -> None:
+    done = read(dataset="local")
+    assert spec_of(done)["dataset"] == {
+        "train": {"uri": "fill-in:rows.json"},
+        "format": "Alpaca",
+        "columns": {"instruction": "ask", "output": "reply"},
+    }
+    assert [(one.field, one.value) for one in done.fill_in] == [("spec.dataset.train.uri", "rows.json")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "reason"),
+    [
+        ({"dataset": "pictures"}, "dataset", "pictures: images, audio and video cannot be trained on"),
+        ({"dataset": "coded"}, "dataset", "coded is loaded by a script, which is not run"),
+        ({"stage": "ppo"}, "stage", "there is no PPO"),
+        ({"stage": "dpo", "dataset": "pairs", "pref_loss": "orpo"}, "pref_loss", "there is no orpo loss"),
+        ({"finetuning_type": "oft"}, "finetuning_type", "weights are trained by LoRA, QLoRA or in full"),
+        ({"do_train": None, "dataset": None, "export_dir": "out"}, "do_train (default)",
+         "the file trains nothing: it merges, answers or evaluates"),
+    ],
+)  # fmt: skip
+def test_what_no_job_can_express_is_refused(read: Read, changes: dict[str, Any], key: str, reason: str) -> None:
+    done = read(**changes)
+    assert [(one.key, one.reason) for one in done.refused] == [(key, reason)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"dataset": "strange"}, "a turn with the role agent is rejected"),
+        ({"dataset": "missing"}, "dataset_info.json has no missing"),
+        ({"packing": True}, "packed rows do not attend to each other, as with neat_packing"),
+        ({"quantization_bit": 8}, "the base is in 16 bits, which needs more memory"),
+        ({"learning_rat": 1}, "this key is not known"),
+    ],
+)
+def test_what_is_not_carried_is_named(read: Read, changes: dict[str, Any], reason: str) -> None:
+    assert reason in [one.reason for one in read(**changes).not_carried if one.changes_training]
+
+
+def test_a_file_without_the_descriptions_names_where_they_are_looked_for(tmp_path: Path) -> None:
+    path = tmp_path / "sft.yaml"
+    path.write_text(yaml.safe_dump(BASE))
+    done = import_file(path, "", Options())
+    assert [(one.key, one.reason) for one in done.not_carried] == [
+        ("dataset", "chats is described in dataset_info.json, which is not next to the file")
+    ]
+    assert spec_of(done)["dataset"]["train"]["uri"] == "fill-in:chats"

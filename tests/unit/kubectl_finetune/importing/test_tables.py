@@ -1,0 +1,62 @@
+"""The tables: every key has one place, every field exists, and no value makes an import fail with a traceback."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+
+from finetune_api.blocks import to_camel
+from finetune_api.manifest.yaml_document import YamlDocument
+from finetune_api.schema.crd import structural_schema
+from finetune_api.spec import FineTuneJobSpec
+from kubectl_finetune.errors import PluginError
+from kubectl_finetune.importing.draft import Draft, Options
+from kubectl_finetune.importing.engine import convert
+from kubectl_finetune.importing.files import TrainingFile
+from kubectl_finetune.importing.formats import FORMATS
+from kubectl_finetune.importing.rows import Format
+
+ODD: tuple[Any, ...] = (
+    *(True, False, 0, 1, -3, 0.5, 4, "4", "", "x y", "acme/name", "./rows.jsonl", "auto", "none"),
+    *([], ["a"], [{}], [1, [2]], [{"path": "acme/rows", "type": {"format": "x"}}], [{"path": [1], "roles": {"a": 1}}]),
+    *({}, {"type": "dpo"}, {"type": "reinforcement"}, {"a": {"b": [1]}}),
+)  # fmt: skip
+START: dict[str, dict[str, Any]] = {
+    "axolotl": {"base_model": "acme/base", "adapter": "lora", "datasets": [{"path": "acme/rows", "type": "alpaca"}]},
+    "llama-factory": {"model_name_or_path": "acme/base", "stage": "sft", "dataset": "rows", "do_train": True},
+    "trl": {"model_name_or_path": "acme/base", "dataset_name": "acme/rows", "use_peft": True},
+    "openai": {"model": "hosted", "training_file": "file-1", "method": {"type": "supervised"}},
+}
+forms = pytest.mark.parametrize("form", FORMATS.values(), ids=lambda one: one.name)
+
+
+@forms
+def test_a_key_is_either_derived_or_in_the_table(form: Format) -> None:
+    assert form.derived_keys & set(form.table) == set()
+
+
+@forms
+def test_every_value_of_every_key_is_carried_or_named(form: Format) -> None:
+    keys = [key.replace("*", "x") for key in (*form.derived_keys, *form.table)]
+    outcomes = set()
+    for key, value in product(keys, ODD):
+        values = START[form.name] | {key: value}
+        try:
+            draft = convert(TrainingFile("training.yaml", YamlDocument(values), values), form, Options())
+        except PluginError as error:
+            outcomes.add(type(error).__name__)
+        else:
+            outcomes.add("refused" if draft.refusals else "carried")
+            assert draft.spec["output"]["uri"]
+    assert {"carried", "refused"} <= outcomes
+
+
+@forms
+def test_a_key_that_the_spec_has_by_the_same_name_is_carried(form: Format) -> None:
+    block = structural_schema(FineTuneJobSpec)["properties"]["hyperparameters"]["properties"]
+    for key, row in form.table.items():
+        if field := block.get(to_camel(key)):
+            value = next(iter(field.get("enum", ())), True if field["type"] == "boolean" else 3)
+            draft = Draft(TrainingFile("training.yaml", YamlDocument({}), {key: value}), Options(), {})
+            row(draft, (key,), value)
+            assert draft.at(f"hyperparameters.{to_camel(key)}") is not None, key

@@ -1,0 +1,139 @@
+"""A file for `trl sft`, `dpo`, `kto`, `reward`, `grpo` or `rloo` becomes a job."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kubectl_finetune.commands.import_file import Imported, import_file
+from kubectl_finetune.errors import WrongUse
+from kubectl_finetune.importing.draft import Options
+
+BASE = {"model_name_or_path": "acme/base-1b", "dataset_name": "acme/rows", "output_dir": "s3://models/out"}
+Read = Callable[..., Imported]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Import BASE with other values."""
+
+    def call(options: Options | None = None, **changes: Any) -> Imported:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(BASE | changes))
+        return import_file(path, "", options or Options())
+
+    return call
+
+
+def spec_of(done: Imported) -> dict[str, Any]:
+    assert done.manifest is not None, done.refused
+    return dict(done.manifest["spec"])
+
+
+def test_the_defaults_of_trl_are_written_where_ours_differ(read: Read) -> None:
+    done = read()
+    spec = spec_of(done)
+    assert done.problems == []
+    assert spec["tuning"] == {"method": "Full"}
+    assert spec["hyperparameters"] == {
+        "learningRate": 2e-05,
+        "maxLength": 1024,
+        "perDeviceTrainBatchSize": 8,
+        "gradientAccumulationSteps": 1,
+        "warmupSteps": 0,
+        "numTrainEpochs": 3,
+        "packing": "Never",
+        "lrSchedulerType": "linear",
+        "optim": "adamw_torch_fused",
+        "maxGradNorm": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "objective", "rate"),
+    [
+        ({"packing": True}, "Chat", 2e-5),
+        ({"dataset_text_field": "body"}, "DomainAdaptation", 2e-5),
+        ({"precompute_ref_log_probs": True}, "DPO", 1e-6),
+        ({"desirable_weight": 2.0}, "KTO", 1e-6),
+        ({"center_rewards_coefficient": 0.01}, "RewardModel", 1e-4),
+        ({"reward_funcs": ["think_format_reward"]}, "RLHF", 1e-6),
+    ],
+)
+def test_the_command_follows_from_the_keys_that_only_it_has(
+    read: Read, changes: dict[str, Any], objective: str, rate: float
+) -> None:
+    done = read(**changes)
+    spec = spec_of(done)
+    assert (spec["objective"], spec["hyperparameters"]["learningRate"], done.problems) == (objective, rate, [])
+
+
+def test_a_file_that_several_commands_could_read_needs_the_objective(read: Read) -> None:
+    with pytest.raises(WrongUse, match="which command of TRL") as raised:
+        read(beta=0.2)
+    assert raised.value.fix == "add --objective DPO, KTO, RLHF or RewardModel"
+    assert spec_of(read(Options(objective="kto"), beta=0.2))["kto"] == {"beta": 0.2}
+    assert spec_of(read(Options(objective="DPO"), beta=0.2))["dpo"] == {"beta": 0.2, "lossType": "sigmoid"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "tuning"),
+    [
+        ({}, {"method": "LoRA", "lora": {"rank": 16, "alpha": 32, "dropout": 0.05}}),
+        ({"load_in_4bit": True, "lora_r": 8}, {"method": "QLoRA", "quantization": {"doubleQuant": False},
+                                               "lora": {"rank": 8, "alpha": 32, "dropout": 0.05}}),
+        ({"load_in_4bit": True, "use_bnb_nested_quant": True}, {"method": "QLoRA"}),
+    ],
+)  # fmt: skip
+def test_an_adapter_has_trls_defaults(read: Read, changes: dict[str, Any], tuning: dict[str, Any]) -> None:
+    done = read(use_peft=True, lora_target_modules="all-linear", **changes)
+    found = spec_of(done)["tuning"]
+    assert {name: found[name] for name in tuning} == tuning
+    assert ("quantization" in found) == ("quantization" in tuning)
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [
+        ({}, ["assistant_only_loss (default)"]),
+        ({"assistant_only_loss": True}, []),
+        ({"completion_only_loss": True}, []),
+        ({"completion_only_loss": False}, ["completion_only_loss"]),
+    ],
+)
+def test_a_loss_of_every_token_is_named(read: Read, changes: dict[str, Any], lost: list[str]) -> None:
+    assert [one.key for one in read(**changes).not_carried if one.changes_training] == lost
+
+
+def test_processes_are_gpus_and_part_of_a_step(read: Read) -> None:
+    done = read(num_processes=4, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    assert spec_of(done)["resources"] == {"gpusPerNode": 4}
+    assert "A step has 32 rows: 2 x 4 (accumulation) x 4 (GPUs)." in done.text
+
+
+def test_held_out_rows_are_those_of_the_same_repository_if_it_is_evaluated(read: Read) -> None:
+    assert "validation" not in spec_of(read(eval_strategy="no"))["dataset"]
+    assert spec_of(read(eval_strategy="steps"))["dataset"]["validation"] == {"uri": "hf://datasets/acme/rows"}
+
+
+def test_rloo_has_its_own_defaults_and_a_reward_model(read: Read) -> None:
+    done = read(reward_model_name_or_path="acme/reward", normalize_advantages=True)
+    assert spec_of(done)["rlhf"] == {
+        "algorithm": "RLOO",
+        "beta": 0.05,
+        "numGenerations": 2,
+        "maxCompletionLength": 512,
+        "rewardModel": {"uri": "hf://acme/reward"},
+    }
+
+
+def test_settings_of_grpo_in_a_file_without_it_have_no_effect(read: Read) -> None:
+    done = read(Options(objective="Chat"), num_generations=4, completion_only_loss=True)
+    assert [(one.key, one.changes_training) for one in done.not_carried] == [("num_generations", False)]
+
+
+def test_another_loss_is_refused(read: Read) -> None:
+    done = read(Options(objective="DPO"), loss_type=["sigmoid", "sft"])
+    assert [(one.key, one.reason) for one in done.refused] == [("loss_type", "there is no loss sigmoid, sft")]
