@@ -133,6 +133,17 @@ def _class(draft: Draft) -> None:
 
 def _schedule(draft: Draft) -> None:
     shared.put_warmup(draft, 0.03)
+    shared.put_schedule(draft, "lr_scheduler")
+    lowest = shared.read(draft, "cosine_min_lr_ratio", values.number, 0)
+    if (
+        0 < lowest < 1
+        and draft.at(f"{HYPER}.lrSchedulerType") == "cosine"
+        and not draft.get("cosine_constant_lr_ratio")
+    ):
+        draft.set(f"{HYPER}.lrSchedulerType", "cosine_with_min_lr", "cosine_min_lr_ratio")
+        draft.set(f"{HYPER}.minLrRatio", lowest, "cosine_min_lr_ratio")
+    elif lowest:
+        draft.lose("cosine_min_lr_ratio", "the schedule ends in another way", "docs/settings.md lists the schedules")
     shared.put_length(draft, "num_epochs", "max_steps")
     for key in ("evals_per_epoch", "saves_per_epoch"):
         if not is_off(draft.get(key)):
@@ -158,7 +169,6 @@ TABLE: Table = MappingProxyType(
     | shared.WEIGHTS
     | {
         "optimizer": to(f"{HYPER}.optim", values.optimiser),
-        "lr_scheduler": to(f"{HYPER}.lrSchedulerType", values.schedule),
         "sequence_len": to(f"{HYPER}.maxLength", values.whole),
         "revision_of_model": to("model.revision", values.text),
         "model_revision": to("model.revision", values.text),
@@ -184,7 +194,6 @@ TABLE: Table = MappingProxyType(
         "peft_layers_pattern": lost("every layer gets an adapter"),
         "peft_layer_replication": refused("layers cannot be replicated", REMOVE),
         "peft_trainable_token_indices": lost("no embeddings are trained next to an adapter"),
-        "cosine_min_lr_ratio": lost("the cosine ends at 0"),
         "cosine_constant_lr_ratio": lost("the cosine has no constant part"),
         "eta_min": lost("the cosine ends at 0"),
         "lr_quadratic_warmup": lost("the warm-up is linear"),
@@ -192,7 +201,7 @@ TABLE: Table = MappingProxyType(
         "embedding_lr*": lost("every weight has the same learning rate"),
         "lr_groups": lost("every weight has the same learning rate"),
         "adam_eps": lost(shared.ADAM, unless=(1e-8,)),
-        "noisy_embedding_alpha": lost("no noise is added to embeddings"),
+        "noisy_embedding_alpha": to(f"{HYPER}.neftuneNoiseAlpha", values.positive),
         "center_rewards_coefficient": lost("rewards are not centred"),
         "rope_scaling": lost("the context is that of the model"),
         "overrides_of_model_config": lost("the model's config.json is used unchanged"),
@@ -328,7 +337,11 @@ FORMAT = Format(
         derived(put_rows, "datasets pretraining_dataset test_datasets val_set_size"),
         derived(_beta, "rl_beta dpo_beta kto_desirable_weight kto_undesirable_weight trl"),
         derived(_batch, f"micro_batch_size gradient_accumulation_steps batch_size {' '.join(GPU_SPLITS)}"),
-        derived(_schedule, "num_epochs max_steps warmup_steps warmup_ratio evals_per_epoch saves_per_epoch"),
+        derived(
+            _schedule,
+            "num_epochs max_steps warmup_steps warmup_ratio lr_scheduler lr_scheduler_kwargs "
+            "cosine_min_lr_ratio evals_per_epoch saves_per_epoch",
+        ),
         derived(_packing, "sample_packing attn_implementation flash_attention"),
         derived(shared.put_precision, "bf16 fp16"),
         derived(lambda draft: shared.put_early_stopping(draft, "early_stopping_patience"), "early_stopping_patience"),

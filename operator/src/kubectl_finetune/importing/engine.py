@@ -2,18 +2,17 @@
 
 import fnmatch
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from finetune_api.manifest.yaml_document import FieldPath
+from finetune_api.schema.crd import structural_schema
+from finetune_api.spec import FineTuneJobSpec
 from kubectl_finetune.importing.draft import Draft, Options
 from kubectl_finetune.importing.files import TrainingFile, is_secret
 from kubectl_finetune.importing.rows import Format, Row, Table
 from kubectl_finetune.manifest.suggestions import nearest
 
-ORDER = (
-    *("mode", "objective", "storage", "hub", "model", "tuning", "dataset", "hyperparameters", "dpo", "kto", "rlhf"),
-    *("evaluation", "earlyStopping", "checkpoint", "output", "resources", "tracking"),
-)
 SECRET = "a secret does not belong in a manifest, and is not copied"  # noqa: S105 - a sentence
 SECRET_FIX = "create a Secret with HF_TOKEN, and name it in model.credentialsSecretRef"  # noqa: S105 - a sentence
 TEMPLATE = "the value is a template, which is not filled in"
@@ -33,8 +32,23 @@ def convert(file: TrainingFile, form: Format, options: Options) -> Draft:
     given = {**form.defaults, **{key: value for key, value in file.values.items() if value is not None}}
     rest = {key: value for key, value in given.items() if key not in known | draft.done}
     apply_table(draft, (), rest, form.table, known)
-    draft.spec = {block: draft.spec[block] for block in ORDER if block in draft.spec}
+    draft.spec = _in_order(draft.spec, _schema())
     return draft
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return structural_schema(FineTuneJobSpec)
+
+
+def _in_order(block: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields in the order of the reference."""
+    fields = {name: one for name, one in schema.get("properties", {}).items() if name in block}
+    ordered = {
+        name: _in_order(block[name], one) if isinstance(block[name], dict) else block[name]
+        for name, one in fields.items()
+    }
+    return ordered or block
 
 
 def apply_table(

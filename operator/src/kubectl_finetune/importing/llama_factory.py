@@ -197,6 +197,7 @@ def _packing(draft: Draft) -> None:
 
 def _schedule(draft: Draft) -> None:
     shared.put_warmup(draft, 0)
+    shared.put_schedule(draft, "lr_scheduler_type")
     shared.put_length(draft, "num_train_epochs", "max_steps")
 
 
@@ -335,7 +336,9 @@ FORMAT = Format(
             "per_device_train_batch_size gradient_accumulation_steps",
         ),
         derived(shared.put_gpus, ""),
-        derived(_schedule, "num_train_epochs max_steps warmup_steps warmup_ratio"),
+        derived(
+            _schedule, "num_train_epochs max_steps warmup_steps warmup_ratio lr_scheduler_type lr_scheduler_kwargs"
+        ),
         derived(_packing, "packing neat_packing"),
         derived(lambda draft: shared.put_attention(draft, "flash_attn"), "flash_attn"),
         derived(_precision, "bf16 fp16 pure_bf16"),

@@ -34,9 +34,15 @@ OWN_TEMPLATE = (
 )
 COMPARE = "compare the rows that the report previews"
 
+SCHEDULE_ARGUMENTS = {
+    ("cosine_with_min_lr", "min_lr_rate"): "minLrRatio",
+    ("warmup_stable_decay", "min_lr_ratio"): "minLrRatio",
+    ("warmup_stable_decay", "num_decay_steps"): "decaySteps",
+}
+"""By schedule and argument: the field."""
+
 TRAINING_ARGUMENTS: dict[str, Row] = {
     "learning_rate": to(f"{HYPER}.learningRate", values.number),
-    "lr_scheduler_type": to(f"{HYPER}.lrSchedulerType", values.schedule),
     "weight_decay": to(f"{HYPER}.weightDecay", values.number),
     "max_grad_norm": to(f"{HYPER}.maxGradNorm", values.number),
     "optim": to(f"{HYPER}.optim", values.optimiser),
@@ -52,8 +58,7 @@ TRAINING_ARGUMENTS: dict[str, Row] = {
     "adam_epsilon": lost(ADAM, unless=(1e-8,)),
     "optim_args": lost("optimisers have no further arguments"),
     "optim_target_modules": lost("optimisers train every module with an adapter"),
-    "lr_scheduler_kwargs": lost("schedules have no further arguments"),
-    "neftune_noise_alpha": lost("no noise is added to embeddings"),
+    "neftune_noise_alpha": to(f"{HYPER}.neftuneNoiseAlpha", values.positive),
     "label_smoothing_factor": lost("labels are not smoothed"),
     "group_by_length": lost("rows are not ordered by their length"),
     "save_strategy": harmless("checkpoints are by steps", "set checkpoint.steps", unless=("steps",)),
@@ -161,6 +166,21 @@ def put_warmup(draft: Draft, default: float) -> None:
     draft.set(f"{HYPER}.warmupSteps", default, "warmup_steps")
 
 
+def put_schedule(draft: Draft, key: str) -> None:
+    """Set the schedule of the learning rate, with where it ends."""
+    carry(draft, key, f"{HYPER}.lrSchedulerType", values.schedule)
+    arguments = draft.get("lr_scheduler_kwargs")
+    for name, value in arguments.items() if isinstance(arguments, dict) else ():
+        place = ("lr_scheduler_kwargs", name)
+        field = SCHEDULE_ARGUMENTS.get((str(draft.at(f"{HYPER}.lrSchedulerType")), name))
+        if field:
+            to(f"{HYPER}.{field}", values.number)(draft, place, value)
+        else:
+            draft.lose(place, "this schedule has no such argument", "docs/settings.md lists its settings")
+    if isinstance(arguments, str) and not is_off(arguments):
+        draft.lose("lr_scheduler_kwargs", "a text is not parsed", "write its entries as a block")
+
+
 def put_precision(draft: Draft) -> None:
     """Set the number format from the two switches; without either, the computation is in 32 bits."""
     if read(draft, "bf16", _is_automatic) == "Auto":
@@ -186,6 +206,9 @@ def put_packing(draft: Draft, key: str, *, packs: bool) -> None:
 def put_attention(draft: Draft, key: str) -> None:
     """Set the attention kernel, for supervised objectives."""
     word = str(draft.get(key)).lower()
+    if draft.is_given("neftune_noise_alpha") and not is_off(draft.get(key)):
+        draft.lose(key, "with NEFTune, rows are not joined, which FlashAttention needs", changes_training=False)
+        return
     if draft.at("objective") not in SUPERVISED or word in {"none", "true", "false", "auto"}:
         return
     if "flash" in word or word == "fa2":

@@ -169,6 +169,7 @@ def _batch(draft: Draft) -> None:
 
 def _schedule(draft: Draft) -> None:
     shared.put_warmup(draft, 0)
+    shared.put_schedule(draft, "lr_scheduler_type")
     shared.put_length(draft, "num_train_epochs", "max_steps")
 
 
@@ -259,7 +260,9 @@ FORMAT = Format(
             "eval_strategy",
         ),
         derived(_batch, "per_device_train_batch_size gradient_accumulation_steps num_processes accelerate_config"),
-        derived(_schedule, "num_train_epochs max_steps warmup_steps warmup_ratio"),
+        derived(
+            _schedule, "num_train_epochs max_steps warmup_steps warmup_ratio lr_scheduler_type lr_scheduler_kwargs"
+        ),
         derived(_packing, "packing attn_implementation"),
         derived(shared.put_precision, "bf16 fp16"),
         derived(shared.put_trackers, "report_to"),

@@ -13,13 +13,15 @@ SAME_OPTIMISERS = {
     "adamw_hf": Optimiser.ADAMW_TORCH,
     "adamw": Optimiser.ADAMW_TORCH,
     "adamw_bnb_8bit": Optimiser.ADAMW_8BIT,
-    "paged_adamw": Optimiser.ADAMW_TORCH,
-    "paged_adamw_32bit": Optimiser.ADAMW_TORCH,
+    "paged_adamw": Optimiser.PAGED_ADAMW,
+    "lion": Optimiser.LION,
+    "paged_lion": Optimiser.PAGED_LION,
+    "lion_pytorch": Optimiser.LION,
     "adamw_apex_fused": Optimiser.ADAMW_TORCH_FUSED,
     "adamw_torch_8bit": Optimiser.ADAMW_8BIT,
     "ao_adamw_8bit": Optimiser.ADAMW_8BIT,
 }
-"""Other names of the same update rule; paging only moves its state to the host."""
+"""Other names of the same update rule."""
 STRATEGY_IS_STEPS = "it is by steps here, and their number is not in the file"
 
 
@@ -37,6 +39,12 @@ def whole(value: Any) -> int:
     if int(found) != found:
         raise NotConverted("is not a whole number", "write a whole number")
     return int(found)
+
+
+def positive(value: Any) -> float | int | None:
+    """Return a number above 0, else None: other projects switch something off with 0 or -1."""
+    found = number(value)
+    return found if found > 0 else None
 
 
 def positive_whole(value: Any) -> int | None:
@@ -95,12 +103,11 @@ def choice(known: Mapping[str, Any], reason: str, fix: str = "") -> Callable[[An
 def optimiser(value: Any) -> str:
     """Return the optimiser of the same name, or with the same update rule."""
     word = text(value)
-    known = [one.value for one in Optimiser]
-    if word in known:
+    if word in {one.value for one in Optimiser}:
         return word
     if word in SAME_OPTIMISERS:
         return SAME_OPTIMISERS[word].value
-    raise NotConverted(f"there is no such optimiser; the default is used. There are {', '.join(known)}")
+    raise NotConverted("there is no such optimiser; the default is used", "docs/settings.md lists those there are")
 
 
 def schedule(value: Any) -> str:

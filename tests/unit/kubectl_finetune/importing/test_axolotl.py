@@ -291,3 +291,53 @@ def test_an_adapter_to_continue_and_experts_are_carried(read: Read) -> None:
     assert tuning["initialAdapter"] == {"uri": "hf://acme/adapter"}
     assert tuning["lora"]["targetExperts"] is True
     assert done.problems == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "found", "lost"),
+    [
+        ({"lr_scheduler": "cosine", "cosine_min_lr_ratio": 0.1},
+         {"lrSchedulerType": "cosine_with_min_lr", "minLrRatio": 0.1}, []),
+        ({"lr_scheduler": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.2}},
+         {"lrSchedulerType": "cosine_with_min_lr", "minLrRatio": 0.2}, []),
+        ({"lr_scheduler": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 50}},
+         {"lrSchedulerType": "warmup_stable_decay", "decaySteps": 50}, []),
+        ({"lr_scheduler": "linear", "lr_scheduler_kwargs": {"power": 2}},
+         {"lrSchedulerType": "linear"}, ["lr_scheduler_kwargs.power"]),
+        ({"lr_scheduler": "linear", "cosine_min_lr_ratio": 0.1},
+         {"lrSchedulerType": "linear"}, ["cosine_min_lr_ratio"]),
+        ({"lr_scheduler": "rex"}, {}, ["lr_scheduler"]),
+    ],
+)  # fmt: skip
+def test_a_schedule_is_carried_with_its_end(
+    read: Read, changes: dict[str, Any], found: dict[str, Any], lost: list[str]
+) -> None:
+    done = read(**changes)
+    hyper = spec_of(done)["hyperparameters"]
+    assert {
+        name: one for name, one in hyper.items() if name in {"lrSchedulerType", "minLrRatio", "decaySteps"}
+    } == found
+    assert (lost_keys(done), done.problems) == (lost, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("adamw_bnb_8bit", "adamw_8bit"),
+        ("adamw_torch_8bit", "adamw_8bit"),
+        ("paged_adamw_32bit", "paged_adamw_32bit"),
+        ("lion_8bit", "lion_8bit"),
+        ("muon", None),
+    ],
+)
+def test_an_optimiser_is_carried_or_named(read: Read, name: str, found: str | None) -> None:
+    done = read(optimizer=name)
+    assert spec_of(done)["hyperparameters"].get("optim") == found
+    assert lost_keys(done) == ([] if found else ["optimizer"])
+
+
+def test_noise_on_embeddings_leaves_the_attention_to_the_trainer(read: Read) -> None:
+    done = read(neftune_noise_alpha=5, sample_packing=False)
+    hyper = spec_of(done)["hyperparameters"]
+    assert (hyper["neftuneNoiseAlpha"], "attention" in hyper, done.problems) == (5, False, [])
+    assert [one.key for one in done.not_carried] == ["attn_implementation"]
