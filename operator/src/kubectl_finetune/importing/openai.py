@@ -1,5 +1,6 @@
 """OpenAI: the body of `POST /v1/fine_tuning/jobs`."""
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +21,8 @@ METHODS = {
     "reinforcement": Objective.RLHF,
 }
 AUTO = ("auto",)
+_REFERENCE = re.compile(r"\{\{\s*item\.([A-Za-z0-9_]+)\s*\}\}")
+_ANSWER = re.compile(r"\{\{\s*sample\.output_text\s*\}\}")
 HYPERPARAMETERS: Table = {
     "n_epochs": to(f"{HYPER}.numTrainEpochs", lambda value: None if value == "auto" else values.number(value)),
     "learning_rate_multiplier": lost(
@@ -74,9 +77,19 @@ def _batch(draft: Draft, value: Any, path: tuple[str, ...]) -> None:
 
 
 def _reward(draft: Draft, grader: Any) -> None:
-    kind = grader.get("type") if isinstance(grader, dict) else None
+    """Set the reward of a grader that compares the answer with a column of the row."""
+    kind, path = grader.get("type") if isinstance(grader, dict) else None, ("method", "reinforcement", "grader")
+    if kind == "string_check":
+        column = _REFERENCE.fullmatch(str(grader.get("reference")))
+        if column and _ANSWER.fullmatch(str(grader.get("input"))) and grader.get("operation") == "eq":
+            answer = {"match": "Exact", "column": column[1]}
+            draft.set("rlhf.rewards", [{"type": "Answer", "answer": answer}], path)
+            return
+        reason = "only whole answers can be compared: operation eq, input {{sample.output_text}}"
+        draft.refuse(path, reason, "write the reward as one of rlhf.rewards")
+        return
     fix = "write the reward as one of rlhf.rewards, or train a reward model"
-    draft.refuse(("method", "reinforcement", "grader"), f"a grader of type {kind} cannot be computed", fix)
+    draft.refuse(path, f"a grader of type {kind} cannot be computed", fix)
 
 
 def _rows(draft: Draft) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from kubectl_finetune.commands.import_file import Imported, import_file
 from kubectl_finetune.importing.draft import Options
 
 GIVEN = Options(model="hf://acme/base-1b", data="s3://data/rows.jsonl", result="s3://models/out", gpus=2)
+GIVEN_ONE = replace(GIVEN, gpus=1)
 Read = Callable[..., Imported]
 
 
@@ -97,3 +99,22 @@ def test_a_request_may_be_indented_with_tabs(tmp_path: Path) -> None:
     path.write_text('{\n\t"model": "hosted-model",\n\t"training_file": "file-1"\n}\n')
     done = import_file(path, "", GIVEN)
     assert (done.format, done.problems, done.not_carried) == ("openai", [], [])
+
+
+def test_a_grader_that_compares_texts_is_a_reward_by_the_rows_column(read: Read) -> None:
+    grader = {
+        "type": "string_check",
+        "operation": "eq",
+        "input": "{{sample.output_text}}",
+        "reference": "{{item.gold}}",
+    }
+    done = read(GIVEN_ONE, method={"type": "reinforcement", "reinforcement": {"grader": grader}})
+    assert done.manifest is not None
+    assert done.problems == []
+    assert done.manifest["spec"]["rlhf"] == {
+        "rewards": [{"type": "Answer", "answer": {"match": "Exact", "column": "gold"}}]
+    }
+    other = read(
+        GIVEN_ONE, method={"type": "reinforcement", "reinforcement": {"grader": grader | {"operation": "like"}}}
+    )
+    assert [one.key for one in other.refused] == ["method.reinforcement.grader"]

@@ -17,10 +17,9 @@ from kubectl_finetune.importing.formats import FORMATS
 from kubectl_finetune.importing.rows import Format
 
 ODD: tuple[Any, ...] = (
-    *(True, False, 0, 1, -3, 0.5, 4, "4", "", "x y", "acme/name", "./rows.jsonl", "auto", "none"),
-    *([], ["a"], [{}], [1, [2]], [{"path": "acme/rows", "type": {"format": "x"}}], [{"path": [1], "roles": {"a": 1}}]),
-    *({}, {"type": "dpo"}, {"type": "reinforcement"}, {"a": {"b": [1]}}),
-)  # fmt: skip
+    *(True, 0, -3, 0.5, "4", "", "acme/name", "./rows.jsonl", "none", [1, [2]], {}, {"a": {"b": [1]}}),
+    *([{"path": "acme/rows", "type": {"format": "x"}}], [{"path": [1], "roles": {"a": 1}}], {"type": "reinforcement"}),
+)
 START: dict[str, dict[str, Any]] = {
     "axolotl": {"base_model": "acme/base", "adapter": "lora", "datasets": [{"path": "acme/rows", "type": "alpaca"}]},
     "llama-factory": {"model_name_or_path": "acme/base", "stage": "sft", "dataset": "rows", "do_train": True},
