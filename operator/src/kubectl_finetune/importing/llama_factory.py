@@ -96,16 +96,18 @@ def _method(draft: Draft) -> None:
 
 def _rows(draft: Draft) -> None:
     info = _read_info(draft)
-    put_train(
-        draft,
-        [one for name in values.words(draft.get("dataset") or []) if (one := _source(draft, "dataset", name, info))],
-    )
-    held_out = values.words(draft.get("eval_dataset") or [])
-    put_validation(draft, [one for name in held_out if (one := _source(draft, "eval_dataset", name, info))])
+    put_train(draft, _sources(draft, "dataset", info))
+    put_validation(draft, _sources(draft, "eval_dataset", info))
     if draft.at("dataset.validation") is None:
         shared.carry(draft, "val_size", "dataset.validationSplitPercent", values.percent)
-    if draft.is_given("max_samples"):
-        shared.carry(draft, "max_samples", "dataset.maxSamples", values.whole)
+
+
+def _sources(draft: Draft, key: str, info: dict[str, Any] | None) -> list[RowSource]:
+    found = [one for name in values.words(draft.get(key) or []) if (one := _source(draft, key, name, info))]
+    if limit := shared.read(draft, "max_samples", values.positive_whole):
+        for one in found:
+            one.max_samples = min(limit, one.max_samples or limit)
+    return found
 
 
 def _read_info(draft: Draft) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from finetune_api.blocks import DATA_URI, MODEL_URI
 from kubectl_finetune.importing.draft import Draft, Key
@@ -11,7 +12,8 @@ from kubectl_finetune.manifest.fixes import FILL_IN
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 DATA_FILE = re.compile(r"[.](jsonl?|ndjson|csv|tsv|parquet|arrow|txt|gz|zst)$")
-FIRST_ROWS = re.compile(r"train\[:(\d+)(%?)\]")
+SPLIT = re.compile(r"(?P<name>\w+)(?:\[:(?P<rows>\d+)(?P<percent>%?)\])?")
+WHOLE_DATASET = re.compile(r"hf://datasets/[^/]+/[^/]+/?")
 
 
 @dataclass
@@ -21,8 +23,9 @@ class RowSource:
     key: Key
     uri: str
     revision: str = ""
+    config: str = ""
+    split: str = ""
     max_samples: int | None = None
-    fraction: float | None = None
     format: str = ""
     columns: dict[str, str] = field(default_factory=dict)
 
@@ -74,24 +77,31 @@ def row_source(
     else:
         source = RowSource(key, FILL_IN + (paths[0] if paths and not is_local(name) else name))
     if len(paths) > 1:
-        draft.lose(key, "only the first of its files is read", "name all with a pattern in dataset.train.uri")
-    if config:
-        reason = f"the configuration {config} is not chosen: the files of all are read"
-        draft.lose(key, reason, "name its folder in dataset.train.uri")
-    _choose_split(draft, source, key, split)
+        draft.lose(key, "only the first of its files is read", "name all with a pattern in the URI")
+    is_whole = bool(WHOLE_DATASET.fullmatch(source.uri))
+    if is_whole:
+        source.config = config
+    elif config:
+        draft.lose(key, f"the configuration {config} is of no use for single files", "name its files in the URI")
+    _choose_split(draft, source, split, is_whole=is_whole)
     return source
 
 
-def _choose_split(draft: Draft, source: RowSource, key: Key, split: str) -> None:
-    if split in {"", "train"}:
+def _choose_split(draft: Draft, source: RowSource, split: str, *, is_whole: bool) -> None:
+    found = SPLIT.fullmatch(split.replace(" ", ""))
+    if not found:
+        if split:
+            draft.lose(source.key, f"the split {split} is not chosen", "name its files in the URI")
         return
-    if found := FIRST_ROWS.fullmatch(split.replace(" ", "")):
-        if found[2]:
-            source.fraction = int(found[1]) / 100
-        else:
-            source.max_samples = int(found[1])
-        return
-    draft.lose(key, f"the split {split} is not chosen: the files of train are read", "name its files in the URI")
+    if found["name"] != "train" and is_whole:
+        source.split = found["name"]
+    elif found["name"] != "train":
+        draft.lose(source.key, f"the split {found['name']} is of no use for single files", "name its files in the URI")
+    if found["percent"]:
+        reason = f"a percentage of the rows cannot be chosen: all are used, not {found['rows']} %"
+        draft.lose(source.key, reason, "set maxSamples")
+    elif found["rows"]:
+        source.max_samples = int(found["rows"])
 
 
 def put_train(draft: Draft, sources: list[RowSource]) -> None:
@@ -101,20 +111,20 @@ def put_train(draft: Draft, sources: list[RowSource]) -> None:
                              format=sources[0].format if sources else "")]  # fmt: skip
     if not sources:
         sources = [RowSource("data", f"{FILL_IN}rows")]
-    first, *others = sources
-    _put_source(draft, "dataset.train", first, "--data")
-    if first.format:
-        draft.set("dataset.format", first.format, first.key)
-    if first.columns:
-        draft.set("dataset.columns", first.columns, first.key)
-    if first.max_samples:
-        draft.set("dataset.maxSamples", first.max_samples, first.key)
-    if first.fraction:
-        reason = f"a part of the rows cannot be chosen: all are used, not {first.fraction:.0%}"
-        draft.lose(first.key, reason, "set dataset.maxSamples")
-    for other in others:
-        reason = "a job reads one source, the first"
-        draft.lose(other.key, reason, "put the rows of all under one prefix, and use --data s3://bucket/prefix/")
+    if len(sources) > 1:
+        blend = []
+        for index, source in enumerate(sources):
+            path = f"dataset.train.sources[{index}]"
+            own = {"maxSamples": source.max_samples, "format": source.format, "columns": source.columns}
+            blend.append(_fields(draft, path, source, "--data") | {name: one for name, one in own.items() if one})
+            draft.origins[path] = draft.name(source.key)
+        draft.set("dataset.train.sources", blend, sources[0].key)
+        return
+    (only,) = sources
+    draft.set("dataset.train", _fields(draft, "dataset.train", only, "--data"), only.key)
+    for name, value in (("format", only.format), ("columns", only.columns), ("maxSamples", only.max_samples)):
+        if value:
+            draft.set(f"dataset.{name}", value, only.key)
 
 
 def put_validation(draft: Draft, sources: list[RowSource]) -> None:
@@ -123,17 +133,20 @@ def put_validation(draft: Draft, sources: list[RowSource]) -> None:
         sources = [RowSource("--validation", draft.options.validation)]
     if not sources:
         return
-    _put_source(draft, "dataset.validation", sources[0], "--validation")
+    fields = _fields(draft, "dataset.validation", sources[0], "--validation")
+    draft.set("dataset.validation", fields, sources[0].key)
     for other in sources[1:]:
         draft.lose(other.key, "a job has one source of held-out rows, the first", "put the rows under one prefix")
 
 
-def _put_source(draft: Draft, block: str, source: RowSource, option: str) -> None:
-    if source.uri.startswith(FILL_IN):
-        source.uri = _fill_in(draft, f"{block}.uri", source.uri.removeprefix(FILL_IN), source.key, f"use {option}")
-    draft.set(f"{block}.uri", source.uri, source.key)
-    if source.revision and source.uri.startswith("hf://"):
-        draft.set(f"{block}.revision", source.revision, source.key)
+def _fields(draft: Draft, path: str, source: RowSource, option: str) -> dict[str, Any]:
+    """Return the fields of a source."""
+    uri = source.uri
+    if uri.startswith(FILL_IN):
+        uri = _fill_in(draft, f"{path}.uri", uri.removeprefix(FILL_IN), source.key, f"use {option}")
+    revision = source.revision if uri.startswith("hf://") else ""
+    found = {"uri": uri, "revision": revision, "config": source.config, "split": source.split}
+    return {name: one for name, one in found.items() if one}
 
 
 def _fill_in(draft: Draft, field_path: str, value: str, key: Key, fix: str) -> str:

@@ -48,6 +48,9 @@ def _objective(draft: Draft) -> None:
             f"{draft.file.name}: its keys do not show which command of TRL it is for",
             "add --objective DPO, KTO, RLHF or RewardModel",
         )
+    if not command and not draft.options.objective:
+        reason = "no key shows the command of TRL: that of supervised tuning is assumed"
+        draft.lose("objective", reason, "use --objective DPO, KTO, RewardModel or RLHF for another")
     found = COMMANDS[command or "sft"]
     if found is Objective.CHAT and draft.is_given("dataset_text_field"):
         found = Objective.DOMAIN_ADAPTATION
@@ -121,15 +124,16 @@ def _method(draft: Draft) -> None:
 
 def _rows(draft: Draft) -> None:
     put_train(draft, _sources(draft))
-    train, evaluates = draft.at("dataset.train.uri"), not is_off(draft.get("eval_strategy"))
-    if evaluates and str(train).startswith("hf://datasets/") and not draft.options.validation:
-        draft.set("dataset.validation.uri", train, "eval_strategy")
-    elif draft.options.validation:
+    train, evaluates = draft.at("dataset.train"), not is_off(draft.get("eval_strategy"))
+    if draft.options.validation:
         put_validation(draft, [])
+    elif evaluates and str(train.get("uri")).startswith("hf://datasets/"):
+        held_out = {name: train[name] for name in ("uri", "config") if name in train}
+        if draft.is_given("dataset_test_split"):
+            held_out["split"] = str(draft.get("dataset_test_split"))
+        draft.set("dataset.validation", held_out, "eval_strategy")
     elif evaluates:
         draft.lose("eval_strategy", "the held-out rows are not in the file", "use --validation", changes_training=False)
-    if str(draft.get("dataset_test_split") or "test") != "test":
-        draft.lose("dataset_test_split", "the files of validation or test are read", "name its files in the URI")
     column = draft.get("dataset_text_field")
     if draft.at("objective") == Objective.DOMAIN_ADAPTATION.value and column not in (None, "text"):
         draft.set("dataset.columns", {"text": str(column)}, "dataset_text_field")
@@ -155,8 +159,8 @@ def _of_mixture(draft: Draft, index: int, entry: Mapping[str, Any]) -> RowSource
         split=str(entry.get("split") or ""),
         config=str(entry.get("name") or ""),
     )
-    fraction = entry.get("fraction")
-    source.fraction = fraction if isinstance(fraction, float) and fraction < 1 else source.fraction
+    if entry.get("fraction") not in (None, 1):
+        draft.lose(path, "a fraction of the rows cannot be chosen: all are used", "set maxSamples")
     return source
 
 

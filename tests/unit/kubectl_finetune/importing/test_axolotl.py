@@ -235,12 +235,46 @@ def test_roles_that_preflight_rejects_are_named(read: Read) -> None:
     ]
 
 
-def test_the_first_rows_of_a_split_are_a_number_of_samples_and_other_splits_are_named(read: Read) -> None:
-    rows = {"path": "acme/rows", "type": "chat_template"}
-    assert spec_of(read(datasets=[rows | {"split": "train[:500]"}]))["dataset"]["maxSamples"] == 500
-    done = read(datasets=[rows | {"split": "train_sft"}])
-    assert [one.reason for one in done.not_carried] == [
-        "the split train_sft is not chosen: the files of train are read"
+@pytest.mark.parametrize(
+    ("entry", "train", "samples", "lost"),
+    [
+        ({"split": "train"}, {}, None, []),
+        ({"split": "train[:500]"}, {}, 500, []),
+        ({"split": "train_sft"}, {"split": "train_sft"}, None, []),
+        ({"split": "test[:20]", "name": "main"}, {"split": "test", "config": "main"}, 20, []),
+        ({"split": "train[:5%]"}, {}, None, ["a percentage of the rows cannot be chosen: all are used, not 5 %"]),
+        ({"split": "train[10%:]"}, {}, None, ["the split train[10%:] is not chosen"]),
+    ],
+)
+def test_subset_split_and_first_rows_are_carried(
+    read: Read, entry: dict[str, Any], train: dict[str, Any], samples: int | None, lost: list[str]
+) -> None:
+    done = read(datasets=[{"path": "acme/rows", "type": "chat_template", **entry}])
+    dataset = spec_of(done)["dataset"]
+    assert dataset["train"] == {"uri": "hf://datasets/acme/rows"} | train
+    assert dataset.get("maxSamples") == samples
+    assert ([one.reason for one in done.not_carried], done.problems) == (lost, [])
+
+
+def test_several_datasets_are_sources_with_their_own_columns(read: Read) -> None:
+    pairs = {"path": "acme/pairs", "type": {"field_instruction": "ask", "field_output": "reply"}}
+    chats = {"path": "acme/chats", "type": "chat_template", "split": "train[:9]", "revision": "v1"}
+    done = read(datasets=[chats, pairs, {"path": "./rows.jsonl", "type": "chat_template"}])
+    assert spec_of(done)["dataset"]["train"] == {
+        "sources": [
+            {"uri": "hf://datasets/acme/chats", "revision": "v1", "maxSamples": 9},
+            {"uri": "hf://datasets/acme/pairs", "columns": {"instruction": "ask", "output": "reply"}},
+            {"uri": "fill-in:./rows.jsonl"},
+        ]
+    }
+    assert [(one.field, one.key) for one in done.fill_in] == [("spec.dataset.train.sources[2].uri", "datasets[2].path")]
+    assert (done.problems, done.not_carried) == ([], [])
+
+
+def test_a_problem_of_one_source_names_its_dataset(read: Read) -> None:
+    done = read(datasets=[{"path": "acme/rows", "type": "chat_template"}] * 2)
+    assert [(one.field, one.message) for one in done.problems] == [
+        ("datasets[0].path: spec.dataset.train.sources", "two sources have the same uri, config and split")
     ]
 
 

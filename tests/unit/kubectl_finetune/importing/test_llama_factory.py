@@ -181,3 +181,25 @@ def test_a_file_without_the_descriptions_names_where_they_are_looked_for(tmp_pat
         ("dataset", "chats is described in dataset_info.json, which is not next to the file")
     ]
     assert spec_of(done)["dataset"]["train"]["uri"] == "fill-in:chats"
+
+
+def test_several_datasets_are_sources_and_each_has_the_limit(read: Read) -> None:
+    done = read(dataset="chats,local", max_samples=100)
+    assert spec_of(done)["dataset"] == {
+        "train": {
+            "sources": [
+                {
+                    "uri": "hf://datasets/acme/chats",
+                    "maxSamples": 100,
+                    "columns": {"messages": "dialog", "role": "kind", "content": "phrase"},
+                },
+                {
+                    "uri": "fill-in:rows.json",
+                    "maxSamples": 100,
+                    "format": "Alpaca",
+                    "columns": {"instruction": "ask", "output": "reply"},
+                },
+            ]
+        }
+    }
+    assert done.problems == []

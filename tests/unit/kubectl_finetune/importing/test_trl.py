@@ -97,7 +97,7 @@ def test_an_adapter_has_trls_defaults(read: Read, changes: dict[str, Any], tunin
 @pytest.mark.parametrize(
     ("changes", "lost"),
     [
-        ({}, ["assistant_only_loss (default)"]),
+        ({"packing": False}, ["assistant_only_loss (default)"]),
         ({"assistant_only_loss": True}, []),
         ({"completion_only_loss": True}, []),
         ({"completion_only_loss": False}, ["completion_only_loss"]),
@@ -137,3 +137,18 @@ def test_settings_of_grpo_in_a_file_without_it_have_no_effect(read: Read) -> Non
 def test_another_loss_is_refused(read: Read) -> None:
     done = read(Options(objective="DPO"), loss_type=["sigmoid", "sft"])
     assert [(one.key, one.reason) for one in done.refused] == [("loss_type", "there is no loss sigmoid, sft")]
+
+
+def test_a_file_whose_keys_show_no_command_is_taken_for_supervised_tuning_and_this_is_named(read: Read) -> None:
+    assert [one.key for one in read().not_carried] == ["objective (default)", "assistant_only_loss (default)"]
+    assert [one.key for one in read(Options(objective="DPO")).not_carried] == []
+
+
+def test_a_mixture_is_several_sources_and_its_fractions_are_named(read: Read) -> None:
+    mixture = [{"path": "acme/one", "name": "main"}, {"path": "acme/two", "fraction": 0.5}]
+    done = read(datasets=mixture, assistant_only_loss=True)
+    assert spec_of(done)["dataset"]["train"]["sources"] == [
+        {"uri": "hf://datasets/acme/one", "config": "main"},
+        {"uri": "hf://datasets/acme/two"},
+    ]
+    assert [one.key for one in done.not_carried] == ["datasets[1].path"]
