@@ -111,6 +111,7 @@ def put_train(draft: Draft, sources: list[RowSource]) -> None:
                              format=sources[0].format if sources else "")]  # fmt: skip
     if not sources:
         sources = [RowSource("data", f"{FILL_IN}rows")]
+    sources = _without_repeats(draft, sources)
     if len(sources) > 1:
         blend = []
         for index, source in enumerate(sources):
@@ -125,6 +126,15 @@ def put_train(draft: Draft, sources: list[RowSource]) -> None:
     for name, value in (("format", only.format), ("columns", only.columns), ("maxSamples", only.max_samples)):
         if value:
             draft.set(f"dataset.{name}", value, only.key)
+
+
+def _without_repeats(draft: Draft, sources: list[RowSource]) -> list[RowSource]:
+    """Return the sources without those that are listed again; their rows would be removed as duplicates."""
+    found: dict[tuple[str, str, str], RowSource] = {}
+    for source in sources:
+        if found.setdefault((source.uri, source.config, source.split), source) is not source:
+            draft.lose(source.key, "the same rows are listed before: repeated rows are removed", changes_training=False)
+    return list(found.values())
 
 
 def put_validation(draft: Draft, sources: list[RowSource]) -> None:

@@ -271,11 +271,16 @@ def test_several_datasets_are_sources_with_their_own_columns(read: Read) -> None
     assert (done.problems, done.not_carried) == ([], [])
 
 
-def test_a_problem_of_one_source_names_its_dataset(read: Read) -> None:
+def test_a_dataset_that_is_listed_again_is_one_source(read: Read) -> None:
     done = read(datasets=[{"path": "acme/rows", "type": "chat_template"}] * 2)
-    assert [(one.field, one.message) for one in done.problems] == [
-        ("datasets[0].path: spec.dataset.train.sources", "two sources have the same uri, config and split")
-    ]
+    assert spec_of(done)["dataset"]["train"] == {"uri": "hf://datasets/acme/rows"}
+    assert [(one.key, one.changes_training) for one in done.not_carried] == [("datasets[1].path", False)]
+
+
+def test_a_problem_of_one_source_names_its_dataset(read: Read) -> None:
+    rows = {"type": "chat_template"}
+    done = read(datasets=[{"path": "acme/rows", **rows}, {"path": "acme/more", "split": "x" * 65, **rows}])
+    assert [one.field for one in done.problems] == ["datasets[1].path: spec.dataset.train.sources[1].split"]
 
 
 def test_held_out_rows_of_their_own_win_over_a_share(read: Read) -> None:
