@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 from finetune_trainer.evaluation.history import History
-from finetune_trainer.evaluation.measurements import Measured, TrainPoint
+from finetune_trainer.evaluation.measurements import Measured, RewardPart, TrainPoint, reward_mean
 
 
 def test_every_event_is_a_line_of_json_at_once(tmp_path: Path) -> None:
@@ -11,6 +11,16 @@ def test_every_event_is_a_line_of_json_at_once(tmp_path: Path) -> None:
     history.add_step(TrainPoint(1, 0.5, 2.5, 1e-4, None, 100.0, 0.1))
     lines = [json.loads(line) for line in history.path.read_text(encoding="utf-8").splitlines()]
     assert [(line["kind"], line["step"], line["loss"]) for line in lines] == [("eval", 0, 3.0), ("train", 1, 2.5)]
+
+
+def test_rewards_are_read_back_with_their_parts(tmp_path: Path) -> None:
+    first, second = History(tmp_path / "first.jsonl"), History(tmp_path / "second.jsonl")
+    sampled: dict[str, float] = {"completion_length": 4.0, "clipped_share": 0.5}
+    first.add_reward(reward_mean(0, [0.0, 2.0], parts=[(0.0, 0.5), (1.0, 0.5)], **sampled))
+    first.set_final_reward(reward_mean(3, [2.0, 2.0], **sampled))
+    second.read(first.path)
+    assert (second.rewards, second.final_reward) == (first.rewards, first.final_reward)
+    assert second.rewards[0].parts == (RewardPart(0.5, 0.5), RewardPart(0.5, 0.0))
 
 
 def test_a_new_try_begins_with_an_empty_file(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Reports of preferences, reward models and policies: the objective's own figures, and none that mean nothing there."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,23 @@ def measured(tmp_path: Path) -> History:
     return history
 
 
-def write(tmp_path: Path, objective: str, history: History, method: str = "LoRA", **changes: Any) -> str:
+LENGTH: dict[str, Any] = {"type": "Length", "targetTokens": 5}
+
+
+def write(
+    tmp_path: Path,
+    objective: str,
+    history: History,
+    method: str = "LoRA",
+    rewards: Sequence[dict[str, Any]] = (LENGTH,),
+    **changes: Any,
+) -> str:
     spec = {
         "objective": objective,
         "model": {"uri": "hf://owner/base", "revision": "v1"},
         "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
         "output": {"uri": "s3://bucket/out"},
-        "rlhf": {"rewards": [{"type": "Length", "targetTokens": 5}]} if objective == "RLHF" else None,
+        "rlhf": {"rewards": list(rewards)} if objective == "RLHF" else None,
     }
     config = JobConfig(
         namespace="default", name="job", uid="u", config_sha256="c" * 64, spec=FineTuneJobSpec.model_validate(spec)
@@ -109,6 +120,27 @@ def test_a_policys_report_shows_rewards_and_no_loss(tmp_path: Path) -> None:
     assert "only the prompts are used" in report
     assert "2 accumulated = **16 answers a step** (4 to each prompt)" in report
     assert card(tmp_path, "adapter")[0]["tags"] == ["finetune-operator", "lora", "rlhf"]
+
+
+def test_each_computed_reward_of_a_policy_is_in_the_report_before_and_after(tmp_path: Path) -> None:
+    history = History(tmp_path / "metrics.jsonl")
+    sampled: dict[str, float] = {"completion_length": 9.0, "clipped_share": 0.0}
+    before, after = [(0.0, 0.5)] * 3 + [(1.0, 0.5)], [(1.0, 0.25)] * 4
+    history.add_reward(reward_mean(0, [0.1] * 4, parts=before, **sampled))
+    history.add_step(TrainPoint(1, 1, 0.1, 1e-4, 1.0, 50.0, 0.1, reward=0.5))
+    history.set_final_reward(reward_mean(1, [0.9] * 4, parts=after, **sampled))
+    rewards = [{"type": "Answer", "answer": {"match": "Exact"}}, {"type": "Length", "targetTokens": 5, "weight": 0.1}]
+    report = write(tmp_path, "RLHF", history, rewards=rewards)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.splitlines() if line.startswith("| ")]
+    assert next(row[:4] for row in rows if row[0] == "reward") == [
+        "reward",
+        "weight",
+        "mean, base model",
+        "mean, tuned model",
+    ]
+    assert ["1. Answer", "1", "0.25", "1", "75.0 %", "0.0 %"] in rows
+    assert ["2. Length", "0.1", "0.5", "0.25", "0.0 %", "0.0 %"] in rows
+    assert "only the prompts are used" not in report
 
 
 def test_a_policys_curve_has_reward_divergence_and_length(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import pytest
 
 from finetune_api.handoff import ExitCode
+from finetune_api.objectives import Reward
 from finetune_trainer.data.rows import Message
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.rewards.computed import Completion
+from finetune_trainer.rewards.computed import Completion, ComputedRewards
 from finetune_trainer.rewards.rollouts import Rollouts
 from finetune_trainer.tokenization.samples import EncodedPrompt
 
@@ -63,6 +64,18 @@ def test_groups_whose_answers_differ_in_reward_are_counted() -> None:
     policy = rollouts(by_length)
     policy.reward(completion_ids=[[97, END], [98, END], [97, END], [97, 98, END]], row=[0, 0, 1, 1])
     assert (policy.groups, policy.groups_with_spread) == (2, 1)
+
+
+def test_computed_rewards_are_kept_apart_before_their_weights() -> None:
+    scorer = ComputedRewards(
+        [
+            Reward.model_validate({"type": "Regex", "pattern": "a", "weight": 3}),
+            Reward.model_validate({"type": "Length", "targetTokens": 2, "weight": 0.5}),
+        ]
+    )
+    first, second = rollouts(scorer).score_answers(SAMPLES, [[97, END], [98, 98, END]])
+    assert (first.parts, first.reward) == ((1.0, 0.5), 3.25)
+    assert (second.parts, second.reward) == ((0.0, 1.0), 0.5)
 
 
 @pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf])

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.evaluation.measurements import EvalPoint, Measured, RewardPoint, TrainPoint
+from finetune_trainer.evaluation.measurements import EvalPoint, Measured, RewardPart, RewardPoint, TrainPoint
 
 
 @dataclass
@@ -44,9 +44,9 @@ class History:
             elif kind == "train":
                 self.train.append(TrainPoint(**({"grad_norm": None} | values)))
             elif kind == "final":
-                self.final_reward = RewardPoint(**_as_tuples(values, "rewards"))
+                self.final_reward = _read_reward(values)
             elif "reward" in values:
-                self.rewards.append(RewardPoint(**_as_tuples(values, "rewards")))
+                self.rewards.append(_read_reward(values))
             else:
                 self.evaluations.append(EvalPoint(values.pop("step"), Measured(**_as_tuples(values, "batches"))))
 
@@ -97,6 +97,11 @@ class History:
         known = {key: value for key, value in values.items() if value is not None and value != ()}
         with self.path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"kind": kind} | known, allow_nan=False) + "\n")
+
+
+def _read_reward(values: dict[str, Any]) -> RewardPoint:
+    parts = tuple(RewardPart(*part) for part in values.get("parts", ()))
+    return RewardPoint(**(_as_tuples(values, "rewards") | {"parts": parts}))
 
 
 def _as_tuples(values: dict[str, Any], name: str) -> dict[str, Any]:

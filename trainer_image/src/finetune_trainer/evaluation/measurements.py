@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,14 @@ class EvalPoint:
         return self.measured.loss
 
 
+class RewardPart(NamedTuple):
+    """One computed reward before its weight, over the answers to the held-out prompts."""
+
+    mean: float
+    zero_share: float
+    """Share (0 to 1) of the answers whose reward is 0."""
+
+
 @dataclass(frozen=True, slots=True)
 class RewardPoint:
     """The mean reward of one answer to each held-out prompt, with its standard error; step 0 is the untrained model."""
@@ -99,10 +108,24 @@ class RewardPoint:
     standard_error: float | None = None
     rewards: tuple[float, ...] = ()
     """The reward of each prompt's answer, in the order of the prompts."""
+    parts: tuple[RewardPart, ...] = ()
+    """The job's computed rewards, in their order; none of a reward model."""
 
 
-def reward_mean(step: int, rewards: Sequence[float], *, completion_length: float, clipped_share: float) -> RewardPoint:
-    """Return the point of these rewards; lengths are in tokens, a clipped answer reached the length limit."""
+def reward_mean(
+    step: int,
+    rewards: Sequence[float],
+    *,
+    completion_length: float,
+    clipped_share: float,
+    parts: Sequence[Sequence[float]] = (),
+) -> RewardPoint:
+    """Return the point of these rewards; lengths are in tokens, a clipped answer reached the length limit, and `parts`
+    are the computed rewards of each answer."""
     error = statistics.stdev(rewards) / math.sqrt(len(rewards)) if len(rewards) > 1 else None
     mean = statistics.fmean(rewards)
-    return RewardPoint(step, mean, len(rewards), completion_length, clipped_share, error, tuple(rewards))
+    found = tuple(
+        RewardPart(statistics.fmean(one), sum(value == 0 for value in one) / len(one))
+        for one in zip(*parts, strict=True)
+    )
+    return RewardPoint(step, mean, len(rewards), completion_length, clipped_share, error, tuple(rewards), found)

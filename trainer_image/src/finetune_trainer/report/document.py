@@ -18,7 +18,7 @@ from finetune_trainer.report import serving, text
 from finetune_trainer.report.curves import curve_table
 from finetune_trainer.report.data_tables import blend_table, file_table, histogram_table, length_table, merge_context
 from finetune_trainer.report.head import build_head
-from finetune_trainer.report.held_out import find_terms, held_out_table
+from finetune_trainer.report.held_out import find_terms, held_out_table, reward_parts_table
 from finetune_trainer.report.model_card import front_matter
 from finetune_trainer.report.notes import build_notes, licence_note
 from finetune_trainer.report.page import Pictures, open_templates, render_page
@@ -74,7 +74,7 @@ def _render(name: str, context: dict[str, Any]) -> str:
 
 
 def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
-    objective = record.config.spec.objective
+    objective, rlhf = record.config.spec.objective, record.config.spec.rlhf
     place = _place(record.config)
     adapter = _adapter(record, directory)
     has_merged = record.score_check is not None or (record.merge is not None and record.merge.chosen is not None)
@@ -106,6 +106,8 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         "terms": find_terms(objective),
         "unit": find_terms(objective).unit.value,
         "held_out_table": held_out_table(record),
+        "reward_parts_table": reward_parts_table(record),
+        "reads_answers": any(one.answer for one in (rlhf.rewards if rlhf else None) or ()),
         "about": _about(record),
         "verdict": record.detail[:1].upper() + record.detail[1:],
         "comparison": record.comparison,

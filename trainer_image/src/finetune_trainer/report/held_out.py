@@ -86,6 +86,23 @@ def held_out_table(record: RunRecord) -> str:
     return _loss_table(find_terms(record.config.spec.objective).unit, found) if found else ""
 
 
+def reward_parts_table(record: RunRecord) -> str:
+    """Return a table of each computed reward before and after the training, without its weight; empty if none was
+    measured."""
+    rewards = (record.config.spec.rlhf.rewards if record.config.spec.rlhf else None) or []
+    named = zip((record.start, "tuned model"), record.judged, strict=True)
+    points = {name: one.parts for name, one in named if isinstance(one, RewardPoint) and one.parts}
+    if not points:
+        return ""
+    header = ["reward", "weight", *(f"mean, {name}" for name in points), *(f"at zero, {name}" for name in points)]
+    rows = []
+    for at, reward in enumerate(rewards):
+        parts = [found[at] for found in points.values()]
+        means, shares = [number(one.mean) for one in parts], [percent(one.zero_share) for one in parts]
+        rows.append([f"{at + 1}. {reward.type.value}", number(reward.weight), *means, *shares])
+    return table(header, rows)
+
+
 def _named(record: RunRecord) -> list[tuple[str, Measured | RewardPoint | None]]:
     """Return each measured model by its name."""
     in_training: tuple[Measured | RewardPoint | None, ...] = (record.baseline, record.final)

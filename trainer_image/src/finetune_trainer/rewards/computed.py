@@ -49,7 +49,16 @@ class ComputedRewards:
 
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
         """Return one reward per answer."""
-        return [sum(weight * part(completion) for weight, part in self._parts) for completion in completions]
+        return self.weigh(self.score_parts(completions))
+
+    def score_parts(self, completions: Sequence[Completion]) -> list[tuple[float, ...]]:
+        """Return each reward of each answer before its weight, in the order of the job's rewards."""
+        return [tuple(part(completion) for _, part in self._parts) for completion in completions]
+
+    def weigh(self, scored: Sequence[tuple[float, ...]]) -> list[float]:
+        """Return the weighted sum of each answer's rewards."""
+        weights = [weight for weight, _ in self._parts]
+        return [sum(weight * part for weight, part in zip(weights, parts, strict=True)) for parts in scored]
 
 
 class _Part:

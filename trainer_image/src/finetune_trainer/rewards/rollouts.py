@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.rewards.computed import Completion, Scorer
+from finetune_trainer.rewards.computed import Completion, ComputedRewards, Scorer
 from finetune_trainer.tokenization.samples import EncodedPrompt
 
 
@@ -20,12 +20,14 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ScoredAnswer:
-    """One answer with its reward; `tokens` does not count the end token."""
+    """One answer with its reward; `tokens` does not count the end token, `parts` are computed rewards before their
+    weights."""
 
     text: str
     tokens: int
     ended: bool
     reward: float
+    parts: tuple[float, ...] = ()
 
 
 class Rollouts:
@@ -60,13 +62,20 @@ class Rollouts:
     def score_answers(self, samples: Sequence[EncodedPrompt], answers: Sequence[list[int]]) -> list[ScoredAnswer]:
         """Return the answers to these prompts with their rewards; a reward that is not finite ends the run."""
         completions = [self._completion(*pair) for pair in zip(samples, answers, strict=True)]
-        rewards = self._scorer(completions)
+        rewards, parts = self._score(completions)
         if not all(map(math.isfinite, rewards)):
             raise TrainerError(ExitCode.DIVERGED, "an answer's reward is not finite: check the reward model")
         return [
-            ScoredAnswer(one.text, one.tokens, one.ended, reward)
-            for one, reward in zip(completions, rewards, strict=True)
+            ScoredAnswer(one.text, one.tokens, one.ended, reward, of_reward)
+            for one, reward, of_reward in zip(completions, rewards, parts, strict=True)
         ]
+
+    def _score(self, completions: Sequence[Completion]) -> tuple[list[float], list[tuple[float, ...]]]:
+        """Return each answer's reward, and the computed rewards that it is the sum of."""
+        if not isinstance(self._scorer, ComputedRewards):
+            return self._scorer(completions), [()] * len(completions)
+        parts = self._scorer.score_parts(completions)
+        return self._scorer.weigh(parts), parts
 
     def _completion(self, sample: EncodedPrompt, ids: list[int]) -> Completion:
         ended = bool(ids) and ids[-1] in self._stop_ids

@@ -113,6 +113,7 @@ class PolicyTrainer(LoopTrainer):
             [one.reward for one in written],
             completion_length=sum(lengths) / len(lengths),
             clipped_share=sum(not one.ended for one in written) / len(written),
+            parts=[one.parts for one in written],
         )
 
     def measure_again(self, sampled: RewardPoint | None) -> RewardPoint | None:
