@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from loop_bench import CPU, THINGS, make_loop, make_settings, question, teach
+from loop_bench import COLOURS, CPU, THINGS, make_loop, make_settings, question, teach
 
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Reward
@@ -24,6 +24,9 @@ from finetune_trainer.training.methods.rlhf import PolicyTrainer
 
 METHODS = ["LoRA", "QLoRA", "Full"]
 RED = Reward.model_validate({"type": "Regex", "pattern": r"\bred\b"})
+NAMED = Reward.model_validate(
+    {"type": "Answer", "answer": {"match": "Exact", "extract": "Pattern", "pattern": r"^It is (\w+)\.$"}}
+)
 LONGEST = 10
 
 
@@ -34,8 +37,12 @@ def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prompts_of(model: Path) -> list[EncodedPrompt]:
+    """A prompt for each thing, whose row has one of the colours as its answer."""
     labeler = Labeler(model)
-    return [EncodedPrompt(labeler.render_prompt(row)[1], row) for row in map(question, THINGS)]
+    return [
+        EncodedPrompt(labeler.render_prompt(row)[1], row, reference={"answer": COLOURS[at % len(COLOURS)]})
+        for at, row in enumerate(map(question, THINGS))
+    ]
 
 
 def make_trainer(
@@ -175,6 +182,16 @@ def test_answers_are_scored_without_their_end_and_a_truncated_one_is_distinguish
     for one in listener.heard:
         assert "<|im_end|>" not in one.text
         assert one.tokens == LONGEST if not one.ended else one.tokens < LONGEST
+
+
+def test_each_answer_is_compared_with_the_reference_of_its_own_row(taught: Path, tmp_path: Path) -> None:
+    listener = Listener(ComputedRewards([NAMED]))
+    trainer = make_trainer(taught, tmp_path, scorer=listener, total_steps=1)
+    trainer.train()
+    colours = {question(thing)[0]["content"]: COLOURS[at % len(COLOURS)] for at, thing in enumerate(THINGS)}
+    expected = [float(one.text == f"It is {colours[one.prompt[0]['content']]}.") for one in listener.heard]
+    assert listener.rewards == expected
+    assert 0 < sum(expected) < len(expected)
 
 
 def test_a_reward_model_rewards_as_it_scores(taught: Path, tiny_model: Path, tmp_path: Path) -> None:
