@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import transformers
-from architecture_table import UNQUANTISED
+from architecture_table import UNQUANTISED, YES
 from loop_bench import CPU, make_loop, make_settings
 from safetensors.torch import load_file
 from shrink import VOCABULARY, shrink
@@ -33,6 +33,7 @@ from finetune_trainer.evaluation.gate_rules import find_faults
 from finetune_trainer.merging import gate_worker
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.models.adapter_output import save_adapter
+from finetune_trainer.models.experts import has_experts
 from finetune_trainer.models.loading import load_for_training, load_tokenizer, quantised_layers
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.full_model import make_candidate
@@ -73,6 +74,8 @@ class Outcome:
     """Empty if trained, else why only method Full trains it."""
     qlora: str = ""
     """Empty if trained, else why not."""
+    experts: str = ""
+    """`yes` if an adapter on its experts was trained, resumed and merged, else why not; empty if it has none."""
     merged: str = ""
     """Empty if a merged model passed the gate, else why not."""
     scores: str = ""
@@ -102,6 +105,10 @@ def try_architecture(name: str, tokenizer: Path, folder: Path) -> Outcome:
             outcome.merged = _words(lambda: _merge(base, adapter, folder))
         with _stage(outcome, "qlora"):
             outcome.qlora = _words(lambda: _train_quantised(base, folder))
+        if has_experts(base):
+            with _stage(outcome, "experts"):
+                method = "LoRA" if outcome.qlora else "QLoRA"
+                outcome.experts = _words(lambda: _train_experts(base, folder, method)) or YES
         with _stage(outcome, "reward"):
             outcome.scores = _words(lambda: _train_scores(base, folder))
     except NoSmallConfig as error:
@@ -220,7 +227,7 @@ def _samples(base: Path) -> list[Encoded]:
     return [sample for row in rows for sample in labeler.encode(row, "Instruction", MAX_LENGTH)]
 
 
-def _settings(method: str) -> Resolved:
+def _settings(method: str, **changes: Any) -> Resolved:
     return make_settings(
         method,
         total_steps=STEPS,
@@ -231,12 +238,15 @@ def _settings(method: str) -> Resolved:
         precision="FP32",
         gradient_checkpointing=False,
         lora_rank=4,
+        **changes,
     )
 
 
-def _make_trainer(base: Path, folder: Path, method: str, checkpoints: Checkpoints | None = None) -> LoopTrainer:
+def _make_trainer(
+    base: Path, folder: Path, method: str, checkpoints: Checkpoints | None = None, **changes: Any
+) -> LoopTrainer:
     folder.mkdir(parents=True, exist_ok=True)
-    settings = _settings(method)
+    settings = _settings(method, **changes)
     model = load_for_training(base, settings, CPU)
     loop = make_loop(folder)
     if checkpoints:
@@ -257,16 +267,16 @@ def _make_checkpoints(base: Path, folder: Path) -> Checkpoints:
     return Checkpoints(run, "base", {})
 
 
-def _train_and_resume(base: Path, folder: Path) -> Path:
+def _train_and_resume(base: Path, folder: Path, method: str = "LoRA", **changes: Any) -> Path:
     """Train two steps, resume after the first one in a fresh model, compare; return the saved adapter."""
     job = folder / "job"
-    trainer = _make_trainer(base, folder / "first", "LoRA", _make_checkpoints(base, job))
+    trainer = _make_trainer(base, folder / "first", method, _make_checkpoints(base, job), **changes)
     trainer.train()
     save_trained(trainer.model, folder / "whole.safetensors")
     restored = _make_checkpoints(base, job).restore(only=1)
     if restored is None:
         raise Refused("the checkpoint of its first step was not found")
-    resumed = _make_trainer(base, folder / "second", "LoRA")
+    resumed = _make_trainer(base, folder / "second", method, **changes)
     shutil.copyfile(folder / "first" / "metrics.jsonl", folder / "second" / "metrics.jsonl")
     resumed.train(str(restored))
     save_trained(resumed.model, folder / "resumed.safetensors")
@@ -290,6 +300,12 @@ def _train_quantised(base: Path, folder: Path) -> None:
     save_adapter(trainer.model, folder / "quantised-adapter", "s3://bucket/model")
     if quantised_layers(trainer.model, _settings("QLoRA")) is None:
         raise Refused(UNQUANTISED)
+
+
+def _train_experts(base: Path, folder: Path, method: str) -> None:
+    """Train, resume and merge an adapter that is also on experts."""
+    adapter = _train_and_resume(base, folder / "experts", method, target_experts=True)
+    _merge(base, adapter, folder / "experts")
 
 
 def _merge(base: Path, adapter: Path, folder: Path) -> None:

@@ -13,6 +13,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.trainable import (
     find_architecture,
     read_table,
+    require_adapter_on_experts,
     require_method,
     require_trainable,
 )
@@ -109,6 +110,20 @@ def test_a_method_that_fails_is_refused_and_the_others_are_not() -> None:
     for name in architectures_with("lora"):
         require_method({"architectures": [name]}, "Full")
         assert "Use tuning.method Full" in method_refusal(name, "LoRA")
+
+
+def test_experts_that_take_no_adapter_are_refused_with_the_reason_and_others_are_not() -> None:
+    table = read_table()["architectures"]
+    refused = [name for name in architectures_with("experts") if table[name]["experts"] != "yes"]
+    assert "JetMoeForCausalLM" in refused
+    for name in refused:
+        with pytest.raises(TrainerError) as caught:
+            require_adapter_on_experts({"architectures": [name]})
+        assert caught.value.code is ExitCode.INVALID_CONFIG
+        assert name in caught.value.message
+        assert caught.value.message.count("emove tuning.lora.targetExperts") == 1
+    for name in ("Qwen3MoeForCausalLM", "LlamaForCausalLM"):
+        require_adapter_on_experts({"architectures": [name]})
 
 
 def test_layers_that_stay_in_16_bits_do_not_refuse_qlora() -> None:

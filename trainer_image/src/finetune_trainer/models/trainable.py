@@ -18,6 +18,7 @@ TABLE = Path(__file__).with_name("architectures.json")
 ADVICE = "use a model whose architecture docs/architectures.md lists as trained"
 OURS = "our check"
 REWARD_MODEL = "RewardModel"
+YES = "yes"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Architecture:
     refused: str | None = None
     lora: str | None = None
     qlora: str | None = None
+    experts: str | None = None
     scores: str | None = None
 
 
@@ -59,6 +61,15 @@ def require_method(config: Mapping[str, Any], method: str | None) -> None:
         _refuse(config, f"it cannot be trained with tuning.method QLoRA ({found.qlora})", "use tuning.method LoRA, or")
 
 
+def require_adapter_on_experts(config: Mapping[str, Any]) -> None:
+    """Refuse an adapter on experts that fails with the architecture; raises InvalidConfig."""
+    found = find_architecture(config)
+    if found.experts:
+        _refuse(
+            config, f"no adapter can be put on its experts ({found.experts})", "remove tuning.lora.targetExperts, or"
+        )
+
+
 def find_architecture(config: Mapping[str, Any]) -> Architecture:
     """Return the architecture that training loads: the first one of `architectures` that transformers names for text,
     else the automatic class of the model type; raises InvalidConfig if there is none."""
@@ -78,8 +89,9 @@ def _read(name: str, entry: Mapping[str, Any]) -> Architecture:
     if entry["result"] == "refused":
         by = "" if entry["by"] == OURS else f"{entry['by']}: "
         return Architecture(name, is_tried=True, refused=f"{by}{entry['reason']}")
+    experts = None if entry.get("experts") == YES else entry.get("experts")
     reasons = {"lora": entry.get("lora"), "qlora": entry.get("qlora"), "scores": entry.get("rewardModel")}
-    return Architecture(name, is_tried=entry["result"] == "trained", **reasons)
+    return Architecture(name, is_tried=entry["result"] == "trained", experts=experts, **reasons)
 
 
 def _names(config: Mapping[str, Any]) -> list[str]:

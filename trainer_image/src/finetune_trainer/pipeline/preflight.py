@@ -17,7 +17,7 @@ from finetune_trainer.models.adapter_input import InitialAdapter, check_initial_
 from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model, read_config
 from finetune_trainer.models.memory_estimate import format_bytes
 from finetune_trainer.models.resolve_settings import choose_settings
-from finetune_trainer.models.trainable import require_method, require_trainable
+from finetune_trainer.models.trainable import require_adapter_on_experts, require_method, require_trainable
 from finetune_trainer.pipeline.bound_model import describe_adapter, describe_model, describe_reward_model
 from finetune_trainer.pipeline.prepare_dataset import PreparedDataset, collect_rejected, prepare_dataset
 from finetune_trainer.publishing.claim import check_claim, claim_prefix, refused_uri
@@ -80,6 +80,8 @@ def preflight(run: RunContext) -> Report:
     _check_gate(config, dataset)
     resolved = _choose(config, model, dataset, adapter)
     require_method(architecture, resolved.method)
+    if resolved.target_experts:
+        require_adapter_on_experts(architecture)
     _check_served(config, model, resolved)
     claim_prefix(config, storage)
     _upload(config, dataset, storage, on_bytes)
