@@ -25,6 +25,7 @@ FORMATS: Mapping[str, str] = MappingProxyType(
         r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$": "write an image such as registry.example.com/trainer:1.0",
         r"^[A-Za-z0-9][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*$": "write a branch, a tag or a commit, for example main",
         r"^[A-Za-z0-9_.-]+$": "use letters, digits, _, . and -",
+        r"^[A-Za-z0-9_][A-Za-z0-9._+-]*$": "write the name of a subset, for example main",
         r"^[A-Za-z0-9_]+([.][A-Za-z0-9_]+)*$": "write the name of a module, for example q_proj",
         r"^[^\x00-\x1f\x7f]+$": "remove the control characters",
         r"^[a-z0-9-]+$": "use lowercase letters, digits and -, for example eu-west-1",
@@ -45,6 +46,7 @@ EXAMPLES: Mapping[str, Any] = MappingProxyType(
         "objective": "Chat",
         "learningRate": 1e-5,
         "model.uri": "hf://owner/name",
+        "dataset.train": {"uri": "s3://bucket/rows.jsonl"},
         "train.uri": "s3://bucket/rows.jsonl",
         "validation.uri": "s3://bucket/held-out.jsonl",
         "output.uri": "s3://bucket/path",
@@ -126,8 +128,8 @@ def sample(schema: Mapping[str, Any], path: FieldPath) -> Any:
     """Return a valid value of a field: its default, or an example."""
     names = [str(part) for part in path if isinstance(part, str)]
     for length in (2, 1):
-        if (known := ".".join(names[-length:])) in EXAMPLES and "properties" not in schema:
-            found = EXAMPLES[known]
+        found = EXAMPLES.get(".".join(names[-length:]))
+        if found is not None and isinstance(found, dict) == ("properties" in schema):
             return [found] if schema.get("type") == "array" else found
     if "default" in schema:
         return schema["default"]
