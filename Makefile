@@ -169,10 +169,11 @@ types: setup ## mypy, strict
 
 # Three pytests side by side, of about the same length: each worker of one with xdist would collect all tests, and send
 # the result of each.
-UNIT_DATA := $(addprefix tests/unit/trainer/,data tokenization report models)
+UNIT_DATA := $(addprefix tests/unit/,trainer/data trainer/tokenization trainer/report trainer/models operator/manifests)
 UNIT_TRAINER := $(filter-out $(UNIT_DATA) %__pycache__ %conftest.py,$(wildcard tests/unit/trainer/*)) \
   $(addprefix tests/unit/,api docs gitops)
-UNIT_REST := $(filter-out %trainer %docs %api %gitops %__pycache__,$(wildcard tests/unit/*))
+UNIT_REST := $(filter-out %manifests %__pycache__ %conftest.py,$(wildcard tests/unit/operator/*)) \
+  $(addprefix tests/unit/,kubectl_finetune demo)
 
 .PHONY: unit unit-data unit-trainer unit-rest
 unit: setup ## Unit tests: seconds, no network, no other process
