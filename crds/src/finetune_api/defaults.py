@@ -9,6 +9,7 @@ from finetune_api.objectives import Dpo, Kto, Objective, Rlhf
 from finetune_api.recipes import RECIPES
 from finetune_api.spec import FineTuneJobSpec, Lora, Method, Mode
 from finetune_api.status import Resolved
+from finetune_api.tuning import InitLoraWeights
 
 _T = TypeVar("_T")
 
@@ -16,7 +17,7 @@ AS_SERVED = "mode Evaluate measures the adapter on the base in 16 bits"
 OF_A_TRAINING = (
     "num_train_epochs", "total_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
     "max_grad_norm", "optim", "gradient_accumulation_steps", "global_batch_size", "gradient_checkpointing",
-    "eval_steps", "lora_dropout", "decay_steps", "min_lr_ratio", "neftune_noise_alpha",
+    "eval_steps", "lora_dropout", "lora_plus_lr_ratio", "decay_steps", "min_lr_ratio", "neftune_noise_alpha",
 )  # fmt: skip
 """Settings that are absent if nothing is trained."""
 
@@ -161,13 +162,18 @@ def _adapter(spec: FineTuneJobSpec, method: Method) -> dict[str, Any]:
     lora, usual = spec.tuning.lora or Lora(), RECIPES[spec.objective].dropout
     if lora.target_experts:  # PEFT has no dropout for them
         usual = None
+    initial = lora.init_lora_weights
     settings: dict[str, Any] = {
         "lora_rank": lora.rank or 16,
         "lora_alpha": lora.alpha or 32,
-        "lora_dropout": 0.0 if usual is None else _given(lora.dropout, usual),
+        "lora_dropout": 0.0 if usual is None else _given(lora.dropout, 0.0 if lora.use_dora else usual),
         "use_rslora": bool(lora.use_rslora),
         "target_modules": lora.target_modules,
         "target_experts": bool(lora.target_experts),
+        "exclude_modules": lora.exclude_modules,
+        "use_dora": lora.use_dora,
+        "init_lora_weights": None if initial in {None, InitLoraWeights.DEFAULT} else initial.value,
+        "lora_plus_lr_ratio": None if lora.lora_plus_lr_ratio == 1 else lora.lora_plus_lr_ratio,
     }
     if method is Method.QLORA:
         quantization = spec.tuning.quantization

@@ -88,6 +88,21 @@ class Resolved(StatusBlock):
     """Dropout on the adapter's input."""
     use_rslora: bool | None = None
     """Whether the scaling is divided by the square root of the rank."""
+    use_dora: bool | None = None
+    """Whether the magnitude of each output is trained; absent if not."""
+    init_lora_weights: Word | None = None
+    """First values of the adapter; absent with PEFT's default."""
+    lora_plus_lr_ratio: Measure | None = None
+    """Learning rate of the factors B by that of the factors A; absent if they are the same."""
+    exclude_modules: (
+        Annotated[
+            list[Word],
+            AfterValidator(lambda modules: list(dict.fromkeys(modules))),
+            Field(max_length=64, json_schema_extra=SET),
+        ]
+        | None
+    ) = None
+    """Modules that were left out of the adapter."""
     double_quant: bool | None = None
     """Whether the quantisation constants are quantised too."""
     target_modules: (

@@ -17,6 +17,19 @@ class Method(StrEnum):
     FULL = "Full"
 
 
+Modules = Annotated[list[ModuleName], Field(min_length=1, max_length=64, json_schema_extra=SET)]
+
+
+class InitLoraWeights(StrEnum):
+    """First values of an adapter."""
+
+    DEFAULT = "Default"
+    GAUSSIAN = "Gaussian"
+
+
+EXPERTS_WITHOUT_DORA = "!has(self.targetExperts) || !self.targetExperts || !has(self.useDora) || !self.useDora"
+
+
 class Lora(Block):
     """Low-rank adapter settings, under PEFT's names."""
 
@@ -26,7 +39,12 @@ class Lora(Block):
                 "!has(self.targetExperts) || !self.targetExperts || !has(self.dropout) || self.dropout == 0.0",
                 "an adapter on experts has no dropout: remove tuning.lora.dropout, or set targetExperts false",
                 ".dropout",
-            )
+            ),
+            cel(
+                EXPERTS_WITHOUT_DORA,
+                "an adapter on experts has no magnitudes: remove tuning.lora.useDora, or set targetExperts false",
+                ".useDora",
+            ),
         )
     )
 
@@ -36,15 +54,29 @@ class Lora(Block):
     """Scaling of the adapter (PEFT's `lora_alpha`). Default: 32."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout on the adapter's input (PEFT's `lora_dropout`). Objectives DPO, KTO and RLHF, and an adapter on experts,
-    train without dropout, and refuse any other value than 0. Default: {dropout}."""
-    target_modules: Annotated[list[ModuleName], Field(min_length=1, max_length=64, json_schema_extra=SET)] | None = None
+    train without dropout, and refuse any other value than 0. Default: {dropout}; 0 with `useDora`."""
+    target_modules: Modules | None = None
     """Modules that get an adapter, by the end of their name, for example `[q_proj, v_proj]`.
     Default: every linear layer but the output head."""
     target_experts: Annotated[bool | None, AfterValidator(lambda value: value or None)] = None
     """Also put an adapter on the experts of a mixture, a pair of matrices for each expert; `dropout` is 0 then. Refused
     for a model without experts. Default: false."""
+    exclude_modules: Annotated[list[ModuleName], Field(min_length=1, max_length=64, json_schema_extra=SET)] | None = (
+        None
+    )
+    """Modules that get no adapter although `targetModules` or its default names them, by the end of their name, for
+    example `[layers.0.self_attn.q_proj]`. One that excludes nothing is refused. Default: none."""
     use_rslora: bool | None = None
     """Scale by `alpha / sqrt(rank)` instead of `alpha / rank`. Default: false."""
+    use_dora: Annotated[bool | None, AfterValidator(lambda value: value or None)] = None
+    """Also train the magnitude of each output (DoRA): slower, and vLLM does not serve such an adapter; set
+    `output.merge` to serve the result. Default: false."""
+    init_lora_weights: InitLoraWeights | None = None
+    """First values of a new adapter, none of which changes an answer. `Default`: Kaiming-uniform A, B = 0. `Gaussian`:
+    normal A with standard deviation `1 / rank`, B = 0. Default: `Default`."""
+    lora_plus_lr_ratio: Annotated[float, Field(ge=1, le=1000)] | None = None
+    """Learning rate of the factors B, as a multiple of that of the factors A, which is `learningRate` (LoRA+); 16 is
+    usual. Default: 1."""
 
 
 class Quantization(Block):

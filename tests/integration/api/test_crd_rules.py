@@ -496,6 +496,12 @@ AT_CREATION = [
         )
     ),
     (
+        "an adapter on experts has no magnitudes",
+        {"tuning": {"lora": {"targetExperts": False, "useDora": True}}},
+        {"tuning": {"lora": {"targetExperts": True, "useDora": True}}},
+        "spec.tuning.lora.useDora",
+    ),
+    (
         QUANTIZATION,
         {"tuning": {"method": "QLoRA", "quantization": {"doubleQuant": False}}},
         {"tuning": {"method": "LoRA", "quantization": {}}},

@@ -217,6 +217,20 @@ def test_activations_take_what_both_passes_allocate(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("method", ["QLoRA", "LoRA"])
+def test_activations_of_dora_take_what_both_passes_allocate(
+    folders: dict[str, Path], method: str, dropout: float, checkpointing: bool
+) -> None:
+    wanted = settings(method, use_dora=True, lora_dropout=dropout, gradient_checkpointing=checkpointing)
+    shape = read(folders["llama"])
+    expected = estimate(shape, wanted, Objective.CHAT)
+    model = load(folders["llama"], wanted)
+    assert count_bytes(list(trained_tensors(model).values())) == expected.adapter
+    assert expected.activations == pytest.approx(measure_peak(model, shape, wanted), rel=ALLOCATED)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
     ("kind", "method", "on_experts"),
     [

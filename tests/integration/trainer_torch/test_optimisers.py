@@ -1,12 +1,10 @@
 """Every optimiser: its first step is that of its formula, its state has the counted size, and a saved one continues."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from trainer_bench import make_trainer
-from transformers import TrainerCallback
+from trainer_bench import KeepGradients, make_trainer, weights_of
 from transformers.training_args import OptimizerNames
 
 from finetune_api.hyperparameters import Optimiser
@@ -18,18 +16,6 @@ RATE = 1e-3
 RATIOS = {"adamw": 1.0, "lion": 1.0, "ademamix": 1 + 5 * (1 - 0.9999), "adagrad": 1.0, "rmsprop": (1 - 0.99) ** -0.5}
 """First step of a weight by its learning rate, in the direction of its gradient: all moments are that gradient's. For
 AdEMAMix: `alpha` 5 times the slow average, which has no bias correction."""
-Weights = dict[str, torch.Tensor]
-
-
-class KeepGradients(TrainerCallback):
-    """Record the gradients of the last step."""
-
-    def __init__(self) -> None:
-        self.found: Weights = {}
-
-    def on_pre_optimizer_step(self, *_: Any, model: torch.nn.Module, **__: Any) -> None:
-        """Copy them before the optimiser runs."""
-        self.found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
 def build(model: Path, folder: Path, optim: Optimiser) -> tuple[LoopTrainer, KeepGradients]:
@@ -41,10 +27,6 @@ def build(model: Path, folder: Path, optim: Optimiser) -> tuple[LoopTrainer, Kee
     gradients = KeepGradients()
     trainer.add_callback(gradients)
     return trainer, gradients
-
-
-def weights(trainer: LoopTrainer) -> Weights:
-    return {name: one.detach().clone() for name, one in trainer.model.named_parameters() if one.requires_grad}
 
 
 def adafactor(gradient: torch.Tensor) -> torch.Tensor:
@@ -68,10 +50,10 @@ def expected_step(optim: Optimiser, gradient: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("optim", list(Optimiser))
 def test_the_first_step_is_that_of_the_formula(tiny_model: Path, tmp_path: Path, optim: Optimiser) -> None:
     trainer, gradients = build(tiny_model, tmp_path, optim)
-    before = weights(trainer)
+    before = weights_of(trainer)
     trainer.train()
     moved = 0
-    for name, after in weights(trainer).items():
+    for name, after in weights_of(trainer).items():
         gradient = gradients.found[name]
         step = (before[name].double() - after.double()) / RATE
         clear = gradient.abs() > 1e-4  # below that, the term against a division by zero counts
@@ -91,7 +73,7 @@ def test_the_state_takes_the_bytes_that_are_counted_and_continues_after_it_was_s
     kept = [
         value for one in state.values() for name, value in one.items() if name not in {"step", "RMS", "qmap1", "qmap2"}
     ]
-    shapes = [tuple(one.shape) for one in weights(trainer).values()]
+    shapes = [tuple(one.shape) for one in weights_of(trainer).values()]
     counted = state_bytes(shapes, Resolved(method="LoRA", optim=optim.value))
     assert sum(one.numel() * one.element_size() for one in kept) == counted
     trainer._save_optimizer_and_scheduler(str(tmp_path))
@@ -106,5 +88,5 @@ def test_the_state_takes_the_bytes_that_are_counted_and_continues_after_it_was_s
         for name, one in resumed.model.named_parameters():
             one.grad = gradients.found[name].clone() if one.requires_grad else None
         resumed.optimizer.step()
-    ours, theirs = weights(trainer), weights(other)
+    ours, theirs = weights_of(trainer), weights_of(other)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -140,6 +140,7 @@ NOISY: dict[str, Any] = {
     | {"neftuneNoiseAlpha": 5, "lrSchedulerType": "warmup_stable_decay", "decaySteps": 14}
 }
 LION: dict[str, Any] = {"hyperparameters": HYPERPARAMETERS | {"optim": "lion_32bit", "learningRate": 1e-4}}
+DORA: dict[str, Any] = {"tuning": {"method": "LoRA", "lora": {"useDora": True, "loraPlusLrRatio": 4}}}
 REWARD: dict[str, Any] = {
     "objective": "RewardModel",
     "evaluation": {"steps": 4},
@@ -157,6 +158,7 @@ CASES = {
     "NEFTune and a final decay in the middle of step 8": Case("LoRA", 7, 1, NOISY),
     "Adafactor after step 7": Case("LoRA", 7, 0, {"hyperparameters": HYPERPARAMETERS | {"optim": "adafactor"}}),
     "Lion in the middle of step 8, all weights": Case("Full", 7, 1, LION),
+    "DoRA with LoRA+ in the middle of step 8": Case("LoRA", 7, 1, DORA),
     "QLoRA after step 13": Case("QLoRA", 13),
     "Full at the end of the first epoch": Case("Full", 12),
     "DPO after step 9": Case("LoRA", 9, 0, DPO, preference_rows),

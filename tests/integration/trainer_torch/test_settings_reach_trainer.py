@@ -17,7 +17,7 @@ from finetune_api.objectives import Objective
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Resolved
-from finetune_trainer.models.loading import load_for_training
+from finetune_trainer.models.loading import load_for_training, trained_tensors
 from finetune_trainer.training.methods.loop import LoopTrainer
 
 MakeBench = Callable[..., Bench]
@@ -45,6 +45,8 @@ CHANGES: dict[str, Any] = {
     "lora_dropout": 0.5,
     "use_rslora": True,
     "target_modules": ["q_proj"],
+    "exclude_modules": ["layers.0.self_attn.q_proj"],
+    "use_dora": True,
 }
 OWN_CHANGES: dict[str, dict[str, Any]] = {
     "DPO": {"beta": 0.2, "loss_type": "ipo"},
@@ -69,6 +71,8 @@ NOT_ARGUMENTS = {
     "double_quant": "test_the_constants_of_a_quantised_base_are_quantised_as_set",
     "target_experts": "test_experts.py",
     "target_parameters": "a result",
+    "init_lora_weights": "test_adapter_settings.py",
+    "lora_plus_lr_ratio": "test_adapter_settings.py",
 }
 
 
@@ -84,6 +88,7 @@ def fingerprint(trainer: LoopTrainer) -> dict[str, Any]:
         "arguments": trainer.args.to_dict(),
         "trainer": type(trainer).__name__,
         "layers": layers,
+        "trained": sorted(trained_tensors(trainer.model)),
         "checkpointed": checkpointed,
     }
 

@@ -59,6 +59,12 @@ def test_what_follows_the_peak_is_a_share_of_the_steps_and_ends_with_them(
     assert (it.warmup_steps, it.decay_steps, it.min_lr_ratio) == expected
 
 
+@pytest.mark.parametrize(("dropout", "expected"), [(None, 0.0), (0.05, 0.05)])
+def test_dora_has_no_dropout_unless_it_is_set(dropout: float | None, expected: float) -> None:
+    """With dropout it keeps every weight for the backward pass."""
+    assert resolved(tuning={"lora": {"useDora": True, "dropout": dropout}}).lora_dropout == expected
+
+
 def test_full_tuning_has_no_adapter_settings() -> None:
     it = resolved(tuning={"method": "Full"})
     assert (it.lora_rank, it.global_batch_size, it.num_train_epochs) == (None, 32, 2.0)

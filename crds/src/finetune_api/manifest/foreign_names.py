@@ -97,8 +97,8 @@ def _table() -> dict[str, ForeignName]:
         "modules_to_save": one((PEFT,), "", REMOVE),
         "additional_target": one((LLAMA_FACTORY,), "", REMOVE),
         "peft_use_rslora": one((AXOLOTL,), f"{lora}.useRslora"),
-        "peft_use_dora": one((AXOLOTL,), "", REMOVE),
-        "use_dora": one((LLAMA_FACTORY, TRL, PEFT), "", REMOVE),
+        "peft_use_dora": one((AXOLOTL,), f"{lora}.useDora"),
+        "peft_init_lora_weights": one((AXOLOTL,), f"{lora}.initLoraWeights"),
         "lora_model_dir": one((AXOLOTL,), "tuning.initialAdapter.uri"),
         "adapter_name_or_path": one((LLAMA_FACTORY,), "tuning.initialAdapter.uri"),
         # training arguments

@@ -25,6 +25,7 @@ from finetune_api.hyperparameters import (
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.sources import UNIQUE_SOURCES
 from finetune_api.spec import FORMATS
+from finetune_api.tuning import EXPERTS_WITHOUT_DORA
 
 Condition = Callable[[Any], bool]
 
@@ -65,6 +66,7 @@ CONDITIONS: dict[str, Condition] = {
     "!has(self.targetExperts) || !self.targetExperts || !has(self.dropout) || self.dropout == 0.0": lambda lora: (
         not lora.target_experts or not lora.dropout
     ),
+    EXPERTS_WITHOUT_DORA: lambda lora: not lora.target_experts or not lora.use_dora,
     "self.method != 'Full' || !has(self.lora)": lambda tuning: tuning.method != "Full" or tuning.lora is None,
     "self.method in ['QLoRA', 'Auto'] || !has(self.quantization)": lambda tuning: (
         tuning.method in {"QLoRA", "Auto"} or tuning.quantization is None

@@ -23,6 +23,7 @@ LIBRARY_VALUES = {
 DECIMALS = {
     "spec.dataset.train.sources[].weight",
     "spec.tuning.lora.dropout",
+    "spec.tuning.lora.loraPlusLrRatio",
     "spec.hyperparameters.numTrainEpochs",
     "spec.hyperparameters.learningRate",
     "spec.hyperparameters.warmupSteps",

@@ -78,6 +78,7 @@ def test_lists_maps_and_references_state_how_server_side_apply_merges_them() -> 
         "avoidedNodeNames": "set",
         "dataset.sources": "atomic",
         "resolved.targetModules": "set",
+        "resolved.excludeModules": "set",
         "resolved.targetParameters": "set",
     }
     assert found["conditions"]["x-kubernetes-list-map-keys"] == ["type"]

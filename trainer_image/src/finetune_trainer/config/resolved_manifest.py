@@ -27,6 +27,10 @@ LORA = {
     "target_modules": "target_modules",
     "use_rslora": "use_rslora",
     "target_experts": "target_experts",
+    "exclude_modules": "exclude_modules",
+    "use_dora": "use_dora",
+    "init_lora_weights": "init_lora_weights",
+    "lora_plus_lr_ratio": "lora_plus_lr_ratio",
 }
 HEADER = """\
 # The settings of this training, with every default resolved.

@@ -4,6 +4,7 @@ and weights that are cast or dequantised; without torch.
 Layers are Llama-like, or have experts instead of a dense MLP. Attention is fused, except for the types that have none.
 """
 
+from collections.abc import Mapping
 from math import prod
 
 from finetune_api.spec import Method, Objective
@@ -21,6 +22,7 @@ EAGER = frozenset(
     }
 )  # fmt: skip
 """Model types that transformers has no fused attention for: each head holds a score for every pair of tokens."""
+DORA_COPIES = 4
 SCORE_BACKWARD = 3 * FULL_WIDTH
 """Bytes of a score in the backward pass of the softmax: its output and both gradients, in FP32."""
 PAIRED = frozenset({Objective.DPO, Objective.REWARD_MODEL})
@@ -40,7 +42,8 @@ def activation_bytes(shape: ModelShape, settings: Resolved, objective: Objective
     kept = shape.layers * layer
     if settings.gradient_checkpointing:
         kept = layer + tokens * shape.layers * shape.hidden * stored_width(settings)
-    return kept + last_norm + _whole_weights(shape, settings) + _gradients(shape, settings, tokens, scores)
+    weights = max(_whole_weights(shape, settings), _dora_weights(shape, settings))
+    return kept + last_norm + weights + _gradients(shape, settings, tokens, scores)
 
 
 def count_tokens(settings: Resolved, objective: Objective) -> int:
@@ -64,12 +67,20 @@ def trained_shapes(shape: ModelShape, settings: Resolved) -> list[tuple[int, ...
     if settings.method == Method.FULL:
         return list(shape.tensors.values())
     rank = settings.lora_rank or 16
-    adapted = shape.adapted(settings.target_modules).values()
+    adapted = adapted_layers(shape, settings).values()
     linear: list[tuple[int, ...]] = [half for size in adapted for half in ((rank, size[1]), (size[0], rank))]
+    linear += [(size[0],) for size in adapted if settings.use_dora]
     if not settings.target_experts:
         return linear
     stacks = [stack for stacks in shape.stacks.values() for stack in stacks]
     return [*linear, *(half for n, out, ins in stacks for half in ((n * rank, ins), (out, n * rank)))]
+
+
+def adapted_layers(shape: ModelShape, settings: Resolved) -> Mapping[str, tuple[int, ...]]:
+    """Return the linear layers that get an adapter."""
+    excluded = tuple(f".{name}" for name in settings.exclude_modules or ())
+    layers = shape.adapted(settings.target_modules)
+    return {name: size for name, size in layers.items() if not f".{name.removesuffix('.weight')}".endswith(excluded)}
 
 
 def _trains_experts(settings: Resolved) -> bool:
@@ -98,7 +109,8 @@ def _layer_bytes_per_token(shape: ModelShape, settings: Resolved) -> int:
     attention = width * (3 if is_full else 4) * shape.heads * shape.head_size
     has_mask = settings.packing or (settings.per_device_train_batch_size or 1) > 1
     mask = width * (settings.max_length or 0) if has_mask else 0
-    return norms + attention + mask + _mlp_bytes_per_token(shape, settings) + _linear_inputs(shape, settings)
+    linear = _linear_inputs(shape, settings) + _dora_outputs(shape, settings)
+    return norms + attention + mask + _mlp_bytes_per_token(shape, settings) + linear
 
 
 def _mlp_bytes_per_token(shape: ModelShape, settings: Resolved) -> int:
@@ -116,7 +128,7 @@ def _linear_inputs(shape: ModelShape, settings: Resolved) -> int:
     """Return the inputs that a layer's linear modules keep: each a cast copy of its own and the mask of its dropout; in
     FP32 without dropout, modules with the same input share one."""
     width, is_full = compute_width(settings), settings.method == Method.FULL
-    adapted = {} if is_full else shape.adapted(settings.target_modules)
+    adapted = {} if is_full else adapted_layers(shape, settings)
     dropout = 0 if is_full or not settings.lora_dropout else 1
     inputs = sum(size for _, size in (shape.linear if is_full else adapted).values()) // shape.layers
     if width == FULL_WIDTH and not dropout:
@@ -124,6 +136,23 @@ def _linear_inputs(shape: ModelShape, settings: Resolved) -> int:
         inputs = min(inputs, 2 * shape.hidden + attended + shape.intermediate)
     between = len(adapted) * (settings.lora_rank or 16) * width // shape.layers
     return inputs * (width + dropout) + between
+
+
+def _dora_outputs(shape: ModelShape, settings: Resolved) -> int:
+    """Return what DoRA keeps of a token in one layer: the outputs of each base module and of its adapter."""
+    if not settings.use_dora:
+        return 0
+    outputs = sum(size for size, _ in adapted_layers(shape, settings).values())
+    return 2 * compute_width(settings) * outputs // shape.layers
+
+
+def _dora_weights(shape: ModelShape, settings: Resolved) -> int:
+    """Return the whole weights that DoRA has at once for the norm of one module, in FP32: the base's, the update, their
+    sum, and the identity from which the update is made. With dropout the backward pass also needs weights."""
+    sizes = adapted_layers(shape, settings).values() if settings.use_dora else ()
+    norm = max((FULL_WIDTH * (DORA_COPIES * out * ins + ins * ins) for out, ins in sizes), default=0)
+    kept = compute_width(settings) * sum(prod(size) for size in sizes) if settings.lora_dropout else 0
+    return norm + (kept // shape.layers if settings.gradient_checkpointing else kept)
 
 
 def _gradients(shape: ModelShape, settings: Resolved, tokens: int, scores: int) -> int:

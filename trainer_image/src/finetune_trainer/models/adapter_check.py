@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_trainer.models.adapter_factors import Factor, experts_module, parse_factor
+from finetune_trainer.models.adapter_factors import Factor, experts_module, parse_factor, parse_magnitude
 from finetune_trainer.storage.hub.uris import SCHEME
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -41,10 +41,14 @@ def _name_faults(asked: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterat
     unknown: list[str] = []
     wrong: list[str] = []
     whole: list[str] = []
+    magnitudes: set[str] = set()
     pairs: dict[str, list[Factor]] = {}
     sides: dict[str, set[int]] = {}
     for name, tensor in tensors.items():
         factor = parse_factor(name)
+        if factor is None and asked.get("use_dora") and (scaled := parse_magnitude(name)):
+            magnitudes.add(scaled)
+            continue
         if factor is None:
             known = whole if _is_saved_whole(name, asked) else unknown
             known.append(name)
@@ -64,6 +68,8 @@ def _name_faults(asked: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterat
     single = [module for module, factors in pairs.items() if len(factors) != 2]
     if single:
         yield f"{len(single)} modules lack one of their two factors: {', '.join(single[:MOST_LISTED])}"
+    if asked.get("use_dora") and (other := sorted(magnitudes ^ pairs.keys())):
+        yield f"{len(other)} modules lack either factors or their magnitudes: {', '.join(other[:MOST_LISTED])}"
     linear = [module for module, factors in pairs.items() if not factors[0].is_of_experts]
     yield from _target_faults(asked.get("target_modules"), linear, [_module(name) for name in whole])
     yield from _expert_faults(asked.get("target_parameters"), [module for module in pairs if module not in linear])

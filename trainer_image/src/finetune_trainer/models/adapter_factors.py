@@ -15,6 +15,7 @@ FIRST = ("A.weight", "embedding_A")
 ZERO_AT_START = ("B.weight", "embedding_A")
 """The factors that PEFT starts at zero, so that a fresh adapter changes nothing; for an embedding it is the first."""
 _FACTOR = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<kind>A\.weight|B\.weight|embedding_A|embedding_B)")
+_MAGNITUDE = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.lora_magnitude_vector(\.weight)?")
 _OF_EXPERTS = re.compile(rf"(.+\.)?{EXPERTS}({re.escape(WRAPPED)})*")
 
 
@@ -52,6 +53,12 @@ def parse_factor(name: str) -> Factor | None:
     """Return the factor that a tensor of an adapter's file holds; None for any other tensor."""
     found = _FACTOR.fullmatch(name)
     return Factor(found["module"], found["kind"]) if found else None
+
+
+def parse_magnitude(name: str) -> str | None:
+    """Return the module whose magnitudes (DoRA) a tensor of an adapter's file holds; None for any other tensor."""
+    found = _MAGNITUDE.fullmatch(name)
+    return found["module"] if found else None
 
 
 def no_experts_error(model: str) -> TrainerError:

@@ -40,8 +40,16 @@ show it.
 """
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Initialisations that leave the base unchanged; the others train against altered base weights."""
-FIELDS = {"rank": "rank", "alpha": "alpha", "use_rslora": "useRslora", "target_experts": "targetExperts"}
+FIELDS = {
+    "rank": "rank",
+    "alpha": "alpha",
+    "use_rslora": "useRslora",
+    "use_dora": "useDora",
+    "target_experts": "targetExperts",
+}
 """Settings that an adapter determines, by field and by name in the spec; target modules are compared as a set."""
+OF_A_TRAINING = ("dropout", "lora_plus_lr_ratio", "exclude_modules")
+"""Settings that are not an adapter's. What is excluded must be what the adapter leaves out: each factor is compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +95,11 @@ def fetch_initial_adapter(
 
 
 def with_adapter(spec: FineTuneJobSpec, adapter: InitialAdapter | None) -> FineTuneJobSpec:
-    """Return the spec with the adapter's settings; dropout is not one of them and remains the job's choice."""
+    """Return the spec with the adapter's settings, except for those of the training alone, which are the job's."""
     if adapter is None:
         return spec
-    dropout = spec.tuning.lora.dropout if spec.tuning.lora else None
-    lora = adapter.lora.model_copy(update={"dropout": dropout})
+    own = spec.tuning.lora or Lora()
+    lora = adapter.lora.model_copy(update={name: getattr(own, name) for name in OF_A_TRAINING})
     return spec.model_copy(update={"tuning": spec.tuning.model_copy(update={"lora": lora})})
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
+from finetune_api.tuning import InitLoraWeights
 from finetune_trainer.distributed.sharding import require_sharded, sharding_options
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
@@ -51,6 +52,8 @@ NON_REENTRANT = {"use_reentrant": False}
 HEAD = "score.weight"
 """The head of a reward model, which a language model does not have."""
 LOADING = logging.getLogger("transformers")
+FIRST_VALUES: dict[str, bool | str] = {InitLoraWeights.GAUSSIAN: "gaussian"}
+"""PEFT's names of the first values of an adapter."""
 EXPERT_COUNTS = ("num_local_experts", "n_routed_experts")
 """The names of configurations that have no `num_experts`."""
 MAMBA_TYPES = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
@@ -232,14 +235,18 @@ def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
     """
     prefix = text_prefix(model)
     parameters = expert_parameters(model) if settings.target_experts else None
+    targets = _choose_targets(model, settings.target_modules)
+    excluded = settings.exclude_modules or []
     config = LoraConfig(
         r=settings.lora_rank or 16,
         lora_alpha=settings.lora_alpha or 32,
         lora_dropout=settings.lora_dropout or 0.0,
         use_rslora=bool(settings.use_rslora),
-        target_modules=_choose_targets(model, settings.target_modules),
+        target_modules=[name for name in targets if name not in excluded],
         target_parameters=parameters,
-        exclude_modules=f"(?!{re.escape(prefix)}|{_head_name(model)}$).*" if prefix else None,
+        exclude_modules=_excluded(model, prefix, excluded),
+        use_dora=bool(settings.use_dora),
+        init_lora_weights=FIRST_VALUES.get(str(settings.init_lora_weights), True),
         bias="none",
         task_type="SEQ_CLS" if scores_text(model) else "CAUSAL_LM",
     )
@@ -248,9 +255,34 @@ def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise TrainerError(ExitCode.INVALID_CONFIG, f"tuning.lora does not fit the model: {error}") from error
+    _require_excluded(adapted, targets, excluded)
     if parameters:
         require_every_stack(adapted)
     return adapted
+
+
+def _excluded(model: PreTrainedModel, prefix: str, named: Sequence[str]) -> str | None:
+    """Return the pattern of modules without an adapter: those outside the text decoder, and those that the job names
+    by the end of their name."""
+    towers = [f"(?!{re.escape(prefix)}|{_head_name(model)}$).*"] if prefix else []
+    ends = [rf"(.*\.)?({'|'.join(map(re.escape, named))})"] if named else []
+    return "|".join(f"({one})" for one in [*towers, *ends]) or None
+
+
+def _require_excluded(adapted: PeftModel, targets: Sequence[str], excluded: Sequence[str]) -> None:
+    """Refuse a name that excludes nothing: it is misspelt, or has no adapter anyway."""
+    names = [name for name, _ in adapted.get_base_model().named_modules() if _ends_with(name, targets)]
+    for one in excluded:
+        if not any(_ends_with(name, [one]) for name in names):
+            raise TrainerError(
+                ExitCode.INVALID_CONFIG,
+                f"tuning.lora.excludeModules names {one}, which excludes no module with an adapter: correct or remove "
+                "it",
+            )
+
+
+def _ends_with(name: str, ends: Sequence[str]) -> bool:
+    return any(name == end or name.endswith(f".{end}") for end in ends)
 
 
 def _choose_targets(model: PreTrainedModel, named: list[str] | None) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.optimizers import create_loraplus_optimizer
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -64,8 +65,9 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     model to BF16, whose steps are larger than most updates: the constructor restores it in FP32.
     """
 
-    def __init__(self, loop: LoopContext, **arguments: Any) -> None:
+    def __init__(self, loop: LoopContext, *, lora_plus_lr_ratio: float | None = None, **arguments: Any) -> None:
         self._loop = loop
+        self._lora_plus_lr_ratio = lora_plus_lr_ratio
         with keep_in_fp32(arguments["model"]):
             super().__init__(**arguments)
         self._saves = 0
@@ -186,6 +188,22 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         self.lr_scheduler.load_state_dict(load(Path(checkpoint) / SCHEDULER_NAME))
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
+
+    @override
+    def create_optimizer(self, *arguments: Any) -> Any:
+        """Create the optimiser; with LoRA+ the factors B have a learning rate of their own."""
+        if self._lora_plus_lr_ratio is None:
+            return super().create_optimizer(*arguments)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = create_loraplus_optimizer(
+            self.model,
+            kind,
+            loraplus_lr_ratio=self._lora_plus_lr_ratio,
+            loraplus_lr_embedding=self.args.learning_rate,
+            loraplus_weight_decay=self.args.weight_decay,
+            **options,
+        )
+        return self.optimizer
 
     @override
     def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:

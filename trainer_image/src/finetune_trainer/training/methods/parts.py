@@ -76,6 +76,7 @@ class TrainerParts:
         """Return the arguments of a trainer except its `args`; `to_dataset` converts the held-out rows, if any."""
         return {
             "loop": self.loop,
+            "lora_plus_lr_ratio": self.settings.lora_plus_lr_ratio,
             "model": self.model,
             "train_dataset": train_dataset,
             "eval_dataset": to_dataset(self.validation) if self.validation else None,
