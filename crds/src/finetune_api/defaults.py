@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from finetune_api.hyperparameters import Hyperparameters, Schedule
-from finetune_api.objectives import Dpo, Kto, Objective, Rlhf
+from finetune_api.objectives import Dpo, Kto, LossType, Objective, Rlhf
 from finetune_api.recipes import RECIPES
 from finetune_api.spec import FineTuneJobSpec, Lora, Method, Mode
 from finetune_api.status import Resolved
@@ -20,6 +20,8 @@ OF_A_TRAINING = (
     "eval_steps", "lora_dropout", "lora_plus_lr_ratio", "decay_steps", "min_lr_ratio", "neftune_noise_alpha",
 )  # fmt: skip
 """Settings that are absent if nothing is trained."""
+SMOOTHING = {LossType.ROBUST: 0.1, LossType.EXO_PAIR: 0.001}
+"""The label smoothing that the papers of these losses advise."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,12 @@ def _objective(spec: FineTuneJobSpec) -> dict[str, Any]:
     match spec.objective:
         case Objective.DPO:
             dpo = spec.dpo or Dpo()
-            return {"beta": dpo.beta, "loss_type": dpo.loss_type.value}
+            return {
+                "beta": dpo.beta,
+                "loss_type": dpo.loss_type.value,
+                "label_smoothing": _given(dpo.label_smoothing, SMOOTHING.get(dpo.loss_type)),
+                "sft_weight": dpo.sft_weight,
+            }
         case Objective.KTO:
             return (spec.kto or Kto()).model_dump(include={"beta", "desirable_weight", "undesirable_weight"})
         case Objective.RLHF:

@@ -26,6 +26,15 @@ class LossType(StrEnum):
     SIGMOID = "sigmoid"
     HINGE = "hinge"
     IPO = "ipo"
+    ROBUST = "robust"
+    EXO_PAIR = "exo_pair"
+    NCA_PAIR = "nca_pair"
+    BCO_PAIR = "bco_pair"
+    SPPO_HARD = "sppo_hard"
+    APO_ZERO = "apo_zero"
+    APO_DOWN = "apo_down"
+    DISCOPOP = "discopop"
+    SIGMOID_NORM = "sigmoid_norm"
 
 
 class Algorithm(StrEnum):
@@ -61,13 +70,34 @@ class Extract(StrEnum):
     PATTERN = "Pattern"
 
 
+HAS_SMOOTHING = "!has(self.labelSmoothing) || self.lossType in ['robust', 'exo_pair']"
+
+
 class Dpo(Block):
     """Settings of objective DPO, under TRL's names."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                HAS_SMOOTHING,
+                "labelSmoothing is of losses robust and exo_pair: set lossType to one of them, or remove "
+                "labelSmoothing",
+                ".labelSmoothing",
+            )
+        )
+    )
 
     beta: Annotated[float, Field(gt=0, le=100)] = 0.1
     """Weight of the penalty for deviating from the reference model. Default: 0.1."""
     loss_type: LossType = LossType.SIGMOID
-    """`sigmoid` (DPO), `hinge` (SLiC) or `ipo`. Default: `sigmoid`."""
+    """`sigmoid` (DPO), `hinge` (SLiC), `ipo`, `robust` (for wrong labels), `exo_pair`, `nca_pair`, `bco_pair`,
+    `sppo_hard`, `apo_zero`, `apo_down`, `discopop` or `sigmoid_norm` (by length). Default: `sigmoid`."""
+    label_smoothing: Annotated[float, Field(gt=0, lt=0.5)] | None = None
+    """Share of pairs whose labels are taken to be swapped; with losses `robust` and `exo_pair`. Default: 0.1 with
+    `robust`, 0.001 with `exo_pair`."""
+    sft_weight: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Weight of the chosen answer's own loss per token, added to that of the pair. It keeps the chosen answer likely.
+    Default: none is added."""
 
 
 class Kto(Block):

@@ -68,6 +68,10 @@ class Resolved(StatusBlock):
     """Weight of the penalty for deviating from the reference model (DPO, KTO, RLHF)."""
     loss_type: Word | None = None
     """Loss of DPO."""
+    label_smoothing: Measure | None = None
+    """Share of pairs whose labels are taken to be swapped (DPO); absent without."""
+    sft_weight: Measure | None = None
+    """Weight of the chosen answer's own loss (DPO); absent without."""
     desirable_weight: Measure | None = None
     """Weight of the answers labelled good (KTO)."""
     undesirable_weight: Measure | None = None

@@ -276,6 +276,15 @@ AT_CREATION = [
             ("rlhf", "RLHF", {"rewards": [{"type": "Length", "targetTokens": 4}]}),
         )
     ),
+    *(
+        (
+            "labelSmoothing is of losses robust and exo_pair",
+            {"objective": "DPO", "dpo": {"lossType": "robust", "labelSmoothing": 0.1}},
+            {"objective": "DPO", "dpo": {"labelSmoothing": 0.1} | other},
+            "spec.dpo.labelSmoothing",
+        )
+        for other in ({}, {"lossType": "ipo"})
+    ),
     (NEEDS_REWARD, rlhf(rewards=LENGTHS), {"objective": "RLHF"}, "spec.rlhf"),
     (
         NO_LOSS,

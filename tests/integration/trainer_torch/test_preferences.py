@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from finetune_api.handoff import ExitCode
+from finetune_api.objectives import LossType
 from finetune_api.status import Resolved
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
@@ -198,17 +199,63 @@ def test_the_saved_adapter_is_one_adapter_that_plain_peft_loads(
         torch.testing.assert_close(loaded(ids).logits, trainer.model(ids).logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("loss_type", "beta", "start"), [("sigmoid", 0.5, math.log(2)), ("hinge", 0.1, 1.0), ("ipo", 0.1, 25.0)]
-)
+STARTS = {
+    "sigmoid": math.log(2),
+    "hinge": 1.0,
+    "ipo": (1 / (2 * 0.1)) ** 2,
+    "robust": math.log(2),
+    "exo_pair": -math.log(2) - math.log(0.05 * 0.95) / 2,
+    "nca_pair": 2 * math.log(2),
+    "bco_pair": 2 * math.log(2),
+    "sppo_hard": 2 * (0.5 / 0.1) ** 2,
+    "apo_zero": 1.0,
+    "apo_down": 1.0,
+    "discopop": (math.log(2) + 1) / 2,
+    "sigmoid_norm": math.log(2),
+}
+"""The formula of each loss where model and reference are equal, with beta 0.1 and a label smoothing of 0.05."""
+
+
+@pytest.mark.parametrize("loss_type", list(LossType))
 def test_each_loss_of_dpo_starts_at_the_value_of_its_formula(
-    tiny_model: Path, tmp_path: Path, loss_type: str, beta: float, start: float
+    tiny_model: Path, tmp_path: Path, loss_type: LossType
 ) -> None:
-    settings = make_settings(loss_type=loss_type, beta=beta, total_steps=2)
+    start = STARTS[loss_type]
+    settings = make_settings(loss_type=loss_type.value, label_smoothing=0.05, total_steps=2)
     trainer = make_trainer("DPO", tiny_model, tmp_path, settings)
     assert trainer.measure().loss == pytest.approx(start, rel=1e-3)
     trainer.train()
     assert trainer.measure().loss < start
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.3])
+def test_the_robust_loss_takes_a_share_of_the_labels_as_swapped(
+    tiny_model: Path, tmp_path: Path, smoothing: float
+) -> None:
+    """`(-(1 - e) log s(m) + e log s(-m)) / (1 - 2 e)` of the margin m, for one pair."""
+    settings = make_settings(loss_type="robust", label_smoothing=smoothing, per_device_train_batch_size=1)
+    trainer = make_trainer("DPO", tiny_model, tmp_path, settings)
+    torch.manual_seed(1)
+    for tensor in trained_tensors(trainer.model).values():
+        torch.nn.init.normal_(tensor, std=0.1)
+    found = trainer._measure_batch(trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[0]])))
+    margin = found.figures["reward_margin"][0]
+    assert abs(margin) > 0.01
+    clean, swapped = (math.log1p(math.exp(-sign * margin)) for sign in (1, -1))
+    expected = ((1 - smoothing) * clean - smoothing * swapped) / (1 - 2 * smoothing)
+    assert found.loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_chosen_answers_own_loss_is_added_by_its_weight(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = make_trainer("DPO", tiny_model, tmp_path, make_settings(sft_weight=0.5))
+    nats = []
+    with torch.no_grad():
+        for pair in PAIRS:
+            ids = torch.tensor([pair.prompt_ids + pair.chosen_ids])
+            log_probs = trainer.model(ids).logits.float().log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+            nats.append(-log_probs[len(pair.prompt_ids) - 1 :])
+    own = float(torch.cat(nats).mean())
+    assert trainer.measure().loss == pytest.approx(math.log(2) + 0.5 * own, rel=1e-3)
 
 
 def test_a_reward_is_beta_times_the_change_in_log_probability(tiny_model: Path, tmp_path: Path) -> None:

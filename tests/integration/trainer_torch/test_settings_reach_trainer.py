@@ -49,7 +49,7 @@ CHANGES: dict[str, Any] = {
     "use_dora": True,
 }
 OWN_CHANGES: dict[str, dict[str, Any]] = {
-    "DPO": {"beta": 0.2, "loss_type": "ipo"},
+    "DPO": {"beta": 0.2, "loss_type": "ipo", "label_smoothing": 0.3, "sft_weight": 0.5},
     "KTO": {"beta": 0.2, "desirable_weight": 2.0, "undesirable_weight": 2.0},
     "RLHF": {
         "algorithm": "RLOO", "num_generations": 8, "max_completion_length": 8, "temperature": 0.5, "beta": 0.2,

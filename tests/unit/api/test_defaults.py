@@ -162,7 +162,9 @@ def test_an_adapter_that_is_also_on_experts_has_no_dropout(lora: dict[str, objec
 
 def test_the_settings_of_an_objective_are_shown_with_their_defaults() -> None:
     dpo, kto, rlhf = (resolved(objective="DPO"), resolved(objective="KTO"), resolved(objective="RLHF", rlhf=REWARDED))
-    assert (dpo.beta, dpo.loss_type) == (0.1, "sigmoid")
+    assert (dpo.beta, dpo.loss_type, dpo.label_smoothing, dpo.sft_weight) == (0.1, "sigmoid", None, None)
+    for loss_type, smoothing in (("robust", 0.1), ("exo_pair", 0.001), ("ipo", None)):
+        assert resolved(objective="DPO", dpo={"lossType": loss_type}).label_smoothing == smoothing
     assert (kto.desirable_weight, kto.undesirable_weight) == (1.0, 1.0)
     assert (rlhf.algorithm, rlhf.num_generations, rlhf.max_completion_length, rlhf.beta) == ("GRPO", 4, 128, 0.04)
 

@@ -22,6 +22,7 @@ from finetune_api.hyperparameters import (
     NOISE_WITHOUT_PACKING,
     WHOLE_DECAY,
 )
+from finetune_api.objectives import HAS_SMOOTHING
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.sources import UNIQUE_SOURCES
 from finetune_api.spec import FORMATS
@@ -151,6 +152,7 @@ CONDITIONS: dict[str, Condition] = {
     "(self.mode == 'Unconstrained') != has(self.level)": lambda topology: (
         (topology.mode == "Unconstrained") != (topology.level is not None)
     ),
+    HAS_SMOOTHING: lambda dpo: dpo.label_smoothing is None or dpo.loss_type in {"robust", "exo_pair"},
     "(self.type == 'Length') == has(self.targetTokens)": lambda reward: (
         (reward.type == "Length") == (reward.target_tokens is not None)
     ),

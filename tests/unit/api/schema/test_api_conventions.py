@@ -33,6 +33,8 @@ DECIMALS = {
     "spec.hyperparameters.weightDecay",
     "spec.hyperparameters.maxGradNorm",
     "spec.dpo.beta",
+    "spec.dpo.labelSmoothing",
+    "spec.dpo.sftWeight",
     "spec.kto.beta",
     "spec.kto.desirableWeight",
     "spec.kto.undesirableWeight",

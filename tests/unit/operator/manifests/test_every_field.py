@@ -58,6 +58,8 @@ RESOLVED: dict[str, Any] = {
     "hyperparameters.seed": 7,
     "dpo.beta": 0.2,
     "dpo.lossType": "ipo",
+    "dpo.labelSmoothing": 0.2,
+    "dpo.sftWeight": 0.5,
     "kto.beta": 0.2,
     "kto.desirableWeight": 2,
     "kto.undesirableWeight": 2,
@@ -420,6 +422,8 @@ def base(objective: str, path: str) -> Spec:
     }
     if objective == "RLHF":
         spec["rlhf"] = {"rewards": [{"type": "Length", "targetTokens": 8}]}
+    if path == "dpo.labelSmoothing" and objective == "DPO":
+        spec["dpo"] = {"lossType": "robust"}
     if path.startswith("scheduling.affinity."):
         spec["scheduling"] = {"affinity": copy.deepcopy(AFFINITY)}
     if path.startswith("scheduling.topologySpreadConstraints"):

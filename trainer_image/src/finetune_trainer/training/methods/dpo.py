@@ -33,10 +33,13 @@ class PreferenceTrainer(ReferencedTrainer, DPOTrainer):  # type: ignore[misc]  #
 def build_dpo_trainer(parts: TrainerParts) -> PreferenceTrainer:
     """Return the trainer, ready for `evaluate()`, `train()` and `measure()`."""
     settings = parts.settings
+    sft = [settings.sft_weight] if settings.sft_weight else []
     arguments = DPOConfig(
         **parts.library_settings(),
         beta=settings.beta,
-        loss_type=[settings.loss_type],
+        loss_type=[settings.loss_type, *("sft" for _ in sft)],
+        loss_weights=[1.0, *sft],
+        label_smoothing=settings.label_smoothing or 0.0,
         # With method Full this prevents a second model; with an adapter it would only hash the base.
         precompute_ref_log_probs=settings.method == Method.FULL,
         disable_dropout=True,
