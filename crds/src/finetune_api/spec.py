@@ -204,6 +204,13 @@ class FineTuneJobSpec(Block):
                 ".hyperparameters.packing",
             ),
             cel(
+                "self.objective != 'RewardModel' || !has(self.tuning.lora) || !has(self.tuning.lora.initLoraWeights) "
+                "|| self.tuning.lora.initLoraWeights in ['Default', 'Gaussian']",
+                "a reward model's adapter does not start from the weights: set tuning.lora.initLoraWeights to Default "
+                "or Gaussian",
+                ".tuning.lora.initLoraWeights",
+            ),
+            cel(
                 "!has(self.hyperparameters.neftuneNoiseAlpha) || "
                 "self.objective in ['Instruction', 'Chat', 'DomainAdaptation']",
                 "NEFTune works with objectives Instruction, Chat and DomainAdaptation: remove "

@@ -25,8 +25,21 @@ class InitLoraWeights(StrEnum):
 
     DEFAULT = "Default"
     GAUSSIAN = "Gaussian"
+    PISSA = "PiSSA"
+    OLORA = "OLoRA"
 
 
+FROM_WEIGHTS = "self.initLoraWeights in ['PiSSA', 'OLoRA']"
+PLAIN_START = (
+    f"!has(self.initLoraWeights) || !({FROM_WEIGHTS}) || "
+    "((!has(self.useDora) || !self.useDora) && (!has(self.targetExperts) || !self.targetExperts))"
+)
+HALF_RANK = f"!has(self.initLoraWeights) || !({FROM_WEIGHTS}) || !has(self.rank) || self.rank <= 128"
+START_WITH_LORA = (
+    "!has(self.lora) || !has(self.lora.initLoraWeights) || !(self.lora.initLoraWeights in ['PiSSA', 'OLoRA']) || "
+    "self.method == 'LoRA'"
+)
+START_OF_A_NEW_ADAPTER = "!has(self.initialAdapter) || !has(self.lora) || !has(self.lora.initLoraWeights)"
 EXPERTS_WITHOUT_DORA = "!has(self.targetExperts) || !self.targetExperts || !has(self.useDora) || !self.useDora"
 
 
@@ -44,6 +57,18 @@ class Lora(Block):
                 EXPERTS_WITHOUT_DORA,
                 "an adapter on experts has no magnitudes: remove tuning.lora.useDora, or set targetExperts false",
                 ".useDora",
+            ),
+            cel(
+                PLAIN_START,
+                "first values from the weights are of plain adapters on linear layers: remove useDora and "
+                "targetExperts, or set initLoraWeights to Default or Gaussian",
+                ".initLoraWeights",
+            ),
+            cel(
+                HALF_RANK,
+                "an adapter that starts from the weights is published with twice its rank, at most 256: set rank to "
+                "128 or less, or initLoraWeights to Default or Gaussian",
+                ".rank",
             ),
         )
     )
@@ -73,7 +98,9 @@ class Lora(Block):
     `output.merge` to serve the result. Default: false."""
     init_lora_weights: InitLoraWeights | None = None
     """First values of a new adapter, none of which changes an answer. `Default`: Kaiming-uniform A, B = 0. `Gaussian`:
-    normal A with standard deviation `1 / rank`, B = 0. Default: `Default`."""
+    normal A with standard deviation `1 / rank`, B = 0. `PiSSA`: the largest singular vectors of each weight. `OLoRA`:
+    its QR decomposition. The last two need method `LoRA`, and publish an adapter of twice the rank. Default:
+    `Default`."""
     lora_plus_lr_ratio: Annotated[float, Field(ge=1, le=1000)] | None = None
     """Learning rate of the factors B, as a multiple of that of the factors A, which is `learningRate` (LoRA+); 16 is
     usual. Default: 1."""
@@ -126,6 +153,17 @@ class Tuning(Block):
                 "self.method != 'Full' || !has(self.initialAdapter)",
                 "method Full trains no adapter: set method to QLoRA or LoRA, or remove tuning.initialAdapter",
                 ".initialAdapter",
+            ),
+            cel(
+                START_WITH_LORA,
+                "first values from the weights need them in 16 bits: set tuning.method to LoRA, or "
+                "tuning.lora.initLoraWeights to Default or Gaussian",
+                ".lora.initLoraWeights",
+            ),
+            cel(
+                START_OF_A_NEW_ADAPTER,
+                "an adapter that is continued has its values: remove tuning.lora.initLoraWeights",
+                ".lora.initLoraWeights",
             ),
         )
     )

@@ -504,6 +504,42 @@ AT_CREATION = [
             ({"targetExperts": False, "dropout": 0.05}, {"targetExperts": True, "dropout": 0.5}),
         )
     ),
+    *(
+        (
+            "first values from the weights are of plain adapters",
+            {"tuning": {"method": "LoRA", "lora": {"initLoraWeights": "PiSSA"}}},
+            {"tuning": {"method": "LoRA", "lora": {"initLoraWeights": "PiSSA"} | other}},
+            "spec.tuning.lora.initLoraWeights",
+        )
+        for other in ({"useDora": True}, {"targetExperts": True})
+    ),
+    (
+        "an adapter that starts from the weights is published with twice its rank",
+        {"tuning": {"method": "LoRA", "lora": {"initLoraWeights": "OLoRA", "rank": 128}}},
+        {"tuning": {"method": "LoRA", "lora": {"initLoraWeights": "OLoRA", "rank": 129}}},
+        "spec.tuning.lora.rank",
+    ),
+    *(
+        (
+            "first values from the weights need them in 16 bits",
+            {"tuning": {"method": "LoRA", "lora": {"initLoraWeights": "PiSSA"}}},
+            {"tuning": {"method": method, "lora": {"initLoraWeights": "PiSSA"}}},
+            "spec.tuning.lora.initLoraWeights",
+        )
+        for method in ("QLoRA", "Auto")
+    ),
+    (
+        "an adapter that is continued has its values",
+        {"tuning": {"initialAdapter": {"uri": "s3://models/sft/adapter"}, "lora": {"dropout": 0.1}}},
+        {"tuning": {"initialAdapter": {"uri": "s3://models/sft/adapter"}, "lora": {"initLoraWeights": "Gaussian"}}},
+        "spec.tuning.lora.initLoraWeights",
+    ),
+    (
+        "a reward model's adapter does not start from the weights",
+        {"objective": "RewardModel", "tuning": {"method": "LoRA", "lora": {"initLoraWeights": "Gaussian"}}},
+        {"objective": "RewardModel", "tuning": {"method": "LoRA", "lora": {"initLoraWeights": "PiSSA"}}},
+        "spec.tuning.lora.initLoraWeights",
+    ),
     (
         "an adapter on experts has no magnitudes",
         {"tuning": {"lora": {"targetExperts": False, "useDora": True}}},

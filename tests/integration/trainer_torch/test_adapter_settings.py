@@ -1,5 +1,6 @@
 """DoRA, LoRA+, first values and excluded modules, each against its formula."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from loop_bench import CPU, make_settings
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from trainer_bench import KeepGradients, make_trainer, weights_of
 from training_bench import HYPERPARAMETERS, Bench
@@ -14,7 +16,9 @@ from training_bench import HYPERPARAMETERS, Bench
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.adapter_check import find_adapter_faults
-from finetune_trainer.models.loading import load_for_training
+from finetune_trainer.models.adapter_output import save_adapter
+from finetune_trainer.models.adapter_starts import start_from_weights
+from finetune_trainer.models.loading import attach_adapter, load_for_training, load_plain, trained_tensors
 
 MakeBench = Callable[..., Bench]
 SHORT = HYPERPARAMETERS | {"maxSteps": 4}
@@ -67,14 +71,17 @@ def test_a_file_of_dora_without_a_magnitude_is_a_fault(tmp_path: Path, tiny_mode
     assert f"1 modules lack either factors or their magnitudes: {LAYER}" in faults
 
 
-@pytest.mark.parametrize("changes", [{"use_dora": True}, {"init_lora_weights": "Gaussian"}])
+@pytest.mark.parametrize(
+    "changes", [{"use_dora": True}, *({"init_lora_weights": name} for name in ("Gaussian", "PiSSA", "OLoRA"))]
+)
 def test_a_fresh_adapter_changes_nothing(tiny_model: Path, changes: dict[str, Any]) -> None:
     model = load_for_training(tiny_model, make_settings("LoRA", **changes), CPU).eval()
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         adapted = model(ids).logits
         with model.disable_adapter():
-            assert torch.allclose(adapted, model(ids).logits, atol=1e-5)
+            assert torch.allclose(adapted, model(ids).logits, atol=1e-4)
+            assert torch.equal(model(ids).logits, load_plain(tiny_model, torch.float32, CPU).eval()(ids).logits)
 
 
 def test_gaussian_first_values_have_the_deviation_of_one_by_rank(tiny_model: Path) -> None:
@@ -120,4 +127,112 @@ def test_excluded_modules_have_no_adapter(tiny_model: Path, excluded: list[str],
 def test_a_name_that_excludes_nothing_is_refused(tiny_model: Path, name: str) -> None:
     with pytest.raises(TrainerError, match=f"excludeModules names {name}, which excludes no module") as caught:
         load_for_training(tiny_model, make_settings("LoRA", exclude_modules=[name]), CPU)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def first_values(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    saved = dict(model.named_parameters())
+    a, b = (saved[f"{ADAPTED}.lora_{factor}.default.weight"].detach() for factor in "AB")
+    return a, b
+
+
+def clear_base(tiny_model: Path) -> Any:
+    """Return the base with a weight whose eight largest singular values are far above the others: a random one has
+    none that stand out, and the randomised decomposition would not find the same."""
+    model = load_plain(tiny_model, torch.float32, CPU)
+    weight = model.get_submodule(LAYER).weight
+    noise = torch.Generator().manual_seed(3)
+    left, right = (torch.randn(size, generator=noise) for size in ((weight.shape[0], 8), (8, weight.shape[1])))
+    weight.data = 0.05 * left @ right + 1e-4 * weight.data
+    return model
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_pissa_starts_from_the_largest_singular_vectors(tiny_model: Path, use_rslora: bool) -> None:
+    """The scaled product is the best approximation of the weight by a matrix of that rank."""
+    settings = make_settings("LoRA", init_lora_weights="PiSSA", use_rslora=use_rslora)
+    base = clear_base(tiny_model)
+    weight = base.get_submodule(LAYER).weight.detach().clone()
+    adapted = attach_adapter(base, settings)
+    start_from_weights(adapted, "PiSSA")
+    a, b = first_values(adapted)
+    scaling = 16 / (8**0.5 if use_rslora else 8)
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    best = left[:, :8] * values[:8] @ right[:8]
+    assert torch.allclose(scaling * b @ a, best, atol=1e-3 * float(values[0]))
+    assert torch.allclose((b.T @ b).diag() * scaling, values[:8], rtol=1e-2)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("PiSSA", "pissa_niter_16"), ("OLoRA", "olora")])
+def test_first_values_from_the_weights_have_the_product_of_peft(tiny_model: Path, ours: str, theirs: str) -> None:
+    adapted = attach_adapter(clear_base(tiny_model), make_settings("LoRA", init_lora_weights=ours))
+    start_from_weights(adapted, ours)
+    a, b = first_values(adapted)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj"], init_lora_weights=theirs)
+    model = get_peft_model(clear_base(tiny_model), config)
+    other_a, other_b = first_values(model)
+    assert torch.allclose(b @ a, other_b @ other_a, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["PiSSA", "OLoRA"])
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_an_adapter_that_started_from_the_weights_is_published_for_the_unchanged_base(
+    make_bench: MakeBench, how: str, use_rslora: bool
+) -> None:
+    """Plain PEFT loads it on the base, with the held-out loss that the training had."""
+    bench = make_bench(
+        tuning={"method": "LoRA", "lora": {"initLoraWeights": how, "rank": 8, "alpha": 16, "useRslora": use_rslora}},
+        hyperparameters=SHORT | {"learningRate": 1e-3},
+        output={"uri": "s3://bucket/output", "merge": "FP32"},
+    )
+    report = bench.run()
+    folder = bench.output / "adapter"
+    config = json.loads((folder / "adapter_config.json").read_bytes())
+    assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (16, 16, True)
+    assert find_adapter_faults(folder / "adapter_model.safetensors", json.dumps(config).encode(), "") == []
+    saved = load_file(folder / "adapter_model.safetensors")
+    a, b = (saved[f"{ADAPTED}.lora_{factor}.weight"] for factor in "AB")
+    before = load_file(bench.model / "model.safetensors")[f"{LAYER}.weight"]
+    merged = load_file(bench.output / "merged" / "model.safetensors")[f"{LAYER}.weight"]
+    scaling = 16 / (16**0.5 if use_rslora else 16)
+    assert torch.allclose(merged, before + scaling * b @ a, atol=1e-5)
+    assert 0 < float((merged - before).norm()) < 0.5 * float(before.norm()), "the first values are not in it"
+    assert report.metrics
+    assert "held-out" in (bench.output / "finetune_report.md").read_text(encoding="utf-8")
+
+
+def test_a_published_difference_computes_what_the_training_did(tiny_model: Path, tmp_path: Path) -> None:
+    model = load_for_training(tiny_model, make_settings("LoRA", init_lora_weights="PiSSA"), CPU).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for one in trained_tensors(model).values():
+            one.add_(0.02 * torch.randn_like(one))
+    save_adapter(model, tmp_path, "s3://bucket/model")
+    loaded = PeftModel.from_pretrained(load_plain(tiny_model, torch.float32, CPU), str(tmp_path)).eval()
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        trained, published = model(ids).logits, loaded(ids).logits
+        with model.disable_adapter():
+            assert float((trained - model(ids).logits).abs().max()) > 0.05
+    assert torch.allclose(trained, published, atol=1e-3)
+
+
+def test_an_adapter_with_its_first_values_alone_is_not_published(tiny_model: Path, tmp_path: Path) -> None:
+    model = load_for_training(tiny_model, make_settings("LoRA", init_lora_weights="OLoRA"), CPU)
+    with pytest.raises(TrainerError, match="changes nothing"):
+        save_adapter(model, tmp_path, "s3://bucket/model")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"target_modules": ["embed_tokens"]}, "is an embedding"),
+        ({"lora_rank": 100}, "the rank is 100"),
+    ],
+)
+def test_first_values_that_the_weights_do_not_have_are_refused(
+    tiny_model: Path, changes: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(TrainerError, match=why) as caught:
+        load_for_training(tiny_model, make_settings("LoRA", init_lora_weights="PiSSA", **changes), CPU)
     assert caught.value.code is ExitCode.INVALID_CONFIG

@@ -159,6 +159,7 @@ CASES = {
     "Adafactor after step 7": Case("LoRA", 7, 0, {"hyperparameters": HYPERPARAMETERS | {"optim": "adafactor"}}),
     "Lion in the middle of step 8, all weights": Case("Full", 7, 1, LION),
     "DoRA with LoRA+ in the middle of step 8": Case("LoRA", 7, 1, DORA),
+    "PiSSA after step 7": Case("LoRA", 7, 0, {"tuning": {"method": "LoRA", "lora": {"initLoraWeights": "PiSSA"}}}),
     "QLoRA after step 13": Case("QLoRA", 13),
     "Full at the end of the first epoch": Case("Full", 12),
     "DPO after step 9": Case("LoRA", 9, 0, DPO, preference_rows),

@@ -26,7 +26,13 @@ from finetune_api.objectives import HAS_SMOOTHING
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.sources import UNIQUE_SOURCES
 from finetune_api.spec import FORMATS
-from finetune_api.tuning import EXPERTS_WITHOUT_DORA
+from finetune_api.tuning import (
+    EXPERTS_WITHOUT_DORA,
+    HALF_RANK,
+    PLAIN_START,
+    START_OF_A_NEW_ADAPTER,
+    START_WITH_LORA,
+)
 
 Condition = Callable[[Any], bool]
 
@@ -66,6 +72,12 @@ CONDITIONS: dict[str, Condition] = {
     **EVALUATE_CONDITIONS,
     "!has(self.targetExperts) || !self.targetExperts || !has(self.dropout) || self.dropout == 0.0": lambda lora: (
         not lora.target_experts or not lora.dropout
+    ),
+    PLAIN_START: lambda lora: not _starts_from_weights(lora) or not (lora.use_dora or lora.target_experts),
+    HALF_RANK: lambda lora: not _starts_from_weights(lora) or (lora.rank or 1) <= 128,
+    START_WITH_LORA: lambda tuning: not _starts_from_weights(tuning.lora) or tuning.method == "LoRA",
+    START_OF_A_NEW_ADAPTER: lambda tuning: (
+        tuning.initial_adapter is None or tuning.lora is None or tuning.lora.init_lora_weights is None
     ),
     EXPERTS_WITHOUT_DORA: lambda lora: not lora.target_experts or not lora.use_dora,
     "self.method != 'Full' || !has(self.lora)": lambda tuning: tuning.method != "Full" or tuning.lora is None,
@@ -223,6 +235,10 @@ CONDITIONS: dict[str, Condition] = {
     "self.objective != 'RewardModel' || self.output.merge == 'None'": lambda spec: (
         spec.objective != "RewardModel" or spec.output.merge == "None"
     ),
+    "self.objective != 'RewardModel' || !has(self.tuning.lora) || !has(self.tuning.lora.initLoraWeights) "
+    "|| self.tuning.lora.initLoraWeights in ['Default', 'Gaussian']": lambda spec: (
+        spec.objective != "RewardModel" or not _starts_from_weights(spec.tuning.lora)
+    ),
     "self.objective != 'RewardModel' || !has(self.evaluation.prompts)": lambda spec: (
         spec.objective != "RewardModel" or spec.evaluation.prompts is None
     ),
@@ -292,6 +308,10 @@ CONDITIONS: dict[str, Condition] = {
     ),
     r"!self.matches('(^|/)[.][.]?(/|$)')": lambda uri: not {".", ".."} & set(uri.split("/")),
 }
+
+
+def _starts_from_weights(lora: Any) -> bool:
+    return lora is not None and lora.init_lora_weights in {"PiSSA", "OLoRA"}
 
 
 def _holds_whole_groups(spec: Any) -> bool:

@@ -149,6 +149,20 @@ def test_other_optimisers_with_8_bits_take_their_share_of_adams(llama: ModelShap
     assert part(llama, "optimiser", optim=optim) == of_adam * part(llama, "optimiser", optim="adamw_8bit")
 
 
+@pytest.mark.parametrize("how", ["PiSSA", "OLoRA"])
+def test_first_values_from_the_weights_are_a_second_adapter_without_gradients(llama: ModelShape, how: str) -> None:
+    assert part(llama, "adapter", init_lora_weights=how) == 2 * part(llama, "adapter")
+    assert part(llama, "gradients", init_lora_weights=how) == part(llama, "gradients")
+
+
+def test_excluded_modules_have_no_adapter_and_dora_adds_a_number_for_each_output(llama: ModelShape) -> None:
+    assert part(llama, "adapter") - part(llama, "adapter", exclude_modules=["q_proj"]) == 32 * 16 * (4096 + 4096) * 4
+    one = part(llama, "adapter") - part(llama, "adapter", exclude_modules=["layers.3.mlp.up_proj"])
+    assert one == 16 * (4096 + 14336) * 4
+    outputs = 2 * 4096 + 2 * 1024 + 2 * 14336 + 4096
+    assert part(llama, "adapter", use_dora=True) - part(llama, "adapter") == 32 * outputs * 4
+
+
 def test_only_the_requested_modules_have_an_adapter(llama: ModelShape) -> None:
     assert part(llama, "adapter", target_modules=["q_proj"]) == 32 * 16 * (4096 + 4096) * 4
 

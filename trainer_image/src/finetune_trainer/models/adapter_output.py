@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from finetune_api.handoff import ADAPTER_WEIGHTS, ExitCode
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.adapter_starts import publish_difference
 from finetune_trainer.models.loading import trained_tensors
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.tokenizer import DEFAULT, TEMPLATE_FILE, TEMPLATE_FOLDER
@@ -58,6 +59,7 @@ def save_adapter(model: PeftModel, directory: Path, base_model: str, revision: s
         config.target_modules = sorted(config.target_modules)  # sets, whose order differs between processes
         config.target_parameters = sorted(config.target_parameters or []) or None
     model.save_pretrained(directory, save_embedding_layers=False)
+    publish_difference(model, directory)
     verify_adapter(directory, expected=len(trained_tensors(model)))
 
 

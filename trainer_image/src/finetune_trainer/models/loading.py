@@ -31,6 +31,7 @@ from finetune_trainer.distributed.sharding import require_sharded, sharding_opti
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.adapter_factors import WRAPPED
+from finetune_trainer.models.adapter_starts import CHOICES, start_from_weights
 from finetune_trainer.models.architectures import find_class, text_modules, text_prefix
 from finetune_trainer.models.experts import (
     expert_parameters,
@@ -85,7 +86,10 @@ def load_for_training(
     if settings.method == Method.FULL:
         return load_plain(directory, torch.float32, device, writes_text=writes_text)
     if settings.method == Method.LORA:
-        return attach_adapter(load_plain(directory, compute, device, writes_text=writes_text), settings)
+        adapted = attach_adapter(load_plain(directory, compute, device, writes_text=writes_text), settings)
+        if settings.init_lora_weights in CHOICES:
+            start_from_weights(adapted, str(settings.init_lora_weights))
+        return adapted
     model = load_quantised(directory, compute, bool(settings.double_quant), device, writes_text=writes_text)
     adapted = attach_adapter(prepare_quantised(model, checkpoints=can_checkpoint(settings, model)), settings)
     # After the adapter: PEFT takes the modules that hold quantised experts for layers of the same name.

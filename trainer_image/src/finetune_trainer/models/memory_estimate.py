@@ -11,6 +11,7 @@ from math import ceil, prod
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Method, Objective
 from finetune_api.status import Resolved
+from finetune_api.tuning import InitLoraWeights
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.activations import (
     FULL_WIDTH,
@@ -34,6 +35,8 @@ NF4_TABLES = 16 * FULL_WIDTH
 NF4_CONSTANTS_TABLES = 256 * FULL_WIDTH + FULL_WIDTH
 LOSS_TOKENS, LOSS_WORDS = 4096, 32768
 """The loss is computed in tiles of this many tokens and words: the logits of a whole batch are never stored."""
+FROM_WEIGHTS = (InitLoraWeights.PISSA, InitLoraWeights.OLORA)
+"""First values of an adapter that are kept, because they are subtracted."""
 EXPERT_STACKS = 2
 """Parameters of a module of experts: the projections up and down."""
 
@@ -87,7 +90,7 @@ def estimate(
     copies = 2 if ranks > shares else 1
     return MemoryEstimate(
         weights=ceil(weights / shares) + (gathered // 2 if is_cast else gathered),
-        adapter=0 if is_full else parameters * FULL_WIDTH,
+        adapter=0 if is_full else parameters * FULL_WIDTH * (2 if settings.init_lora_weights in FROM_WEIGHTS else 1),
         gradients=ceil(parameters * FULL_WIDTH * copies / shares) + gathered,
         optimiser=ceil(state_bytes(trained, settings) / shares),
         activations=activation_bytes(shape, settings, objective, is_cast=is_cast),
