@@ -5,7 +5,7 @@ import os
 
 from hypothesis import settings
 
-settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=20)
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=10)
 settings.register_profile("random", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
@@ -14,4 +14,4 @@ def pytest_collection_finish() -> None:
     """Leave the collected tests and modules out of garbage collection, which took a sixth of the unit tests' time."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 100)
+    gc.set_threshold(100_000, 20, 100)

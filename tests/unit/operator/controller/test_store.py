@@ -228,12 +228,12 @@ def test_a_job_is_kept_as_text_and_a_finished_one_as_numbers(
     put(range(1, 200))  # more than are kept as objects, too
     gc.collect()
     before, _ = tracemalloc.get_traced_memory()
-    put(range(200, 500))
+    put(range(200, 300))
     gc.collect()
     size = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert len(intake.cache.store.jobs) == 499
-    assert size / 300 <= most_bytes, f"{size / 300:.0f} bytes for each"
+    assert len(intake.cache.store.jobs) == 299
+    assert size / 100 <= most_bytes, f"{size / 100:.0f} bytes for each"
 
 
 def test_what_cannot_be_listed_in_one_namespace_stops_no_job_of_another(operate: Operate) -> None:

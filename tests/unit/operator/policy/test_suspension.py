@@ -162,9 +162,9 @@ def test_a_suspension_that_is_withdrawn_at_once_leaves_nothing_behind(scene: Any
     assert one.status["preemptions"] == 1
 
 
-def test_thirty_suspensions_move_no_counter_and_leave_the_history_bounded(scene: Any) -> None:
+def test_twelve_suspensions_move_no_counter_and_leave_the_history_bounded(scene: Any) -> None:
     one = scene().to_training()
-    for _ in range(30):
+    for _ in range(12):
         pod = one.pod("one-1")
         one.run(pod)
         one.settle()
@@ -175,7 +175,7 @@ def test_thirty_suspensions_move_no_counter_and_leave_the_history_bounded(scene:
         one.settle()
         one.object["spec"]["suspend"] = False
         one.settle()
-    assert (one.status["runs"], one.status["attempts"], len(one.status["history"])) == (30, 1, 10)
+    assert (one.status["runs"], one.status["attempts"], len(one.status["history"])) == (12, 1, 10)
     assert (one.status.get("failures", 0), one.status.get("preemptions", 0)) == (0, 0)
 
 
