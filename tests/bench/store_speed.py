@@ -103,7 +103,7 @@ def measure(
     size = sum(path.stat().st_size for path in folder.iterdir())
     for number in range(rounds):
         for side in sides if number % 2 else reversed(sides):
-            prefix, target = f"{folder.name}-{side.name}-{number}", place / f"{side.name}-{number}"
+            prefix, target = f"{folder.name}-{side.name}-{number}", place / f"{folder.name}-{side.name}-{number}"
             spent = seconds(partial(side.upload, folder, prefix))
             times.setdefault(("upload", side.name), []).append(spent)
             spent = seconds(partial(side.download, prefix, target / "files"))

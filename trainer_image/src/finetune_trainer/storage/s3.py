@@ -27,10 +27,11 @@ from finetune_trainer.storage.protocol import (
 )
 from finetune_trainer.storage.retries import retry
 from finetune_trainer.storage.s3_client import S3Connection, is_missing, storage_error
+from finetune_trainer.storage.transfers import SMALL_BYTES
 
 T = TypeVar("T")
 
-TRANSFER = TransferConfig(multipart_threshold=16 * 1024 * 1024, multipart_chunksize=16 * 1024 * 1024, max_concurrency=4)
+TRANSFER = TransferConfig(multipart_threshold=SMALL_BYTES, multipart_chunksize=SMALL_BYTES, max_concurrency=4)
 CONFLICT_TRIES = 5
 SHORTEST_PAGE = 100
 """Objects that a page of a listing counts for at least, so that empty pages and those of folder markers end too."""
@@ -83,11 +84,18 @@ class S3Store(Store):
         """Copy one local file to an object, large files in parts."""
         bucket, key = split_uri(uri)
 
+        size = path.stat().st_size
+
         def send() -> None:
             with path.open("rb") as file:
-                self._client.upload_fileobj(file, bucket, key, Callback=on_bytes, Config=TRANSFER)
+                if size >= SMALL_BYTES:
+                    self._client.upload_fileobj(file, bucket, key, Callback=on_bytes, Config=TRANSFER)
+                else:  # without the threads that a transfer manager starts for each object
+                    self._client.put_object(Bucket=bucket, Key=key, Body=file)
 
         self._retry(uri, send)
+        if on_bytes and size < SMALL_BYTES:
+            on_bytes(size)
 
     def put(self, uri: str, data: bytes) -> None:
         """Write a small object."""
