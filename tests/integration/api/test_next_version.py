@@ -44,9 +44,20 @@ def crd(*, served: tuple[str, ...], stored: str) -> dict[str, Any]:
 
 
 def replace(definitions: client.ApiextensionsV1Api, wanted: dict[str, Any]) -> None:
-    found = definitions.read_custom_resource_definition(NAME)
-    wanted["metadata"]["resourceVersion"] = found.metadata.resource_version
-    definitions.replace_custom_resource_definition(NAME, wanted)
+    """Replace the CRD; the API server's own controllers write its status at any moment, also in between."""
+
+    def write() -> bool:
+        found = definitions.read_custom_resource_definition(NAME)
+        wanted["metadata"]["resourceVersion"] = found.metadata.resource_version
+        try:
+            definitions.replace_custom_resource_definition(NAME, wanted)
+        except client.ApiException as error:
+            if error.status != 409:
+                raise
+            return False
+        return True
+
+    wait_until(write)
 
 
 def test_jobs_pass_to_the_next_version_without_a_webhook(api: client.ApiClient) -> None:
