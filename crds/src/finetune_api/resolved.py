@@ -7,6 +7,12 @@ from pydantic import AfterValidator, Field
 from finetune_api.blocks import SET
 from finetune_api.scalars import Count, Line, Measure, StatusBlock, Word
 
+Modules = Annotated[
+    list[Word],
+    AfterValidator(lambda modules: list(dict.fromkeys(modules))),
+    Field(max_length=64, json_schema_extra=SET),
+]
+
 
 class Resolved(StatusBlock):
     """Settings in use, with every default filled in; fixed once preflight has passed."""
@@ -98,25 +104,11 @@ class Resolved(StatusBlock):
     """First values of the adapter; absent with PEFT's default."""
     lora_plus_lr_ratio: Measure | None = None
     """Learning rate of the factors B by that of the factors A; absent if they are the same."""
-    exclude_modules: (
-        Annotated[
-            list[Word],
-            AfterValidator(lambda modules: list(dict.fromkeys(modules))),
-            Field(max_length=64, json_schema_extra=SET),
-        ]
-        | None
-    ) = None
+    exclude_modules: Modules | None = None
     """Modules that were left out of the adapter."""
     double_quant: bool | None = None
     """Whether the quantisation constants are quantised too."""
-    target_modules: (
-        Annotated[
-            list[Word],
-            AfterValidator(lambda modules: list(dict.fromkeys(modules))),
-            Field(max_length=64, json_schema_extra=SET),
-        ]
-        | None
-    ) = None
+    target_modules: Modules | None = None
     """Modules with an adapter; absent until a trainer has loaded the model, unless set in `tuning.lora`."""
     target_experts: bool | None = None
     """Whether the experts of a mixture have an adapter."""

@@ -1,7 +1,7 @@
 """Warning events of pods and Jobs that do not start: one list for all of a namespace, read ever less often for each."""
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -39,8 +39,8 @@ class WarningEvents:
         self._known: OrderedDict[str, _Known] = OrderedDict()
         """By the UID of a pod or Job; of too many, the latest."""
         self._listed: dict[tuple[str, str], _Listed] = {}
-        self._lock = asyncio.Lock()
-        """So that jobs which wait at the same time share one list."""
+        self._locks = defaultdict[tuple[str, str], asyncio.Lock](asyncio.Lock)
+        """So that jobs of a namespace which wait at the same time share one list."""
 
     async def read(self, namespace: str, query: EventQuery) -> Warnings:
         """Return the Warning events of an object, which are read less often the longer it waits."""
@@ -55,8 +55,9 @@ class WarningEvents:
         return known.warnings
 
     async def _list(self, namespace: str, kind: str) -> dict[str, Warnings]:
-        async with self._lock:
-            now, place = self._clock(), (namespace, kind)
+        place = (namespace, kind)
+        async with self._locks[place]:
+            now = self._clock()
             self._listed = {key: one for key, one in self._listed.items() if now - one.at < SHARED_SECONDS}
             if place not in self._listed:
                 self._listed[place] = _Listed(await self._cluster.list_warnings(namespace, kind), now)

@@ -8,7 +8,7 @@ from finetune_api.objectives import Objective
 from kubectl_finetune.importing import shared, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import apply_table
-from kubectl_finetune.importing.locations import RowSource, put_train, put_validation, row_source
+from kubectl_finetune.importing.locations import RowSource, listed_source, put_train, put_validation
 from kubectl_finetune.importing.roles import check_roles, turn_columns
 from kubectl_finetune.importing.rows import Table, harmless, is_off, lost, refused
 
@@ -96,14 +96,7 @@ def _entries(draft: Draft, key: str) -> list[tuple[FieldPath, dict[str, Any]]]:
 def _source(draft: Draft, path: FieldPath, entry: dict[str, Any]) -> RowSource | None:
     kind = entry.get("type")
     place = (*path, "path")
-    source = row_source(
-        draft,
-        place,
-        str(entry.get("path") or ""),
-        files=entry.get("data_files"),
-        split=str(entry.get("split") or ""),
-        config=str(entry.get("name") or ""),
-    )
+    source = listed_source(draft, place, entry)
     source.revision = str(entry.get("revision") or "")
     fields = {**(kind if isinstance(kind, dict) else {}), **entry}
     source.columns = {ours: str(fields[name]) for name, ours in NAMES.items() if fields.get(name) not in (None, ours)}

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +86,18 @@ def row_source(
         draft.lose(key, f"the configuration {config} is of no use for single files", "name its files in the URI")
     _choose_split(draft, source, split, is_whole=is_whole)
     return source
+
+
+def listed_source(draft: Draft, key: Key, entry: Mapping[str, Any]) -> RowSource:
+    """Return where the rows of an entry of a list of datasets are, whose keys axolotl and TRL have in common."""
+    return row_source(
+        draft,
+        key,
+        str(entry.get("path") or ""),
+        files=entry.get("data_files"),
+        split=str(entry.get("split") or ""),
+        config=str(entry.get("name") or ""),
+    )
 
 
 def _choose_split(draft: Draft, source: RowSource, split: str, *, is_whole: bool) -> None:

@@ -9,7 +9,15 @@ from kubectl_finetune.errors import WrongUse
 from kubectl_finetune.importing import rewards, shared, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import find_row
-from kubectl_finetune.importing.locations import RowSource, put_model, put_result, put_train, put_validation, row_source
+from kubectl_finetune.importing.locations import (
+    RowSource,
+    listed_source,
+    put_model,
+    put_result,
+    put_train,
+    put_validation,
+    row_source,
+)
 from kubectl_finetune.importing.rows import Format, Table, derived, harmless, is_off, lost, refused, to
 from kubectl_finetune.importing.shared import HYPER, LORA
 
@@ -151,14 +159,7 @@ def _sources(draft: Draft) -> list[RowSource]:
 
 def _of_mixture(draft: Draft, index: int, entry: Mapping[str, Any]) -> RowSource:
     path = ("datasets", index, "path")
-    source = row_source(
-        draft,
-        path,
-        str(entry.get("path") or ""),
-        files=entry.get("data_files"),
-        split=str(entry.get("split") or ""),
-        config=str(entry.get("name") or ""),
-    )
+    source = listed_source(draft, path, entry)
     if entry.get("fraction") not in (None, 1):
         draft.lose(path, "a fraction of the rows cannot be chosen: all are used", "set maxSamples")
     return source

@@ -90,28 +90,38 @@ def test_the_events_of_a_pod_that_does_not_start_are_read_ever_less_often(operat
     assert 5 <= total <= 25
 
 
-def test_pods_of_a_namespace_that_do_not_start_share_one_list_of_events() -> None:
-    class Events:
-        lists = 0
+class Events:
+    """Warning events of one pod; the list of namespace `slow` never ends."""
 
-        async def list_warnings(self, namespace: str, kind: str) -> dict[str, Warnings]:
-            self.lists += 1
-            return {"pod-7": Warnings("pod-7", (("FailedMount", "no such volume"),))}
+    lists = 0
 
+    async def list_warnings(self, namespace: str, kind: str) -> dict[str, Warnings]:
+        self.lists += 1
+        await (asyncio.Event().wait() if namespace == "slow" else asyncio.sleep(0.01))
+        return {"pod-7": Warnings("pod-7", (("FailedMount", "no such volume"),))}
+
+
+async def test_pods_of_a_namespace_that_do_not_start_share_one_list_of_events() -> None:
     cluster: Any = Events()
     now = datetime(2026, 3, 1, 12, tzinfo=UTC)
     events = WarningEvents(cluster, lambda: now)
-
-    async def look() -> list[Warnings]:
-        queries = [EventQuery("Pod", f"pod-{number}", "") for number in range(1_000)]
-        return await asyncio.gather(*(events.read("team", query) for query in queries))
-
-    found = asyncio.run(look())
+    queries = [EventQuery("Pod", f"pod-{number}") for number in range(1_000)]
+    found = await asyncio.gather(*(events.read("team", query) for query in queries))
     assert [(one.uid, one.items) for one in found if one.items] == [("pod-7", (("FailedMount", "no such volume"),))]
     assert cluster.lists == 1
     now += timedelta(seconds=10)
-    asyncio.run(look())
+    await asyncio.gather(*(events.read("team", query) for query in queries))
     assert cluster.lists == 2
+
+
+async def test_a_namespace_whose_events_take_long_holds_up_no_other() -> None:
+    cluster: Any = Events()
+    events = WarningEvents(cluster, lambda: datetime(2026, 3, 1, 12, tzinfo=UTC))
+    slow = asyncio.create_task(events.read("slow", EventQuery("Pod", "pod-1")))
+    await asyncio.sleep(0)
+    assert (await asyncio.wait_for(events.read("team", EventQuery("Pod", "pod-7")), 60)).items
+    assert not slow.done()
+    slow.cancel()
 
 
 class Counted(World):

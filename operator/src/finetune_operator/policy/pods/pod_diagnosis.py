@@ -31,7 +31,6 @@ class EventQuery:
 
     kind: str
     uid: str
-    name: str
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def _diagnose_missing_pod(child: Job, pods: Sequence[Pod], warnings: Warnings | 
     if idle < NO_POD_SECONDS:
         return Diagnosis(Reason.PODS_STARTING, check_after=NO_POD_SECONDS - idle + 0.5)
     if warnings is None or warnings.uid != child.uid:
-        return Diagnosis(Reason.PODS_STARTING, query=EventQuery("Job", child.uid, child.name))
+        return Diagnosis(Reason.PODS_STARTING, query=EventQuery("Job", child.uid))
     refused = _first_message(warnings, START_WARNINGS["Job"])
     reason = Reason.POD_CREATION_REFUSED if refused else Reason.PODS_STARTING
     return Diagnosis(reason, remediation.append_fix(reason, refused), check_after=NO_POD_SECONDS)
@@ -78,7 +77,7 @@ def _diagnose_pending_pod(pod: Pod, warnings: Warnings | None, now: datetime) ->
     if age < PENDING_SECONDS:
         return Diagnosis(Reason.PODS_STARTING, check_after=PENDING_SECONDS - age + 0.5)
     if warnings is None or warnings.uid != pod.uid:
-        return Diagnosis(Reason.PODS_STARTING, query=EventQuery("Pod", pod.uid, pod.name))
+        return Diagnosis(Reason.PODS_STARTING, query=EventQuery("Pod", pod.uid))
     failed = _first_message(warnings, START_WARNINGS["Pod"])
     reason = Reason.MOUNT_FAILED if failed else Reason.PODS_STARTING
     return Diagnosis(reason, remediation.append_fix(reason, failed), check_after=PENDING_SECONDS)

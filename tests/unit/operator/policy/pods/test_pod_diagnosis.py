@@ -63,7 +63,7 @@ def test_the_cause_of_a_pending_pod_is_shown_with_its_fix(scene: Any, stage: str
 
 def test_a_job_without_a_pod_has_ten_seconds_before_its_events_are_read(scene: Any) -> None:
     one = scene().to_training()
-    query = EventQuery("Job", "one-1-uid", "one-1")
+    query = EventQuery("Job", "one-1-uid")
     assert diagnose(one, 4) == Diagnosis("PodsStarting", check_after=6.5)
     assert diagnose(one, 9.9).query is None
     assert diagnose(one, 10) == Diagnosis("PodsStarting", query=query)
@@ -83,7 +83,7 @@ def test_a_job_without_a_pod_has_ten_seconds_before_its_events_are_read(scene: A
 def test_a_pending_pod_has_fifteen_seconds_before_its_events_are_read(scene: Any) -> None:
     one = scene().to_training()
     one.pod("one-1")
-    query = EventQuery("Pod", "one-1-1-uid", "one-1-1")
+    query = EventQuery("Pod", "one-1-1-uid")
     assert diagnose(one, 1 + 9) == Diagnosis("PodsStarting", check_after=6.5)
     assert diagnose(one, 1 + 14.9).query is None
     assert diagnose(one, 1 + 15) == Diagnosis("PodsStarting", query=query)
