@@ -32,7 +32,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.gate_rules import find_faults
 from finetune_trainer.merging import gate_worker
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan
-from finetune_trainer.models.adapter_output import save_adapter
+from finetune_trainer.models.adapters.saved import save_adapter
 from finetune_trainer.models.experts import has_experts
 from finetune_trainer.models.loading import load_for_training, load_tokenizer, quantised_layers
 from finetune_trainer.monitoring.reporter import Reporter

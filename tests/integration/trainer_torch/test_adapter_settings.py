@@ -15,9 +15,9 @@ from training_bench import HYPERPARAMETERS, Bench
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.adapter_check import find_adapter_faults
-from finetune_trainer.models.adapter_output import save_adapter
-from finetune_trainer.models.adapter_starts import start_from_weights
+from finetune_trainer.models.adapters.check import find_adapter_faults
+from finetune_trainer.models.adapters.saved import save_adapter
+from finetune_trainer.models.adapters.starts import start_from_weights
 from finetune_trainer.models.loading import attach_adapter, load_for_training, load_plain, trained_tensors
 
 MakeBench = Callable[..., Bench]

@@ -14,7 +14,7 @@ from finetune_api.handoff import ADAPTER_WEIGHTS, ExitCode
 from finetune_api.status import Resolved
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.logprobs import LOSS_TOKENS, HeldOut, iterate_logprobs
-from finetune_trainer.models.adapter_output import save_adapter, verify_adapter
+from finetune_trainer.models.adapters.saved import save_adapter, verify_adapter
 from finetune_trainer.models.loading import (
     attach_adapter,
     linear_targets,

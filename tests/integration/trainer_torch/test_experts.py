@@ -28,7 +28,7 @@ from finetune_trainer.evaluation.gate_rules import find_faults
 from finetune_trainer.merging import gate_worker
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.merging.merge import Nf4
-from finetune_trainer.models.adapter_output import save_adapter
+from finetune_trainer.models.adapters.saved import save_adapter
 from finetune_trainer.models.loading import load_for_training, load_plain, quantised_layers, trained_tensors
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.full_model import make_candidate

@@ -34,7 +34,7 @@ from finetune_trainer.merging.gate_worker import (
     load_source,
 )
 from finetune_trainer.merging.merge import copy_settings, open_adapter_merge
-from finetune_trainer.models.adapter_output import save_adapter, save_tokenizer
+from finetune_trainer.models.adapters.saved import save_adapter, save_tokenizer
 from finetune_trainer.models.loading import (
     attach_adapter,
     load_plain,

@@ -19,7 +19,7 @@ from finetune_api.status import Resolved
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
-from finetune_trainer.models.adapter_output import continue_adapter, save_adapter
+from finetune_trainer.models.adapters.saved import continue_adapter, save_adapter
 from finetune_trainer.models.device import complete_settings
 from finetune_trainer.models.loading import load_for_training, load_tokenizer, trained_tensors
 from finetune_trainer.models.memory_estimate import micro_batches

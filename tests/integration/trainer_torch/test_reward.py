@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.merging.score_export import save_scoring_model
-from finetune_trainer.models.adapter_output import save_adapter, save_tokenizer
+from finetune_trainer.models.adapters.saved import save_adapter, save_tokenizer
 from finetune_trainer.models.loading import load_for_training, load_plain, load_tokenizer
 from finetune_trainer.rewards.computed import Completion
 from finetune_trainer.rewards.fetch import RewardFolders

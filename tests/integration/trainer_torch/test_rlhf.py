@@ -12,7 +12,7 @@ from loop_bench import COLOURS, CPU, THINGS, make_loop, make_settings, question,
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Reward
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.models.adapter_output import continue_adapter, save_adapter
+from finetune_trainer.models.adapters.saved import continue_adapter, save_adapter
 from finetune_trainer.models.loading import load_for_training, load_plain, load_tokenizer, trained_tensors
 from finetune_trainer.rewards.computed import Completion, ComputedRewards, Judge, Scorer
 from finetune_trainer.rewards.scorer import RewardModel

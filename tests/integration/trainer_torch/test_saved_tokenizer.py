@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, PreferenceRow, Row, Source
-from finetune_trainer.models.adapter_output import save_generation_config, save_tokenizer
+from finetune_trainer.models.adapters.saved import save_generation_config, save_tokenizer
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import Encoded, EncodedPair
 

@@ -183,10 +183,10 @@ ELSEWHERE = {
         f"{MODELS}/test_resolve_settings.py::test_auto_is_full_where_the_budget_permits_and_the_reason_has_both_numbers"
     ),
     "tuning.initialAdapter.uri": (
-        f"{MODELS}/test_adapter_input.py::test_an_adapter_of_the_same_base_passes_and_fixes_rank_and_modules"
+        f"{MODELS}/adapters/test_initial.py::test_an_adapter_of_the_same_base_passes_and_fixes_rank_and_modules"
     ),
     "tuning.initialAdapter.fromParent": (
-        f"{MODELS}/test_adapter_input.py::test_a_parents_adapter_passes_with_the_parent_in_the_lineage"
+        f"{MODELS}/adapters/test_initial.py::test_a_parents_adapter_passes_with_the_parent_in_the_lineage"
     ),
     "dataset.train.uri": f"{DATA}/test_sources.py::test_one_object_is_itself_whatever_its_name",
     "dataset.train.sha256": f"{DATA}/test_sources.py::test_an_object_has_the_digest_that_the_job_names",

@@ -41,7 +41,7 @@ def test_a_whole_result_is_proven_and_its_base_named(world: Any, tmp_path: Path)
 
 
 def test_the_head_of_a_reward_model_is_saved_whole_and_may_be_named_as_a_target(tmp_path: Path) -> None:
-    from finetune_trainer.models.adapter_check import find_adapter_faults
+    from finetune_trainer.models.adapters.check import find_adapter_faults
 
     prefix = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
     tensors = {

@@ -13,7 +13,7 @@ from finetune_trainer.evaluation.gate_rules import WIDER, ValidationResult, find
 from finetune_trainer.merging.gate import GateNotRun, run_gate
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.merging.merge import stored_precision
-from finetune_trainer.models.adapter_output import GENERATION_CONFIG, save_tokenizer
+from finetune_trainer.models.adapters.saved import GENERATION_CONFIG, save_tokenizer
 from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.models.memory_estimate import format_bytes
 from finetune_trainer.models.tensor_files import TensorFiles, total_bytes

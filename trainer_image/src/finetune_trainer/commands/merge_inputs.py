@@ -15,8 +15,8 @@ from finetune_trainer.data.checks.summary import Summary, explain_unusable
 from finetune_trainer.data.rows import BadRow, DataFormat, Rejected, Row, Source, TextRow, UnreadableFile
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.merging.tuned_folder import read_tuned
-from finetune_trainer.models.adapter_factors import parse_factor
-from finetune_trainer.models.adapter_input import BEYOND_LORA, read_base_digests, require_fit, require_weights
+from finetune_trainer.models.adapters.factors import parse_factor
+from finetune_trainer.models.adapters.initial import BEYOND_LORA, read_base_digests, require_fit, require_weights
 from finetune_trainer.models.base_model import (
     ADAPTER_CONFIG,
     TOKENIZER,

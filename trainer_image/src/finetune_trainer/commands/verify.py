@@ -10,7 +10,7 @@ from pathlib import Path
 from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ManifestFile
 from finetune_api.spec import Storage as StorageSpec
 from finetune_api.text.printable import printable
-from finetune_trainer.models.adapter_check import find_adapter_faults
+from finetune_trainer.models.adapters.check import find_adapter_faults
 from finetune_trainer.publishing.lineage_chain import Link, follow_chain, read_result
 from finetune_trainer.publishing.publish import find_file_faults
 from finetune_trainer.storage.local import LocalStore, parse_maps

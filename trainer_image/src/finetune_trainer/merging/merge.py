@@ -16,7 +16,7 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from safetensors.torch import load_file, save_file
 
 from finetune_api.handoff import ADAPTER_WEIGHTS
-from finetune_trainer.models.adapter_factors import parse_factor
+from finetune_trainer.models.adapters.factors import parse_factor
 from finetune_trainer.models.base_model import ADAPTER_CONFIG, CONFIG, read_config
 from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.models.tensor_files import INDEX, Header, TensorFiles

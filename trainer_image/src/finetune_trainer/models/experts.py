@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.adapter_factors import WRAPPED, no_experts_error
+from finetune_trainer.models.adapters.factors import WRAPPED, no_experts_error
 from finetune_trainer.models.architectures import text_modules
 from finetune_trainer.models.shape import EXPERTS, STACK, names_experts
 from finetune_trainer.models.tensor_files import TensorFiles

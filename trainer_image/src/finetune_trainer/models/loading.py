@@ -30,8 +30,8 @@ from finetune_api.tuning import InitLoraWeights
 from finetune_trainer.distributed.sharding import require_sharded, sharding_options
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.adapter_factors import WRAPPED
-from finetune_trainer.models.adapter_starts import CHOICES, start_from_weights
+from finetune_trainer.models.adapters.factors import WRAPPED
+from finetune_trainer.models.adapters.starts import CHOICES, start_from_weights
 from finetune_trainer.models.architectures import find_class, text_modules, text_prefix
 from finetune_trainer.models.experts import (
     expert_parameters,

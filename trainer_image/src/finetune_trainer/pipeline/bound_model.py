@@ -7,7 +7,7 @@ from typing import Any
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Model
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.adapter_input import InitialAdapter
+from finetune_trainer.models.adapters.initial import InitialAdapter
 from finetune_trainer.models.base_model import check_text_files, is_model_file, is_text_file, is_weight_file
 from finetune_trainer.rewards.fetch import RewardFolders
 from finetune_trainer.storage.hub.uris import pinned_model_uri

@@ -29,7 +29,7 @@ from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.merging.gate_worker import load_source, open_merge
 from finetune_trainer.merging.merge import Unmapped, copy_settings, is_conv1d, stored_precision
 from finetune_trainer.merging.score_export import COMPARED_PAIRS, save_scoring_model
-from finetune_trainer.models.adapter_output import save_generation_config, save_tokenizer
+from finetune_trainer.models.adapters.saved import save_generation_config, save_tokenizer
 from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.pipeline.finalize import TrainingResult
 from finetune_trainer.pipeline.inputs import Inputs

@@ -17,7 +17,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.evaluation.questions import Question, list_questions
 from finetune_trainer.evaluation.run_record import Licence
-from finetune_trainer.models.adapter_input import InitialAdapter, fetch_initial_adapter
+from finetune_trainer.models.adapters.initial import InitialAdapter, fetch_initial_adapter
 from finetune_trainer.models.cache import fetch_model, pin_as_checked
 from finetune_trainer.models.model_card import read_licence
 from finetune_trainer.pipeline.bound_model import (

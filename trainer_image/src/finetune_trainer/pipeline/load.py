@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from finetune_api.spec import FusedKernels, Merge, Method, Mode
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.world import ALONE, World
-from finetune_trainer.models.adapter_output import continue_adapter
+from finetune_trainer.models.adapters.saved import continue_adapter
 from finetune_trainer.models.attention import choose_attention
 from finetune_trainer.models.fused_kernels import fuse_kernels
 from finetune_trainer.models.loading import (

@@ -12,8 +12,8 @@ from finetune_api.status import Resolved
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.expectations import Expectations
-from finetune_trainer.models.adapter_factors import no_experts_error
-from finetune_trainer.models.adapter_input import InitialAdapter, check_initial_adapter, with_adapter
+from finetune_trainer.models.adapters.factors import no_experts_error
+from finetune_trainer.models.adapters.initial import InitialAdapter, check_initial_adapter, with_adapter
 from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model, read_config
 from finetune_trainer.models.memory_estimate import format_bytes
 from finetune_trainer.models.resolve_settings import choose_settings

@@ -22,7 +22,7 @@ from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
-from finetune_trainer.models.adapter_output import (
+from finetune_trainer.models.adapters.saved import (
     continue_adapter,
     save_adapter,
     save_generation_config,

@@ -26,7 +26,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import TrainPoint
-from finetune_trainer.models.adapter_factors import is_of_experts
+from finetune_trainer.models.adapters.factors import is_of_experts
 from finetune_trainer.models.loading import trained_tensors
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.training.checkpoints import Checkpoints

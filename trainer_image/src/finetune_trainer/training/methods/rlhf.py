@@ -25,7 +25,7 @@ from finetune_api.objectives import Algorithm
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.measurements import RewardPoint, reward_mean
-from finetune_trainer.models.adapter_output import ZERO_AT_START
+from finetune_trainer.models.adapters.saved import ZERO_AT_START
 from finetune_trainer.models.loading import DTYPES, trained_tensors
 from finetune_trainer.rewards.computed import Judge
 from finetune_trainer.rewards.rollouts import Rollouts, ScoredAnswer

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ExitCode, JobConfig
 from finetune_api.spec import FineTuneJobSpec, Lora
 from finetune_trainer.errors import ObjectMissing, TrainerError
-from finetune_trainer.models.adapter_factors import are_of_experts, experts_module, parse_factor
+from finetune_trainer.models.adapters.factors import are_of_experts, experts_module, parse_factor
 from finetune_trainer.models.base_model import (
     ADAPTER_CONFIG,
     PICKLE_SUFFIXES,

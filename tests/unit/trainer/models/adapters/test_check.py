@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from finetune_trainer.models.adapter_check import find_adapter_faults
+from finetune_trainer.models.adapters.check import find_adapter_faults
 
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
 CONFIG = json.dumps({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}).encode()

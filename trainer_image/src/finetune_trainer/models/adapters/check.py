@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_trainer.models.adapter_factors import Factor, experts_module, parse_factor, parse_magnitude
+from finetune_trainer.models.adapters.factors import Factor, experts_module, parse_factor, parse_magnitude
 from finetune_trainer.storage.hub.uris import SCHEME
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}

@@ -20,7 +20,7 @@ from torch.nn.functional import linear
 from finetune_api.handoff import ADAPTER_WEIGHTS, ExitCode
 from finetune_api.tuning import InitLoraWeights
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.adapter_factors import PREFIX
+from finetune_trainer.models.adapters.factors import PREFIX
 from finetune_trainer.models.base_model import ADAPTER_CONFIG
 
 ITERATIONS = 16

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from finetune_api.handoff import ADAPTER_WEIGHTS, ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.adapter_starts import publish_difference
+from finetune_trainer.models.adapters.starts import publish_difference
 from finetune_trainer.models.loading import trained_tensors
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.tokenizer import DEFAULT, TEMPLATE_FILE, TEMPLATE_FOLDER

@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune_trainer.models.adapter_factors import experts_module, is_of_experts, parse_factor
+from finetune_trainer.models.adapters.factors import experts_module, is_of_experts, parse_factor
 
 PREFIX = "base_model.model."
 
