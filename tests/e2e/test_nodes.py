@@ -61,6 +61,7 @@ def test_two_pods_publish_one_result_that_verifies(bench: Bench, undisturbed: di
     assert verified.returncode == 0, verified.stderr
 
 
+@pytest.mark.nightly
 def test_two_gpus_of_one_pod_share_out_the_weights_of_a_whole_model(bench: Bench) -> None:
     resources = {"gpusPerNode": 2, "requests": {"cpu": "250m", "memory": "1Gi"}}
     job = bench.apply("shared-out", tuning={"method": "Full"}, resources=resources)
