@@ -208,3 +208,37 @@ def test_helm_fails_at_once_with_the_reason_of_a_job_that_fails(world: Any, oper
     said, _ = helm.communicate(timeout=60)
     assert helm.returncode != 0
     assert "0 of 5 rows can be trained on" in said
+
+
+# The guide
+
+
+def tree(text: str) -> list[Path]:
+    """The files of a tree that the guide draws, two spaces for each level."""
+    found, parents = [], [Path()]
+    for line in text.splitlines():
+        name = line.split()[0]
+        level = (len(line) - len(line.lstrip())) // 2
+        path = parents[level] / name
+        parents[level + 1 :] = [path]
+        found += [] if name.endswith("/") else [path]
+    return found
+
+
+def test_kustomize_builds_the_repository_of_the_guide_with_every_job_suspended_by_its_patch(
+    kubectl: Kubectl, tmp_path: Path
+) -> None:
+    guide = (ROOT / "docs" / "gitops.md").read_text(encoding="utf-8")
+    (drawn,) = re.findall(r"```text\n(clusters/.*?)```", guide, re.DOTALL)
+    files = [path for path in tree(drawn) if path.parts[0] == "teams"]
+    (team,) = re.findall(r"```yaml\n(apiVersion: kustomize\.config.*?)```", guide, re.DOTALL)
+    jobs = sorted(path.name for path in files if path.parent.name == "jobs" and path.name != "kustomization.yaml")
+    content = {"team-a/kustomization.yaml": team, "jobs/kustomization.yaml": yaml.safe_dump({"resources": jobs})}
+    content |= {f"jobs/{name}": SPEC.replace("name: one", f"name: {name.removesuffix('.yaml')}") for name in jobs}
+    for path in files:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content.get(f"{path.parent.name}/{path.name}", ""))
+    built = list(yaml.safe_load_all(kubectl("kustomize", str(tmp_path / "teams" / "team-a"))))
+    assert [one["metadata"]["namespace"] for one in built] == ["team-a"] * len(jobs)
+    assert [one["spec"]["suspend"] for one in built] == [True] * len(jobs)
+    assert len(jobs) == 2
