@@ -20,6 +20,7 @@ import training_speed
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from loop_bench import make_loop
 from machine import Machine, make_checkpoints, write_random_model
+from ranks import start_ranks
 from results import Figure
 from safetensors.torch import load_file
 from training_bench import Bench, make_rows, make_spec, preference_rows
@@ -382,9 +383,7 @@ def _compare(machine: Machine, method: str) -> tuple[str, bool]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     arguments = (replace(machine, shapes={}), method, folder, port)
-    torch.multiprocessing.start_processes(
-        _train_rank, arguments, machine.ranks, start_method="spawn" if machine.is_gpu else "fork"
-    )
+    start_ranks(_train_rank, arguments, machine.ranks, "spawn" if machine.is_gpu else "fork")
     ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(machine.ranks)]
     difference = max(abs(one - other) / other for one, other in zip(ranks[0]["losses"], alone, strict=True))
     peaks = ", ".join(format_bytes(one["peak"]) for one in ranks) if machine.is_gpu else "not measured"

@@ -48,6 +48,7 @@ def errors(pod: Pod) -> str:
     return (pod.directory / "stderr").read_text()
 
 
+@pytest.mark.nightly
 def test_a_merge_that_is_killed_is_repeated_and_nothing_is_trained_again(pod: Pod, s3_server: Any) -> None:
     storage, prefix = S3Store(connect_s3(s3_server.spec())), pod.config.output_key()
     pod.config = pod.config.model_copy(update={"separate_merge": True})

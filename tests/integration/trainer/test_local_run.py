@@ -91,6 +91,7 @@ def test_another_spec_into_the_same_folder_is_a_conflict(folder: Path) -> None:
     assert "another spec" in done.stderr
 
 
+@pytest.mark.nightly
 def test_the_published_configuration_can_be_run_again(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text((folder / "out" / "finetune_config.yaml").read_text())
     for name in ("model", "rows.jsonl"):
@@ -128,6 +129,7 @@ def verify_by_hand(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.nightly
 def test_a_child_alone_finds_its_parents_result(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(CHILD)
     for name in ("model", "rows.jsonl"):

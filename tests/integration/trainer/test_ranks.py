@@ -21,6 +21,7 @@ from listening import beyond_loopback, descendants, listening
 from preloaded import fork_of
 from published_result import find_result_faults
 from safetensors.torch import load_file
+from thin_slice import thin_slice
 from tiny_model import make_tiny_model
 from training_bench import HYPERPARAMETERS, Bench, make_rows, make_spec, preference_rows
 from waiting import wait_until
@@ -275,7 +276,10 @@ def test_pods_stop_together_lose_each_other_and_end_as_one_pod_and_as_one_proces
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("place", [{}, {"gpus": 2}, {"nodes": 2}], ids=["one-process", "one-pod", "two-pods"])
+PLACES: list[dict[str, int]] = [{}, {"gpus": 2}, {"nodes": 2}]
+
+
+@pytest.mark.parametrize("place", thin_slice(PLACES, {"nodes": 2}), ids=["one-process", "one-pod", "two-pods"])
 def test_only_the_progress_port_listens_beyond_the_address_of_the_pod(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, place: dict[str, int]
 ) -> None:
@@ -302,6 +306,7 @@ def require_shared_out_moments(job: Job) -> None:
     assert "optimizer.pt" not in sizes
 
 
+@pytest.mark.nightly
 def test_a_checkpoint_of_one_process_is_resumed_by_two(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
 ) -> None:
@@ -318,6 +323,7 @@ def test_a_checkpoint_of_one_process_is_resumed_by_two(
     require_as_alone(job, attempt.report())
 
 
+@pytest.mark.nightly
 def test_shared_out_weights_are_stopped_resumed_and_put_together_again(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
 ) -> None:
@@ -384,7 +390,7 @@ if os.environ.get("RANK") == "1":
 """
 
 
-@pytest.mark.parametrize("pods", [1, 2])
+@pytest.mark.parametrize("pods", thin_slice([1, 2], 1))
 def test_if_one_process_runs_out_of_memory_all_train_with_half_the_micro_batch(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, pods: int
 ) -> None:

@@ -126,6 +126,7 @@ def test_an_upload_that_is_torn_again_and_again_leaves_no_object(
         assert direct.list(f"s3://{bucket}/torn") == []
 
 
+@pytest.mark.nightly
 def test_a_trainer_that_starts_while_the_store_is_away_waits_for_it(
     pod: Pod, gateway: Gateway, direct: S3Store
 ) -> None:
@@ -137,6 +138,7 @@ def test_a_trainer_that_starts_while_the_store_is_away_waits_for_it(
     require_published(pod, direct)
 
 
+@pytest.mark.nightly
 def test_a_result_that_may_not_be_written_leaves_no_manifest_and_a_later_run_finishes_it(
     pod: Pod, gateway: Gateway, direct: S3Store
 ) -> None:

@@ -93,6 +93,7 @@ def test_a_stopped_trainer_publishes_nothing_and_the_next_one_resumes(pod: Pod, 
     assert again.artifacts == published.artifacts
 
 
+@pytest.mark.nightly
 def test_a_job_from_a_hub_trains_on_the_commits_that_were_checked_though_the_branches_move_on(
     s3_server: Any, bucket: str, tmp_path: Path, aws_environment: None
 ) -> None:

@@ -40,6 +40,7 @@ def finish(pod: Pod, code: int) -> Any:
     return pod.report()
 
 
+@pytest.mark.nightly
 def test_a_stopped_run_checks_again_and_resumes_and_a_later_job_adopts_the_result(pod: Pod, storage: S3Store) -> None:
     prefix = pod.config.output_key()
     process = pod.start("train")

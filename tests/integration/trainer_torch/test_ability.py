@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from thin_slice import thin_slice
 from torch.nn.utils.rnn import pad_sequence
 from training_bench import HYPERPARAMETERS, Bench
 from transformers import AutoModelForCausalLM
@@ -105,7 +106,7 @@ def test_a_question_longer_than_the_context_keeps_its_end(taught: Path) -> None:
     assert answer_questions(model, tokenizer, [question], lambda _: None) in ([True], [False])
 
 
-@pytest.mark.parametrize("method", ["LoRA", "QLoRA", pytest.param("Full", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("method", thin_slice(["LoRA", "QLoRA", "Full"], "LoRA"))
 def test_a_model_that_forgot_fails_its_gate_and_the_report_advises_what_to_change(
     make_bench: MakeBench, taught: Path, method: str
 ) -> None:

@@ -14,6 +14,7 @@ from architecture_table import automatic_classes, named_architectures, other_arc
 from loop_bench import CPU, make_settings
 from peft import PeftModel
 from safetensors.torch import load_file
+from thin_slice import thin_slice
 from training_bench import HYPERPARAMETERS, Bench, make_spec
 from transformers import AutoConfig, PreTrainedModel
 
@@ -98,6 +99,7 @@ def make_falcon() -> PreTrainedModel:
 
 
 FALCON: dict[str, Callable[[], PreTrainedModel]] = {"FalconForCausalLM": make_falcon}
+OFTEN = ("Gemma3ForConditionalGeneration", "Qwen3_5ForConditionalGeneration", "Qwen3MoeForCausalLM")
 MIXTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "Qwen3MoeForCausalLM": MODELS["Qwen3MoeForCausalLM"],
     "MixtralForCausalLM": text_only("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2),
@@ -133,7 +135,7 @@ def base(request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path) -> Pa
     return folder
 
 
-@pytest.mark.parametrize("base", MODELS, indirect=True)
+@pytest.mark.parametrize("base", thin_slice(MODELS, *OFTEN), indirect=True)
 def test_a_model_is_trained_by_its_text_part_and_published_whole(base: Path, tmp_path: Path) -> None:
     hyper = HYPERPARAMETERS | {"maxSteps": 4}
     output = {"uri": "s3://bucket/output", "merge": "FP32"}
@@ -154,7 +156,7 @@ def test_a_model_is_trained_by_its_text_part_and_published_whole(base: Path, tmp
     assert unchanged < before.keys()
 
 
-@pytest.mark.parametrize("base", MIXTURES, indirect=True)
+@pytest.mark.parametrize("base", thin_slice(MIXTURES, "Qwen3MoeForCausalLM"), indirect=True)
 def test_experts_are_in_4_bits_under_qlora_and_the_merged_models_have_them_all(base: Path, tmp_path: Path) -> None:
     """The gate compares each merged model with base and adapter, one of them in the experts that were trained on."""
     hyper = HYPERPARAMETERS | {"maxSteps": 4, "precision": "BF16"}

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from loop_bench import CPU, make_settings
 from peft import PeftModel
 from published_result import find_result_faults
+from ranks import start_ranks
 from safetensors.torch import load_file, save_file
-from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 from training_bench import HYPERPARAMETERS, THINGS, Bench, as_parent, make_rows, make_spec, preference_rows
@@ -180,7 +180,7 @@ def _write_gradients(rank: int, base: Path, folder: Path, port: int) -> None:
 def test_two_processes_average_the_gradients_of_factors_on_experts(bases: dict[str, Path], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = int(reserved.getsockname()[1])
-    multiprocessing.start_processes(_write_gradients, (bases["qwen3_moe"], tmp_path, port), 2, start_method="fork")
+    start_ranks(_write_gradients, (bases["qwen3_moe"], tmp_path, port), 2)
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     model = load_for_training(bases["qwen3_moe"], settings_of("QLoRA"), CPU).train()
     for row in (0, 1):
@@ -302,7 +302,8 @@ class StopAfter(Reporter):
             self._stop.set()
 
 
-@pytest.mark.parametrize("method", ["QLoRA", pytest.param("LoRA", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("method", ["QLoRA", "LoRA"])
 def test_a_stopped_training_resumes_with_its_adapter_on_experts(make_job: MakeJob, method: str) -> None:
     whole, other = make_job("whole", method=method), make_job("other", method=method)
     whole.run()
@@ -320,13 +321,8 @@ def test_a_stopped_training_resumes_with_its_adapter_on_experts(make_job: MakeJo
     assert [name for name, one in expected.items() if not torch.equal(one, found[name])] == []
 
 
-@pytest.mark.parametrize(
-    ("objective", "method"),
-    [
-        ("DPO", "QLoRA"),
-        *(pytest.param(*pair, marks=pytest.mark.nightly) for pair in (("KTO", "LoRA"), ("RLHF", "QLoRA"))),
-    ],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize(("objective", "method"), [("DPO", "QLoRA"), ("KTO", "LoRA"), ("RLHF", "QLoRA")])
 def test_a_preference_job_continues_an_adapter_on_experts(make_job: MakeJob, objective: str, method: str) -> None:
     parent = make_job("parent", method="LoRA")
     published = as_parent(parent, parent.run())

@@ -42,7 +42,9 @@ def report_of(bench: Bench) -> str:
     ("objective", "accepted", "truncated", "message"),
     [
         ("Chat", ROWS, LONG, "which leaves 99 % of the rows whole"),
-        ("Instruction", ROWS - LONG, 0, "rows whose prompt alone fills it are skipped"),
+        pytest.param(
+            "Instruction", ROWS - LONG, 0, "rows whose prompt alone fills it are skipped", marks=pytest.mark.nightly
+        ),
     ],
 )
 def test_truncation_is_reported_and_the_advised_length_keeps_every_row_whole(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from thin_slice import thin_slice
 from training_bench import HYPERPARAMETERS, Bench, make_spec
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -106,10 +107,10 @@ def load_chosen_base(bench: Bench) -> PreTrainedModel:
     ("change", "method"),
     [
         (as_it_is, "QLoRA"),
-        (untied, "LoRA"),
         *(
             pytest.param(*pair, marks=pytest.mark.nightly)
             for pair in [
+                (untied, "LoRA"),
                 (in_fp16, "LoRA"),
                 (untied, "QLoRA"),
                 (in_shards, "LoRA"),
@@ -133,7 +134,7 @@ def test_the_merged_model_answers_like_base_and_adapter(
     assert not torch.allclose(merged, before, atol=1e-2)
 
 
-@pytest.mark.parametrize(("change", "tied"), [(as_it_is, True), (untied, False)])
+@pytest.mark.parametrize(("change", "tied"), thin_slice([(as_it_is, True), (untied, False)], (untied, False)))
 def test_a_merged_model_has_a_head_of_its_own_only_where_the_base_has_one(
     run: Callable[..., tuple[Bench, Report]], change: Change, tied: bool
 ) -> None:

@@ -69,8 +69,7 @@ def metrics_lines(bench: Bench, kind: str) -> list[dict[str, Any]]:
     ("objective", "method"),
     [
         ("DPO", "LoRA"),
-        ("KTO", "QLoRA"),
-        *(pytest.param(*pair, marks=pytest.mark.nightly) for pair in MORE_PAIRS),
+        *(pytest.param(*pair, marks=pytest.mark.nightly) for pair in [("KTO", "QLoRA"), *MORE_PAIRS]),
     ],
 )
 def test_a_job_learns_to_prefer_and_publishes_what_it_learnt(
@@ -125,11 +124,10 @@ def log_probability(model: PeftModel, prompt: list[int], answer: list[int]) -> f
 @pytest.mark.parametrize(
     ("objective", "method"),
     [
-        ("Chat", "LoRA"),
         ("DPO", "QLoRA"),
         *(
             pytest.param(*pair, marks=pytest.mark.nightly)
-            for pair in [("Chat", "QLoRA"), ("DPO", "LoRA"), ("KTO", "LoRA"), ("KTO", "QLoRA")]
+            for pair in [("Chat", "LoRA"), ("Chat", "QLoRA"), ("DPO", "LoRA"), ("KTO", "LoRA"), ("KTO", "QLoRA")]
         ),
     ],
 )

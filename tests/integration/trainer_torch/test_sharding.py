@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from loop_bench import CPU, make_loop, make_settings
-from torch import multiprocessing
+from ranks import start_ranks
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
@@ -149,7 +149,7 @@ def _start(work: Callable[..., None], model: Path, folder: Path, *rest: Any) -> 
     """Run the function in every process, with rank, model, folder and port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    multiprocessing.start_processes(work, (model, folder, port, *rest), RANKS, start_method="fork")
+    start_ranks(work, (model, folder, port, *rest), RANKS)
 
 
 def _join(rank: int, port: int) -> World:

@@ -59,6 +59,7 @@ def test_a_base_on_a_hub_is_fetched_and_kept(hub: Hub, tmp_path: Path) -> None:
     assert len(fetched) == 1
 
 
+@pytest.mark.nightly
 def test_an_adapter_on_a_hub_is_merged_into_the_base_that_it_names_and_into_no_other(hub: Hub, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
