@@ -17,7 +17,7 @@ STILL_MINUTES ?= 10
 # What `make pictures` trains: the model of the demo, or a tiny random one.
 MODEL ?= demo
 # Processes for the unit tests, for the integration tests that mostly wait for servers, and for those that train.
-WORKERS ?= 3
+WORKERS ?= 5
 UNIT_WORKERS ?= 2
 TRAIN_WORKERS ?= 2
 PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder

@@ -229,6 +229,7 @@ def alone_from_checkpoint(job: Job) -> Report:
     return report
 
 
+@pytest.mark.nightly
 def test_pods_stop_together_lose_each_other_and_end_as_one_pod_and_as_one_process(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
 ) -> None:

@@ -116,6 +116,7 @@ def test_the_chain_of_a_reward_model_and_a_policy(
     assert find_result_faults("s3://bucket/output", bench.storage) == []
 
 
+@pytest.mark.nightly
 def test_supervised_tuning_then_a_reward_model_then_a_policy_that_continues_the_first(make_bench: MakeBench) -> None:
     """Both children continue the first job's adapter, which is also the policy's reference."""
     first = make_bench("LoRA", hyperparameters=SHORT, evaluation={"steps": 3})

@@ -45,7 +45,7 @@ def names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("method", ["QLoRA", "Full"])
+@pytest.mark.parametrize("method", ["QLoRA", pytest.param("Full", marks=pytest.mark.nightly)])
 def test_a_merge_in_another_pod_publishes_what_the_trainer_would_have(make_bench: MakeBench, method: str) -> None:
     beside, bench = make_bench(method, **SHORT, **MERGED), make_bench(method, **SHORT, **MERGED)
     expected = beside.run()

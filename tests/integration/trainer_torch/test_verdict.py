@@ -114,7 +114,8 @@ def test_a_base_that_does_not_fit_in_16_bits_gives_no_verdict(
     assert "Measure the adapter on the base that you will serve" in page
 
 
-@pytest.mark.parametrize("objective", ["DPO", pytest.param("RewardModel", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("objective", ["DPO", "RewardModel"])
 def test_preferences_under_qlora_are_judged_as_served_too(make_bench: MakeBench, objective: str) -> None:
     hyper = SHORT | {"maxSteps": 12, "learningRate": 0.005}
     blocks = {"hyperparameters": hyper, "evaluation": {"steps": 6, "maxNewTokens": 4}}

@@ -66,7 +66,9 @@ def build_kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     chosen.watching.label_selectors["batch", "jobs"] = OWN_OBJECTS
     chosen.watching.label_selectors["", "pods"] = OWN_OBJECTS
     chosen.networking.request_timeout = 4 * settings.api_timeout_seconds
-    chosen.networking.error_backoffs = ()  # a reflector lists again by itself
+    # One only: a reflector lists again by itself. Without any, kopf connects a watch again and again without a pause
+    # while the API server refuses connections.
+    chosen.networking.error_backoffs = (1.0,)
     return chosen
 
 
