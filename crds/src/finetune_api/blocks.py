@@ -111,16 +111,16 @@ def _uri_rules(pattern: re.Pattern[str], message: str) -> dict[str, Any]:
 _SEGMENTS = "(/[^/\\x00-\\x1f\\x7f-\\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]+)"
 """Segments of a key without the characters that `printable` escapes: a report repeats the URI."""
 _S3 = f"s3://[a-z0-9][a-z0-9.-]{{1,61}}[a-z0-9]{_SEGMENTS}+/?"
-_REPOSITORY = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+REPOSITORY = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _S3_SENTENCE = (
     "a bucket of 3 to 63 lower-case characters, and a path without empty segments, control characters or "
     "bidirectional marks"
 )
 S3_URI = re.compile(f"^{_S3}$")
 S3_URI_MESSAGE = f"must be s3://bucket/path: {_S3_SENTENCE}"
-MODEL_URI = re.compile(f"^({_S3}|hf://{_REPOSITORY})$")
+MODEL_URI = re.compile(f"^({_S3}|hf://{REPOSITORY})$")
 MODEL_URI_MESSAGE = f"must be hf://owner/name, or s3://bucket/path: {_S3_SENTENCE}"
-DATA_URI = re.compile(f"^({_S3}|hf://datasets/{_REPOSITORY}{_SEGMENTS}*/?)$")
+DATA_URI = re.compile(f"^({_S3}|hf://datasets/{REPOSITORY}{_SEGMENTS}*/?)$")
 DATA_URI_MESSAGE = f"must be hf://datasets/owner/name[/path], or s3://bucket/path: {_S3_SENTENCE}"
 
 _LENGTH = StringConstraints(min_length=8, max_length=1024)

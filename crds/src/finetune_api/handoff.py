@@ -74,6 +74,7 @@ class HubRole(StrEnum):
     MODEL = "model"
     TRAIN = "train"
     VALIDATION = "validation"
+    OUTPUT = "output"
 
 
 class ExitCode(IntEnum):
@@ -289,7 +290,7 @@ _DROPPED = (
     "dataset.rowsByFormat", "dataset", "lineage", "message", "checkpoint",
     *(
         f"artifacts.{name}"
-        for name in ("configURI", "lineageURI", "reportURI", "mergedURI", "adapterURI", "lineageSHA256")
+        for name in ("configURI", "lineageURI", "reportURI", "mergedURI", "adapterURI", "lineageSHA256", "hub")
     ),
 )  # fmt: skip
 """Blocks left out of a long report, in this order; the manifest's URI and digest always stay."""

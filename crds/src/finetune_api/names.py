@@ -91,6 +91,7 @@ class ConditionType(StrEnum):
     GRACE_PERIOD_SUFFICIENT = "GracePeriodSufficient"
     EARLY_STOPPED = "EarlyStopped"
     PUBLISHED = "Published"
+    HUB_PUSHED = "HubPushed"
     COMPLETE = "Complete"
     FAILED = "Failed"
     READY = "Ready"
@@ -164,6 +165,9 @@ class Reason(StrEnum):
     GATE_NOT_RUN = "GateNotRun"
     NOT_PUBLISHED = "NotPublished"
     SUCCEEDED = "Succeeded"
+    # HubPushed
+    PUSHED = "Pushed"
+    PUSH_FAILED = "PushFailed"
     # Failed: the exit table
     INVALID_CONFIG = "InvalidConfig"
     DATASET_UNUSABLE = "DatasetUnusable"
@@ -232,4 +236,5 @@ class EventReason(StrEnum):
     COMPLETED = "Completed"
     NOT_BETTER = "NotBetter"
     FORGOTTEN = "Forgotten"
+    HUB_PUSH_FAILED = "HubPushFailed"
     FAILED = "Failed"

@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import GRANULAR, Block, QualifiedName, S3Uri, cel, rules
+from finetune_api.blocks import GRANULAR, Block, QualifiedName, cel, rules
 from finetune_api.evaluate_mode import EVALUATE_RULES, Mode
 from finetune_api.evaluation import EarlyStopping, Evaluation
 from finetune_api.hyperparameters import Attention, FusedKernels, Hyperparameters, Packing, Precision
 from finetune_api.manifest.fixed_fields import FROZEN, INSTEAD, FixedField, is_unchanged
 from finetune_api.objectives import Dpo, JobReference, Kto, Objective, Rlhf
+from finetune_api.output import Merge, Output
 from finetune_api.pods.containers import Preflight, Trainer
 from finetune_api.pods.resources import Resources
 from finetune_api.pods.scheduling import Scheduling
@@ -28,11 +29,13 @@ __all__ = [
     "Hub",
     "InitialAdapter",
     "Lora",
+    "Merge",
     "Method",
     "Mode",
     "Model",
     "ModelCache",
     "Objective",
+    "Output",
     "Packing",
     "Precision",
     "Quantization",
@@ -46,15 +49,6 @@ class ResumePolicy(StrEnum):
 
     AUTO = "Auto"
     NEVER = "Never"
-
-
-class Merge(StrEnum):
-    """Number format of the merged model, if one is published."""
-
-    NONE = "None"
-    BF16 = "BF16"
-    FP16 = "FP16"
-    FP32 = "FP32"
 
 
 class Checkpoint(Block):
@@ -88,15 +82,6 @@ class JobLineage(Block):
     Default: none."""
 
 
-class Output(Block):
-    """Destination and form of the result."""
-
-    uri: S3Uri
-    """Prefix for adapter, report, lineage and manifest, as `s3://bucket/path`. One prefix belongs to one job."""
-    merge: Merge = Merge.NONE
-    """Also publish the base with the adapter merged in, in this number format. Default: `None`."""
-
-
 _CHATS = ("Alpaca", "ShareGPT", "OpenAI", "PromptCompletion")
 FORMATS = {
     Objective.INSTRUCTION.value: ["Auto", *_CHATS, "Preference", "Unpaired"],
@@ -116,7 +101,7 @@ FIXED = (
     FixedField("dataset", block=Dataset, but=("train.credentialsSecretRef", "validation.credentialsSecretRef")),
     FixedField("hyperparameters"),
     FixedField("evaluation", block=Evaluation, but=("prompts",)),
-    FixedField("output"),
+    FixedField("output", block=Output, but=("hub",)),
     *(FixedField(name, is_optional=True) for name in ("earlyStopping", "dpo", "kto", "rlhf")),
     FixedField("lineage", is_optional=True, block=JobLineage, but=("annotations",)),
 )
@@ -343,7 +328,7 @@ class FineTuneJobSpec(Block):
     checkpoint: Checkpoint = Checkpoint()
     """Checkpoints of the training, from which an interrupted run resumes. Takes effect with the next attempt."""
     output: Output
-    """Destination and form of the result. Fixed at creation."""
+    """Destination and form of the result. Fixed at creation, except `hub`."""
     resources: Resources = Resources()
     """Resources of the trainer's pods. Takes effect with the next attempt."""
     scheduling: Scheduling | None = None

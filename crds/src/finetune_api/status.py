@@ -8,6 +8,7 @@ from finetune_api import conditions
 from finetune_api.blocks import ATOMIC, ATOMIC_LIST, SET, map_list
 from finetune_api.evaluation import EvaluationStatus
 from finetune_api.names import ConditionType
+from finetune_api.output import HubPush
 from finetune_api.resolved import Resolved
 from finetune_api.runs import CurrentRun, Internal, JobRef, PreflightRuns, Run, WorkloadRef
 from finetune_api.scalars import (
@@ -243,6 +244,8 @@ class Artifacts(StatusBlock):
     """SHA-256 of the manifest."""
     size_bytes: Count | None = None
     """Total size of the published files, in bytes."""
+    hub: HubPush | None = None
+    """What was pushed to `output.hub`, or why not; absent without it."""
 
 
 class PublishedJob(StatusBlock):

@@ -36,6 +36,8 @@ EXPECTING = {"prompts": [{"prompt": "Why?", "expected": "because"}]}
 MODEL = "must be hf://owner/name, or s3://bucket/path"
 DATA = "must be hf://datasets/owner/name[/path], or s3://bucket/path"
 REVISION = "revision is only for hf:// URIs"
+REPO = "must be owner/name of a repository for models"
+BRANCH = "a push goes to a branch, and revision is a commit"
 TOKEN = "credentialsSecretRef is only for hf:// URIs"
 ONE_OBJECT = "sha256 is only for a single object"
 CONTINUED = "method Full trains no adapter"
@@ -88,6 +90,10 @@ def blend(*sources: Spec, **fields: Any) -> Spec:
     """Return a job with sources of rows, each with a URI of its own unless it has one."""
     named = [{"uri": f"s3://data/{at}.jsonl"} | one for at, one in enumerate(sources)]
     return {"dataset": {"train": {"sources": named} | fields}}
+
+
+def push(repo: str, **fields: Any) -> Spec:
+    return {"output": {"uri": "s3://models/out", "hub": {"repo": repo} | fields}}
 
 
 def blend_of(objective: str, data_format: str) -> Spec:
@@ -406,6 +412,9 @@ AT_CREATION = [
     ),
     (ONE_OR_SEVERAL, blend({}), blend({}, uri="s3://data/x"), "spec.dataset.train.uri"),
     (ONE_OR_SEVERAL, source("s3://data/x"), {"dataset": {"train": {}}}, "spec.dataset.train.uri"),
+    (REPO, push("acme/helpdesk"), push("hf://acme/helpdesk"), "spec.output.hub.repo"),
+    (REPO, push("acme/helpdesk"), push("acme"), "spec.output.hub.repo"),
+    (BRANCH, push("acme/helpdesk"), push("acme/helpdesk", revision="a" * 40), "spec.output.hub.revision"),
     (REVISION, blend(HUB_ROWS | {"revision": "v1"}), blend(HUB_ROWS, revision="v1"), "spec.dataset.train.revision"),
     (REVISION, blend(HUB_ROWS), blend({}, {"revision": "v1"}), "spec.dataset.train.sources[1].revision"),
     *(
@@ -859,6 +868,7 @@ HUB_JOB = BASE | {
         {"dataset": HUB_JOB["dataset"] | {"train": HUB_SOURCE | TOKEN}},
         {"dataset": HUB_JOB["dataset"] | {"validation": HUB_JOB["dataset"]["validation"] | TOKEN}},
         {"lineage": {"annotations": {"ticket": "5"}}},
+        {"output": HUB_JOB["output"] | {"hub": {"repo": "acme/helpdesk"} | TOKEN}},
         {"lineage": {}},
         {"evaluation": {"prompts": [{"prompt": "token?"}]}},
         {"evaluation": {"prompts": []}},

@@ -23,6 +23,7 @@ from finetune_api.hyperparameters import (
     WHOLE_DECAY,
 )
 from finetune_api.objectives import HAS_SMOOTHING
+from finetune_api.output import COMMIT, REPO
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.sources import UNIQUE_SOURCES
 from finetune_api.spec import FORMATS
@@ -190,6 +191,8 @@ CONDITIONS: dict[str, Condition] = {
     "!has(self.sha256) || (self.uri.startsWith('s3://') && !self.uri.endsWith('/') && !self.uri.matches('[*?]'))": (
         lambda source: source.sha256 is None or _is_object(source.uri)
     ),
+    f"self.matches('{REPO.pattern}')": _matches(REPO),
+    f"!self.revision.matches('{COMMIT.pattern}')": lambda hub: COMMIT.fullmatch(hub.revision) is None,
     "has(self.uri) != has(self.sources)": lambda train: (train.uri is None) != (train.sources is None),
     "!has(self.revision) || (has(self.uri) && self.uri.startsWith('hf://'))": lambda train: (
         train.revision is None or _is_hub(train.uri)

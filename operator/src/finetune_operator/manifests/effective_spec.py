@@ -21,7 +21,7 @@ B = TypeVar("B", bound=Block)
 
 @dataclass(frozen=True)
 class Token:
-    """A Secret with a hub's token, for one source of the job."""
+    """A Secret with a hub's token, for one source of the job, or for its result."""
 
     role: HubRole
     """What the token is for; also the folder that it is mounted in."""
@@ -65,7 +65,7 @@ def hub_endpoint(spec: FineTuneJobSpec, settings: Settings) -> str:
 
 
 def hub_tokens(spec: FineTuneJobSpec, settings: Settings) -> list[Token]:
-    """Return the token of each hub source; the default token is only used for the default hub."""
+    """Return the token of each hub source and of the push; the default token is only used for the default hub."""
     default = settings.default_hub_token_secret
     if hub_endpoint(spec, settings).rstrip("/") != (settings.default_hub_endpoint or HUB_ENDPOINT).rstrip("/"):
         default = None
@@ -98,7 +98,7 @@ def needs_separate_merge(job: FineTuneJob) -> bool:
 
 
 def uses_hub(spec: FineTuneJobSpec) -> bool:
-    """Return whether any source of the job is on a hub."""
+    """Return whether any source of the job is on a hub, or its result goes to one."""
     adapter, reward = spec.tuning.initial_adapter, spec.rlhf.reward_model if spec.rlhf else None
     uris = [uri for _, _, named in _sources(spec) for uri in named]
     uris += [one.uri for one in (adapter, reward) if one and one.uri]
@@ -111,6 +111,8 @@ def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[HubRole, SecretRef | None,
     yield HubRole.TRAIN, spec.dataset.train.credentials_secret_ref, spec.dataset.train.uris
     if spec.dataset.validation:
         yield HubRole.VALIDATION, spec.dataset.validation.credentials_secret_ref, [spec.dataset.validation.uri]
+    if spec.output.hub:
+        yield HubRole.OUTPUT, spec.output.hub.credentials_secret_ref, [f"{HUB_SCHEME}{spec.output.hub.repo}"]
 
 
 def _fill_defaults(own: B | None, default: B | None) -> B | None:

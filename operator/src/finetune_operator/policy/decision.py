@@ -167,6 +167,7 @@ def succeed(context: Context, completed: datetime | None, report: Report, reason
     return (
         _show_stopped(context)
         + set_condition(C.PUBLISHED, "True", R.MANIFEST_REPORTED, uri)
+        + _show_push(context, report)
         + set_condition(C.COMPLETE, "True", reason, _published(uri, report))
         + set_condition(C.FAILED, "False", R.SUCCEEDED)
         + Effect(completion_time=completed or context.observed.now)
@@ -197,7 +198,22 @@ def fail(context: Context, reason: str, message: str, child: Job | None = None, 
         published = WITHHELD.get(merged or "", R.MANIFEST_REPORTED)
         uri = artifacts.uri or context.spec.output.uri
         effect += set_condition(C.PUBLISHED, "True", published, uri)
+        if context.spec.output.hub:
+            effect += set_condition(C.HUB_PUSHED, "False", R.GATE_NOT_MET)
     return effect
+
+
+def _show_push(context: Context, report: Report) -> Effect:
+    """Set condition HubPushed of a job that asks for a push; a push that failed leaves its success as it is."""
+    if context.spec.output.hub is None:
+        return Effect()
+    push = report.artifacts.hub if report.artifacts else None
+    if push is None:
+        detail = "the trainer's report has no push: use a trainer image of the operator's version, and recreate the job"
+        return set_condition(C.HUB_PUSHED, "False", R.PUSH_FAILED, f"{detail}, which is then adopted and pushed.")
+    if push.commit is None:
+        return set_condition(C.HUB_PUSHED, "False", R.PUSH_FAILED, push.message or "the trainer reports no cause.")
+    return set_condition(C.HUB_PUSHED, "True", R.PUSHED, f"{push.repo} has the result at commit {push.commit}")
 
 
 def show_early_stopping(context: Context) -> Effect:

@@ -194,6 +194,7 @@ def result_pairs(job: Job) -> list[tuple[str, str]]:
         ("SHA-256 of it", found.manifest_sha256 or ""),
         ("Size", size(found.size_bytes)),
         ("Everything under", found.uri or ""),
+        ("Hub", (found.hub.url or f"not pushed to {found.hub.repo}: see condition HubPushed") if found.hub else ""),
     ]
 
 

@@ -17,6 +17,10 @@ ROWS = {
         "validation": {"uri": "hf://datasets/owner/held-out"},
     }
 }
+PUSH: dict[str, Any] = {"output": {"uri": "s3://bucket/out", "hub": {"repo": "acme/helpdesk"}}}
+OWN_PUSH: dict[str, Any] = {
+    "output": {"uri": "s3://bucket/out", "hub": PUSH["output"]["hub"] | {"credentialsSecretRef": {"name": "write"}}}
+}
 MIRROR = {"default_hub_endpoint": "https://mirror.example", "default_hub_token_secret": "team-token"}
 
 
@@ -72,6 +76,9 @@ def test_the_default_hub_completes_a_hub_without_an_endpoint(
         (OWN | ROWS, {}, [("model", "mine", False), ("train", "rows", False)]),
         (ROWS, MIRROR, [("train", "rows", False), ("validation", "team-token", True)]),
         (SOURCES, MIRROR, [("train", "team-token", True)]),
+        (PUSH, MIRROR, [("output", "team-token", True)]),
+        (PUSH | {"hub": {"endpoint": "https://own.example"}}, MIRROR, []),
+        (OWN_PUSH | {"hub": {"endpoint": "https://own.example"}}, MIRROR, [("output", "write", False)]),
         (BUCKETS, MIRROR, []),
     ],
 )

@@ -80,6 +80,7 @@ PODS: dict[str, Any] = {
     "model.credentialsSecretRef.name": "token",
     "dataset.train.credentialsSecretRef.name": "token",
     "dataset.validation.credentialsSecretRef.name": "token",
+    "output.hub.credentialsSecretRef.name": "token",
     "checkpoint.gracePeriodSeconds": 30,
     "resources.numNodes": 2,
     "resources.gpusPerNode": 4,
@@ -159,6 +160,7 @@ PLACED = {
 SUBSETS = "tests/unit/trainer/data/test_subsets.py::test_a_subset_and_a_split_are_those_that_the_card_names"
 BLEND = "tests/unit/trainer/pipeline/test_blend_rows.py"
 DATA, MODELS, TRAINING = "tests/unit/trainer/data", "tests/unit/trainer/models", "tests/integration/trainer_torch"
+PUSH = "tests/integration/trainer/test_hub_push.py"
 POLICY, TRACKERS = "tests/unit/operator/policy", "tests/integration/trainer/test_trackers.py"
 PARENTS = f"{POLICY}/test_dependencies.py::test_parents_are_pinned_in_a_separate_write_before_anything_is_created"
 GATE = f"{TRAINING}/test_gate.py::test_a_gate_that_is_not_met_fails_with_everything_published"
@@ -315,6 +317,13 @@ ELSEWHERE = {
         "tests/unit/trainer/pipeline/test_preflight.py::test_the_canonical_rows_lie_under_the_output_with_their_digests"
     ),
     "output.merge": f"{TRAINING}/test_train.py::test_the_merged_model_answers_as_base_and_adapter",
+    "output.hub.repo": f"{PUSH}::test_a_published_adapter_is_pushed_privately_with_its_card_and_no_other_file",
+    "output.hub.private": (
+        f"{PUSH}::test_preflight_refuses_a_push_that_would_fail_and_after_training_it_costs_no_result"
+    ),
+    "output.hub.revision": (
+        f"{PUSH}::test_a_full_model_is_pushed_to_a_branch_and_replaces_weights_that_would_be_loaded_in_its_place"
+    ),
     "resources.collectiveTimeoutSeconds": (
         "tests/integration/trainer/test_ranks.py::test_a_process_that_hangs_ends_the_attempt_with_the_stacks_of_all"
     ),
@@ -387,6 +396,12 @@ AROUND: dict[str, Spec] = {
         for ref in ("credentialsSecretRef", "caSecretRef")
     },
     "preflight.queueName": {"scheduling": {"queueName": "team-a"}},
+    "output.hub.credentialsSecretRef.name": {
+        "output": {
+            "uri": "s3://models/out",
+            "hub": {"repo": "acme/helpdesk", "credentialsSecretRef": {"name": "other"}},
+        }
+    },
 }
 """What a field needs around it."""
 

@@ -21,6 +21,7 @@ from finetune_trainer.models.trainable import require_adapter_on_experts, requir
 from finetune_trainer.pipeline.bound_model import describe_adapter, describe_model, describe_reward_model
 from finetune_trainer.pipeline.prepare_dataset import PreparedDataset, collect_rejected, prepare_dataset
 from finetune_trainer.publishing.claim import check_claim, claim_prefix, refused_uri
+from finetune_trainer.publishing.hub_push import check_hub_output, push_result
 from finetune_trainer.publishing.lineage import status_lineage
 from finetune_trainer.publishing.parent_result import check_parents
 from finetune_trainer.publishing.publish import adopt_result
@@ -49,11 +50,12 @@ def preflight(run: RunContext) -> Report:
     if check_claim(config, storage):
         adopted = adopt_result(config, storage, Outcome.ADOPTED, on_bytes)
         if adopted:
-            return adopted
+            return push_result(run, adopted)
     shutil.rmtree(
         workspace / "tokenizer", ignore_errors=True
     )  # a workspace that is used again may hold another model's
     check_parents(config, storage)
+    check_hub_output(run)
     start.end("storage")
     config = pin_model(config, storage)
     model = check_model(pinned_model_uri(config.spec.model), storage, workspace / "tokenizer", on_bytes)

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
@@ -43,30 +44,10 @@ class HubClient:
 
     @cached_property
     def _http(self) -> httpx2.Client:
-        """Return the client: proxies from the environment; it follows no redirect, because it would read its body."""
-        try:
-            client = httpx2.Client(verify=self._trust(), timeout=TIMEOUT, follow_redirects=False)
-        except (ValueError, ImportError, httpx2.InvalidURL):  # not quoted: a proxy's address may contain a password
-            message = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is not a proxy address: write http://host:port"
-            raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
+        """Return the client; it follows no redirect, because it would read its body."""
+        client = open_http(self.connection.ca_file, TIMEOUT)
         weakref.finalize(self, client.close)
         return client
-
-    def _trust(self) -> ssl.SSLContext:
-        """Return a context with the image's authorities and the hub's: its files may be served by a public host."""
-        own = self.connection.ca_file
-        try:
-            context = httpx2.create_ssl_context()
-        except OSError:
-            message = "SSL_CERT_FILE or SSL_CERT_DIR contains no certificate (PEM): correct it, or unset it"
-            raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
-        try:
-            if own:
-                context.load_verify_locations(own)
-        except OSError:
-            message = "the key ca.crt of the Secret named by spec.hub.caSecretRef contains no certificate (PEM)"
-            raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
-        return context
 
     def get_json(self, address: HubUri, path: str) -> tuple[Any, str | None]:
         """Return a response of the API, and the query of its next page, if any."""
@@ -165,3 +146,28 @@ def _without_body(response: httpx2.Response) -> httpx2.Response:
         name: value for name, value in response.headers.items() if name.startswith("x-") or name == "retry-after"
     }
     return httpx2.Response(response.status_code, headers=headers, content=b"", request=response.request)
+
+
+def open_http(ca_file: Path | None, timeout: httpx2.Timeout, *, follow_redirects: bool = False) -> httpx2.Client:
+    """Return a client with proxies from the environment, and the hub's authority next to the image's."""
+    try:
+        return httpx2.Client(verify=_trust(ca_file), timeout=timeout, follow_redirects=follow_redirects)
+    except (ValueError, ImportError, httpx2.InvalidURL):  # not quoted: a proxy's address may contain a password
+        message = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is not a proxy address: write http://host:port"
+        raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
+
+
+def _trust(ca_file: Path | None) -> ssl.SSLContext:
+    """Return a context with the image's authorities and the hub's: its files may be served by a public host."""
+    try:
+        context = httpx2.create_ssl_context()
+    except OSError:
+        message = "SSL_CERT_FILE or SSL_CERT_DIR contains no certificate (PEM): correct it, or unset it"
+        raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
+    try:
+        if ca_file:
+            context.load_verify_locations(ca_file)
+    except OSError:
+        message = "the key ca.crt of the Secret named by spec.hub.caSecretRef contains no certificate (PEM)"
+        raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
+    return context

@@ -181,6 +181,25 @@ def connect_hub(
     return HubConnection(_checked_url(hub.endpoint or ENDPOINT, "spec.hub.endpoint"), ca_file, accesses, fallback)
 
 
+def connect_output_hub(
+    spec: FineTuneJobSpec, tokens_dir: Path = Path(HUB_TOKENS_DIR), ca_dir: Path = Path(HUB_CA_DIR)
+) -> HubConnection:
+    """Return the connection of a pod that pushes to `output.hub`; raise without a token."""
+    hub, output = spec.hub or Hub(), spec.output.hub
+    if output is None:
+        raise ValueError("the job has no output.hub")
+    field, credentials = "spec.output.hub", output.credentials_secret_ref
+    secret = credentials.name if credentials else None
+    token = _mounted_token(tokens_dir / HubRole.OUTPUT / HUB_TOKEN_FILE, field, secret)
+    if token is None:
+        message = f"{field} has no token to push with: set credentialsSecretRef to a Secret with the key"
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"{message} {HUB_TOKEN_FILE}")
+    endpoint = _checked_url(hub.endpoint or ENDPOINT, "spec.hub.endpoint")
+    repo = Repo(Kind.MODEL, output.repo)
+    ca_file = _ca_file(ca_dir) if hub.ca_secret_ref else None
+    return HubConnection(endpoint, ca_file, {repo: Access(field, token, secret)})
+
+
 def connect_hub_here(spec: FineTuneJobSpec, named: Collection[str] = ()) -> HubConnection:
     """Return the connection outside a pod: the manifest's hub or `HF_ENDPOINT`.
 

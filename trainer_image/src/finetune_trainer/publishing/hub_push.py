@@ -1,0 +1,107 @@
+"""Push a published result to the hub of `output.hub`: after its manifest is proven, and never at its cost."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from finetune_api.handoff import Artifact, JobConfig, Manifest, ManifestFile, Outcome, Report
+from finetune_api.output import HubPush, Merge
+from finetune_api.status import Artifacts
+from finetune_api.tuning import Method
+from finetune_trainer.config.run_context import RunContext
+from finetune_trainer.errors import Stopped, StorageUnavailable, TrainerError, one_line
+from finetune_trainer.storage.hub.uris import connect_output_hub
+from finetune_trainer.storage.protocol import confine_path, join_uri, sha256_file
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 180.0
+"""How long a push is retried; the result is published, and a GPU may be held."""
+CAUSE_CHARACTERS = 500
+
+
+def check_hub_output(run: RunContext) -> None:
+    """Raise if the result could not be pushed: a token without the right, or a repository that must not get it."""
+    output, config = run.config.spec.output.hub, run.config
+    if output is None or config.is_local:
+        return
+    from finetune_trainer.storage.hub.push import HubPusher  # noqa: PLC0415 - only jobs with a hub pay for it
+
+    pusher = HubPusher(connect_output_hub(config.spec), output, run.stop, on_work=run.on_work)
+    pusher.check(is_model=_will_push_model(config))
+
+
+def push_result(run: RunContext, report: Report) -> Report:
+    """Push the published result, if the job asks for it; return the report with the commit, or with the failure.
+
+    Only SIGTERM is raised: the next run finds the result and pushes it. Any other failure leaves the result as it is.
+    """
+    output, config = run.config.spec.output.hub, run.config
+    if output is None or report.artifacts is None or report.outcome not in {Outcome.PUBLISHED, Outcome.ADOPTED}:
+        return report
+    if config.is_local:
+        logger.warning("output.hub: a run on this machine pushes nothing: use `hf upload %s FOLDER`", output.repo)
+        return report
+    run.reporter.set_stage("Publishing")
+    try:
+        push = _push(run, report.artifacts)
+        logger.info("output.hub: %s has the result at commit %s", push.repo, push.commit)
+    except Stopped:
+        raise
+    except (TrainerError, OSError) as error:
+        cause = error.message if isinstance(error, TrainerError) else str(error)
+        fix = "Fix that, delete the job and create it again: the published result is adopted and pushed"
+        message = f"{one_line(cause, CAUSE_CHARACTERS)}. {fix}."
+        logger.warning("output.hub: the result is published, but not pushed: %s", message)
+        push = HubPush(repo=output.repo, revision=output.revision, message=message)
+    return report.model_copy(update={"artifacts": report.artifacts.model_copy(update={"hub": push})})
+
+
+def _push(run: RunContext, artifacts: Artifacts) -> HubPush:
+    output, config = run.config.spec.output.hub, run.config
+    if output is None:
+        raise ValueError("the job has no output.hub")
+    from finetune_trainer.storage.hub.push import HubPusher  # noqa: PLC0415 - only jobs with a hub pay for it
+
+    pusher = HubPusher(connect_output_hub(config.spec), output, run.stop, RETRY_SECONDS, run.on_work)
+    folder = Artifact.MERGED if artifacts.merged_uri else Artifact.ADAPTER
+    scratch = run.workspace / "hub-push"
+    try:
+        files = _collect(run, folder, scratch)
+        title = f"FineTuneJob {config.namespace}/{config.name}, manifest {(artifacts.manifest_sha256 or '')[:12]}"
+        pushed = pusher.push(files, title, is_model=folder is Artifact.MERGED)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return HubPush(repo=output.repo, revision=output.revision, commit=pushed.commit, url=pushed.url)
+
+
+def _collect(run: RunContext, folder: Artifact, scratch: Path) -> dict[str, Path]:
+    """Return the local copies of the published files of a folder, by their path in the repository."""
+    prefix, data = f"{folder}/", run.storage.read(join_uri(run.config.output_key(), Artifact.MANIFEST))
+    if data is None:
+        raise StorageUnavailable(f"{run.config.output_key()}: the manifest is gone")
+    published = [one for one in Manifest.model_validate_json(data).files if one.path.startswith(prefix)]
+    if not published:
+        raise StorageUnavailable(f"{run.config.output_key()}: the result has no {prefix}")
+    return {one.path.removeprefix(prefix): _local_copy(run, one, scratch) for one in published}
+
+
+def _local_copy(run: RunContext, file: ManifestFile, scratch: Path) -> Path:
+    """Return the file that this pod has published, or download what another one has."""
+    own = confine_path(run.workspace / "result", file.path)
+    if own.is_file() and own.stat().st_size == file.size and sha256_file(own, run.on_bytes) == file.sha256:
+        return own
+    copy = confine_path(scratch, file.path)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    run.storage.download(join_uri(run.config.output_key(), file.path), copy, run.on_bytes)
+    if sha256_file(copy, run.on_bytes) != file.sha256:
+        raise StorageUnavailable(f"{run.config.output_key()}: {file.path} does not match its SHA-256 in the manifest")
+    return copy
+
+
+def _will_push_model(config: JobConfig) -> bool | None:
+    """Return whether the job publishes a full model; None if the method is not chosen yet."""
+    if config.spec.output.merge is not Merge.NONE:
+        return True
+    method = config.spec.tuning.method
+    return None if method is Method.AUTO else method is Method.FULL
