@@ -11,7 +11,9 @@ from trainer_world import World
 
 from finetune_api.handoff import ExitCode, Outcome, Report
 from finetune_api.output import HubPush
+from finetune_trainer.entrypoints.pod import find_published
 from finetune_trainer.errors import Stopped, StorageUnavailable, TrainerError
+from finetune_trainer.pipeline.preflight import preflight
 from finetune_trainer.publishing import hub_push
 from finetune_trainer.publishing.hub_push import check_hub_output, push_result
 from finetune_trainer.publishing.publish import publish
@@ -116,6 +118,20 @@ def test_a_run_that_finds_the_result_pushes_what_is_in_storage_and_makes_no_seco
     assert again == first
     assert len(hub.commits) == 1
     assert not (world.workspace / "hub-push").exists()
+
+
+@pytest.mark.parametrize("find", [preflight, find_published], ids=["preflight", "trainer"])
+def test_a_job_that_is_created_again_with_a_correct_hub_adopts_its_result_and_pushes_it(
+    world: World, job: Callable[..., World], hub: Hub, find: Callable[..., Report | None]
+) -> None:
+    published(world.with_config())
+    before = world.config.config_sha256
+    report = find(job().run)
+    assert world.config.config_sha256 == before
+    assert report is not None
+    assert report.artifacts is not None
+    assert report.artifacts.hub is not None
+    assert report.artifacts.hub.commit == hub.commit("models", REPO)
 
 
 def test_a_full_model_is_pushed_to_a_branch_and_replaces_weights_that_would_be_loaded_in_its_place(
