@@ -263,6 +263,8 @@ class HubPusher:
             state.is_left = True
         if failures:
             raise failures[0]
+        if not found:  # an error that no library documents; the thread has printed it
+            raise self._refused("the push failed: see the log of the pod")
         return found[0]
 
     @contextmanager
