@@ -13,8 +13,6 @@ import yaml
 from kubernetes import client, stream, watch
 from user import kubectl
 
-pytestmark = pytest.mark.alone
-
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 PYTHON = "/opt/venv/bin/python"
 SERVE = "import http.server; http.server.test(http.server.SimpleHTTPRequestHandler, port=8080)"
@@ -144,6 +142,7 @@ def test_an_evicted_run_gets_sigterm_is_replaced_and_uses_no_retry(namespace: st
     assert not [one for one in status.conditions or [] if one.type == "Failed"]
 
 
+@pytest.mark.alone
 def test_gpus_are_counted(namespace: str, image: str) -> None:
     total = sum(int(node.status.allocatable.get("nvidia.com/gpu", 0)) for node in client.CoreV1Api().list_node().items)
     assert total > 0
@@ -168,7 +167,7 @@ def test_a_deleted_namespace_takes_what_is_in_it_and_is_gone(image: str) -> None
 
     client.CoreV1Api().delete_namespace(name)
 
-    until("the namespace to be gone", lambda: name not in namespaces(), seconds=60)
+    until("the namespace to be gone", lambda: name not in namespaces())
 
 
 def pod(
@@ -239,7 +238,7 @@ def fetch_from_pod(namespace: str, image: str, url: str) -> str:
     return log(namespace, name).strip().splitlines()[-1]
 
 
-def until(what: str, look: Callable[[], Any], *, seconds: float = 45) -> Any:
+def until(what: str, look: Callable[[], Any], *, seconds: float = 120) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = look()
@@ -289,7 +288,7 @@ def exit_code_seen(namespace: str, name: str, *, since: str) -> int | None:
         namespace,
         field_selector=f"metadata.name={name}",
         resource_version=since,
-        timeout_seconds=30,
+        timeout_seconds=120,
     )
     for event in events:
         ended = [one.state.terminated for one in event["object"].status.container_statuses or []]
