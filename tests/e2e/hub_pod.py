@@ -10,7 +10,7 @@ import yaml
 from user import kubectl
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVER = ROOT / "tests" / "fixtures" / "hub.py"
+SERVER = [ROOT / "tests" / "fixtures" / name for name in ("hub.py", "hub_uploads.py")]
 PORT = 8000
 LIMIT = 900_000
 """A ConfigMap holds 1 MiB."""
@@ -26,7 +26,7 @@ def start_hub(namespace: str, repositories: Mapping[str, Path]) -> str:
             key = f"{folder.parent.name}__{folder.name}__{path.name}"
             files[key] = base64.b64encode(path.read_bytes()).decode()
             items.append({"key": key, "path": f"{repository}/{path.name}"})
-    files["hub.py"] = base64.b64encode(SERVER.read_bytes()).decode()
+    files |= {path.name: base64.b64encode(path.read_bytes()).decode() for path in SERVER}
     assert sum(map(len, files.values())) < LIMIT, "the folders are too large for a ConfigMap"
     objects = [_config(namespace, files), _service(namespace), _pod(namespace, items)]
     kubectl("create", "-f", "-", stdin=yaml.safe_dump_all(objects))  # apply would keep a copy in an annotation
@@ -82,7 +82,10 @@ def _pod(namespace: str, items: list[dict[str, str]]) -> dict[str, Any]:
                 }
             ],
             "volumes": [
-                {"name": "hub", "configMap": {"name": "hub", "items": [{"key": "hub.py", "path": "hub.py"}]}},
+                {
+                    "name": "hub",
+                    "configMap": {"name": "hub", "items": [{"key": one.name, "path": one.name} for one in SERVER]},
+                },
                 {"name": "repositories", "configMap": {"name": "hub", "items": items}},
             ],
         },
