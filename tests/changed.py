@@ -7,6 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 UNIT = Path("tests/unit")
 PROGRAMS = {
     "crds/src/finetune_api": UNIT / "api",
+    "operator/src/finetune_client": UNIT / "finetune_client",
     "operator/src/finetune_operator": UNIT / "operator",
     "operator/src/kubectl_finetune": UNIT / "kubectl_finetune",
     "trainer_image/src/finetune_trainer": UNIT / "trainer",

@@ -29,7 +29,7 @@ SOURCES = ("crds/src", "operator/src", "trainer_image/src")
 UNIT = ROOT / "tests" / "unit"
 TESTS = {
     "finetune_api": "api", "finetune_trainer": "trainer", "finetune_operator": "operator",
-    "kubectl_finetune": "kubectl_finetune",
+    "kubectl_finetune": "kubectl_finetune", "finetune_client": "finetune_client",
 }  # fmt: skip
 COMPARISONS = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,

@@ -8,26 +8,27 @@ import sys
 import traceback
 
 from finetune_api.text.printable import printable
+from finetune_client.errors import FineTuneError
 from kubectl_finetune.cli import app
-from kubectl_finetune.errors import ExitCode, PluginError
+from kubectl_finetune.errors import ExitCode, exit_code_of
 
 PROGRAM = "kubectl-finetune"
 NO_FILE_NAMES = 4
 
 
 def main() -> None:
-    """Run a command; exit with the code of the error if it is a PluginError.
+    """Run a command; exit with the code of the error if it is a FineTuneError.
 
     Typer exits with 0, with 130 after Ctrl-C, and with 1 if nothing reads the output any more. Any other exception is
     a bug: it ends with 1 and a traceback.
     """
     try:
         app(prog_name=PROGRAM)
-    except PluginError as error:
+    except FineTuneError as error:
         sys.stderr.write(f"error: {printable(error.message)}\n")
         if error.fix:
             sys.stderr.write(f"  {printable(error.fix)}\n")
-        sys.exit(error.code)
+        sys.exit(exit_code_of(error))
     except Exception:  # noqa: BLE001 - printed here, because its message may have text of the cluster
         sys.stderr.write(printable(traceback.format_exc(), lines=True))
         sys.exit(ExitCode.FAILED)
@@ -42,7 +43,7 @@ def complete() -> None:
         "COMP_CWORD": str(len(words) - 1),
     }
     found = io.StringIO()
-    with contextlib.redirect_stdout(found), contextlib.suppress(SystemExit, PluginError):
+    with contextlib.redirect_stdout(found), contextlib.suppress(SystemExit, FineTuneError):
         app(prog_name=PROGRAM)
     sys.stdout.write("".join(f"{line}\n" for line in found.getvalue().splitlines() if line))
     sys.stdout.write(f":{NO_FILE_NAMES}\n")

@@ -164,7 +164,7 @@ def logs(
     Characters that a terminal would interpret are printed as escapes, for example \\u001b, also into a file or a pipe.
     """
     from finetune_api.names import Component
-    from kubectl_finetune.commands import logs as reading
+    from finetune_client import logs as reading
 
     cluster = connect(context, namespace, kube_context, kubeconfig)
     component = Component.PREFLIGHT if preflight else Component.TRAINER
@@ -196,15 +196,16 @@ def report(
     """Show the result of a job and its location. With --show or --save, read the report from storage with your own AWS
     variables or profile (needs boto3), and verify it by the digests in the job's status.
     """
+    from finetune_client.storage import NO_ENDPOINT, Storage, published, require_endpoint
     from kubectl_finetune.commands import report as reporting
 
     job = connect(context, namespace, kube_context, kubeconfig).get_job(name)
-    artifacts = reporting.published(job)
+    artifacts = published(job)
     if fetch or save:
-        where = reporting.require_endpoint(job, endpoint)
+        where = require_endpoint(job, endpoint)
         if not where:
-            say(f"note: {reporting.NO_ENDPOINT}")
-        storage = reporting.Storage(artifacts, where, in_path=job.field("storage.forcePathStyle") is not False)
+            say(f"note: {NO_ENDPOINT}")
+        storage = Storage(artifacts, where, in_path=job.field("storage.forcePathStyle") is not False)
         for path in reporting.save(storage, save) if save else []:
             say(f"saved {path}")
         if fetch:

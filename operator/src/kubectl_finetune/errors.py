@@ -1,8 +1,10 @@
-"""Errors with a message and an exit code; any other exception is a bug and keeps its traceback."""
+"""The exit codes of the plugin, and the code of each error."""
 
 from collections.abc import Mapping
 from enum import IntEnum
 from types import MappingProxyType
+
+from finetune_client.errors import FineTuneError, Forbidden, NotFound, Unreachable, WrongUse
 
 
 class ExitCode(IntEnum):
@@ -31,38 +33,16 @@ MEANINGS: Mapping[ExitCode, str] = MappingProxyType(
         ExitCode.UNREACHABLE: "no cluster",
     }
 )
+CODES: Mapping[type[FineTuneError], ExitCode] = MappingProxyType(
+    {
+        WrongUse: ExitCode.USAGE,
+        NotFound: ExitCode.NOT_FOUND,
+        Forbidden: ExitCode.FORBIDDEN,
+        Unreachable: ExitCode.UNREACHABLE,
+    }
+)
 
 
-class PluginError(Exception):
-    """A failure with a message for the user and a fix."""
-
-    code = ExitCode.FAILED
-
-    def __init__(self, message: str, fix: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.fix = fix
-
-
-class WrongUse(PluginError):  # noqa: N818 - named after the failure
-    """The command line is invalid."""
-
-    code = ExitCode.USAGE
-
-
-class NotFound(PluginError):  # noqa: N818 - named after the failure
-    """No such job, or no FineTuneJobs at all in this cluster."""
-
-    code = ExitCode.NOT_FOUND
-
-
-class Forbidden(PluginError):  # noqa: N818 - named after the failure
-    """The API server denies the request, or does not accept the credentials."""
-
-    code = ExitCode.FORBIDDEN
-
-
-class Unreachable(PluginError):  # noqa: N818 - named after the failure
-    """No cluster is configured, or it is unreachable."""
-
-    code = ExitCode.UNREACHABLE
+def exit_code_of(error: FineTuneError) -> ExitCode:
+    """Return the exit code of a command that ended with this error."""
+    return next((code for kind, code in CODES.items() if isinstance(error, kind)), ExitCode.FAILED)

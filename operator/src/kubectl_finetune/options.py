@@ -19,7 +19,7 @@ from finetune_api.text.printable import printable
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from kubectl_finetune.cluster.client import Cluster
+    from finetune_client.cluster.client import Cluster
 
 
 class Format(StrEnum):
@@ -40,13 +40,13 @@ class Shared:
 
 def complete_jobs(context: typer.Context, incomplete: str) -> list[str]:
     """Return the names of the jobs in the namespace, for the shell; none if the cluster is unreachable."""
-    from kubectl_finetune.errors import PluginError
+    from finetune_client.errors import FineTuneError
 
     given = context.params
     try:
         cluster = connect(context, given.get("namespace"), given.get("kube_context"), given.get("kubeconfig"))
         return [job.name for job in cluster.list_jobs() if job.name.startswith(incomplete)]
-    except PluginError:
+    except FineTuneError:
         return []
 
 
@@ -66,7 +66,7 @@ def connect(
     context: typer.Context, namespace: str | None, kube_context: str | None, kubeconfig: Path | None
 ) -> "Cluster":
     """Return the cluster that the options select."""
-    from kubectl_finetune.cluster import client as cluster
+    from finetune_client.cluster import client as cluster
 
     shared = context.find_object(Shared) or Shared()
     return cluster.open_cluster(

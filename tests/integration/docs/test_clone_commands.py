@@ -18,7 +18,7 @@ from hub import Hub
 
 pytestmark = pytest.mark.nightly
 
-HOOKS, INSTALL, SEND, UPLOAD, TOOL = IN_A_CLONE
+HOOKS, INSTALL, CLIENT, SEND, UPLOAD, TOOL = IN_A_CLONE
 CATALOGUE = "http://marquez:5000"
 EVENTS = [{"run": {"runId": "one's own"}, "eventType": kind} for kind in ("START", "COMPLETE")]
 
@@ -77,6 +77,15 @@ def test_the_plugin_is_installed_into_an_environment_where_kubectl_finds_it(clon
     assert "lineage" in call(clone, f"{programs}/kubectl-finetune --help")
     heavy = call(clone, f"{programs}/python -c 'import importlib.util as u; print(u.find_spec(\"torch\"))'")
     assert heavy.strip() == "None"
+
+
+def test_the_client_is_installed_without_what_it_does_not_need(clone: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "own")], check=True)
+    programs = tmp_path / "own" / "bin"
+    assert re.search(IN_A_CLONE[CLIENT], call(clone, CLIENT, programs), re.DOTALL)
+    code = "import sys, importlib.util as u; from finetune_client import FineTuneClient; "
+    code += "print([n for n in ('kopf', 'torch', 'boto3', 'rich', 'typer') if u.find_spec(n)], 'kopf' in sys.modules)"
+    assert call(clone, f'{programs}/python -c "{code}"').strip() == "[] False"
 
 
 def test_the_tool_that_checks_and_estimates_is_installed_in_one_line(clone: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_the_wheel_has_every_file_of_the_packages(wheel: Path) -> None:
 
 def test_the_extra_check_names_nothing_that_trains(wheel: Path) -> None:
     metadata = read_metadata(wheel)
-    assert {"check", "kubectl", "preflight", "trainer"} <= set(metadata.get_all("Provides-Extra", []))
+    assert {"check", "client", "kubectl", "preflight", "trainer"} <= set(metadata.get_all("Provides-Extra", []))
     required = [line for line in metadata.get_all("Requires-Dist", []) if "extra == 'check'" in line]
     names = {re.split(r"[^A-Za-z0-9._-]", line)[0] for line in required}
     assert {"tokenizers", "orjson", "typer"} <= names

@@ -9,8 +9,9 @@ import pytest
 
 from finetune_api.handoff import Artifact, Manifest, Outcome, Report
 from finetune_api.status import Artifacts
+from finetune_client.errors import FineTuneError
+from finetune_client.storage import Storage
 from kubectl_finetune.commands import report
-from kubectl_finetune.errors import PluginError
 
 FILES = {Artifact.REPORT.value: b"# Report of one\n", Artifact.REPORT_PAGE.value: b"<h1>Report of one</h1>"}
 
@@ -34,7 +35,7 @@ def published(s3_server: Any, bucket: str, aws_environment: None) -> Artifacts:
 
 
 def test_both_forms_of_the_report_are_saved(s3_server: Any, published: Artifacts, tmp_path: Path) -> None:
-    storage = report.Storage(published, s3_server.endpoint)
+    storage = Storage(published, s3_server.endpoint)
     assert report.text(storage) == FILES[Artifact.REPORT]
     paths = report.save(storage, tmp_path / "reports")
     assert {path.name: path.read_bytes() for path in paths} == FILES
@@ -42,25 +43,25 @@ def test_both_forms_of_the_report_are_saved(s3_server: Any, published: Artifacts
 
 def test_a_replaced_report_is_refused(s3_server: Any, bucket: str, published: Artifacts) -> None:
     s3_server.client().put_object(Bucket=bucket, Key=f"jobs/one/{Artifact.REPORT}", Body=b"# All is well\n")
-    with pytest.raises(PluginError, match="is not the file that this job published"):
-        report.text(report.Storage(published, s3_server.endpoint))
+    with pytest.raises(FineTuneError, match="is not the file that this job published"):
+        report.text(Storage(published, s3_server.endpoint))
 
 
 def test_a_replaced_manifest_is_refused(s3_server: Any, bucket: str, published: Artifacts) -> None:
     body = json.dumps({"files": []}).encode()
     s3_server.client().put_object(Bucket=bucket, Key=f"jobs/one/{Artifact.MANIFEST}", Body=body)
-    with pytest.raises(PluginError, match="its SHA-256 differs"):
-        report.Storage(published, s3_server.endpoint)
+    with pytest.raises(FineTuneError, match="its SHA-256 differs"):
+        Storage(published, s3_server.endpoint)
 
 
 def test_errors_for_wrong_keys_and_an_unreachable_endpoint_name_whose_keys_are_used(
     s3_server: Any, published: Artifacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(PluginError) as away:
-        report.Storage(published, "http://127.0.0.1:9")
+    with pytest.raises(FineTuneError) as away:
+        Storage(published, "http://127.0.0.1:9")
     assert "kubectl port-forward and --endpoint" in away.value.fix
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(PluginError) as refused:
-        report.Storage(published, s3_server.endpoint)
+    with pytest.raises(FineTuneError) as refused:
+        Storage(published, s3_server.endpoint)
     assert "those of your environment" in refused.value.fix

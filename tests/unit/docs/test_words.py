@@ -11,6 +11,7 @@ SOURCES = ("crds/src", "operator/src", "trainer_image/src")
 AREAS = {
     "the API": ("crds/src/**/*.py", "crds/*.yaml", "crds/*.md", "crds/examples/**/*.yaml"),
     "the operator": ("operator/src/finetune_operator/**/*.py",),
+    "the client": ("operator/src/finetune_client/**/*.py",),
     "the plugin": ("operator/src/kubectl_finetune/**/*.py",),
     "the trainer": ("trainer_image/src/**/*.py",),
     "the report's templates": ("trainer_image/src/**/*.j2",),

@@ -25,7 +25,7 @@ print("loaded:", *(name for name in {heavy} if name in sys.modules))
 BUG = """
 import sys
 from kubectl_finetune import __main__ as process
-from kubectl_finetune.cluster import client
+from finetune_client.cluster import client
 text = sys.argv.pop()
 def fail(*_):
     raise ValueError(text)
@@ -40,6 +40,14 @@ def test_help_and_version_load_no_client_and_nothing_heavy(arguments: tuple[str,
     command = [sys.executable, "-c", LOOK.format(heavy=HEAVY), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+@pytest.mark.process
+def test_the_client_is_imported_without_kopf_training_or_storage() -> None:
+    heavy = ("kopf", "torch", "boto3", "rich", "typer", "transformers")
+    code = f"import sys; from finetune_client import FineTuneClient; print([n for n in {heavy} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.process

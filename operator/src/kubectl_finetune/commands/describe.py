@@ -8,12 +8,12 @@ from rich.text import Text
 
 from finetune_api.evaluation import AbilityStatus, EvaluationStatus, Verdict
 from finetune_api.names import ConditionType, Phase
-from finetune_api.text.printable import printable
-from kubectl_finetune.cluster.client import read_event_time
-from kubectl_finetune.cluster.job import Job, Object
+from finetune_client.cluster.client import read_event_time
+from finetune_client.cluster.job import Job, Object
+from finetune_client.figures import NONE, duration, number
 from kubectl_finetune.commands.progress import loss_pairs
 from kubectl_finetune.commands.timeline import moments
-from kubectl_finetune.display.table import NONE, between, columns, duration, fields, heading, number, size
+from kubectl_finetune.display.table import between, columns, fields, heading, size
 
 EVENTS = 10
 _WITHOUT_GAIN = {Verdict.WORSE, Verdict.NO_MEASURABLE_DIFFERENCE}
@@ -37,13 +37,6 @@ def job_page(job: Job, events: Sequence[Object], now: datetime) -> Group:
         if body.plain.strip():
             shown += [*([Text(""), heading(title)] if title else []), body]
     return Group(*shown)
-
-
-def why(job: Job) -> str:
-    """Return the reason for the job's state, with the fix if the operator has one."""
-    if not job.is_observed:
-        return "no operator has observed it yet: check that finetune-operator is running and watches this namespace"
-    return printable(job.status.message or "")
 
 
 def verdict_pairs(job: Job) -> list[tuple[str, str]]:
@@ -111,7 +104,7 @@ def _head(job: Job) -> Text:
             *verdict_pairs(job),
             ("Phase", job.phase),
             ("Reason", status.reason or ""),
-            ("Why", why(job)),
+            ("Why", job.why),
             ("Fix", _fix(job)),
             ("Name", f"{job.namespace}/{job.name}"),
             ("Progress", done),

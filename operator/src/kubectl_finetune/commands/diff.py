@@ -5,8 +5,9 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from kubectl_finetune.cluster.job import Job, Object
-from kubectl_finetune.display.table import NONE, columns, heading
+from finetune_client.cluster.job import Job, Object
+from finetune_client.figures import NONE
+from kubectl_finetune.display.table import columns, heading
 
 RESULTS = ("metrics", "evaluation", "dataset", "earlyStopping", "resolved")
 COUNTS = ("phase", "reason", "attempts", "runs", "failures", "preemptions", "activeSeconds")

@@ -9,16 +9,16 @@ from typing import Any
 
 from finetune_api import names
 from finetune_api.manifest.yaml_document import FileError, read_text, write_document
+from finetune_client.errors import FineTuneError, WrongUse
+from finetune_client.manifest.fixes import FILL_IN
+from finetune_client.manifest.suggestions import nearest
 from kubectl_finetune.commands.validate import Problem, check_files
 from kubectl_finetune.display.table import columns
-from kubectl_finetune.errors import PluginError, WrongUse
 from kubectl_finetune.importing.draft import Draft, NotCarried, Options, ToFillIn
 from kubectl_finetune.importing.engine import convert
 from kubectl_finetune.importing.files import read_training_file
 from kubectl_finetune.importing.formats import FORMATS, choose_format
 from kubectl_finetune.importing.rows import Format
-from kubectl_finetune.manifest.fixes import FILL_IN
-from kubectl_finetune.manifest.suggestions import nearest
 
 LONGEST_NAME = 63
 
@@ -106,7 +106,7 @@ def _read(path: Path) -> tuple[str, str]:
     try:
         return str(path), read_text(path)
     except FileError as error:
-        raise PluginError(str(error)) from None
+        raise FineTuneError(str(error)) from None
 
 
 def _manifest(draft: Draft) -> dict[str, Any]:

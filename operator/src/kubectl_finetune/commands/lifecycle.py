@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from kubectl_finetune.cluster.client import Cluster
-from kubectl_finetune.cluster.job import Job
-from kubectl_finetune.errors import PluginError
+from finetune_client.cluster.client import Cluster
+from finetune_client.cluster.job import Job
+from finetune_client.errors import FineTuneError
 
 Report = Callable[[str], None]
 
@@ -39,5 +39,5 @@ def _running(cluster: Cluster, names: list[str], what: str) -> list[Job]:
     for job in jobs:
         if job.has_ended:
             fix = f"to remove its record: kubectl delete finetunejob {job.name} -n {job.namespace}"
-            raise PluginError(f"{job.name} has ended ({job.phase}): there is nothing to {what}", fix)
+            raise FineTuneError(f"{job.name} has ended ({job.phase}): there is nothing to {what}", fix)
     return jobs

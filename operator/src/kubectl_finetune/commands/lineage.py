@@ -8,7 +8,7 @@ from rich.tree import Tree
 
 from finetune_api.status import PublishedJob
 from finetune_api.text.printable import printable
-from kubectl_finetune.cluster.job import Job
+from finetune_client.cluster.job import Job
 from kubectl_finetune.display.table import STYLES
 
 Find = Callable[[str], Job | None]

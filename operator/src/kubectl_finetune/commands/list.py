@@ -5,8 +5,9 @@ from datetime import datetime
 
 from rich.text import Text
 
-from kubectl_finetune.cluster.job import Job
-from kubectl_finetune.display.table import NONE, between, columns, duration, number
+from finetune_client.cluster.job import Job
+from finetune_client.figures import NONE, duration, number
+from kubectl_finetune.display.table import between, columns
 
 HEADER = (
     "NAME",

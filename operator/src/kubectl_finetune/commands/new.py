@@ -15,9 +15,9 @@ from finetune_api.objectives import Dpo, Kto, Objective, Rlhf
 from finetune_api.recipes import LARGE, MANY_ROWS, RECIPES, number_text
 from finetune_api.spec import FORMATS
 from finetune_api.tuning import Method
+from finetune_client.errors import FineTuneError, WrongUse
+from finetune_client.manifest.suggestions import nearest
 from kubectl_finetune.commands.validate import check_files
-from kubectl_finetune.errors import PluginError, WrongUse
-from kubectl_finetune.manifest.suggestions import nearest
 
 ROWS: Mapping[Objective, str] = {
     Objective.INSTRUCTION: '{"instruction": "Name a red fruit.", "input": "", "output": "The apple."}',
@@ -189,8 +189,8 @@ def deliver(text: str, path: Path, *, force: bool) -> None:
         with path.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise PluginError(f"{path} exists", "--force overwrites it, -f names another file") from None
+        raise FineTuneError(f"{path} exists", "--force overwrites it, -f names another file") from None
     except OSError as error:
-        raise PluginError(f"{path} cannot be written: {error.strerror}") from None
+        raise FineTuneError(f"{path} cannot be written: {error.strerror}") from None
     typer.echo(f"wrote {path}", err=True)
     typer.echo(f"check it: kubectl finetune validate {path}", err=True)

@@ -13,38 +13,16 @@ from rich.live import Live
 from rich.text import Text
 
 from finetune_api.status import Metrics
-from finetune_api.text.printable import printable
-from kubectl_finetune.cluster.connection import retry_unreachable
-from kubectl_finetune.cluster.job import Job
+from finetune_client.cluster.connection import retry_unreachable
+from finetune_client.cluster.job import Job
+from finetune_client.figures import duration, number
+from finetune_client.progress import LossHistory, describe_progress
 from kubectl_finetune.display.page import Page
-from kubectl_finetune.display.table import STYLES, bar, duration, fields, number, sparkline
+from kubectl_finetune.display.table import STYLES, bar, fields, sparkline
 
 QUIET_SECONDS = 60.0
 """Time after which a line is printed although nothing has changed."""
 Clock = Callable[[], float]
-
-
-class LossHistory:
-    """The losses since the command started; the status itself has only the last one."""
-
-    def __init__(self) -> None:
-        self.train: list[float] = []
-        self.evaluated: list[float] = []
-        self._step = -1
-
-    def add(self, job: Job) -> None:
-        """Add the new losses of the job."""
-        metrics, progress = job.status.metrics, job.status.progress
-        if metrics is None:
-            return
-        if not self.evaluated and metrics.baseline_eval_loss is not None:
-            self.evaluated.append(metrics.baseline_eval_loss)
-        if metrics.eval_loss is not None and self.evaluated[-1:] != [metrics.eval_loss]:
-            self.evaluated.append(metrics.eval_loss)
-        step = progress.step if progress and progress.step is not None else self._step
-        if metrics.train_loss is not None and step != self._step:
-            self._step = step
-            self.train.append(metrics.train_loss)
 
 
 def require_reader() -> None:
@@ -100,11 +78,11 @@ class _Lines:
 
     def draw(self, job: Job) -> None:
         """Print the job unless only its time left has changed since the last line."""
-        found, now = _words(job, with_time=False), self._clock()
+        found, now = describe_progress(job, with_time=False), self._clock()
         if found == self._last and now - self._printed < QUIET_SECONDS:
             return
         self._last, self._printed = found, now
-        self._console.print(f"{datetime.now(UTC):%H:%M:%S} {line(job)}", soft_wrap=True)
+        self._console.print(f"{datetime.now(UTC):%H:%M:%S} {describe_progress(job)}", soft_wrap=True)
 
 
 def picture(job: Job, losses: LossHistory) -> Group:
@@ -136,31 +114,6 @@ def _evaluated(job: Job, losses: LossHistory) -> str:
         return ""
     best = f"  best {number(metrics.best_eval_loss)}" if metrics.best_eval_loss is not None else ""
     return f"{number(metrics.eval_loss)}  {sparkline(losses.evaluated)}{best}{change(metrics)}"
-
-
-def line(job: Job) -> str:
-    """Return a job as one line, with its values always in the same order."""
-    return _words(job, with_time=True)
-
-
-def _words(job: Job, *, with_time: bool) -> str:
-    status = job.status
-    progress, metrics = status.progress, status.metrics
-    display = (progress and progress.display) or ""
-    parts = [job.phase, display]
-    if progress and progress.step is not None:
-        parts.append(f"step {progress.step}/{progress.total_steps or '?'}")
-    if progress and progress.stage and not display.startswith(progress.stage):
-        parts.append(progress.stage)
-    if metrics and metrics.train_loss is not None:
-        parts.append(f"loss {number(metrics.train_loss)}")
-    if metrics and metrics.eval_loss is not None:
-        parts.append(f"eval {number(metrics.eval_loss)}")
-    if with_time and progress and progress.estimated_remaining_seconds is not None and not job.has_ended:
-        parts.append(f"left {duration(progress.estimated_remaining_seconds)}")
-    parts.append(status.reason or "")
-    words = " ".join(filter(None, dict.fromkeys(parts)))  # phase, stage and reason may be the same word
-    return printable(f"{words}: {status.message}" if status.message else words)
 
 
 def loss_pairs(job: Job) -> list[tuple[str, str]]:

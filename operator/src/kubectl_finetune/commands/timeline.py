@@ -5,7 +5,7 @@ from datetime import datetime
 
 from finetune_api.names import ConditionType
 from finetune_api.runs import CurrentRun, Run
-from kubectl_finetune.cluster.job import Job
+from finetune_client.cluster.job import Job
 from kubectl_finetune.display.table import between, moment
 
 _SHOWN = (ConditionType.ACCEPTED, ConditionType.VALIDATED, ConditionType.QUOTA_RESERVED)

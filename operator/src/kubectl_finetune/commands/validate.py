@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -17,11 +16,11 @@ from finetune_api.manifest.foreign_names import explain_foreign
 from finetune_api.manifest.yaml_document import FieldPath, FileError, YamlDocument, join_path, read_stream, read_text
 from finetune_api.manifest.yaml_faults import YamlError
 from finetune_api.text.printable import printable
-from kubectl_finetune.errors import PluginError, WrongUse
-from kubectl_finetune.manifest.schema import Fault, find_faults
-from kubectl_finetune.manifest.suggestions import nearest
+from finetune_client.errors import FineTuneError, WrongUse
+from finetune_client.manifest.schema import Fault, find_faults
+from finetune_client.manifest.suggestions import nearest
+from finetune_client.specs import NAME, NAME_FIX
 
-NAME = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
 ROOT = ("apiVersion", "kind", "metadata", "spec", "status")
 META = (
     *("name", "namespace", "labels", "annotations", "generateName", "finalizers", "ownerReferences", "uid"),
@@ -108,12 +107,12 @@ def read_files(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
             else [path]
         )
         if not inside:
-            raise PluginError(f"{path} has no YAML files")
+            raise FineTuneError(f"{path} has no YAML files")
         for one in inside:
             try:
                 yield str(one), read_text(one)
             except FileError as error:
-                raise PluginError(str(error)) from None
+                raise FineTuneError(str(error)) from None
 
 
 def _of_yaml(file: str, fault: YamlError) -> Problem:
@@ -201,8 +200,7 @@ def _metadata(meta: Any) -> Iterator[Fault]:
     if name is None and not meta.get("generateName"):
         yield Fault(("metadata", "name"), "is missing", "give the job a name, for example support-bot")
     elif name is not None and not (isinstance(name, str) and NAME.match(name) and len(name) <= 253):
-        fix = "lowercase letters, digits, - and ., starting and ending with a letter or digit"
-        yield Fault(("metadata", "name"), "is not a valid Kubernetes name", fix)
+        yield Fault(("metadata", "name"), "is not a valid Kubernetes name", NAME_FIX)
     for key in meta:
         if key not in META:
             near = nearest(key, META)
@@ -279,7 +277,7 @@ def find_program() -> str:
     for found in (str(Path(sys.executable).with_name(PROGRAM)), shutil.which(PROGRAM)):
         if found and Path(found).exists() and _starts(found):
             return found
-    raise PluginError(f"checking rows needs {PROGRAM} with its libraries, which is not installed here", INSTALL)
+    raise FineTuneError(f"checking rows needs {PROGRAM} with its libraries, which is not installed here", INSTALL)
 
 
 def _starts(program: str) -> bool:

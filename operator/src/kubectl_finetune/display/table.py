@@ -7,6 +7,7 @@ from rich.text import Text
 
 from finetune_api.names import Phase
 from finetune_api.text.printable import printable
+from finetune_client.figures import NONE, duration
 
 STYLES = {
     Phase.SUCCEEDED.value: "green",
@@ -62,22 +63,6 @@ def heading(title: str) -> Text:
 
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-NONE = "-"
-MINUTE, HOUR, DAY = 60, 3600, 86400
-
-
-def duration(seconds: float | None) -> str:
-    """Return at most two units: `42s`, `3m12s`, `5h04m`, `2d3h`."""
-    if seconds is None:
-        return NONE
-    whole = max(0, round(seconds))
-    if whole < MINUTE:
-        return f"{whole}s"
-    if whole < HOUR:
-        return f"{whole // MINUTE}m{whole % MINUTE:02d}s"
-    if whole < DAY:
-        return f"{whole // HOUR}h{whole % HOUR // MINUTE:02d}m"
-    return f"{whole // DAY}d{whole % DAY // HOUR}h"
 
 
 def between(start: datetime | None, end: datetime | None) -> str:
@@ -88,13 +73,6 @@ def between(start: datetime | None, end: datetime | None) -> str:
 def moment(time: datetime | None) -> str:
     """Return a time in UTC, to the second."""
     return time.strftime("%Y-%m-%d %H:%M:%SZ") if time else NONE
-
-
-def number(value: float | None) -> str:
-    """Return five significant digits, as in the status."""
-    if value is None:
-        return NONE
-    return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
 
 
 def size(count: int | None) -> str:

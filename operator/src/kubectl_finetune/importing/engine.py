@@ -8,10 +8,10 @@ from typing import Any
 from finetune_api.manifest.yaml_document import FieldPath
 from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
+from finetune_client.manifest.suggestions import nearest
 from kubectl_finetune.importing.draft import Draft, Options
 from kubectl_finetune.importing.files import TrainingFile, is_secret
 from kubectl_finetune.importing.rows import Format, Row, Table
-from kubectl_finetune.manifest.suggestions import nearest
 
 SECRET = "a secret does not belong in a manifest, and is not copied"  # noqa: S105 - a sentence
 SECRET_FIX = "create a Secret with HF_TOKEN, and name it in model.credentialsSecretRef"  # noqa: S105 - a sentence

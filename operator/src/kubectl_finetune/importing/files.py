@@ -12,7 +12,7 @@ import yaml
 from finetune_api.manifest.yaml_document import FieldPath, YamlDocument, read_documents
 from finetune_api.manifest.yaml_faults import YamlError
 from finetune_api.text.printable import printable
-from kubectl_finetune.errors import PluginError
+from finetune_client.errors import FineTuneError
 
 LONGEST = 48
 HIDDEN = "(hidden)"
@@ -55,15 +55,15 @@ class TrainingFile:
 
 
 def read_training_file(name: str, text: str) -> TrainingFile:
-    """Return the file; raise PluginError if it is not one document of plain values."""
+    """Return the file; raise FineTuneError if it is not one document of plain values."""
     try:
         documents = read_documents(text)
         _require_plain_tags(text)
     except YamlError as error:
         place = f"{name}:{error.line or 1}"
-        raise PluginError(f"{place}: is not YAML: {error.problem}", error.fix) from None
+        raise FineTuneError(f"{place}: is not YAML: {error.problem}", error.fix) from None
     if len(documents) != 1 or not isinstance(documents[0].value, dict):
-        raise PluginError(f"{name} is not one YAML or JSON object", "give the training file itself, one for each job")
+        raise FineTuneError(f"{name} is not one YAML or JSON object", "give the training file itself, one for each job")
     return TrainingFile(name, documents[0], documents[0].value)
 
 

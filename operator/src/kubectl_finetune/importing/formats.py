@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kubectl_finetune.errors import WrongUse
+from finetune_client.errors import WrongUse
 from kubectl_finetune.importing import axolotl, llama_factory, openai, trl
 from kubectl_finetune.importing.rows import Format
 

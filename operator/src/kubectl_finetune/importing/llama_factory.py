@@ -8,13 +8,13 @@ from typing import Any
 from finetune_api.manifest.yaml_document import FileError, read_documents, read_text
 from finetune_api.manifest.yaml_faults import YamlError
 from finetune_api.objectives import Objective
+from finetune_client.manifest.fixes import FILL_IN
 from kubectl_finetune.importing import shared, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.locations import RowSource, put_model, put_result, put_train, put_validation, row_source
 from kubectl_finetune.importing.roles import check_roles, turn_columns
 from kubectl_finetune.importing.rows import Format, Table, derived, harmless, lost, refused, to
 from kubectl_finetune.importing.shared import HYPER, LORA, REMOVE
-from kubectl_finetune.manifest.fixes import FILL_IN
 
 STAGES = {
     "sft": Objective.CHAT,

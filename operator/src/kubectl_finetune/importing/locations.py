@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_api.blocks import DATA_URI, MODEL_URI
+from finetune_client.manifest.fixes import FILL_IN
 from kubectl_finetune.importing.draft import Draft, Key
 from kubectl_finetune.importing.files import hide_secrets
-from kubectl_finetune.manifest.fixes import FILL_IN
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 DATA_FILE = re.compile(r"[.](jsonl?|ndjson|csv|tsv|parquet|arrow|txt|gz|zst)$")

@@ -6,14 +6,14 @@ from types import MappingProxyType
 from typing import Any
 
 from finetune_api.objectives import Objective
-from kubectl_finetune.errors import PluginError
+from finetune_client.errors import FineTuneError
+from finetune_client.manifest.fixes import FILL_IN
 from kubectl_finetune.importing import shared, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import apply_table
 from kubectl_finetune.importing.locations import RowSource, put_model, put_result, put_train, put_validation
 from kubectl_finetune.importing.rows import Format, Table, derived, harmless, lost, to
 from kubectl_finetune.importing.shared import HYPER
-from kubectl_finetune.manifest.fixes import FILL_IN
 
 METHODS = {
     "supervised": Objective.CHAT,
@@ -48,7 +48,7 @@ def _method(draft: Draft) -> None:
     draft.set("tuning.method", "QLoRA", "method")
     block = method.get(kind) or {}
     if not isinstance(block, dict):
-        raise PluginError(f"{draft.file.name}: method.{kind} is not an object", "see the reference of the request")
+        raise FineTuneError(f"{draft.file.name}: method.{kind} is not an object", "see the reference of the request")
     for path, settings in (
         (("method", kind, "hyperparameters"), block.get("hyperparameters")),
         (("hyperparameters",), draft.get("hyperparameters")),

@@ -6,11 +6,11 @@ from typing import Any
 
 from finetune_api.objectives import Objective
 from finetune_api.recipes import WITHOUT_DROPOUT
+from finetune_client.manifest.suggestions import nearest
 from kubectl_finetune.importing import values
 from kubectl_finetune.importing.draft import Draft, Key, NotConverted
 from kubectl_finetune.importing.files import has_secret
 from kubectl_finetune.importing.rows import Row, harmless, is_off, lost, refused, to
-from kubectl_finetune.manifest.suggestions import nearest
 
 HYPER, LORA = "hyperparameters", "tuning.lora"
 SUPERVISED = (Objective.INSTRUCTION.value, Objective.CHAT.value, Objective.DOMAIN_ADAPTATION.value)

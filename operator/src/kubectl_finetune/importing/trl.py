@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from finetune_api.objectives import Objective
-from kubectl_finetune.errors import WrongUse
+from finetune_client.errors import WrongUse
 from kubectl_finetune.importing import rewards, shared, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import find_row

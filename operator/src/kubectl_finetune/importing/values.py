@@ -6,8 +6,8 @@ from typing import Any
 
 from finetune_api.hyperparameters import Optimiser, Schedule
 from finetune_api.manifest.yaml_document import read_scalar
+from finetune_client.manifest.suggestions import nearest
 from kubectl_finetune.importing.draft import NotConverted
-from kubectl_finetune.manifest.suggestions import nearest
 
 SAME_OPTIMISERS = {
     "adamw_hf": Optimiser.ADAMW_TORCH,

@@ -1,6 +1,6 @@
 from collections.abc import Callable
 
-from kubectl_finetune.cluster.job import Job
+from finetune_client.cluster.job import Job
 from kubectl_finetune.commands import lineage
 
 Make = Callable[..., Job]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kubectl_finetune.cluster.job import Job
+from finetune_client.cluster.job import Job
 from kubectl_finetune.commands import list as listing
 
 NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from kubectl_finetune.cluster.job import Job
+from finetune_client.cluster.job import Job
+from finetune_client.errors import Unreachable
+from finetune_client.progress import LossHistory, describe_progress
 from kubectl_finetune.commands import progress
 from kubectl_finetune.display.table import bar
-from kubectl_finetune.errors import Unreachable
 
 ENDED = [
     {
@@ -24,10 +25,10 @@ Printed = Callable[..., str]
 
 
 def test_a_change_is_one_line_and_a_terminal_gets_a_bar_with_losses(job: Make, printed: Printed) -> None:
-    assert progress.line(job()) == (
+    assert describe_progress(job()) == (
         "Training 42% step 42/100 loss 1.4231 eval 1.5 left 56m40s PodsRunning: 1 of 1 pods are running."
     )
-    losses = progress.LossHistory()
+    losses = LossHistory()
     for step, loss in ((0, 3.0), (20, 2.0), (20, 2.0), (30, 1.0)):
         figures = {"trainLoss": loss, "evalLoss": loss + 1, "baselineEvalLoss": 5.0}
         losses.add(job(progress={"step": step}, metrics=figures))
@@ -45,7 +46,7 @@ def test_a_change_is_one_line_and_a_terminal_gets_a_bar_with_losses(job: Make, p
 
 
 def test_a_loss_is_kept_once_for_each_step_and_only_with_its_step(job: Make) -> None:
-    losses = progress.LossHistory()
+    losses = LossHistory()
     losses.add(job(metrics={"trainLoss": 9.0}, progress=None))
     losses.add(job(metrics={"trainLoss": 9.0}, progress={"stage": "Loading"}))
     assert (losses.train, losses.evaluated) == ([], [])
@@ -59,7 +60,7 @@ def test_a_loss_is_kept_once_for_each_step_and_only_with_its_step(job: Make) -> 
 
 
 def test_the_curve_of_the_evaluation_begins_before_training(job: Make) -> None:
-    losses = progress.LossHistory()
+    losses = LossHistory()
     for evaluated in ({}, {"evalLoss": 4.0}, {"evalLoss": 3.0}, {"evalLoss": 3.0}, {"evalLoss": 4.0}):
         losses.add(job(metrics={"baselineEvalLoss": 4.0} | evaluated))
     assert losses.evaluated == [4.0, 3.0, 4.0]
@@ -67,17 +68,17 @@ def test_the_curve_of_the_evaluation_begins_before_training(job: Make) -> None:
 
 def test_a_line_and_a_picture_have_no_time_left_once_the_job_has_ended(job: Make, printed: Printed) -> None:
     ended = job(phase="Succeeded", conditions=ENDED, message=None, progress={"step": 5, "estimatedRemainingSeconds": 0})
-    assert progress.line(ended) == "Succeeded step 5/? loss 1.4231 eval 1.5 PodsRunning"
-    picture = printed(progress.picture(ended, progress.LossHistory()))
+    assert describe_progress(ended) == "Succeeded step 5/? loss 1.4231 eval 1.5 PodsRunning"
+    picture = printed(progress.picture(ended, LossHistory()))
     assert picture.startswith(f"one Succeeded  {bar(0)}   0%  step 5/?\n")
     assert "train loss" not in picture
 
 
 def test_a_job_without_figures_is_its_phase_alone(job: Make, printed: Printed) -> None:
     new = Job.from_object(job().raw | {"status": {}})
-    losses = progress.LossHistory()
+    losses = LossHistory()
     losses.add(new)
-    assert progress.line(new) == "Pending"
+    assert describe_progress(new) == "Pending"
     assert printed(progress.picture(new, losses)).rstrip() == f"one Pending  {bar(0)}   0%"
     assert progress.loss_pairs(new) == []
 
@@ -125,7 +126,7 @@ def test_a_terminal_gets_one_picture_over_the_last_and_a_pipe_gets_lines(job: Ma
     ],
 )
 def test_a_line_has_no_word_twice(job: Make, shown: dict[str, Any], words: str) -> None:
-    assert progress.line(job(progress=shown, metrics=None, message=None)) == words
+    assert describe_progress(job(progress=shown, metrics=None, message=None)) == words
 
 
 def piped(clock: list[float], *drawn: tuple[float, Job]) -> list[str]:
@@ -148,7 +149,7 @@ def test_a_pipe_gets_a_line_only_when_more_than_the_time_left_has_changed(job: M
 
 def test_a_pipe_gets_an_unchanged_line_once_a_minute_as_a_sign_of_life(job: Make) -> None:
     drawn = [(float(second), job()) for second in range(0, 150, 2)]
-    assert piped([0.0], *drawn) == [progress.line(job())] * 3
+    assert piped([0.0], *drawn) == [describe_progress(job())] * 3
 
 
 def test_a_change_is_one_line_of_a_pipe_however_long(job: Make) -> None:

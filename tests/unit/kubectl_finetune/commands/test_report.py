@@ -11,8 +11,9 @@ from trackers import refusing_server
 
 from finetune_api.handoff import Artifact
 from finetune_api.status import Artifacts
+from finetune_client.errors import FineTuneError
+from finetune_client.storage import NO_ENDPOINT, Storage
 from kubectl_finetune.commands import report
-from kubectl_finetune.errors import PluginError
 
 COMPLETE = [
     {
@@ -32,13 +33,11 @@ def test_a_report_without_a_known_endpoint_names_the_operators_default(
 ) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     front.answers["one"] = [(200, job(phase="Succeeded", conditions=COMPLETE, artifacts=ARTIFACTS).raw)]
-    assert report.NO_ENDPOINT in finetune("report", "one", "--context", "lab").out
-    assert (
-        report.NO_ENDPOINT not in finetune("report", "one", "--context", "lab", "--endpoint", "http://minio:9000").out
-    )
+    assert NO_ENDPOINT in finetune("report", "one", "--context", "lab").out
+    assert NO_ENDPOINT not in finetune("report", "one", "--context", "lab", "--endpoint", "http://minio:9000").out
     spec = {"storage": {"endpoint": "http://minio:9000"}}
     front.answers["one"] = [(200, job(spec=spec, phase="Succeeded", conditions=COMPLETE, artifacts=ARTIFACTS).raw)]
-    assert report.NO_ENDPOINT not in finetune("report", "one", "--context", "lab").out
+    assert NO_ENDPOINT not in finetune("report", "one", "--context", "lab").out
 
 
 @pytest.fixture
@@ -82,7 +81,7 @@ def test_a_wrong_endpoint_or_profile_is_invalid_usage(
 ) -> None:
     front.answers["one"] = [(200, job(phase="Succeeded", conditions=COMPLETE, artifacts=ARTIFACTS).raw)]
     done = finetune("report", "one", "--show", "--context", "lab", "--endpoint", "minio:9000")
-    assert (done.code, "--endpoint minio:9000" in done.err) == (2, True)
+    assert (done.code, "endpoint minio:9000 is not a URL" in done.err) == (2, True)
     for name, value in (("AWS_ENDPOINT_URL", "minio:9000"), ("AWS_PROFILE", "not-there")):
         with monkeypatch.context() as one:
             one.setenv(name, value)
@@ -97,9 +96,9 @@ def test_fetching_without_a_known_endpoint_uses_aws_and_reports_what_may_be_miss
     front.answers["one"] = [(200, job(phase="Succeeded", conditions=COMPLETE, artifacts=ARTIFACTS).raw)]
     done = finetune("report", "one", "--show", "--context", "lab")
     note, error, fix = done.err.splitlines()
-    assert (done.code, note) == (1, f"note: {report.NO_ENDPOINT}")
+    assert (done.code, note) == (1, f"note: {NO_ENDPOINT}")
     assert "cannot be read at AWS" in error
-    assert fix.strip().startswith(report.NO_ENDPOINT)
+    assert fix.strip().startswith(NO_ENDPOINT)
     known = "http://127.0.0.1:9"
     error, fix = finetune("report", "one", "--show", "--context", "lab", "--endpoint", known).err.splitlines()
     assert f"cannot be read at {known}" in error
@@ -194,7 +193,7 @@ def artifacts_of(bucket: Bucket, **other: str) -> Artifacts:
 
 
 def test_both_forms_of_the_report_are_saved_once_their_digests_match(bucket: Bucket, tmp_path: Path) -> None:
-    storage = report.Storage(artifacts_of(bucket), "http://minio:9000")
+    storage = Storage(artifacts_of(bucket), "http://minio:9000")
     paths = report.save(storage, tmp_path / "new" / "folder")
     assert [path.read_bytes() for path in paths] == [b"# Report", b"<html>"]
     assert report.text(storage) == b"# Report"
@@ -224,20 +223,20 @@ def test_a_report_is_saved_shown_or_both_by_its_options(
 
 def test_the_bucket_is_part_of_the_host_on_aws_and_if_the_job_sets_it(bucket: Bucket) -> None:
     for endpoint, in_path, style in (("", True, "auto"), ("http://minio:9000", False, "virtual")):
-        report.Storage(artifacts_of(bucket), endpoint, in_path=in_path)
+        Storage(artifacts_of(bucket), endpoint, in_path=in_path)
         assert bucket.options["config"].s3 == {"addressing_style": style}
         assert bucket.options["endpoint_url"] == (endpoint or None)
 
 
 def test_a_file_or_manifest_that_was_changed_is_refused(bucket: Bucket) -> None:
-    storage = report.Storage(artifacts_of(bucket), "")
+    storage = Storage(artifacts_of(bucket), "")
     bucket.objects[f"out/{Artifact.REPORT}"] = b"# Better report"
-    with pytest.raises(PluginError, match="its SHA-256 differs"):
+    with pytest.raises(FineTuneError, match="its SHA-256 differs"):
         report.text(storage)
-    with pytest.raises(PluginError, match="names no adapter"):
+    with pytest.raises(FineTuneError, match="names no adapter"):
         storage.read("adapter")
-    with pytest.raises(PluginError, match=f"{Artifact.MANIFEST} in storage is not the file"):
-        report.Storage(artifacts_of(bucket, manifestSHA256="00" * 32), "")
+    with pytest.raises(FineTuneError, match=f"{Artifact.MANIFEST} in storage is not the file"):
+        Storage(artifacts_of(bucket, manifestSHA256="00" * 32), "")
     bucket.objects[f"out/{Artifact.MANIFEST}"] = b'{"version": 99}'
-    with pytest.raises(PluginError, match="a version that this plugin cannot read"):
-        report.Storage(artifacts_of(bucket), "")
+    with pytest.raises(FineTuneError, match="a version that this client cannot read"):
+        Storage(artifacts_of(bucket), "")

@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from kubectl_finetune.cluster.job import Job
+from finetune_client.cluster.job import Job
 from kubectl_finetune.commands import timeline
 
 NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)

@@ -3,7 +3,8 @@ from datetime import UTC, datetime
 import pytest
 
 from finetune_api.names import Phase
-from kubectl_finetune.display.table import bar, between, columns, duration, fields, moment, number, size, sparkline
+from finetune_client.figures import duration, number
+from kubectl_finetune.display.table import bar, between, columns, fields, moment, size, sparkline
 
 
 def test_columns_are_padded_to_the_widest_cell_and_states_have_a_colour() -> None:

@@ -8,7 +8,7 @@ from finetune_api.blocks import to_camel
 from finetune_api.manifest.yaml_document import YamlDocument
 from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
-from kubectl_finetune.errors import PluginError
+from finetune_client.errors import FineTuneError
 from kubectl_finetune.importing.draft import Draft, Options
 from kubectl_finetune.importing.engine import convert
 from kubectl_finetune.importing.files import TrainingFile
@@ -42,7 +42,7 @@ def test_every_value_of_every_key_is_carried_or_named(form: Format) -> None:
         values = START[form.name] | {key: value}
         try:
             draft = convert(TrainingFile("training.yaml", YamlDocument(values), values), form, Options())
-        except PluginError as error:
+        except FineTuneError as error:
             outcomes.add(type(error).__name__)
         else:
             outcomes.add("refused" if draft.refusals else "carried")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_client.errors import WrongUse
 from kubectl_finetune.commands.import_file import Imported, import_file
-from kubectl_finetune.errors import WrongUse
 from kubectl_finetune.importing.draft import Options
 
 BASE = {"model_name_or_path": "acme/base-1b", "dataset_name": "acme/rows", "output_dir": "s3://models/out"}

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from kubectl_finetune.cluster.connection import RETRIES
-from kubectl_finetune.commands import logs
+from finetune_client import logs
+from finetune_client.cluster.connection import RETRIES
 
 Answer = tuple[int, Any]
 COMPLETE = [

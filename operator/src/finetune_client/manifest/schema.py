@@ -17,9 +17,9 @@ from finetune_api.manifest.spec_rules import broken_rules
 from finetune_api.manifest.yaml_document import FieldPath, drop_nulls, read_scalar, write_document
 from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
-from kubectl_finetune.manifest import fixes
-from kubectl_finetune.manifest.repair import KEY, repair
-from kubectl_finetune.manifest.suggestions import elsewhere, nearest
+from finetune_client.manifest import fixes
+from finetune_client.manifest.repair import KEY, repair
+from finetune_client.manifest.suggestions import elsewhere, nearest
 
 KINDS = {
     "object": "a block of fields",

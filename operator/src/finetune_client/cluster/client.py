@@ -1,15 +1,21 @@
-"""The requests of the commands to a cluster: FineTuneJobs, their pods, logs and events."""
+"""The requests to a cluster: FineTuneJobs, their pods, logs and events."""
 
 import difflib
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 from finetune_api import names
-from kubectl_finetune.cluster.connection import Connection, NoApi, open_connection
-from kubectl_finetune.cluster.job import Job, Object
-from kubectl_finetune.errors import Forbidden, NotFound, PluginError
+from finetune_client.cluster.connection import APPLY, PLUGIN, Connection, NoApi, Stop, open_connection
+from finetune_client.cluster.job import Job, Object
+from finetune_client.errors import FineTuneError, Forbidden, NotFound
 
 PAGE = 500
+STRICT: dict[str, str | int] = {"fieldValidation": "Strict"}
+WATCH_SECONDS = 60
+"""Length of one watch; then the job is read again, so that a connection that was silently lost is noticed."""
+SLACK_SECONDS = 10
 
 
 class Cluster:
@@ -48,6 +54,30 @@ class Cluster:
             token = page["metadata"].get("continue", "")
             if not token:
                 return found
+
+    def create_job(self, manifest: Object) -> Job:
+        """Create a job; unknown fields are refused."""
+        return Job.from_object(self._connection.call("POST", self._path(), manifest, STRICT))
+
+    def apply_job(self, manifest: Object, manager: str) -> Job:
+        """Create the job, or change the fields that this manager owns, by server-side apply."""
+        query = STRICT | {"fieldManager": manager}
+        path = self._path(str(manifest["metadata"]["name"]))
+        return Job.from_object(self._connection.call("PATCH", path, manifest, query, APPLY))
+
+    def watch_job(self, job: Job, stop: Stop, seconds: int = WATCH_SECONDS) -> Iterator[Object]:
+        """Yield the watch events of the job after the given state, for so many seconds."""
+        query: dict[str, str | int] = {
+            "watch": "true",
+            "fieldSelector": f"metadata.name={job.name}",
+            "resourceVersion": str(job.raw["metadata"].get("resourceVersion", "")),
+            "timeoutSeconds": seconds,
+        }
+        rest = b""
+        for chunk in self._connection.stream(self._path(), query, stop, seconds + SLACK_SECONDS):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in filter(None, lines):
+                yield cast("Object", json.loads(line))
 
     def patch_spec(self, name: str, change: Object) -> None:
         """Change operational fields of the spec."""
@@ -90,6 +120,10 @@ class Cluster:
         options |= {"tailLines": tail} if tail is not None else {}
         yield from self._connection.stream(f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}/log", options)
 
+    def in_namespace(self, namespace: str) -> "Cluster":
+        """Return the same cluster with another namespace."""
+        return Cluster(self._connection, namespace)
+
     def _path(self, name: str = "") -> str:
         base = f"/apis/{names.API_VERSION}/namespaces/{self.namespace}/{names.PLURAL}"
         return f"{base}/{name}" if name else base
@@ -97,16 +131,16 @@ class Cluster:
     def _unknown(self, name: str) -> NotFound:
         try:
             there = [job.name for job in self.list_jobs()]
-        except PluginError:
+        except FineTuneError:
             there = []
         near = difflib.get_close_matches(name, there, n=3, cutoff=0.5)
         fix = f"did you mean {' or '.join(near)}?" if near else "kubectl finetune list -A shows those of all namespaces"
         return NotFound(f"no {names.KIND} {name} in namespace {self.namespace}", fix)
 
 
-def open_cluster(kubeconfig: Path | None, context: str | None, namespace: str | None) -> Cluster:
+def open_cluster(kubeconfig: Path | None, context: str | None, namespace: str | None, agent: str = PLUGIN) -> Cluster:
     """Return the cluster and namespace of the options, else of the kubeconfig."""
-    connection = open_connection(kubeconfig, context)
+    connection = open_connection(kubeconfig, context, agent)
     return Cluster(connection, namespace or connection.namespace)
 
 

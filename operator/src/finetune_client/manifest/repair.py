@@ -7,8 +7,8 @@ from typing import Any
 from finetune_api.manifest.foreign_names import foreign_field
 from finetune_api.manifest.former_names import current_word
 from finetune_api.manifest.yaml_document import FieldPath
-from kubectl_finetune.manifest.fixes import sample
-from kubectl_finetune.manifest.suggestions import nearest
+from finetune_client.manifest.fixes import sample
+from finetune_client.manifest.suggestions import nearest
 
 KEY = "[key]"
 """The end of the path of a fault in the name of a map's entry."""

@@ -8,12 +8,13 @@ from pydantic import ValidationError
 
 from finetune_api.names import ConditionType, Phase
 from finetune_api.status import FineTuneJobStatus
-from kubectl_finetune.errors import PluginError
+from finetune_api.text.printable import printable
+from finetune_client.errors import FineTuneError
 
 Object = dict[str, Any]
 
 
-FIX = "install the kubectl-finetune of the operator's version, or read it with kubectl get -o yaml"
+FIX = "install the kubectl-finetune of the operator's version (or its client), or read it with kubectl get -o yaml"
 
 
 def _explain(raw: Object, error: ValidationError) -> str:
@@ -36,7 +37,7 @@ class Job:
         try:
             return cls(raw, FineTuneJobStatus.model_validate(raw.get("status") or {}))
         except ValidationError as error:
-            raise PluginError(_explain(raw, error), FIX) from None
+            raise FineTuneError(_explain(raw, error), FIX) from None
 
     @classmethod
     def from_list(cls, raw: Object) -> "Job":
@@ -89,6 +90,13 @@ class Job:
     def is_observed(self) -> bool:
         """Return whether an operator has observed it."""
         return (self.status.observed_generation or -1) >= 0 or self.status.phase is not None
+
+    @property
+    def why(self) -> str:
+        """The reason for its state, with the fix if the operator has one."""
+        if not self.is_observed:
+            return "no operator has observed it yet: check that finetune-operator is running and watches this namespace"
+        return printable(self.status.message or "")
 
     def field(self, path: str) -> Any:
         """Return a field of the spec by its dotted path, or None."""

@@ -3,8 +3,10 @@
 The `kubernetes` client gives TLS and credentials; its models, which take seconds to load, are not used.
 """
 
+import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
@@ -19,13 +21,16 @@ from kubernetes.config.config_exception import ConfigException
 from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION, KubeConfigMerger
 
 from finetune_api import names
-from kubectl_finetune.errors import Forbidden, NotFound, PluginError, Unreachable, WrongUse
+from finetune_client.errors import Conflict, FineTuneError, Forbidden, InvalidJob, NotFound, Unreachable, WrongUse
 
 TIMEOUT = urllib3.Timeout(connect=5, read=30)
 ENDLESS = urllib3.Timeout(connect=5, read=None)
 IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 RESOURCE = f"{names.PLURAL}.{names.GROUP}"
+JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
+APPLY = "application/apply-patch+yaml"
+PLUGIN = "kubectl-finetune"
 Object = dict[str, Any]
 Query = Mapping[str, str | int]
 
@@ -33,22 +38,28 @@ Query = Mapping[str, str | int]
 class Connection:
     """Requests to one API server, and the default namespace."""
 
-    def __init__(self, configuration: Any, namespace: str) -> None:
+    def __init__(self, configuration: Any, namespace: str, agent: str = PLUGIN) -> None:
         self.namespace = namespace
+        self._agent = agent
         self._configuration = configuration
         self._pool: urllib3.PoolManager = kubernetes.client.ApiClient(configuration).rest_client.pool_manager
 
-    def call(self, verb: str, path: str, body: Object | None = None, query: Query | None = None) -> Object:
-        """Send one request and return its answer."""
-        answer = self._send(verb, path, body, query or {}, TIMEOUT)
+    def call(
+        self, verb: str, path: str, body: Object | None = None, query: Query | None = None, form: str = ""
+    ) -> Object:
+        """Send one request and return its answer; `form` is the media type of the body."""
+        answer = self._send(verb, path, body, query or {}, TIMEOUT, form=form)
         if answer.status >= HTTPStatus.BAD_REQUEST:
             raise to_error(answer.status, answer.data)
         return cast("Object", json.loads(answer.data))
 
-    def stream(self, path: str, query: Query) -> Iterator[bytes]:
-        """Yield the bytes of an answer as they arrive, until it ends."""
-        answer = self._send("GET", path, None, query, ENDLESS, preload_content=False)
+    def stream(self, path: str, query: Query, stop: "Stop | None" = None, silence: float = 0) -> Iterator[bytes]:
+        """Yield the bytes of an answer as they arrive, until it ends, or until no byte came for `silence` seconds."""
+        timeout = urllib3.Timeout(connect=5, read=silence) if silence else ENDLESS
+        answer = self._send("GET", path, None, query, timeout, preload_content=False)
         try:
+            if stop and not stop.watch(answer):
+                return
             if answer.status >= HTTPStatus.BAD_REQUEST:
                 raise to_error(answer.status, answer.read())
             while chunk := answer.read1(65536):
@@ -56,7 +67,7 @@ class Connection:
         except urllib3.exceptions.HTTPError as error:
             raise self._unreachable(error) from None
         finally:
-            answer.release_conn()
+            answer.close()  # an answer that is not read to its end would be that of the next request
 
     def _send(
         self,
@@ -67,11 +78,12 @@ class Connection:
         timeout: urllib3.Timeout,
         *,
         preload_content: bool = True,
+        form: str = "",
     ) -> urllib3.BaseHTTPResponse:
         wanted = {name: value for name, value in query.items() if value != ""}
         url = f"{self._configuration.host}{path}" + (f"?{urlencode(wanted)}" if wanted else "")
-        headers = {"Accept": "application/json", "User-Agent": "kubectl-finetune"}
-        headers["Content-Type"] = MERGE_PATCH if verb == "PATCH" else "application/json"
+        headers = {"Accept": "application/json", "User-Agent": self._agent}
+        headers["Content-Type"] = form or (MERGE_PATCH if verb == "PATCH" else JSON)
         for item in self._configuration.auth_settings().values():
             if item["in"] == "header" and item["value"]:
                 headers[item["key"]] = item["value"]
@@ -91,7 +103,39 @@ class Connection:
         )
 
 
-def open_connection(kubeconfig: Path | None, context: str | None) -> Connection:
+class Stop:
+    """Ends a stream from another thread."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._answer: urllib3.BaseHTTPResponse | None = None
+
+    def set(self) -> None:
+        """End the stream that is read now, and each that begins later."""
+        with self._lock:
+            self._event.set()
+            if self._answer is not None:
+                with contextlib.suppress(Exception):  # it has ended by itself
+                    self._answer.shutdown()
+
+    @property
+    def is_set(self) -> bool:
+        """Whether no stream is to be read any more."""
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> None:
+        """Wait, but not after it is set."""
+        self._event.wait(seconds)
+
+    def watch(self, answer: urllib3.BaseHTTPResponse) -> bool:
+        """Note the stream that is read; return whether it may be."""
+        with self._lock:
+            self._answer = answer
+            return not self.is_set
+
+
+def open_connection(kubeconfig: Path | None, context: str | None, agent: str = PLUGIN) -> Connection:
     """Connect by the rules of kubectl: --kubeconfig, KUBECONFIG, ~/.kube/config, else the account of the pod."""
     path = str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG") or None
     configuration = kubernetes.client.Configuration()
@@ -111,7 +155,7 @@ def open_connection(kubeconfig: Path | None, context: str | None) -> Connection:
             ) from None
         kubernetes.config.load_incluster_config(client_configuration=configuration)
         namespace = IN_POD.read_text(encoding="utf-8").strip()
-    return Connection(configuration, namespace)
+    return Connection(configuration, namespace, agent)
 
 
 def _named(path: str | None, context: str) -> Object:
@@ -127,7 +171,18 @@ def _named(path: str | None, context: str) -> Object:
     raise WrongUse(f"the kubeconfig has no context {context}", f"it has {known}")
 
 
-def to_error(code: int, body: bytes) -> PluginError:
+class Expired(FineTuneError):  # noqa: N818 - named after the failure
+    """The API server no longer has the version from which a watch was to begin."""
+
+
+REFUSALS: dict[int, type[FineTuneError]] = {
+    HTTPStatus.CONFLICT: Conflict,
+    HTTPStatus.GONE: Expired,
+    HTTPStatus.UNPROCESSABLE_ENTITY: InvalidJob,
+}
+
+
+def to_error(code: int, body: bytes) -> FineTuneError:
     """Return the failure for an error response."""
     try:
         found = json.loads(body)
@@ -144,7 +199,7 @@ def to_error(code: int, body: bytes) -> PluginError:
     if code == HTTPStatus.TOO_MANY_REQUESTS or code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return Unreachable(message, "the API server, or its gateway, is busy or starting: try again")
     if code != HTTPStatus.NOT_FOUND:
-        return PluginError(message)
+        return REFUSALS.get(code, FineTuneError)(message)
     if (status.get("details") or {}).get("name"):
         return NotFound(message)
     return NoApi(

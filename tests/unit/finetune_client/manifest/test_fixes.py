@@ -10,8 +10,8 @@ import pytest
 from finetune_api.manifest.yaml_document import FieldPath
 from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
-from kubectl_finetune.manifest.fixes import FORMATS, fix_format, suggest_quantity
-from kubectl_finetune.manifest.schema import find_faults
+from finetune_client.manifest.fixes import FORMATS, fix_format, suggest_quantity
+from finetune_client.manifest.schema import find_faults
 
 SPEC: dict[str, Any] = {
     "objective": "Chat",

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from finetune_api.manifest.yaml_document import FieldPath
-from kubectl_finetune.manifest.suggestions import nearest
+from finetune_client.manifest.suggestions import nearest
 
 _NAME = "use lowercase letters, digits, - and ., with a letter or digit at both ends"
 FORMATS: Mapping[str, str] = MappingProxyType(

@@ -1,4 +1,4 @@
-"""`logs`: the log of the current run's pod, and with -f of each run after it, until the job ends."""
+"""The log of the current run's pod, and on request of each run after it, until the job ends."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,11 +7,10 @@ from functools import partial
 
 from finetune_api.names import ANNOTATION_INDEX, Component, ConditionType
 from finetune_api.text.printable import printable
-from kubectl_finetune.cluster.client import Cluster
-from kubectl_finetune.cluster.connection import RETRIES, retry_unreachable
-from kubectl_finetune.cluster.job import Job, Object
-from kubectl_finetune.commands.describe import why
-from kubectl_finetune.errors import NotFound, Unreachable
+from finetune_client.cluster.client import Cluster
+from finetune_client.cluster.connection import RETRIES, retry_unreachable
+from finetune_client.cluster.job import Job, Object
+from finetune_client.errors import NotFound, Unreachable
 
 WAIT_SECONDS = 2.0
 
@@ -31,11 +30,11 @@ def read(cluster: Cluster, name: str, wanted: Wanted) -> Iterator[bytes]:
     job, pod = _look(cluster, name, wanted)
     if pod is None:
         if wanted.component is Component.TRAINER and job.has_ended and not job.status.is_true(ConditionType.VALIDATED):
-            raise NotFound(f"{job.name} was never trained: preflight did not pass: add --preflight", why(job))
+            raise NotFound(f"{job.name} was never trained: preflight did not pass: add --preflight", job.why)
         removed = "its pods are removed" if job.has_ended else f"no {wanted.component.value} pod exists yet"
-        raise NotFound(f"{job.name} has no log: {removed}", why(job))
+        raise NotFound(f"{job.name} has no log: {removed}", job.why)
     if waiting := waits_for(pod):
-        raise NotFound(f"pod {pod['metadata']['name']} has not started: {waiting}", why(job))
+        raise NotFound(f"pod {pod['metadata']['name']} has not started: {waiting}", job.why)
     yield from cluster.read_log(pod, follow=False, tail=wanted.tail, timestamps=wanted.timestamps)
 
 
@@ -56,7 +55,7 @@ def follow(cluster: Cluster, name: str, wanted: Wanted, say: Callable[[str], Non
             continue
         if _is_done(job, wanted):
             return
-        waiting = f"{job.phase}: {why(job)}" if job.is_observed else why(job)
+        waiting = f"{job.phase}: {job.why}" if job.is_observed else job.why
         if waiting != reported:
             reported = waiting
             say(f"waiting: {waiting}")

@@ -7,9 +7,9 @@ from typing import Any
 import kubernetes
 import pytest
 
-from kubectl_finetune.cluster import connection
-from kubectl_finetune.cluster.connection import RETRIES, retry_unreachable
-from kubectl_finetune.errors import NotFound, Unreachable
+from finetune_client.cluster import connection
+from finetune_client.cluster.connection import RETRIES, retry_unreachable
+from finetune_client.errors import NotFound, Unreachable
 
 
 def test_an_unknown_context_is_refused_with_the_known_ones(front: Any, finetune: Callable[..., Any]) -> None:

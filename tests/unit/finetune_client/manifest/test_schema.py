@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from kubectl_finetune.manifest.schema import Fault, find_faults
+from finetune_client.manifest.schema import Fault, find_faults
 
 SPEC: dict[str, Any] = {
     "objective": "Chat",

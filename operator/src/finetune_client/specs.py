@@ -1,0 +1,112 @@
+"""The manifest of a job from what a caller gives, checked before the API server is asked."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune_api import names
+from finetune_api.manifest.yaml_document import FieldPath, FileError, join_path, read_stream, read_text
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.text.printable import printable
+from finetune_client.errors import InvalidJob, WrongUse
+
+NAME = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+NAME_FIX = "lowercase letters, digits, - and ., starting and ending with a letter or digit"
+LONGEST = 80
+Object = dict[str, Any]
+Spec = FineTuneJobSpec | Mapping[str, Any]
+Labels = Mapping[str, str]
+
+
+def build_manifest(
+    job: str | Path | Mapping[str, Any], spec: Spec | None, labels: Labels | None, annotations: Labels | None
+) -> Object:
+    """Return the manifest of a named spec, of a file or of a manifest; raise InvalidJob for one that cannot run."""
+    written: dict[FieldPath, str] = {}
+    if spec is not None:
+        if not isinstance(job, str):
+            raise WrongUse("a manifest has its own spec", "give a name and a spec, or a manifest alone")
+        manifest: Object = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": job}}
+        manifest["spec"] = _to_wire(spec)
+    elif isinstance(job, Mapping):
+        manifest = json.loads(json.dumps(job))
+    elif isinstance(job, Path) or "/" in job or job.endswith((".yaml", ".yml", ".json")):
+        manifest, written = _read(Path(job))
+    else:
+        raise WrongUse(f"job {job} has no spec", "give a spec, or the path of a manifest")
+    _check(manifest, written)
+    for block, more in (("labels", labels), ("annotations", annotations)):
+        if more:
+            manifest["metadata"][block] = {**(manifest["metadata"].get(block) or {}), **more}
+    manifest.pop("status", None)
+    return manifest
+
+
+def require_name(name: object) -> str:
+    """Return the name of a job; raise InvalidJob for one that Kubernetes would refuse."""
+    if not (isinstance(name, str) and NAME.match(name) and len(name) <= 253):
+        raise InvalidJob(f"{_with('metadata.name', name)} is not a valid Kubernetes name", NAME_FIX)
+    return name
+
+
+def _to_wire(spec: Spec) -> Object:
+    if isinstance(spec, FineTuneJobSpec):
+        # What the caller has not set stays out, as in a manifest: the API server fills in the defaults.
+        return spec.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
+    wire: Object = json.loads(json.dumps(spec))
+    return wire
+
+
+def _read(path: Path) -> tuple[Object, dict[FieldPath, str]]:
+    try:
+        documents, faults = read_stream(read_text(path))
+    except FileError as error:
+        raise WrongUse(str(error)) from None
+    for fault in faults:
+        raise InvalidJob(f"{path}:{fault.line or 1}: is not YAML: {fault.problem}", fault.fix)
+    found = [one for one in documents if isinstance(one.value, dict) and one.value.get("kind") == names.KIND]
+    if len(found) != 1:
+        raise InvalidJob(f"{path} has {len(found)} objects of kind {names.KIND}", "give a file with one job")
+    return found[0].value, found[0].written
+
+
+def _check(manifest: Object, written: dict[FieldPath, str]) -> None:
+    from finetune_client.manifest.schema import find_faults  # noqa: PLC0415 - its schema library loads slowly
+
+    for field, wanted in (("apiVersion", names.API_VERSION), ("kind", names.KIND)):
+        if manifest.get(field) != wanted:
+            raise InvalidJob(f"{_with(field, manifest.get(field))} is not known", f"{field}: {wanted}")
+    if not isinstance(manifest.get("metadata"), dict):
+        raise InvalidJob("metadata is missing", "metadata: {name: my-job}")
+    if not manifest["metadata"].get("generateName"):
+        require_name(manifest["metadata"].get("name"))
+    if not isinstance(manifest.get("spec"), dict):
+        raise InvalidJob("spec is missing", "kubectl finetune new writes a manifest to start with")
+    faults = [
+        (f"{_with(join_path(one.path), _value(manifest, one.path))} {one.message}", one.fix)
+        for one in find_faults(manifest["spec"], written)
+    ]
+    if len(faults) == 1:
+        raise InvalidJob(*faults[0])
+    if faults:
+        raise InvalidJob("\n".join(f"{message}: {fix}" if fix else message for message, fix in faults))
+
+
+def _value(manifest: Object, path: FieldPath) -> Any:
+    value: Any = manifest
+    for part in path:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
+
+
+def _with(field: str, value: Any) -> str:
+    """Return a field with its value, if that is one word or number."""
+    if value is None or isinstance(value, dict | list):
+        return field
+    text = printable(json.dumps(value, ensure_ascii=False))
+    return f"{field} {text if len(text) <= LONGEST else text[: LONGEST - 1] + '…'}"

@@ -1,0 +1,76 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.spec import FineTuneJobSpec
+from finetune_client import InvalidJob, WrongUse
+from finetune_client.specs import build_manifest
+
+SPEC: dict[str, Any] = {
+    "objective": "Chat",
+    "model": {"uri": "hf://owner/model"},
+    "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
+    "output": {"uri": "s3://bucket/out"},
+}
+
+
+def test_a_typed_spec_has_only_what_the_caller_has_set() -> None:
+    spec = FineTuneJobSpec(
+        objective="Chat",
+        model={"uri": "hf://owner/model"},
+        dataset={"train": {"uri": "s3://bucket/rows.jsonl"}},
+        output={"uri": "s3://bucket/out"},
+    )
+    made = build_manifest("one", spec, {"team": "a"}, None)
+    assert made["spec"] == SPEC
+    assert made["metadata"] == {"name": "one", "labels": {"team": "a"}}
+    assert (made["apiVersion"], made["kind"]) == ("finetune.dev/v1alpha1", "FineTuneJob")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"objektive": "Chat"}, 'spec.objektive "Chat" is not a field\n  did you mean objective?'),
+        ({"output": {}}, "spec.output.uri is missing"),
+        ({"backoffLimit": -1}, "spec.backoffLimit -1 must be at least 0"),
+        ({"objective": "RLHF"}, "spec.rlhf"),
+        ({"earlyStopping": {"patience": 3}}, "spec.earlyStopping"),
+    ],
+)
+def test_a_fault_is_named_with_field_value_and_fix(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidJob) as refused:
+        build_manifest("one", SPEC | change, None, None)
+    assert words in str(refused.value), str(refused.value)
+
+
+def test_several_faults_are_named_at_once() -> None:
+    with pytest.raises(InvalidJob) as refused:
+        build_manifest("one", SPEC | {"backoffLimit": -1, "objective": "Chatt"}, None, None)
+    assert {line.split()[0] for line in str(refused.value).splitlines()} == {"spec.backoffLimit", "spec.objective"}
+
+
+def test_a_manifest_of_the_cluster_can_be_created_again() -> None:
+    stored = build_manifest("one", SPEC, None, None) | {"status": {"phase": "Failed"}}
+    assert "status" not in build_manifest(stored, None, None, None)
+
+
+def test_a_file_without_one_job_or_with_broken_yaml_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    for text, words in (
+        ("kind: ConfigMap\n", "has 0 objects of kind FineTuneJob"),
+        ("a: [\n", r"job\.yaml:\d+: is not YAML"),
+        ("kind: FineTuneJob\napiVersion: finetune.dev/v9\n", 'apiVersion "finetune.dev/v9" is not known'),
+    ):
+        path.write_text(text)
+        with pytest.raises(InvalidJob, match=words):
+            build_manifest(path, None, None, None)
+    with pytest.raises(WrongUse, match="missing"):
+        build_manifest(str(tmp_path / "missing.yaml"), None, None, None)
+
+
+def test_a_name_alone_is_no_job() -> None:
+    with pytest.raises(WrongUse, match="job one has no spec"):
+        build_manifest("one", None, None, None)
+    with pytest.raises(WrongUse, match="a manifest has its own spec"):
+        build_manifest({}, SPEC, None, None)
