@@ -46,6 +46,9 @@ PEER_TOKEN_DIR = "/etc/finetune/peers"  # noqa: S105 - a folder's name
 """Only in an attempt of several pods."""
 PEER_TOKEN_FILE = "token"  # noqa: S105 - a file's name
 """64 hexadecimal digits, with which the pods of one attempt recognise each other."""
+CHAT_TEMPLATE_DIR = "/etc/finetune/chat-template"
+"""Only in the pod that checks a job with `model.chatTemplate.configMapKeyRef`."""
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 MODEL_CACHE_DIR = "/model-cache"
 WORKSPACE_DIR = "/workspace"
 TERMINATION_LOG = "/dev/termination-log"
@@ -150,6 +153,7 @@ class Artifact(StrEnum):
     ABILITY_ROWS = "dataset/ability.jsonl"
     TRAIN_TOKENS = "dataset/train.arrow"
     VALIDATION_TOKENS = "dataset/validation.arrow"
+    CHAT_TEMPLATE = "dataset/chat_template.jinja"
     DATASET_SUMMARY = "dataset/summary.json"
     CHECKPOINTS = "checkpoints"
     STOPPED_RUNS = "checkpoints/stopped-runs"
@@ -220,6 +224,8 @@ class JobConfig(JobDocument):
     """Whether the trainer stores the trained weights and ends, because another pod merges and publishes them."""
     is_local: Annotated[bool, Field(exclude=True)] = False
     """Whether the job runs without a cluster, and its result is in a local folder. Never part of a pod's file."""
+    config_maps: Annotated[dict[str, dict[str, str]] | None, Field(exclude=True)] = None
+    """Texts by ConfigMap and key, for a job that runs without a cluster. Never part of a pod's file."""
 
     def output_key(self) -> str:
         """Return `output.uri` without a trailing slash."""

@@ -18,6 +18,7 @@ from finetune_api.blocks import (
     cel,
     rules,
 )
+from finetune_api.chat_template import KWARGS_RULE, ChatTemplate, ChatTemplateKwargs
 
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[a-z_]+$")]
 Columns = Annotated[
@@ -95,7 +96,7 @@ class ModelCache(Block):
 class Model(Block):
     """The pretrained model to adapt."""
 
-    model_config = ConfigDict(json_schema_extra=rules(*_HUB_ONLY))
+    model_config = ConfigDict(json_schema_extra=rules(*_HUB_ONLY, KWARGS_RULE))
 
     uri: ModelUri
     """The model, as `hf://owner/name` or as a folder in storage, `s3://bucket/path`: `config.json`, safetensors
@@ -105,6 +106,12 @@ class Model(Block):
     credentials_secret_ref: SecretRef | None = None
     """Secret with the key `HF_TOKEN`, for gated and private models. Takes effect with the next attempt. Default: the
     operator's default token, if any."""
+    chat_template: ChatTemplate | None = None
+    """The chat template to train and to serve with; it is published next to the weights. Default: the model's own, else
+    `ChatML`."""
+    chat_template_kwargs: ChatTemplateKwargs | None = None
+    """Variables of the chat template, for example `{enable_thinking: "false"}`. A value is a text in quotes; `true`,
+    `false` and numbers in it are read as such. The published template has them as defaults. Default: none."""
 
 
 _SHA256 = cel(

@@ -192,6 +192,35 @@ AT_CREATION = [
         {"model": {"uri": "s3://models/base", "revision": "main"}},
         "spec.model.revision",
     ),
+    *(
+        (message, {"model": BASE["model"] | good}, {"model": BASE["model"] | bad}, f"spec.model.{place}")
+        for message, good, bad, place in (
+            (
+                "give either name or configMapKeyRef",
+                {"chatTemplate": {"name": "ChatML"}},
+                {"chatTemplate": {"name": "ChatML", "configMapKeyRef": {"name": "a", "key": "b"}}},
+                "chatTemplate.name",
+            ),
+            (
+                "give either name or configMapKeyRef",
+                {"chatTemplate": {"configMapKeyRef": {"name": "a", "key": "b.jinja"}}},
+                {"chatTemplate": {}},
+                "chatTemplate.name",
+            ),
+            (
+                "these variables have a value already",
+                {"chatTemplateKwargs": {"enable_thinking": "false"}},
+                {"chatTemplateKwargs": {"messages": "none"}},
+                "chatTemplateKwargs",
+            ),
+            (
+                KEYS,
+                {"chatTemplateKwargs": {"reasoning_effort": "high"}},
+                {"chatTemplateKwargs": {"Effort!": "high"}},
+                "chatTemplateKwargs",
+            ),
+        )
+    ),
     (
         TOKEN,
         source("hf://datasets/org/name", credentialsSecretRef={"name": "hf"}),
@@ -705,6 +734,8 @@ REFUSED_BY_SCHEMA = [
     ),
     ({"dpo": {"lossType": "guess"}}, "spec.dpo.lossType"),
     ({"model": {"uri": "hf://org/name", "revision": "../../etc"}}, "spec.model.revision"),
+    ({"model": BASE["model"] | {"chatTemplate": {"name": "Llama"}}}, "spec.model.chatTemplate.name"),
+    ({"model": BASE["model"] | {"chatTemplateKwargs": {"a": False}}}, "spec.model.chatTemplateKwargs.a"),
     ({"dataset": {"train": {"uri": "s3://data/x"}, "columns": {"Prompt!": "x"}}}, "spec.dataset.columns"),
     ({"resources": {"requests": {"memory": "lots"}}}, "spec.resources.requests"),
     ({"dataset": {"train": {"uri": "s3://data/x", "sha256": "abc"}}}, "spec.dataset.train.sha256"),

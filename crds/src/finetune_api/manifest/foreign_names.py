@@ -12,7 +12,7 @@ FORMER_TRANSFORMERS, FORMER_TRL = "earlier transformers", "earlier TRL"
 GPUS = "several GPUs need no setting of their own: set resources.gpusPerNode and resources.numNodes, and remove it"
 REMOVE = "it has no counterpart: remove it"
 ANSWERS = "only answers are trained, and with objective DomainAdaptation whole texts: remove it"
-TEMPLATE = "the chat template of the model is used: remove it"
+TEMPLATE = "the default is the model's own, which is usually the right one"
 EVERY = "every step is logged: remove it"
 UPLOAD = "the result is published under output.uri: remove it"
 BATCH = (
@@ -56,8 +56,7 @@ def _table() -> dict[str, ForeignName]:
         "val_set_size": one((AXOLOTL,), "dataset.validationSplitPercent", "in percent: 0.1 is 10"),
         "val_size": one((LLAMA_FACTORY,), "dataset.validationSplitPercent", "in percent: 0.1 is 10"),
         "dataset_text_field": one((TRL,), "dataset.columns", "write {text: NAME}"),
-        "template": one((LLAMA_FACTORY,), "", TEMPLATE),
-        "chat_template": one((AXOLOTL,), "", TEMPLATE),
+        "template": one((LLAMA_FACTORY,), "model.chatTemplate", TEMPLATE),
         "train_on_inputs": one((AXOLOTL,), "", ANSWERS),
         "train_on_prompt": one((LLAMA_FACTORY,), "", ANSWERS),
         "completion_only_loss": one((TRL,), "", ANSWERS),

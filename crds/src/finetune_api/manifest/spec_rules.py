@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from finetune_api.blocks import AT_CREATION, DATA_URI, MODEL_URI, S3_URI
+from finetune_api.chat_template import ONE_TEMPLATE, RESERVED, UNRESERVED
 from finetune_api.endpoints import ENDPOINT
 from finetune_api.evaluate_mode import EVALUATE_CONDITIONS
 from finetune_api.hyperparameters import (
@@ -71,6 +72,8 @@ def _is_dataset(uri: str | None) -> bool:
 
 CONDITIONS: dict[str, Condition] = {
     **EVALUATE_CONDITIONS,
+    ONE_TEMPLATE: lambda template: (template.name is None) != (template.config_map_key_ref is None),
+    UNRESERVED: lambda model: not any(name in RESERVED for name in model.chat_template_kwargs or ()),
     "!has(self.targetExperts) || !self.targetExperts || !has(self.dropout) || self.dropout == 0.0": lambda lora: (
         not lora.target_experts or not lora.dropout
     ),

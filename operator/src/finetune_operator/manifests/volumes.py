@@ -44,6 +44,7 @@ def build_volumes(
         *own,
         *_storage_secrets(spec),
         *_hub_secrets(spec, tokens),
+        *(_chat_template(spec) if not is_trainer or not spec.has_preflight else []),
         *_cache(spec),
     ]
 
@@ -111,6 +112,17 @@ def _projection(token: Token) -> Object:
     items = [{"key": handoff.HUB_TOKEN_FILE, "path": f"{token.role}/{handoff.HUB_TOKEN_FILE}"}]
     secret: Object = {"name": token.secret, "items": items}
     return {"secret": secret | {"optional": True} if token.is_default else secret}
+
+
+def _chat_template(spec: FineTuneJobSpec) -> list[Mounted]:
+    """Mount the key of the ConfigMap for the pod that checks the job; a missing one blocks the pod, visibly."""
+    chosen = spec.model.chat_template
+    ref = chosen.config_map_key_ref if chosen else None
+    if ref is None:
+        return []
+    items = [{"key": ref.key, "path": handoff.CHAT_TEMPLATE_FILE}]
+    source = {"configMap": {"name": ref.name, "items": items}}
+    return [Mounted("chat-template", handoff.CHAT_TEMPLATE_DIR, source, read_only=True)]
 
 
 def _cache(spec: FineTuneJobSpec) -> list[Mounted]:

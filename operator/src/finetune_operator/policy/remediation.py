@@ -42,6 +42,10 @@ FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
             r'secret "[^"]+" not found',
             "create this Secret in the job's namespace, or correct its name in the spec; the pod then starts",
         ),
+        (
+            r'"chat-template" : configmap "[^"]+" not found',
+            "create this ConfigMap in the job's namespace; the pod then starts",
+        ),
         (r'configmap "[^"]+" not found', "delete the Job; the operator recreates it"),
         (r"non-existent (secret|config) key", "add this key"),
         (r"Multi-Attach|already (used|attached|mounted)", "delete the pod that holds the volume"),

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from finetune_api.objectives import Objective
-from kubectl_finetune.importing import shared, values
+from kubectl_finetune.importing import shared, templates, values
 from kubectl_finetune.importing.axolotl_rows import put_rows
 from kubectl_finetune.importing.draft import Draft, NotConverted
 from kubectl_finetune.importing.locations import put_model, put_result
@@ -178,9 +178,8 @@ TABLE: Table = MappingProxyType(
         "special_tokens": to("", _tokens),
         "tokens": to("", _tokens),
         # what changes the training
-        "chat_template": lost(shared.OWN_TEMPLATE, shared.COMPARE, unless=("tokenizer_default",)),
-        "chat_template_jinja": lost(shared.OWN_TEMPLATE, "save it in the tokenizer next to the model"),
-        "chat_template_kwargs": lost(shared.OWN_TEMPLATE, shared.COMPARE),
+        "chat_template_jinja": lost(shared.OWN_TEMPLATE, templates.IN_A_CONFIGMAP),
+        "chat_template_kwargs": to("model.chatTemplateKwargs", templates.kwargs),
         "default_system_message": lost("no system text is added", "add it to the rows"),
         "train_on_inputs": lost("only answers are trained"),
         "eot_tokens": harmless("the tokens that the chat template puts after an answer are trained"),
@@ -334,6 +333,7 @@ FORMAT = Format(
             "adapter load_in_4bit load_in_8bit lora_r lora_alpha lora_dropout lora_model_dir lora_target_linear "
             "lora_target_modules lora_target_parameters bnb_config_kwargs",
         ),
+        derived(lambda draft: templates.put_template(draft, "chat_template", templates.AXOLOTL), "chat_template"),
         derived(put_rows, "datasets pretraining_dataset test_datasets val_set_size"),
         derived(_beta, "rl_beta dpo_beta kto_desirable_weight kto_undesirable_weight trl"),
         derived(_batch, f"micro_batch_size gradient_accumulation_steps batch_size {' '.join(GPU_SPLITS)}"),

@@ -5,12 +5,12 @@ from typing import Any
 
 from finetune_api.manifest.yaml_document import FieldPath
 from finetune_api.objectives import Objective
-from kubectl_finetune.importing import shared, values
+from kubectl_finetune.importing import shared, templates, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import apply_table
 from kubectl_finetune.importing.locations import RowSource, listed_source, put_train, put_validation
 from kubectl_finetune.importing.roles import check_roles, turn_columns
-from kubectl_finetune.importing.rows import Table, harmless, is_off, lost, refused
+from kubectl_finetune.importing.rows import Table, harmless, lost, refused
 
 FORMATS: Mapping[str, str] = {"alpaca": "Alpaca", "sharegpt": "ShareGPT", "completion": "Text", "pretrain": "Text"}
 OTHER_COLUMNS: Mapping[str, dict[str, str]] = {
@@ -40,7 +40,7 @@ _TURN_KEYS = (
     *("message_property_mappings", "message_field_role", "message_field_content", "text_column"),
 )
 TABLE: Table = {
-    "chat_template_jinja": lost(shared.OWN_TEMPLATE, "save it in the tokenizer next to the model"),
+    "chat_template_jinja": lost(shared.OWN_TEMPLATE, templates.IN_A_CONFIGMAP),
     "roles_to_train": lost("only answers are trained", unless=(["assistant"], ["gpt"], ["assistant", "gpt"])),
     "train_on_eos": lost("the token that ends an answer is trained", unless=("turn",)),
     "train_on_eot": lost("the token that ends an answer is trained", unless=("turn",)),
@@ -149,6 +149,4 @@ def _read_turns(draft: Draft, source: RowSource, path: FieldPath, entry: dict[st
     roles = entry.get("roles")
     if isinstance(roles, dict):
         check_roles(draft, (*path, "roles"), {role: values.words(own) for role, own in roles.items()})
-    template = entry.get("chat_template")
-    if not is_off(template) and template != "tokenizer_default":
-        draft.lose((*path, "chat_template"), shared.OWN_TEMPLATE, shared.COMPARE)
+    templates.put_named(draft, (*path, "chat_template"), entry.get("chat_template"), templates.AXOLOTL)

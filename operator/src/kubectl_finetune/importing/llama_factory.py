@@ -9,7 +9,7 @@ from finetune_api.manifest.yaml_document import FileError, read_documents, read_
 from finetune_api.manifest.yaml_faults import YamlError
 from finetune_api.objectives import Objective
 from finetune_client.manifest.fixes import FILL_IN
-from kubectl_finetune.importing import shared, values
+from kubectl_finetune.importing import shared, templates, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.locations import RowSource, put_model, put_result, put_train, put_validation, row_source
 from kubectl_finetune.importing.roles import check_roles, turn_columns
@@ -70,6 +70,12 @@ def _objective(draft: Draft) -> None:
         shared.carry(draft, "pref_beta", "kto.beta", values.number)
         shared.carry(draft, "kto_chosen_weight", "kto.desirableWeight", values.number)
         shared.carry(draft, "kto_rejected_weight", "kto.undesirableWeight", values.number)
+
+
+def _template(draft: Draft) -> None:
+    templates.put_template(draft, "template", templates.LLAMA_FACTORY)
+    if draft.at(templates.FIELD) == "Alpaca":
+        draft.lose("template", "no system text is added to rows without one", "add it to the rows")
 
 
 def _method(draft: Draft) -> None:
@@ -219,7 +225,6 @@ TABLE: Table = MappingProxyType(
         "disable_gradient_checkpointing": to(f"{HYPER}.gradientCheckpointing", values.inverse),
         "enable_liger_kernel": to(f"{HYPER}.fusedKernels", lambda value: "Auto" if values.flag(value) else None),
         # what changes the training
-        "template": lost(shared.OWN_TEMPLATE, shared.COMPARE),
         "default_system": lost("no system text is added", "add it to the rows"),
         "tool_format": lost("the model's chat template renders the tools"),
         "enable_thinking": lost("an answer without reasoning gets none", unless=(True,)),
@@ -327,6 +332,7 @@ FORMAT = Format(
     derived=(
         derived(_objective, "stage mask_history pref_beta pref_loss kto_chosen_weight kto_rejected_weight"),
         derived(lambda draft: put_model(draft, "model_name_or_path"), "model_name_or_path"),
+        derived(_template, "template"),
         derived(
             _method,
             "finetuning_type quantization_bit double_quantization lora_rank lora_alpha lora_dropout lora_target "

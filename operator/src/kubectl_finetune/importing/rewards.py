@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.manifest.yaml_document import FieldPath
-from kubectl_finetune.importing import shared, values
+from kubectl_finetune.importing import shared, templates, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import apply_table
 from kubectl_finetune.importing.locations import put_model
@@ -25,7 +25,7 @@ TABLE: Table = {
     "min_p": lost("answers are sampled from all tokens"),
     "repetition_penalty": lost("answers are sampled without a penalty", unless=(1.0,)),
     "generation_kwargs": lost("answers are sampled with the temperature alone"),
-    "chat_template_kwargs": lost(shared.OWN_TEMPLATE, shared.COMPARE),
+    "chat_template_kwargs": to("model.chatTemplateKwargs", templates.kwargs),
     "num_iterations": lost("each answer is used for one step", unless=(1,)),
     "epsilon*": lost(ESTIMATE, unless=(0.2,)),
     "delta": lost(ESTIMATE),

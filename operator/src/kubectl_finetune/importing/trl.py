@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune_api.objectives import Objective
 from finetune_client.errors import WrongUse
-from kubectl_finetune.importing import rewards, shared, values
+from kubectl_finetune.importing import rewards, shared, templates, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import find_row
 from kubectl_finetune.importing.locations import (
@@ -190,7 +190,7 @@ TABLE: Table = MappingProxyType(
     | {
         "model_revision": to("model.revision", values.text),
         # what changes the training
-        "chat_template_path": lost(shared.OWN_TEMPLATE, "save it in the tokenizer next to the model"),
+        "chat_template_path": lost(shared.OWN_TEMPLATE, templates.IN_A_CONFIGMAP),
         "eos_token": lost("the tokenizer is used unchanged", "save a tokenizer with it next to the model"),
         "pad_token": harmless("padding is not trained on"),
         "truncation_mode": lost("the end of a row is cut", unless=("keep_start",)),

@@ -222,8 +222,8 @@ def test_types_of_rows_become_formats_and_columns(
 
 def test_a_prompt_style_of_axolotl_is_named_because_the_chat_template_renders_the_rows(read: Read) -> None:
     done = read(datasets=[{"path": "acme/rows", "type": "alpaca"}], chat_template="chatml")
-    assert lost_keys(done) == ["chat_template", "datasets[0].type"]
-    assert lost_keys(read(chat_template="tokenizer_default")) == []
+    assert lost_keys(done) == ["datasets[0].type"]
+    assert spec_of(done)["model"]["chatTemplate"] == {"name": "ChatML"}
 
 
 def test_roles_that_preflight_rejects_are_named(read: Read) -> None:
@@ -380,3 +380,38 @@ def test_noise_on_embeddings_leaves_the_attention_to_the_trainer(read: Read) -> 
     hyper = spec_of(done)["hyperparameters"]
     assert (hyper["neftuneNoiseAlpha"], "attention" in hyper, done.problems) == (5, False, [])
     assert [one.key for one in done.not_carried] == ["attn_implementation"]
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("chatml", "ChatML"),
+        ("alpaca", "Alpaca"),
+        ("tokenizer_default", None),
+        ("tokenizer_default_fallback_chatml", None),
+    ],
+)
+def test_a_chat_template_that_the_trainer_has_too_is_carried(read: Read, name: str, field: str | None) -> None:
+    done = read(datasets=[{"path": "acme/rows", "type": "chat_template"}], chat_template=name)
+    assert spec_of(done)["model"].get("chatTemplate") == ({"name": field} if field else None)
+    assert lost_keys(done) == []
+
+
+def test_a_chat_template_of_one_dataset_is_that_of_the_job_unless_another_one_is(read: Read) -> None:
+    rows = [{"path": f"acme/{name}", "type": "chat_template", "chat_template": name} for name in ("chatml", "alpaca")]
+    done = read(datasets=rows)
+    assert spec_of(done)["model"]["chatTemplate"] == {"name": "ChatML"}
+    assert lost_keys(done) == ["datasets[1].chat_template"]
+    assert lost_keys(read(chat_template="llama3")) == ["chat_template"]
+
+
+def test_variables_of_the_chat_template_become_texts(read: Read) -> None:
+    given = {"enable_thinking": False, "reasoning_effort": "high", "budget": 3, "word": "true"}
+    done = read(chat_template_kwargs=given)
+    assert spec_of(done)["model"]["chatTemplateKwargs"] == {
+        "enable_thinking": "false",
+        "reasoning_effort": "high",
+        "budget": "3",
+        "word": '"true"',
+    }
+    assert lost_keys(read(chat_template_kwargs={"a": [1]})) == ["chat_template_kwargs"]

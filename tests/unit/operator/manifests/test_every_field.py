@@ -77,6 +77,8 @@ PODS: dict[str, Any] = {
     "storage.credentialsSecretRef.name": "keys",
     "hub.caSecretRef.name": "authority",
     "modelCache.claimName": "models",
+    "model.chatTemplate.configMapKeyRef.name": "other",
+    "model.chatTemplate.configMapKeyRef.key": "other",
     "model.credentialsSecretRef.name": "token",
     "dataset.train.credentialsSecretRef.name": "token",
     "dataset.validation.credentialsSecretRef.name": "token",
@@ -161,6 +163,7 @@ SUBSETS = "tests/unit/trainer/data/test_subsets.py::test_a_subset_and_a_split_ar
 BLEND = "tests/unit/trainer/pipeline/test_blend_rows.py"
 DATA, MODELS, TRAINING = "tests/unit/trainer/data", "tests/unit/trainer/models", "tests/integration/trainer_torch"
 PUSH = "tests/integration/trainer/test_hub_push.py"
+TOKENS = "tests/unit/trainer/tokenization"
 POLICY, TRACKERS = "tests/unit/operator/policy", "tests/integration/trainer/test_trackers.py"
 PARENTS = f"{POLICY}/test_dependencies.py::test_parents_are_pinned_in_a_separate_write_before_anything_is_created"
 GATE = f"{TRAINING}/test_gate.py::test_a_gate_that_is_not_met_fails_with_everything_published"
@@ -181,6 +184,13 @@ ELSEWHERE = {
     ),
     "model.uri": "tests/unit/trainer/storage/test_hub.py::test_a_model_is_read_at_its_commit_once_it_is_known",
     "model.revision": "tests/unit/trainer/storage/test_hub.py::test_a_model_is_read_at_its_commit_once_it_is_known",
+    "model.chatTemplate.name": (
+        f"{TOKENS}/test_chosen_template.py::test_a_template_by_name_trains_exactly_the_answers_and_their_ends"
+    ),
+    "model.chatTemplateKwargs": (
+        f"{TOKENS}/test_chosen_template.py::"
+        "test_variables_are_defaults_of_the_published_template_that_a_request_may_replace"
+    ),
     "tuning.vramBudget": (
         f"{MODELS}/test_resolve_settings.py::test_auto_is_full_where_the_budget_permits_and_the_reason_has_both_numbers"
     ),
@@ -364,6 +374,15 @@ AROUND: dict[str, Spec] = {
     "hyperparameters.minLrRatio": {"hyperparameters": {"lrSchedulerType": "cosine_with_min_lr"}},
     "hub.caSecretRef.name": {"model": {"uri": "hf://owner/model"}},
     "model.credentialsSecretRef.name": {"model": {"uri": "hf://owner/model"}},
+    **{
+        f"model.chatTemplate.configMapKeyRef.{name}": {
+            "model": {
+                "uri": "s3://models/base",
+                "chatTemplate": {"configMapKeyRef": {"name": "templates", "key": "ours"}},
+            }
+        }
+        for name in ("name", "key")
+    },
     "dataset.train.credentialsSecretRef.name": {"dataset": {"train": {"uri": "hf://datasets/owner/rows"}}},
     "dataset.validation.credentialsSecretRef.name": {
         "dataset": {"train": {"uri": "s3://bucket/rows"}, "validation": {"uri": "hf://datasets/owner/rows"}}

@@ -180,6 +180,25 @@ def test_secrets_are_mounted_as_files_and_named_nowhere_else(built: Any) -> None
     assert not [one for one in _container(job)["env"] if "secretKeyRef" in one.get("valueFrom", {})]
 
 
+def test_a_chat_template_of_a_configmap_is_mounted_where_the_job_is_checked(built: Any) -> None:
+    def mounted(*kind: str, **spec: Any) -> list[Any]:
+        job = built(*kind, model={"uri": "s3://models/base", "chatTemplate": chosen}, **spec)
+        paths = {one["name"]: one["mountPath"] for one in _container(job)["volumeMounts"]}
+        return [
+            (one["configMap"], paths[one["name"]]) for one in _pod(job)["volumes"] if one["name"] == "chat-template"
+        ]
+
+    chosen: Any = {"configMapKeyRef": {"name": "templates", "key": "ours.jinja"}}
+    items = [{"key": "ours.jinja", "path": "chat_template.jinja"}]
+    volume = ({"name": "templates", "items": items}, "/etc/finetune/chat-template")
+    assert mounted("preflight") == [volume]
+    assert mounted() == []
+    one_gpu = {"gpusPerNode": 1}
+    assert mounted(preflight={"enabled": False}, resources=one_gpu) == [volume]
+    chosen = {"name": "ChatML"}
+    assert mounted("preflight") == []
+
+
 def test_the_exit_table_is_the_pod_failure_policy(built: Any) -> None:
     rules = built()["spec"]["podFailurePolicy"]["rules"]
     assert [rule["action"] for rule in rules] == ["FailJob", "Ignore", "Ignore"]

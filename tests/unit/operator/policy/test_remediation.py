@@ -54,6 +54,10 @@ REFUSALS = [
 MOUNTS = [
     ('MountVolume.SetUp failed for volume "credentials" : secret "s3" not found', "create this Secret"),
     ('MountVolume.SetUp failed for volume "config" : configmap "x" not found', "the operator recreates it"),
+    (
+        'MountVolume.SetUp failed for volume "chat-template" : configmap "x" not found',
+        "create this ConfigMap in the job's namespace",
+    ),
     ("references non-existent secret key: HF_TOKEN", "add this key"),
     ("Multi-Attach error for volume", "holds the volume"),
     ("something new", "fix the volume"),

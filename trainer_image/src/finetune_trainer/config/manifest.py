@@ -29,16 +29,34 @@ def read_manifest(path: Path, uid: str) -> JobConfig:
 def read_manifests(path: Path, make_uid: Callable[[], str]) -> list[JobConfig]:
     """Return every job in a manifest, in their order; raises InvalidConfig that names every fault."""
     documents, faults = _read(path)
+    config_maps = _config_maps(documents)
     jobs: list[JobConfig] = []
     for document in documents:
+        if _is_config_map(document):
+            continue
         job, wrong = _job(document, make_uid())
-        jobs += [job] if job else []
+        jobs += [job.model_copy(update={"config_maps": config_maps})] if job else []
         faults += wrong
     twice = [name for name, count in Counter(job.name for job in jobs).items() if count > 1]
     faults += [f"contains more than one {names.KIND} named {name}" for name in twice]
     if faults:
         raise _invalid(path, join_faults(faults))
     return jobs
+
+
+def _is_config_map(document: YamlDocument) -> bool:
+    return (document.value.get("apiVersion"), document.value.get("kind")) == ("v1", "ConfigMap")
+
+
+def _config_maps(documents: list[YamlDocument]) -> dict[str, dict[str, str]]:
+    """Return the texts of the file's ConfigMaps, by name and key."""
+    found: dict[str, dict[str, str]] = {}
+    for document in filter(_is_config_map, documents):
+        metadata, data = document.value.get("metadata"), document.value.get("data")
+        if isinstance(metadata, dict) and isinstance(data, dict):
+            texts = {str(key): text for key, text in data.items() if isinstance(text, str)}
+            found[str(metadata.get("name"))] = texts
+    return found
 
 
 def _job(document: YamlDocument, uid: str) -> tuple[JobConfig | None, list[str]]:

@@ -119,6 +119,8 @@ class BaseFacts:
     licence: Licence | None = None
     is_template_made: bool = False
     """Whether a plain chat template was used because the model has none of its own."""
+    chosen_template: str | None = None
+    """The chat template that the job chose, in a few words."""
     context_length: int | None = None
     """The model's longest context in tokens, if its configuration states it."""
     prompt_tokens: tuple[int, ...] = ()

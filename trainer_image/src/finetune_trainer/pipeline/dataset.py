@@ -60,6 +60,8 @@ class Rows:
     ability: Path | None = None
     """The questions of `evaluation.ability`."""
     summary_sha256: str = ""
+    template: Path | None = None
+    """The text of the ConfigMap's chat template, if the job names one."""
 
     @property
     def digests(self) -> dict[str, str]:
@@ -108,7 +110,7 @@ def fetch_rows(config: JobConfig, storage: ReadableStore, directory: Path, on_by
     validation = fetch_side(Artifact.VALIDATION_ROWS, Artifact.VALIDATION_TOKENS)
     if not train:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{Artifact.TRAIN_ROWS} contains no row")
-    return Rows(train, validation, summary, fetch(Artifact.ABILITY_ROWS), found)
+    return Rows(train, validation, summary, fetch(Artifact.ABILITY_ROWS), found, fetch(Artifact.CHAT_TEMPLATE))
 
 
 def _count_lines(path: Path) -> int:

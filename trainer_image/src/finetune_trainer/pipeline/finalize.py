@@ -41,6 +41,7 @@ from finetune_trainer.evaluation.verdict import to_status
 from finetune_trainer.models.device import describe_device, peak_memory_bytes
 from finetune_trainer.models.model_card import describe_base
 from finetune_trainer.models.quantised import Quantised
+from finetune_trainer.pipeline.chat_template import name_choice
 from finetune_trainer.pipeline.dataset import compute_sample_stats, preview_rows
 from finetune_trainer.pipeline.inputs import Inputs
 from finetune_trainer.publishing.lineage import build_lineage, library_versions, status_lineage
@@ -116,7 +117,10 @@ def build_record(inputs: Inputs, trained: TrainingResult, merge: MergeCheck | Sc
         rewarded_answers=[one for one in trained.examples if isinstance(one, RewardedAnswer)],
         machine=replace(trained.machine, seconds=time.monotonic() - trained.began),
         summary=inputs.rows.summary,
-        base=describe_base(inputs.model, inputs.labeler, inputs.licence, [answer.turns for answer in trained.answers]),
+        base=replace(
+            describe_base(inputs.model, inputs.labeler, inputs.licence, [answer.turns for answer in trained.answers]),
+            chosen_template=name_choice(inputs.run.config.spec.model.chat_template),
+        ),
     )
     return replace(record, evaluation=evaluate_gates(record))
 

@@ -25,6 +25,7 @@ from finetune_trainer.pipeline.bound_model import (
     require_as_checked,
     require_reward_model_as_checked,
 )
+from finetune_trainer.pipeline.chat_template import restore_choice
 from finetune_trainer.pipeline.dataset import Rows, choose_evaluation_rows, fetch_rows, load_samples
 from finetune_trainer.publishing.lineage import combined_sha256, digest_folder
 from finetune_trainer.publishing.parent_result import check_parents
@@ -137,7 +138,7 @@ def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
         require_reward_model_as_checked(reward, rows.summary.get("rewardModel") or {}, storage)
     licence = read_licence(pinned_model_uri(config.spec.model), storage)
     run.reporter.start.end("download")
-    labeler = load_labeler(model, config.spec.model.uri)
+    labeler = load_labeler(model, config.spec.model.uri, restore_choice(config, rows.template))
     hyper = config.spec.hyperparameters
     origin = TokenOrigin.of(labeler, config.spec.objective.value, hyper.max_length)
     samples = load_samples(rows.train, labeler, origin, run.on_work)

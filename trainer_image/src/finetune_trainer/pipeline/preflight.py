@@ -6,6 +6,7 @@ from pathlib import Path
 
 from finetune_api.defaults import Facts
 from finetune_api.handoff import Artifact, ExitCode, JobConfig, Outcome, Report
+from finetune_api.objectives import Objective
 from finetune_api.scalars import parse_quantity
 from finetune_api.spec import FineTuneJobSpec, Method, Mode
 from finetune_api.status import Resolved
@@ -19,6 +20,7 @@ from finetune_trainer.models.memory_estimate import format_bytes
 from finetune_trainer.models.resolve_settings import choose_settings
 from finetune_trainer.models.trainable import require_adapter_on_experts, require_method, require_trainable
 from finetune_trainer.pipeline.bound_model import describe_adapter, describe_model, describe_reward_model
+from finetune_trainer.pipeline.chat_template import describe_choice, read_choice
 from finetune_trainer.pipeline.prepare_dataset import PreparedDataset, collect_rejected, prepare_dataset
 from finetune_trainer.publishing.claim import check_claim, claim_prefix, refused_uri
 from finetune_trainer.publishing.hub_push import check_hub_output, push_result
@@ -65,7 +67,8 @@ def preflight(run: RunContext) -> Report:
     _check_experts(with_adapter(config.spec, adapter), model)
     Expectations(config.spec.evaluation.prompts or [])
     reward = _check_rewards(config, storage, workspace, on_bytes)
-    labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri)
+    choice = read_choice(config)
+    labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri, choice)
     start.end("model")
     try:
         bound = {"model": describe_model(config.spec.model, workspace / "tokenizer", storage)}
@@ -73,8 +76,16 @@ def preflight(run: RunContext) -> Report:
             bound["initialAdapter"] = describe_adapter(adapter)
         if reward:
             bound["rewardModel"] = describe_reward_model(reward, storage)
+        bound |= describe_choice(config, labeler)
         dataset = prepare_dataset(
-            config, storage, workspace, labeler, bound=bound, on_bytes=on_bytes, on_rows=run.on_work
+            config,
+            storage,
+            workspace,
+            labeler,
+            bound=bound,
+            on_bytes=on_bytes,
+            on_rows=run.on_work,
+            template=choice.text,
         )
     except TrainerError as refused:
         raise _with_rejected_rows(refused, config, storage, workspace) from refused
@@ -197,12 +208,14 @@ def _report(
     used = f"{counts.train_rows} to train on, {counts.validation_rows} to evaluate with"
     if config.spec.mode is Mode.EVALUATE:
         used = f"{counts.validation_rows} of them to evaluate with"
+    if split := _describe_split(config, dataset):
+        logger.info("%s", split)
     return Report(
         outcome=Outcome.VALIDATED,
         reason=Outcome.VALIDATED.value,
         message=(
             f"{counts.accepted_rows} of {counts.rows} rows can be used: {used}; {model.architecture} with "
-            f"{model.parameters:,} weights"
+            f"{model.parameters:,} weights{f'; {split}' if split else ''}"
         ),
         job_uid=config.uid,
         config_sha256=config.config_sha256,
@@ -215,4 +228,15 @@ def _report(
             initial_adapter_sha256=adapter.sha256 if adapter else None,
             trained=False,
         ),
+    )
+
+
+def _describe_split(config: JobConfig, dataset: PreparedDataset) -> str:
+    """Return by which factor the chat template multiplies the samples, if it does."""
+    rows, samples = dataset.status.train_rows or 0, dataset.train_samples
+    if config.spec.objective not in {Objective.INSTRUCTION, Objective.CHAT} or samples <= rows:
+        return ""
+    return (
+        f"the chat template splits conversations, because it writes earlier answers differently once others follow: "
+        f"{rows} rows are {samples} samples ({samples / rows:.2f} times as many)"
     )

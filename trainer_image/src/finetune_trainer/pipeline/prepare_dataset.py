@@ -55,10 +55,12 @@ def prepare_dataset(
     bound: Mapping[str, Any],
     on_bytes: OnBytes,
     on_rows: Callable[[], None],
+    template: str | None = None,
 ) -> PreparedDataset:
     """Check every source against the model's own tokenizer; raises DatasetUnusable with counts and first lines.
 
-    `bound` is added to the summary: the models that preflight checked, with the digests of their files.
+    `bound` is added to the summary: the models that preflight checked, with the digests of their files. `template` is
+    the text of the chosen chat template, if it must be stored for the training.
     """
     for stale in workspace.glob("checked-*"):
         shutil.rmtree(stale)
@@ -82,6 +84,8 @@ def prepare_dataset(
         (out / Artifact.VALIDATION_ROWS).unlink()
     _concatenate(out / Artifact.REJECTED, [one.directory / REJECTED for one in (*train, validation) if one])
     ability = _write_questions(config, storage, workspace, out, on_bytes)
+    if template is not None:
+        (out / Artifact.CHAT_TEMPLATE).write_text(template, encoding="utf-8", newline="")
     status = _status(blended, validation)
     files = describe_files(out)
     _write_summary(

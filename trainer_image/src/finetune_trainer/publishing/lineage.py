@@ -105,6 +105,7 @@ def build_lineage(
             "files": dict(sorted(model_files.items())),
             "chatTemplateSHA256": template_sha256,
         },
+        **({"chatTemplate": dataset["chatTemplate"]} if "chatTemplate" in dataset else {}),
         **_ancestors(config, wire.get("lineage", {}), initial_adapter_uri),
         "dataset": {
             "sources": dataset.get("sources", []),

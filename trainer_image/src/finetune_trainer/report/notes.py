@@ -21,6 +21,11 @@ def build_notes(
             "The base model has **no chat template** of its own: a plain one (in ChatML format, with its markers as "
             "ordinary text) was used for training. Serve with the `chat_template.jinja` next to the weights."
         )
+    if base.chosen_template and uses_template:
+        found.append(
+            f"The chat template {code(base.chosen_template)} was **chosen by the job**, in place of the base model's "
+            "own. Serve with the `chat_template.jinja` next to the weights."
+        )
     found += _long_prompts(base)
     if not has_preflight:
         found.append(

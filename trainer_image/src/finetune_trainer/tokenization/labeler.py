@@ -20,21 +20,30 @@ from finetune_api.handoff import ExitCode
 from finetune_trainer.data.rows import (
     BadRow,
     ChatRow,
+    DataFormat,
     Message,
     Objective,
     PreferenceRow,
     PromptRow,
     Row,
+    Source,
     TextRow,
     UnpairedRow,
 )
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.tokenization.answer_samples import PendingAnswers, PendingPrompt, Prompt
 from finetune_trainer.tokenization.chat_samples import PendingChat, PendingRow, PendingText
+from finetune_trainer.tokenization.chosen_template import (
+    CHATML_MARKS,
+    NO_CHOICE,
+    TemplateChoice,
+    UnusedVariables,
+    choose_templates,
+)
 from finetune_trainer.tokenization.previews import Piece, preview_pending, preview_samples
 from finetune_trainer.tokenization.renderer import Renderer
 from finetune_trainer.tokenization.samples import UNTRAINED, Encoded, Sample
-from finetune_trainer.tokenization.template import FALLBACK_TEMPLATE, TemplateFailure
+from finetune_trainer.tokenization.template import TemplateFailure
 from finetune_trainer.tokenization.token_spans import Tokens
 from finetune_trainer.tokenization.tokenizer import (
     DEFAULT,
@@ -49,6 +58,13 @@ from finetune_trainer.tokenization.turn_spans import Tools
 
 # What is rendered before it is tokenised: a token takes about a hundred bytes until its sample is made.
 CHARACTERS_AT_ONCE = 1 << 21
+CHOSEN_FIELD, KWARGS_FIELD = "spec.model.chatTemplate", "spec.model.chatTemplateKwargs"
+PROBE_LENGTH = 1 << 20
+_PROBE = (
+    Message(role="system", content="Answer briefly."),
+    Message(role="user", content="Where is the fox?"),
+    Message(role="assistant", content="It is here."),
+)
 
 __all__ = ["UNTRAINED", "Encoded", "Labeler", "load_labeler"]
 
@@ -56,18 +72,17 @@ __all__ = ["UNTRAINED", "Encoded", "Labeler", "load_labeler"]
 class Labeler:
     """Builds samples with one model's tokenizer and chat template; raises TokenizerUnavailable without the former."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, choice: TemplateChoice = NO_CHOICE) -> None:
         files = load_tokenizer_files(directory)
         self.tokenizer_sha256 = tokenizer_sha256(directory)
         self.tokenizer = files.tokenizer
         self.special_tokens = files.special_tokens
-        self.is_fallback_template = files.template is None
-        begin = "{{ bos_token }}" if files.adds_bos else ""
-        self.templates = files.templates or {DEFAULT: begin + FALLBACK_TEMPLATE}
+        self.is_fallback_template = files.template is None and not choice.is_template
+        self.templates = choose_templates(files, choice)
         self._tokens = Tokens(files)
         self._special_pattern = special_token_pattern(files.special_tokens)
         self._special_pattern_of_turns = special_token_pattern(
-            (*files.special_tokens, *(("<|im_start|>", "<|im_end|>") if self.is_fallback_template else ()))
+            (*files.special_tokens, *(CHATML_MARKS if self.is_fallback_template or choice.name == "ChatML" else ()))
         )
         self._plain = Renderer(self.template_text, files)
         with_tools = self.templates.get(TOOL_USE)
@@ -219,13 +234,31 @@ class Labeler:
             raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, f"tools contain the special token {found.group()!r}")
 
 
-def load_labeler(directory: Path, name: str) -> Labeler:
-    """Return the labeler of a model's folder; raises ModelUnavailable if it cannot be used. `name` is for messages."""
+def load_labeler(directory: Path, name: str, choice: TemplateChoice = NO_CHOICE) -> Labeler:
+    """Return the labeler of a model's folder; raises ModelUnavailable if it cannot be used, or InvalidConfig if the
+    chosen template cannot be. `name` is for messages."""
     try:
-        return Labeler(directory)
+        labeler = Labeler(directory, choice)
     except (TokenizerUnavailable, TemplateFailure) as error:
+        if isinstance(error, UnusedVariables):
+            raise TrainerError(ExitCode.INVALID_CONFIG, f"{KWARGS_FIELD}: {error}") from error
+        if isinstance(error, TemplateFailure) and choice.is_template:
+            raise TrainerError(ExitCode.INVALID_CONFIG, f"{CHOSEN_FIELD}: {error}") from error
         message = f"{name}: the tokenizer cannot be used: {error}"
         raise TrainerError(ExitCode.MODEL_UNAVAILABLE, message) from error
+    if choice.is_template:
+        _refuse_broken(labeler)
+    return labeler
+
+
+def _refuse_broken(labeler: Labeler) -> None:
+    """Refuse a chosen template that renders no plain question with its answer, with or without a system text."""
+    system, *asked = _PROBE
+    rows = [ChatRow(messages, Source("", 0), DataFormat.OPENAI) for messages in (asked, [system, *asked])]
+    problems = [one.detail for one in labeler.encode_batch(rows, "Chat", PROBE_LENGTH) if isinstance(one, BadRow)]
+    if len(problems) == len(rows):
+        what = f"{CHOSEN_FIELD}: it cannot render a question and its answer: {problems[0]}"
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"{what}: correct the template, or choose another")
 
 
 def _refuse_unknown_ids(labeler: Labeler, files: TokenizerFiles) -> None:

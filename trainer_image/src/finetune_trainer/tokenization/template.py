@@ -11,7 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_trainer.data.rows import Message, ToolCall
-from finetune_trainer.tokenization.template_sandbox import HEAD_BYTES, MAX_TEXT_CHARACTERS, TemplateFailure, to_json
+from finetune_trainer.tokenization.template_sandbox import (
+    HEAD_BYTES,
+    MAX_TEXT_CHARACTERS,
+    VARIABLES,
+    TemplateFailure,
+    to_json,
+)
 
 __all__ = ["FALLBACK_TEMPLATE", "ChatTemplate", "TemplateFailure"]
 
@@ -67,6 +73,10 @@ class ChatTemplate:
     ) -> str:
         """Return the conversation as text; raises TemplateFailure."""
         return self._ask(([self._prepare(message) for message in messages], tools, add_generation_prompt))
+
+    def list_variables(self) -> list[str]:
+        """Return the names that the template reads from what it is rendered with; raises TemplateFailure."""
+        return self._ask((VARIABLES,)).split()
 
     def _ask(self, request: tuple[object, ...]) -> str:
         if self._ended >= MAX_ENDED:

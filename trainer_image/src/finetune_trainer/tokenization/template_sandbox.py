@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -18,6 +18,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 HEAD_BYTES = 4
 """Length of a message between a process and the child that renders for it, before the message."""
+VARIABLES = "variables"
+"""A request for the names of a template's variables, in place of messages."""
 MAX_TEXT_CHARACTERS = 64 << 20
 MAX_REPEATED_CHARACTERS = 1 << 20
 MAX_RANGE_ITEMS = 100_000
@@ -35,12 +37,17 @@ class SandboxedTemplate:
     """A compiled chat template with its variables."""
 
     def __init__(self, source: str, variables: Mapping[str, Any]) -> None:
+        self._source = source
         self._variables = variables
         self._environment = _Environment()
         try:
             self._template = self._environment.from_string(source)
         except jinja2.TemplateError as error:
             raise TemplateFailure(f"the chat template does not compile: {error}") from error
+
+    def list_variables(self) -> list[str]:
+        """Return the names that the template reads and does not set before, without those of the environment."""
+        return sorted(meta.find_undeclared_variables(self._environment.parse(self._source)))
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, *, add_generation_prompt: bool

@@ -5,7 +5,7 @@ import signal
 import sys
 
 from finetune_trainer.limits import limit_process
-from finetune_trainer.tokenization.template_sandbox import HEAD_BYTES, SandboxedTemplate, TemplateFailure
+from finetune_trainer.tokenization.template_sandbox import HEAD_BYTES, VARIABLES, SandboxedTemplate, TemplateFailure
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def _compile(source: str, variables: dict[str, object]) -> SandboxedTemplate | T
 
 def _render(
     template: SandboxedTemplate | TemplateFailure,
-    messages: list[dict[str, object]] | None = None,
+    messages: list[dict[str, object]] | str | None = None,
     tools: list[object] | None = None,
     add_generation_prompt: bool = False,
 ) -> str:
@@ -49,6 +49,9 @@ def _render(
         raise template
     if messages is None:
         return ""
+    if messages == VARIABLES:
+        return " ".join(template.list_variables())
+    assert not isinstance(messages, str)  # noqa: S101 - for the type checker
     return template.render(messages, tools, add_generation_prompt=add_generation_prompt)
 
 
