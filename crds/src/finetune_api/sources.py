@@ -145,6 +145,14 @@ class StoppingStrategy(StrEnum):
     ALL_EXHAUSTED = "AllExhausted"
 
 
+class TrainOn(StrEnum):
+    """Which tokens of a conversation have a loss."""
+
+    LAST_ANSWER = "LastAnswer"
+    ALL_ANSWERS = "AllAnswers"
+    EVERYTHING = "Everything"
+
+
 class DataFiles(Block):
     """Files of rows."""
 
@@ -319,6 +327,12 @@ class Dataset(Block):
     reported and skipped. Default: 20."""
     max_samples: MaxSamples | None = None
     """Use at most this many accepted rows, in file order. With several sources, set it in each. Default: all."""
+
+    train_on: TrainOn | None = None
+    """Tokens with a loss, with objectives Instruction and Chat: those of the `LastAnswer` of each row, of
+    `AllAnswers`, or of `Everything` in the rendered conversation, questions and marks included. Answers and parts that
+    a row excludes (`train: false`, `weight: 0`) never have one. Default: `LastAnswer` with objective Instruction,
+    `AllAnswers` with Chat."""
 
     def training_sources(self) -> dict[str, BlendSource]:
         """Return each source of training rows by its path in the spec, with its own format, columns and limit."""

@@ -16,7 +16,7 @@ from finetune_api.pods.containers import Preflight, Trainer
 from finetune_api.pods.resources import Resources
 from finetune_api.pods.scheduling import Scheduling
 from finetune_api.recipes import WITHOUT_DROPOUT, join_words
-from finetune_api.sources import Dataset, DatasetFormat, DataSource, Hub, Model, ModelCache, Storage
+from finetune_api.sources import Dataset, DatasetFormat, DataSource, Hub, Model, ModelCache, Storage, TrainOn
 from finetune_api.tracking import Tracking
 from finetune_api.tuning import InitialAdapter, Lora, Method, Quantization, Tuning
 
@@ -112,6 +112,9 @@ AT_ONCE = (
 )
 """Fields whose change takes effect at once, also on pods that run; all others take effect with the next attempt."""
 
+TRAIN_ON = "!has(self.dataset.trainOn) || self.objective in ['Instruction', 'Chat']"
+LABELLED_AS = {TrainOn.LAST_ANSWER: "Instruction", TrainOn.ALL_ANSWERS: "Chat", TrainOn.EVERYTHING: "Everything"}
+"""By `dataset.trainOn`: the objective that has a loss on these tokens, or a word of its own."""
 _ONE_PROCESS = "self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1"
 
 
@@ -249,6 +252,11 @@ class FineTuneJobSpec(Block):
                 "or resources.numNodes 1 and resources.gpusPerNode 1",
                 ".resources",
             ),
+            cel(
+                TRAIN_ON,
+                "trainOn works with objectives Instruction and Chat: remove dataset.trainOn",
+                ".dataset.trainOn",
+            ),
             *(
                 cel(
                     f"self.objective != '{objective}' || self.dataset.format in {formats}",
@@ -360,6 +368,12 @@ class FineTuneJobSpec(Block):
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = None
     """Seconds after the end of the job until its Jobs, pods and ConfigMaps are deleted; the FineTuneJob stays as the
     record. Takes effect at once. Default: the operator's setting, else they are deleted with the FineTuneJob."""
+
+    @property
+    def labelled_as(self) -> str:
+        """The objective by whose rule the tokens of a row are labelled, or `Everything`."""
+        asked = self.dataset.train_on
+        return self.objective.value if asked is None else LABELLED_AS[asked]
 
     @property
     def has_preflight(self) -> bool:

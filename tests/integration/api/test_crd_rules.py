@@ -641,6 +641,12 @@ AT_CREATION = [
         )
     ),
     (
+        "trainOn works with objectives Instruction and Chat",
+        {"objective": "Chat", "dataset": BASE["dataset"] | {"trainOn": "Everything"}},
+        {"objective": "DPO", "dataset": BASE["dataset"] | {"trainOn": "LastAnswer"}},
+        "spec.dataset.trainOn",
+    ),
+    (
         "NEFTune works with objectives",
         {"objective": "Instruction", "hyperparameters": {"neftuneNoiseAlpha": 5}},
         {"objective": "DPO", "hyperparameters": {"neftuneNoiseAlpha": 5}},

@@ -11,7 +11,8 @@ FORMER_TRANSFORMERS, FORMER_TRL = "earlier transformers", "earlier TRL"
 
 GPUS = "several GPUs need no setting of their own: set resources.gpusPerNode and resources.numNodes, and remove it"
 REMOVE = "it has no counterpart: remove it"
-ANSWERS = "only answers are trained, and with objective DomainAdaptation whole texts: remove it"
+EVERYTHING = "true is Everything, false the default"
+ANSWERS = "true is the default, AllAnswers; false is Everything"
 TEMPLATE = "the default is the model's own, which is usually the right one"
 EVERY = "every step is logged: remove it"
 UPLOAD = "the result is published under output.uri: remove it"
@@ -57,10 +58,10 @@ def _table() -> dict[str, ForeignName]:
         "val_size": one((LLAMA_FACTORY,), "dataset.validationSplitPercent", "in percent: 0.1 is 10"),
         "dataset_text_field": one((TRL,), "dataset.columns", "write {text: NAME}"),
         "template": one((LLAMA_FACTORY,), "model.chatTemplate", TEMPLATE),
-        "train_on_inputs": one((AXOLOTL,), "", ANSWERS),
-        "train_on_prompt": one((LLAMA_FACTORY,), "", ANSWERS),
-        "completion_only_loss": one((TRL,), "", ANSWERS),
-        "assistant_only_loss": one((TRL,), "", ANSWERS),
+        "train_on_inputs": one((AXOLOTL,), "dataset.trainOn", EVERYTHING),
+        "train_on_prompt": one((LLAMA_FACTORY,), "dataset.trainOn", EVERYTHING),
+        "completion_only_loss": one((TRL,), "dataset.trainOn", ANSWERS),
+        "assistant_only_loss": one((TRL,), "dataset.trainOn", ANSWERS),
         "mask_history": one(
             (LLAMA_FACTORY,), "objective", "Instruction trains the last answer of each row, Chat every answer"
         ),

@@ -181,7 +181,6 @@ TABLE: Table = MappingProxyType(
         "chat_template_jinja": lost(shared.OWN_TEMPLATE, templates.IN_A_CONFIGMAP),
         "chat_template_kwargs": to("model.chatTemplateKwargs", templates.kwargs),
         "default_system_message": lost("no system text is added", "add it to the rows"),
-        "train_on_inputs": lost("only answers are trained"),
         "eot_tokens": harmless("the tokens that the chat template puts after an answer are trained"),
         "excess_length_strategy": lost("longer rows are truncated and counted", unless=("truncate",)),
         "min_sample_len": lost("short rows are used, too"),
@@ -335,6 +334,7 @@ FORMAT = Format(
         ),
         derived(lambda draft: templates.put_template(draft, "chat_template", templates.AXOLOTL), "chat_template"),
         derived(put_rows, "datasets pretraining_dataset test_datasets val_set_size"),
+        derived(lambda draft: shared.put_everything(draft, "train_on_inputs"), "train_on_inputs"),
         derived(_beta, "rl_beta dpo_beta kto_desirable_weight kto_undesirable_weight trl"),
         derived(_batch, f"micro_batch_size gradient_accumulation_steps batch_size {' '.join(GPU_SPLITS)}"),
         derived(

@@ -41,7 +41,11 @@ _TURN_KEYS = (
 )
 TABLE: Table = {
     "chat_template_jinja": lost(shared.OWN_TEMPLATE, templates.IN_A_CONFIGMAP),
-    "roles_to_train": lost("only answers are trained", unless=(["assistant"], ["gpt"], ["assistant", "gpt"])),
+    "roles_to_train": lost(
+        "answers are trained, and nothing else or everything",
+        "dataset.trainOn Everything trains every role",
+        unless=(["assistant"], ["gpt"], ["assistant", "gpt"]),
+    ),
     "train_on_eos": lost("the token that ends an answer is trained", unless=("turn",)),
     "train_on_eot": lost("the token that ends an answer is trained", unless=("turn",)),
     "message_field_training": lost("a turn is excluded by weight: 0"),

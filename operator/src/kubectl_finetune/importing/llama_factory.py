@@ -228,7 +228,6 @@ TABLE: Table = MappingProxyType(
         "default_system": lost("no system text is added", "add it to the rows"),
         "tool_format": lost("the model's chat template renders the tools"),
         "enable_thinking": lost("an answer without reasoning gets none", unless=(True,)),
-        "train_on_prompt": lost("only answers are trained"),
         "mix_strategy": lost("all rows of all sources are used", unless=("concat",)),
         "interleave_probs": lost("all rows of all sources are used"),
         "pref_ftx": lost("the loss has no further term"),
@@ -333,6 +332,7 @@ FORMAT = Format(
         derived(_objective, "stage mask_history pref_beta pref_loss kto_chosen_weight kto_rejected_weight"),
         derived(lambda draft: put_model(draft, "model_name_or_path"), "model_name_or_path"),
         derived(_template, "template"),
+        derived(lambda draft: shared.put_everything(draft, "train_on_prompt"), "train_on_prompt"),
         derived(
             _method,
             "finetuning_type quantization_bit double_quantization lora_rank lora_alpha lora_dropout lora_target "

@@ -203,6 +203,12 @@ def put_packing(draft: Draft, key: str, *, packs: bool) -> None:
         draft.set(f"{HYPER}.packing", "Always" if packs else "Never", key)
 
 
+def put_everything(draft: Draft, key: str) -> None:
+    """Set the loss of every token, if this switch is on; objectives of pairs and texts have it in another way."""
+    if read(draft, key, values.flag, False) and draft.at("objective") in SUPERVISED[:2]:
+        draft.set("dataset.trainOn", "Everything", key)
+
+
 def put_attention(draft: Draft, key: str) -> None:
     """Set the attention kernel, for supervised objectives."""
     word = str(draft.get(key)).lower()

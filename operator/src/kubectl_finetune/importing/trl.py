@@ -92,9 +92,9 @@ def _loss(draft: Draft) -> None:
 
 def _trained_tokens(draft: Draft) -> None:
     if draft.get("completion_only_loss") is False:
-        draft.lose("completion_only_loss", "only answers are trained")
+        draft.set("dataset.trainOn", "Everything", "completion_only_loss")
     elif not draft.get("assistant_only_loss") and not draft.get("completion_only_loss"):
-        fix = "nothing to do for rows with prompt and completion; --objective DomainAdaptation trains plain text"
+        fix = "nothing to do for rows with prompt and completion; else set dataset.trainOn Everything for the same loss"
         draft.lose("assistant_only_loss", f"only answers are trained; {_ANY}", fix)
 
 

@@ -22,7 +22,7 @@ lora_alpha: 16
 lora_target_linear: true
 sequence_len: 2048
 learning_rate: 2e-4
-train_on_inputs: true
+group_by_length: true
 logging_steps: 1
 sequence_length: 1024
 """
@@ -48,7 +48,7 @@ def test_the_manifest_is_printed_and_the_rest_is_a_table_on_stderr(finetune: Fin
     assert lines[:5] == [
         "not carried, changes the training:",
         "LINE KEY VALUE WHY, AND WHAT TO DO",
-        "13 train_on_inputs true only answers are trained",
+        "13 group_by_length true rows are not ordered by their length",
         "15 sequence_length 1024 this key is not known; did you mean sequence_len?",
         "not carried, without effect on the training:",
     ]
@@ -97,7 +97,7 @@ def test_programs_get_everything_as_json(finetune: Finetune, path: Path) -> None
     assert list(found) == ["format", "manifest", "problems", "fillIn", "notCarried", "refused"]
     assert found["format"] == "axolotl"
     assert [one["key"] for one in found["notCarried"] if one["changesTraining"]] == [
-        "train_on_inputs",
+        "group_by_length",
         "sequence_length",
     ]
     assert [one["field"] for one in found["fillIn"]] == ["spec.dataset.train.uri", "spec.output.uri"]
@@ -110,7 +110,7 @@ def test_strict_prints_no_manifest_if_the_training_would_be_another_one(finetune
     assert (done.code, done.out) == (1, "")
     assert "error: --strict, and the training would be another one" in done.err
     path.write_text(
-        FILE.replace("512", "64").replace("train_on_inputs: true\n", "").replace("sequence_length: 1024\n", "")
+        FILE.replace("512", "64").replace("group_by_length: true\n", "").replace("sequence_length: 1024\n", "")
     )
     assert finetune("import", str(path), *GIVEN, "--strict").code == 0
 

@@ -415,3 +415,11 @@ def test_variables_of_the_chat_template_become_texts(read: Read) -> None:
         "word": '"true"',
     }
     assert lost_keys(read(chat_template_kwargs={"a": [1]})) == ["chat_template_kwargs"]
+
+
+def test_the_loss_of_every_token_is_carried_for_conversations(read: Read) -> None:
+    done = read(train_on_inputs=True)
+    assert spec_of(done)["dataset"]["trainOn"] == "Everything"
+    assert lost_keys(done) == []
+    assert "trainOn" not in spec_of(read(train_on_inputs=False))["dataset"]
+    assert "trainOn" not in spec_of(read(train_on_inputs=True, rl="dpo"))["dataset"]

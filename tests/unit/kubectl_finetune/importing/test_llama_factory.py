@@ -98,6 +98,16 @@ def test_the_stage_is_the_objective(read: Read, changes: dict[str, Any], objecti
     assert (spec_of(done)["objective"], done.problems) == (objective, [])
 
 
+def test_the_template_and_the_loss_of_every_token_are_carried(read: Read) -> None:
+    done = read(template="alpaca", train_on_prompt=True)
+    assert spec_of(done)["model"]["chatTemplate"] == {"name": "Alpaca"}
+    assert spec_of(done)["dataset"]["trainOn"] == "Everything"
+    assert [one.reason for one in done.not_carried if one.key == "template"] == [
+        "no system text is added to rows without one"
+    ]
+    assert "chatTemplate" not in spec_of(read(template="llama3"))["model"]
+
+
 def test_preferences_carry_beta_and_loss(read: Read) -> None:
     spec = spec_of(read(stage="dpo", dataset="pairs", pref_beta=0.3, pref_loss="ipo"))
     assert spec["dpo"] == {"beta": 0.3, "lossType": "ipo"}

@@ -100,7 +100,7 @@ def test_an_adapter_has_trls_defaults(read: Read, changes: dict[str, Any], tunin
         ({"packing": False}, ["assistant_only_loss (default)"]),
         ({"assistant_only_loss": True}, []),
         ({"completion_only_loss": True}, []),
-        ({"completion_only_loss": False}, ["completion_only_loss"]),
+        ({"completion_only_loss": False}, []),
     ],
 )
 def test_a_loss_of_every_token_is_named(read: Read, changes: dict[str, Any], lost: list[str]) -> None:

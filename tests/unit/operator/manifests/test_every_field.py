@@ -238,6 +238,7 @@ ELSEWHERE = {
         "tests/unit/trainer/pipeline/test_prepare_dataset.py::test_a_given_format_decides_what_the_rows_are"
     ),
     "dataset.columns": "tests/unit/trainer/pipeline/test_prepare_dataset.py::test_mapped_columns_of_a_pair_are_read",
+    "dataset.trainOn": f"{TOKENS}/test_train_on.py::test_the_tokens_with_a_loss_are_those_of_the_choice",
     "dataset.maxRejectedPercent": f"{DATA}/checks/test_summary.py::test_malformed_rows_are_unusable_above_the_limit",
     "dataset.maxSamples": (
         "tests/unit/trainer/pipeline/test_preflight.py::test_max_samples_counts_accepted_training_rows"

@@ -18,6 +18,9 @@ EXCERPT_CHARACTERS = 120
 Role = Literal["system", "user", "assistant", "tool"]
 Objective = Literal["Instruction", "Chat", "DPO", "KTO", "RewardModel", "RLHF", "DomainAdaptation"]
 
+Labelling = Objective | Literal["Everything"]
+"""The objective by whose rule tokens are labelled, or all tokens of a conversation."""
+
 
 class DataFormat(StrEnum):
     """The input format of a row, named as in `dataset.format`."""

@@ -16,7 +16,7 @@ from finetune_trainer.data.checks.output import ACCEPTED, CheckOutput
 from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.summary import Summary, explain_unusable, name_unknown_columns
 from finetune_trainer.data.formats.columns import advise_field
-from finetune_trainer.data.rows import NamedPath, Rejected, UnreadableFile
+from finetune_trainer.data.rows import Labelling, NamedPath, Rejected, UnreadableFile
 from finetune_trainer.data.sources import FetchedObject, fetch_source
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.rewards.references import References
@@ -127,6 +127,7 @@ class SourceCheck:
             format=(source.format or spec.dataset.format).value,
             columns=source.columns,
             objective=spec.objective.value,
+            labelled_as=cast("Labelling", spec.labelled_as),
             max_samples=source.max_samples if source.sample is Sample.FIRST else None,
             labeler=self.labeler,
             max_length=spec.hyperparameters.max_length,
@@ -136,7 +137,7 @@ class SourceCheck:
             advise=lambda columns: (_columns_field(checked.place), advise_field(columns)[1]),
             seen=seen,
         )
-        origin = TokenOrigin.of(self.labeler, spec.objective.value, spec.hyperparameters.max_length)
+        origin = TokenOrigin.of(self.labeler, spec.labelled_as, spec.hyperparameters.max_length)
         with CheckOutput(checked.directory, checked.summary) as out, write_tokens(checked.tokens, origin) as tokens:
             for row in rows:
                 out.write(row)

@@ -94,13 +94,13 @@ def describe_machine(device: torch.device) -> Machine:
 
 def build_record(inputs: Inputs, trained: TrainingResult, merge: MergeCheck | ScoreCheck | None) -> RunRecord:
     """Collect everything that goes into report and result."""
-    objective, sampled = inputs.run.config.spec.objective.value, trained.history.final_reward
+    labelled_as, sampled = inputs.run.config.spec.labelled_as, trained.history.final_reward
     record = RunRecord(
         config=inputs.run.config,
         settings=trained.settings,
         dataset=inputs.run.config.dataset or DatasetStatus(),
         samples=compute_sample_stats(inputs.rows, inputs.train),
-        previews=preview_rows(inputs.rows.train, inputs.labeler, objective, trained.settings.max_length),
+        previews=preview_rows(inputs.rows.train, inputs.labeler, labelled_as, trained.settings.max_length),
         history=trained.history,
         baseline=trained.history.baseline(),
         final=trained.final,

@@ -140,7 +140,7 @@ def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
     run.reporter.start.end("download")
     labeler = load_labeler(model, config.spec.model.uri, restore_choice(config, rows.template))
     hyper = config.spec.hyperparameters
-    origin = TokenOrigin.of(labeler, config.spec.objective.value, hyper.max_length)
+    origin = TokenOrigin.of(labeler, config.spec.labelled_as, hyper.max_length)
     samples = load_samples(rows.train, labeler, origin, run.on_work)
     validation: Sequence[Sample] = ()
     if rows.validation:

@@ -4,7 +4,8 @@
     result = labeler.encode(row, "Chat", max_length=2048)   # a list of samples, or BadRow with a code and a detail
 
 A ChatRow gives `Encoded`: Instruction trains the last answer, Chat every answer not marked `train: false`; only answers
-and the tokens that stop them carry labels. A TextRow gives `Encoded` with every token trained, a PreferenceRow
+and the tokens that stop them carry labels, or, with "Everything", all tokens but those of answers with this mark.
+A TextRow gives `Encoded` with every token trained, a PreferenceRow
 `EncodedPair`, an UnpairedRow `EncodedLabelled`, a PromptRow `EncodedPrompt`.
 """
 
@@ -21,8 +22,8 @@ from finetune_trainer.data.rows import (
     BadRow,
     ChatRow,
     DataFormat,
+    Labelling,
     Message,
-    Objective,
     PreferenceRow,
     PromptRow,
     Row,
@@ -107,13 +108,13 @@ class Labeler:
         """Return the renderer of conversations with these tools, or without tools."""
         return self._with_tools if tools else self._plain
 
-    def encode(self, row: Row, objective: Objective, max_length: int) -> Sequence[Sample] | BadRow:
+    def encode(self, row: Row, objective: Labelling, max_length: int) -> Sequence[Sample] | BadRow:
         """Return the row's samples or its error; several only of a text that is too long for one, or if the template
         alters earlier answers."""
         return self.encode_batch([row], objective, max_length)[0]
 
     def encode_batch(
-        self, rows: Sequence[Row], objective: Objective, max_length: int
+        self, rows: Sequence[Row], objective: Labelling, max_length: int
     ) -> list[Sequence[Sample] | BadRow]:
         """Encode many rows at once, which is faster; the results are in the order of the rows."""
         results: list[Sequence[Sample] | BadRow] = []
@@ -141,7 +142,7 @@ class Labeler:
                 results.append(bad)
         return results
 
-    def preview(self, row: Row, objective: Objective = "Chat", max_length: int | None = None) -> list[Piece]:
+    def preview(self, row: Row, objective: Labelling = "Chat", max_length: int | None = None) -> list[Piece]:
         """Return the row's text in pieces, each with whether it is trained, and no more than fits; raises BadRow."""
         pending = self._render(row, objective)
         if max_length is not None:
@@ -156,13 +157,13 @@ class Labeler:
         text = renderer.render_prompt(renderer.fit_system(list(messages))[0], tools)
         return text, self._tokens.encode(text)
 
-    def _try_render(self, row: Row, objective: Objective) -> PendingRow | BadRow:
+    def _try_render(self, row: Row, objective: Labelling) -> PendingRow | BadRow:
         try:
             return self._render(row, objective)
         except BadRow as bad:
             return bad
 
-    def _render(self, row: Row, objective: Objective) -> PendingRow:
+    def _render(self, row: Row, objective: Labelling) -> PendingRow:
         if isinstance(row, TextRow):
             self._refuse_special_tokens(row.text)
             return PendingText(row.text, self._tokens)
@@ -177,13 +178,15 @@ class Labeler:
             case PromptRow():
                 return self._render_prompt_row(row)
 
-    def _render_chat(self, row: ChatRow, objective: Objective) -> PendingChat:
+    def _render_chat(self, row: ChatRow, objective: Labelling) -> PendingChat:
         self._refuse_special_tokens_in_turns(row.messages)
         renderer = self.renderer(row.tools)
         messages, repairs = renderer.fit_system(row.messages)
-        return PendingChat(
-            renderer.find(messages, row.tools, _trained_turns(messages, objective)), repairs, self._tokens
-        )
+        if objective == "Everything":
+            found = renderer.find_everything(messages, row.tools)
+        else:
+            found = renderer.find(messages, row.tools, _trained_turns(messages, objective))
+        return PendingChat(found, repairs, self._tokens)
 
     def _render_answers(
         self, prompt: list[Message], answers: Sequence[list[Message]], tools: Tools, *, desirable: bool = True
@@ -277,7 +280,7 @@ def _refuse_unknown_ids(labeler: Labeler, files: TokenizerFiles) -> None:
         )
 
 
-def _trained_turns(messages: Sequence[Message], objective: Objective) -> list[int]:
+def _trained_turns(messages: Sequence[Message], objective: Labelling) -> list[int]:
     answers = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
     turns = [
         turn for turn in (answers[-1:] if objective == "Instruction" else answers) if messages[turn].get("train", True)

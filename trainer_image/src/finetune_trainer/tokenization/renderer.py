@@ -61,6 +61,31 @@ class Renderer:
         except TemplateFailure as failure:
             raise BadRow(RejectCode.TEMPLATE_ERROR, str(failure)[:200]) from failure
 
+    def find_everything(self, messages: list[Message], tools: Tools) -> FoundAnswers:
+        """Return a fitted conversation as one rendering, trained up to the end of its last answer; raises BadRow.
+
+        What the row excludes is untrained. Earlier answers are as the template writes them in the whole conversation.
+        """
+        _refuse_endless(messages)
+        answers = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+        marked = [turn for turn in answers if "untrained" in messages[turn] or not messages[turn].get("train", True)]
+        try:
+            *altered, whole = self._find(messages, tools, sorted({*marked, answers[-1]})).renderings
+            if altered:
+                raise TemplateFailure(
+                    f"the chat template alters the answer of turn {altered[0].turns[0] + 1}, of which parts are "
+                    "untrained, once others follow"
+                )
+            parts = _mark_untrained(whole, messages).untrained
+        except TemplateFailure as failure:
+            raise BadRow(RejectCode.TEMPLATE_ERROR, str(failure)[:200]) from failure
+        excluded = [
+            span for span, turn in zip(whole.spans, whole.turns, strict=True) if not messages[turn].get("train", True)
+        ]
+        everything = Rendering(whole.text, ((0, whole.spans[-1][1]),), whole.turns[-1:], (*parts, *excluded))
+        lost = sum(_reasoning(messages[turn]) not in whole.text for turn in answers)
+        return FoundAnswers([everything], reasoning_lost=lost)
+
     def render_prompt(self, messages: list[Message], tools: Tools) -> str:
         """Return the text that asks the model for the next answer of a fitted conversation; raises BadRow."""
         _refuse_endless(messages)

@@ -33,6 +33,7 @@ from finetune_trainer.data.rows import (
     BadRow,
     DataFormat,
     EncodedSample,
+    Labelling,
     NamedPath,
     Objective,
     PromptRow,
@@ -58,7 +59,7 @@ class RowEncoder(Protocol):
     """Encode rows as samples; implemented by `tokenization.labeler.Labeler`."""
 
     def encode_batch(
-        self, rows: Sequence[Row], objective: Objective, max_length: int
+        self, rows: Sequence[Row], objective: Labelling, max_length: int
     ) -> Sequence[Sequence[EncodedSample] | BadRow]:
         """Return the samples or the reject of each row, in the order of the rows."""
 
@@ -77,6 +78,7 @@ def check_rows(
     format: str = AUTO,  # noqa: A002 - the name in the API
     columns: Mapping[str, str] | None = None,
     objective: Objective | None = "Chat",
+    labelled_as: Labelling | None = None,
     max_samples: int | None = None,
     labeler: RowEncoder | None = None,
     max_length: int = 2048,
@@ -88,7 +90,8 @@ def check_rows(
 ) -> Iterator[Row | Rejected]:
     """Yield every row of the files as a Row or a Rejected, in order, until `max_samples` rows are accepted.
 
-    `columns` maps known names to the user's; `validation_prompts` contains `prompt_key`s that must not be trained on;
+    `labelled_as` replaces the objective's rule of which tokens have a loss; `columns` maps known names to the user's;
+    `validation_prompts` contains `prompt_key`s that must not be trained on;
     `references` keeps what the rewards of objective RLHF compare answers with; `on_progress` receives the rows and file
     bytes read so far; `advise` returns what names a column; `seen` has the `row_key`s of other sources, which must not
     be repeated, and receives those of these rows.
@@ -99,7 +102,7 @@ def check_rows(
     checker = _RowChecker(asked, summary.columns, objective, validation_prompts, references, known)
     rows = checker.check(_read_all(paths, on_progress))
     if labeler is not None and objective is not None:
-        rows = label_rows(rows, labeler, objective, max_length)
+        rows = label_rows(rows, labeler, labelled_as or objective, max_length)
     for path in paths:
         summary.start_file(path.name)
     warned: Counter[RejectCode] = Counter()
@@ -200,7 +203,7 @@ def _warn(row: Rejected, first: dict[str, int]) -> None:
 
 
 def label_rows(
-    rows: Iterator[Row | Rejected], labeler: RowEncoder, objective: Objective, max_length: int
+    rows: Iterator[Row | Rejected], labeler: RowEncoder, objective: Labelling, max_length: int
 ) -> Iterator[Row | Rejected]:
     """Yield the rows in order, each with its samples, or rejected if it has none."""
     for batch in _batches(rows):
