@@ -54,6 +54,8 @@ class RepairCode(StrEnum):
     SYSTEM_MERGED = "SYSTEM_MERGED"
     CHOSEN_SIDE_USED = "CHOSEN_SIDE_USED"
     PAIR_SPLIT = "PAIR_SPLIT"
+    RANKING_SPLIT = "RANKING_SPLIT"
+    LATER_TURNS_UNUSED = "LATER_TURNS_UNUSED"
     ANSWER_UNUSED = "ANSWER_UNUSED"
     REASONING_LOST = "REASONING_LOST"
 
@@ -101,6 +103,8 @@ SENTENCES: Mapping[RejectCode | RepairCode, str] = {
     RepairCode.SYSTEM_MERGED: "System turns were merged, or moved into the first prompt for lack of a system role.",
     RepairCode.CHOSEN_SIDE_USED: "Only the chosen answer of a preference pair is trained on.",
     RepairCode.PAIR_SPLIT: "A preference pair was split into a desirable and an undesirable row.",
+    RepairCode.RANKING_SPLIT: "Ranked answers were split: the best with each worse one, or each with its own label.",
+    RepairCode.LATER_TURNS_UNUSED: "Only the first answers in which a pair differs are compared, not the turns after.",
     RepairCode.ANSWER_UNUSED: "The row's answers were dropped because the objective uses only the prompt.",
     RepairCode.REASONING_LOST: "The chat template omits an answer's reasoning, which is not trained on.",
 }

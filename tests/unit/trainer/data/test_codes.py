@@ -200,6 +200,8 @@ MENDED: list[tuple[RepairCode, str, Any]] = [
     (RepairCode.SYSTEM_MERGED, "Chat", chat({"role": "system", "content": "s"}, USER, ANSWER, system="t")),
     (RepairCode.CHOSEN_SIDE_USED, "Chat", PAIR),
     (RepairCode.PAIR_SPLIT, "KTO", PAIR),
+    (RepairCode.RANKING_SPLIT, "DPO", {"prompt": "q", "responses": ["a", "b", "c"], "scores": [3, 2, 1]}),
+    (RepairCode.LATER_TURNS_UNUSED, "DPO", {"prompt": "q", "chosen": [ANSWER, USER, ANSWER], "rejected": "b"}),
     (RepairCode.ANSWER_UNUSED, "RLHF", {"instruction": "q", "output": "a"}),
 ]
 MENDED_WITH_A_MODEL: list[tuple[RepairCode, str, Any]] = [

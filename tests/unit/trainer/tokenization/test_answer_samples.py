@@ -98,6 +98,34 @@ def test_answers_that_differ_only_beyond_the_limit_are_not_a_pair(labeler: Label
     assert "within maxLength" in bad.detail
 
 
+def test_a_reward_model_scores_answers_of_several_turns_as_a_whole(labeler: Labeler) -> None:
+    several = [*said("a"), Message(role="user", content="more"), *said("b")]
+    row = PreferenceRow([SYSTEM, *PROMPT], several, said("c"), SOURCE, DataFormat.PREFERENCE)
+    result = labeler.encode(row, "RewardModel", 1000)
+    assert not isinstance(result, BadRow), result.detail
+    (sample,) = result
+    assert isinstance(sample, EncodedPair)
+    assert sample.prompt_ids == labeler.render_prompt([SYSTEM, *PROMPT])[1]
+    turns = "a<|im_end|>\n<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\nb<|im_end|>"
+    assert text(labeler, sample.chosen_ids) == turns
+    assert text(labeler, sample.rejected_ids) == "c<|im_end|>"
+    shown = "".join(piece for piece, _ in labeler.preview(row, "RewardModel"))
+    assert shown.endswith(f"[chosen] {turns}\n[rejected] c<|im_end|>")
+
+
+def test_a_template_that_alters_earlier_answers_cannot_score_several_turns(build_model: Any) -> None:
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+        "{{ '+' if m['role'] == 'assistant' and not loop.last }}{{ m['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    several = [*said("a"), Message(role="user", content="more"), *said("b")]
+    row = PreferenceRow(PROMPT, several, said("c"), SOURCE, DataFormat.PREFERENCE)
+    result = Labeler(build_model(source)).encode(row, "RewardModel", 1000)
+    assert isinstance(result, BadRow)
+    assert (result.code, "alters the answer of turn 4" in result.detail) == (RejectCode.TEMPLATE_ERROR, True)
+
+
 @pytest.mark.parametrize("end", [[], PROMPT[2:]])
 def test_an_answer_of_several_turns_is_refused_for_its_prompts_would_be_trained(
     labeler: Labeler, end: list[Message]

@@ -194,7 +194,10 @@ class ChatRow(_Row):
 
 @dataclass(slots=True)
 class PreferenceRow(_Row):
-    """Two answers to one prompt; each consists of the turns after the prompt, usually one."""
+    """Two answers to one prompt; each consists of the turns after the prompt, usually one.
+
+    Of a ranking, `others` are answers that are worse than the chosen one, too, until the row is split into pairs.
+    """
 
     prompt: list[Message]
     chosen: list[Message]
@@ -202,6 +205,7 @@ class PreferenceRow(_Row):
     source: Source
     format: DataFormat
     tools: Tools = None
+    others: list[list[Message]] = field(default_factory=list)
 
     def content(self) -> dict[str, Any]:
         """Return the row without its source."""

@@ -174,7 +174,7 @@ class PendingAnswers(PendingRow):
         tokens = self.prompt.tokens
         answers = []
         for rendering, encoding in zip(self.renderings, encodings, strict=True):
-            ((first, last),) = token_spans(encoding, rendering.text, [(len(text), rendering.spans[0][1])])
+            ((first, last),) = token_spans(encoding, rendering.text, [(len(text), rendering.spans[-1][1])])
             # Where a token reaches from the prompt into the answer, the answer's part of it is tokenised by itself.
             head = rendering.text[len(text) : encoding.offsets[first - 1][1]] if first else ""
             answers.append(tokens.encode(head) + tokens.shared(encoding.ids[first:last]))

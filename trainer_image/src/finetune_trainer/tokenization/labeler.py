@@ -172,7 +172,8 @@ class Labeler:
             case ChatRow():
                 return self._render_chat(row, objective)
             case PreferenceRow():
-                return self._render_answers(row.prompt, [row.chosen, row.rejected], row.tools)
+                answers = [row.chosen, row.rejected]
+                return self._render_answers(row.prompt, answers, row.tools, is_scored=objective == "RewardModel")
             case UnpairedRow():
                 return self._render_answers(row.prompt, [row.completion], row.tools, desirable=row.label)
             case PromptRow():
@@ -189,21 +190,34 @@ class Labeler:
         return PendingChat(found, repairs, self._tokens)
 
     def _render_answers(
-        self, prompt: list[Message], answers: Sequence[list[Message]], tools: Tools, *, desirable: bool = True
+        self,
+        prompt: list[Message],
+        answers: Sequence[list[Message]],
+        tools: Tools,
+        *,
+        desirable: bool = True,
+        is_scored: bool = False,
     ) -> PendingAnswers:
+        """Return the prompt with its answers; those that are only scored may have several turns."""
         self._refuse_special_tokens_in_turns(prompt)
         renderer = self.renderer(tools)
         found = []
         for answer in answers:
-            if [message["role"] for message in answer] != ["assistant"]:
+            if not answer or {answer[0]["role"], answer[-1]["role"]} != {"assistant"}:
+                raise BadRow(RejectCode.NO_SHARED_PROMPT, "an answer must begin and end with an assistant turn")
+            if len(answer) > 1 and not is_scored:  # the loss would be over its user and tool turns, too
                 detail = f"an answer must be one assistant turn, not {len(answer)} turns"
                 raise BadRow(RejectCode.NO_SHARED_PROMPT, detail)
-            if "untrained" in answer[0]:
+            if any("untrained" in message for message in answer):
                 detail = "parts of an answer are marked train: false, and an answer is judged as a whole"
                 raise BadRow(RejectCode.NOT_FOR_OBJECTIVE, detail)
             self._refuse_special_tokens_in_turns(answer)
             messages, repairs = renderer.fit_system([*prompt, *answer])
-            found.append(renderer.find(messages, tools, [len(messages) - 1]))
+            first, last = len(messages) - len(answer), len(messages) - 1
+            found.append(renderer.find(messages, tools, sorted({first, last})))
+            if len(found[-1].renderings) > 1:
+                detail = f"the chat template alters the answer of turn {first + 1} once others follow"
+                raise BadRow(RejectCode.TEMPLATE_ERROR, detail)
         return PendingAnswers(
             Prompt(prompt, tools, renderer, self._tokens),
             [one.renderings[0] for one in found],

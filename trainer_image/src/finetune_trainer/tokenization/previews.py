@@ -84,7 +84,7 @@ def _abridge(text: str) -> str:
 
 def _name_answers(pending: PendingAnswers) -> Iterator[Piece]:
     start = len(pending.shared_text())
-    answers = [(rendering.text[start : rendering.spans[0][1]], True) for rendering in pending.renderings]
+    answers = [(rendering.text[start : rendering.spans[-1][1]], True) for rendering in pending.renderings]
     judged = DESIRABLE if pending.desirable else UNDESIRABLE
     for name, answer in zip((CHOSEN, REJECTED) if len(answers) > 1 else (judged,), answers, strict=True):
         yield (name, False)

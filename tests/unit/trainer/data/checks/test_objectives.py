@@ -95,14 +95,22 @@ def test_rlhf_answers_the_question_that_a_conversation_ends_with(check: Any) -> 
     assert rows[2].code is RejectCode.DUPLICATE
 
 
-@pytest.mark.parametrize("objective", ["DPO", "KTO"])
-def test_answers_with_user_turns_are_only_for_reward_models(check: Any, objective: str) -> None:
+def test_answers_of_several_turns_are_compared_up_to_the_first_in_which_they_differ(check: Any) -> None:
     row = {"prompt": "q", "chosen": [A, Q, A], "rejected": [B, Q, A]}
-    (refused,), _ = check(row, objective=objective)
-    assert refused.code is RejectCode.NOT_FOR_OBJECTIVE
-    assert "RewardModel" in refused.detail
-    (kept,), _ = check(row, objective="RewardModel")
-    assert len(kept.chosen) == 3
+    (pair,), summary = check(row, objective="DPO")
+    assert (pair.prompt, pair.chosen, pair.rejected) == ([Q], [A], [B])
+    assert summary.repaired_by_code == {RepairCode.LATER_TURNS_UNUSED: 1}
+    rows, _ = check(row, objective="KTO")
+    assert [(one.completion, one.label) for one in rows] == [([A], True), ([B], False)]
+    (whole,), summary = check(row, objective="RewardModel")
+    assert (whole.chosen, whole.rejected) == ([A, Q, A], [B, Q, A])
+    assert not summary.repaired_by_code
+
+
+def test_a_pair_whose_first_answers_have_the_same_text_is_no_pair(check: Any) -> None:
+    (refused,), _ = check({"prompt": [Q], "chosen": [A, Q, B], "rejected": [A]}, objective="DPO")
+    assert refused.code is RejectCode.SAME_PAIR
+    assert "first answers" in refused.detail
 
 
 def test_one_chosen_answer_over_several_rejected_ones_is_trained_once(check: Any) -> None:

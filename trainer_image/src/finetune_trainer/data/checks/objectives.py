@@ -1,6 +1,7 @@
 """Fit a row to an objective: the rows that it trains on, or a reject; a pure function."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.instructions import mark_untrained
@@ -48,9 +49,24 @@ _TO_TEXT = (
 )
 
 
-def fit_objective(row: Row, objective: Objective) -> tuple[Row, ...]:
-    """Return the rows that the objective trains on, usually the row itself; raises BadRow."""
+def fit_objective(row: Row, objective: Objective | None) -> tuple[Row, ...]:
+    """Return the rows that the objective trains on, usually the row itself; raises BadRow.
+
+    Without an objective, a row keeps its kind, and a ranking is split into its pairs.
+    """
+    if objective is None:
+        return split_ranking(row) if isinstance(row, PreferenceRow) else (row,)
     return _FITS[objective](row, objective)
+
+
+def split_ranking(row: PreferenceRow) -> tuple[PreferenceRow, ...]:
+    """Return the pairs of a ranking: the best answer with each worse one; of a pair, itself."""
+    if not row.others:
+        return (row,)
+    repairs = _add(row, RepairCode.RANKING_SPLIT)
+    return tuple(
+        replace(row, rejected=rejected, others=[], repairs=repairs) for rejected in (row.rejected, *row.others)
+    )
 
 
 def find_answer(row: Row) -> str | None:
@@ -85,11 +101,10 @@ def _fit_answers(row: Row, objective: Objective) -> tuple[Row, ...]:
 
 
 def _fit_pairs(row: Row, objective: Objective) -> tuple[Row, ...]:
-    if isinstance(row, PreferenceRow):
-        if objective == "DPO":
-            _refuse_exchanges(row, objective)
-        return (row,)
-    raise _unfit(row, objective)
+    if not isinstance(row, PreferenceRow):
+        raise _unfit(row, objective)
+    pairs = split_ranking(row)
+    return tuple(map(_cut_to_answers, pairs)) if objective == "DPO" else pairs
 
 
 def _fit_labels(row: Row, objective: Objective) -> tuple[Row, ...]:
@@ -97,11 +112,12 @@ def _fit_labels(row: Row, objective: Objective) -> tuple[Row, ...]:
         return (row,)
     if not isinstance(row, PreferenceRow):
         raise _unfit(row, objective)
-    _refuse_exchanges(row, objective)
-    repairs = _add(row, RepairCode.PAIR_SPLIT)
+    pair = _cut_to_answers(row)
+    repairs = _add(pair, RepairCode.RANKING_SPLIT if row.others else RepairCode.PAIR_SPLIT)
+    judged = ((pair.chosen, True), (pair.rejected, False), *((answer, False) for answer in pair.others))
     return tuple(
         UnpairedRow(row.prompt, answer, label, row.source, row.format, row.tools, repairs=repairs)
-        for answer, label in ((row.chosen, True), (row.rejected, False))
+        for answer, label in judged
     )
 
 
@@ -140,15 +156,17 @@ def _unfit(row: Row, objective: Objective) -> BadRow:
     return BadRow(RejectCode.NOT_FOR_OBJECTIVE, detail)
 
 
-def _refuse_exchanges(row: PreferenceRow, objective: Objective) -> None:
-    """Reject answers of several turns because user and tool turns in them would be trained on too."""
-    if len(row.chosen) > 1 or len(row.rejected) > 1:
-        detail = (
-            f"the answers have several turns, and {objective} would also train on the user and tool turns in them: "
-            "cut the conversations after the first turn in which they differ, or choose the objective RewardModel, "
-            "which scores whole conversations"
-        )
-        raise BadRow(RejectCode.NOT_FOR_OBJECTIVE, detail)
+def _cut_to_answers(row: PreferenceRow) -> PreferenceRow:
+    """Return the pair with the first answer of each side, in which they differ: what follows is no answer alone.
+
+    The loss of a pair is over all tokens after its prompt, so that later questions and tool results would be trained.
+    """
+    if len(row.chosen) == len(row.rejected) == 1:
+        return row
+    chosen, rejected = row.chosen[:1], row.rejected[:1]
+    if chosen[0]["content"].strip() == rejected[0]["content"].strip() and "tool_calls" not in chosen[0]:
+        raise BadRow(RejectCode.SAME_PAIR, "the first answers in which chosen and rejected differ have the same text")
+    return replace(row, chosen=chosen, rejected=rejected, repairs=_add(row, RepairCode.LATER_TURNS_UNUSED))
 
 
 _FITS: Mapping[Objective, Callable[[Row, Objective], tuple[Row, ...]]] = {

@@ -4,7 +4,8 @@
     for row in check_rows(paths, summary=summary, objective="Chat", labeler=labeler, max_length=2048):
         ...  # a Row or Rejected, in source order; summary has counted it
 
-Every input row is returned exactly once, except that KTO splits a preference pair into its two answers. Without an
+Every input row is returned exactly once, except that KTO splits a preference pair into its two answers, and a ranking
+is split into pairs. Without an
 objective rows keep their kind. Without a labeler the checks that need the model's tokenizer are skipped.
 UnreadableFile is raised for a file that contains no rows at all. `Summary.to_dict()` has the keys rows,
 acceptedRows, repairedRows, rejectedRows, malformedRows, rejectedRowsByCode, repairedRowsByCode, rowsByFormat, samples,
@@ -156,12 +157,10 @@ class _RowChecker:
             raise self.columns.explain(bad, columns, bad.wanted or COLUMNS[self.objective or "Chat"]) from None
         row = check_structure(row, repairs, prompts_wanted=self.objective == "RLHF")
         row.repairs = tuple(sorted(repairs))
-        if self.objective is None:
-            return (row,)
         try:
             fitted = fit_objective(row, self.objective)
         except BadRow as bad:
-            if isinstance(row, PromptRow):  # the answer is probably in a column that no format knows
+            if self.objective and isinstance(row, PromptRow):  # the answer is probably in a column that no format knows
                 raise self.columns.explain(bad, columns, COLUMNS[self.objective]) from None
             raise
         if self.references is None:

@@ -70,6 +70,7 @@ def _check_pair(row: PreferenceRow, repairs: Repairs) -> None:
     row.prompt = _merge_system(row.prompt, repairs)
     row.chosen = _check_side(row, row.chosen, "chosen", repairs)
     row.rejected = _check_side(row, row.rejected, "rejected", repairs)
+    row.others = [_check_side(row, answer, "rejected", repairs) for answer in row.others]
 
 
 def _check_side(row: PreferenceRow, answer: list[Message], side: str, repairs: Repairs) -> list[Message]:

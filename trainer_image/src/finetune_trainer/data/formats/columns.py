@@ -20,6 +20,9 @@ SYSTEM_COLUMNS = ("system", "system_prompt")
 CHOSEN_COLUMNS = ("chosen", "chosen_response", "chosen_messages", "preferred_output")
 REJECTED_COLUMNS = ("rejected", "rejected_response", "rejected_messages", "non_preferred_output")
 LABEL_COLUMNS = ("label", "kto_tag")
+RANKED_COLUMNS = ("responses", "answers", "completions", "generations")
+RANK_COLUMNS = ("ranks", "ranking")
+SCORE_COLUMNS = ("scores", "ratings")
 TEXT_COLUMNS = ("text",)
 TOOL_COLUMNS = ("tools", "functions")
 ROLE_KEYS = ("role", "from", "speaker")
@@ -34,6 +37,9 @@ ALIASES = (
     CHOSEN_COLUMNS,
     REJECTED_COLUMNS,
     LABEL_COLUMNS,
+    RANKED_COLUMNS,
+    RANK_COLUMNS,
+    SCORE_COLUMNS,
     TEXT_COLUMNS,
     TOOL_COLUMNS,
     ("history",),

@@ -19,6 +19,7 @@ from finetune_trainer.data.formats.columns import (
     UnknownColumns,
     find_column,
 )
+from finetune_trainer.data.formats.ranked import is_ranked
 from finetune_trainer.data.rows import DataFormat
 
 # Rows with one of these columns compare or rate answers; the other columns contain the prompt.
@@ -88,7 +89,7 @@ _JUDGED_TESTS: _Tests = (
 _TESTS: _Tests = (
     (DataFormat.OPENAI, lambda row: _has(row, _CONVERSATIONS) and uses_role_and_content(row)),
     (DataFormat.SHAREGPT, lambda row: _has(row, _CONVERSATIONS)),
-    (DataFormat.PREFERENCE, is_ranked_output),
+    (DataFormat.PREFERENCE, lambda row: is_ranked_output(row) or (is_ranked(row) and not _has(row, _ANSWERS))),
     (DataFormat.PROMPT_COMPLETION, _is_prompt_completion),
     (DataFormat.ALPACA, lambda row: _has(row, _ANSWERS) and _has(row, _QUESTIONS)),
     (DataFormat.TEXT, lambda row: _has(row, _TEXTS)),

@@ -22,6 +22,7 @@ from finetune_trainer.data.formats.conversations import (
 from finetune_trainer.data.formats.detect import is_ranked_output
 from finetune_trainer.data.formats.fields import Repairs
 from finetune_trainer.data.formats.instructions import read_prompt
+from finetune_trainer.data.formats.ranked import is_ranked, read_ranked
 from finetune_trainer.data.formats.shared_prompt import split_pair
 from finetune_trainer.data.rows import DataFormat, Message, PreferenceRow, Source
 
@@ -30,10 +31,15 @@ def convert_preference(row: Columns, source: Source, data_format: DataFormat, re
     """Return the row with the prompt that both answers share; raises BadRow."""
     request = row.get("input")
     asked: Columns = request if isinstance(request, dict) and "messages" in request else row
-    chosen, rejected, is_conversation = _read_answers(row, repairs)
-    prompt = read_system(row, repairs) if is_conversation else _read_prompt(asked, repairs)
+    if is_ranked(row) and not has_value(row, REJECTED_COLUMNS):
+        chosen, (rejected, *others) = read_ranked(row, repairs)
+        prompt = _read_prompt(asked, repairs)
+    else:
+        chosen, rejected, is_conversation = _read_answers(row, repairs)
+        prompt, others = read_system(row, repairs) if is_conversation else _read_prompt(asked, repairs), []
     prompt, chosen, rejected = split_pair(prompt, chosen, rejected)
-    return PreferenceRow(prompt, chosen, rejected, source, data_format, read_row_tools(asked, repairs))
+    tools = read_row_tools(asked, repairs)
+    return PreferenceRow(prompt, chosen, rejected, source, data_format, tools, others=others)
 
 
 def _read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
