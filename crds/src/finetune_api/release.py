@@ -7,8 +7,8 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.blocks import ATOMIC, Block, Endpoint, ObjectName, S3Uri, cel, map_list, rules
 from finetune_api.handoff import HandoffBlock
+from finetune_api.inputs.sources import Storage
 from finetune_api.scalars import MAX_INTEGER, Count, Digest, Line, Measure, Name, StatusBlock, Time, Uri, Word
-from finetune_api.sources import Storage
 from finetune_api.status import Condition
 
 

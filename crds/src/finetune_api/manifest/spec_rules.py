@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from finetune_api.blocks import AT_CREATION, DATA_URI, MODEL_URI, S3_URI
-from finetune_api.chat_template import ONE_TEMPLATE, RESERVED, UNRESERVED
 from finetune_api.endpoints import ENDPOINT
 from finetune_api.evaluate_mode import EVALUATE_CONDITIONS
 from finetune_api.hyperparameters import (
@@ -23,10 +22,11 @@ from finetune_api.hyperparameters import (
     NOISE_WITHOUT_PACKING,
     WHOLE_DECAY,
 )
+from finetune_api.inputs.chat_template import ONE_TEMPLATE, RESERVED, UNRESERVED
+from finetune_api.inputs.sources import UNIQUE_SOURCES
 from finetune_api.objectives import HAS_SMOOTHING
 from finetune_api.output import COMMIT, REPO
 from finetune_api.recipes import WITHOUT_DROPOUT
-from finetune_api.sources import UNIQUE_SOURCES
 from finetune_api.spec import FORMATS, TRAIN_ON
 from finetune_api.tuning import (
     EXPERTS_WITHOUT_DORA,

@@ -6,8 +6,8 @@ from datetime import datetime
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_api.evaluation import EvaluationMetric, Verdict
+from finetune_api.inputs.sources import DatasetFormat
 from finetune_api.names import ConditionType, Phase
-from finetune_api.sources import DatasetFormat
 from finetune_api.spec import FineTuneJobSpec, Method, ResumePolicy
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import FineTuneJob

@@ -1,8 +1,8 @@
 """The Job of a release, built like a preflight Job. Pure: typed input in, the whole object out."""
 
 from finetune_api import handoff, names
+from finetune_api.inputs.sources import ModelCache
 from finetune_api.release import FineTuneReleaseSpec, ReleaseConfig, ReleasedResult
-from finetune_api.sources import ModelCache
 from finetune_api.spec import FineTuneJobSpec, Output
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.child_names import selector_value, slug

@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 
 from finetune_api.handoff import ExitCode
-from finetune_api.sources import BlendSource, Sample, StoppingStrategy
+from finetune_api.inputs.sources import BlendSource, Sample, StoppingStrategy
 from finetune_trainer.data.blend import Part, blend, choose_rows, take_turns
 from finetune_trainer.errors import TrainerError
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from finetune_api.handoff import ExitCode
-from finetune_api.sources import DataSource
+from finetune_api.inputs.sources import DataSource
 from finetune_trainer.data.patterns import pattern_to_regex
 from finetune_trainer.data.sources import MAX_OBJECTS, fetch_source, resolve_source
 from finetune_trainer.data.split_names import detect_split

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_api.handoff import ExitCode
-from finetune_api.sources import DataFiles
+from finetune_api.inputs.sources import DataFiles
 from finetune_trainer.data.sources import resolve_source
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.local import LocalStore

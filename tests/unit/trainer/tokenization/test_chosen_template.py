@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetune_api.chat_template import ChatTemplateName
 from finetune_api.handoff import ExitCode
+from finetune_api.inputs.chat_template import ChatTemplateName
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, Source
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.adapters.saved import save_tokenizer

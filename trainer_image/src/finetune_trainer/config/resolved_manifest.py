@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 from finetune_api import names
 from finetune_api.handoff import JobConfig
 from finetune_api.hyperparameters import Hyperparameters
+from finetune_api.inputs.sources import DataFiles, Dataset
 from finetune_api.manifest.yaml_document import write_document
 from finetune_api.objectives import Dpo, Kto, Objective
-from finetune_api.sources import DataFiles, Dataset
 from finetune_api.spec import FineTuneJobSpec, Lora, Method, Mode, Quantization
 from finetune_api.status import Resolved
 from finetune_trainer.storage.hub.uris import Repo, is_hub_uri, parse_hub_uri

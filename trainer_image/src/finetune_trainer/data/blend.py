@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from finetune_api.handoff import ExitCode
-from finetune_api.sources import BlendSource, Sample, StoppingStrategy
+from finetune_api.inputs.sources import BlendSource, Sample, StoppingStrategy
 from finetune_trainer.errors import TrainerError
 
 MOST_REPEATS = 100

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode
-from finetune_api.sources import DataFiles
+from finetune_api.inputs.sources import DataFiles
 from finetune_trainer.data.patterns import WILDCARD, split_pattern
 from finetune_trainer.data.split_names import choose_split
 from finetune_trainer.data.subsets import choose_subset

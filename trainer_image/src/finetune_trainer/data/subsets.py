@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.handoff import ExitCode
-from finetune_api.sources import DataFiles
+from finetune_api.inputs.sources import DataFiles
 from finetune_trainer.data.patterns import pattern_to_regex
 from finetune_trainer.data.split_names import detect_split
 from finetune_trainer.errors import TrainerError, name_some

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.handoff import Artifact, JobConfig
+from finetune_api.inputs.sources import StoppingStrategy
 from finetune_api.objectives import Objective
-from finetune_api.sources import StoppingStrategy
 from finetune_api.status import SourceStatus
 from finetune_trainer.data.blend import Part, blend, choose_rows, take_turns
 from finetune_trainer.data.checks.output import read_accepted

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from finetune_api.chat_template import ChatTemplate
 from finetune_api.handoff import CHAT_TEMPLATE_DIR, CHAT_TEMPLATE_FILE, ExitCode, JobConfig
+from finetune_api.inputs.chat_template import ChatTemplate
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.tokenization.chosen_template import TemplateChoice
 from finetune_trainer.tokenization.labeler import CHOSEN_FIELD, Labeler

@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 
 from finetune_api.dataset.codes import RepairCode
 from finetune_api.handoff import ExitCode, JobConfig
-from finetune_api.sources import BlendSource, Sample
+from finetune_api.inputs.sources import BlendSource, Sample
 from finetune_api.status import DatasetStatus
 from finetune_trainer.data.checks.output import ACCEPTED, CheckOutput
 from finetune_trainer.data.checks.pipeline import check_rows

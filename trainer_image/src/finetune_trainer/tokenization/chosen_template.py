@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from finetune_api.chat_template import RESERVED, ChatTemplateName
+from finetune_api.inputs.chat_template import RESERVED, ChatTemplateName
 from finetune_trainer.tokenization.template import FALLBACK_TEMPLATE, ChatTemplate, TemplateFailure
 from finetune_trainer.tokenization.tokenizer import DEFAULT, TokenizerFiles
 

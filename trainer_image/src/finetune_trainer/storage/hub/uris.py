@@ -12,7 +12,7 @@ from pathlib import Path
 from finetune_api.blocks import SecretRef
 from finetune_api.endpoints import is_endpoint
 from finetune_api.handoff import CA_FILE, HUB_CA_DIR, HUB_TOKEN_FILE, HUB_TOKENS_DIR, ExitCode, HubRole
-from finetune_api.sources import Hub, Model
+from finetune_api.inputs.sources import Hub, Model
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.own_servers import OwnKey, explain_withheld

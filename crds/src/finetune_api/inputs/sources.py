@@ -18,7 +18,7 @@ from finetune_api.blocks import (
     cel,
     rules,
 )
-from finetune_api.chat_template import KWARGS_RULE, ChatTemplate, ChatTemplateKwargs
+from finetune_api.inputs.chat_template import KWARGS_RULE, ChatTemplate, ChatTemplateKwargs
 
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[a-z_]+$")]
 Columns = Annotated[
