@@ -18,6 +18,7 @@ from layout import CACHE, ClusterError
 MODULES = Path(__file__).parent / "binaries"
 KUBERNETES = "k8s.io/kubernetes"
 PROMETHEUS_OPERATOR = "github.com/prometheus-operator/prometheus-operator"
+FLUX = "github.com/fluxcd"
 MINOR = os.environ.get("KUBERNETES_MINOR", "")
 """The older Kubernetes of a control plane without a node, for example 1.31; empty for the cluster's own."""
 DOWNLOAD_ATTEMPTS = 4
@@ -61,9 +62,11 @@ PROGRAMS = {
         Program(
             "prometheus-operator", "prometheus-operator", PROMETHEUS_OPERATOR, f"{PROMETHEUS_OPERATOR}/cmd/operator"
         ),
+        Program("source-controller", "flux", f"{FLUX}/source-controller", f"{FLUX}/source-controller"),
+        Program("kustomize-controller", "flux", f"{FLUX}/kustomize-controller", f"{FLUX}/kustomize-controller"),
     )
 }
-ON_DEMAND = ("kueue", "health", "actionlint", "prometheus-operator")
+ON_DEMAND = ("kueue", "health", "actionlint", "prometheus-operator", "source-controller", "kustomize-controller")
 BASIC = tuple(name for name in PROGRAMS if name not in ON_DEMAND)
 """What every cluster needs; Kueue takes minutes to build and is built when it is asked for, as are the tests' tools."""
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kubectl", "kube-controller-manager")
