@@ -126,6 +126,7 @@ def test_a_trainer_pod_deleted_by_force_counts_by_its_exit_code_and_the_next_run
     assert (own.status.failed or 0) == status.get("failures", 0)
 
 
+@pytest.mark.nightly
 def test_a_trainer_job_deleted_by_hand_is_a_new_attempt_that_counts(bench: Bench) -> None:
     job = bench.apply("deleted", hyperparameters=LONG)
     job.running_pod()

@@ -98,6 +98,7 @@ def test_storage_that_fails_tears_crawls_and_goes_away_costs_time_alone(
     assert (status["runs"], status.get("preemptions", 0), status.get("failures", 0)) == (1, 0, 0)
 
 
+@pytest.mark.nightly
 def test_a_trainer_evicted_while_storage_is_away_ends_in_time_and_the_next_one_waits_for_it(
     bench: Bench, gateway: Gateway, calm: dict[str, float]
 ) -> None:
