@@ -15,7 +15,11 @@ NODE, API_SERVICE = "10.97.0.1", "10.96.0.1"
 CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=2)"
 LISTEN = "import socket, time; held = socket.create_server(('', 7000)); print('ready', flush=True); time.sleep(600)"
 
-pytestmark = pytest.mark.skipif(not Path("/sys/class/net/ftc-node").exists(), reason="not the cluster of tests/cluster")
+# Alone and late: the first `ip netns` binds /run/netns onto itself, and pods from before cannot be removed after that.
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not Path("/sys/class/net/ftc-node").exists(), reason="not the cluster of tests/cluster"),
+]
 __all__ = ["image"]
 
 
