@@ -71,7 +71,10 @@ def _pod(namespace: str, items: list[dict[str, str]]) -> dict[str, Any]:
                     "image": os.environ["FINETUNE_TRAINER_IMAGE"],
                     "command": ["/opt/venv/bin/python", "/hub/hub.py", "--root", "/repositories"],
                     "args": ["--host", "$(POD_IP)", "--port", str(PORT)],
-                    "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
+                    "env": [
+                        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                        {"name": "PYTHONPATH", "value": "/hub"},  # the image does not import from a script's folder
+                    ],
                     "ports": [{"containerPort": PORT}],
                     "readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 1},
                     "securityContext": hardened,
