@@ -68,6 +68,7 @@ def test_a_job_that_ended_is_listed_described_and_its_report_is_fetched_and_prov
     finetune(bench, "cancel", "followed", "--yes", code=1)
 
 
+@pytest.mark.nightly
 def test_the_lineage_of_a_child_leads_to_its_parent_and_its_base(bench: Bench, followed: dict[str, Any]) -> None:
     child = bench.apply("child", lineage={"parentRef": {"name": "followed"}})
     status = child.wait("Complete", seconds=600)

@@ -183,6 +183,7 @@ def test_a_trainer_that_ends_after_quota_is_back_was_preempted_and_has_not_faile
     assert [one.status.failed or 0 for one in job.jobs()] == [0]
 
 
+@pytest.mark.nightly
 def test_what_the_queue_lacks_is_shown_and_a_corrected_queue_takes_effect_at_once(teams: Teams) -> None:
     wrong = teams.apply(teams.a, "wrong-queue", "nightly", scheduling={"queueName": "gpu"})
     resources = {"requests": {"cpu": "100m", "memory": "1Gi"}}
