@@ -14,7 +14,7 @@ import yaml
 from kubernetes import client
 from user import Bench, Job, kubectl, wait_for
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.nightly]
 
 CHART = Path(__file__).parents[2] / "helm" / "finetune-operator"
 NAMESPACE, RELEASE = "finetune-system", "finetune-operator"
