@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
-    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md", "crds/README.md"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md", "crds/*.md"),
     *("operator/README.md", "operator/decisions/*.md", "trainer_image/README.md", "helm/*/README.md"),
     *("tests/README.md", "tests/cluster/cluster.md", "tests/*/RESULTS.md"),
 )
