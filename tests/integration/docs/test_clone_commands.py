@@ -118,7 +118,7 @@ def test_an_adapter_is_put_on_a_hub_with_its_card_at_the_top(tmp_path: Path) -> 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (tmp_path / "hub").mkdir()
-    with Hub(tmp_path / "hub").serving() as hub:
+    with Hub(tmp_path / "hub", organisations={"my-org": "write"}).serving() as hub:
         place = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token, "HF_HOME": str(tmp_path / "home")}
         place["HF_HUB_OFFLINE"] = "0"  # a trainer that was imported here has set it
         told = call(tmp_path, UPLOAD, Path(sys.executable).parent, **place)
