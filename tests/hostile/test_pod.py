@@ -1,6 +1,7 @@
 """A pod's report is rejected, or gives a status that the API server accepts and a terminal can show."""
 
 import asyncio
+import contextlib
 import copy
 import json
 import socket
@@ -340,9 +341,14 @@ async def test_hundreds_of_silent_trainers_delay_no_progress_of_another_namespac
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
         writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    with socket.create_server(("127.0.0.2", port), backlog=1024):
+    with contextlib.ExitStack() as stack:
+        # A port that is free at every address, and that nobody else is given while it is bound here.
+        reserved = stack.enter_context(socket.socket())
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("", 0))
+        port = reserved.getsockname()[1]
+        stack.enter_context(socket.create_server(("127.0.0.2", port), backlog=1024))
+        server = await asyncio.start_server(answer, "127.0.0.1", port)
         for number in range(200):
             target = Target("job", f"silent-{number}", f"silent-{number}", "127.0.0.2")
             cache.targets[Key("silent", str(number))] = target
