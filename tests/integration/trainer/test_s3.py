@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -109,6 +111,31 @@ def test_a_file_of_several_parts_arrives_whole_and_is_counted(storage: S3Store, 
     assert hashlib.sha256((tmp_path / "deep" / "copy").read_bytes()).hexdigest() == digest
     assert storage.sha256(uri) == digest
     assert storage.read_range(uri, MIB + 3, 5) == b"\x03\x04\x05\x06\x07"
+
+
+UPLOAD_IN_LITTLE_MEMORY = """
+import sys
+from pathlib import Path
+from finetune_api.spec import Storage
+from finetune_trainer.limits import limit_process
+from finetune_trainer.storage.s3 import S3Store
+from finetune_trainer.storage.s3_client import connect_s3
+
+storage = S3Store(connect_s3(Storage.model_validate_json(sys.argv[3])))
+storage.put(sys.argv[2] + "-small", b"the libraries are loaded now")
+limit_process(128 << 20)
+storage.upload(Path(sys.argv[1]), sys.argv[2])
+"""
+
+
+def test_a_large_file_is_uploaded_without_its_parts_in_memory(
+    s3_server: Any, aws_environment: None, bucket: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "large"
+    with source.open("wb") as file:
+        file.truncate(320 * MIB)
+    arguments = [str(source), f"s3://{bucket}/large", s3_server.spec().model_dump_json(by_alias=True)]
+    subprocess.run([sys.executable, "-c", UPLOAD_IN_LITTLE_MEMORY, *arguments], check=True, timeout=120)
 
 
 def test_a_folder_is_copied_as_far_as_accepted(storage: S3Store, bucket: str, tmp_path: Path) -> None:

@@ -16,8 +16,14 @@ from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.loading import trained_tensors
 from finetune_trainer.tokenization.packing import EXACT_MODELS
+from finetune_trainer.tokenization.sample_table import as_samples
 from finetune_trainer.tokenization.samples import Encoded
-from finetune_trainer.training.methods.packed import PackedCollator, require_isolated_rows, to_packed_dataset
+from finetune_trainer.training.methods.packed import (
+    PackedCollator,
+    join_samples,
+    require_isolated_rows,
+    to_packed_dataset,
+)
 
 CPU = torch.device("cpu")
 PLAIN_ONLY = frozenset({"gemma2"})
@@ -104,7 +110,8 @@ def test_rows_are_proven_apart_in_a_batch_of_several_lines(monkeypatch: pytest.M
 
 def test_the_first_token_of_each_row_is_not_trained_because_the_row_before_would_predict_it() -> None:
     samples = [Encoded([4, 5], [-100, 5], 1), Encoded([1, 2, 3], [1, 2, 3], 3), Encoded([6, 7], [6, 7], 2)]
-    first, second = to_packed_dataset(samples, 5, None)
+    table = as_samples(samples)
+    first, second = (join_samples(table, sequence["places"]) for sequence in to_packed_dataset(table, 5, None))
     assert first == {"input_ids": [1, 2, 3, 4, 5], "labels": [-100, 2, 3, -100, 5], "seq_lengths": [3, 2]}
     assert second == {"input_ids": [6, 7], "labels": [-100, 7], "seq_lengths": [2]}
 

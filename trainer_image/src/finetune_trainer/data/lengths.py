@@ -1,8 +1,13 @@
 """Row lengths in tokens before truncation, to choose `maxLength` by."""
 
-from array import array
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 ROUNDED_TO = 64
 CLASSES = 12
@@ -10,13 +15,18 @@ CLASSES = 12
 
 @dataclass(slots=True)
 class Lengths:
-    """The lengths counted so far, four bytes each."""
+    """How many rows have each length: the memory grows with the different lengths, not with the rows."""
 
-    seen: "array[int]" = field(default_factory=lambda: array("I"))
+    rows: Counter[int] = field(default_factory=Counter)
 
     def add(self, tokens: int) -> None:
         """Count one row."""
-        self.seen.append(tokens)
+        self.rows[tokens] += 1
+
+    def add_all(self, tokens: npt.NDArray[Any]) -> None:
+        """Count one row for each length."""
+        lengths, counts = np.unique(tokens, return_counts=True)
+        self.rows.update(dict(zip(lengths.tolist(), counts.tolist(), strict=True)))
 
     def percentile(self, percent: int) -> int:
         """Return the length that this percentage of the rows does not exceed; 0 without rows."""
@@ -25,7 +35,7 @@ class Lengths:
     @property
     def longest(self) -> int:
         """The length of the longest row; 0 without rows."""
-        return max(self.seen, default=0)
+        return max(self.rows, default=0)
 
     def to_dict(self) -> dict[str, int]:
         """Return the figures in the form of `summary.json`; the advised `maxLength` cuts at most 1 % of the rows."""
@@ -40,17 +50,22 @@ class Lengths:
 
     def histogram(self) -> tuple[tuple[int, int], ...]:
         """Return (upper bound, count) of equal classes up to the 99th percentile, and of one class for the rest."""
-        if not self.seen:
+        if not self.rows:
             return ()
         width = _round_width(-(-self.percentile(99) // CLASSES))
         regular = max(1, -(-self.percentile(99) // width))
-        counts = Counter(min(max(tokens - 1, 0) // width, regular) for tokens in self.seen)
+        counts = Counter[int]()
+        for tokens, rows in self.rows.items():
+            counts[min(max(tokens - 1, 0) // width, regular)] += rows
         found = [((at + 1) * width, counts[at]) for at in range(regular)]
         return (*found, (self.longest, counts[regular])) if counts[regular] else tuple(found)
 
     def _ranked(self, percents: tuple[int, ...]) -> list[int]:
-        ordered = sorted(self.seen)
-        return [ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else 0 for percent in percents]
+        lengths = sorted(self.rows)
+        up_to = list(accumulate(self.rows[length] for length in lengths))
+        total = self.rows.total()
+        ranks = (min(total - 1, total * percent // 100) for percent in percents)
+        return [lengths[bisect_right(up_to, rank)] if lengths else 0 for rank in ranks]
 
 
 def _round_width(least: int) -> int:

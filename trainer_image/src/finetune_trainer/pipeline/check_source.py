@@ -14,6 +14,7 @@ from finetune_api.inputs.sources import BlendSource, Sample
 from finetune_api.status import DatasetStatus
 from finetune_trainer.data.checks.output import ACCEPTED, CheckOutput
 from finetune_trainer.data.checks.pipeline import check_rows
+from finetune_trainer.data.checks.row_keys import SeenRows
 from finetune_trainer.data.checks.summary import Summary, explain_unusable, name_unknown_columns
 from finetune_trainer.data.formats.columns import advise_field
 from finetune_trainer.data.rows import Labelling, NamedPath, Rejected, UnreadableFile
@@ -64,8 +65,7 @@ class CheckedSource:
 class Earlier:
     """What earlier sources of the blend have brought."""
 
-    rows: set[int] = field(default_factory=set)
-    """The `row_key` of each row."""
+    rows: SeenRows = field(default_factory=SeenRows)
     places: dict[str, str] = field(default_factory=dict)
     """The source that reads each file, by the file's URI."""
 
@@ -119,7 +119,7 @@ class SourceCheck:
         _refuse_unusable(checked, self.config.spec.dataset.max_rejected_percent)
         return checked
 
-    def _check(self, checked: CheckedSource, prompts: frozenset[int], seen: set[int]) -> None:
+    def _check(self, checked: CheckedSource, prompts: frozenset[int], seen: SeenRows) -> None:
         spec, source = self.config.spec, checked.source
         rows = check_rows(
             [NamedPath(file.path, file.uri) for file in checked.files],

@@ -168,9 +168,8 @@ def compute_sample_stats(rows: Rows, samples: Sequence[Sample]) -> SampleStats:
     table = as_samples(samples)
     held, left_out = table.numbers("length"), table.numbers("left_out")
     lengths, full_lengths = Lengths(), Lengths()
-    for length, full_length in zip(held.tolist(), (held + left_out).tolist(), strict=True):
-        lengths.add(length)
-        full_lengths.add(full_length)
+    lengths.add_all(held)
+    full_lengths.add_all(held + left_out)
     return SampleStats(
         train_rows=len(rows.train),
         validation_rows=len(rows.validation or ()),

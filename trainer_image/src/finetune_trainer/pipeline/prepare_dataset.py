@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.handoff import Artifact, JobConfig, ManifestFile
+from finetune_api.inputs.sources import BlendSource
 from finetune_api.status import DatasetStatus
 from finetune_trainer.data.ability import choose_questions, write_questions
 from finetune_trainer.data.checks.output import REJECTED, read_accepted
@@ -69,9 +70,7 @@ def prepare_dataset(
     held_out = dataset.held_out_source()
     validation = check.run("dataset.validation", held_out) if held_out else None
     prompts = collect_prompts(read_accepted(validation.accepted)) if validation else frozenset()
-    earlier = Earlier()
-    train = [check.run(place, source, prompts, earlier) for place, source in dataset.training_sources().items()]
-    blended = blend_sources(config, train)
+    blended = blend_sources(config, _check_training(check, dataset.training_sources(), prompts))
     out = workspace / "prepared"
     shutil.rmtree(out, ignore_errors=True)
     (out / "dataset").mkdir(parents=True)
@@ -82,7 +81,8 @@ def prepare_dataset(
         held_out_samples = sum(validation.samples)
     elif not blended.split.validation_rows:
         (out / Artifact.VALIDATION_ROWS).unlink()
-    _concatenate(out / Artifact.REJECTED, [one.directory / REJECTED for one in (*train, validation) if one])
+    checked = [one.checked for one in blended.sources]
+    _concatenate(out / Artifact.REJECTED, [one.directory / REJECTED for one in (*checked, validation) if one])
     ability = _write_questions(config, storage, workspace, out, on_bytes)
     if template is not None:
         (out / Artifact.CHAT_TEMPLATE).write_text(template, encoding="utf-8", newline="")
@@ -99,6 +99,13 @@ def prepare_dataset(
         ability=ability,
     )
     return PreparedDataset(out, files, status, train_lengths, held_out_samples)
+
+
+def _check_training(
+    check: SourceCheck, sources: Mapping[str, BlendSource], prompts: frozenset[int]
+) -> list[CheckedSource]:
+    earlier = Earlier()
+    return [check.run(place, source, prompts, earlier) for place, source in sources.items()]
 
 
 def _write_questions(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from boto3.exceptions import Boto3Error
-from boto3.s3.transfer import TransferConfig
+from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_transfer_manager
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
@@ -85,12 +85,14 @@ class S3Store(Store):
         bucket, key = split_uri(uri)
 
         size = path.stat().st_size
+        subscribers = [ProgressCallbackInvoker(on_bytes)] if on_bytes else None
 
         def send() -> None:
-            with path.open("rb") as file:
-                if size >= SMALL_BYTES:
-                    self._client.upload_fileobj(file, bucket, key, Callback=on_bytes, Config=TRANSFER)
-                else:  # without the threads that a transfer manager starts for each object
+            if size >= SMALL_BYTES:  # by its name: of an open file, ten parts would be in memory
+                with create_transfer_manager(self._client, TRANSFER) as manager:
+                    manager.upload(str(path), bucket, key, None, subscribers).result()
+            else:  # without the threads that a transfer manager starts for each object
+                with path.open("rb") as file:
                     self._client.put_object(Bucket=bucket, Key=key, Body=file)
 
         self._retry(uri, send)

@@ -4,9 +4,14 @@ Rows of one sequence never attend to each other: the positions restart with each
 their attention masks from the positions. A test for each model compares the logits of packed and single rows.
 """
 
+from array import array
 from bisect import bisect_left, insort
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Objective
@@ -36,26 +41,45 @@ WORTH = 2.0
 def group_lengths(lengths: Sequence[int], max_length: int, max_rows: int | None = MAX_ROWS) -> list[list[int]]:
     """Return which samples share a sequence, by their indices: the longest first, each where the least room remains."""
     groups: list[list[int]] = []
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    for at, group in zip(order, _fill((lengths[at] for at in order), max_length, max_rows), strict=True):
+        if group == len(groups):
+            groups.append([])
+        groups[group].append(at)
+    return groups
+
+
+def group_many(lengths: npt.NDArray[Any], max_length: int, max_rows: int | None) -> tuple[npt.NDArray[np.int32], ...]:
+    """Return the same groups as `group_lengths` in two arrays: the samples of all groups, and where each group starts
+    (and the last one ends)."""
+    order = np.argsort(-lengths, kind="stable").astype(np.int32)
+    groups = np.fromiter(_fill(lengths[order].data, max_length, max_rows), np.int32, len(order))
+    starts = np.concatenate([[0], np.cumsum(np.bincount(groups))]).astype(np.int32)
+    return order[np.argsort(groups, kind="stable")], starts
+
+
+def _fill(lengths: Iterable[int], max_length: int, max_rows: int | None) -> Iterator[int]:
+    """Yield the group of each sample; `lengths` are in descending order, and groups are numbered as they begin."""
+    rows = array("I")
     rooms: list[int] = []
     by_room: dict[int, list[int]] = defaultdict(list)
-    for at in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        length = lengths[at]
+    for length in lengths:
         found = bisect_left(rooms, length)
         if found == len(rooms):
-            group, room = len(groups), max_length
-            groups.append([])
+            group, room = len(rows), max_length
+            rows.append(0)
         else:
             room = rooms[found]
             group = by_room[room].pop()
             if not by_room[room]:
                 rooms.pop(found)
-        groups[group].append(at)
+        rows[group] += 1
         left = room - length
-        if left > 0 and (max_rows is None or len(groups[group]) < max_rows):
+        if left > 0 and (max_rows is None or rows[group] < max_rows):
             if not by_room[left]:
                 insort(rooms, left)
             by_room[left].append(group)
-    return groups
+        yield group
 
 
 def fold_rows(lines: Sequence[Sequence[int]], most_tokens: int) -> list[list[int]]:
@@ -96,7 +120,9 @@ def count_packed(
                 f"of {model_type or 'this model'}: set packing Never or Auto",
             )
         return None
-    packed = len(group_lengths(lengths, max_length, max_rows_for(objective)))
+    counts = Counter(lengths)
+    descending = (length for length in sorted(counts, reverse=True) for _ in range(counts[length]))
+    packed = 1 + max(_fill(descending, max_length, max_rows_for(objective)), default=-1)
     is_worth = asked is Packing.ALWAYS or objective is Objective.DOMAIN_ADAPTATION or len(lengths) >= WORTH * packed
     return packed if packed and is_worth else None
 

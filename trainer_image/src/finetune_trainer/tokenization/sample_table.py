@@ -75,9 +75,11 @@ class Samples(Sequence[SampleT], Generic[SampleT]):
         """Return a column of numbers or of truth values."""
         return cast("npt.NDArray[Any]", self.table[name].to_numpy())
 
-    def ids(self, name: str) -> list[npt.NDArray[np.int32]]:
-        """Return each sample's token ids of one column, as views of the table."""
-        return [line.values.to_numpy() for line in self.table[name]]
+    def ids(self, name: str, places: Sequence[int] | None = None) -> list[npt.NDArray[np.int32]]:
+        """Return the token ids of one column, of all samples or of those at these places, as views of the table."""
+        column = self.table[name]
+        lines = column if places is None else (column[at] for at in places)
+        return [line.values.to_numpy() for line in lines]
 
     def has(self, name: str) -> bool:
         """Return whether samples of this kind have the column."""

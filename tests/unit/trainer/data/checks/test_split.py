@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.data.checks.row_keys import KEY_BITS, row_key
+from finetune_trainer.data.checks.row_keys import seeded_rank
 from finetune_trainer.data.checks.split import PromptSplit, Split
 from finetune_trainer.data.rows import ChatRow, DataFormat, Message, Source
 
@@ -77,7 +77,12 @@ def test_case_spacing_and_system_text_make_no_new_prompt() -> None:
     assert all(result.is_validation(row(f"p{n} x")) == result.is_validation(row(f"P{n}  X")) for n in range(60))
 
 
-def test_a_key_takes_no_more_than_the_duplicate_filter_allows() -> None:
-    key = row_key(row("p"))
-    assert key < 2**KEY_BITS
-    assert key.__sizeof__() <= 32
+def test_prompts_are_taken_in_their_seeded_order_however_many_are_passed_over() -> None:
+    """Seventeen prompts of thirty rows fill the split but for two rows, for which no other prompt is small enough."""
+    splitter, prompts = PromptSplit(50, 7), range(9_000)
+    for prompt in prompts:
+        for _ in range(30):
+            splitter.add_prompt(prompt)
+    found = splitter.close()
+    first = sorted(prompts, key=lambda prompt: seeded_rank(prompt, 7))[:17]
+    assert (found.validation_prompts, found.validation_rows) == (frozenset(first), 510)

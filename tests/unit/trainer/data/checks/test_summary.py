@@ -62,7 +62,7 @@ def test_the_losses_of_every_sample_are_added_up() -> None:
 
 def test_a_rejected_row_counts_in_the_lengths_only_if_its_length_is_known() -> None:
     summary = summary_of(rejected(RejectCode.BAD_JSON), Rejected("f", 1, RejectCode.PROMPT_FILLS_CONTEXT, "", "", 9))
-    assert list(summary.lengths.seen) == [9]
+    assert summary.lengths.rows == {9: 1}
 
 
 def test_no_rows_are_unusable() -> None:

@@ -22,7 +22,7 @@ import orjson
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.checks.objectives import COLUMNS, find_answer, fit_objective
-from finetune_trainer.data.checks.row_keys import prompt_key, row_key
+from finetune_trainer.data.checks.row_keys import SeenRows, prompt_key, row_key
 from finetune_trainer.data.checks.structure import check_structure
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.formats.columns import Advise, ColumnMap, UnknownColumns, advise_field
@@ -87,7 +87,7 @@ def check_rows(
     references: ReferenceKeeper | None = None,
     on_progress: Progress | None = None,
     advise: Advise = advise_field,
-    seen: set[int] | None = None,
+    seen: SeenRows | None = None,
 ) -> Iterator[Row | Rejected]:
     """Yield every row of the files as a Row or a Rejected, in order, until `max_samples` rows are accepted.
 
@@ -99,7 +99,7 @@ def check_rows(
     """
     asked = None if format == AUTO else DataFormat(format)
     summary.columns = ColumnMap(columns or {}, advise)
-    known = set() if seen is None else seen
+    known = seen or SeenRows()
     checker = _RowChecker(asked, summary.columns, objective, validation_prompts, references, known)
     rows = checker.check(_read_all(paths, on_progress))
     if labeler is not None and objective is not None:
@@ -128,7 +128,7 @@ class _RowChecker:
     objective: Objective | None
     validation_prompts: Container[int]
     references: ReferenceKeeper | None = None
-    seen: set[int] = field(default_factory=set)
+    seen: SeenRows = field(default_factory=SeenRows)
 
     def check(self, records: Iterable[tuple[str, Record]]) -> Iterator[Row | Rejected]:
         for file, record in records:
@@ -171,10 +171,8 @@ class _RowChecker:
         )
 
     def _reject_repeated(self, row: Row) -> None:
-        key = row_key(row)
-        if key in self.seen:
+        if not self.seen.add(row_key(row)):
             raise BadRow(RejectCode.DUPLICATE, "the row repeats an earlier row")
-        self.seen.add(key)
         if self.validation_prompts and prompt_key(row) in self.validation_prompts:
             raise BadRow(RejectCode.EVAL_LEAK, "the prompt is also in the validation file")
 

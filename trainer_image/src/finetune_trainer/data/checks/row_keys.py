@@ -2,7 +2,9 @@
 
 import hashlib
 import sys
+from bisect import bisect_left
 
+import numpy as np
 import orjson
 
 from finetune_api.dataset.codes import RejectCode
@@ -10,6 +12,8 @@ from finetune_trainer.data.rows import BadRow, Message, Row, TextRow
 
 KEY_BITS = 60
 HASH_BITS = sys.hash_info.width
+RECENT_ROWS = 1 << 16
+"""Keys that are kept in a set, which takes ten times the memory, before they are sorted into the others."""
 
 
 def row_key(row: Row) -> int:
@@ -46,3 +50,31 @@ def seeded_rank(key: int, seed: int) -> int:
 
 def _digest(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> (64 - KEY_BITS)
+
+
+class SeenRows:
+    """The `row_key`s of the rows so far: eight bytes each, and as many again while the recent ones are sorted in."""
+
+    def __init__(self) -> None:
+        self._recent: set[int] = set()
+        self._sorted = np.empty(0, np.int64)
+        self._keys = self._sorted.data
+
+    def add(self, key: int) -> bool:
+        """Add the key; return whether it is new."""
+        if key in self._recent:
+            return False
+        at = bisect_left(self._keys, key)
+        if at < len(self._keys) and self._keys[at] == key:
+            return False
+        self._recent.add(key)
+        if len(self._recent) == RECENT_ROWS:
+            self._sort_in()
+        return True
+
+    def _sort_in(self) -> None:
+        recent = np.fromiter(self._recent, np.int64, len(self._recent))
+        recent.sort()
+        self._recent.clear()
+        self._sorted = np.insert(self._sorted, np.searchsorted(self._sorted, recent), recent)
+        self._keys = self._sorted.data

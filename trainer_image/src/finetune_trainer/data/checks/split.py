@@ -9,10 +9,13 @@ Prompts are chosen in a seeded random order until the requested number of rows i
 The same rows and seed give the same split, regardless of the order of the rows.
 """
 
+import heapq
 from array import array
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
 
 from finetune_trainer.data.checks.row_keys import prompt_key, seeded_rank
 from finetune_trainer.data.rows import Row
@@ -20,6 +23,7 @@ from finetune_trainer.data.rows import Row
 MIN_ROWS = 40
 MIN_VALIDATION_ROWS = 20
 MAX_VALIDATION_ROWS = 512
+RANKED_AT_ONCE = 4 * MAX_VALIDATION_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +80,27 @@ class PromptSplit:
         return Split(frozenset(chosen), rows - held_out, held_out)
 
     def _choose(self, wanted: int, most: int) -> tuple[list[int], int]:
-        sizes = Counter(self._prompts)
         chosen: list[int] = []
         held_out = 0
-        for prompt in sorted(sizes, key=lambda key: seeded_rank(key, self._seed)):
+        for prompt, size in self._rank_prompts(most):
             if held_out >= wanted:
                 break
-            if held_out + sizes[prompt] <= most:
+            if held_out + size <= most:
                 chosen.append(prompt)
-                held_out += sizes[prompt]
+                held_out += size
         return chosen, held_out
+
+    def _rank_prompts(self, most: int) -> Iterator[tuple[int, int]]:
+        """Yield every prompt of at most `most` rows, with their number, in the seeded order; a few are ranked first,
+        because few are held out."""
+        np.asarray(self._prompts).sort()  # in place
+        start, end = 0, RANKED_AT_ONCE
+        while start < end:
+            sizes = ((prompt, sum(1 for _ in rows)) for prompt, rows in groupby(self._prompts))
+            fitting = (one for one in sizes if one[1] <= most)
+            ranked = heapq.nsmallest(end, fitting, key=lambda one: seeded_rank(one[0], self._seed))
+            yield from ranked[start:]
+            start, end = end, 16 * end if len(ranked) == end else 0
 
 
 def collect_prompts(rows: Iterable[Row]) -> frozenset[int]:

@@ -90,7 +90,7 @@ class Summary:
         self.repaired_by_code.update(other.repaired_by_code)
         self.formats.update(other.formats)
         self.unfit.update(other.unfit)
-        self.lengths.seen.extend(other.lengths.seen)
+        self.lengths.rows.update(other.lengths.rows)
         self.files.update(other.files)
         self.ignored_files.extend(other.ignored_files)
 
@@ -114,7 +114,7 @@ class Summary:
             "rejectedRowsByCode": {code.value: count for code, count in self.rejected_by_code.most_common()},
             "repairedRowsByCode": {code.value: count for code, count in self.repaired_by_code.most_common()},
             "rowsByFormat": {name.value: count for name, count in self.formats.most_common()},
-            **(counted if self.lengths.seen else {}),
+            **(counted if self.lengths.rows else {}),
             "files": [_describe(name, counts) for name, counts in self.files.items()],
             "ignoredFiles": self.ignored_files,
         }

@@ -7,7 +7,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from accelerate.utils import send_to_device
@@ -20,20 +19,20 @@ from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.tokenization.packing import fold_rows, group_lengths
-from finetune_trainer.tokenization.sample_table import as_samples
+from finetune_trainer.tokenization.packing import fold_rows, group_many
+from finetune_trainer.tokenization.sample_table import Samples
 from finetune_trainer.tokenization.samples import UNTRAINED, Encoded
 from finetune_trainer.training.methods.columns import to_dataset
 
 LENGTHS = "seq_lengths"
 """TRL's name of the column; TRL keeps it together with ids and labels."""
+PLACES = "places"
+"""Column with the samples that share a sequence."""
 ROW_TOKENS = "row_tokens"
 """Tokens of each line without its padding: numbers, which need not be read from the device."""
-JOINED_AT_ONCE = 1024
 PROBE_LENGTHS = (8, 3, 5, 8)
 """Rows of the probe: two sequences of two rows, which make three lines, one with two rows."""
 LARGEST_LEAK = 1e-3
-Row = npt.NDArray[np.int32]
 
 
 @dataclass
@@ -46,10 +45,14 @@ class PackedCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]  # 
     """
 
     max_length: int = 0
+    samples: Samples[Encoded] | None = None
+    """The samples that a packed data set refers to; held-out rows are not packed."""
 
     @override
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return one batch with `row_tokens`."""
+        if self.samples is not None and PLACES in examples[0]:
+            examples = [join_samples(self.samples, example[PLACES]) for example in examples]
         if self.padding_free or LENGTHS not in examples[0]:
             batch: dict[str, Any] = super().torch_call(examples)
             return batch | {ROW_TOKENS: [len(example["input_ids"]) for example in examples]}
@@ -72,29 +75,19 @@ def _pad_lines(rows: Sequence[torch.Tensor], lines: Sequence[Sequence[int]], pad
     return pad_sequence([torch.cat([rows[at] for at in line]) for line in lines], True, padding)
 
 
-def to_packed_dataset(samples: Sequence[Encoded], max_length: int, max_rows: int | None) -> Dataset:
-    """Return the samples packed into sequences, as the three columns that the collator reads."""
-    table = as_samples(samples)
-    groups = group_lengths(table.numbers("length").tolist(), max_length, max_rows)
-    ids, labels = table.ids("input_ids"), table.ids("labels")
-    parts = [groups[at : at + JOINED_AT_ONCE] for at in range(0, len(groups), JOINED_AT_ONCE)]
-    return to_dataset(pa.Table.from_batches([_join(part, ids, labels) for part in parts]))
+def to_packed_dataset(samples: Samples[Encoded], max_length: int, max_rows: int | None) -> Dataset:
+    """Return which samples share a sequence, eight bytes for each: the collator joins them when they are trained."""
+    places, starts = group_many(samples.numbers("length"), max_length, max_rows)
+    return to_dataset(pa.table({PLACES: pa.ListArray.from_arrays(starts, places)}))
 
 
-def _join(groups: Sequence[Sequence[int]], ids: Sequence[Row], labels: Sequence[Row]) -> pa.RecordBatch:
-    """Return one line for each group; the first token of a row carries no label."""
-    rows = [at for group in groups for at in group]
-    lengths = [len(ids[at]) for at in rows]
-    joined = np.concatenate([labels[at] for at in rows])
-    joined[np.cumsum([0, *lengths[:-1]])] = UNTRAINED
-    in_rows = np.cumsum([0, *map(len, groups)], dtype=np.int32)
-    in_tokens = np.cumsum([0, *lengths], dtype=np.int32)[in_rows]
-    columns = {
-        "input_ids": pa.ListArray.from_arrays(in_tokens, np.concatenate([ids[at] for at in rows])),
-        "labels": pa.ListArray.from_arrays(in_tokens, joined),
-        LENGTHS: pa.ListArray.from_arrays(in_rows, pa.array(lengths, pa.int64())),
-    }
-    return pa.RecordBatch.from_pydict(columns)
+def join_samples(samples: Samples[Encoded], places: Sequence[int]) -> dict[str, list[int]]:
+    """Return the samples at these places as one sequence; the first token of each carries no label."""
+    ids = samples.ids("input_ids", places)
+    lengths = list(map(len, ids))
+    labels = np.concatenate(samples.ids("labels", places))
+    labels[np.cumsum([0, *lengths[:-1]])] = UNTRAINED
+    return {"input_ids": np.concatenate(ids).tolist(), "labels": labels.tolist(), LENGTHS: lengths}
 
 
 @contextmanager

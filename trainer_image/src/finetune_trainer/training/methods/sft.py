@@ -100,9 +100,11 @@ def build_sft_trainer(parts: TrainerParts, max_rows: int | None = MAX_ROWS) -> R
         completion_only_loss=False,
         max_length=None,
         packing=False,
+        remove_unused_columns=False,  # the library does not know the one of packed rows
     )
-    if settings.packing:
-        train_dataset = to_packed_dataset(parts.train, settings.max_length or 0, max_rows)
+    packed = as_samples(parts.train) if settings.packing else None
+    if packed:
+        train_dataset = to_packed_dataset(packed, settings.max_length or 0, max_rows)
     else:
         train_dataset = to_row_dataset(parts.train)
     trainer = RowTrainer(**parts.trainer_arguments(train_dataset, to_row_dataset), args=arguments)
@@ -111,7 +113,9 @@ def build_sft_trainer(parts: TrainerParts, max_rows: int | None = MAX_ROWS) -> R
     is_known = trainer.model.config.get_text_config().model_type in EXACT_MODELS
     trainer.is_causal = is_known and not trainer.aux_loss_enabled  # its mean over tokens must leave padding out
     padding = trainer.data_collator.pad_token_id
-    trainer.data_collator = PackedCollator(padding, padding_free=is_flat, max_length=settings.max_length or 0)
+    trainer.data_collator = PackedCollator(
+        padding, padding_free=is_flat, max_length=settings.max_length or 0, samples=packed
+    )
     if settings.packing or is_flat:
         with use_attention(trainer.model, trainer.kernel), trainer.compute_loss_context_manager():
             require_isolated_rows(trainer.model, trainer.data_collator, is_packed=bool(settings.packing))
