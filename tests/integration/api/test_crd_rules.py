@@ -44,6 +44,7 @@ CONTINUED = "method Full trains no adapter"
 ADAPTER = "give the adapter either by uri or by fromParent"
 PARENT = "initialAdapter.fromParent needs a parent"
 CLAIM = "give the claim either by resourceClaimName or by resourceClaimTemplateName"
+VOLUME_SIZE = "sizeLimit is required with storageClassName"
 REWARD_SOURCE = "give the reward model either by uri or by jobRef"
 REWARDS = "give either rewardModel or rewards"
 TARGET = "targetTokens is required with type Length"
@@ -256,6 +257,12 @@ AT_CREATION = [
         {"resources": {"claims": [{"name": "gpu", "resourceClaimName": "one"}]}},
         {"resources": {"claims": [{"name": "gpu"}]}},
         "spec.resources.claims[0].resourceClaimName",
+    ),
+    (
+        VOLUME_SIZE,
+        {"resources": {"workspace": {"sizeLimit": "500Gi", "storageClassName": "fast"}}},
+        {"resources": {"workspace": {"storageClassName": "fast"}}},
+        "spec.resources.workspace.sizeLimit",
     ),
     (
         REWARD_SOURCE,

@@ -307,6 +307,9 @@ CONDITIONS: dict[str, Condition] = {
     "has(self.resourceClaimName) != has(self.resourceClaimTemplateName)": lambda claim: (
         (claim.resource_claim_name is None) != (claim.resource_claim_template_name is None)
     ),
+    "!has(self.storageClassName) || has(self.sizeLimit)": lambda workspace: (
+        workspace.storage_class_name is None or workspace.size_limit is not None
+    ),
     "(self.mode == 'Offline') != has(self.credentialsSecretRef)": lambda wandb: (
         (wandb.mode == "Offline") != (wandb.credentials_secret_ref is not None)
     ),

@@ -11,8 +11,21 @@ from finetune_api.pods.affinity import DnsLabel
 class Workspace(Block):
     """The trainer's scratch space."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "!has(self.storageClassName) || has(self.sizeLimit)",
+                "sizeLimit is required with storageClassName: set it to the size of the volume, for example 500Gi",
+                ".sizeLimit",
+            )
+        )
+    )
+
     size_limit: Quantity | None = None
-    """Maximum scratch space of a pod, for example `100Gi`. Default: the node's."""
+    """Maximum scratch space of a pod, for example `100Gi`. Required with `storageClassName`. Default: the node's."""
+    storage_class_name: ObjectName | None = None
+    """StorageClass of a volume of `sizeLimit` that each pod gets as scratch space, and that is deleted with the pod.
+    Default: the node's disk."""
 
 
 ResourceList = Annotated[dict[QualifiedName, Quantity], Field(max_length=16, json_schema_extra=GRANULAR)]

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from finetune_api import handoff
 from finetune_api.blocks import Quantity, SecretRef
+from finetune_api.pods.resources import Workspace
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.kube.objects import Object
 from finetune_operator.manifests.effective_spec import Token, uses_hub
@@ -56,8 +57,12 @@ def mount_peer_token(name: str) -> Mounted:
 
 
 def _workspace(spec: FineTuneJobSpec, default: Quantity | None) -> Mounted:
-    own = spec.resources.workspace.size_limit if spec.resources.workspace else None
-    limit = default if own is None else own
+    own = spec.resources.workspace or Workspace()
+    if own.storage_class_name is not None:
+        size = {"requests": {"storage": own.size_limit}}
+        claim = {"accessModes": ["ReadWriteOnce"], "storageClassName": own.storage_class_name, "resources": size}
+        return Mounted("workspace", handoff.WORKSPACE_DIR, {"ephemeral": {"volumeClaimTemplate": {"spec": claim}}})
+    limit = default if own.size_limit is None else own.size_limit
     return Mounted("workspace", handoff.WORKSPACE_DIR, {"emptyDir": {"sizeLimit": limit} if limit is not None else {}})
 
 

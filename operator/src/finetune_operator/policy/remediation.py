@@ -99,7 +99,7 @@ FIXES_BY_REASON: dict[str, str] = {
     R.GPU_OUT_OF_MEMORY: "lower perDeviceTrainBatchSize or maxLength, or use QLoRA",
     R.GPU_FAULT: "drain the node and have its GPU checked",
     R.OUT_OF_MEMORY: "raise resources.limits.memory, or lower the batch size or maxLength",
-    R.WORKSPACE_FULL: "raise resources.workspace.sizeLimit, or keep the model in a modelCache",
+    R.WORKSPACE_FULL: "raise resources.workspace.sizeLimit, with storageClassName on a full node, or use a modelCache",
     R.EVICTED: "set resources.requests to what the trainer uses",
     R.POD_REJECTED: "check the node's device plugin and kubelet",
     R.NO_PROGRESS: "raise stallTimeoutSeconds if a step can take that long",

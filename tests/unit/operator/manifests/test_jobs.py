@@ -229,6 +229,18 @@ def test_workspace_and_shared_memory_are_sized(built: Any) -> None:
     assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
 
 
+@pytest.mark.parametrize("kind", ["preflight", "train"])
+def test_a_workspace_of_a_storage_class_is_a_volume_that_lives_as_long_as_the_pod(built: Any, kind: str) -> None:
+    workspace = {"sizeLimit": "500Gi", "storageClassName": "fast"}
+    (volume,) = [one for one in _pod(built(kind, resources={"workspace": workspace}))["volumes"] if "ephemeral" in one]
+    assert volume["name"] == "workspace"
+    assert volume["ephemeral"]["volumeClaimTemplate"]["spec"] == {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": "fast",
+        "resources": {"requests": {"storage": "500Gi"}},
+    }
+
+
 def test_children_are_owned_without_blocking_a_deletion(scene: Any, settings: Settings) -> None:
     child = build_preflight(scene().job, settings, "x/y:1")
     for obj in (child.job, child.config_map):

@@ -1,5 +1,6 @@
 """Fetch and check one source of rows in preflight: its accepted rows, their tokens, and what was counted."""
 
+import shutil
 from array import array
 from collections import Counter
 from collections.abc import Callable
@@ -107,7 +108,8 @@ class SourceCheck:
             raise TrainerError(ExitCode.INVALID_CONFIG, unknown)
         below = place.removeprefix("dataset.")
         name = below.replace(".sources", "").replace("[", "-").rstrip("]")
-        files = fetch_source(source, self.storage, self.workspace / f"source-{name}", below, self.on_bytes)
+        folder = self.workspace / f"source-{name}"
+        files = fetch_source(source, self.storage, folder, below, self.on_bytes)
         earlier = earlier or Earlier()
         earlier.refuse_shared(place, files)
         checked = CheckedSource(place, source, files, self.workspace / f"checked-{name}")
@@ -116,6 +118,7 @@ class SourceCheck:
         except UnreadableFile as error:
             message = f"{_label(checked)} cannot be read as rows: {error}"
             raise TrainerError(ExitCode.DATASET_UNUSABLE, message) from None
+        shutil.rmtree(folder)  # the disk has the accepted rows now
         _refuse_unusable(checked, self.config.spec.dataset.max_rejected_percent)
         return checked
 
