@@ -4,10 +4,6 @@ from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 ROUNDED_TO = 64
 CLASSES = 12
@@ -22,11 +18,6 @@ class Lengths:
     def add(self, tokens: int) -> None:
         """Count one row."""
         self.rows[tokens] += 1
-
-    def add_all(self, tokens: npt.NDArray[Any]) -> None:
-        """Count one row for each length."""
-        lengths, counts = np.unique(tokens, return_counts=True)
-        self.rows.update(dict(zip(lengths.tolist(), counts.tolist(), strict=True)))
 
     def percentile(self, percent: int) -> int:
         """Return the length that this percentage of the rows does not exceed; 0 without rows."""

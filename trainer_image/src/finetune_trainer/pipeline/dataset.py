@@ -4,12 +4,15 @@ import hashlib
 import json
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from finetune_api.handoff import Artifact, ExitCode, JobConfig
@@ -167,9 +170,7 @@ def compute_sample_stats(rows: Rows, samples: Sequence[Sample]) -> SampleStats:
     """Return the statistics of the samples."""
     table = as_samples(samples)
     held, left_out = table.numbers("length"), table.numbers("left_out")
-    lengths, full_lengths = Lengths(), Lengths()
-    lengths.add_all(held)
-    full_lengths.add_all(held + left_out)
+    lengths, full_lengths = _count(held), _count(held + left_out)
     return SampleStats(
         train_rows=len(rows.train),
         validation_rows=len(rows.validation or ()),
@@ -182,6 +183,11 @@ def compute_sample_stats(rows: Rows, samples: Sequence[Sample]) -> SampleStats:
         desirable=int(table.numbers("desirable").sum()) if table.has("desirable") else None,
         histogram=full_lengths.histogram(),
     )
+
+
+def _count(lengths: npt.NDArray[Any]) -> Lengths:
+    different, rows = np.unique(lengths, return_counts=True)
+    return Lengths(Counter(dict(zip(different.tolist(), rows.tolist(), strict=True))))
 
 
 def preview_rows(rows: Iterable[Row], labeler: Labeler, objective: str, max_length: int | None) -> list[list[Piece]]:

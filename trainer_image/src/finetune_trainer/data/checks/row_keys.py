@@ -2,9 +2,8 @@
 
 import hashlib
 import sys
-from bisect import bisect_left
+from array import array
 
-import numpy as np
 import orjson
 
 from finetune_api.dataset.codes import RejectCode
@@ -12,8 +11,9 @@ from finetune_trainer.data.rows import BadRow, Message, Row, TextRow
 
 KEY_BITS = 60
 HASH_BITS = sys.hash_info.width
-RECENT_ROWS = 1 << 16
-"""Keys that are kept in a set, which takes ten times the memory, before they are sorted into the others."""
+SMALLEST_TABLE = 1 << 12
+FILLED = 0.75
+"""Share of a table's places from which on it is doubled: beyond it, a search takes many steps."""
 
 
 def row_key(row: Row) -> int:
@@ -53,28 +53,35 @@ def _digest(data: bytes) -> int:
 
 
 class SeenRows:
-    """The `row_key`s of the rows so far: eight bytes each, and as many again while the recent ones are sorted in."""
+    """The `row_key`s of the rows so far, in a table with open addressing: 11 to 21 bytes for each, a set takes 80."""
 
     def __init__(self) -> None:
-        self._recent: set[int] = set()
-        self._sorted = np.empty(0, np.int64)
-        self._keys = self._sorted.data
+        self._table = _empty_table(SMALLEST_TABLE)
+        self._count = 0
 
     def add(self, key: int) -> bool:
         """Add the key; return whether it is new."""
-        if key in self._recent:
-            return False
-        at = bisect_left(self._keys, key)
-        if at < len(self._keys) and self._keys[at] == key:
-            return False
-        self._recent.add(key)
-        if len(self._recent) == RECENT_ROWS:
-            self._sort_in()
-        return True
+        is_new = _insert(self._table, key)
+        self._count += is_new
+        if self._count > FILLED * len(self._table):
+            old, self._table = self._table, _empty_table(2 * len(self._table))
+            for one in old:
+                if one:
+                    _insert(self._table, one)
+        return is_new
 
-    def _sort_in(self) -> None:
-        recent = np.fromiter(self._recent, np.int64, len(self._recent))
-        recent.sort()
-        self._recent.clear()
-        self._sorted = np.insert(self._sorted, np.searchsorted(self._sorted, recent), recent)
-        self._keys = self._sorted.data
+
+def _empty_table(places: int) -> "array[int]":
+    return array("q", (0,)) * places
+
+
+def _insert(table: "array[int]", key: int) -> bool:
+    """Insert the key, which is its own hash; return whether it is new. 0 is an empty place."""
+    key, last = key or 1, len(table) - 1
+    place = key & last
+    while found := table[place]:
+        if found == key:
+            return False
+        place = (place + 1) & last
+    table[place] = key
+    return True
