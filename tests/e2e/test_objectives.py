@@ -28,7 +28,13 @@ PREFERENCES = [pair for pair in PAIRS if pair[0] in {"DPO", "KTO", "RewardModel"
 POLICIES = [pair for pair in PAIRS if pair[0] == "RLHF"]
 LEARN = {"maxSteps": 16, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
 RATES = {"QLoRA": 1e-2, "LoRA": 1e-2, "Full": 2e-3}
-REWARD = {"rewards": [{"type": "Regex", "pattern": "[aeiou]"}], "maxCompletionLength": 4, "temperature": 0.2, "beta": 0}
+REWARD = {
+    "rewards": [{"type": "Regex", "pattern": "[aeiou]"}],
+    "maxCompletionLength": 4,
+    "numGenerations": 4,
+    "temperature": 0.2,
+    "beta": 0,
+}
 """An untrained model never ends an answer, but one in three of its answers has a vowel: that it can learn to earn."""
 BLOCKS: dict[str, dict[str, Any]] = {
     "Instruction": {},

@@ -240,10 +240,10 @@ class Rlhf(Block):
     """A learnt reward; exclusive with `rewards`. Default: none."""
     rewards: Annotated[list[Reward], Field(min_length=1, max_length=8, json_schema_extra=ATOMIC_LIST)] | None = None
     """Computed rewards, summed with their weights; exclusive with `rewardModel`. Default: none."""
-    num_generations: Annotated[int, Field(ge=2, le=64)] = 4
-    """Answers sampled for each prompt. Default: 4."""
-    max_completion_length: Annotated[int, Field(ge=1, le=16384)] = 128
-    """Maximum length of a sampled answer, in tokens. Default: 128."""
+    num_generations: Annotated[int, Field(ge=2, le=64)] = 8
+    """Answers sampled for each prompt. Default: 8."""
+    max_completion_length: Annotated[int, Field(ge=1, le=16384)] = 512
+    """Maximum length of a sampled answer, in tokens. Default: 512."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
     """Sampling temperature. Default: 1."""
     beta: Annotated[float, Field(ge=0, le=100)] = 0.04

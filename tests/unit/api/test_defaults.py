@@ -166,7 +166,7 @@ def test_the_settings_of_an_objective_are_shown_with_their_defaults() -> None:
     for loss_type, smoothing in (("robust", 0.1), ("exo_pair", 0.001), ("ipo", None)):
         assert resolved(objective="DPO", dpo={"lossType": loss_type}).label_smoothing == smoothing
     assert (kto.desirable_weight, kto.undesirable_weight) == (1.0, 1.0)
-    assert (rlhf.algorithm, rlhf.num_generations, rlhf.max_completion_length, rlhf.beta) == ("GRPO", 4, 128, 0.04)
+    assert (rlhf.algorithm, rlhf.num_generations, rlhf.max_completion_length, rlhf.beta) == ("GRPO", 8, 512, 0.04)
 
 
 @pytest.mark.parametrize("generations", [2, 3, 4, 5, 8, 12, 64])
@@ -181,7 +181,7 @@ def test_a_step_of_rlhf_holds_whole_groups_of_answers(generations: int, hyper: d
 
 
 def test_an_epoch_of_rlhf_asks_every_prompt_once_with_all_its_answers() -> None:
-    assert resolved(objective="RLHF", rlhf=REWARDED).total_steps == 1000 * 4 // 16
+    assert resolved(objective="RLHF", rlhf=REWARDED).total_steps == 1000 * 8 // 16
 
 
 def test_the_method_that_the_memory_estimate_chose_is_taken_with_its_reason() -> None:

@@ -65,7 +65,7 @@ RESOLVED: dict[str, Any] = {
     "kto.desirableWeight": 2,
     "kto.undesirableWeight": 2,
     "rlhf.algorithm": "RLOO",
-    "rlhf.numGenerations": 8,
+    "rlhf.numGenerations": 6,
     "rlhf.maxCompletionLength": 64,
     "rlhf.temperature": 0.5,
     "rlhf.beta": 0.2,

@@ -13,9 +13,6 @@ import heapq
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
-
-import numpy as np
 
 from finetune_trainer.data.checks.row_keys import prompt_key, seeded_rank
 from finetune_trainer.data.rows import Row
@@ -82,7 +79,7 @@ class PromptSplit:
     def _choose(self, wanted: int, most: int) -> tuple[list[int], int]:
         chosen: list[int] = []
         held_out = 0
-        for prompt, size in self._rank_prompts(most):
+        for prompt, size in self._in_order():
             if held_out >= wanted:
                 break
             if held_out + size <= most:
@@ -90,17 +87,32 @@ class PromptSplit:
                 held_out += size
         return chosen, held_out
 
-    def _rank_prompts(self, most: int) -> Iterator[tuple[int, int]]:
-        """Yield every prompt of at most `most` rows, with their number, in the seeded order; a few are ranked first,
-        because few are held out."""
-        np.asarray(self._prompts).sort()  # in place
+    def _in_order(self) -> Iterator[tuple[int, int]]:
+        """Yield every prompt with its number of rows, in the seeded order; few are ranked at first, because few are
+        held out."""
         start, end = 0, RANKED_AT_ONCE
-        while start < end:
-            sizes = ((prompt, sum(1 for _ in rows)) for prompt, rows in groupby(self._prompts))
-            fitting = (one for one in sizes if one[1] <= most)
-            ranked = heapq.nsmallest(end, fitting, key=lambda one: seeded_rank(one[0], self._seed))
+        while len(ranked := self._first_prompts(end)) == end:
             yield from ranked[start:]
-            start, end = end, 16 * end if len(ranked) == end else 0
+            start, end = end, 16 * end
+        yield from ranked[start:]
+
+    def _first_prompts(self, most: int) -> list[tuple[int, int]]:
+        """Return the first `most` prompts in the seeded order, each with its number of rows."""
+        rows: dict[int, int] = {}
+        last: list[tuple[int, int]] = []
+        for prompt in self._prompts:
+            if prompt in rows:
+                rows[prompt] += 1
+                continue
+            ranked = (-seeded_rank(prompt, self._seed), prompt)
+            if len(last) < most:
+                heapq.heappush(last, ranked)
+            elif ranked > last[0]:  # one that is passed over here is passed over each time
+                del rows[heapq.heapreplace(last, ranked)[1]]
+            else:
+                continue
+            rows[prompt] = 1
+        return [(prompt, rows[prompt]) for _, prompt in sorted(last, reverse=True)]
 
 
 def collect_prompts(rows: Iterable[Row]) -> frozenset[int]:
