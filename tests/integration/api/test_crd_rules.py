@@ -428,7 +428,7 @@ AT_CREATION = [
     ),
     (
         GROUPS,
-        rlhf(rewards=LENGTHS) | {"hyperparameters": {"perDeviceTrainBatchSize": 6, "gradientAccumulationSteps": 2}},
+        rlhf(rewards=LENGTHS) | {"hyperparameters": {"perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 2}},
         rlhf(rewards=LENGTHS) | {"hyperparameters": {"perDeviceTrainBatchSize": 3, "gradientAccumulationSteps": 2}},
         "spec.rlhf.numGenerations",
     ),
@@ -870,7 +870,7 @@ def test_a_field_that_is_fixed_at_creation_cannot_change_but_others_can(jobs: Jo
     ("objective", "before", "after"),
     [
         ("KTO", {"beta": 0.1}, {"beta": 0.2}),
-        ("RLHF", {"rewards": LENGTHS}, {"rewards": LENGTHS, "numGenerations": 8}),
+        ("RLHF", {"rewards": LENGTHS}, {"rewards": LENGTHS, "numGenerations": 4}),
     ],
 )
 def test_the_settings_of_an_objective_are_fixed_at_creation(
