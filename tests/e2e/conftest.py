@@ -9,6 +9,7 @@ from typing import Any
 import boto3
 import pytest
 import yaml
+from chart import Chart
 from kubernetes import config
 from rows import colour_rows, jsonl
 from tiny_model import make_tiny_model
@@ -56,3 +57,11 @@ def bench(s3: Any, _kubeconfig: None) -> Iterator[Bench]:
     kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
     yield Bench(namespace, s3)
     kubectl("delete", "namespace", namespace, "--wait", "--timeout=120s")
+
+
+@pytest.fixture(scope="module")
+def chart(_kubeconfig: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chart]:
+    """The deployed chart, which is put back as it was."""
+    found = Chart()
+    yield found
+    found.put_back(tmp_path_factory.mktemp("chart"))
