@@ -299,7 +299,10 @@ _DROPPED = (
         for name in ("configURI", "lineageURI", "reportURI", "mergedURI", "adapterURI", "lineageSHA256", "hub")
     ),
 )  # fmt: skip
-"""Blocks left out of a long report, in this order; the manifest's URI and digest always stay."""
+"""Blocks left out of a long report, in this order; the manifest's URI and digest always stay.
+
+Of `message` and `artifacts.hub` a part stays: without a push, the operator would report one that failed.
+"""
 
 
 def _drop(data: dict[str, Any], path: str | None) -> None:
@@ -307,6 +310,11 @@ def _drop(data: dict[str, Any], path: str | None) -> None:
         return
     if path == "message":
         data["message"] = data["message"][:200]
+        return
+    if path == "artifacts.hub":
+        push = data.get("artifacts", {}).get("hub", {})
+        push.pop("url", None)
+        push.update({"message": push["message"][:200]} if "message" in push else {})
         return
     head, _, tail = path.partition(".")
     if tail:

@@ -1,6 +1,7 @@
 """The state of a process and its exit: the report in the termination message, and the exit code."""
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,10 +87,12 @@ class RunState:
 
 
 def termination_message(report: Report) -> str:
-    """Return the report in at most 4,096 bytes; if URIs are very long, keep the proof of success and drop the URIs."""
-    try:
+    """Return the report in at most 4,096 bytes; if URIs are very long, keep the proofs of success and drop the URIs."""
+    with suppress(ValueError):
         return report.to_termination_message()
-    except ValueError:
-        digest = report.artifacts.manifest_sha256 if report.artifacts else None
-        proof = Artifacts(manifest_sha256=digest) if digest else None
+    found = report.artifacts or Artifacts()
+    proof = Artifacts(manifest_sha256=found.manifest_sha256, hub=found.hub) if found.manifest_sha256 else None
+    with suppress(ValueError):
         return report.model_copy(update={"artifacts": proof, "lineage": None}).to_termination_message()
+    proof = Artifacts(manifest_sha256=found.manifest_sha256) if proof else None
+    return report.model_copy(update={"artifacts": proof, "lineage": None}).to_termination_message()
