@@ -9,7 +9,7 @@ from typing import Any
 import boto3
 import pytest
 import yaml
-from chart import Chart
+from deployed_chart import Chart
 from kubernetes import config
 from rows import colour_rows, jsonl
 from tiny_model import make_tiny_model

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from chart import CHART, NAMESPACE, RELEASE, Chart, helm, name_of, operators
+from deployed_chart import CHART, NAMESPACE, RELEASE, Chart, helm, name_of, operators
 from user import Bench, Job, kubectl, wait_for
 
 pytestmark = [pytest.mark.alone, pytest.mark.nightly]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from chart import Chart
+from deployed_chart import Chart
 from kubernetes import client
 from user import BUCKET, Bench, Job, kubectl, wait_for
 
