@@ -11,8 +11,11 @@ from chart import of_kind, render
 from kubernetes import client, config
 from waiting import wait_until
 
+from finetune_api.release import ReleasedResult
 from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.manifests.jobs import build_attempt, build_preflight
+from finetune_operator.release.manifests import build_carrier, build_children
+from finetune_operator.release.objects import Release
 from finetune_operator.settings import Settings
 
 IMAGE = "registry.example/trainer:1"
@@ -69,7 +72,7 @@ SPEC: dict[str, Any] = {
 }
 VALUES = (
     "admissionPolicy.enabled=true,trainer.image.repository=registry.example/trainer,"
-    "allowed.serviceAccounts={default/ml},allowed.priorityClasses={system-node-critical}"
+    "allowed.serviceAccounts={default/ml},allowed.priorityClasses={system-node-critical},release.enabled=true"
 )
 
 
@@ -94,7 +97,25 @@ def operators_jobs() -> dict[str, Any]:
         "preflight": build_preflight(job, SETTINGS, IMAGE).job,
         "trainer": build_attempt(job, SETTINGS, IMAGE, 1).job,
         "merge": build_attempt(merging, SETTINGS, IMAGE, 1).job,
+        "release": release_job(),
     }
+
+
+def release_job() -> dict[str, Any]:
+    vllm = {"url": "http://vllm:8000", "adapterName": "bot", "volume": {"claimName": "models", "path": "/adapters"}}
+    result = {"uri": "s3://bucket/out", "manifestSHA256": "ab" * 32}
+    release = Release.from_object(
+        {
+            "metadata": {"namespace": "default", "name": "bot", "uid": "7a2d", "generation": 1, "resourceVersion": "5"},
+            "spec": result | {"target": {"vllm": vllm}},
+        }
+    )
+    assert release.spec
+    carrier = build_carrier(release, release.spec, None)
+    candidate = ReleasedResult.model_validate(result)
+    return next(
+        one for one in build_children(release, release.spec, candidate, carrier, SETTINGS) if one["kind"] == "Job"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +161,7 @@ def main(job: dict[str, Any]) -> Any:
     return pod(job)["containers"][0]
 
 
-@pytest.mark.parametrize("kind", ["preflight", "trainer", "merge"])
+@pytest.mark.parametrize("kind", ["preflight", "trainer", "merge", "release"])
 def test_the_operators_own_jobs_pass(create: Callable[..., str], kind: str) -> None:
     assert create(operators_jobs()[kind]) == ""
 
@@ -153,6 +174,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda job: job["metadata"]["ownerReferences"][0].update(kind="Pod"),
         "the controller of the Job",
     ),
+    "the command of a release": (lambda job: main(job).update(args=["release"]), "of its controller's kind"),
     "a command": (lambda job: main(job).update(command=["sh"]), "one container"),
     "arguments": (lambda job: main(job).update(args=["run", "x"]), "one container"),
     "a hook": (lambda job: main(job).update(lifecycle={"preStop": {"sleep": {"seconds": 1}}}), "one container"),

@@ -23,7 +23,7 @@ from finetune_api.release import (
     Rollback,
 )
 from finetune_api.text.printable import printable
-from finetune_operator.kube.errors import NameTaken
+from finetune_operator.kube.errors import ClusterError, NameTaken, Refused
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.policy.admission import find_refusal, is_metadata_address
 from finetune_operator.release.manifests import build_carrier, build_name
@@ -61,9 +61,8 @@ def plan(seen: Seen, settings: Settings) -> Plan:
     if spec is None:
         return _waiting(seen, "False", R.INVALID_SPEC, f"The spec cannot be read: {release.spec_error}.")
     if seen.problem:
-        is_taken = isinstance(seen.problem, NameTaken)
-        fix = "rename or remove it" if is_taken else "grant the right, or set release.kserve in the chart"
-        return _waiting(seen, "False", R.NAME_CONFLICT if is_taken else R.API_DENIED, f"{seen.problem}: {fix}.")
+        reason, fix = _explain(seen.problem)
+        return _waiting(seen, "False", reason, f"{seen.problem}: {fix}.")
     candidate = _find_candidate(seen, spec)
     if isinstance(candidate, Plan):
         return candidate
@@ -200,6 +199,17 @@ def read_report(pod: Pod, release: Release) -> ReleaseReport | None:
 
 def _with(seen: Seen, **changes: object) -> Seen:
     return replace(seen, release=replace(seen.release, status=seen.release.status.model_copy(update=changes)))
+
+
+def _explain(problem: ClusterError) -> tuple[ReleaseReason, str]:
+    """Return the reason for an answer of the API server, and what to change."""
+    match problem:
+        case NameTaken():
+            return R.NAME_CONFLICT, "rename or remove it"
+        case Refused():
+            return R.API_DENIED, "change what refuses it, a quota or a policy; the release then continues"
+        case _:
+            return R.API_DENIED, "grant the right, or set release.kserve in the chart"
 
 
 def _waiting(seen: Seen, ready: str, reason: str, message: str, after: float = SLOW_SECONDS) -> Plan:

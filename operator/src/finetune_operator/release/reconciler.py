@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from finetune_api.release import FineTuneReleaseSpec
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller.workqueue import WorkQueue
-from finetune_operator.kube.errors import ClusterError, Denied, Gone, NameTaken, Outdated
+from finetune_operator.kube.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused
 from finetune_operator.kube.objects import Key
 from finetune_operator.release.cluster import ReleaseCluster
 from finetune_operator.release.manifests import build_carrier, build_children, build_name
@@ -64,7 +64,7 @@ class ReleaseReconciler:
         written = await self._cluster.patch_status(release, decided.status)
         try:
             await self._act(replace(seen, release=written), decided)
-        except (Denied, NameTaken) as problem:
+        except (Denied, NameTaken, Refused) as problem:
             reported = plan(replace(seen, release=written, problem=problem), self._settings)
             await self._cluster.patch_status(written, reported.status)
             return reported.requeue_after

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api import handoff
 from finetune_api.release import ReleaseConfig, ReleasedResult
-from finetune_operator.kube.errors import Denied, NameTaken
+from finetune_operator.kube.errors import Denied, NameTaken, Refused
 from finetune_operator.kube.objects import FineTuneJob, Job, Pod
 from finetune_operator.release.manifests import build_carrier, build_children, build_name, set_adapter
 from finetune_operator.release.objects import Release, Seen, Service
@@ -311,7 +311,11 @@ def test_setting_an_adapter_keeps_the_others_and_every_other_field_of_the_entry(
 
 @pytest.mark.parametrize(
     ("problem", "reason"),
-    [(Denied("get", "llminferenceservices", "team"), "APIDenied"), (NameTaken("Job", "bot-r1"), "NameConflict")],
+    [
+        (Denied("get", "llminferenceservices", "team"), "APIDenied"),
+        (Refused("exceeded quota: small"), "APIDenied"),
+        (NameTaken("Job", "bot-r1"), "NameConflict"),
+    ],
 )
 def test_a_missing_right_and_a_taken_name_are_named(problem: Any, reason: str) -> None:
     decided = plan(replace(begun(), problem=problem), SETTINGS)
