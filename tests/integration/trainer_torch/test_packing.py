@@ -1,10 +1,12 @@
 """Rows that share a sequence are trained as if each had a sequence of its own."""
 
 import itertools
+import random
 from pathlib import Path
 from shutil import copytree
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from packed_rows import LENGTHS, SIZES, make_documents, make_model, make_samples, make_trainer, settings_for
@@ -13,13 +15,16 @@ from training_bench import Bench, make_spec
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from finetune_api.handoff import ExitCode
+from finetune_api.objectives import Objective
+from finetune_api.spec import Packing
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.loading import trained_tensors
-from finetune_trainer.tokenization.packing import EXACT_MODELS
+from finetune_trainer.tokenization.packing import EXACT_MODELS, count_packed, group_lengths
 from finetune_trainer.tokenization.sample_table import as_samples
 from finetune_trainer.tokenization.samples import Encoded
 from finetune_trainer.training.methods.packed import (
     PackedCollator,
+    group_many,
     join_samples,
     require_isolated_rows,
     to_packed_dataset,
@@ -114,6 +119,16 @@ def test_the_first_token_of_each_row_is_not_trained_because_the_row_before_would
     first, second = (join_samples(table, sequence["places"]) for sequence in to_packed_dataset(table, 5, None))
     assert first == {"input_ids": [1, 2, 3, 4, 5], "labels": [-100, 2, 3, -100, 5], "seq_lengths": [3, 2]}
     assert second == {"input_ids": [6, 7], "labels": [-100, 7], "seq_lengths": [2]}
+
+
+@pytest.mark.parametrize("max_rows", [None, 3])
+def test_the_sequences_of_many_samples_are_the_same_in_two_arrays(max_rows: int | None) -> None:
+    source = random.Random(3)
+    lengths = [source.randint(1, 200) for _ in range(2000)]
+    places, starts = group_many(np.array(lengths), 256, max_rows)
+    groups = [places[start:end].tolist() for start, end in itertools.pairwise(starts.tolist())]
+    assert groups == group_lengths(lengths, 256, max_rows)
+    assert count_packed(lengths, 256, Objective.CHAT, Packing.ALWAYS, "llama") == len(group_lengths(lengths, 256))
 
 
 @pytest.mark.parametrize(("sequences", "max_length"), [(2, 40), (1, 80)])

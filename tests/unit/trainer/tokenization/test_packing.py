@@ -1,15 +1,13 @@
-import itertools
 import random
 from typing import Any
 
-import numpy as np
 import pytest
 
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Objective
 from finetune_api.spec import Packing
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.tokenization.packing import MAX_ROWS, PADDED, count_packed, fold_rows, group_lengths, group_many
+from finetune_trainer.tokenization.packing import MAX_ROWS, PADDED, count_packed, fold_rows, group_lengths
 
 
 def lengths_of(groups: list[list[int]], lengths: list[int]) -> list[int]:
@@ -48,16 +46,6 @@ def test_a_hundred_thousand_rows_take_as_many_sequences_as_their_tokens_need() -
 
 def test_nothing_is_packed_from_nothing() -> None:
     assert group_lengths([], 16) == []
-
-
-@pytest.mark.parametrize("max_rows", [None, 3])
-def test_the_sequences_of_many_samples_are_the_same_in_two_arrays(max_rows: int | None) -> None:
-    source = random.Random(3)
-    lengths = [source.randint(1, 200) for _ in range(2000)]
-    places, starts = group_many(np.array(lengths), 256, max_rows)
-    groups = [places[start:end].tolist() for start, end in itertools.pairwise(starts.tolist())]
-    assert groups == group_lengths(lengths, 256, max_rows)
-    assert count_packed(lengths, 256, Objective.CHAT, Packing.ALWAYS, "llama") == len(group_lengths(lengths, 256))
 
 
 def padded(lines: list[list[int]], lengths: list[int]) -> int:

@@ -8,10 +8,6 @@ from array import array
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Objective
@@ -42,23 +38,14 @@ def group_lengths(lengths: Sequence[int], max_length: int, max_rows: int | None 
     """Return which samples share a sequence, by their indices: the longest first, each where the least room remains."""
     groups: list[list[int]] = []
     order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-    for at, group in zip(order, _fill((lengths[at] for at in order), max_length, max_rows), strict=True):
+    for at, group in zip(order, fill_groups((lengths[at] for at in order), max_length, max_rows), strict=True):
         if group == len(groups):
             groups.append([])
         groups[group].append(at)
     return groups
 
 
-def group_many(lengths: npt.NDArray[Any], max_length: int, max_rows: int | None) -> tuple[npt.NDArray[np.int32], ...]:
-    """Return the same groups as `group_lengths` in two arrays: the samples of all groups, and where each group starts
-    (and the last one ends)."""
-    order = np.argsort(-lengths, kind="stable").astype(np.int32)
-    groups = np.fromiter(_fill(lengths[order].data, max_length, max_rows), np.int32, len(order))
-    starts = np.concatenate([[0], np.cumsum(np.bincount(groups))]).astype(np.int32)
-    return order[np.argsort(groups, kind="stable")], starts
-
-
-def _fill(lengths: Iterable[int], max_length: int, max_rows: int | None) -> Iterator[int]:
+def fill_groups(lengths: Iterable[int], max_length: int, max_rows: int | None) -> Iterator[int]:
     """Yield the group of each sample; `lengths` are in descending order, and groups are numbered as they begin."""
     rows = array("I")
     rooms: list[int] = []
@@ -122,7 +109,7 @@ def count_packed(
         return None
     counts = Counter(lengths)
     descending = (length for length in sorted(counts, reverse=True) for _ in range(counts[length]))
-    packed = 1 + max(_fill(descending, max_length, max_rows_for(objective)), default=-1)
+    packed = 1 + max(fill_groups(descending, max_length, max_rows_for(objective)), default=-1)
     is_worth = asked is Packing.ALWAYS or objective is Objective.DOMAIN_ADAPTATION or len(lengths) >= WORTH * packed
     return packed if packed and is_worth else None
 

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from accelerate.utils import send_to_device
@@ -19,7 +20,7 @@ from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.tokenization.packing import fold_rows, group_many
+from finetune_trainer.tokenization.packing import fill_groups, fold_rows
 from finetune_trainer.tokenization.sample_table import Samples
 from finetune_trainer.tokenization.samples import UNTRAINED, Encoded
 from finetune_trainer.training.methods.columns import to_dataset
@@ -79,6 +80,15 @@ def to_packed_dataset(samples: Samples[Encoded], max_length: int, max_rows: int 
     """Return which samples share a sequence, eight bytes for each: the collator joins them when they are trained."""
     places, starts = group_many(samples.numbers("length"), max_length, max_rows)
     return to_dataset(pa.table({PLACES: pa.ListArray.from_arrays(starts, places)}))
+
+
+def group_many(lengths: npt.NDArray[Any], max_length: int, max_rows: int | None) -> tuple[npt.NDArray[np.int32], ...]:
+    """Return the same groups as `group_lengths` in two arrays: the samples of all groups, and where each group starts
+    (and the last one ends)."""
+    order = np.argsort(-lengths, kind="stable").astype(np.int32)
+    groups = np.fromiter(fill_groups(lengths[order].data, max_length, max_rows), np.int32, len(order))
+    starts = np.concatenate([[0], np.cumsum(np.bincount(groups))]).astype(np.int32)
+    return order[np.argsort(groups, kind="stable")], starts
 
 
 def join_samples(samples: Samples[Encoded], places: Sequence[int]) -> dict[str, list[int]]:
