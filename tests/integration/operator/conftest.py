@@ -190,6 +190,20 @@ class World:
         self.batch = client.BatchV1Api(api)
         self.custom = client.CustomObjectsApi(api)
         self._where = (names.GROUP, names.VERSION, namespace, names.PLURAL)
+        self.node = f"node-of-{namespace}"
+        self._has_node = False
+
+    def add_node(self) -> None:
+        """Create the node of this world unless it exists; nothing reports its status."""
+        if not self._has_node:
+            self.core.create_node({"metadata": {"name": self.node}})
+            self._has_node = True
+
+    def remove_node(self) -> None:
+        """Delete the node of this world, after which the garbage collector removes its pods."""
+        if self._has_node:
+            self.core.delete_node(self.node)
+            self._has_node = False
 
     def create(self, name: str = "one", **spec: Any) -> Object:
         body = {
@@ -258,8 +272,12 @@ class World:
         self._patch(pod, status)
 
     def bind(self, pod: Any) -> None:
-        """Puts it on a node, without which a deleted pod goes at once."""
-        target = {"apiVersion": "v1", "kind": "Node", "name": "node-1"}
+        """Put the pod on the node of this world: a deleted pod of no node goes at once.
+
+        The node exists, or the garbage collector would end its pods at any time.
+        """
+        self.add_node()
+        target = {"apiVersion": "v1", "kind": "Node", "name": self.node}
         body = {"metadata": {"name": pod.metadata.name}, "target": target}
         self.core.create_namespaced_pod_binding(pod.metadata.name, self.namespace, body, _preload_content=False)
 
@@ -281,7 +299,7 @@ class World:
     def terminate(self, pod: Any, code: int, message: str = "") -> None:
         """What the kubelet does with a pod that is told to end: it says how it ended, and removes it."""
         self.end(pod, code, message)
-        with suppress(NotFoundException):  # the garbage collector was faster: the pod's node does not exist
+        with suppress(NotFoundException):  # its Job controller or the garbage collector was faster
             self.core.delete_namespaced_pod(pod.metadata.name, self.namespace, grace_period_seconds=0)
 
     def pods(self) -> list[str]:
@@ -366,7 +384,9 @@ def world(control_plane: Path, request: pytest.FixtureRequest) -> Iterator[World
     namespace = getattr(request, "param", f"t-{uuid.uuid4().hex[:8]}")
     core.create_namespace({"metadata": {"name": namespace}})
     until(lambda: _has_default_account(core, namespace), "the default service account")
-    yield World(api, namespace)
+    made = World(api, namespace)
+    yield made
+    made.remove_node()
     core.delete_namespace(namespace)
 
 

@@ -49,20 +49,16 @@ def test_a_missing_service_account_is_shown_with_what_to_change(world: Any, oper
 
 
 def test_a_pod_on_a_lost_node_is_named_and_never_duplicated(world: Any, operator: Any, wait: Any) -> None:
-    world.core.create_node({"metadata": {"name": "node-1"}})
-    try:
-        world.create(checkpoint={"gracePeriodSeconds": 5})
-        first = world.pass_preflight()
-        world.bind(first)
-        world.run(first)
-        world.wait_phase("Training")
-        world.core.delete_namespaced_pod(first.metadata.name, world.namespace)
-        shown = world.wait_condition("Running", "NodeLost", seconds=60)
-        assert "node-1" in shown["message"]
-        assert [name for name in world.pods() if name.startswith("one-1")] == [first.metadata.name]
-        assert "kubectl delete node node-1" in shown["message"]
-    finally:
-        world.core.delete_node("node-1")
+    world.create(checkpoint={"gracePeriodSeconds": 5})
+    first = world.pass_preflight()
+    world.bind(first)
+    world.run(first)
+    world.wait_phase("Training")
+    world.core.delete_namespaced_pod(first.metadata.name, world.namespace)
+    shown = world.wait_condition("Running", "NodeLost", seconds=60)
+    assert f"kubectl delete node {world.node}" in shown["message"]
+    assert [name for name in world.pods() if name.startswith("one-1")] == [first.metadata.name]
+    world.remove_node()
     second = wait(
         lambda: next((pod for pod in world.pods() if pod.startswith("one-1") and pod != first.metadata.name), None),
         "a second trainer pod",

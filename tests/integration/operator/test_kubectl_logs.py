@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kubernetes import client, config
 
 from kubectl_finetune.__main__ import main
-
-NODE = "node-1"
 
 
 class Kubelet(ThreadingHTTPServer):
@@ -53,21 +50,19 @@ class Log(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def kubelet(control_plane: Path, tmp_path: Path) -> Iterator[Kubelet]:
+def kubelet(world: Any, tmp_path: Path) -> Iterator[Kubelet]:
     key, certificate = tmp_path / "tls.key", tmp_path / "tls.crt"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=node-1"]
     subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
     server = Kubelet(certificate, key)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    core = client.CoreV1Api(config.new_client_from_config(str(control_plane)))
-    core.create_node({"metadata": {"name": NODE}})
+    world.add_node()
     status = {
         "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": server.server_address[1]}},
     }
-    core.patch_node_status(NODE, {"status": status})
+    world.core.patch_node_status(world.node, {"status": status})
     yield server
-    core.delete_node(NODE)
     server.shutdown()
     server.server_close()
 
