@@ -7,6 +7,7 @@ from kubernetes import client
 from user import Bench, Job, kubectl, wait_for
 
 LONG = {"maxSteps": 400, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
+SELDOM = {"evaluation": {"steps": 200}, "checkpoint": {"steps": 20}}
 
 
 def operator_pods() -> list[Any]:
@@ -19,7 +20,7 @@ def operator_pods() -> list[Any]:
 
 @pytest.mark.alone
 def test_an_operator_killed_in_mid_run_leaves_one_job_and_the_right_status(bench: Bench) -> None:
-    job = bench.apply("orphan", hyperparameters=LONG)
+    job = bench.apply("orphan", hyperparameters=LONG, **SELDOM)
     trainer = job.running_pod()
     killed = operator_pods()[0].metadata.name
     kubectl("delete", "pod", killed, "-n", "finetune-system", "--grace-period=0", "--force")
@@ -37,7 +38,7 @@ def test_an_operator_killed_in_mid_run_leaves_one_job_and_the_right_status(bench
 
 
 def test_an_evicted_trainer_counts_as_a_preemption_and_the_next_run_resumes_from_its_checkpoint(bench: Bench) -> None:
-    job = bench.apply("evicted", hyperparameters=LONG)
+    job = bench.apply("evicted", hyperparameters=LONG, **SELDOM)
     trainer = job.running_pod()
     saved = wait_for("a checkpoint in the status", lambda: job.status().get("checkpoint"), state=job.status)
     _evict(bench, trainer)
@@ -54,7 +55,7 @@ def test_an_evicted_trainer_counts_as_a_preemption_and_the_next_run_resumes_from
 @pytest.mark.nightly
 @pytest.mark.alone
 def test_an_eviction_while_the_operator_is_down_is_counted_once_the_next_run_reports_it(bench: Bench) -> None:
-    job = bench.apply("unwatched", hyperparameters=LONG)
+    job = bench.apply("unwatched", hyperparameters=LONG, **SELDOM)
     first = job.running_pod()
     kubectl("scale", "deployment/finetune-operator", "-n", "finetune-system", "--replicas=0")
     try:
@@ -109,7 +110,7 @@ def test_a_trainer_that_runs_out_of_memory_is_retried_until_the_backoff_limit(be
 def test_a_trainer_pod_deleted_by_force_counts_by_its_exit_code_and_the_next_run_finishes(
     bench: Bench,
 ) -> None:
-    job = bench.apply("forced", hyperparameters=LONG)
+    job = bench.apply("forced", hyperparameters=LONG, **SELDOM)
     trainer = job.running_pod()
     kubectl("delete", "pod", "-n", bench.namespace, trainer.metadata.name, "--grace-period=0", "--force")
     status = job.wait("Complete")
@@ -128,7 +129,7 @@ def test_a_trainer_pod_deleted_by_force_counts_by_its_exit_code_and_the_next_run
 
 @pytest.mark.nightly
 def test_a_trainer_job_deleted_by_hand_is_a_new_attempt_that_counts(bench: Bench) -> None:
-    job = bench.apply("deleted", hyperparameters=LONG)
+    job = bench.apply("deleted", hyperparameters=LONG, **SELDOM)
     job.running_pod()
     first = job.jobs()[0].metadata
     kubectl("delete", "job", first.name, "-n", bench.namespace, "--wait")

@@ -203,6 +203,7 @@ def test_the_guides_ask_about_jobs(with_jobs: Reader, command: str) -> None:
     assert re.search(expected, seen), seen
 
 
+@pytest.mark.nightly
 def test_kubectl_explains_every_field(reader: Reader) -> None:
     crd = yaml.safe_load((ROOT / "crds" / "finetunejobs.yaml").read_text(encoding="utf-8"))
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]

@@ -105,6 +105,7 @@ def test_the_published_configuration_can_be_run_again(folder: Path, tmp_path: Pa
     assert loss(tmp_path) == loss(folder)
 
 
+@pytest.mark.nightly
 def test_a_chain_runs_from_one_file_parents_first(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(f"{CHILD}---{JOB}")
     for name in ("model", "rows.jsonl"):

@@ -391,7 +391,8 @@ if os.environ.get("RANK") == "1":
 """
 
 
-@pytest.mark.parametrize("pods", thin_slice([1, 2], 1))
+@pytest.mark.nightly
+@pytest.mark.parametrize("pods", [1, 2])
 def test_if_one_process_runs_out_of_memory_all_train_with_half_the_micro_batch(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, pods: int
 ) -> None:
@@ -419,6 +420,7 @@ def test_a_stop_within_a_second_of_the_start_is_a_stop(s3_server: Any, tmp_path:
     assert attempt.report().reason == "Preempted"
 
 
+@pytest.mark.nightly
 def test_a_process_that_hangs_ends_the_attempt_with_the_stacks_of_all(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
 ) -> None:

@@ -76,6 +76,7 @@ def test_rows_that_changed_between_two_runs_are_not_trained_on(pod: Pod, storage
     assert storage.read(f"{pod.config.output_key()}/{Artifact.MANIFEST}") is None
 
 
+@pytest.mark.nightly
 def test_rows_that_cannot_be_used_end_the_run_before_it_trains(pod: Pod, storage: S3Store, bucket: str) -> None:
     rows = "".join(json.dumps({"unknown": number}) + "\n" for number in range(9))
     storage.put(f"s3://{bucket}/rows.jsonl", rows.encode())

@@ -99,7 +99,7 @@ def make_falcon() -> PreTrainedModel:
 
 
 FALCON: dict[str, Callable[[], PreTrainedModel]] = {"FalconForCausalLM": make_falcon}
-OFTEN = ("Gemma3ForConditionalGeneration", "Qwen3_5ForConditionalGeneration", "Qwen3MoeForCausalLM")
+OFTEN = ("Gemma3ForConditionalGeneration",)
 MIXTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "Qwen3MoeForCausalLM": MODELS["Qwen3MoeForCausalLM"],
     "MixtralForCausalLM": text_only("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2),

@@ -35,6 +35,7 @@ def test_a_plateau_stops_early_and_the_best_weights_are_published(make_bench: Ma
     assert "**Stopped early** at step 6" in (bench.output / "finetune_report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.nightly
 def test_weights_that_get_worse_again_are_not_published(make_bench: MakeBench) -> None:
     """The held-out answers are spelt like the trained ones but differ in content: the loss first falls, then rises with
     the model's confidence in wrong words; the published loss is the lowest, not the last."""

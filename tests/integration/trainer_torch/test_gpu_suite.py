@@ -97,7 +97,8 @@ def test_a_resumed_training_differs_by_no_more_than_two_uninterrupted_ones(machi
     assert found.measured.startswith("0 "), "on a CPU the same bits"
 
 
-@pytest.mark.parametrize("objectives", [["Instruction"], pytest.param(list(OBJECTIVES), marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("objectives", [["Instruction"], list(OBJECTIVES)])
 def test_objectives_are_trained_and_published(machine: Machine, objectives: list[str]) -> None:
     found = figures(measure_objectives(machine, ["LoRA"], objectives))
     assert len(found) == len(objectives)
@@ -111,12 +112,14 @@ def test_the_estimate_is_computed_for_each_shape_and_judged_on_a_gpu_alone(machi
     assert all("estimated: " in one.measured for one in found.values())
 
 
+@pytest.mark.nightly
 def test_the_speed_section_measures_both_loops(machine: Machine) -> None:
     found = figures(measure_speed(machine))
     assert "tokens/s" in found["a plain TRL script"].measured
     assert found["ratio"].verdict == "not judged"
 
 
+@pytest.mark.nightly
 def test_two_processes_have_the_losses_of_one(machine: Machine, tmp_path: Path) -> None:
     from dataclasses import replace
 

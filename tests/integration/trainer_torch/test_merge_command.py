@@ -75,7 +75,7 @@ def logprobs(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"use_dora": True}, {"rank_pattern": {"q_proj": 4}}],
+    [{}, pytest.param({"use_dora": True}, marks=pytest.mark.nightly), {"rank_pattern": {"q_proj": 4}}],
     ids=["plain", "DoRA, which the library merges", "ranks of their own"],
 )
 def test_the_merged_model_has_the_log_probabilities_of_base_and_adapter(
@@ -192,6 +192,7 @@ def test_the_validation_can_be_turned_off_and_the_end_reports_it(
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 
 
+@pytest.mark.nightly
 def test_sigterm_ends_the_command_with_75_and_leaves_nothing(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "finetune_trainer", "merge", str(tiny_model), str(adapter), "merged"]
     process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})

@@ -12,7 +12,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from thin_slice import thin_slice
 from training_bench import HYPERPARAMETERS, Bench, make_spec
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -134,7 +133,8 @@ def test_the_merged_model_answers_like_base_and_adapter(
     assert not torch.allclose(merged, before, atol=1e-2)
 
 
-@pytest.mark.parametrize(("change", "tied"), thin_slice([(as_it_is, True), (untied, False)], (untied, False)))
+@pytest.mark.nightly
+@pytest.mark.parametrize(("change", "tied"), [(as_it_is, True), (untied, False)])
 def test_a_merged_model_has_a_head_of_its_own_only_where_the_base_has_one(
     run: Callable[..., tuple[Bench, Report]], change: Change, tied: bool
 ) -> None:
@@ -145,6 +145,7 @@ def test_a_merged_model_has_a_head_of_its_own_only_where_the_base_has_one(
     assert config["tie_word_embeddings"] is tied
 
 
+@pytest.mark.nightly
 def test_a_model_in_fp16_is_fully_tuned_in_fp32_and_saved_as_it_was(run: Callable[..., tuple[Bench, Report]]) -> None:
     bench, report = run(in_fp16, "Full", "None")
     require_learnt(report)

@@ -162,6 +162,7 @@ def test_a_job_continues_its_parents_adapter(
         assert (learnt.baseline_eval_loss or 0) > (learnt.eval_loss or 0) + 0.2
 
 
+@pytest.mark.nightly
 def test_a_full_parent_has_no_adapter_to_continue(make_bench: MakeBench) -> None:
     full = make_bench("Full", hyperparameters=FEW_STEPS | {"maxSteps": 1})
     family = (full, as_parent(full, full.run()))

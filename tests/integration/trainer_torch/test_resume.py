@@ -170,7 +170,7 @@ CASES = {
 }
 
 
-OFTEN = ("LoRA in the middle of step 8", "KTO after step 5")
+OFTEN = ("LoRA in the middle of step 8",)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +213,7 @@ def test_a_resumed_training_does_not_run_its_reference_again(
     assert measured == []
 
 
+@pytest.mark.nightly
 def test_patience_and_the_best_weights_outlive_two_stops(make_bench: MakeBench, tmp_path: Path) -> None:
     """The learning rate rises until the model hardly learns: on some processors a little, on others no more."""
     rate = {"learningRate": 1.0, "lrSchedulerType": "linear", "warmupSteps": 19}
@@ -274,7 +275,8 @@ def answers(bench: Bench) -> str:
     return page.partition("## Answers before and after")[2].partition("\n## ")[0]
 
 
-@pytest.mark.parametrize("method", ["LoRA", pytest.param("Full", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
 def test_prompts_that_were_edited_are_answered_by_the_untrained_model_again(
     make_bench: MakeBench, tmp_path: Path, method: str
 ) -> None:

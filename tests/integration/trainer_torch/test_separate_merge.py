@@ -45,7 +45,8 @@ def names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("method", ["QLoRA", pytest.param("Full", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("method", ["QLoRA", "Full"])
 def test_a_merge_in_another_pod_publishes_what_the_trainer_would_have(make_bench: MakeBench, method: str) -> None:
     beside, bench = make_bench(method, **SHORT, **MERGED), make_bench(method, **SHORT, **MERGED)
     expected = beside.run()
@@ -117,6 +118,7 @@ def test_a_stored_training_that_is_incomplete_or_another_jobs_is_not_published(m
     assert not (bench.output / "manifest.json").exists()
 
 
+@pytest.mark.nightly
 def test_the_report_names_the_device_that_trained(make_bench: MakeBench) -> None:
     bench = make_bench("LoRA", **SHORT, **MERGED)
     config, _ = store(bench)

@@ -141,7 +141,10 @@ def test_the_constants_of_a_quantised_base_are_quantised_as_set(tiny_model: Path
     assert {layer.weight.quant_state.nested for layer in layers} == {double}
 
 
-@pytest.mark.parametrize(("asked", "reported"), [({"fusedKernels": "Auto"}, False), ({}, None)])
+@pytest.mark.parametrize(
+    ("asked", "reported"),
+    [({"fusedKernels": "Auto"}, False), pytest.param({}, None, marks=pytest.mark.nightly)],
+)
 def test_fused_kernels_are_reported_if_set(make_bench: MakeBench, asked: dict[str, str], reported: bool | None) -> None:
     hyper = HYPERPARAMETERS | {"maxSteps": 2, "warmupSteps": 0, "gradientAccumulationSteps": 1}
     bench = make_bench(hyperparameters=hyper | asked, evaluation={"baseline": False})

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trackers import silent_server
 from training_bench import HYPERPARAMETERS, Bench
@@ -19,6 +20,7 @@ SHORT = {"hyperparameters": HYPERPARAMETERS | {"maxSteps": 6}}
 WEIGHTS = "adapter/adapter_model.safetensors"
 
 
+@pytest.mark.nightly
 def test_trackers_change_neither_the_weights_nor_the_end_of_a_job(make_bench: MakeBench) -> None:
     plain = make_bench(**SHORT)
     plain.run()

@@ -155,6 +155,7 @@ def test_an_adapter_alone_is_enough(adapted: tuple[Path, str]) -> None:
     assert alone.stdout == whole.stdout
 
 
+@pytest.mark.nightly
 def test_a_conversation_keeps_its_history_until_a_new_one_starts(adapted: tuple[Path, str]) -> None:
     folder, _ = adapted
     digits = "0123456789" * 60  # a token each, and the model reads 1,024 tokens
