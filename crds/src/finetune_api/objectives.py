@@ -58,6 +58,8 @@ class Match(StrEnum):
     EXACT = "Exact"
     NUMERIC = "Numeric"
     MULTIPLE_CHOICE = "MultipleChoice"
+    JSON = "Json"
+    JSON_SCHEMA = "JsonSchema"
 
 
 class Extract(StrEnum):
@@ -141,6 +143,10 @@ class RewardModelSource(Block):
     Exclusive with `uri`. Default: none."""
 
 
+ONE_JSON_SCHEMA = "self.match == 'JsonSchema' ? has(self.jsonSchema) != has(self.column) : !has(self.jsonSchema)"
+JSON_EXTRACT = "!(self.match in ['Json', 'JsonSchema']) || self.extract in ['Whole', 'Pattern']"
+
+
 class AnswerReward(Block):
     """How an answer is compared with the row's reference."""
 
@@ -161,12 +167,24 @@ class AnswerReward(Block):
                 "ignoreCase is only for match Exact: remove it",
                 ".ignoreCase",
             ),
+            cel(
+                ONE_JSON_SCHEMA,
+                "match JsonSchema needs one schema, in jsonSchema or in a column of the rows, and any other match has "
+                "none: set or remove jsonSchema",
+                ".jsonSchema",
+            ),
+            cel(
+                JSON_EXTRACT,
+                "JSON is the whole answer or the group of a pattern: set extract to Whole or Pattern",
+                ".extract",
+            ),
         )
     )
 
     match: Match
     """`Exact`: the same text, without spaces around it. `Numeric`: the same number within the tolerances; `1,000`,
-    `1e3` and `$1000` are the same. `MultipleChoice`: the same letter, given as `B`, `(B)`, `B.` or `answer: B`."""
+    `1e3` and `$1000` are the same. `MultipleChoice`: the same letter, given as `B`, `(B)`, `B.` or `answer: B`.
+    `Json`: JSON with the same value. `JsonSchema`: JSON that is valid by a schema."""
     extract: Extract = Extract.WHOLE
     """Part of the answer that is compared: `Whole`; `LastNumber`, the last number in it; `Boxed`, the last
     `\\boxed{…}`; `Hashes`, what follows the last `####` in its line; or `Pattern`, the group of `pattern`. An answer
@@ -175,14 +193,17 @@ class AnswerReward(Block):
     """Regular expression (Python syntax) with one group, whose last match is compared; only with extract `Pattern`.
     Default: none."""
     column: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
-    """Column of the rows with the reference: a text, a number, or a list of either, any of which is correct. Default:
-    the row's own answer, which `dataset.columns` can map."""
+    """Column of the rows with the reference: a text, a number, or a list of either, any of which is correct; with match
+    `Json` and `JsonSchema` also an object. Default: the row's own answer, which `dataset.columns` can map."""
     absolute_tolerance: Annotated[float, Field(ge=0, le=1e12)] | None = None
     """Largest difference from the reference that is correct; only with match `Numeric`. Default: 0."""
     relative_tolerance: Annotated[float, Field(ge=0, le=1)] | None = None
     """The same as a share of the reference; the larger of the two tolerances counts. Default: 0."""
     ignore_case: bool = False
     """Ignore upper and lower case; only with match `Exact`. Default: false."""
+    json_schema: Annotated[str, StringConstraints(min_length=2, max_length=16384)] | None = None
+    """JSON schema of a correct answer to any row, as JSON text; only with match `JsonSchema`. References lead into the
+    schema itself, and a `pattern` has neither look-around nor back-references. Default: that of the row's `column`."""
 
 
 class Reward(Block):

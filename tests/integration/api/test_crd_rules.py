@@ -53,6 +53,8 @@ ANSWER = "answer is required with type Answer"
 GROUP = "pattern is required with extract Pattern"
 TOLERANCE = "absoluteTolerance and relativeTolerance are only for match Numeric"
 CASE = "ignoreCase is only for match Exact"
+SCHEMA = "match JsonSchema needs one schema"
+JSON_PART = "JSON is the whole answer or the group of a pattern"
 NEEDS_REWARD = "objective RLHF needs a reward"
 NO_LOSS = "RLHF has no held-out loss"
 NO_MERGE = "objective RewardModel publishes no merged model"
@@ -304,6 +306,30 @@ AT_CREATION = [
         answers(ignoreCase=True),
         answers(match="Numeric", ignoreCase=True),
         "spec.rlhf.rewards[0].answer.ignoreCase",
+    ),
+    (
+        SCHEMA,
+        answers(match="JsonSchema", jsonSchema="{}"),
+        answers(match="JsonSchema"),
+        "spec.rlhf.rewards[0].answer.jsonSchema",
+    ),
+    (
+        SCHEMA,
+        answers(match="JsonSchema", column="schema"),
+        answers(match="JsonSchema", column="schema", jsonSchema="{}"),
+        "spec.rlhf.rewards[0].answer.jsonSchema",
+    ),
+    (
+        SCHEMA,
+        answers(match="Json"),
+        answers(match="Json", jsonSchema="{}"),
+        "spec.rlhf.rewards[0].answer.jsonSchema",
+    ),
+    (
+        JSON_PART,
+        answers(match="Json", extract="Pattern", pattern="<a>(.*)</a>"),
+        answers(match="Json", extract="Boxed"),
+        "spec.rlhf.rewards[0].answer.extract",
     ),
     *(
         (

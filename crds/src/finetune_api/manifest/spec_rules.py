@@ -24,7 +24,7 @@ from finetune_api.hyperparameters import (
 )
 from finetune_api.inputs.chat_template import ONE_TEMPLATE, RESERVED, UNRESERVED
 from finetune_api.inputs.sources import UNIQUE_SOURCES
-from finetune_api.objectives import HAS_SMOOTHING
+from finetune_api.objectives import HAS_SMOOTHING, JSON_EXTRACT, ONE_JSON_SCHEMA
 from finetune_api.output import COMMIT, REPO
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.spec import FORMATS, TRAIN_ON
@@ -186,6 +186,12 @@ CONDITIONS: dict[str, Condition] = {
         answer.match == "Numeric" or (answer.absolute_tolerance is None and answer.relative_tolerance is None)
     ),
     "self.match == 'Exact' || !self.ignoreCase": lambda answer: answer.match == "Exact" or not answer.ignore_case,
+    ONE_JSON_SCHEMA: lambda answer: (
+        (answer.json_schema is None) != (answer.column is None)
+        if answer.match == "JsonSchema"
+        else answer.json_schema is None
+    ),
+    JSON_EXTRACT: lambda answer: answer.match not in {"Json", "JsonSchema"} or answer.extract in {"Whole", "Pattern"},
     "!has(self.revision) || self.uri.startsWith('hf://')": lambda source: (
         source.revision is None or source.uri.startswith("hf://")
     ),

@@ -1,6 +1,5 @@
 """OpenAI: the body of `POST /v1/fine_tuning/jobs`."""
 
-import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +11,7 @@ from kubectl_finetune.importing import shared, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import apply_table
 from kubectl_finetune.importing.locations import RowSource, put_model, put_result, put_train, put_validation
+from kubectl_finetune.importing.openai_graders import read_rewards
 from kubectl_finetune.importing.rows import Format, Table, derived, harmless, lost, to
 from kubectl_finetune.importing.shared import HYPER
 
@@ -21,8 +21,6 @@ METHODS = {
     "reinforcement": Objective.RLHF,
 }
 AUTO = ("auto",)
-_REFERENCE = re.compile(r"\{\{\s*item\.([A-Za-z0-9_]+)\s*\}\}")
-_ANSWER = re.compile(r"\{\{\s*sample\.output_text\s*\}\}")
 HYPERPARAMETERS: Table = {
     "n_epochs": to(f"{HYPER}.numTrainEpochs", lambda value: None if value == "auto" else values.number(value)),
     "learning_rate_multiplier": lost(
@@ -77,19 +75,12 @@ def _batch(draft: Draft, value: Any, path: tuple[str, ...]) -> None:
 
 
 def _reward(draft: Draft, grader: Any) -> None:
-    """Set the reward of a grader that compares the answer with a column of the row."""
-    kind, path = grader.get("type") if isinstance(grader, dict) else None, ("method", "reinforcement", "grader")
-    if kind == "string_check":
-        column = _REFERENCE.fullmatch(str(grader.get("reference")))
-        if column and _ANSWER.fullmatch(str(grader.get("input"))) and grader.get("operation") == "eq":
-            answer = {"match": "Exact", "column": column[1]}
-            draft.set("rlhf.rewards", [{"type": "Answer", "answer": answer}], path)
-            return
-        reason = "only whole answers can be compared: operation eq, input {{sample.output_text}}"
-        draft.refuse(path, reason, "write the reward as one of rlhf.rewards")
-        return
-    fix = "write the reward as one of rlhf.rewards, or train a reward model"
-    draft.refuse(path, f"a grader of type {kind} cannot be computed", fix)
+    """Set the rewards of a grader."""
+    path = ("method", "reinforcement", "grader")
+    try:
+        draft.set("rlhf.rewards", read_rewards(grader), path)
+    except ValueError as error:
+        draft.refuse(path, str(error), "write the reward as one of rlhf.rewards, or train a reward model")
 
 
 def _rows(draft: Draft) -> None:

@@ -1,6 +1,7 @@
 """A request of OpenAI's API becomes a job; model and files have to be given."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -114,7 +115,69 @@ def test_a_grader_that_compares_texts_is_a_reward_by_the_rows_column(read: Read)
     assert done.manifest["spec"]["rlhf"] == {
         "rewards": [{"type": "Answer", "answer": {"match": "Exact", "column": "gold"}}]
     }
-    other = read(
-        GIVEN_ONE, method={"type": "reinforcement", "reinforcement": {"grader": grader | {"operation": "like"}}}
+
+
+TEXT = {"type": "string_check", "operation": "eq", "input": "{{sample.output_text}}", "reference": "{{ item.gold }}"}
+GOLD = {"type": "Answer", "answer": {"match": "Exact", "column": "gold"}}
+
+
+def graded(read: Read, grader: dict[str, Any]) -> Any:
+    return read(GIVEN_ONE, method={"type": "reinforcement", "reinforcement": {"grader": grader}})
+
+
+def test_a_weighted_sum_of_graders_is_a_reward_for_each_with_its_weight(read: Read) -> None:
+    polite = TEXT | {"operation": "ilike", "reference": "please (?)"}
+    sorry = TEXT | {"operation": "like", "reference": "Sorry"}
+    formula = "(2 * right + polite) / 2 - 0.25 * sorry"
+    done = graded(
+        read,
+        {
+            "type": "multi",
+            "graders": {"right": TEXT, "polite": polite, "sorry": sorry},
+            "calculate_output": formula,
+        },
     )
-    assert [one.key for one in other.refused] == ["method.reinforcement.grader"]
+    assert done.manifest is not None
+    assert done.problems == []
+    assert done.manifest["spec"]["rlhf"]["rewards"] == [
+        GOLD,
+        {"type": "Regex", "pattern": r"(?i:please\ \(\?\))", "weight": 0.5},
+        {"type": "Regex", "pattern": "Sorry", "weight": -0.25},
+    ]
+
+
+def test_a_text_that_is_the_same_for_all_rows_is_the_whole_answer(read: Read) -> None:
+    (reward,) = graded(read, TEXT | {"reference": "yes."}).manifest["spec"]["rlhf"]["rewards"]
+    assert [bool(re.search(reward["pattern"], text)) for text in (" yes.\n", "yes", "oh yes.")] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("grader", "reason"),
+    [
+        ({"operation": "like"}, "operation like does not compare with a column of the row, only eq does"),
+        ({"operation": "ne", "reference": "no"}, "operation ne is not computed: use eq, like or ilike"),
+        ({"reference": "{{item.a}} and {{item.b}}"}, "the reference is neither one column"),
+        ({"input": "{{sample.output_json.city}}"}, "only whole answers can be compared"),
+        ({"type": "text_similarity"}, "a grader of type text_similarity cannot be computed"),
+        ({"type": "multi"}, "a grader of type multi has its graders by name"),
+        ({"type": "multi", "graders": {"a": TEXT}, "calculate_output": "a + b"}, "calculate_output names b"),
+        (
+            {"type": "multi", "graders": {"a": {"type": "score_model"}}, "calculate_output": "a"},
+            "a: a grader of type score_model cannot be computed",
+        ),
+        *(
+            (
+                {"type": "multi", "graders": {"a": TEXT, "b": TEXT}, "calculate_output": formula},
+                "is not a sum of graders with weights",
+            )
+            for formula in ("a * b", "a / b", "min(a, b)", "a ** 2", "a + 1", "3", "a if b else 0", "a / 0", "a +", "")
+        ),
+        ({"type": "multi", "graders": {"a": TEXT}, "calculate_output": "(" * 5000 + "a"}, "is not a sum"),
+    ],
+)
+def test_a_grader_without_the_same_reward_is_refused_with_its_part(
+    read: Read, grader: dict[str, Any], reason: str
+) -> None:
+    (refused,) = graded(read, TEXT | grader).refused
+    assert refused.key == "method.reinforcement.grader"
+    assert reason in refused.reason

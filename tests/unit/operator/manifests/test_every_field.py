@@ -277,6 +277,9 @@ ELSEWHERE = {
         ],
         "tests/unit/trainer/rewards/test_matching.py::test_an_answer_is_correct_if_it_is_the_reference",
     ),
+    "rlhf.rewards[].answer.jsonSchema": (
+        "tests/unit/trainer/rewards/test_json_answers.py::test_one_schema_of_the_job_judges_the_answers_to_all_rows"
+    ),
     "rlhf.rewards[].answer.column": (
         "tests/unit/trainer/rewards/test_computed.py::test_an_answer_is_compared_with_the_named_column"
     ),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
-from finetune_api.objectives import Reward
+from finetune_api.objectives import AnswerReward, Reward
 from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.rows import NamedPath, PromptRow, Rejected, Row, read_canonical
@@ -20,6 +20,10 @@ FOUR = {"role": "assistant", "content": "4"}
 
 def references(*answers: dict[str, Any]) -> References:
     return References([Reward.model_validate({"type": "Answer", "answer": answer}) for answer in answers])
+
+
+def in_column(name: str) -> AnswerReward:
+    return AnswerReward.model_validate({"match": "Exact", "column": name})
 
 
 @pytest.fixture
@@ -65,7 +69,9 @@ def test_a_column_of_the_file_is_the_reference_under_its_own_name(check: Any) ->
     line = '{"messages": [{"role": "user", "content": "2 + 2?"}], "solution": 4, "Level": "easy"}'
     row = prompt_of(check(line, answers=[{"match": "Numeric", "column": "solution"}])[0])
     assert row.reference == {"columns": {"solution": 4}}
-    assert read_references(row.reference, "solution") == ["4"]
+    assert read_references(row.reference, in_column("solution")) == [
+        "4"
+    ]
 
 
 def test_a_mapped_answer_is_the_reference(check: Any) -> None:
@@ -82,7 +88,10 @@ def test_several_rewards_keep_what_each_reads(check: Any) -> None:
     ]
     row = prompt_of(check(line, answers=answers)[0])
     assert row.reference == {"answer": "four", "columns": {"value": "4", "names": ["four", "Vier"]}}
-    assert read_references(row.reference, "names") == ["four", "Vier"]
+    assert read_references(row.reference, in_column("names")) == [
+        "four",
+        "Vier",
+    ]
 
 
 def test_the_reference_of_a_csv_file_is_text(check: Any) -> None:

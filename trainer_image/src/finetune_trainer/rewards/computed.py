@@ -93,9 +93,9 @@ def _build_score(reward: Reward, name: str) -> Callable[[Completion], float]:
     if reward.type is RewardType.REGEX or reward.answer is None:
         pattern = compile_pattern(reward.pattern or "", f"{name}.pattern")
         return lambda completion: float(is_found(pattern, completion.text))
-    matcher, column = Matcher(reward.answer, f"{name}.answer"), reward.answer.column
+    settings, matcher = reward.answer, Matcher(reward.answer, f"{name}.answer")
     return lambda completion: float(
-        matcher.is_correct(completion.text, read_references(completion.reference or {}, column))
+        matcher.is_correct(completion.text, read_references(completion.reference or {}, settings))
     )
 
 

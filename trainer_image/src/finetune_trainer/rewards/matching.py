@@ -12,6 +12,7 @@ from finetune_api.handoff import ExitCode
 from finetune_api.objectives import AnswerReward, Extract, Match
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.expectations import PATTERN_SECONDS, compile_pattern
+from finetune_trainer.rewards.json_answers import compile_schema, is_equal_json, is_json, is_valid_json
 
 LONGEST_NUMBER = 64
 """Characters of a number; a longer one is none."""
@@ -35,16 +36,24 @@ _FIRST_LETTER = re.compile(r"[\s(\[*]{0,4}([A-Z])[).\]:*](?![A-Za-z0-9])")
 
 
 class Matcher:
-    """Compares answers with references; raises InvalidConfig for a pattern that is invalid or has not one group."""
+    """Compares answers with references; raises InvalidConfig for an unusable schema, and for a pattern that is invalid
+    or has not one group."""
 
     def __init__(self, settings: AnswerReward, name: str) -> None:
         self._settings = settings
         self._pattern = compile_group(settings.pattern, f"{name}.pattern") if settings.pattern else None
+        if settings.json_schema is not None and (fault := _find_fault_of_schema(settings.json_schema)):
+            raise TrainerError(ExitCode.INVALID_CONFIG, f"{name}.jsonSchema {fault}")
 
     def is_correct(self, answer: str, references: Sequence[str]) -> bool:
-        """Return whether the answer is one of the references; raises TimeoutError if the pattern takes too long."""
+        """Return whether the answer is one of the references, or valid by one that is a schema or by the job's schema.
+
+        Raises TimeoutError if the pattern takes too long.
+        """
         found = self.extract(answer)
-        return found is not None and any(self._is_same(found, self._read(reference)) for reference in references)
+        own = self._settings.json_schema
+        correct = references if own is None else [own]
+        return found is not None and any(self._is_same(found, self._read(reference)) for reference in correct)
 
     def extract(self, answer: str) -> str | None:
         """Return the part of an answer that is compared; raises TimeoutError."""
@@ -54,6 +63,8 @@ class Matcher:
 
     def find_fault(self, reference: str) -> str | None:
         """Return why no answer can be compared with this reference, as a predicate; None if one can."""
+        if self._settings.match is Match.JSON_SCHEMA:
+            return _find_fault_of_schema(reference)
         try:
             read = self._read(reference)
         except TimeoutError:
@@ -62,7 +73,9 @@ class Matcher:
 
     def _read(self, reference: str) -> str:
         """Return what counts of a reference: the same part as of an answer; else the result of a worked solution; else
-        all of it."""
+        all of it. Of a schema that is all."""
+        if self._settings.match is Match.JSON_SCHEMA:
+            return reference
         found = self.extract(reference)
         if self._settings.match is not Match.EXACT:
             found = next(filter(self._is_readable, (found, after_hashes(reference), last_boxed(reference))), None)
@@ -78,6 +91,8 @@ class Matcher:
                 return parse_number(part) is not None
             case Match.MULTIPLE_CHOICE:
                 return parse_choice(part) is not None
+            case Match.JSON | Match.JSON_SCHEMA:
+                return is_json(part)
 
     def _is_same(self, answer: str, reference: str) -> bool:
         match self._settings.match:
@@ -89,6 +104,18 @@ class Matcher:
             case Match.MULTIPLE_CHOICE:
                 chosen = parse_choice(answer)
                 return chosen is not None and chosen == parse_choice(reference)
+            case Match.JSON:
+                return is_equal_json(answer, reference)
+            case Match.JSON_SCHEMA:
+                return is_valid_json(answer, reference)
+
+
+def _find_fault_of_schema(text: str) -> str | None:
+    try:
+        compile_schema(text)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def is_same_text(answer: str, reference: str, *, ignore_case: bool = False) -> bool:
@@ -199,6 +226,7 @@ _FAULTS: Mapping[Match, str] = {
     Match.EXACT: "is empty",
     Match.NUMERIC: "is not a number, and has none after #### or in \\boxed{}",
     Match.MULTIPLE_CHOICE: "is not the letter of a choice",
+    Match.JSON: "is not JSON",
 }
 _EXTRACTORS: Mapping[Extract, Callable[[str], str | None]] = {
     Extract.WHOLE: lambda answer: answer,

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
+import orjson
+
 from finetune_api.dataset.codes import RejectCode, RepairCode
-from finetune_api.objectives import AnswerReward, Reward, Rlhf
+from finetune_api.objectives import AnswerReward, Match, Reward, Rlhf
 from finetune_api.text.printable import printable
 from finetune_trainer.data.formats.columns import name_columns
 from finetune_trainer.data.formats.fields import read_text
@@ -24,7 +26,7 @@ class References:
         self._compared: list[tuple[str, AnswerReward, Matcher]] = [
             (name, one.answer, Matcher(one.answer, name))
             for name, one in ((f"rlhf.rewards[{at}].answer", one) for at, one in enumerate(rewards))
-            if one.answer is not None
+            if one.answer is not None and one.answer.json_schema is None
         ]
 
     @classmethod
@@ -51,7 +53,7 @@ class References:
             else:
                 kept.setdefault("columns", {})[settings.column] = columns[settings.column]
         for name, settings, matcher in self._compared:
-            for text in read_references(kept, settings.column):
+            for text in read_references(kept, settings):
                 if fault := matcher.find_fault(text):
                     detail = f"the reference {printable(text[:SHOWN_CHARACTERS])!r} {fault}"
                     raise BadRow(RejectCode.NO_REFERENCE, f"{detail}: correct the row, or change match in {name}")
@@ -61,19 +63,27 @@ class References:
         return replace(row, reference=kept, repairs=repairs)
 
 
-def read_references(kept: Reference, column: str | None) -> list[str]:
+def read_references(kept: Reference, settings: AnswerReward) -> list[str]:
     """Return the correct answers of a row: its own answer, or the texts of a column; raises BadRow."""
-    if column is None:
+    if settings.column is None:
         return [kept["answer"]] if "answer" in kept else []
-    value = kept.get("columns", {}).get(column)
+    value = kept.get("columns", {}).get(settings.column)
     values = value if isinstance(value, list) else [value]
     if not 1 <= len(values) <= MOST_REFERENCES:
-        detail = f"{printable(column)} has {len(values)} references: give 1 to {MOST_REFERENCES}"
+        detail = f"{printable(settings.column)} has {len(values)} references: give 1 to {MOST_REFERENCES}"
         raise BadRow(RejectCode.NO_REFERENCE, detail)
+    return [_read_reference(one, settings) for one in values]
+
+
+def _read_reference(value: Any, settings: AnswerReward) -> str:
+    takes_objects = settings.match in {Match.JSON, Match.JSON_SCHEMA}
+    if takes_objects and isinstance(value, dict):
+        return orjson.dumps(value).decode()
     try:
-        return [read_text(one, printable(column), set()) for one in values]
+        return read_text(value, printable(settings.column or ""), set())
     except BadRow as bad:
-        raise BadRow(RejectCode.NO_REFERENCE, f"{bad.detail}: give a text, a number, or a list of them") from None
+        wanted = "a text, an object, or a list of them" if takes_objects else "a text, a number, or a list of them"
+        raise BadRow(RejectCode.NO_REFERENCE, f"{bad.detail}: give {wanted}") from None
 
 
 def _explain_missing_answer(name: str, columns: Mapping[str, Any]) -> str:

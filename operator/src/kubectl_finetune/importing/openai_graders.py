@@ -1,0 +1,117 @@
+"""OpenAI's graders as computed rewards: comparisons of texts, and weighted sums of them."""
+
+import ast
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MOST_REWARDS = 8
+"""As in `rlhf.rewards`."""
+LONGEST_FORMULA = 1000
+_COLUMN = re.compile(r"\{\{\s*item\.([A-Za-z0-9_]+)\s*\}\}")
+_ANSWER = re.compile(r"\{\{\s*sample\.output_text\s*\}\}")
+
+Reward = dict[str, Any]
+Weights = dict[str, float]
+
+
+def read_rewards(grader: Any) -> list[Reward]:
+    """Return the rewards of a grader; raises ValueError with the reason if none computes the same."""
+    if not isinstance(grader, dict):
+        raise ValueError("a grader is an object")
+    if grader.get("type") != "multi":
+        return [_read_reward(grader)]
+    graders = grader.get("graders")
+    if not isinstance(graders, dict) or not graders:
+        raise ValueError("a grader of type multi has its graders by name in graders")
+    weights = read_weights(str(grader.get("calculate_output")))
+    if unknown := sorted(weights.keys() - graders.keys()):
+        raise ValueError(f"calculate_output names {', '.join(unknown)}, which graders does not have")
+    if len(weights) > MOST_REWARDS:
+        raise ValueError(f"{len(weights)} graders are summed, of at most {MOST_REWARDS} rewards")
+    return [_weigh(_name_fault(name, graders[name]), weight) for name, weight in weights.items()]
+
+
+def read_weights(formula: str) -> Weights:
+    """Return the weight of each grader in a sum such as `0.7 * a + b / 2`; raises ValueError for another formula."""
+    other = ValueError(f"calculate_output {formula[:80]!r} is not a sum of graders with weights")
+    try:
+        tree = ast.parse(formula.strip(), mode="eval") if len(formula) <= LONGEST_FORMULA else None
+        constant, weights = _linear(tree.body) if tree else (0.0, {})
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+        raise other from None
+    if constant or not weights:
+        raise other
+    return weights
+
+
+def _linear(node: ast.expr) -> tuple[float, Weights]:
+    """Return constant and weights of an expression; raises ValueError if it is not linear."""
+    match node:
+        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+            return float(value), {}
+        case ast.Name(id=name):
+            return 0.0, {name: 1.0}
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
+            return _scale(_linear(operand), -1.0 if isinstance(sign, ast.USub) else 1.0)
+        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() as sign, right=right):
+            return _add(_linear(left), _scale(_linear(right), -1.0 if isinstance(sign, ast.Sub) else 1.0))
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            one, other = _linear(left), _linear(right)
+            if one[1] and other[1]:
+                raise ValueError("a product of graders")
+            return _scale(one, other[0]) if one[1] else _scale(other, one[0])
+        case ast.BinOp(left=left, op=ast.Div(), right=right):
+            divisor = _linear(right)
+            if divisor[1]:
+                raise ValueError("a division by a grader")
+            return _scale(_linear(left), 1 / divisor[0])
+    raise ValueError("not linear")
+
+
+def _scale(linear: tuple[float, Weights], factor: float) -> tuple[float, Weights]:
+    return linear[0] * factor, {name: weight * factor for name, weight in linear[1].items()}
+
+
+def _add(one: tuple[float, Weights], other: tuple[float, Weights]) -> tuple[float, Weights]:
+    names = [*one[1], *(name for name in other[1] if name not in one[1])]
+    return one[0] + other[0], {name: one[1].get(name, 0.0) + other[1].get(name, 0.0) for name in names}
+
+
+def _weigh(reward: Reward, weight: float) -> Reward:
+    return reward if weight == 1 else reward | {"weight": weight}
+
+
+def _name_fault(name: str, grader: Any) -> Reward:
+    try:
+        return _read_reward(grader)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _read_reward(grader: Any) -> Reward:
+    kind = grader.get("type") if isinstance(grader, dict) else None
+    if kind != "string_check":
+        raise ValueError(f"a grader of type {kind} cannot be computed")
+    return _read_comparison(grader)
+
+
+def _read_comparison(grader: Mapping[str, Any]) -> Reward:
+    """Return the reward of a `string_check`: with a column of the row, or with a text that is the same for all rows."""
+    operation, reference = grader.get("operation"), str(grader.get("reference"))
+    if not _ANSWER.fullmatch(str(grader.get("input")).strip()):
+        raise ValueError("only whole answers can be compared: input {{sample.output_text}}")
+    if column := _COLUMN.fullmatch(reference.strip()):
+        if operation != "eq":
+            raise ValueError(f"operation {operation} does not compare with a column of the row, only eq does")
+        return {"type": "Answer", "answer": {"match": "Exact", "column": column[1]}}
+    if "{{" in reference:
+        raise ValueError("the reference is neither one column, {{item.NAME}}, nor a plain text")
+    patterns = {"eq": rf"\A\s*{re.escape(reference)}\s*\Z", "like": re.escape(reference), "ilike": _any_case(reference)}
+    if operation not in patterns or not reference:
+        raise ValueError(f"operation {operation} is not computed: use eq, like or ilike with a reference")
+    return {"type": "Regex", "pattern": patterns[operation]}
+
+
+def _any_case(reference: str) -> str:
+    return f"(?i:{re.escape(reference)})"
