@@ -220,7 +220,7 @@ integration-processes:
 e2e: setup ## End-to-end tests: a real cluster with real pods
 	$(MAKE) deploy CLUSTER=$(CLUSTER)
 	eval "$$($(MAKE) -s env CLUSTER=$(CLUSTER))"; \
-	  $(PYTEST) -n 2 -m 'not alone and not nightly' tests/e2e && $(BIN)/pytest -m 'alone and not nightly' tests/e2e
+	  $(PYTEST) -n 3 -m 'not alone and not nightly' tests/e2e && $(BIN)/pytest -m 'alone and not nightly' tests/e2e
 
 .PHONY: test
 test: ## Everything that is asked of a change: lint, types, unit, integration, e2e

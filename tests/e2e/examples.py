@@ -19,8 +19,16 @@ from user import Bench, Job, kubectl, secret
 EXAMPLES = Path(__file__).resolve().parents[2] / "crds" / "examples"
 BUCKET = "finetune-examples"
 MODELS = ("models/HuggingFaceTB/SmolLM2-135M-Instruct", "models/HuggingFaceTB/SmolLM2-135M")
-THIN_SLICE = ("chat", "blend", "sft-then-dpo")
-OTHERS = ("instruction", "domain-adaptation", "kto", "sft-then-evaluate", "sft-reward-rlhf", "rlhf-with-answers")
+THIN_SLICE = ("chat", "sft-then-dpo")
+OTHERS = (
+    "blend",
+    "instruction",
+    "domain-adaptation",
+    "kto",
+    "sft-then-evaluate",
+    "sft-reward-rlhf",
+    "rlhf-with-answers",
+)
 RATE = 5e-3
 """A tiny random model needs larger steps than a real one."""
 

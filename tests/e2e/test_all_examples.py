@@ -37,3 +37,10 @@ def test_columns_are_renamed(jobs: dict[str, dict[str, Any]]) -> None:
 
 def test_a_chain_of_three_jobs_is_verified_back_to_its_base(jobs: dict[str, dict[str, Any]]) -> None:
     assert examples.verify(jobs["policy-rlhf"]["artifacts"]["uri"]) == ["base", "parent", "reward job"]
+
+
+def test_a_blend_has_its_proportions_by_trained_tokens(jobs: dict[str, dict[str, Any]]) -> None:
+    sources = jobs["blend"]["dataset"]["sources"]
+    total = sum(one["trainedTokens"] for one in sources)
+    assert [one["trainedTokens"] / total for one in sources] == pytest.approx([0.5, 0.25, 0.25], abs=0.02)
+    assert sources[1]["rejectedRowsByCode"] == {"DUPLICATE": 200}

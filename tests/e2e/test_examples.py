@@ -1,4 +1,4 @@
-"""Examples of each shape: rows from a prefix of files, a blend of sources, and a job that builds on another."""
+"""Examples of each shape: rows from a prefix of files, and a job that builds on another."""
 
 from typing import Any
 
@@ -42,13 +42,6 @@ def test_dpo_after_sft_is_held_to_what_sft_taught(jobs: dict[str, dict[str, Any]
 
 def test_all_files_of_a_prefix_are_read(jobs: dict[str, dict[str, Any]]) -> None:
     assert jobs["chat"]["dataset"]["rows"] == 300
-
-
-def test_a_blend_has_its_proportions_by_trained_tokens(jobs: dict[str, dict[str, Any]]) -> None:
-    sources = jobs["blend"]["dataset"]["sources"]
-    total = sum(one["trainedTokens"] for one in sources)
-    assert [one["trainedTokens"] / total for one in sources] == pytest.approx([0.5, 0.25, 0.25], abs=0.02)
-    assert sources[1]["rejectedRowsByCode"] == {"DUPLICATE": 200}
 
 
 def test_what_tracking_asks_for_is_published_with_the_result(bench: Bench, jobs: dict[str, dict[str, Any]]) -> None:

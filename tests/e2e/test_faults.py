@@ -38,9 +38,8 @@ def test_an_operator_killed_in_mid_run_leaves_one_job_and_the_right_status(bench
 
 
 def test_an_evicted_trainer_counts_as_a_preemption_and_the_next_run_resumes_from_its_checkpoint(bench: Bench) -> None:
-    job = bench.apply("evicted", hyperparameters=LONG, **SELDOM)
-    trainer = job.running_pod()
-    saved = wait_for("a checkpoint in the status", lambda: job.status().get("checkpoint"), state=job.status)
+    job = bench.apply("evicted", hyperparameters=LONG | {"maxSteps": 200}, **SELDOM)
+    trainer = job.saved_pod()
     _evict(bench, trainer)
     wait_for("the preemption in the status", lambda: job.status().get("preemptions") == 1, state=job.status)
     assert job.condition("Complete").get("status") != "True"
@@ -48,7 +47,7 @@ def test_an_evicted_trainer_counts_as_a_preemption_and_the_next_run_resumes_from
     first, last = status["history"]
     assert (first["result"], first["exitCode"], first["podUID"]) == ("Preempted", 75, trainer.metadata.uid)
     assert last["result"] == "Succeeded"
-    assert last["resumedFromStep"] >= saved["step"] > 0
+    assert last["resumedFromStep"] == first["lastStep"] >= SELDOM["checkpoint"]["steps"]
     assert (status["attempts"], status["runs"], status["preemptions"], status.get("failures", 0)) == (1, 2, 1, 0)
 
 

@@ -12,7 +12,7 @@ from user import Bench, Job, kubectl, wait_for
 
 PAIR = {"numNodes": 2, "gpusPerNode": 0, "requests": {"cpu": "250m", "memory": "1Gi"}}
 LORA = {"method": "LoRA", "lora": {"rank": 8}}
-STEPS = {"maxSteps": 150, "perDeviceTrainBatchSize": 2, "gradientAccumulationSteps": 1, "maxLength": 128}
+STEPS = {"maxSteps": 80, "perDeviceTrainBatchSize": 2, "gradientAccumulationSteps": 1, "maxLength": 128}
 KILL = """
 import os, signal
 for name in os.listdir("/proc"):
@@ -22,7 +22,7 @@ for name in os.listdir("/proc"):
 
 
 def apply(bench: Bench, name: str, **spec: Any) -> Job:
-    spec = {"hyperparameters": STEPS, "evaluation": {"steps": 50}, "checkpoint": {"steps": 50}} | spec
+    spec = {"hyperparameters": STEPS, "evaluation": {"steps": 40}, "checkpoint": {"steps": 20}} | spec
     return bench.apply(name, resources=PAIR, tuning=LORA, **spec)
 
 

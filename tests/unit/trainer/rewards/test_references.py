@@ -69,9 +69,7 @@ def test_a_column_of_the_file_is_the_reference_under_its_own_name(check: Any) ->
     line = '{"messages": [{"role": "user", "content": "2 + 2?"}], "solution": 4, "Level": "easy"}'
     row = prompt_of(check(line, answers=[{"match": "Numeric", "column": "solution"}])[0])
     assert row.reference == {"columns": {"solution": 4}}
-    assert read_references(row.reference, in_column("solution")) == [
-        "4"
-    ]
+    assert read_references(row.reference, in_column("solution")) == ["4"]
 
 
 def test_a_mapped_answer_is_the_reference(check: Any) -> None:
