@@ -20,7 +20,7 @@ def operator_pods() -> list[Any]:
 
 @pytest.mark.alone
 def test_an_operator_killed_in_mid_run_leaves_one_job_and_the_right_status(bench: Bench) -> None:
-    job = bench.apply("orphan", hyperparameters=LONG, **SELDOM)
+    job = bench.apply("orphan", hyperparameters=LONG | {"maxSteps": 250}, **SELDOM)
     trainer = job.running_pod()
     killed = operator_pods()[0].metadata.name
     kubectl("delete", "pod", killed, "-n", "finetune-system", "--grace-period=0", "--force")
