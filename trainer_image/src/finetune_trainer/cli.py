@@ -242,6 +242,17 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
     model: Annotated[
         Path | None, typer.Option(help="Folder of a model: also check chat template, special tokens and lengths.")
     ] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Template in place of the model's own, with --model: ChatML, Alpaca, Vicuna, Completion, or a file.",
+        ),
+    ] = None,
+    chat_template_kwargs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VARIABLE=VALUE,…", help="Variables of the template: enable_thinking=false."),
+    ] = None,
     max_length: Annotated[int, typer.Option(help="Maximum sequence length in tokens, with --model.", min=16)] = 2048,
     max_rejected_percent: Annotated[
         int, typer.Option(help="Maximum percentage of malformed rows.", min=0, max=100)
@@ -251,14 +262,26 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
 
     Exits with 65 if a job would fail; the files are written anyway.
     """
-    from finetune_trainer.commands.check_data import Request, check_local_rows, parse_columns
+    from finetune_trainer.commands.check_data import Request, check_local_rows, parse_columns, parse_kwargs
 
+    if model is None and (chat_template or chat_template_kwargs):
+        raise typer.BadParameter("--chat-template and its variables need --model, whose tokens the template is made of")
     if model is not None and to is not None and objective is None:
         raise typer.BadParameter("with --to, --model needs --objective: the length of a row depends on the objective")
     if to is None:
         objective = objective or Objective.CHAT
-    mapped = parse_columns(columns) if columns else None
-    check_local_rows(files, out, Request(objective, data_format, mapped, to, model, max_length, max_rejected_percent))
+    request = Request(
+        objective=objective,
+        format=data_format,
+        columns=parse_columns(columns) if columns else None,
+        to=to,
+        model=model,
+        max_length=max_length,
+        max_rejected_percent=max_rejected_percent,
+        chat_template=chat_template,
+        chat_template_kwargs=parse_kwargs(chat_template_kwargs) if chat_template_kwargs else None,
+    )
+    check_local_rows(files, out, request)
 
 
 @app.command("verify")

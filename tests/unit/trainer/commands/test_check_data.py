@@ -182,6 +182,41 @@ def test_with_a_model_the_lengths_are_shown(
     assert f"maximum {lengths['max']}; maxLength {lengths['advisedMaxLength']} truncates" in capsys.readouterr().out
 
 
+def accepted_tokens(out: Path, rows: Path, model: Path, **choice: Any) -> int:
+    check_local_rows([str(rows)], out, Request(Objective.CHAT, model=model, **choice))
+    return int(summary(out)["lengths"]["max"])
+
+
+def test_a_chosen_template_replaces_that_of_the_model(tmp_path: Path, out: Path, model_folder: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", {"instruction": "what is one", "output": "one"})
+    template = tmp_path / "own.jinja"
+    template.write_text("{% for one in messages %}{{ mark }}{{ one['content'] }}{% endfor %}{{ eos_token }}")
+    short = accepted_tokens(out, rows, model_folder, chat_template="completion")
+    assert short < accepted_tokens(out, rows, model_folder, chat_template="Alpaca")
+    marked = {"chat_template": str(template), "chat_template_kwargs": {"mark": "one one one"}}
+    assert accepted_tokens(out, rows, model_folder, **marked) > short
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"chat_template": "alpca"}, "--chat-template alpca: No such file or directory: give a file of a template"),
+        ({"chat_template": "BROKEN"}, "^--chat-template: "),
+        ({"chat_template_kwargs": {"enable_thinkin": "false"}}, "^--chat-template-kwargs: .*enable_thinkin"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_named_by_its_option(
+    tmp_path: Path, out: Path, model_folder: Path, choice: dict[str, Any], message: str
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", ALPACA)
+    (tmp_path / "broken.jinja").write_text("{% for one in messages %}")
+    if choice.get("chat_template") == "BROKEN":
+        choice = {"chat_template": str(tmp_path / "broken.jinja")}
+    with pytest.raises(TrainerError, match=message) as refused:
+        check_local_rows([str(rows)], out, Request(Objective.CHAT, model=model_folder, **choice))
+    assert refused.value.code is ExitCode.INVALID_CONFIG
+
+
 @pytest.mark.process
 def test_a_terminal_gets_tables_and_a_pipe_gets_lines(tmp_path: Path, out: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", *({"instruction": f"q{n}", "output": "a"} for n in range(2000)), "{\n")

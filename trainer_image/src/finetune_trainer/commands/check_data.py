@@ -14,6 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from finetune_api.handoff import ExitCode
+from finetune_api.inputs.chat_template import ChatTemplateName
 from finetune_api.spec import DatasetFormat, Objective
 from finetune_trainer.commands.local_files import LocalFiles, find_files
 from finetune_trainer.data.checks.output import (
@@ -32,11 +33,16 @@ from finetune_trainer.data.rows import UnreadableFile
 from finetune_trainer.errors import TrainerError, name_some
 
 if TYPE_CHECKING:
+    from finetune_trainer.tokenization.chosen_template import TemplateChoice
     from finetune_trainer.tokenization.labeler import Labeler
 
 logger = logging.getLogger(__name__)
 
+LARGEST_TEMPLATE = 1 << 20
+"""Bytes of a template's file, as of a ConfigMap."""
 _OPTIONS = {
+    "spec.model.chatTemplateKwargs": "--chat-template-kwargs",
+    "spec.model.chatTemplate": "--chat-template",
     "spec.dataset.columns": "--columns",
     "dataset.columns": "--columns",
     "dataset.maxRejectedPercent": "--max-rejected-percent",
@@ -54,6 +60,8 @@ class Request:
     model: Path | None = None
     max_length: int = 2048
     max_rejected_percent: int = 20
+    chat_template: str | None = None
+    chat_template_kwargs: Mapping[str, str] | None = None
 
 
 def check_local_rows(files: list[str], out: Path, request: Request) -> None:
@@ -77,15 +85,23 @@ def check_local_rows(files: list[str], out: Path, request: Request) -> None:
 
 
 def parse_columns(options: list[str]) -> dict[str, str]:
-    """Parse `known=own` pairs, separated by commas or given one by one."""
-    columns: dict[str, str] = {}
+    """Parse `known=own` pairs, separated by commas or given one by one; raises InvalidConfig."""
+    return _parse_pairs(options, "--columns", "KNOWN=OWN, the format's column and yours, for example prompt=question")
+
+
+def parse_kwargs(options: list[str]) -> dict[str, str]:
+    """Parse `variable=value` pairs, separated by commas or given one by one; raises InvalidConfig."""
+    return _parse_pairs(options, "--chat-template-kwargs", "VARIABLE=VALUE, for example enable_thinking=false")
+
+
+def _parse_pairs(options: list[str], option: str, form: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
     for pair in ",".join(options).split(","):
-        known, separator, own = (part.strip() for part in pair.partition("="))
-        if not (known and separator and own):
-            message = f"--columns {pair!r}: write KNOWN=OWN, the format's column and yours, for example prompt=question"
-            raise TrainerError(ExitCode.INVALID_CONFIG, message)
-        columns[known] = own
-    return columns
+        name, separator, value = (part.strip() for part in pair.partition("="))
+        if not (name and separator and value):
+            raise TrainerError(ExitCode.INVALID_CONFIG, f"{option} {pair!r}: write {form}")
+        pairs[name] = value
+    return pairs
 
 
 def _write(found: LocalFiles, request: Request, summary: Summary, output: CheckOutput) -> None:
@@ -96,7 +112,7 @@ def _write(found: LocalFiles, request: Request, summary: Summary, output: CheckO
             format=request.format.value,
             columns=request.columns,
             objective=request.objective.value if request.objective else None,
-            labeler=_load_labeler(request.model) if request.model else None,
+            labeler=_load_labeler(request.model, request) if request.model else None,
             max_length=request.max_length,
             on_progress=show,
             advise=_advise_option,
@@ -112,10 +128,35 @@ def _advise_option(columns: Mapping[str, str]) -> tuple[str, str]:
     )
 
 
-def _load_labeler(model: Path) -> "Labeler":
+def _load_labeler(model: Path, request: Request) -> "Labeler":
     from finetune_trainer.tokenization.labeler import load_labeler
 
-    return load_labeler(model, str(model))
+    try:
+        return load_labeler(model, str(model), _read_choice(request))
+    except TrainerError as refused:
+        raise TrainerError(refused.code, _as_options(refused.message)) from refused
+
+
+def _read_choice(request: Request) -> "TemplateChoice":
+    """Return the chosen template, by its name or from a file, with its variables; raises InvalidConfig."""
+    from finetune_trainer.tokenization.chosen_template import TemplateChoice
+
+    kwargs, given = request.chat_template_kwargs or {}, request.chat_template
+    if given is None:
+        return TemplateChoice(kwargs=kwargs)
+    if name := next((one for one in ChatTemplateName if one.value.lower() == given.lower()), None):
+        return TemplateChoice(name, kwargs=kwargs)
+    try:
+        with Path(given).open(encoding="utf-8") as file:
+            text = file.read(LARGEST_TEMPLATE + 1)
+    except (OSError, ValueError) as error:
+        reason = "it is not text in UTF-8" if isinstance(error, ValueError) else (error.strerror or "unreadable")
+        fix = f"give a file of a template in Jinja, or one of {', '.join(ChatTemplateName)}"
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"--chat-template {given}: {reason}: {fix}") from None
+    if len(text) > LARGEST_TEMPLATE:
+        message = f"--chat-template {given}: it has more than {LARGEST_TEMPLATE:,} characters, which no ConfigMap holds"
+        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+    return TemplateChoice(text=text, kwargs=kwargs)
 
 
 @contextmanager
