@@ -15,7 +15,6 @@ EVERYTHING = "true is Everything, false the default"
 ANSWERS = "true is the default, AllAnswers; false is Everything"
 TEMPLATE = "the default is the model's own, which is usually the right one"
 EVERY = "every step is logged: remove it"
-UPLOAD = "the result is published under output.uri: remove it"
 BATCH = (
     "set hyperparameters.perDeviceTrainBatchSize and gradientAccumulationSteps: their product, times the number of "
     "GPUs, is the number of rows in a step"
@@ -157,8 +156,8 @@ def _table() -> dict[str, ForeignName]:
         "output_dir": one((AXOLOTL, TRANSFORMERS), "output.uri", "write s3://bucket/path"),
         "export_dir": one((LLAMA_FACTORY,), "output.merge", "the merged model is under output.uri"),
         "merge_lora": one((AXOLOTL,), "output.merge", "true is BF16, FP16 or FP32"),
-        "push_to_hub": one((TRANSFORMERS,), "", UPLOAD),
-        "hub_model_id": one((AXOLOTL, TRANSFORMERS), "", UPLOAD),
+        "push_to_hub": one((TRANSFORMERS,), "output.hub", "name the repository, as owner/name, in output.hub.repo"),
+        "hub_model_id": one((AXOLOTL, TRANSFORMERS), "output.hub.repo"),
         "suffix": one((OPENAI,), "", "the name of the job is metadata.name: remove it"),
         # trackers and several GPUs
         "report_to": one((TRANSFORMERS,), "tracking", "set tracking.mlflow, tracking.wandb or tracking.tensorboard"),

@@ -347,6 +347,10 @@ FORMAT = Format(
         derived(lambda draft: shared.put_early_stopping(draft, "early_stopping_patience"), "early_stopping_patience"),
         derived(_trackers, "wandb_project wandb_entity wandb_mode mlflow_tracking_uri mlflow_experiment_name"),
         derived(lambda draft: put_result(draft, "output_dir"), "output_dir"),
+        derived(
+            lambda draft: shared.put_hub(draft, is_asked=bool(draft.get("hub_model_id"))),
+            "hub_model_id hub_private_repo hub_strategy hub_revision",
+        ),
     ),
     defaults={
         "sequence_len": 512,

@@ -14,7 +14,9 @@ from kubectl_finetune.importing.files import TrainingFile, is_secret
 from kubectl_finetune.importing.rows import Format, Row, Table
 
 SECRET = "a secret does not belong in a manifest, and is not copied"  # noqa: S105 - a sentence
-SECRET_FIX = "create a Secret with HF_TOKEN, and name it in model.credentialsSecretRef"  # noqa: S105 - a sentence
+SECRET_FIX = (
+    "create a Secret with HF_TOKEN, and name it in model.credentialsSecretRef or output.hub.credentialsSecretRef"  # noqa: S105 - a sentence
+)
 TEMPLATE = "the value is a template, which is not filled in"
 
 

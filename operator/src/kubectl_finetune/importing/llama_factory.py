@@ -353,6 +353,7 @@ FORMAT = Format(
         derived(lambda draft: shared.put_early_stopping(draft, "early_stopping_steps"), "early_stopping_steps"),
         derived(shared.put_trackers, "report_to"),
         derived(lambda draft: put_result(draft, "output_dir"), "output_dir"),
+        derived(shared.put_trainer_hub, shared.HUB_KEYS),
     ),
     defaults={
         "stage": "sft",

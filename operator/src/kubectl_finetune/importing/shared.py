@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from finetune_api.objectives import Objective
+from finetune_api.output import REPO
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_client.manifest.suggestions import nearest
 from kubectl_finetune.importing import values
@@ -91,6 +92,7 @@ TRAINING_ARGUMENTS: dict[str, Row] = {
     "accelerator_config": harmless(GPUS),
     "local_rank": harmless(GPUS),
     "push_to_hub*": harmless(UPLOAD),
+    "hub_always_push": harmless("one push is made, after the result is published"),
     "hub_*": harmless(UPLOAD),
     "run_name": harmless("runs of trackers have the name of the job"),
     "disable_tqdm": harmless("progress is in the job's status"),
@@ -104,6 +106,10 @@ TRAINING_ARGUMENTS: dict[str, Row] = {
     "*_parallel_size": harmless(GPUS),
 }
 """Arguments of transformers' Trainer that LLaMA-Factory and TRL have, too."""
+
+
+HUB_KEYS = "push_to_hub hub_model_id hub_private_repo hub_strategy hub_revision"
+"""What `put_hub` reads."""
 
 
 def put_objective(draft: Draft, found: str, key: Key) -> str:
@@ -130,6 +136,37 @@ def carry(draft: Draft, key: str, field: str, convert: Callable[[Any], Any]) -> 
     """Carry one key, as a row of a table would."""
     if (value := draft.get(key)) is not None:
         to(field, convert)(draft, (key,), value)
+
+
+def put_hub(draft: Draft, *, is_asked: bool) -> None:
+    """Set the repository of a hub to which the result is pushed, if it is asked for."""
+    repo = str(draft.get("hub_model_id") or "")
+    if not is_asked:
+        if repo:
+            draft.lose("hub_model_id", "nothing is pushed without push_to_hub", changes_training=False)
+        return
+    if not REPO.fullmatch(repo):
+        reason = f"the repository {repo} has no owner" if repo else "the repository is not named"
+        key = "hub_model_id" if repo else "push_to_hub"
+        draft.lose(key, reason, "set output.hub.repo to owner/name", changes_training=False)
+        return
+    draft.set("output.hub.repo", repo, "hub_model_id")
+    private = read(draft, "hub_private_repo", values.flag)
+    if private is None:
+        reason = "a repository that does not exist is created as private"
+        draft.lose("hub_model_id", reason, "for a public one, set output.hub.private to false", changes_training=False)
+    elif not private:
+        draft.set("output.hub.private", False, "hub_private_repo")
+    if branch := str(draft.get("hub_revision") or ""):
+        draft.set("output.hub.revision", branch, "hub_revision")
+    if draft.get("hub_strategy") not in (None, "end"):
+        reason = "the published result alone is pushed, and no checkpoint"
+        draft.lose("hub_strategy", reason, changes_training=False)
+
+
+def put_trainer_hub(draft: Draft) -> None:
+    """Set the repository to which transformers' Trainer would push."""
+    put_hub(draft, is_asked=read(draft, "push_to_hub", values.flag, default=False))
 
 
 def put_gpus(draft: Draft, key: str = "--gpus", found: int = 1) -> None:

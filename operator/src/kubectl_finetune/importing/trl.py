@@ -272,6 +272,7 @@ FORMAT = Format(
         derived(shared.put_precision, "bf16 fp16"),
         derived(shared.put_trackers, "report_to"),
         derived(lambda draft: put_result(draft, "output_dir"), "output_dir"),
+        derived(shared.put_trainer_hub, shared.HUB_KEYS),
     ),
     defaults={
         "num_train_epochs": 3,

@@ -45,7 +45,10 @@ SOURCES = {
             "val_set_size",
             "axolotl's val_set_size is dataset.validationSplitPercent (in percent: 0.1 is 10)",
         ),
-        ("push_to_hub", "transformers' push_to_hub: the result is published under output.uri: remove it"),
+        (
+            "push_to_hub",
+            "transformers' push_to_hub is output.hub (name the repository, as owner/name, in output.hub.repo)",
+        ),
         ("learning_rate", ""),
         ("", ""),
     ],

@@ -423,3 +423,10 @@ def test_the_loss_of_every_token_is_carried_for_conversations(read: Read) -> Non
     assert lost_keys(done) == []
     assert "trainOn" not in spec_of(read(train_on_inputs=False))["dataset"]
     assert "trainOn" not in spec_of(read(train_on_inputs=True, rl="dpo"))["dataset"]
+
+
+def test_a_named_repository_is_pushed_to(read: Read) -> None:
+    done = read(hub_model_id="acme/tuned", hub_private_repo=True, hub_strategy="end")
+    assert done.manifest is not None
+    assert done.manifest["spec"]["output"]["hub"] == {"repo": "acme/tuned"}
+    assert [one.key for one in done.not_carried if "hub" in one.key] == []

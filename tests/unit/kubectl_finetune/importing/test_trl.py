@@ -152,3 +152,32 @@ def test_a_mixture_is_several_sources_and_its_fractions_are_named(read: Read) ->
         {"uri": "hf://datasets/acme/two"},
     ]
     assert [one.key for one in done.not_carried] == ["datasets[1].path"]
+
+
+def test_a_push_to_a_hub_is_carried_as_private_unless_the_file_has_it_otherwise(read: Read) -> None:
+    asked = {"push_to_hub": True, "hub_model_id": "acme/tuned"}
+    done = read(**asked)
+    assert spec_of(done)["output"] == {"uri": "s3://models/out", "hub": {"repo": "acme/tuned"}}
+    (loss,) = [one for one in done.not_carried if one.key == "hub_model_id"]
+    assert (loss.reason, loss.changes_training) == ("a repository that does not exist is created as private", False)
+    public = read(**asked, hub_private_repo=False, hub_revision="tuned", hub_strategy="every_save")
+    hub = {"repo": "acme/tuned", "private": False, "revision": "tuned"}
+    assert spec_of(public)["output"]["hub"] == hub
+    assert [one.key for one in public.not_carried if one.key.startswith("hub_")] == ["hub_strategy"]
+    assert public.problems == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "key", "reason"),
+    [
+        ({"push_to_hub": True}, "push_to_hub", "the repository is not named"),
+        ({"push_to_hub": True, "hub_model_id": "tuned"}, "hub_model_id", "the repository tuned has no owner"),
+        ({"hub_model_id": "acme/tuned"}, "hub_model_id", "nothing is pushed without push_to_hub"),
+        ({"push_to_hub": True, "hub_model_id": "acme/tuned", "hub_token": "hf_abc"}, "hub_token", "a secret does not"),
+    ],
+)
+def test_a_push_that_is_not_carried_is_named(read: Read, asked: dict[str, Any], key: str, reason: str) -> None:
+    done = read(**asked)
+    (loss,) = [one for one in done.not_carried if one.key == key]
+    assert loss.reason.startswith(reason)
+    assert ("hub" in spec_of(done)["output"]) is (key == "hub_token")
