@@ -142,6 +142,7 @@ requirements: setup ## Resolve and hash the pinned requirements again
 generate: setup ## Write the generated files: CRD, chart copy, field reference, test data of the health checks, the chart's README, docs/gpus.md
 	$(BIN)/python -m finetune_api.schema.crd
 	$(BIN)/python tests/fixtures/job_statuses.py helm/argocd/finetune.dev_FineTuneJob/testdata
+	$(BIN)/python tests/fixtures/release_statuses.py helm/argocd/finetune.dev_FineTuneRelease/testdata
 	$(BIN)/python tests/fixtures/gpu_table.py
 
 .PHONY: pictures

@@ -80,6 +80,12 @@ class Releases:
 
         return dict(self.wait(found, lambda: f"{reason}: {json.dumps(self.get().get('status'), indent=1)}"))
 
+    def events(self) -> dict[str, str]:
+        """The reasons and types of the release's events, in the order in which they were posted."""
+        fields = "involvedObject.kind=FineTuneRelease,involvedObject.name=bot"
+        found = self.world.core.list_namespaced_event(self.world.namespace, field_selector=fields).items
+        return {one.reason: one.type for one in sorted(found, key=lambda one: one.event_time)}
+
     def end(self, job: str, outcome: str, **blocks: Any) -> Any:
         """End the pod of a release with a report; return it."""
         pod = self.world.pod_of(job)
@@ -175,6 +181,7 @@ def test_a_release_waits_for_its_job_replaces_rolls_back_by_its_spec_and_leaves_
     assert {one["type"]: one["status"] for one in status["conditions"]} == {
         "Ready": "True", "Released": "True", "Reconciling": "False", "Stalled": "False",
     }  # fmt: skip
+    assert serving.events() == {"WaitingForJob": "Normal", "Releasing": "Normal", "Released": "Normal"}
 
     serving.patch({"jobRef": None, **OLD})
     serving.end("bot-r2", "Held")

@@ -1,4 +1,4 @@
-"""The health check for Argo CD, run in Lua on states that the operator writes."""
+"""The health checks for Argo CD, run in Lua on states that the operator writes."""
 
 import re
 from collections.abc import Callable
@@ -7,12 +7,22 @@ from typing import Any
 
 import job_statuses
 import pytest
+import release_statuses
 import yaml
 from lupa import lua51
 
-FOLDER = Path(__file__).parents[3] / "helm" / "argocd" / "finetune.dev_FineTuneJob"
-LUA = (FOLDER / "health.lua").read_text(encoding="utf-8")
-CASES = yaml.safe_load((FOLDER / "health_test.yaml").read_text(encoding="utf-8"))["tests"]
+ROOT = Path(__file__).parents[3]
+FOLDERS = {
+    ROOT / "helm" / "argocd" / "finetune.dev_FineTuneJob": job_statuses,
+    ROOT / "helm" / "argocd" / "finetune.dev_FineTuneRelease": release_statuses,
+}
+FOLDER, RELEASES = FOLDERS
+CASES = [
+    (folder, case)
+    for folder in FOLDERS
+    for case in yaml.safe_load((folder / "health_test.yaml").read_text(encoding="utf-8"))["tests"]
+]
+STORIES = [(folder, story) for folder, statuses in FOLDERS.items() for story in statuses.STORIES]
 AS_KSTATUS = {
     "Healthy": job_statuses.CURRENT,
     "Suspended": job_statuses.CURRENT,
@@ -21,31 +31,42 @@ AS_KSTATUS = {
 }
 
 
-def health(job: dict[str, Any]) -> dict[str, str]:
+def script(folder: Path) -> str:
+    return (folder / "health.lua").read_text(encoding="utf-8")
+
+
+def health(obj: dict[str, Any], folder: Path = FOLDER) -> dict[str, str]:
     """Return what Argo CD shows: it runs the script in Lua 5.1 with the object as `obj`."""
     lua = lua51.LuaRuntime(register_eval=False, register_builtins=False)
-    lua.globals()["obj"] = lua.table_from(job, recursive=True)
-    return dict(lua.execute(LUA))
+    lua.globals()["obj"] = lua.table_from(obj, recursive=True)
+    return dict(lua.execute(script(folder)))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: Path(case["inputPath"]).stem)
-def test_each_state_has_the_health_of_the_table(case: dict[str, Any]) -> None:
-    job = yaml.safe_load((FOLDER / case["inputPath"]).read_text(encoding="utf-8"))
-    assert health(job) == case["healthStatus"]
+@pytest.mark.parametrize(("folder", "case"), CASES, ids=lambda one: one.name if isinstance(one, Path) else None)
+def test_each_state_has_the_health_of_the_table(folder: Path, case: dict[str, Any]) -> None:
+    obj = yaml.safe_load((folder / case["inputPath"]).read_text(encoding="utf-8"))
+    assert health(obj, folder) == case["healthStatus"]
 
 
-def test_every_state_of_the_test_data_is_in_the_table() -> None:
-    assert sorted(case["inputPath"] for case in CASES) == sorted(
-        f"testdata/{path.name}" for path in (FOLDER / "testdata").iterdir()
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_every_state_of_the_test_data_is_in_the_table(folder: Path) -> None:
+    data = list((folder / "testdata").iterdir())
+    assert sorted(case["inputPath"] for where, case in CASES if where == folder) == sorted(
+        f"testdata/{path.name}" for path in data
     )
-    assert {path.stem for path in (FOLDER / "testdata").iterdir()} == {one.__name__ for one in job_statuses.STORIES}
+    assert {path.stem for path in data} == {one.__name__ for one in FOLDERS[folder].STORIES}
 
 
-@pytest.mark.parametrize("story", job_statuses.STORIES, ids=lambda story: story.__name__)
-def test_the_test_data_is_what_the_operator_writes(story: Callable[[], dict[str, Any]]) -> None:
+@pytest.mark.parametrize(("folder", "story"), STORIES, ids=lambda one: getattr(one, "__name__", None) or one.name)
+def test_the_test_data_is_what_the_operator_writes(folder: Path, story: Callable[[], dict[str, Any]]) -> None:
     """`make generate` writes it."""
-    path = FOLDER / "testdata" / f"{story.__name__}.yaml"
-    assert path.read_text(encoding="utf-8") == job_statuses.text_of(story)
+    path = folder / "testdata" / f"{story.__name__}.yaml"
+    assert path.read_text(encoding="utf-8") == FOLDERS[folder].text_of(story)
+
+
+@pytest.mark.parametrize("story", release_statuses.STORIES, ids=lambda story: story.__name__)
+def test_a_release_is_healthy_once_its_result_answers(story: Callable[[], dict[str, Any]]) -> None:
+    assert health(story(), RELEASES)["status"] == release_statuses.STORIES[story]
 
 
 @pytest.mark.parametrize("story", job_statuses.STORIES, ids=lambda story: story.__name__)
@@ -60,11 +81,12 @@ def test_a_job_without_conditions_is_in_progress(status: Any) -> None:
     assert health(job)["status"] == "Progressing"
 
 
-def test_the_guide_shows_this_script() -> None:
-    guide = (FOLDER.parents[2] / "docs" / "gitops.md").read_text(encoding="utf-8")
+def test_the_guide_shows_these_scripts() -> None:
+    guide = (ROOT / "docs" / "gitops.md").read_text(encoding="utf-8")
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)]
     (config,) = [one for one in blocks if one["kind"] == "ConfigMap"]
-    kind = "finetune.dev_FineTuneJob"
-    ignored = yaml.safe_load(config["data"].pop(f"resource.customizations.ignoreResourceUpdates.{kind}"))
-    assert config["data"] == {f"resource.customizations.health.{kind}": LUA}
+    ignored = yaml.safe_load(
+        config["data"].pop("resource.customizations.ignoreResourceUpdates.finetune.dev_FineTuneJob")
+    )
+    assert config["data"] == {f"resource.customizations.health.{one.name}": script(one) for one in FOLDERS}
     assert ignored == {"jsonPointers": ["/status"]}

@@ -6,12 +6,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from finetune_api import names
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller.events import Event
 from finetune_operator.kube.errors import ClusterError, Gone
-from finetune_operator.kube.objects import FineTuneJob, Object
+from finetune_operator.kube.objects import Key, Object
 
 log = logging.getLogger(__name__)
 MAX_NOTE = 1000
@@ -28,58 +29,76 @@ class _Series:
     last: datetime
 
 
-class EventRecorder:
-    """Recorder of the events of FineTuneJobs; an event that cannot be posted is logged, and nothing waits for it."""
+class Subject(Protocol):
+    """The object that an event is about."""
 
-    def __init__(self, cluster: Cluster, instance: str, clock: Callable[[], datetime]) -> None:
+    @property
+    def key(self) -> Key:
+        """Namespace and name."""
+
+    @property
+    def uid(self) -> str:
+        """UID of the object."""
+
+    @property
+    def resource_version(self) -> str:
+        """Resource version of the object with the status that the event describes."""
+
+
+class EventRecorder:
+    """Recorder of the events of one kind of objects; an event that cannot be posted is logged, and nothing waits for
+    it."""
+
+    def __init__(self, cluster: Cluster, instance: str, clock: Callable[[], datetime], kind: str = names.KIND) -> None:
+        self._kind = kind
         self._cluster = cluster
         self._instance = instance
         self._clock = clock
         self._recent: OrderedDict[tuple[str, Event], _Series] = OrderedDict()
 
-    async def record(self, job: FineTuneJob, event: Event) -> None:
+    async def record(self, subject: Subject, event: Event) -> None:
         """Post the event, or count it if the same one was posted a short time ago."""
-        log.info("%s: %s: %s", job.key, event.reason, event.message)
+        log.info("%s: %s: %s", subject.key, event.reason, event.message)
         try:
-            self._recent[job.uid, event] = await self._send(job, event)
+            self._recent[subject.uid, event] = await self._send(subject, event)
         except ClusterError as problem:
-            log.warning("%s: event not posted: %s", job.key, problem)
+            log.warning("%s: event not posted: %s", subject.key, problem)
         if len(self._recent) > MAX_SERIES:
             self._recent.popitem(last=False)
 
-    async def _send(self, job: FineTuneJob, event: Event) -> _Series:
-        now, known = self._clock(), self._recent.pop((job.uid, event), None)
+    async def _send(self, subject: Subject, event: Event) -> _Series:
+        now, known = self._clock(), self._recent.pop((subject.uid, event), None)
         if known and now - known.last < SERIES:
             series = {"count": known.count + 1, "lastObservedTime": _stamp(now)}
             try:
-                await self._cluster.count_event(job.key.namespace, known.name, series)
+                await self._cluster.count_event(subject.key.namespace, known.name, series)
             except Gone:  # Kubernetes has removed it, after an hour by default
                 pass
             else:
                 return _Series(known.name, known.count + 1, now)
-        body = build_event(job, event, self._instance, now)
+        body = build_event(subject, event, self._instance, now, self._kind)
         await self._cluster.post_event(body)
         return _Series(body["metadata"]["name"], 1, now)
 
 
-def build_event(job: FineTuneJob, event: Event, instance: str, now: datetime) -> Object:
+def build_event(subject: Subject, event: Event, instance: str, now: datetime, kind: str = names.KIND) -> Object:
     """Return the Event object; its name is a hash of its content, so that a repeated post is the same event."""
-    content = f"{job.uid}/{job.resource_version}/{event.reason}/{event.message}"
+    content = f"{subject.uid}/{subject.resource_version}/{event.reason}/{event.message}"
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
         "metadata": {
-            "namespace": job.key.namespace,
-            "name": f"{job.key.name[:230]}.{hashlib.sha256(content.encode()).hexdigest()[:16]}",
+            "namespace": subject.key.namespace,
+            "name": f"{subject.key.name[:230]}.{hashlib.sha256(content.encode()).hexdigest()[:16]}",
         },
         "eventTime": _stamp(now),
         "regarding": {
             "apiVersion": names.API_VERSION,
-            "kind": names.KIND,
-            "namespace": job.key.namespace,
-            "name": job.key.name,
-            "uid": job.uid,
-            "resourceVersion": job.resource_version,
+            "kind": kind,
+            "namespace": subject.key.namespace,
+            "name": subject.key.name,
+            "uid": subject.uid,
+            "resourceVersion": subject.resource_version,
         },
         "type": "Warning" if event.is_warning else "Normal",
         "reason": event.reason.value,

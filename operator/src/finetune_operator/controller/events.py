@@ -1,6 +1,7 @@
 """Derive Kubernetes events from the difference of two statuses; without a difference, there is none."""
 
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from finetune_api import names
 from finetune_api.evaluation import AbilityStatus, Verdict
@@ -22,9 +23,9 @@ _WAITING = frozenset({names.Reason.WAITING_FOR_PARENT, names.Reason.PARENT_FAILE
 
 @dataclass(frozen=True)
 class Event:
-    """An event of a FineTuneJob."""
+    """An event of a FineTuneJob or a FineTuneRelease."""
 
-    reason: EventReason
+    reason: StrEnum
     message: str
     is_warning: bool = False
 

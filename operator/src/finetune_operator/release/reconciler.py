@@ -5,12 +5,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from finetune_api.release import FineTuneReleaseSpec
+from finetune_api import names
+from finetune_api.release import FineTuneReleaseSpec, FineTuneReleaseStatus
 from finetune_operator.cluster import Cluster
+from finetune_operator.controller.event_recorder import EventRecorder
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused
 from finetune_operator.kube.objects import Key
 from finetune_operator.release.cluster import ReleaseCluster
+from finetune_operator.release.events import derive_event
 from finetune_operator.release.manifests import build_carrier, build_children, build_name
 from finetune_operator.release.objects import Release, Seen
 from finetune_operator.release.policy import Plan, is_settled, plan
@@ -33,6 +36,7 @@ class ReleaseReconciler:
         self._queue = queue
         self._settings = settings
         self._clock = clock
+        self._recorder = EventRecorder(cluster, settings.pod_name, clock, names.RELEASE_KIND)
 
     async def handle(self, key: Key) -> None:
         """Reconcile a release; every error requeues it."""
@@ -59,16 +63,21 @@ class ReleaseReconciler:
             return None
         seen = await self._observe(release)
         decided = plan(seen, self._settings)
-        if decided.status.reason != release.status.reason:
-            log.info("release %s: %s: %s", key, decided.status.reason, decided.status.message)
-        written = await self._cluster.patch_status(release, decided.status)
+        written = await self._write(release, decided.status)
         try:
             await self._act(replace(seen, release=written), decided)
         except (Denied, NameTaken, Refused) as problem:
             reported = plan(replace(seen, release=written, problem=problem), self._settings)
-            await self._cluster.patch_status(written, reported.status)
+            await self._write(written, reported.status)
             return reported.requeue_after
         return decided.requeue_after
+
+    async def _write(self, release: Release, status: FineTuneReleaseStatus) -> Release:
+        """Write the status, then record what has changed as an event."""
+        written = await self._cluster.patch_status(release, status)
+        if event := derive_event(release.status, written.status):
+            await self._recorder.record(written, event)
+        return written
 
     async def _observe(self, release: Release) -> Seen:
         seen, spec, namespace = Seen(release, self._clock()), release.spec, release.key.namespace
