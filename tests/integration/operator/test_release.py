@@ -117,6 +117,13 @@ def releases(world: Any, wait: Callable[..., Any]) -> Iterator[Releases]:
     yield Releases(world, wait)
     for one in definitions:
         extensions.delete_custom_resource_definition(one["metadata"]["name"])
+    left = {one["metadata"]["name"] for one in definitions}
+
+    def are_gone() -> bool:
+        found = extensions.list_custom_resource_definition().items
+        return left.isdisjoint(one.metadata.name for one in found)
+
+    wait(are_gone, "the definitions to be gone", 60)  # the next test creates them again
 
 
 @pytest.fixture
