@@ -133,7 +133,7 @@ async def run(settings: Settings) -> None:
         if settings.releases:
             from finetune_operator.release.watch import ReleaseController  # noqa: PLC0415 -- optional
 
-            releases = ReleaseController(cluster, settings)
+            releases = ReleaseController(cluster, settings, metrics)
             parts.append(asyncio.create_task(releases.work()))
             more.append(releases.watch)
         intake = Intake(cache, queue, metrics, settings)

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.nightly
 Series = dict[str, str]
 JOB = 'namespace="team", name="one"'
 WHERE = {"namespace": "team", "name": "one"}
+HELD = 'finetune_release_stalled{namespace="team", name="one", reason="Held"}'
 WATCH = 'finetune_operator_last_event_timestamp_seconds{instance="a", resource="finetunejobs"}'
 PATCHES = 'finetune_operator_api_requests_total{instance="a", verb="PATCH", code="200"}'
 ERRORS = 'finetune_operator_reconcile_total{instance="a", result="error"}'
@@ -84,6 +85,7 @@ FIRING: list[tuple[str, str, Series, dict[str, str]]] = [
     ("FineTuneStorageErrors", "10m", {FAILED_SAVES: "0x4 1x60"}, WHERE),
     ("FineTuneStorageErrors", "40m", {UP: "1x60", DENIED: "_x35 1x60"}, WHERE),
     ("FineTuneStorageErrors", "10m", {REFUSED: "1x60", ENDED: "300x60"}, WHERE),
+    ("FineTuneReleaseStalled", "10m", {HELD: "1x60"}, WHERE | {"reason": "Held"}),
 ]  # fmt: skip
 SILENT: list[tuple[str, str, Series]] = [
     ("FineTuneOperatorDown", "30m", {"finetune_operator_build_info": "1x60"}),
@@ -124,6 +126,9 @@ SILENT: list[tuple[str, str, Series]] = [
     # Nothing was scraped half an hour ago: the failure may be of any age.
     ("FineTuneStorageErrors", "40m", {UP: "_x35 1x60", DENIED: "_x35 1x60"}),
     ("FineTuneStorageErrors", "10m", {job("failures_total", ', reason="OutOfMemory"'): "_x5 1x60"}),
+    # It works on another spec again.
+    ("FineTuneReleaseStalled", "10m", {HELD: "1x7 0x50"}),
+    ("FineTuneReleaseStalled", "4m", {HELD: "1x60"}),
 ]  # fmt: skip
 
 

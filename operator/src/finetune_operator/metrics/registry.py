@@ -19,6 +19,7 @@ from prometheus_client.process_collector import ProcessCollector
 from finetune_api import __version__
 from finetune_api.names import PLURAL
 from finetune_operator.metrics.job_collector import JobCollector
+from finetune_operator.metrics.releases import ReleaseCollector
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 RESULTS = ("done", "conflict", "error", "bug")
@@ -34,6 +35,8 @@ class Metrics:
         """All but the series of the jobs: these are too many to be built at each scrape."""
         self.jobs = JobCollector(keeps_finished=keeps_finished)
         self.registry.register(self.jobs)
+        self.releases = ReleaseCollector()
+        self.registry.register(self.releases)
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         Info("finetune_operator_build", "Version of the operator.", registry=self.registry).info(

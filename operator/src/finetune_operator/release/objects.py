@@ -6,9 +6,9 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from finetune_api.release import FineTuneReleaseSpec, FineTuneReleaseStatus
+from finetune_api.release import FineTuneReleaseSpec, FineTuneReleaseStatus, ReleaseConditionType
 from finetune_operator.kube.errors import ClusterError
-from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod
+from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod, version_of
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,16 @@ class Release:
             spec_error=spec_error,
             status=status,
         )
+
+    @property
+    def version(self) -> int:
+        """The resourceVersion; 0 if it cannot be compared."""
+        return version_of({"resourceVersion": self.resource_version})
+
+    def is_true(self, kind: ReleaseConditionType) -> bool:
+        """Return whether a condition of the current generation is True."""
+        found = self.status.condition(kind)
+        return found is not None and found.status == "True" and self.status.observed_generation == self.generation
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 from finetune_api import names
+from finetune_api.release import ReleaseConditionType
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller.handlers import build_kopf_settings
 from finetune_operator.controller.mirror import Listing, Mirror
@@ -12,7 +13,8 @@ from finetune_operator.controller.reflector import Reflector
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue, work
 from finetune_operator.kube.errors import ClusterError
-from finetune_operator.kube.objects import Object
+from finetune_operator.kube.objects import Key, Object
+from finetune_operator.metrics.registry import Metrics
 from finetune_operator.release.objects import Release
 from finetune_operator.release.policy import is_settled
 from finetune_operator.release.reconciler import ReleaseReconciler
@@ -25,8 +27,10 @@ WORKERS = 2
 class ReleaseController:
     """Queues every release that has not ended, and reconciles it."""
 
-    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+    def __init__(self, cluster: Cluster, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
+        self._metrics = metrics.releases
+        self._mirror = Mirror[Release]()
         self._queue = WorkQueue(WORKERS)
         self._reconciler = ReleaseReconciler(cluster, self._queue, settings)
 
@@ -45,22 +49,40 @@ class ReleaseController:
                 group.create_task(one.run())
 
     def put(self, kind: Any, obj: Object) -> None:
-        """Queue a release that has not ended."""
+        """Show the state of a release, and queue it if it has not ended."""
         del kind
         release = Release.from_object(obj)
+        if self._mirror.put(release.key, release):
+            self._metrics.update(
+                release.key,
+                is_ready=release.is_true(ReleaseConditionType.READY),
+                is_stalled=release.is_true(ReleaseConditionType.STALLED),
+                reason=release.status.reason or "Unseen",
+            )
         if not is_settled(release):
             self._queue.add(release.key)
 
     def remove(self, kind: Any, obj: Object) -> None:
-        """Do nothing: what answers stays, and the Job has an owner reference."""
+        """Remove a release from the metrics: what answers stays, and the Job has an owner reference."""
+        del kind
+        release = Release.from_object(obj)
+        self._mirror.remove(release.uid)
+        self._forget({release.key})
 
     def begin_listing(self, kind: Any, namespace: str | None) -> Listing:
-        """Begin a list of which nothing is kept."""
+        """Begin a list; every listed release is queued as one that is watched."""
         del kind
-        return Mirror[Any]().begin_listing(namespace)
+        return self._mirror.begin_listing(namespace)
 
     def end_listing(self, kind: Any, listing: Listing, *, is_complete: bool) -> None:
-        """Do nothing: every listed release is queued already."""
+        """Remove the releases that a complete list has not shown from the metrics."""
+        del kind
+        self._forget(self._mirror.end_listing(listing, is_complete=is_complete))
+
+    def _forget(self, keys: set[Key]) -> None:
+        for key in keys:
+            if not self._mirror.of(key):  # else it was created again
+                self._metrics.remove(key)
 
     def queue_open_jobs(self, within_seconds: float = 0.0) -> None:
         """Do nothing: jobs have a queue of their own."""
