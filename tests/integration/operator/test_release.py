@@ -2,6 +2,7 @@
 and the controller of KServe, whose definition is a stand-in here."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class Releases:
 
     def __init__(self, world: Any, wait: Callable[..., Any]) -> None:
         self.world, self.wait = world, wait
+        self.operator: Any = None
         self._where = (GROUP, VERSION, world.namespace, PLURAL)
 
     def create(self, spec: Object, *, dry_run: bool = False) -> None:
@@ -85,6 +87,12 @@ class Releases:
         fields = "involvedObject.kind=FineTuneRelease,involvedObject.name=bot"
         found = self.world.core.list_namespaced_event(self.world.namespace, field_selector=fields).items
         return {one.reason: one.type for one in sorted(found, key=lambda one: one.event_time)}
+
+    def series(self, metric: str) -> str:
+        """The sample of the release's metric, without its name and namespace."""
+        self.operator.get("/metrics")
+        found = re.search(rf'{metric}\{{name="bot",namespace="{self.world.namespace}",(.*)', self.operator.text)
+        return found[1] if found else ""
 
     def end(self, job: str, outcome: str, **blocks: Any) -> Any:
         """End the pod of a release with a report; return it."""
@@ -134,7 +142,7 @@ def serving(
     own = type(access)(control_plane, tmp_path)
     rules = client.RbacAuthorizationV1Api(own.api).read_cluster_role(own.name).rules
     own.set_rules([*(own.api.sanitize_for_serialization(one) for one in rules), *RIGHTS])
-    operator_with(own.kubeconfig, FINETUNE_RELEASES="true").start()
+    releases.operator = operator_with(own.kubeconfig, FINETUNE_RELEASES="true").start()
     return releases
 
 
@@ -188,6 +196,7 @@ def test_a_release_waits_for_its_job_replaces_rolls_back_by_its_spec_and_leaves_
     assert {one["type"]: one["status"] for one in status["conditions"]} == {
         "Ready": "True", "Released": "True", "Reconciling": "False", "Stalled": "False",
     }  # fmt: skip
+    wait(lambda: serving.series("finetune_release_ready") == 'reason="Released"} 1.0', "the metric of the release")
     assert serving.events() == {"WaitingForJob": "Normal", "Releasing": "Normal", "Released": "Normal"}
 
     serving.patch({"jobRef": None, **OLD})
