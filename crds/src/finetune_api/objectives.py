@@ -1,9 +1,10 @@
 """Training objectives, and the settings that belong to one of them."""
 
+import json
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
 from finetune_api.blocks import ATOMIC, ATOMIC_LIST, Block, ModelUri, ObjectName, cel, rules
 
@@ -147,6 +148,17 @@ ONE_JSON_SCHEMA = "self.match == 'JsonSchema' ? has(self.jsonSchema) != has(self
 JSON_EXTRACT = "!(self.match in ['Json', 'JsonSchema']) || self.extract in ['Whole', 'Pattern']"
 
 
+def _require_schema(text: str) -> str:
+    """Raise ValueError for a text that is not JSON, or no schema at all; preflight finds what else is wrong."""
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON ({error}): write the schema as JSON text") from None
+    if not isinstance(schema, dict | bool):
+        raise ValueError('is not a JSON schema: write an object such as {"type": "object"}')
+    return text
+
+
 class AnswerReward(Block):
     """How an answer is compared with the row's reference."""
 
@@ -201,7 +213,9 @@ class AnswerReward(Block):
     """The same as a share of the reference; the larger of the two tolerances counts. Default: 0."""
     ignore_case: bool = False
     """Ignore upper and lower case; only with match `Exact`. Default: false."""
-    json_schema: Annotated[str, StringConstraints(min_length=2, max_length=16384)] | None = None
+    json_schema: (
+        Annotated[str, StringConstraints(min_length=2, max_length=16384), AfterValidator(_require_schema)] | None
+    ) = None
     """JSON schema of a correct answer to any row, as JSON text; only with match `JsonSchema`. References lead into the
     schema itself, and a `pattern` has neither look-around nor back-references. Default: that of the row's `column`."""
 
