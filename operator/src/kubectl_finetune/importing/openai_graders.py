@@ -2,10 +2,11 @@
 
 import ast
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-MOST_REWARDS = 8
+MOST_REWARDS, LARGEST_WEIGHT, LONGEST_PATTERN = 8, 1000, 512
 """As in `rlhf.rewards`."""
 LONGEST_FORMULA = 1000
 _COLUMN = re.compile(r"\{\{\s*item\.([A-Za-z0-9_]+)\s*\}\}")
@@ -24,25 +25,31 @@ def read_rewards(grader: Any) -> list[Reward]:
     graders = grader.get("graders")
     if not isinstance(graders, dict) or not graders:
         raise ValueError("a grader of type multi has its graders by name in graders")
-    weights = read_weights(str(grader.get("calculate_output")))
+    weights = read_weights(_text(grader, "calculate_output"))
     if unknown := sorted(weights.keys() - graders.keys()):
         raise ValueError(f"calculate_output names {', '.join(unknown)}, which graders does not have")
     if len(weights) > MOST_REWARDS:
         raise ValueError(f"{len(weights)} graders are summed, of at most {MOST_REWARDS} rewards")
-    return [_weigh(_name_fault(name, graders[name]), weight) for name, weight in weights.items()]
+    return [_weigh(_name_fault(name, graders[name]), name, weight) for name, weight in weights.items()]
 
 
 def read_weights(formula: str) -> Weights:
-    """Return the weight of each grader in a sum such as `0.7 * a + b / 2`; raises ValueError for another formula."""
+    """Return the weight of each grader in a sum such as `0.7 * a + b / 2`, without those whose weight is 0.
+
+    Raises ValueError for another formula.
+    """
     other = ValueError(f"calculate_output {formula[:80]!r} is not a sum of graders with weights")
     try:
-        tree = ast.parse(formula.strip(), mode="eval") if len(formula) <= LONGEST_FORMULA else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python, about numbers that touch words
+            tree = ast.parse(formula.strip(), mode="eval") if len(formula) <= LONGEST_FORMULA else None
         constant, weights = _linear(tree.body) if tree else (0.0, {})
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
         raise other from None
-    if constant or not weights:
+    counted = {name: rounded for name, weight in weights.items() if (rounded := float(f"{weight:.12g}"))}
+    if constant or not counted:
         raise other
-    return weights
+    return counted
 
 
 def _linear(node: ast.expr) -> tuple[float, Weights]:
@@ -78,7 +85,9 @@ def _add(one: tuple[float, Weights], other: tuple[float, Weights]) -> tuple[floa
     return one[0] + other[0], {name: one[1].get(name, 0.0) + other[1].get(name, 0.0) for name in names}
 
 
-def _weigh(reward: Reward, weight: float) -> Reward:
+def _weigh(reward: Reward, name: str, weight: float) -> Reward:
+    if abs(weight) > LARGEST_WEIGHT:
+        raise ValueError(f"{name} has the weight {weight:g}, of at most {LARGEST_WEIGHT}: divide all weights")
     return reward if weight == 1 else reward | {"weight": weight}
 
 
@@ -98,8 +107,8 @@ def _read_reward(grader: Any) -> Reward:
 
 def _read_comparison(grader: Mapping[str, Any]) -> Reward:
     """Return the reward of a `string_check`: with a column of the row, or with a text that is the same for all rows."""
-    operation, reference = grader.get("operation"), str(grader.get("reference"))
-    if not _ANSWER.fullmatch(str(grader.get("input")).strip()):
+    operation, reference = _text(grader, "operation"), _text(grader, "reference")
+    if not _ANSWER.fullmatch(_text(grader, "input").strip()):
         raise ValueError("only whole answers can be compared: input {{sample.output_text}}")
     if column := _COLUMN.fullmatch(reference.strip()):
         if operation != "eq":
@@ -110,7 +119,18 @@ def _read_comparison(grader: Mapping[str, Any]) -> Reward:
     patterns = {"eq": rf"\A\s*{re.escape(reference)}\s*\Z", "like": re.escape(reference), "ilike": _any_case(reference)}
     if operation not in patterns or not reference:
         raise ValueError(f"operation {operation} is not computed: use eq, like or ilike with a reference")
-    return {"type": "Regex", "pattern": patterns[operation]}
+    pattern = patterns[operation]
+    if len(pattern) > LONGEST_PATTERN:
+        raise ValueError(f"the reference is a pattern of {len(pattern)} characters, of at most {LONGEST_PATTERN}")
+    return {"type": "Regex", "pattern": pattern}
+
+
+def _text(grader: Mapping[str, Any], key: str) -> str:
+    """Return a value that must be a text; raises ValueError."""
+    value = grader.get(key)
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is {'missing' if value is None else 'no text'}: write a text")
+    return value
 
 
 def _any_case(reference: str) -> str:

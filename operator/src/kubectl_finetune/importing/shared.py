@@ -146,7 +146,7 @@ def put_hub(draft: Draft, *, is_asked: bool) -> None:
             draft.lose("hub_model_id", "nothing is pushed without push_to_hub", changes_training=False)
         return
     if not REPO.fullmatch(repo):
-        reason = f"the repository {repo} has no owner" if repo else "the repository is not named"
+        reason = f"the repository {repo} is not owner/name" if repo else "the repository is not named"
         key = "hub_model_id" if repo else "push_to_hub"
         draft.lose(key, reason, "set output.hub.repo to owner/name", changes_training=False)
         return

@@ -146,6 +146,14 @@ def test_a_weighted_sum_of_graders_is_a_reward_for_each_with_its_weight(read: Re
     ]
 
 
+def test_a_grader_that_does_not_count_is_left_out(read: Read) -> None:
+    model = {"type": "score_model"}
+    formula = "0.1 * right + 0.2 * right + 0 * model"
+    done = graded(read, {"type": "multi", "graders": {"right": TEXT, "model": model}, "calculate_output": formula})
+    assert done.manifest is not None
+    assert done.manifest["spec"]["rlhf"]["rewards"] == [GOLD | {"weight": 0.3}]
+
+
 def test_a_text_that_is_the_same_for_all_rows_is_the_whole_answer(read: Read) -> None:
     (reward,) = graded(read, TEXT | {"reference": "yes."}).manifest["spec"]["rlhf"]["rewards"]
     assert [bool(re.search(reward["pattern"], text)) for text in (" yes.\n", "yes", "oh yes.")] == [True, False, False]
@@ -173,6 +181,19 @@ def test_a_text_that_is_the_same_for_all_rows_is_the_whole_answer(read: Read) ->
             for formula in ("a * b", "a / b", "min(a, b)", "a ** 2", "a + 1", "3", "a if b else 0", "a / 0", "a +", "")
         ),
         ({"type": "multi", "graders": {"a": TEXT}, "calculate_output": "(" * 5000 + "a"}, "is not a sum"),
+        *(
+            ({"type": "multi", "graders": {"a": TEXT}, "calculate_output": formula}, "is not a sum of graders")
+            for formula in ("a - a", "0 * a", "1" + "0" * 400 + " * a", "5or a")
+        ),
+        (
+            {"type": "multi", "graders": {"a": TEXT}, "calculate_output": "2000 * a"},
+            "a has the weight 2000, of at most 1000",
+        ),
+        ({"type": "multi", "graders": {"a": TEXT}}, "calculate_output is missing: write a text"),
+        ({"operation": ["eq"]}, "operation is no text: write a text"),
+        ({"reference": None}, "reference is missing: write a text"),
+        ({"reference": True}, "reference is no text: write a text"),
+        ({"reference": "." * 300}, "the reference is a pattern of 610 characters, of at most 512"),
     ],
 )
 def test_a_grader_without_the_same_reward_is_refused_with_its_part(

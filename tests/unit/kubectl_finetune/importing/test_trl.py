@@ -171,7 +171,7 @@ def test_a_push_to_a_hub_is_carried_as_private_unless_the_file_has_it_otherwise(
     ("asked", "key", "reason"),
     [
         ({"push_to_hub": True}, "push_to_hub", "the repository is not named"),
-        ({"push_to_hub": True, "hub_model_id": "tuned"}, "hub_model_id", "the repository tuned has no owner"),
+        ({"push_to_hub": True, "hub_model_id": "tuned"}, "hub_model_id", "the repository tuned is not owner/name"),
         ({"hub_model_id": "acme/tuned"}, "hub_model_id", "nothing is pushed without push_to_hub"),
         ({"push_to_hub": True, "hub_model_id": "acme/tuned", "hub_token": "hf_abc"}, "hub_token", "a secret does not"),
     ],

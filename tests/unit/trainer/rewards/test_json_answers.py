@@ -45,6 +45,7 @@ def keep(answer: str | None, columns: dict[str, Any], **settings: Any) -> Prompt
         (ADA, '{"name": "Ada"}', False),
         (f"```json\n{ADA}\n```", ADA, True),
         (f"```\n{ADA}```", ADA, True),
+        (f"```json\r\n{ADA}\r\n```", ADA, True),
         (f"Here it is: {ADA}", ADA, False),
         ("[1, 2]", "[2, 1]", False),
         ("[1, [2]]", "[1, [2]]", True),
@@ -55,6 +56,10 @@ def keep(answer: str | None, columns: dict[str, Any], **settings: Any) -> Prompt
         ("NaN", "NaN", False),
         ('{"a": 1', '{"a": 1}', False),
         ("[" * 5000 + "]" * 5000, "[]", False),
+        ("18446744073709551617", "18446744073709551616", False),
+        ("0.1", "0.10", True),
+        ("1e999999999", "1", False),
+        ('{"a": 1, "a": 2}', '{"a": 2}', False),
     ],
 )
 def test_json_is_correct_if_it_has_the_value_of_the_reference(answer: str, reference: str, expected: bool) -> None:
@@ -117,8 +122,11 @@ def test_a_row_whose_reference_no_answer_can_equal_is_rejected(
         ({"$ref": "http://127.0.0.1:9/schema"}, "refers to 'http://127.0.0.1:9/schema'"),
         ({"$ref": "file:///etc/passwd"}, "refers to 'file:///etc/passwd'"),
         ({"$ref": "#/$defs/none"}, "refers to '#/\\$defs/none', which it does not have"),
-        ({"$id": "http://127.0.0.1:9/", "$dynamicRef": "other#a"}, "is not a JSON schema that can be used"),
-        ({"pattern": "(?=a)b"}, "is not a JSON schema that can be used"),
+        ({"$id": "http://127.0.0.1:9/", "$dynamicRef": "other#a"}, "refers to 'other#a'"),
+        ({"$defs": {"a": {"$anchor": "a"}}, "$ref": "#a"}, "refers to '#a', which is not part of it"),
+        ({"items": {"$id": "http://127.0.0.1:9/"}}, "has a part with an identifier of its own"),
+        ({"properties": {"a": {"type": "objet"}}}, "is not a JSON schema that can be used at properties/a/type"),
+        ({"pattern": "(?=a)b"}, "is not a JSON schema that can be used at pattern.*look-around"),
         ({"pattern": "(a{1000}){1000}{1000}"}, "is not a JSON schema that can be used"),
         ({"$schema": "http://127.0.0.1:9/draft"}, "is not a JSON schema that can be used"),
     ],
@@ -129,10 +137,14 @@ def test_an_unusable_schema_of_the_job_is_an_invalid_config_that_names_its_field
     assert refused.value.code is ExitCode.INVALID_CONFIG
 
 
-def test_a_schema_whose_references_multiply_is_refused() -> None:
-    doubling = {f"a{at}": {"anyOf": [{"$ref": f"#/$defs/a{at + 1}"}] * 2} for at in range(40)}
+@pytest.mark.parametrize("keyword", ["$ref", "$dynamicRef", "$recursiveRef"])
+def test_a_schema_whose_references_multiply_is_refused(keyword: str) -> None:
+    doubling = {f"a{at}": {"anyOf": [{keyword: f"#/$defs/a{at + 1}"}] * 2} for at in range(40)}
     with pytest.raises(ValueError, match=r"has [\d,]+ parts with those that it refers to, of at most 10,000"):
-        compile_schema(json.dumps({"$defs": doubling | {"a40": {"const": 1}}, "$ref": "#/$defs/a0"}))
+        compile_schema(json.dumps({"$defs": doubling | {"a40": {"const": 1}}, keyword: "#/$defs/a0"}))
+
+
+def test_a_schema_nested_too_deep_is_refused() -> None:
     with pytest.raises(ValueError, match=r"is nested too deep|is not JSON"):
         compile_schema('{"not":' * 990 + "{}" + "}" * 990)
 
@@ -141,6 +153,25 @@ def test_a_schema_may_refer_to_itself() -> None:
     tree = {"type": "object", "properties": {"next": {"$ref": "#"}}, "additionalProperties": False}
     assert score('{"next": {"next": {}}}', match="JsonSchema", jsonSchema=json.dumps(tree)) == 1.0
     assert score('{"next": {"prev": {}}}', match="JsonSchema", jsonSchema=json.dumps(tree)) == 0.0
+
+
+def test_names_and_data_in_a_schema_are_no_keywords() -> None:
+    by_name = {"id": {"type": "string"}, "$id": {"type": "string"}, "default": {"$ref": "#/$defs/a%20b"}}
+    schema = {
+        "$id": "http://127.0.0.1:9/own",
+        "properties": by_name | {"own": {"$ref": "http://127.0.0.1:9/own#/$defs/a%20b"}},
+        "default": {"$ref": "http://127.0.0.1:9/"},
+        "$defs": {"a b": {"const": 1}},
+    }
+    assert score('{"id": "x", "default": 1, "own": 1}', match="JsonSchema", jsonSchema=json.dumps(schema)) == 1.0
+    assert score('{"default": 2}', match="JsonSchema", jsonSchema=json.dumps(schema)) == 0.0
+    assert score('{"own": 2}', match="JsonSchema", jsonSchema=json.dumps(schema)) == 0.0
+
+
+def test_a_list_in_a_column_has_alternatives_of_which_one_can_be_a_list() -> None:
+    row = keep(None, {"value": [[{"a": 1}, {"b": 2}], {"c": 3}]}, match="Json", column="value")
+    for answer, expected in (('[{"a": 1}, {"b": 2}]', 1.0), ('{"c": 3}', 1.0), ('{"a": 1}', 0.0)):
+        assert score(answer, row.reference, match="Json", column="value") == expected
 
 
 def test_a_pattern_of_a_schema_takes_no_longer_for_a_hostile_answer() -> None:

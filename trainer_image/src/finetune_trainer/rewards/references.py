@@ -1,10 +1,9 @@
 """What of a row the rewards compare answers with: kept, and checked, when the rows are read."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
-
-import orjson
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_api.objectives import AnswerReward, Match, Reward, Rlhf
@@ -77,13 +76,14 @@ def read_references(kept: Reference, settings: AnswerReward) -> list[str]:
 
 def _read_reference(value: Any, settings: AnswerReward) -> str:
     takes_objects = settings.match in {Match.JSON, Match.JSON_SCHEMA}
-    if takes_objects and isinstance(value, dict):
-        return orjson.dumps(value).decode()
     try:
+        if takes_objects and isinstance(value, dict | list):
+            return json.dumps(value, ensure_ascii=False, allow_nan=False)
         return read_text(value, printable(settings.column or ""), set())
-    except BadRow as bad:
+    except (BadRow, TypeError, ValueError, RecursionError) as bad:
         wanted = "a text, an object, or a list of them" if takes_objects else "a text, a number, or a list of them"
-        raise BadRow(RejectCode.NO_REFERENCE, f"{bad.detail}: give {wanted}") from None
+        detail = bad.detail if isinstance(bad, BadRow) else f"{printable(settings.column or '')} is not JSON"
+        raise BadRow(RejectCode.NO_REFERENCE, f"{detail}: give {wanted}") from None
 
 
 def _explain_missing_answer(name: str, columns: Mapping[str, Any]) -> str:
