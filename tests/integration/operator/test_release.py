@@ -197,7 +197,8 @@ def test_a_release_waits_for_its_job_replaces_rolls_back_by_its_spec_and_leaves_
         "Ready": "True", "Released": "True", "Reconciling": "False", "Stalled": "False",
     }  # fmt: skip
     wait(lambda: serving.series("finetune_release_ready") == 'reason="Released"} 1.0', "the metric of the release")
-    assert serving.events() == {"WaitingForJob": "Normal", "Releasing": "Normal", "Released": "Normal"}
+    expected = {"WaitingForJob": "Normal", "Releasing": "Normal", "Released": "Normal"}
+    wait(lambda: serving.events() == expected, "the events of the release")  # the last one comes after the status
 
     serving.patch({"jobRef": None, **OLD})
     serving.end("bot-r2", "Held")

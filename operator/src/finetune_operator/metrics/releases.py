@@ -1,4 +1,4 @@
-"""The series of each FineTuneRelease: whether the requested result answers, and whether the release has ended without.
+"""The series of each FineTuneRelease: whether the requested result answers, and whether something stops the release.
 
 Any thread may collect them while the event loop changes them.
 """
@@ -35,7 +35,7 @@ class ReleaseCollector(Collector):
             "finetune_release_ready", "1 if the requested result of a release answers, else 0", labels=LABELS
         )
         stalled = GaugeMetricFamily(
-            "finetune_release_stalled", "1 if a release has ended without its result, else 0", labels=LABELS
+            "finetune_release_stalled", "1 if a release is stopped by what its reason names, else 0", labels=LABELS
         )
         for key, (is_ready, is_stalled, reason) in list(self._states.items()):
             labels = (key.namespace, key.name, reason)

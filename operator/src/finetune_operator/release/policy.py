@@ -55,6 +55,13 @@ def is_settled(release: Release) -> bool:
     return status.observed_generation == release.generation and status.reason in FINAL
 
 
+def is_refused(release: Release) -> bool:
+    """Return whether the API server has refused the Job of this generation."""
+    status = release.status
+    is_denied = status.observed_generation == release.generation and status.reason in {R.API_DENIED, R.NAME_CONFLICT}
+    return is_denied and status.candidate is not None and status.job_name == build_name(release)
+
+
 def plan(seen: Seen, settings: Settings) -> Plan:
     """Return the next step of a release."""
     release, spec = seen.release, seen.release.spec

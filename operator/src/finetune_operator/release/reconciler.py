@@ -16,7 +16,7 @@ from finetune_operator.release.cluster import ReleaseCluster
 from finetune_operator.release.events import derive_event
 from finetune_operator.release.manifests import build_carrier, build_children, build_name
 from finetune_operator.release.objects import Release, Seen
-from finetune_operator.release.policy import Plan, is_settled, plan
+from finetune_operator.release.policy import Plan, is_refused, is_settled, plan
 from finetune_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -63,13 +63,14 @@ class ReleaseReconciler:
             return None
         seen = await self._observe(release)
         decided = plan(seen, self._settings)
-        written = await self._write(release, decided.status)
-        try:
-            await self._act(replace(seen, release=written), decided)
-        except (Denied, NameTaken, Refused) as problem:
-            reported = plan(replace(seen, release=written, problem=problem), self._settings)
-            await self._write(written, reported.status)
-            return reported.requeue_after
+        was_refused = decided.creates_job and is_refused(release)  # then the status waits for what comes of it now
+        if not was_refused:
+            seen = replace(seen, release=await self._write(release, decided.status))
+        refusal = await self._act(seen, decided)
+        if refusal:
+            decided = plan(replace(seen, problem=refusal), self._settings)
+        if refusal or was_refused:
+            await self._write(seen.release, decided.status)
         return decided.requeue_after
 
     async def _write(self, release: Release, status: FineTuneReleaseStatus) -> Release:
@@ -102,15 +103,20 @@ class ReleaseReconciler:
         if name and name != build_name(release) and (child := await self._cluster.get_child(release, name)):
             await self._cluster.delete_child(release.key.namespace, child)
 
-    async def _act(self, seen: Seen, decided: Plan) -> None:
+    async def _act(self, seen: Seen, decided: Plan) -> ClusterError | None:
+        """Take the action of the plan; return why the API server refuses it."""
         release, spec = seen.release, seen.release.spec
         if spec is None:
-            return
-        if decided.creates_job and release.status.candidate:
-            await self._create(seen, release, spec)
+            return None
         kserve = spec.target.kserve
-        if decided.sets_adapter and kserve and seen.service:
-            await self._cluster.set_adapter(release.key.namespace, kserve, seen.service, decided.adapter_uri)
+        try:
+            if decided.creates_job and release.status.candidate:
+                await self._create(seen, release, spec)
+            if decided.sets_adapter and kserve and seen.service:
+                await self._cluster.set_adapter(release.key.namespace, kserve, seen.service, decided.adapter_uri)
+        except (Denied, NameTaken, Refused) as refusal:
+            return refusal
+        return None
 
     async def _create(self, seen: Seen, release: Release, spec: FineTuneReleaseSpec) -> None:
         if candidate := release.status.candidate:

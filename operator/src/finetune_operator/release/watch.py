@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from finetune_api import names
@@ -49,9 +50,13 @@ class ReleaseController:
                 group.create_task(one.run())
 
     def put(self, kind: Any, obj: Object) -> None:
-        """Show the state of a release, and queue it if it has not ended."""
+        """Show the state of a release, and queue it if it is new or has another spec.
+
+        A status alone queues nothing: each reconcile sets the time of the next one.
+        """
         del kind
         release = Release.from_object(obj)
+        known = next((one.generation for one in self._mirror.of(release.key) if one.uid == release.uid), None)
         if self._mirror.put(release.key, release):
             self._metrics.update(
                 release.key,
@@ -59,8 +64,8 @@ class ReleaseController:
                 is_stalled=release.is_true(ReleaseConditionType.STALLED),
                 reason=release.status.reason or "Unseen",
             )
-        if not is_settled(release):
-            self._queue.add(release.key)
+        if release.generation != known:
+            self._queue_open([release])
 
     def remove(self, kind: Any, obj: Object) -> None:
         """Remove a release from the metrics: what answers stays, and the Job has an owner reference."""
@@ -70,14 +75,20 @@ class ReleaseController:
         self._forget({release.key})
 
     def begin_listing(self, kind: Any, namespace: str | None) -> Listing:
-        """Begin a list; every listed release is queued as one that is watched."""
+        """Begin a list of releases."""
         del kind
         return self._mirror.begin_listing(namespace)
 
     def end_listing(self, kind: Any, listing: Listing, *, is_complete: bool) -> None:
-        """Remove the releases that a complete list has not shown from the metrics."""
+        """Remove the releases that a complete list has not shown from the metrics, and queue those that are open."""
         del kind
         self._forget(self._mirror.end_listing(listing, is_complete=is_complete))
+        self._queue_open(one for one in self._mirror if one.uid in listing.seen)
+
+    def _queue_open(self, releases: Iterable[Release]) -> None:
+        for one in releases:
+            if not is_settled(one):
+                self._queue.add(one.key)
 
     def _forget(self, keys: set[Key]) -> None:
         for key in keys:

@@ -13,7 +13,7 @@ import pytest
 
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import DatasetFormat, Objective
-from finetune_trainer.commands.check_data import Request, check_local_rows, parse_columns
+from finetune_trainer.commands.check_data import Request, check_local_rows, parse_columns, parse_kwargs
 from finetune_trainer.data.formats.export import ExportFormat
 from finetune_trainer.errors import TrainerError
 
@@ -215,6 +215,25 @@ def test_a_template_that_cannot_be_used_is_named_by_its_option(
     with pytest.raises(TrainerError, match=message) as refused:
         check_local_rows([str(rows)], out, Request(Objective.CHAT, model=model_folder, **choice))
     assert refused.value.code is ExitCode.INVALID_CONFIG
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("eos_token=X", "--chat-template-kwargs: eos_token has a value already: remove it"),
+        ("Thinking=no", "--chat-template-kwargs Thinking: .*as in model.chatTemplateKwargs"),
+        ("thinking", "--chat-template-kwargs 'thinking': write VARIABLE=VALUE"),
+    ],
+)
+def test_a_variable_that_no_job_takes_is_refused(pair: str, message: str) -> None:
+    with pytest.raises(TrainerError, match=message):
+        parse_kwargs([pair])
+
+
+def test_variables_of_a_template_are_given_together_or_one_by_one() -> None:
+    assert parse_kwargs(["enable_thinking=false,mark=a", "level=2"]) == {
+        "enable_thinking": "false", "mark": "a", "level": "2",
+    }  # fmt: skip
 
 
 @pytest.mark.process

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from finetune_api.handoff import ExitCode
-from finetune_api.inputs.chat_template import ChatTemplateName
+from finetune_api.inputs.chat_template import RESERVED, ChatTemplateKwargs, ChatTemplateName
 from finetune_api.spec import DatasetFormat, Objective
 from finetune_trainer.commands.local_files import LocalFiles, find_files
 from finetune_trainer.data.checks.output import (
@@ -90,8 +91,19 @@ def parse_columns(options: list[str]) -> dict[str, str]:
 
 
 def parse_kwargs(options: list[str]) -> dict[str, str]:
-    """Parse `variable=value` pairs, separated by commas or given one by one; raises InvalidConfig."""
-    return _parse_pairs(options, "--chat-template-kwargs", "VARIABLE=VALUE, for example enable_thinking=false")
+    """Parse `variable=value` pairs, as a job takes them, separated by commas or given one by one; raises
+    InvalidConfig."""
+    kwargs = _parse_pairs(options, "--chat-template-kwargs", "VARIABLE=VALUE, for example enable_thinking=false")
+    if taken := sorted(kwargs.keys() & set(RESERVED)):
+        message = f"--chat-template-kwargs: {', '.join(taken)} has a value already: remove it"
+        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+    try:
+        return TypeAdapter(ChatTemplateKwargs).validate_python(kwargs)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = next((str(part) for part in first["loc"]), "")
+        message = f"--chat-template-kwargs {name}: {first['msg']}, as in model.chatTemplateKwargs"
+        raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
 
 
 def _parse_pairs(options: list[str], option: str, form: str) -> dict[str, str]:

@@ -1,0 +1,108 @@
+"""What a release writes while the API server refuses its Job, and what queues it."""
+
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from finetune_operator.cluster import Cluster
+from finetune_operator.controller.workqueue import WorkQueue
+from finetune_operator.kube.errors import ClusterError, Gone, Refused
+from finetune_operator.kube.objects import Key, Object
+from finetune_operator.metrics.registry import Metrics
+from finetune_operator.release.reconciler import ReleaseReconciler
+from finetune_operator.release.watch import ReleaseController
+from finetune_operator.settings import Settings
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+SETTINGS = Settings(trainer_image="registry.example/finetune-trainer:1", releases=True)
+KEY = Key("team", "bot")
+SPEC = {"uri": "s3://bucket/new", "manifestSHA256": "a" * 64, "target": {"files": {"uri": "s3://bucket/alias"}}}
+
+
+class Server:
+    """An API server with one release, which refuses what it is given to refuse."""
+
+    def __init__(self) -> None:
+        meta = {"namespace": "team", "name": "bot", "uid": "uid-1", "generation": 1, "resourceVersion": "1"}
+        self.release: Object = {"metadata": meta, "spec": SPEC, "status": {}}
+        self.refusal: ClusterError | None = Refused("exceeded quota: small")
+        self.writes: list[str] = []
+        self.events: list[str] = []
+        self.created: list[str] = []
+
+    async def request(self, verb: str, path: str, *, body: Object | None = None, **_: Any) -> Object:
+        if verb == "POST" and body:
+            if self.refusal:
+                raise self.refusal
+            self.created.append(body["kind"])
+            return body
+        if verb == "PATCH" and body:
+            meta = self.release["metadata"]
+            status = {**self.release["status"], **body["status"]}
+            self.release = {
+                "metadata": meta | {"resourceVersion": str(int(meta["resourceVersion"]) + 1)},
+                "spec": SPEC,
+                "status": {name: value for name, value in status.items() if value is not None},
+            }
+            self.writes.append(status["reason"])
+            return self.release
+        if path.endswith("/bot"):
+            return self.release
+        if path.endswith("/pods"):
+            return {"items": []}
+        raise Gone("not found")
+
+    async def post_event(self, body: Object) -> None:
+        self.events.append(body["reason"])
+
+    async def count_event(self, *_: Any) -> None:
+        self.events.append("again")
+
+
+def reconciler(server: Server) -> ReleaseReconciler:
+    return ReleaseReconciler(cast("Cluster", server), WorkQueue(1), SETTINGS, lambda: NOW)
+
+
+async def test_a_refusal_that_lasts_is_written_once_and_is_one_event() -> None:
+    server = Server()
+    one = reconciler(server)
+    for _ in range(5):
+        await one.handle(KEY)
+    assert server.writes == ["Releasing", "APIDenied"]
+    assert server.events == ["Releasing", "APIDenied"]
+    server.refusal = None
+    await one.handle(KEY)
+    assert "Job" in server.created
+    assert server.writes[2:] == ["Releasing"]
+    assert server.events[2:] == ["again"], "counted in the series of the first one"
+
+
+async def test_another_refusal_is_written_with_its_words() -> None:
+    server = Server()
+    one = reconciler(server)
+    await one.handle(KEY)
+    server.refusal = Refused("denied by a policy")
+    await one.handle(KEY)
+    assert server.writes == ["Releasing", "APIDenied", "APIDenied"]
+    assert "denied by a policy" in server.release["status"]["message"]
+
+
+def test_a_status_alone_queues_nothing_and_another_spec_or_a_list_does() -> None:
+    server = Server()
+    controller = ReleaseController(cast("Cluster", server), SETTINGS, Metrics())
+
+    def take() -> int:
+        count, controller._queue = len(controller._queue), WorkQueue(1)
+        return count
+
+    meta = server.release["metadata"]
+    controller.put("finetunereleases", server.release)
+    assert take() == 1
+    controller.put("finetunereleases", server.release | {"metadata": meta | {"resourceVersion": "2"}})
+    assert take() == 0
+    edited = server.release | {"metadata": meta | {"resourceVersion": "3", "generation": 2}}
+    controller.put("finetunereleases", edited)
+    assert take() == 1
+    listing = controller.begin_listing("finetunereleases", None)
+    controller.put("finetunereleases", edited)
+    controller.end_listing("finetunereleases", listing, is_complete=True)
+    assert take() == 1
