@@ -62,3 +62,15 @@ def test_a_type_has_its_name_in_json(value: Any, name: str) -> None:
 @pytest.mark.parametrize(("names", "twice"), [("", None), ("abc", None), ("abcbc", "b"), ("aa", "a")])
 def test_the_first_name_that_repeats_an_earlier_one_is_found(names: str, twice: str | None) -> None:
     assert first_repeated(names) == twice
+
+
+@pytest.mark.parametrize(("begin", "end"), [('{"a":', "}"), ("[", "]")])
+@pytest.mark.parametrize("levels", [250, 300, 1000, 100_000])
+def test_a_row_nested_without_end_is_a_row_or_a_bad_one_and_never_an_error(begin: str, end: str, levels: int) -> None:
+    raw = f'{{"x":{begin * levels}1{end * levels}}}'.encode()
+    if levels < 255:
+        assert parse_object(raw)["x"]
+        return
+    with pytest.raises(BadRow) as refused:
+        parse_object(raw)
+    assert refused.value.code is RejectCode.BAD_JSON

@@ -89,7 +89,11 @@ def _has_lone_surrogate(text: str) -> bool:
 def _refuse_duplicate_keys(raw: bytes, value: dict[str, Any]) -> None:
     # orjson silently keeps the last of two equal keys. Serialized again, such an object has fewer quotes: a check at a
     # tenth of the cost of parsing with a hook. An escaped quote (\u0022) also differs, so json then decides.
-    if raw.count(b'"') == orjson.dumps(value).count(b'"') and b"\\u0022" not in raw:
+    try:
+        written = orjson.dumps(value)
+    except TypeError:  # it reads deeper values than it writes
+        raise BadRow(RejectCode.BAD_JSON, "the row is nested too deep") from None
+    if raw.count(b'"') == written.count(b'"') and b"\\u0022" not in raw:
         return
     try:
         json.loads(raw, object_pairs_hook=_unique)
