@@ -114,11 +114,11 @@ class FineTuneJob:
         try:
             spec = FineTuneJobSpec.model_validate(obj.get("spec"))
         except ValidationError as problem:
-            spec_error = _sentence(problem, "spec")
+            spec_error = describe_faults(problem, "spec")
         try:
             status = FineTuneJobStatus.model_validate(obj.get("status") or {})
         except ValidationError as problem:
-            status_error = _sentence(problem, "status")
+            status_error = describe_faults(problem, "status")
         return cls(
             key=Key(meta["namespace"], meta["name"]),
             uid=meta["uid"],
@@ -168,8 +168,12 @@ def _reduced(meta: Object) -> Object:
     return {name: meta[name] for name in _METADATA if name in meta} | {"managedFields": managed}
 
 
-def _sentence(problem: ValidationError, whole: str) -> str:
-    return "; ".join(f"{'.'.join(map(str, item['loc'])) or whole}: {item['msg']}" for item in problem.errors()[:3])
+def describe_faults(problem: ValidationError, whole: str) -> str:
+    """Return the first three faults of an object, each with its field; `whole` is the name of the object itself."""
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or whole}: {item['msg'].removeprefix('Value error, ')}"
+        for item in problem.errors()[:3]
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from finetune_api.release import FineTuneReleaseSpec, FineTuneReleaseStatus, ReleaseConditionType
 from finetune_operator.kube.errors import ClusterError
-from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod, version_of
+from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod, describe_faults, version_of
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class Release:
         try:
             spec = FineTuneReleaseSpec.model_validate(obj.get("spec"))
         except ValidationError as problem:
-            first = problem.errors()[0]
-            spec_error = f"{'.'.join(map(str, first['loc'])) or 'spec'}: {first['msg']}"
+            spec_error = describe_faults(problem, "spec")
         try:
             status = FineTuneReleaseStatus.model_validate(obj.get("status") or {})
         except ValidationError:
