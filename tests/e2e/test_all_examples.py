@@ -1,4 +1,4 @@
-"""The examples that test_examples.py leaves out: the other objectives, and chains of three jobs."""
+"""The examples that test_examples.py leaves out: a blend, the other objectives, and chains of three jobs."""
 
 from typing import Any
 

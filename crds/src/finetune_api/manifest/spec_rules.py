@@ -187,9 +187,7 @@ CONDITIONS: dict[str, Condition] = {
     ),
     "self.match == 'Exact' || !self.ignoreCase": lambda answer: answer.match == "Exact" or not answer.ignore_case,
     ONE_JSON_SCHEMA: lambda answer: (
-        (answer.json_schema is None) != (answer.column is None)
-        if answer.match == "JsonSchema"
-        else answer.json_schema is None
+        (answer.json_schema is None) == (answer.match != "JsonSchema" or answer.column is not None)
     ),
     JSON_EXTRACT: lambda answer: answer.match not in {"Json", "JsonSchema"} or answer.extract in {"Whole", "Pattern"},
     "!has(self.revision) || self.uri.startsWith('hf://')": lambda source: (
