@@ -166,7 +166,8 @@ def test_a_job_whose_gate_is_not_met_fails_with_its_adapter_published_and_shows_
     assert "adapter/adapter_model.safetensors" in bench.keys(bench.uri("out/strict"))
     path = "/api/v1/namespaces/finetune-system/services/finetune-operator:metrics/proxy/metrics"
     mine = f'name="strict",namespace="{bench.namespace}"'
-    assert f"finetune_job_gate_passed{{{mine}}} 0.0" in kubectl("get", "--raw", path).stdout
+    series = f"finetune_job_gate_passed{{{mine}}} 0.0"  # what another test scraped is repeated for a second
+    wait_for("the series of the gate", lambda: series in kubectl("get", "--raw", path).stdout, seconds=30)
 
 
 def test_malformed_rows_are_counted_exactly_in_status_report_and_bucket(
