@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -204,14 +204,14 @@ def test_the_guides_ask_about_jobs(with_jobs: Reader, command: str) -> None:
 
 
 @pytest.mark.nightly
-def test_kubectl_explains_every_field(reader: Reader) -> None:
+def test_kubectl_explains_every_field(kubectl: Callable[..., str]) -> None:
     crd = yaml.safe_load((ROOT / "crds" / "finetunejobs.yaml").read_text(encoding="utf-8"))
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     told: dict[str, str] = {}
-    for path, node in fields(schema, "ftj"):
+    for path, node in fields(schema, "finetunejob"):
         parent, _, name = path.rpartition(".")
         if parent not in told:
-            told[parent] = " ".join(reader.run(f"kubectl explain {parent}").split())
+            told[parent] = " ".join(kubectl("explain", parent).split())
         assert f"{name} <" in told[parent], path
         assert " ".join(node["description"].split()) in told[parent], path
 
@@ -219,7 +219,7 @@ def test_kubectl_explains_every_field(reader: Reader) -> None:
 def fields(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every field of spec and status with its schema, by the path that kubectl takes."""
     for name, child in node.get("properties", {}).items():
-        if path != "ftj" or name in {"spec", "status"}:
+        if path != "finetunejob" or name in {"spec", "status"}:
             yield f"{path}.{name}", child
             yield from fields(child.get("items", child), f"{path}.{name}")
 
