@@ -21,6 +21,7 @@ from finetune_trainer.errors import ObjectMissing, Stopped, StorageDenied, Stora
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.protocol import Entry
 from finetune_trainer.storage.retries import MAX_WAIT
+from finetune_trainer.storage.routed import RoutedStore
 from finetune_trainer.storage.s3 import S3Store
 from finetune_trainer.storage.s3_client import S3Connection, connect_s3
 
@@ -148,6 +149,25 @@ def test_a_folder_is_copied_as_far_as_accepted(storage: S3Store, bucket: str, tm
     assert paths[1].read_bytes() == b"sub/weights"
 
 
+def test_a_small_object_of_a_folder_takes_one_request_and_is_counted(
+    s3_server: Any, aws_environment: None, bucket: str, tmp_path: Path
+) -> None:
+    connection = connect_s3(s3_server.spec())
+    requests: list[str] = []
+    connection.client.meta.events.register("before-send.s3", lambda request, **_: requests.append(request.method))
+    storage = RoutedStore(lambda: S3Store(connection), pytest.fail)  # as in a pod
+    contents = {f"part-{number}": bytes([number]) * number for number in range(12)}  # one of them is empty
+    for name, data in contents.items():
+        storage.put(f"s3://{bucket}/many/{name}", data)
+    requests.clear()
+    received: list[int] = []
+    paths = storage.download_folder(f"s3://{bucket}/many", tmp_path / "many", received.append)
+    assert {path.name: path.read_bytes() for path in paths} == contents
+    assert requests == ["GET"] * (1 + len(contents))  # one of them lists
+    assert sorted(received) == list(range(12))
+    assert len(list((tmp_path / "many").iterdir())) == len(contents)
+
+
 @pytest.mark.parametrize("direction", ["upload", "download"])
 def test_a_stop_ends_a_transfer_and_comes_out_as_itself(
     storage: S3Store, bucket: str, tmp_path: Path, direction: str
@@ -271,6 +291,16 @@ def test_a_connection_that_breaks_again_and_again_is_unavailable(
     with pytest.raises(StorageUnavailable):
         weak.sha256(f"s3://{bucket}/big")
     assert not (tmp_path / "copy").exists()
+
+
+def test_a_small_object_that_breaks_off_leaves_no_file(
+    s3_server: Any, storage: S3Store, bucket: str, tmp_path: Path
+) -> None:
+    storage.put(f"s3://{bucket}/some/weights", b"x" * 4 * MIB)
+    weak = S3Store(connect_s3(StorageSpec(endpoint=f"http://127.0.0.1:{start_relay(s3_server, most=MIB)}")))
+    with pytest.raises(StorageUnavailable):
+        weak.download_folder(f"s3://{bucket}/some", tmp_path / "some")
+    assert not list((tmp_path / "some").iterdir())
 
 
 def test_an_error_of_this_machine_is_not_reported_as_one_of_storage(

@@ -19,7 +19,7 @@ from finetune_api.handoff import MODEL_CACHE_DIR, JobConfig
 from finetune_trainer.models.base_model import is_model_file, pin_model
 from finetune_trainer.storage.etag import is_digest, matches_etag
 from finetune_trainer.storage.hub.uris import COMMIT, is_hub_uri, matches_entry, pinned_model_uri, strip_commit
-from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, confine_path, join_uri, sha256_file
+from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, confine_path, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ class CachedModel:
         for entry in self.entries:
             path = confine_path(part / FILES, entry.key)
             if not (path.is_file() and self._is_as_listed(path, entry)):
-                storage.download(join_uri(self.uri, entry.key), path, on_bytes)
+                storage.download_entry(self.uri, entry, path, on_bytes)
             digests[entry.key] = sha256_file(path, lambda _count: on_bytes(0))
             if not entry.sha256 and not self._is_as_listed(path, entry):
                 self._unverifiable.touch()

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from finetune_trainer.storage.protocol import OnBytes, Store
+from finetune_trainer.storage.protocol import Entry, OnBytes, Store
 
 
 class HardlinkedStore:
@@ -21,6 +21,11 @@ class HardlinkedStore:
         """Link the neighbour's file, else copy the object."""
         if not self._link(path):
             self._storage.download(uri, path, on_bytes)
+
+    def download_entry(self, uri: str, entry: Entry, path: Path, on_bytes: OnBytes | None = None) -> None:
+        """Link the neighbour's file, else copy the object."""
+        if not self._link(path):
+            self._storage.download_entry(uri, entry, path, on_bytes)
 
     def download_folder(
         self,

@@ -58,10 +58,13 @@ class ReadableStore(Protocol):
         """Copy the accepted objects under a prefix into a local folder; return their local paths."""
         found = {entry: confine_path(directory, entry.key) for entry in self.list(uri) if accept(entry.key)}
         transfer_all(
-            (entry.size, partial(self.download, join_uri(uri, entry.key), path, on_bytes))
-            for entry, path in found.items()
+            (entry.size, partial(self.download_entry, uri, entry, path, on_bytes)) for entry, path in found.items()
         )
         return list(found.values())
+
+    def download_entry(self, uri: str, entry: Entry, path: Path, on_bytes: OnBytes | None = None) -> None:
+        """Copy one listed object under a prefix to a local file."""
+        self.download(join_uri(uri, entry.key), path, on_bytes)
 
     def read(self, uri: str, limit: int = MAX_READ_BYTES) -> bytes | None:
         """Return a small object's content, or None if it does not exist; more than `limit` bytes are an error."""

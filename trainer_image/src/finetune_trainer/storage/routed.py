@@ -52,6 +52,9 @@ class RoutedStore(Store):
     def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
         self._route(uri).download(uri, path, on_bytes)
 
+    def download_entry(self, uri: str, entry: Entry, path: Path, on_bytes: OnBytes | None = None) -> None:
+        self._route(uri).download_entry(uri, entry, path, on_bytes)
+
     def upload(self, path: Path, uri: str, on_bytes: OnBytes | None = None) -> None:
         self._route_write(uri).upload(path, uri, on_bytes)
 

@@ -23,6 +23,7 @@ from finetune_trainer.storage.protocol import (
     OnBytes,
     Store,
     count_error,
+    join_uri,
     size_error,
 )
 from finetune_trainer.storage.retries import retry
@@ -79,6 +80,28 @@ class S3Store(Store):
             uri,
             lambda: self._client.download_file(bucket, key, str(path), Callback=on_bytes, Config=TRANSFER),
         )
+
+    def download_entry(self, uri: str, entry: Entry, path: Path, on_bytes: OnBytes | None = None) -> None:
+        """Copy one listed object; a small one with one request, without the HEAD and threads of a transfer manager."""
+        source = join_uri(uri, entry.key)
+        if entry.size >= SMALL_BYTES:
+            self.download(source, path, on_bytes)
+            return
+        bucket, key = split_uri(source)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")
+
+        def receive() -> None:
+            with closing(self._client.get_object(Bucket=bucket, Key=key)["Body"]) as body, part.open("wb") as file:
+                file.writelines(body.iter_chunks(CHUNK_BYTES))
+            part.replace(path)
+
+        try:
+            self._retry(source, receive)
+        finally:
+            part.unlink(missing_ok=True)
+        if on_bytes:
+            on_bytes(entry.size)
 
     def upload(self, path: Path, uri: str, on_bytes: OnBytes | None = None) -> None:
         """Copy one local file to an object, large files in parts."""

@@ -235,7 +235,7 @@ class Checkpoints:
                 raise BrokenCheckpoint(f"{file.path} is missing or differs in size from its manifest")
             path = confine_path(directory, file.path)
             try:
-                self._run.storage.download(join_uri(uri, file.path), path, on_bytes)
+                self._run.storage.download_entry(uri, Entry(file.path, file.size), path, on_bytes)
             except ObjectMissing:
                 raise BrokenCheckpoint(f"{file.path} is missing") from None
             if sha256_file(path, on_bytes) != file.sha256:
