@@ -230,6 +230,8 @@ class Bench:
         self._observer.wait("condition", made)
         deadline = time.monotonic() + SETTLE_SECONDS  # the events are posted last
         wait_until(lambda: (self.operator.requests() - before)["POST events"] >= count or time.monotonic() > deadline)
+        began, last = self._observer.created[made[0]], max(self._observer.first["job"][name] for name in made)
+        self.record("burst: from the first job's creation until each has its Job (s)", round(last - began, 1))
         self.record("burst: first condition (s)", quantiles(self._observer.since("condition", made)))
         self.record("burst: Job (s)", quantiles(self._observer.since("job", made)))
         self._record_work("until its Job exists", count, before, used, loop)

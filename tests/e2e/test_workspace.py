@@ -8,32 +8,16 @@ from typing import Any
 import pytest
 import yaml
 from kubernetes import client
-from user import Bench, kubectl, wait_for
+from user import Bench, first_node, kubectl, local_volume, wait_for
 
 SIZE = "2Gi"
-
-
-def local_volume(name: str, storage_class: str, node: str, path: Path) -> dict[str, Any]:
-    at_node = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolume",
-        "metadata": {"name": name},
-        "spec": {
-            "capacity": {"storage": SIZE},
-            "accessModes": ["ReadWriteOnce"],
-            "storageClassName": storage_class,
-            "local": {"path": str(path)},
-            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [at_node]}]}},
-        },
-    }
 
 
 @pytest.fixture
 def storage_class(_kubeconfig: None, tmp_path: Path) -> Iterator[str]:
     """A class with a volume for each of a job's two pods, on the cluster's first node, which is this machine."""
     name = f"scratch-{uuid.uuid4().hex[:6]}"
-    node = client.CoreV1Api().list_node().items[0].metadata.labels["kubernetes.io/hostname"]
+    node = first_node()
     objects: list[dict[str, Any]] = [
         {
             "apiVersion": "storage.k8s.io/v1",
@@ -45,7 +29,7 @@ def storage_class(_kubeconfig: None, tmp_path: Path) -> Iterator[str]:
     ]
     for number in range(2):
         (tmp_path / str(number)).mkdir()
-        objects.append(local_volume(f"{name}-{number}", name, node, tmp_path / str(number)))
+        objects.append(local_volume(f"{name}-{number}", name, node, tmp_path / str(number), SIZE))
     manifests = yaml.safe_dump_all(objects)
     kubectl("apply", "-f", "-", stdin=manifests)
     yield name

@@ -198,3 +198,25 @@ def secret(namespace: str, name: str, access_key: str, secret_key: str) -> dict[
         "metadata": {"name": name, "namespace": namespace},
         "stringData": {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key},
     }
+
+
+def first_node() -> str:
+    """The hostname label of the cluster's first node, which is this machine."""
+    return str(client.CoreV1Api().list_node().items[0].metadata.labels["kubernetes.io/hostname"])
+
+
+def local_volume(name: str, storage_class: str, node: str, path: Path, size: str) -> dict[str, Any]:
+    """A PersistentVolume that is a folder of a node."""
+    at_node = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name},
+        "spec": {
+            "capacity": {"storage": size},
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": storage_class,
+            "local": {"path": str(path)},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [at_node]}]}},
+        },
+    }

@@ -118,10 +118,11 @@ _S3_SENTENCE = (
 )
 S3_URI = re.compile(f"^{_S3}$")
 S3_URI_MESSAGE = f"must be s3://bucket/path: {_S3_SENTENCE}"
-MODEL_URI = re.compile(f"^({_S3}|hf://{REPOSITORY})$")
-MODEL_URI_MESSAGE = f"must be hf://owner/name, or s3://bucket/path: {_S3_SENTENCE}"
-DATA_URI = re.compile(f"^({_S3}|hf://datasets/{REPOSITORY}{_SEGMENTS}*/?)$")
-DATA_URI_MESSAGE = f"must be hf://datasets/owner/name[/path], or s3://bucket/path: {_S3_SENTENCE}"
+_CLAIM = f"pvc://[a-z0-9]([a-z0-9.-]{{0,251}}[a-z0-9])?{_SEGMENTS}*/?"
+MODEL_URI = re.compile(f"^({_S3}|hf://{REPOSITORY}|{_CLAIM})$")
+MODEL_URI_MESSAGE = f"must be hf://owner/name, pvc://claim/path, or s3://bucket/path: {_S3_SENTENCE}"
+DATA_URI = re.compile(f"^({_S3}|hf://datasets/{REPOSITORY}{_SEGMENTS}*/?|{_CLAIM})$")
+DATA_URI_MESSAGE = f"must be hf://datasets/owner/name[/path], pvc://claim/path, or s3://bucket/path: {_S3_SENTENCE}"
 
 _LENGTH = StringConstraints(min_length=8, max_length=1024)
 S3Uri = Annotated[

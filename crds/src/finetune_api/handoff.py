@@ -50,6 +50,8 @@ CHAT_TEMPLATE_DIR = "/etc/finetune/chat-template"
 """Only in the pod that checks a job with `model.chatTemplate.configMapKeyRef`."""
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 MODEL_CACHE_DIR = "/model-cache"
+CLAIMS_DIR = "/claims"
+"""Holds a folder for each PersistentVolumeClaim that a `pvc://` URI of the job names, mounted read-only."""
 WORKSPACE_DIR = "/workspace"
 TERMINATION_LOG = "/dev/termination-log"
 TERMINATION_LIMIT_BYTES = 4096

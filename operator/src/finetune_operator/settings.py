@@ -114,6 +114,7 @@ class Settings(BaseSettings):
     """Labels that `spec.scheduling.nodeSelector` may name, written in the same way; those that begin with
     `node-role.kubernetes.io/` need an entry that begins so too."""
     allowed_model_cache_claims: CommaSeparated = ["*"]
+    allowed_source_claims: CommaSeparated = ["*"]
     """Claims that `spec.modelCache.claimName` may name, as `name` or `namespace/name`; a `*` at the end matches any
     rest."""
     max_grace_period_seconds: PositiveInt = 3600

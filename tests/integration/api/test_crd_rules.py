@@ -33,8 +33,8 @@ TOPOLOGY = "modes Required and Preferred need a level"
 EARLY = "earlyStopping needs held-out rows"
 ABILITY = {"ability": {"uri": "s3://data/questions.jsonl"}}
 EXPECTING = {"prompts": [{"prompt": "Why?", "expected": "because"}]}
-MODEL = "must be hf://owner/name, or s3://bucket/path"
-DATA = "must be hf://datasets/owner/name[/path], or s3://bucket/path"
+MODEL = "must be hf://owner/name, pvc://claim/path, or s3://bucket/path"
+DATA = "must be hf://datasets/owner/name[/path], pvc://claim/path, or s3://bucket/path"
 REVISION = "revision is only for hf:// URIs"
 REPO = "must be owner/name of a repository for models"
 BRANCH = "a push goes to a branch, and revision is a commit"
@@ -188,7 +188,10 @@ AT_CREATION = [
     (MODEL, {"model": {"uri": "hf://org/name-1.5B"}}, {"model": {"uri": "hf://name"}}, "spec.model.uri"),
     (MODEL, {"model": {"uri": "hf://org/name"}}, {"model": {"uri": "hf://datasets/org/name"}}, "spec.model.uri"),
     (DATA, source("hf://datasets/org/name/data/*.parquet"), source("hf://org/name"), "spec.dataset.train.uri"),
-    (DATA, source("s3://data/rows/**/*.jsonl.gz"), source("pvc://claim/rows.jsonl"), "spec.dataset.train.uri"),
+    (DATA, source("s3://data/rows/**/*.jsonl.gz"), source("gs://bucket/rows.jsonl"), "spec.dataset.train.uri"),
+    (DATA, source("pvc://team-data/rows/*.jsonl"), source("pvc:///rows.jsonl"), "spec.dataset.train.uri"),
+    (MODEL, {"model": {"uri": "pvc://models"}}, {"model": {"uri": "pvc://Models/llama"}}, "spec.model.uri"),
+    (MODEL, {"model": {"uri": "pvc://models/llama/"}}, {"model": {"uri": "pvc://models//llama"}}, "spec.model.uri"),
     (
         REVISION,
         {"model": {"uri": "hf://org/name", "revision": "refs/pr/3"}},

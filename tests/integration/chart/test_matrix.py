@@ -92,6 +92,7 @@ MATRIX: dict[str, dict[str, Any]] = {
             "tolerations": ["nvidia.com/*"],
             "nodeSelectors": ["node-role.kubernetes.io/gpu"],
             "modelCacheClaims": ["team/models"],
+            "sourceClaims": ["team/rows"],
             "maxGracePeriodSeconds": 600,
             "storageEndpoints": ["https://*.example.com"],
             "storagePrefixes": ["s3://bucket/{namespace}/", "s3://shared/models/"],

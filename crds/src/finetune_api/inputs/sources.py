@@ -99,8 +99,9 @@ class Model(Block):
     model_config = ConfigDict(json_schema_extra=rules(*_HUB_ONLY, KWARGS_RULE))
 
     uri: ModelUri
-    """The model, as `hf://owner/name` or as a folder in storage, `s3://bucket/path`: `config.json`, safetensors
-    weights, `tokenizer.json`. Pickle weights, GGUF and models that need remote code are refused."""
+    """The model, as `hf://owner/name`, or as a folder in storage, `s3://bucket/path`, or in a PersistentVolumeClaim of
+    the job's namespace, `pvc://claim/path`: `config.json`, safetensors weights, `tokenizer.json`. Pickle weights, GGUF
+    and models that need remote code are refused."""
     revision: Revision | None = None
     """Branch, tag or commit on the hub; the commit in use is `status.lineage.baseModelRevision`. Default: `main`."""
     credentials_secret_ref: SecretRef | None = None
@@ -115,8 +116,8 @@ class Model(Block):
 
 
 _SHA256 = cel(
-    "!has(self.sha256) || (self.uri.startsWith('s3://') && !self.uri.endsWith('/') && !self.uri.matches('[*?]'))",
-    "sha256 is only for a single object: remove it, or give the full key of one s3:// object",
+    "!has(self.sha256) || (!self.uri.startsWith('hf://') && !self.uri.endsWith('/') && !self.uri.matches('[*?]'))",
+    "sha256 is only for a single object: remove it, or give the full path of one in s3:// or pvc://",
     ".sha256",
 )
 
@@ -160,9 +161,9 @@ class DataFiles(Block):
 
     uri: DataUri
     """The rows: one object, `s3://bucket/key`; every data file under a prefix, `s3://bucket/path/`; the files that
-    match a pattern, `s3://bucket/path/*.jsonl` (`**` matches any folders); or a dataset on a hub,
-    `hf://datasets/owner/name`, optionally with a path or pattern. Files are JSON lines, JSON, CSV, TSV (each also
-    gzipped), Parquet or Arrow."""
+    match a pattern, `s3://bucket/path/*.jsonl` (`**` matches any folders); the same in a PersistentVolumeClaim of the
+    job's namespace, `pvc://claim/path`; or a dataset on a hub, `hf://datasets/owner/name`, optionally with a path or
+    pattern. Files are JSON lines, JSON, CSV, TSV (each also gzipped), Parquet or Arrow."""
     sha256: Annotated[str, StringConstraints(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = None
     """Expected SHA-256 of the object (64 hexadecimal digits); the job fails if the content differs. Default: not
     checked."""
@@ -223,10 +224,10 @@ class TrainingData(DataSource):
                 ".revision",
             ),
             cel(
-                "!has(self.sha256) || (has(self.uri) && self.uri.startsWith('s3://') && !self.uri.endsWith('/') && "
+                "!has(self.sha256) || (has(self.uri) && !self.uri.startsWith('hf://') && !self.uri.endsWith('/') && "
                 "!self.uri.matches('[*?]'))",
-                "sha256 is only for a single object: remove it, or give the full key of one s3:// object; with "
-                "sources, set it in each",
+                "sha256 is only for a single object: remove it, or give the full path of one in s3:// or "
+                "pvc://; with sources, set it in each",
                 ".sha256",
             ),
             *(
@@ -264,7 +265,8 @@ class TrainingData(DataSource):
 
     uri: DataUri | None = None  # type: ignore[assignment]
     """The rows of a single source, with the forms of `dataset.validation.uri`: one object, every data file under a
-    prefix, the files that match a pattern, or a dataset on a hub. Exclusive with `sources`. Default: `sources`."""
+    prefix, the files that match a pattern, also in a PersistentVolumeClaim, or a dataset on a hub. Exclusive with
+    `sources`. Default: `sources`."""
     sources: Annotated[list[BlendSource], Field(min_length=1, max_length=16, json_schema_extra=ATOMIC_LIST)] | None = (
         None
     )

@@ -63,7 +63,7 @@ def _is_hub(uri: str | None) -> bool:
 
 
 def _is_object(uri: str | None) -> bool:
-    return uri is not None and re.fullmatch(r"s3://[^*?]*[^*?/]", uri) is not None
+    return uri is not None and re.fullmatch(r"(s3|pvc)://[^*?]*[^*?/]", uri) is not None
 
 
 def _is_dataset(uri: str | None) -> bool:
@@ -196,7 +196,7 @@ CONDITIONS: dict[str, Condition] = {
     "!has(self.credentialsSecretRef) || self.uri.startsWith('hf://')": lambda source: (
         source.credentials_secret_ref is None or source.uri.startswith("hf://")
     ),
-    "!has(self.sha256) || (self.uri.startsWith('s3://') && !self.uri.endsWith('/') && !self.uri.matches('[*?]'))": (
+    "!has(self.sha256) || (!self.uri.startsWith('hf://') && !self.uri.endsWith('/') && !self.uri.matches('[*?]'))": (
         lambda source: source.sha256 is None or _is_object(source.uri)
     ),
     f"self.matches('{REPO.pattern}')": _matches(REPO),
@@ -205,7 +205,7 @@ CONDITIONS: dict[str, Condition] = {
     "!has(self.revision) || (has(self.uri) && self.uri.startsWith('hf://'))": lambda train: (
         train.revision is None or _is_hub(train.uri)
     ),
-    "!has(self.sha256) || (has(self.uri) && self.uri.startsWith('s3://') && !self.uri.endsWith('/') && "
+    "!has(self.sha256) || (has(self.uri) && !self.uri.startsWith('hf://') && !self.uri.endsWith('/') && "
     "!self.uri.matches('[*?]'))": lambda train: train.sha256 is None or _is_object(train.uri),
     "!has(self.credentialsSecretRef) || (has(self.uri) && self.uri.startsWith('hf://')) || "
     "(has(self.sources) && self.sources.exists(one, one.uri.startsWith('hf://')))": lambda train: (

@@ -178,10 +178,18 @@ def fix_uri(value: Any, wanted: str) -> str:
         return f"did you mean {kind}{model[1]}?"
     if kind == "hf://" and (data := re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)", text)):
         return f"did you mean {kind}{data[1]}?"
-    if bucket := re.fullmatch(r"(?i:s3a?n?):/{1,3}([A-Za-z0-9.-]+)(/.*)", text):
-        meant = f"s3://{bucket[1].lower()}{re.sub('/+', '/', bucket[2])}"
-        return f"did you mean {meant}?" if meant != text else ""
-    return ""
+    return _fix_store(text, wanted)
+
+
+def _fix_store(text: str, wanted: str) -> str:
+    """Return the `s3://` or `pvc://` URI that was meant; "" if that is not known."""
+    if found := re.fullmatch(r"(?i:s3a?n?):/{1,3}([A-Za-z0-9.-]+)(/.*)", text):
+        meant = f"s3://{found[1].lower()}{re.sub('/+', '/', found[2])}"
+    elif "pvc://" in wanted and (found := re.fullmatch(r"(?i:pvc):/{0,3}([a-z0-9][a-z0-9.-]*/.*)", text)):
+        meant = f"pvc://{re.sub('/+', '/', found[1])}"
+    else:
+        return ""
+    return f"did you mean {meant}?" if meant != text else ""
 
 
 def fix_placeholder(value: Any) -> str:

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from finetune_api.blocks import Block, SecretRef
 from finetune_api.handoff import HubRole
+from finetune_api.inputs.claims import is_claim_uri, split_claim_uri
 from finetune_api.names import Component
 from finetune_api.pods.scheduling import Scheduling
 from finetune_api.spec import FineTuneJobSpec, Hub, Merge, Method
@@ -99,10 +100,18 @@ def needs_separate_merge(job: FineTuneJob) -> bool:
 
 def uses_hub(spec: FineTuneJobSpec) -> bool:
     """Return whether any source of the job is on a hub, or its result goes to one."""
+    return any(uri.startswith(HUB_SCHEME) for uri in _uris(spec))
+
+
+def find_claims(spec: FineTuneJobSpec) -> list[str]:
+    """Return the PersistentVolumeClaims that the job's sources are in, in order."""
+    return sorted({split_claim_uri(uri)[0] for uri in _uris(spec) if is_claim_uri(uri)})
+
+
+def _uris(spec: FineTuneJobSpec) -> list[str]:
     adapter, reward = spec.tuning.initial_adapter, spec.rlhf.reward_model if spec.rlhf else None
     uris = [uri for _, _, named in _sources(spec) for uri in named]
-    uris += [one.uri for one in (adapter, reward) if one and one.uri]
-    return any(uri.startswith(HUB_SCHEME) for uri in uris)
+    return uris + [one.uri for one in (adapter, reward) if one and one.uri]
 
 
 def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[HubRole, SecretRef | None, list[str]]]:

@@ -298,7 +298,7 @@ def build_pod_spec(  # noqa: PLR0917 - what a pod is made of
         "terminationGracePeriodSeconds": spec.checkpoint.grace_period_seconds,
         "securityContext": _pod_security(settings),
         "containers": [container | {"volumeMounts": [one.mount for one in mounted]}],
-        "volumes": [one.volume for one in mounted],
+        "volumes": list({one.name: one.volume for one in mounted}.values()),
     }
     if spec.trainer.service_account_name:
         pod["serviceAccountName"] = spec.trainer.service_account_name

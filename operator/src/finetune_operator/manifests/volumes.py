@@ -7,9 +7,10 @@ from finetune_api.blocks import Quantity, SecretRef
 from finetune_api.pods.resources import Workspace
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.kube.objects import Object
-from finetune_operator.manifests.effective_spec import Token, uses_hub
+from finetune_operator.manifests.effective_spec import Token, find_claims, uses_hub
 
 SECRET_MODE = 0o440
+CACHE_VOLUME = "model-cache"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def build_volumes(
         *_storage_secrets(spec),
         *_hub_secrets(spec, tokens),
         *(_chat_template(spec) if not is_trainer or not spec.has_preflight else []),
+        *_claims(spec),
         *_cache(spec),
     ]
 
@@ -130,11 +132,25 @@ def _chat_template(spec: FineTuneJobSpec) -> list[Mounted]:
     return [Mounted("chat-template", handoff.CHAT_TEMPLATE_DIR, source, read_only=True)]
 
 
+def _claims(spec: FineTuneJobSpec) -> list[Mounted]:
+    """Mount the claims of `pvc://` URIs; a volume that is the model cache too is mounted a second time."""
+    cache = spec.model_cache.claim_name if spec.model_cache else None
+    return [
+        Mounted(
+            CACHE_VOLUME if claim == cache else f"claim-{number}",
+            f"{handoff.CLAIMS_DIR}/{claim}",
+            {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}},
+            read_only=True,
+        )
+        for number, claim in enumerate(find_claims(spec))
+    ]
+
+
 def _cache(spec: FineTuneJobSpec) -> list[Mounted]:
     if spec.model_cache is None:
         return []
     claim = {"persistentVolumeClaim": {"claimName": spec.model_cache.claim_name}}
-    return [Mounted("model-cache", handoff.MODEL_CACHE_DIR, claim)]
+    return [Mounted(CACHE_VOLUME, handoff.MODEL_CACHE_DIR, claim)]
 
 
 def _secret(name: str, path: str, ref: SecretRef) -> Mounted:

@@ -11,7 +11,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.tracking import WandbMode
 from finetune_operator.kube.images import repository
 from finetune_operator.kube.objects import FineTuneJob
-from finetune_operator.manifests.effective_spec import hub_endpoint, uses_hub
+from finetune_operator.manifests.effective_spec import find_claims, hub_endpoint, uses_hub
 from finetune_operator.settings import Settings
 
 STORAGE_SCHEME = "s3://"
@@ -62,7 +62,7 @@ def find_refusal(job: FineTuneJob, settings: Settings) -> str | None:
         or _check_service_account(spec, job.key.namespace, settings)
         or _check_priority_classes(spec, settings)
         or _check_placement(spec, settings)
-        or _check_cache(spec, job.key.namespace, settings)
+        or _check_claims(spec, job.key.namespace, settings)
         or _check_grace_period(spec, settings)
         or _check_environment(spec, settings)
         or _check_annotations(spec, settings)
@@ -126,10 +126,17 @@ def _check_placement(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     )
 
 
-def _check_cache(spec: FineTuneJobSpec, namespace: str, settings: Settings) -> str | None:
-    claims = [f"{namespace}/{spec.model_cache.claim_name}"] if spec.model_cache else []
-    allowed = [one if "/" in one else f"{namespace}/{one}" for one in settings.allowed_model_cache_claims]
-    return _check_names("model cache claim", claims, allowed, "FINETUNE_ALLOWED_MODEL_CACHE_CLAIMS")
+def _check_claims(spec: FineTuneJobSpec, namespace: str, settings: Settings) -> str | None:
+    """Check the claims that pods mount: the model cache, and those that `pvc://` URIs are in."""
+
+    def check(kind: str, claims: list[str], allowed: list[str], setting: str) -> str | None:
+        own = [one if "/" in one else f"{namespace}/{one}" for one in allowed]
+        return _check_names(kind, [f"{namespace}/{one}" for one in claims], own, setting)
+
+    cache = [spec.model_cache.claim_name] if spec.model_cache else []
+    return check(
+        "model cache claim", cache, settings.allowed_model_cache_claims, "FINETUNE_ALLOWED_MODEL_CACHE_CLAIMS"
+    ) or check("source claim", find_claims(spec), settings.allowed_source_claims, "FINETUNE_ALLOWED_SOURCE_CLAIMS")
 
 
 def _check_grace_period(spec: FineTuneJobSpec, settings: Settings) -> str | None:

@@ -114,6 +114,7 @@ def test_every_pattern_has_its_fix() -> None:
         ("model.uri", "hf://datasets/owner/model", "did you mean hf://owner/model?"),
         ("model.uri", "S3://Bucket/Model", "did you mean s3://bucket/Model?"),
         ("model.uri", "s3a://bucket//model", "did you mean s3://bucket/model?"),
+        ("model.uri", "PVC:models//llama", "did you mean pvc://models/llama?"),
         ("dataset.train.uri", "https://huggingface.co/datasets/owner/rows", "did you mean hf://datasets/owner/rows?"),
         ("dataset.train.uri", "owner/rows", "did you mean hf://datasets/owner/rows?"),
         ("dataset.train.uri", "hf://owner/rows", "did you mean hf://datasets/owner/rows?"),

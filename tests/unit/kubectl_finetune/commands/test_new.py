@@ -101,7 +101,7 @@ def test_without_a_terminal_the_missing_options_are_named(finetune: Callable[...
     [
         (("--objective", "Chatt"), "did you mean Chat?"),
         (("--method", "Lora8"), "must be one of Auto, QLoRA, LoRA, Full"),
-        (("--model", "owner/model"), "must be hf://owner/name, or s3://bucket/path"),
+        (("--model", "owner/model"), "must be hf://owner/name, pvc://claim/path, or s3://bucket/path"),
         (("--queue", "Team A"), "spec.scheduling.queueName"),
     ],
 )

@@ -119,6 +119,37 @@ def test_cache_and_ca_are_mounted_in_both_pods(built: Any, kind: str) -> None:
     assert mount == {"name": "hub-ca", "mountPath": "/etc/finetune/hub-ca", "readOnly": True}
 
 
+CLAIMS = {
+    "model": {"uri": "pvc://models/llama"},
+    "dataset": {
+        "train": {"sources": [{"uri": "pvc://rows/a.jsonl"}, {"uri": "pvc://models/b.jsonl"}]},
+        "validationSplitPercent": 10,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ["preflight", "trainer"])
+def test_each_claim_of_a_source_is_mounted_once_and_read_only(built: Any, kind: str) -> None:
+    found = _mounted(built(kind, **CLAIMS))
+    assert [one for one in found if one.startswith("claim-")] == ["claim-0", "claim-1"]
+    for name, claim in (("claim-0", "models"), ("claim-1", "rows")):
+        volume, mount = found[name]
+        assert volume["persistentVolumeClaim"] == {"claimName": claim, "readOnly": True}
+        assert mount == {"name": name, "mountPath": f"/claims/{claim}", "readOnly": True}
+
+
+def test_a_claim_that_is_the_model_cache_too_is_one_volume_with_two_mounts(built: Any) -> None:
+    pod = built("trainer", modelCache={"claimName": "rows"}, **CLAIMS)["spec"]["template"]["spec"]
+    names = [one["name"] for one in pod["volumes"]]
+    assert len(names) == len(set(names))
+    (volume,) = [one for one in pod["volumes"] if one["name"] == "model-cache"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "rows"}
+    mounts = [one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "model-cache"]
+    assert sorted((one["mountPath"], one.get("readOnly", False)) for one in mounts) == [
+        *(("/claims/rows", True), ("/model-cache", False)),
+    ]
+
+
 REWARDED = {"objective": "RLHF", "rlhf": {"rewardModel": {"uri": "s3://bucket/reward"}}}
 
 

@@ -131,6 +131,24 @@ def test_claims_are_listed_by_name_or_with_their_namespace(scene: Any, allowed: 
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"uri": "pvc://models/llama"}},
+        {"dataset": {"train": {"uri": "pvc://models/rows.jsonl"}}},
+        {"tuning": {"initialAdapter": {"uri": "pvc://models/adapter"}}},
+    ],
+)
+def test_a_claim_of_a_source_is_refused_unless_it_is_listed(scene: Any, changes: Any) -> None:
+    job = scene(**changes).job
+    image = "registry.example/trainer:1"
+    assert find_refusal(job, Settings(trainer_image=image, allowed_source_claims=["models"])) is None
+    refusal = find_refusal(job, Settings(trainer_image=image, allowed_source_claims=["rows"])) or ""
+    assert refusal.startswith(
+        f"source claim {job.key.namespace}/models is not allowed: add it to FINETUNE_ALLOWED_SOUR"
+    )
+
+
+@pytest.mark.parametrize(
     "name", ["NCCL_DEBUG", "FI_PROVIDER", "GLOO_SOCKET_IFNAME", "UCX_TLS", "TORCH_NCCL_BLOCKING_WAIT"]
 )
 def test_variables_of_the_network_libraries_are_allowed_by_default(scene: Any, name: str) -> None:

@@ -124,6 +124,12 @@ def test_kserve_copies_no_neighbour_whose_name_begins_with_that_of_the_base(base
     assert uris[0]["uri"] == "s3://bucket/models/base/"
 
 
+def test_a_base_in_a_claim_is_served_from_it() -> None:
+    place = replace(PLACE, base="pvc://models/llama/8b/")
+    assert fetch_base(place) == "# base: llama/8b in the PersistentVolumeClaim models, mounted or copied"
+    assert yaml.safe_load(kserve_llm_adapter(place, 16))["spec"]["model"]["uri"] == "pvc://models/llama/8b"
+
+
 def test_kserve_is_given_the_address_of_another_hub_if_the_base_is_there() -> None:
     mirror = replace(PLACE, hub_endpoint="https://hub.example.org")
     (initializer,) = yaml.safe_load(kserve_llm_adapter(mirror, 16))["spec"]["template"]["initContainers"]

@@ -136,7 +136,7 @@ def test_a_model_that_gives_no_score_is_refused(
         (
             ADAPTER,
             {"base_model_name_or_path": "http://169.254.169.254/model"},
-            "which must be hf://owner/name, or s3://",
+            "which must be hf://owner/name, pvc://claim/path, or s3://",
         ),
         (ADAPTER, {"base_model_name_or_path": "/tmp/model"}, "'/tmp/model', which must be hf://owner/name"),
         (ADAPTER, {"base_model_name_or_path": "s3://bucket/nowhere"}, "the base of the reward model"),

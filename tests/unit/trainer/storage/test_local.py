@@ -84,7 +84,7 @@ def test_a_key_never_leaves_its_folder(tmp_path: Path, key: str) -> None:
 
 
 def test_maps_are_read_from_options() -> None:
-    assert parse_maps(["s3://b/p=dir", "s3://b/q=a=b"]) == {"s3://b/p": Path("dir"), "s3://b/q": Path("a=b")}
+    assert parse_maps(["s3://b/p=dir", "pvc://c=a=b"]) == {"s3://b/p": Path("dir"), "pvc://c": Path("a=b")}
 
 
 @pytest.mark.parametrize("option", ["dir", "s3://b/p", "s3://b/p=", "b/p=dir"])

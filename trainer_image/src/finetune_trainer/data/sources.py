@@ -135,13 +135,14 @@ def _check_digest(source: DataFiles, fetched: list[FetchedObject], place: str) -
 
 
 def _split(uri: str) -> tuple[str, str]:
-    """Split a URI into its bucket or repository and the key in it."""
+    """Split a URI into its bucket, claim or repository and the key in it."""
     if is_hub_uri(uri):
         key = parse_hub_uri(uri).path
         root = uri.rstrip("/").removesuffix(f"/{key}") if key else uri.rstrip("/")
         return root, key + ("/" if key and uri.endswith("/") else "")
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return f"s3://{bucket}", key
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    return f"{scheme}://{bucket}", key
 
 
 def _below(root: str, folder: str) -> str:

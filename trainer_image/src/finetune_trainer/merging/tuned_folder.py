@@ -59,7 +59,7 @@ def _read_adapter(folder: Path) -> TunedFolder:
 def _find_base(raw: dict[str, Any]) -> str | None:
     """Return the base's URI; a path of another machine is none."""
     named = _text(raw.get("base_model_name_or_path")) or ""
-    if named.startswith(("s3://", SCHEME)):
+    if named.startswith(("s3://", "pvc://", SCHEME)):
         return named
     return f"{SCHEME}{named}" if REPO.fullmatch(named) else None
 

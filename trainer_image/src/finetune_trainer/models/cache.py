@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.handoff import MODEL_CACHE_DIR, JobConfig
+from finetune_api.inputs.claims import is_claim_uri
 from finetune_trainer.models.base_model import is_model_file, pin_model
 from finetune_trainer.storage.etag import is_digest, matches_etag
 from finetune_trainer.storage.hub.uris import COMMIT, is_hub_uri, matches_entry, pinned_model_uri, strip_commit
@@ -51,7 +52,7 @@ def fetch_model(
     """Return the model's folder: in the cache, else downloaded into `directory`."""
     uri = pinned_model_uri(config.spec.model)
     shutil.rmtree(directory, ignore_errors=True)
-    if config.spec.model_cache and cache.is_dir():
+    if config.spec.model_cache and cache.is_dir() and not is_claim_uri(uri):
         entries = [entry for entry in storage.list(uri) if is_model_file(entry.key)]
         found = cached_model(uri, entries, storage, cache, on_bytes)
         if found:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from finetune_api.inputs.claims import is_claim_uri, split_claim_uri
 from finetune_trainer.report.text import inline, table
 from finetune_trainer.storage.hub.uris import is_hub_uri, repo_name
 
@@ -109,6 +110,9 @@ def fetch_base(place: Place) -> str:
         revision = f" --revision {shlex.quote(place.revision)}" if place.revision else ""
         where = f"HF_ENDPOINT={shlex.quote(place.hub_endpoint)} " if place.hub_endpoint else ""
         return f"{where}hf download {shlex.quote(repo_name(place.base))}{revision} \\\n  --local-dir base"
+    if is_claim_uri(place.base) and not place.is_local:
+        claim, path = split_claim_uri(place.base)
+        return f"# base: {path or 'the top folder'} in the PersistentVolumeClaim {claim}, mounted or copied"
     if place.is_local:
         return f"# base: the folder that --map names for {shlex.quote(place.base)}, or a copy of it"
     return f"aws{_endpoint(place)} s3 cp --recursive {shlex.quote(place.base)} base"
@@ -241,6 +245,8 @@ def _settings_of(folder: str, sign: str = " ") -> list[str]:
 
 def _kserve_uri(place: Place) -> str:
     """Return the base's URI; without its last slash, KServe would also copy `base-large` for `base`."""
+    if is_claim_uri(place.base):
+        return place.base.rstrip("/")
     if not is_hub_uri(place.base):
         return f"{place.base.rstrip('/')}/"
     return f"hf://{repo_name(place.base)}" + (f":{place.revision}" if place.revision else "")

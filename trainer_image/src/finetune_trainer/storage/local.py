@@ -140,12 +140,12 @@ class LocalStore(Store):
 
 
 def parse_maps(options: Iterable[str]) -> dict[str, Path]:
-    """Parse `s3://bucket/prefix=DIR` and `hf://owner/name=DIR` options."""
+    """Parse `s3://bucket/prefix=DIR`, `hf://owner/name=DIR` and `pvc://claim/path=DIR` options."""
     maps: dict[str, Path] = {}
     for option in options:
         uri, separator, path = option.partition("=")
-        if not separator or not uri.startswith(("s3://", "hf://")) or not path:
-            message = f"--map {option}: write s3://bucket/prefix=DIR or hf://owner/name=DIR"
+        if not separator or not uri.startswith(("s3://", "hf://", "pvc://")) or not path:
+            message = f"--map {option}: write s3://bucket/prefix=DIR, hf://owner/name=DIR or pvc://claim/path=DIR"
             raise TrainerError(ExitCode.INVALID_CONFIG, message)
         maps[uri] = Path(path)
     return maps

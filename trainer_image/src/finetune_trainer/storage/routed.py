@@ -1,4 +1,4 @@
-"""One store over several: mapped URIs are local, `hf://` is read from the hub, the rest is the job's S3 store."""
+"""One store over several: mapped URIs are local, `hf://` is a hub, `pvc://` a mounted claim, the rest the job's S3."""
 
 # ruff: noqa: D102 - the protocol documents the methods
 
@@ -6,8 +6,10 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-from finetune_api.handoff import ExitCode
+from finetune_api.handoff import CLAIMS_DIR, ExitCode
+from finetune_api.inputs.claims import is_claim_uri
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.claims import ClaimStore
 from finetune_trainer.storage.hub.uris import is_hub_uri
 from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.storage.protocol import MAX_OBJECTS, MAX_READ_BYTES, Entry, OnBytes, ReadableStore, Store
@@ -22,6 +24,7 @@ class RoutedStore(Store):
         self._connect_s3 = s3
         self._connect_hub = hub
         self._local = local or LocalStore({})
+        self._claims = ClaimStore(Path(CLAIMS_DIR))
 
     @cached_property
     def _s3(self) -> Store:
@@ -34,13 +37,16 @@ class RoutedStore(Store):
     def _route(self, uri: str) -> ReadableStore:
         if self._local.find(uri):
             return self._local
+        if is_claim_uri(uri):
+            return self._claims
         return self._hub if is_hub_uri(uri) else self._s3
 
     def _route_write(self, uri: str) -> Store:
         if self._local.find(uri):
             return self._local
-        if is_hub_uri(uri):
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"{uri}: a hub is read-only; write results to s3://")
+        if is_hub_uri(uri) or is_claim_uri(uri):
+            kind = "a hub" if is_hub_uri(uri) else "a claim"
+            raise TrainerError(ExitCode.INVALID_CONFIG, f"{uri}: {kind} is read-only; write results to s3://")
         return self._s3
 
     def pin(self, uri: str, revision: str | None = None) -> str:

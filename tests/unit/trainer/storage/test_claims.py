@@ -1,0 +1,153 @@
+"""Files in PersistentVolumeClaims, to which others can write while they are read."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from finetune_trainer.errors import ObjectMissing, StorageDenied, TrainerError
+from finetune_trainer.storage.claims import ClaimStore
+from finetune_trainer.storage.routed import RoutedStore
+
+ROWS = "pvc://data/team/rows.jsonl"
+
+
+@pytest.fixture
+def claim(tmp_path: Path) -> Path:
+    """A mounted claim, next to a Secret of the pod."""
+    (tmp_path / "secret").write_text("the key of the storage")
+    folder = tmp_path / "claims" / "data"
+    (folder / "team" / "deep").mkdir(parents=True)
+    (folder / "team" / "rows.jsonl").write_text('{"a": 1}\n')
+    (folder / "team" / "deep" / "more.jsonl").write_text('{"a": 2}\n')
+    return folder
+
+
+@pytest.fixture
+def store(claim: Path) -> ClaimStore:
+    return ClaimStore(claim.parent)
+
+
+def test_files_are_listed_read_and_copied(store: ClaimStore, tmp_path: Path) -> None:
+    assert [(one.key, one.size) for one in store.list("pvc://data/team/")] == [
+        ("deep/more.jsonl", 9),
+        ("rows.jsonl", 9),
+    ]
+    assert (store.read(ROWS), store.read_range(ROWS, 2, 1), store.size(ROWS)) == (b'{"a": 1}\n', b"a", 9)
+    copied: list[int] = []
+    paths = store.download_folder("pvc://data", tmp_path / "copy", copied.append)
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
+        *("copy/team/deep/more.jsonl", "copy/team/rows.jsonl"),
+    ]
+    assert paths[1].read_bytes() == store.read(ROWS)
+    assert copied == [9, 9]
+    assert store.sha256(ROWS) == hashlib.sha256(b'{"a": 1}\n').hexdigest()
+
+
+def test_what_is_missing_is_none_or_named(store: ClaimStore, tmp_path: Path) -> None:
+    for uri in ("pvc://data/none", "pvc://data/team", "pvc://data/team/rows.jsonl/below"):
+        assert (store.read(uri), store.size(uri)) == (None, None)
+        with pytest.raises(ObjectMissing, match=uri):
+            store.download(uri, tmp_path / "copy")
+    assert store.list("pvc://data/none") == []
+    assert not list(tmp_path.glob("copy*"))
+
+
+def test_a_claim_that_is_not_mounted_is_named_with_the_option_of_a_local_run(store: ClaimStore) -> None:
+    with pytest.raises(TrainerError, match=r"pvc://other/x: the claim is not mounted.*--map pvc://other=DIR"):
+        store.probe("pvc://other/x")
+
+
+@pytest.mark.parametrize("link", ["rows.jsonl", "deep", "."])
+def test_a_link_out_of_the_claim_is_neither_listed_nor_read(store: ClaimStore, claim: Path, link: str) -> None:
+    """A Secret of the pod must not become rows, however the path leads to it."""
+    secrets = claim.parents[1] / "outside"
+    secrets.mkdir()
+    (secrets / "rows.jsonl").write_text("the key of the storage")
+    place = claim / "evil"
+    if link == "rows.jsonl":
+        place.mkdir()
+        (place / link).symlink_to(secrets / link)
+        uri = "pvc://data/evil/rows.jsonl"
+    elif link == "deep":
+        place.mkdir()
+        (place / link).symlink_to(secrets)
+        uri = "pvc://data/evil/deep/rows.jsonl"
+    else:
+        place.symlink_to(secrets)
+        uri = "pvc://data/evil/rows.jsonl"
+    for call in (store.read, store.size, store.sha256, lambda one: store.download(one, claim / "copy")):
+        with pytest.raises(StorageDenied, match="leads out of its claim"):
+            call(uri)
+    if link == ".":
+        with pytest.raises(StorageDenied, match="leads out of its claim"):
+            store.list("pvc://data/evil")
+    else:
+        assert store.list("pvc://data/evil") == []
+    assert not (claim / "copy").exists()
+
+
+def test_a_link_inside_the_claim_is_followed_as_a_hubs_cache_has_them(store: ClaimStore, claim: Path) -> None:
+    (claim / "blobs").mkdir()
+    (claim / "blobs" / "1f").write_text("weights")
+    (claim / "snapshot").mkdir()
+    (claim / "snapshot" / "model.safetensors").symlink_to("../blobs/1f")
+    (claim / "current").symlink_to("snapshot")
+    for folder in ("snapshot", "current"):
+        assert [one.key for one in store.list(f"pvc://data/{folder}")] == ["model.safetensors"]
+        assert store.read(f"pvc://data/{folder}/model.safetensors") == b"weights"
+
+
+def test_a_named_pipe_neither_blocks_nor_counts_as_a_file(store: ClaimStore, claim: Path) -> None:
+    os.mkfifo(claim / "team" / "pipe.jsonl")
+    assert store.read("pvc://data/team/pipe.jsonl") is None
+    assert "pipe.jsonl" not in [one.key for one in store.list("pvc://data/team")]
+
+
+def test_the_etag_changes_with_the_file(store: ClaimStore, claim: Path) -> None:
+    (before,) = [one.etag for one in store.list("pvc://data/team") if one.key == "rows.jsonl"]
+    (claim / "team" / "rows.jsonl").write_text('{"b": 1}\n')
+    os.utime(claim / "team" / "rows.jsonl", ns=(1, 1))
+    (after,) = [one.etag for one in store.list("pvc://data/team") if one.key == "rows.jsonl"]
+    assert before != after
+
+
+def test_limits_of_size_and_count_are_errors(store: ClaimStore) -> None:
+    with pytest.raises(TrainerError, match="larger than the limit of 3 bytes"):
+        store.read(ROWS, limit=3)
+    with pytest.raises(TrainerError, match="more than 1 objects under pvc://data"):
+        store.list("pvc://data", limit=1)
+
+
+def test_a_file_without_the_right_to_read_is_denied_with_the_fix() -> None:
+    with tempfile.TemporaryDirectory() as name:  # below a folder that every user may enter
+        rows = Path(name, "data", "rows.jsonl")
+        rows.parent.mkdir()
+        rows.write_text("{}")
+        rows.chmod(0)
+        Path(name).chmod(0o755)
+        with as_another_user(), pytest.raises(StorageDenied, match=r"cannot be read by user .*chmod -R a\+rX"):
+            ClaimStore(Path(name)).read("pvc://data/rows.jsonl")
+
+
+@contextmanager
+def as_another_user() -> Iterator[None]:
+    """Root reads every file, so it is nobody for a moment."""
+    before = os.geteuid()
+    os.seteuid(before or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_a_claim_is_never_written_to(tmp_path: Path) -> None:
+    storage = RoutedStore(pytest.fail, pytest.fail)
+    with pytest.raises(TrainerError, match="a claim is read-only; write results to s3://"):
+        storage.put(ROWS, b"")
+    with pytest.raises(TrainerError, match="the claim is not mounted"):
+        storage.list(ROWS)

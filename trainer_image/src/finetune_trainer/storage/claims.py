@@ -1,0 +1,169 @@
+"""Files in PersistentVolumeClaims, which the operator mounts read-only: `pvc://claim/path`."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from finetune_api.handoff import ExitCode
+from finetune_api.inputs.claims import split_claim_uri
+from finetune_trainer.errors import ObjectMissing, StorageDenied, StorageUnavailable, TrainerError
+from finetune_trainer.storage.protocol import (
+    CHUNK_BYTES,
+    MAX_OBJECTS,
+    MAX_READ_BYTES,
+    Entry,
+    OnBytes,
+    ReadableStore,
+    count_error,
+    size_error,
+)
+
+
+class ClaimStore(ReadableStore):
+    """The claims that are mounted below `root`, each in a folder of its name.
+
+    Others can write to a claim while it is read. So a symbolic link is followed inside its claim alone, as a hub's
+    cache has them: one to a Secret of the pod would make rows of it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def pin(self, uri: str, revision: str | None = None) -> str:
+        """Return the URI itself."""
+        del revision
+        return uri
+
+    def probe(self, uri: str) -> None:
+        """Raise if the claim is not mounted."""
+        self._locate(uri)
+
+    def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
+        """Copy one file; the copy appears only when complete."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")
+        try:
+            with self._open(uri) as file, part.open("wb") as target:
+                for block in _blocks(uri, file):
+                    target.write(block)
+                    if on_bytes:
+                        on_bytes(len(block))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def read(self, uri: str, limit: int = MAX_READ_BYTES) -> bytes | None:
+        """Return a small file's content, or None."""
+        try:
+            data = self.read_range(uri, 0, limit + 1)
+        except ObjectMissing:
+            return None
+        if len(data) > limit:
+            raise size_error(uri, limit)
+        return data
+
+    def read_range(self, uri: str, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start`."""
+        with self._open(uri) as file:
+            file.seek(start)
+            return file.read(length)
+
+    def list(self, uri: str, limit: int = MAX_OBJECTS) -> "list[Entry]":
+        """Return every regular file below a folder; links to folders are not followed.
+
+        As its ETag an entry has the time of the last change, so that a change between preflight and training is found.
+        """
+        top, folder = self._locate(uri)
+        found: list[Entry] = []
+        for path, status in _regular_files(uri, top, folder):
+            if len(found) == limit:
+                raise count_error(uri, limit)
+            etag = f"{status.st_size:x}-{status.st_mtime_ns:x}"
+            found.append(Entry(path.relative_to(folder).as_posix(), status.st_size, etag))
+        return sorted(found, key=lambda one: one.key)
+
+    def size(self, uri: str) -> int | None:
+        """Return the size of one file, or None if there is none."""
+        try:
+            with self._open(uri) as file:
+                return os.fstat(file.fileno()).st_size
+        except ObjectMissing:
+            return None
+
+    def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
+        """Return the SHA-256 (hex) of one file's content."""
+        digest = hashlib.sha256()
+        with self._open(uri) as file:
+            for block in _blocks(uri, file):
+                digest.update(block)
+                if on_bytes:
+                    on_bytes(len(block))
+        return digest.hexdigest()
+
+    def _locate(self, uri: str) -> tuple[Path, Path]:
+        """Return the claim's folder and the path of the URI in it."""
+        claim, path = split_claim_uri(uri)
+        top = self._root / claim
+        if not top.is_dir():
+            problem = f"{uri}: the claim is not mounted at {top}, which the operator does for pods of a job"
+            raise TrainerError(ExitCode.INVALID_CONFIG, f"{problem}: for a local run, add --map pvc://{claim}=DIR")
+        return Path(os.path.realpath(top)), top / path
+
+    @contextmanager
+    def _open(self, uri: str) -> Iterator[BinaryIO]:
+        """Open a regular file of the claim; what is checked is what was opened, whatever the path leads to later."""
+        top, path = self._locate(uri)
+        try:
+            number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a named pipe would block
+        except (FileNotFoundError, NotADirectoryError):
+            raise ObjectMissing(f"{uri} does not exist") from None
+        except OSError as error:
+            raise _named(uri, error) from None
+        try:
+            if not Path(os.readlink(f"/proc/self/fd/{number}")).is_relative_to(top):
+                raise StorageDenied(f"{uri} is a link that leads out of its claim: replace it by a copy of the file")
+            if not stat.S_ISREG(os.fstat(number).st_mode):
+                raise ObjectMissing(f"{uri} is not a file")
+            with os.fdopen(number, "rb", closefd=False) as file:
+                yield file
+        finally:
+            os.close(number)
+
+
+def _blocks(uri: str, file: BinaryIO) -> Iterator[bytes]:
+    try:
+        while block := file.read(CHUNK_BYTES):
+            yield block
+    except OSError as error:
+        raise _named(uri, error) from None
+
+
+def _regular_files(uri: str, top: Path, folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield the regular files below a folder, links to others of the claim included; a missing folder has none."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError) and Path(error.filename) == folder:
+            raise _named(uri, error)
+
+    if not Path(os.path.realpath(folder)).is_relative_to(top):
+        raise StorageDenied(f"{uri} is a link that leads out of its claim: replace it by a copy of the folder")
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        for name in names:
+            path = Path(parent, name)
+            try:
+                status = path.stat()
+            except OSError:  # a link to nothing
+                continue
+            if stat.S_ISREG(status.st_mode) and Path(os.path.realpath(path)).is_relative_to(top):
+                yield path, status
+
+
+def _named(uri: str, error: OSError) -> TrainerError:
+    if isinstance(error, PermissionError):
+        who = f"user {os.geteuid()} and the groups {', '.join(map(str, os.getgroups()))}"
+        return StorageDenied(f"{uri} cannot be read by {who}: permit it in the claim (chmod -R a+rX)")
+    return StorageUnavailable(f"{uri}: {error.strerror}")
