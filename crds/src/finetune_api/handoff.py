@@ -100,6 +100,7 @@ class ExitCode(IntEnum):
     GATE_NOT_MET = 78
     GPU_OUT_OF_MEMORY = 79
     GPU_FAULT = 80
+    REWARD_UNAVAILABLE = 81
 
     @property
     def reason(self) -> str:

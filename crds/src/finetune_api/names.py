@@ -184,6 +184,7 @@ class Reason(StrEnum):
     GATE_NOT_MET = "GateNotMet"
     GPU_OUT_OF_MEMORY = "GPUOutOfMemory"
     GPU_FAULT = "GPUFault"
+    REWARD_UNAVAILABLE = "RewardUnavailable"
     OUT_OF_MEMORY = "OutOfMemory"
     CONTAINER_ERROR = "ContainerError"
     RESULT_MISSING = "ResultMissing"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import ATOMIC, ATOMIC_LIST, Block, ModelUri, ObjectName, cel, rules
+from finetune_api.blocks import ATOMIC, ATOMIC_LIST, SET, Block, Endpoint, ModelUri, ObjectName, cel, rules
 
 
 class Objective(StrEnum):
@@ -51,6 +51,7 @@ class RewardType(StrEnum):
     LENGTH = "Length"
     REGEX = "Regex"
     ANSWER = "Answer"
+    SERVICE = "Service"
 
 
 class Match(StrEnum):
@@ -220,8 +221,28 @@ class AnswerReward(Block):
     schema itself, and a `pattern` has neither look-around nor back-references. Default: that of the row's `column`."""
 
 
+class RewardService(Block):
+    """A server of yours that scores answers, for example code that runs tests, or another model that judges."""
+
+    endpoint: Endpoint
+    """URL that up to 16 answers at once are posted to as JSON, with their prompts and the references of their rows; the
+    response is `{"rewards": [0.5, …]}`, one number for each answer."""
+    columns: (
+        Annotated[
+            list[Annotated[str, StringConstraints(min_length=1, max_length=128)]],
+            Field(min_length=1, max_length=16, json_schema_extra=SET),
+        ]
+        | None
+    ) = None
+    """Columns of the rows that the server gets in addition to the row's own answer; a row without one of them is
+    rejected. Default: none."""
+    timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
+    """Time in which one request must have its response. A request that fails is repeated for three minutes, then the
+    run ends and is repeated from its last checkpoint; a failure is never a reward. Default: 60."""
+
+
 class Reward(Block):
-    """A reward that is computed from the answer's text, or from a comparison with its row's reference."""
+    """A reward that is computed from the answer's text, from a comparison with its row's reference, or by a server."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -240,18 +261,26 @@ class Reward(Block):
                 "answer is required with type Answer and refused with any other: set or remove it",
                 ".answer",
             ),
+            cel(
+                "(self.type == 'Service') == has(self.service)",
+                "service is required with type Service and refused with any other: set or remove it",
+                ".service",
+            ),
         )
     )
 
     type: RewardType
     """`Length`: 1 at `targetTokens`, falling linearly to 0 with the distance in tokens. `Regex`: 1 if `pattern` is
-    found in the answer, else 0. `Answer`: 1 if the answer is that of its row, compared as in `answer`, else 0."""
+    found in the answer, else 0. `Answer`: 1 if the answer is that of its row, compared as in `answer`, else 0.
+    `Service`: the number that the server in `service` gives."""
     target_tokens: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Answer length (tokens) with the highest reward; only with type `Length`. Default: none."""
     pattern: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
     """Regular expression (Python syntax) to find in the answer; only with type `Regex`. Default: none."""
     answer: AnswerReward | None = None
     """Comparison with the reference of the answer's row; only with type `Answer`. Default: none."""
+    service: RewardService | None = None
+    """Server that scores the answers; only with type `Service`. Default: none."""
     weight: Annotated[float, Field(ge=-1000, le=1000)] = 1.0
     """Factor of this reward in the sum; a negative weight is a penalty. Default: 1."""
 

@@ -114,9 +114,10 @@ class Settings(BaseSettings):
     """Labels that `spec.scheduling.nodeSelector` may name, written in the same way; those that begin with
     `node-role.kubernetes.io/` need an entry that begins so too."""
     allowed_model_cache_claims: CommaSeparated = ["*"]
-    allowed_source_claims: CommaSeparated = ["*"]
     """Claims that `spec.modelCache.claimName` may name, as `name` or `namespace/name`; a `*` at the end matches any
     rest."""
+    allowed_source_claims: CommaSeparated = ["*"]
+    """Claims that `pvc://` URIs may name, written in the same way."""
     max_grace_period_seconds: PositiveInt = 3600
     """Largest `spec.checkpoint.gracePeriodSeconds`: so long may a pod delay the drain of its node."""
     allowed_env: CommaSeparated = ["NCCL_*", "FI_*", "GLOO_*", "UCX_*", "TORCH_NCCL_*", "TORCH_DISTRIBUTED_*"]
@@ -133,6 +134,9 @@ class Settings(BaseSettings):
     allowed_tracking_endpoints: CommaSeparated = []
     """URLs of MLflow and W&B servers that jobs may use, written as for storage. Empty = all except link-local and
     metadata addresses. A W&B run that names no server needs an entry for `https://api.wandb.ai`."""
+    allowed_reward_endpoints: CommaSeparated = []
+    """URLs of servers in `spec.rlhf.rewards[].service`, written as for storage. Empty = all except link-local and
+    metadata addresses."""
     allowed_storage_prefixes: Annotated[CommaSeparated, AfterValidator(_check_prefixes)] = []
     """Prefixes in storage that jobs may read and write, such as `s3://bucket/{namespace}/`, in which `{namespace}` is
     the job's own. They are for every `s3://` URI of a spec, whatever its endpoint. Empty = all."""

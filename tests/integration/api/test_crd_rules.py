@@ -50,6 +50,8 @@ REWARDS = "give either rewardModel or rewards"
 TARGET = "targetTokens is required with type Length"
 PATTERN = "pattern is required with type Regex"
 ANSWER = "answer is required with type Answer"
+SERVICE = "service is required with type Service"
+GRADER = {"type": "Service", "service": {"endpoint": "http://grader:8000"}}
 GROUP = "pattern is required with extract Pattern"
 TOLERANCE = "absoluteTolerance and relativeTolerance are only for match Numeric"
 CASE = "ignoreCase is only for match Exact"
@@ -285,6 +287,7 @@ AT_CREATION = [
         "spec.rlhf.rewards[0].pattern",
     ),
     (ANSWER, answers(), rlhf(rewards=[{"type": "Answer"}]), "spec.rlhf.rewards[0].answer"),
+    (SERVICE, rlhf(rewards=[GRADER]), rlhf(rewards=[{"type": "Service"}]), "spec.rlhf.rewards[0].service"),
     (
         ANSWER,
         answers(column="solution"),

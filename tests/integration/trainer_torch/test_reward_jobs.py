@@ -3,10 +3,12 @@
 import json
 import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from graders import Server, grading, raw, send
 from loop_bench import teach
 from published_result import find_result_faults
 from training_bench import HYPERPARAMETERS, THINGS, Bench, as_parent, preference_rows
@@ -14,12 +16,16 @@ from waiting import wait_until
 
 from finetune_api.handoff import ExitCode, Report
 from finetune_trainer.data.rows import Message
-from finetune_trainer.errors import Stopped
+from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.pipeline.preflight import ASKED_ROWS
 from finetune_trainer.publishing.lineage import digest_folder
+from finetune_trainer.rewards import service
 
 MakeBench = Callable[..., Bench]
 SHORT = HYPERPARAMETERS | {"maxSteps": 6, "learningRate": 5e-3, "lrSchedulerType": "constant", "warmupSteps": 0}
 SAMPLING = {"maxCompletionLength": 10, "numGenerations": 4}
+HELD_OUT, SHOWN, BATCH = 20, 3, 32
+"""Answers of an evaluation of 60 rows, of the report before training, and of a step."""
 RED = {"rewards": [{"type": "Regex", "pattern": r"\bred\b"}, {"type": "Length", "targetTokens": 5, "weight": 0.1}]}
 
 
@@ -56,6 +62,90 @@ def make_policy_job(
     bench.model = model
     bench.rows = prompt_rows(60)
     return bench
+
+
+def respond_for_red(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+    rewards = [float("red" in one["answer"]) for one in body["answers"]]
+    send(handler, json.dumps({"rewards": rewards}).encode())
+
+
+def make_graded_job(make_bench: MakeBench, model: Path, server: Server) -> Bench:
+    service = {"endpoint": server.endpoint, "columns": ["number"]}
+    bench = make_policy_job(make_bench, model, {"rewards": [{"type": "Service", "service": service}]})
+    bench.rows = [row | {"number": at} for at, row in enumerate(prompt_rows(60))]
+    return bench
+
+
+def test_a_policy_learns_from_the_rewards_of_a_server(make_bench: MakeBench, taught: Path) -> None:
+    with grading() as server:
+        server.respond = respond_for_red
+        bench = make_graded_job(make_bench, taught, server)
+        metrics = bench.run().metrics
+    assert metrics
+    assert (metrics.eval_reward or 0) > (metrics.baseline_eval_reward or 0) + 0.2
+    first, *_, last = (one for body in server.asked for one in body["answers"])
+    assert (first["prompt"][0]["role"], first["columns"]) == ("user", {"number": 0})  # preflight asks for the first row
+    assert last["columns"]["number"] in range(60)
+    assert "| 1. Service" in report_text(bench)
+
+
+def test_a_server_that_is_missing_or_wrong_ends_preflight_before_a_gpu_is_held(
+    make_bench: MakeBench, taught: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "RETRY_SECONDS", 0.0)
+    with grading() as server:
+        server.respond = raw(b'{"scores": [1]}')
+        bench = make_graded_job(make_bench, taught, server)
+        with pytest.raises(TrainerError, match="no list `rewards` for 4 answers") as failed:
+            bench.prepare()
+    assert failed.value.code is ExitCode.REWARD_UNAVAILABLE
+
+
+def test_a_server_that_fails_in_the_middle_costs_only_the_steps_since_the_checkpoint(
+    make_bench: MakeBench, taught: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "RETRY_SECONDS", 0.0)
+
+    def fail_later(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        if sum(len(one["answers"]) for one in server.asked) > ASKED_ROWS + HELD_OUT + SHOWN + 4 * BATCH:
+            send(handler, b"out of memory", 500)
+        else:
+            respond_for_red(handler, body)
+
+    with grading() as server:
+        server.respond = fail_later
+        bench = make_graded_job(make_bench, taught, server)
+        config = bench.prepare()
+        with pytest.raises(TrainerError, match=r"responded with 500 \(out of memory\)"):
+            bench.train(config)
+        server.respond = respond_for_red
+        report = bench.train(config)
+    assert report.resumed_from_step == 3
+
+
+def test_weights_from_before_the_first_difference_in_reward_are_not_published(
+    make_bench: MakeBench, taught: Path
+) -> None:
+    """Rewards are rare at first, and the held-out ones stay equal: the first evaluation is of the untrained model."""
+    held_out: set[int] = set()
+
+    def rare(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        number = sum(len(one["answers"]) for one in server.asked)
+        if ASKED_ROWS < number <= ASKED_ROWS + HELD_OUT:  # the baseline
+            held_out.update(one["columns"]["number"] for one in body["answers"])
+        is_early = number <= ASKED_ROWS + HELD_OUT + SHOWN + 3 * BATCH + HELD_OUT
+        rewards = [
+            float("red" in one["answer"] and not is_early and one["columns"]["number"] not in held_out)
+            for one in body["answers"]
+        ]
+        send(handler, json.dumps({"rewards": rewards}).encode())
+
+    with grading() as server:
+        server.respond = rare
+        report = make_graded_job(make_bench, taught, server).run()
+    assert len(held_out) == HELD_OUT
+    assert report.metrics
+    assert (report.metrics.best_step, report.metrics.eval_reward) == (6, 0.0)
 
 
 def metrics_lines(bench: Bench, kind: str) -> list[dict[str, Any]]:

@@ -14,7 +14,8 @@ from finetune_api.objectives import Reward
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.models.adapters.saved import continue_adapter, save_adapter
 from finetune_trainer.models.loading import load_for_training, load_plain, load_tokenizer, trained_tensors
-from finetune_trainer.rewards.computed import Completion, ComputedRewards, Judge, Scorer
+from finetune_trainer.rewards.completion import Completion
+from finetune_trainer.rewards.computed import ComputedRewards, Judge, Scorer
 from finetune_trainer.rewards.scorer import RewardModel
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import EncodedPrompt

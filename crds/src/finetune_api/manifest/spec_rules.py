@@ -179,6 +179,9 @@ CONDITIONS: dict[str, Condition] = {
     "(self.type == 'Answer') == has(self.answer)": lambda reward: (
         (reward.type == "Answer") == (reward.answer is not None)
     ),
+    "(self.type == 'Service') == has(self.service)": lambda reward: (
+        (reward.type == "Service") == (reward.service is not None)
+    ),
     "(self.extract == 'Pattern') == has(self.pattern)": lambda answer: (
         (answer.extract == "Pattern") == (answer.pattern is not None)
     ),

@@ -70,6 +70,7 @@ def find_refusal(job: FineTuneJob, settings: Settings) -> str | None:
         or _check_prefixes(spec, job.key.namespace, settings)
         or _check_hub(spec, settings)
         or _check_tracking(spec, settings)
+        or _check_rewards(spec, settings)
     )
 
 
@@ -239,6 +240,14 @@ def _check_tracking(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     if tracking and tracking.wandb and tracking.wandb.mode is WandbMode.ONLINE:
         servers.append(tracking.wandb.endpoint or WANDB_ENDPOINT)
     refusals = (_check_endpoint("tracking", one, None, settings.allowed_tracking_endpoints) for one in servers)
+    return next((one for one in refusals if one), None)
+
+
+def _check_rewards(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+    """Check the servers that score answers."""
+    rewards = (spec.rlhf.rewards if spec.rlhf else None) or []
+    servers = [one.service.endpoint for one in rewards if one.service]
+    refusals = (_check_endpoint("reward", one, None, settings.allowed_reward_endpoints) for one in servers)
     return next((one for one in refusals if one), None)
 
 

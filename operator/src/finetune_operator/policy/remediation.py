@@ -98,6 +98,7 @@ FIXES_BY_REASON: dict[str, str] = {
     R.GATE_NOT_MET: "read finetune_report.md and validation.json under output.uri",
     R.GPU_OUT_OF_MEMORY: "lower perDeviceTrainBatchSize or maxLength, or use QLoRA",
     R.GPU_FAULT: "drain the node and have its GPU checked",
+    R.REWARD_UNAVAILABLE: "read the log of the server in rlhf.rewards[].service",
     R.OUT_OF_MEMORY: "raise resources.limits.memory, or lower the batch size or maxLength",
     R.WORKSPACE_FULL: "raise resources.workspace.sizeLimit, with storageClassName on a full node, or use a modelCache",
     R.EVICTED: "set resources.requests to what the trainer uses",

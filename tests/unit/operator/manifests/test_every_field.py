@@ -283,6 +283,13 @@ ELSEWHERE = {
     "rlhf.rewards[].answer.column": (
         "tests/unit/trainer/rewards/test_computed.py::test_an_answer_is_compared_with_the_named_column"
     ),
+    **dict.fromkeys(
+        (f"rlhf.rewards[].service.{name}" for name in ("endpoint", "columns")),
+        "tests/integration/trainer_torch/test_reward_jobs.py::test_a_policy_learns_from_the_rewards_of_a_server",
+    ),
+    "rlhf.rewards[].service.timeoutSeconds": (
+        "tests/unit/trainer/rewards/test_service.py::test_a_response_that_comes_byte_by_byte_ends_with_its_time"
+    ),
     "rlhf.rewards[].weight": "tests/unit/trainer/rewards/test_computed.py::test_rewards_are_added_up_by_weight",
     "lineage.parentRef.name": PARENTS,
     "lineage.annotations": (

@@ -131,6 +131,25 @@ def test_claims_are_listed_by_name_or_with_their_namespace(scene: Any, allowed: 
 
 
 @pytest.mark.parametrize(
+    ("endpoint", "allowed", "refusal"),
+    [
+        ("http://grader.team:8000/score", [], ""),
+        ("http://grader.team:8000/score", ["http://*.team:8000/*"], ""),
+        ("http://grader.other:8000/score", ["http://*.team:8000/*"], "add it to FINETUNE_ALLOWED_REWARD_ENDPOINTS"),
+        ("http://169.254.169.254/score", ["*", "http://169.254.169.254/score"], "never allowed"),
+    ],
+)
+def test_a_server_of_rewards_is_judged_by_its_address(
+    scene: Any, endpoint: str, allowed: list[str], refusal: str
+) -> None:
+    rewards = [{"type": "Service", "service": {"endpoint": endpoint}}]
+    job = scene(objective="RLHF", rlhf={"rewards": rewards}, dataset={"train": {"uri": "s3://bucket/rows.jsonl"}}).job
+    found = find_refusal(job, Settings(trainer_image="x/y:1", allowed_reward_endpoints=allowed)) or ""
+    assert refusal in found
+    assert bool(found) == bool(refusal)
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"model": {"uri": "pvc://models/llama"}},

@@ -7,7 +7,8 @@ from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Reward
 from finetune_trainer.data.rows import Message, Reference
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.rewards.computed import Completion, ComputedRewards, length_reward
+from finetune_trainer.rewards.completion import Completion
+from finetune_trainer.rewards.computed import ComputedRewards, length_reward
 
 
 def answer(text: str = "", tokens: int = 0) -> Completion:

@@ -11,7 +11,8 @@ from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Reward
 from finetune_trainer.data.rows import BadRow, DataFormat, Message, PromptRow, Reference, Source
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.rewards.computed import Completion, ComputedRewards
+from finetune_trainer.rewards.completion import Completion
+from finetune_trainer.rewards.computed import ComputedRewards
 from finetune_trainer.rewards.json_answers import compile_schema
 from finetune_trainer.rewards.references import References
 

@@ -28,11 +28,17 @@ def in_column(name: str) -> AnswerReward:
 
 @pytest.fixture
 def check(tmp_path: Path) -> Any:
-    def run(text: str, name: str = "rows.jsonl", answers: Any = ({"match": "Numeric"},), **options: Any) -> list[Any]:
+    def run(
+        text: str, name: str = "rows.jsonl", answers: Any = ({"match": "Numeric"},), rewards: Any = (), **options: Any
+    ) -> list[Any]:
         path = tmp_path / name
         path.write_text(text, encoding="utf-8")
         rows = check_rows(
-            [NamedPath(path, name)], summary=Summary(), objective="RLHF", references=references(*answers), **options
+            [NamedPath(path, name)],
+            summary=Summary(),
+            objective="RLHF",
+            references=References(rewards) if rewards else references(*answers),
+            **options,
         )
         return list(rows)
 
@@ -92,6 +98,21 @@ def test_several_rewards_keep_what_each_reads(check: Any) -> None:
     ]
 
 
+def posted(*columns: str) -> Reward:
+    service = {"endpoint": "http://grader"} | ({"columns": list(columns)} if columns else {})
+    return Reward.model_validate({"type": "Service", "service": service})
+
+
+def test_a_server_gets_the_rows_answer_if_there_is_one_and_the_columns_that_it_names(check: Any) -> None:
+    line = '{"question": "2 + 2?", "answer": "four", "tests": [{"in": 1}], "other": 3}'
+    row = prompt_of(check(line, rewards=[posted("tests")])[0])
+    assert row.reference == {"answer": "four", "columns": {"tests": [{"in": 1}]}}
+    assert not prompt_of(check('{"prompt": "q"}', rewards=[posted()])[0]).reference
+    (row,) = check('{"prompt": "q"}', rewards=[posted("tests")])
+    assert row.code is RejectCode.NO_REFERENCE
+    assert "rlhf.rewards[0].service.columns names 'tests', which the row does not have" in row.detail
+
+
 def test_the_reference_of_a_csv_file_is_text(check: Any) -> None:
     row = prompt_of(check("question,answer\n2 + 2?,4\n", "rows.csv")[0])
     assert row.reference == {"answer": "4"}
@@ -103,8 +124,8 @@ def test_the_reference_of_a_csv_file_is_text(check: Any) -> None:
         ('{"prompt": "2 + 2?"}', {"match": "Exact"}, "map its column in dataset.columns"),
         ('{"prompt": "2 + 2?", "solution": "4"}', {"match": "Exact"}, "columns found: prompt, solution"),
         ('{"prompt": "q", "completion": "4", "label": false}', {"match": "Exact"}, "the row has no answer"),
-        ('{"prompt": "q"}', {"match": "Exact", "column": "x"}, "column is 'x', which the row does not have"),
-        ('{"prompt": "q", "x": null}', {"match": "Exact", "column": "x"}, "column is 'x'"),
+        ('{"prompt": "q"}', {"match": "Exact", "column": "x"}, "column names 'x', which the row does not have"),
+        ('{"prompt": "q", "x": null}', {"match": "Exact", "column": "x"}, "column names 'x'"),
         ('{"prompt": "q", "x": []}', {"match": "Exact", "column": "x"}, "0 references"),
         ('{"prompt": "q", "x": {"a": 1}}', {"match": "Exact", "column": "x"}, "give a text, a number, or a list"),
         ('{"prompt": "q", "x": "four"}', {"match": "Numeric", "column": "x"}, "'four' is not a number"),

@@ -9,7 +9,8 @@ from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Reward
 from finetune_trainer.data.rows import Message
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.rewards.computed import Completion, ComputedRewards
+from finetune_trainer.rewards.completion import Completion
+from finetune_trainer.rewards.computed import ComputedRewards
 from finetune_trainer.rewards.rollouts import Rollouts
 from finetune_trainer.tokenization.samples import EncodedPrompt
 

@@ -1,7 +1,9 @@
 """Files in PersistentVolumeClaims, to which others can write while they are read."""
 
+import contextlib
 import hashlib
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.errors import ObjectMissing, StorageDenied, TrainerError
+from finetune_trainer.errors import ObjectMissing, StorageDenied, StorageUnavailable, TrainerError
 from finetune_trainer.storage.claims import ClaimStore
+from finetune_trainer.storage.protocol import CHUNK_BYTES
 from finetune_trainer.storage.routed import RoutedStore
 
 ROWS = "pvc://data/team/rows.jsonl"
@@ -116,6 +119,69 @@ def test_the_etag_changes_with_the_file(store: ClaimStore, claim: Path) -> None:
     assert before != after
 
 
+def test_a_writer_cannot_hide_a_change_of_a_file_behind_its_size_and_time(store: ClaimStore, claim: Path) -> None:
+    rows = claim / "team" / "rows.jsonl"
+    before, times = store.list("pvc://data/team"), rows.stat()
+    rows.write_text('{"b": 1}\n')
+    os.utime(rows, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert store.list("pvc://data/team") != before
+
+
+def test_a_file_that_grows_while_it_is_copied_is_copied_as_it_was_opened(
+    store: ClaimStore, claim: Path, tmp_path: Path
+) -> None:
+    log = claim / "team" / "log.jsonl"
+    log.write_bytes(b"x" * 3 * CHUNK_BYTES)
+
+    def append(_count: int) -> None:
+        with log.open("ab") as file:
+            file.write(b"y" * 2 * CHUNK_BYTES)
+
+    store.download("pvc://data/team/log.jsonl", tmp_path / "copy", append)
+    assert (tmp_path / "copy").read_bytes() == b"x" * 3 * CHUNK_BYTES
+
+
+def test_a_file_that_shrinks_while_it_is_copied_is_an_error_that_is_tried_again(
+    store: ClaimStore, claim: Path, tmp_path: Path
+) -> None:
+    log = claim / "team" / "log.jsonl"
+    log.write_bytes(b"x" * 3 * CHUNK_BYTES)
+    with pytest.raises(StorageUnavailable, match="was made shorter while it was read"):
+        store.download("pvc://data/team/log.jsonl", tmp_path / "copy", lambda _count: os.truncate(log, CHUNK_BYTES))
+    assert not list(tmp_path.glob("copy*"))
+
+
+def test_a_name_that_no_report_can_hold_is_refused(store: ClaimStore, claim: Path) -> None:
+    Path(os.fsdecode(os.fsencode(claim / "team") + b"/caf\xe9.jsonl")).write_text("{}")
+    with pytest.raises(TrainerError, match=r"a file whose name is not UTF-8.*caf.*rename it") as refused:
+        store.list("pvc://data")
+    refused.value.message.encode()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "loop", "socket"])
+def test_what_can_never_be_a_file_is_missing_and_not_tried_again(store: ClaimStore, claim: Path, name: str) -> None:
+    (claim / "loop").symlink_to("loop")
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(claim):
+        listener.bind("socket")
+    assert store.size(f"pvc://data/{name}") is None
+    assert [one.key for one in store.list("pvc://data")] == ["team/deep/more.jsonl", "team/rows.jsonl"]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_and_not_rows_that_are_missing() -> None:
+    with readable_claim() as top:
+        closed = top / "closed"
+        closed.mkdir()
+        (closed / "rows.jsonl").write_text("{}")
+        for mode in (0o000, 0o444):
+            closed.chmod(mode)
+            with as_another_user(), pytest.raises(StorageDenied, match=r"chmod -R a\+rX"):
+                ClaimStore(top.parent).list("pvc://data")
+        closed.chmod(0)
+        closed.rename(top / "lost+found")
+        with as_another_user():
+            assert ClaimStore(top.parent).list("pvc://data") == []
+
+
 def test_limits_of_size_and_count_are_errors(store: ClaimStore) -> None:
     with pytest.raises(TrainerError, match="larger than the limit of 3 bytes"):
         store.read(ROWS, limit=3)
@@ -124,14 +190,21 @@ def test_limits_of_size_and_count_are_errors(store: ClaimStore) -> None:
 
 
 def test_a_file_without_the_right_to_read_is_denied_with_the_fix() -> None:
-    with tempfile.TemporaryDirectory() as name:  # below a folder that every user may enter
-        rows = Path(name, "data", "rows.jsonl")
-        rows.parent.mkdir()
-        rows.write_text("{}")
-        rows.chmod(0)
-        Path(name).chmod(0o755)
+    with readable_claim() as top:
+        (top / "rows.jsonl").write_text("{}")
+        (top / "rows.jsonl").chmod(0)
         with as_another_user(), pytest.raises(StorageDenied, match=r"cannot be read by user .*chmod -R a\+rX"):
-            ClaimStore(Path(name)).read("pvc://data/rows.jsonl")
+            ClaimStore(top.parent).read("pvc://data/rows.jsonl")
+
+
+@contextmanager
+def readable_claim() -> Iterator[Path]:
+    """The claim `data`, below folders that every user may enter."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        top = Path(name, "data")
+        top.mkdir()
+        yield top
 
 
 @contextmanager

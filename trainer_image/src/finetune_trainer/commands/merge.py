@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode
+from finetune_api.inputs.claims import is_claim_uri
 from finetune_api.spec import Precision
 from finetune_api.text.printable import printable
 from finetune_trainer.commands.merge_inputs import check_base, open_adapter, read_compared
@@ -60,7 +61,7 @@ def merge_adapter(base_name: str, adapter_name: str, output_name: str, options: 
 def require_free(name: str) -> Path:
     """Return the output's folder; refuse a store, and a folder with files, which would be lost or mixed."""
     folder = Path(name)
-    if name.startswith(SCHEMES):
+    if name.startswith(SCHEMES) or is_claim_uri(name):
         raise TrainerError(
             ExitCode.INVALID_CONFIG, f"OUTPUT {name}: the model is written to this machine: name a folder"
         )

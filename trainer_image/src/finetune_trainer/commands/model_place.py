@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from finetune_api.handoff import ExitCode
+from finetune_api.inputs.claims import is_claim_uri
 from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_trainer.commands.local_stores import connect_here
 from finetune_trainer.config.manifest import parse_spec
@@ -55,6 +56,9 @@ def find_model(name: str, option: str, stop: StopFlag, origin: Origin | None = N
     folder = Path(name)
     if folder.is_dir():
         return ModelPlace(name, LocalStore({name: folder}), folder)
+    if is_claim_uri(name):
+        problem = f"{name} is in a PersistentVolumeClaim, which only pods mount"
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"{problem}: copy its folder here, and name that with {option}")
     if not name.startswith(SCHEMES):
         raise TrainerError(
             ExitCode.INVALID_CONFIG, f"{option} {name}: there is no such folder; write a folder, s3://… or hf://…"

@@ -20,7 +20,11 @@ KILLED = SIGNALLED + 9
 TERMINATED = SIGNALLED + 15
 DUMP_STACKS = signal.SIGUSR1
 """Signal on which a training process writes its stacks."""
-SPECIFICITY: tuple[int, ...] = (*sorted(TERMINAL_EXIT_CODES), ExitCode.GPU_FAULT, ExitCode.STORAGE_UNAVAILABLE, KILLED)
+SPECIFICITY: tuple[int, ...] = (
+    *sorted(TERMINAL_EXIT_CODES),
+    *(ExitCode.GPU_FAULT, ExitCode.REWARD_UNAVAILABLE, ExitCode.STORAGE_UNAVAILABLE),
+    KILLED,
+)
 """Most specific first; then every other code, 70 among them, then 75, and 0 last."""
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from finetune_api.handoff import ExitCode, JobConfig, Outcome, Report
 from finetune_api.status import Artifacts
+from finetune_api.text.printable import printable
 from finetune_trainer.errors import Stopped, StorageUnavailable, TrainerError, one_line
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
@@ -55,7 +56,7 @@ class RunState:
         report = Report(
             outcome=Outcome.PREEMPTED if error.code is ExitCode.PREEMPTED else Outcome.FAILED,
             reason=error.code.reason,
-            message=one_line(error.message),
+            message=printable(one_line(error.message)),
             job_uid=self.config.uid if self.config else self.echo.get("uid", ""),
             config_sha256=self.config.config_sha256 if self.config else self.echo.get("config_sha256", ""),
             dataset=error.dataset,

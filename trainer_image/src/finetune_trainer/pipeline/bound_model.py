@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.handoff import ExitCode
+from finetune_api.inputs.claims import is_claim_uri
 from finetune_api.spec import Model
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.adapters.initial import InitialAdapter
@@ -36,7 +37,7 @@ def require_as_checked(model: Model, checked: Mapping[str, Any], directory: Path
         _compare(uri, checked["files"], _digest_text_files(directory), "SHA-256")
     if any(checked.get("weights", {}).values()):
         listed = {entry.key: entry.sha256 or entry.etag for entry in storage.list(uri) if is_weight_file(entry.key)}
-        _compare(uri, checked["weights"], listed, "ETag")
+        _compare(uri, checked["weights"], listed, _listed_kind(uri))
     entries = {path.name: Entry(path.name, path.stat().st_size) for path in directory.iterdir() if path.is_file()}
     check_text_files(uri, directory, entries)
 
@@ -63,7 +64,11 @@ def require_reward_model_as_checked(
     """Raise ModelUnavailable if a folder of the reward model is not one, or not as, preflight checked."""
     for uri in reward.uris:
         if checked:
-            _compare(uri, checked.get(uri, {}), _list_files(uri, storage), "ETag")
+            _compare(uri, checked.get(uri, {}), _list_files(uri, storage), _listed_kind(uri))
+
+
+def _listed_kind(uri: str) -> str:
+    return "size or time of change" if is_claim_uri(uri) else "ETag"
 
 
 def _list_files(uri: str, storage: ReadableStore) -> dict[str, str]:

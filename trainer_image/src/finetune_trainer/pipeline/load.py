@@ -68,7 +68,7 @@ def build_judge(inputs: Inputs, settings: Resolved, device: torch.device) -> Jud
     rlhf = inputs.run.config.spec.rlhf
     if rlhf is None:
         return None
-    scorer: Scorer = ComputedRewards(rlhf.rewards or [])
+    scorer: Scorer = ComputedRewards(rlhf.rewards or [], inputs.run.stop, inputs.run.on_work)
     if inputs.reward:
         scorer = load_reward_model(inputs.reward, DTYPES[str(settings.precision)], device, inputs.run.on_work)
     return Judge(scorer, inputs.labeler.stop_ids()[0])

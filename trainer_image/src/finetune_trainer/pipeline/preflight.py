@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from itertools import islice
 from pathlib import Path
 
 from finetune_api.defaults import Facts
@@ -11,6 +12,8 @@ from finetune_api.scalars import parse_quantity
 from finetune_api.spec import FineTuneJobSpec, Method, Mode
 from finetune_api.status import Resolved
 from finetune_trainer.config.run_context import RunContext
+from finetune_trainer.data.checks.output import read_accepted
+from finetune_trainer.data.rows import PromptRow
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.models.adapters.factors import no_experts_error
@@ -27,6 +30,7 @@ from finetune_trainer.publishing.hub_push import check_hub_output, push_result
 from finetune_trainer.publishing.lineage import status_lineage
 from finetune_trainer.publishing.parent_result import check_parents
 from finetune_trainer.publishing.publish import adopt_result
+from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.rewards.computed import ComputedRewards
 from finetune_trainer.rewards.fetch import RewardFolders, check_reward_model
 from finetune_trainer.storage.hub.uris import is_hub_uri, pinned_model_uri
@@ -35,6 +39,8 @@ from finetune_trainer.tokenization.labeler import load_labeler
 
 logger = logging.getLogger(__name__)
 
+ASKED_ROWS = 4
+"""Rows whose own answers the servers of rewards are asked about before a GPU is held."""
 SERVED_BYTES = 2
 """Bytes of a weight in 16 bits."""
 
@@ -90,6 +96,7 @@ def preflight(run: RunContext) -> Report:
     except TrainerError as refused:
         raise _with_rejected_rows(refused, config, storage, workspace) from refused
     start.end("rows")
+    _ask_graders(run, dataset)
     _check_gate(config, dataset)
     resolved = _choose(config, model, dataset, adapter)
     require_method(architecture, resolved.method)
@@ -104,7 +111,7 @@ def preflight(run: RunContext) -> Report:
 
 
 def _probe(config: JobConfig, storage: ReadableStore) -> None:
-    """Check each bucket once, so that wrong keys, a missing bucket or an unreachable endpoint fail early.
+    """Check each bucket and claim once, so that wrong keys, a missing bucket or an unreachable endpoint fail early.
 
     A hub fails at the first request for a commit.
     """
@@ -118,12 +125,12 @@ def _probe(config: JobConfig, storage: ReadableStore) -> None:
         uris.append(config.spec.tuning.initial_adapter.uri)
     if config.spec.rlhf and config.spec.rlhf.reward_model and config.spec.rlhf.reward_model.uri:
         uris.append(config.spec.rlhf.reward_model.uri)
-    seen = set()
+    seen: list[list[str]] = []
     for uri in (uri for uri in uris if not is_hub_uri(uri)):
-        bucket = uri.split("/")[2]
-        if bucket not in seen:
+        place = uri.split("/")[:3]  # scheme and bucket, or claim
+        if place not in seen:
             storage.probe(uri)
-            seen.add(bucket)
+            seen.append(place)
 
 
 def _check_experts(spec: FineTuneJobSpec, model: ModelFacts) -> None:
@@ -138,6 +145,23 @@ def _check_rewards(
     if config.spec.rlhf and config.spec.rlhf.rewards:
         ComputedRewards(config.spec.rlhf.rewards)
     return check_reward_model(config, storage, workspace / "reward", workspace / "tokenizer", on_bytes)
+
+
+def _ask_graders(run: RunContext, dataset: PreparedDataset) -> None:
+    """Ask each server of the rewards about the first rows with their own answers: it may not be there, or be wrong."""
+    rewards = (run.config.spec.rlhf.rewards if run.config.spec.rlhf else None) or []
+    with_service = [one for one in rewards if one.service]
+    if not with_service:
+        return
+    rows = islice(read_accepted(dataset.directory / Artifact.TRAIN_ROWS), ASKED_ROWS)
+    completions = [
+        Completion(row.prompt, (row.reference or {}).get("answer", ""), 0, True, row.tools, row.reference)
+        for row in rows
+        if isinstance(row, PromptRow)
+    ]
+    found = ComputedRewards(with_service, run.stop, run.on_work).score_parts(completions)
+    shown = "; ".join(", ".join(f"{reward:g}" for reward in of_row) for of_row in found)
+    logger.info("the rewards' servers gave the rows' own answers: %s", shown)
 
 
 def _with_rejected_rows(refused: TrainerError, config: JobConfig, storage: Store, workspace: Path) -> TrainerError:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from finetune_api import __version__, names
 from finetune_api.handoff import Artifact, Outcome
+from finetune_api.inputs.claims import is_claim_uri
 from finetune_trainer.publishing.lineage import combined_sha256
 from finetune_trainer.storage.hub.uris import is_hub_uri, strip_commit
 from finetune_trainer.storage.protocol import sha256_file
@@ -84,16 +85,17 @@ def _run_facets(lineage: Mapping[str, Any]) -> dict[str, Any]:
 
 def _inputs(lineage: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the rows as they were read, the base, and the results of other jobs."""
+    within = lineage["job"]["namespace"]
     for source in lineage["dataset"]["sources"]:
         measured = _facet("DataQualityMetricsInputDatasetFacet", columnMetrics={}, bytes=source.get("size"))
-        yield _dataset(source["uri"], source["sha256"]) | {"inputFacets": {"dataQualityMetrics": measured}}
+        yield _dataset(source["uri"], source["sha256"], within) | {"inputFacets": {"dataQualityMetrics": measured}}
     base = lineage["baseModel"]
-    yield _dataset(base["uri"], base["revision"] or base["sha256"])
+    yield _dataset(base["uri"], base["revision"] or base["sha256"], within)
     for name in ("parent", "rewardJob"):
         if name in lineage:
             yield _dataset(lineage[name]["outputURI"], lineage[name]["manifestSHA256"])
     if "initialAdapter" in lineage and "parent" not in lineage:
-        yield _dataset(lineage["initialAdapter"]["uri"], lineage["initialAdapter"]["sha256"])
+        yield _dataset(lineage["initialAdapter"]["uri"], lineage["initialAdapter"]["sha256"], within)
 
 
 def _output(lineage: Mapping[str, Any], result: Path) -> dict[str, Any]:
@@ -113,14 +115,18 @@ def _weights_sha256(result: Path) -> str | None:
     return None
 
 
-def _dataset(uri: str, version: str) -> dict[str, Any]:
-    """Build a dataset by OpenLineage's naming: the bucket with its scheme and the key, or hub and repository."""
+def _dataset(uri: str, version: str, within: str = "") -> dict[str, Any]:
+    """Build a dataset by OpenLineage's naming: the bucket with its scheme and the key, or hub and repository.
+
+    A claim has its name only within the namespace of Kubernetes.
+    """
     plain = strip_commit(uri)
     address = urlsplit(plain)
     is_hub = is_hub_uri(uri)
     path = f"{address.netloc}{address.path}" if is_hub else address.path
+    place = f"{within}/{address.netloc}" if is_claim_uri(uri) else address.netloc
     return {
-        "namespace": HUB if is_hub else f"{address.scheme}://{address.netloc}",
+        "namespace": HUB if is_hub else f"{address.scheme}://{place}",
         "name": path.strip("/"),
         "facets": {
             "version": _facet("DatasetVersionDatasetFacet", datasetVersion=version),

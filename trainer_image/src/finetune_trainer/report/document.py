@@ -107,7 +107,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         "unit": find_terms(objective).unit.value,
         "held_out_table": held_out_table(record),
         "reward_parts_table": reward_parts_table(record),
-        "reads_answers": any(one.answer for one in (rlhf.rewards if rlhf else None) or ()),
+        "reads_answers": any(one.answer or one.service for one in (rlhf.rewards if rlhf else None) or ()),
         "about": _about(record),
         "verdict": record.detail[:1].upper() + record.detail[1:],
         "comparison": record.comparison,

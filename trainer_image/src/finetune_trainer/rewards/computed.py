@@ -1,4 +1,4 @@
-"""Rewards computed from an answer: its length, a pattern in it, or the reference of its row; without torch."""
+"""Rewards that need no model: of an answer's text, of its row's reference, or from a server; without torch."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -6,24 +6,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from finetune_api.objectives import Reward, RewardType
-from finetune_trainer.data.rows import Message, Reference, Tools
 from finetune_trainer.evaluation.expectations import PATTERN_SECONDS, compile_pattern, is_found
+from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.rewards.matching import Matcher
 from finetune_trainer.rewards.references import read_references
+from finetune_trainer.sigterm import StopFlag
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One answer to a prompt; `ended` is whether it has an end token, which `tokens` does not count."""
-
-    prompt: list[Message]
-    text: str
-    tokens: int
-    ended: bool
-    tools: Tools = None
-    reference: Reference | None = None
 
 
 class Scorer(Protocol):
@@ -44,8 +33,13 @@ class Judge:
 class ComputedRewards:
     """The weighted sum of the job's computed rewards; raises InvalidConfig for an invalid pattern."""
 
-    def __init__(self, rewards: Sequence[Reward]) -> None:
-        self._parts = [(reward.weight, _Part(reward, f"rlhf.rewards[{at}]")) for at, reward in enumerate(rewards)]
+    def __init__(
+        self, rewards: Sequence[Reward], stop: StopFlag | None = None, on_work: Callable[[], None] = lambda: None
+    ) -> None:
+        self._parts: list[tuple[float, Scorer]] = [
+            (reward.weight, _build_part(reward, f"rlhf.rewards[{at}]", stop or StopFlag(), on_work))
+            for at, reward in enumerate(rewards)
+        ]
 
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
         """Return one reward per answer."""
@@ -53,7 +47,7 @@ class ComputedRewards:
 
     def score_parts(self, completions: Sequence[Completion]) -> list[tuple[float, ...]]:
         """Return each reward of each answer before its weight, in the order of the job's rewards."""
-        return [tuple(part(completion) for _, part in self._parts) for completion in completions]
+        return list(zip(*(part(completions) for _, part in self._parts), strict=True))
 
     def weigh(self, scored: Sequence[tuple[float, ...]]) -> list[float]:
         """Return the weighted sum of each answer's rewards."""
@@ -61,15 +55,26 @@ class ComputedRewards:
         return [sum(weight * part for weight, part in zip(weights, parts, strict=True)) for parts in scored]
 
 
+def _build_part(reward: Reward, name: str, stop: StopFlag, on_work: Callable[[], None]) -> Scorer:
+    if reward.service is None:
+        return _Part(reward, name)
+    from finetune_trainer.rewards.service import Grader  # noqa: PLC0415 - few jobs have one
+
+    return Grader(reward.service, name, stop, on_work)
+
+
 class _Part:
-    """One computed reward, between 0 and 1 before its weight."""
+    """One reward that is computed here, between 0 and 1 before its weight."""
 
     def __init__(self, reward: Reward, name: str) -> None:
         self._name = name
         self._score = _build_score(reward, name)
         self._overruns = 0
 
-    def __call__(self, completion: Completion) -> float:
+    def __call__(self, completions: Sequence[Completion]) -> list[float]:
+        return [self._score_one(completion) for completion in completions]
+
+    def _score_one(self, completion: Completion) -> float:
         try:
             return self._score(completion)
         except TimeoutError:

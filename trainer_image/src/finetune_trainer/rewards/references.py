@@ -27,6 +27,9 @@ class References:
             for name, one in ((f"rlhf.rewards[{at}].answer", one) for at, one in enumerate(rewards))
             if one.answer is not None and one.answer.json_schema is None
         ]
+        self._posted = [
+            (f"rlhf.rewards[{at}].service", one.service) for at, one in enumerate(rewards) if one.service is not None
+        ]
 
     @classmethod
     def of(cls, rlhf: Rlhf | None) -> Self | None:
@@ -37,20 +40,23 @@ class References:
     @property
     def is_empty(self) -> bool:
         """Whether no reward reads the row."""
-        return not self._compared
+        return not self._compared and not self._posted
 
     def keep(self, row: PromptRow, answer: str | None, columns: Mapping[str, Any]) -> PromptRow:
         """Return the prompt with its reference; raises BadRow with NO_REFERENCE."""
         kept: Reference = {}
         for name, settings, _ in self._compared:
-            if settings.column is None:
-                if answer is None or not answer.strip():
-                    raise BadRow(RejectCode.NO_REFERENCE, _explain_missing_answer(name, columns))
-                kept["answer"] = answer
-            elif columns.get(settings.column) is None:
-                raise BadRow(RejectCode.NO_REFERENCE, _explain_missing_column(name, settings.column, columns))
+            if settings.column is not None:
+                _keep_column(kept, columns, settings.column, f"{name}.column")
+            elif answer is None or not answer.strip():
+                raise BadRow(RejectCode.NO_REFERENCE, _explain_missing_answer(name, columns))
             else:
-                kept.setdefault("columns", {})[settings.column] = columns[settings.column]
+                kept["answer"] = answer
+        for name, service in self._posted:
+            for column in service.columns or ():
+                _keep_column(kept, columns, column, f"{name}.columns")
+            if answer is not None:
+                kept["answer"] = answer
         for name, settings, matcher in self._compared:
             for text in read_references(kept, settings):
                 if fault := matcher.find_fault(text):
@@ -60,6 +66,12 @@ class References:
         if "answer" in kept:
             repairs = tuple(code for code in repairs if code is not RepairCode.ANSWER_UNUSED)
         return replace(row, reference=kept, repairs=repairs)
+
+
+def _keep_column(kept: Reference, columns: Mapping[str, Any], column: str, field: str) -> None:
+    if columns.get(column) is None:
+        raise BadRow(RejectCode.NO_REFERENCE, _explain_missing_column(field, column, columns))
+    kept.setdefault("columns", {})[column] = columns[column]
 
 
 def read_references(kept: Reference, settings: AnswerReward) -> list[str]:
@@ -93,7 +105,5 @@ def _explain_missing_answer(name: str, columns: Mapping[str, Any]) -> str:
     )
 
 
-def _explain_missing_column(name: str, column: str, columns: Mapping[str, Any]) -> str:
-    return (
-        f"{name}.column is {printable(column)!r}, which the row does not have; columns found: {name_columns(columns)}"
-    )
+def _explain_missing_column(field: str, column: str, columns: Mapping[str, Any]) -> str:
+    return f"{field} names {printable(column)!r}, which the row does not have; columns found: {name_columns(columns)}"

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.rewards.computed import Completion, ComputedRewards, Scorer
+from finetune_trainer.rewards.completion import Completion
+from finetune_trainer.rewards.computed import ComputedRewards, Scorer
 from finetune_trainer.tokenization.samples import EncodedPrompt
 
 

@@ -14,7 +14,7 @@ from finetune_api.handoff import ExitCode
 from finetune_trainer.data.rows import BadRow, DataFormat, Message, Source, UnpairedRow
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.loading import load_plain
-from finetune_trainer.rewards.computed import Completion
+from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.rewards.fetch import SCORE, RewardFolders
 from finetune_trainer.tokenization.labeler import Labeler, load_labeler
 from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair

@@ -1,5 +1,6 @@
 """Files in PersistentVolumeClaims, which the operator mounts read-only: `pvc://claim/path`."""
 
+import errno
 import hashlib
 import os
 import stat
@@ -10,6 +11,7 @@ from typing import BinaryIO
 
 from finetune_api.handoff import ExitCode
 from finetune_api.inputs.claims import split_claim_uri
+from finetune_api.text.printable import printable
 from finetune_trainer.errors import ObjectMissing, StorageDenied, StorageUnavailable, TrainerError
 from finetune_trainer.storage.protocol import (
     CHUNK_BYTES,
@@ -21,6 +23,8 @@ from finetune_trainer.storage.protocol import (
     count_error,
     size_error,
 )
+
+NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV})
 
 
 class ClaimStore(ReadableStore):
@@ -69,20 +73,20 @@ class ClaimStore(ReadableStore):
     def read_range(self, uri: str, start: int, length: int) -> bytes:
         """Return `length` bytes from `start`."""
         with self._open(uri) as file:
-            file.seek(start)
-            return file.read(length)
+            return b"".join(_blocks(uri, file, start, length))
 
     def list(self, uri: str, limit: int = MAX_OBJECTS) -> "list[Entry]":
         """Return every regular file below a folder; links to folders are not followed.
 
-        As its ETag an entry has the time of the last change, so that a change between preflight and training is found.
+        An entry has sizes and times in place of an ETag, so that a change between preflight and training is found; no
+        user can set back the time at which the inode changed.
         """
         top, folder = self._locate(uri)
         found: list[Entry] = []
         for path, status in _regular_files(uri, top, folder):
             if len(found) == limit:
                 raise count_error(uri, limit)
-            etag = f"{status.st_size:x}-{status.st_mtime_ns:x}"
+            etag = f"{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"
             found.append(Entry(path.relative_to(folder).as_posix(), status.st_size, etag))
         return sorted(found, key=lambda one: one.key)
 
@@ -108,9 +112,15 @@ class ClaimStore(ReadableStore):
         """Return the claim's folder and the path of the URI in it."""
         claim, path = split_claim_uri(uri)
         top = self._root / claim
-        if not top.is_dir():
-            problem = f"{uri}: the claim is not mounted at {top}, which the operator does for pods of a job"
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"{problem}: for a local run, add --map pvc://{claim}=DIR")
+        try:
+            is_mounted = stat.S_ISDIR(top.stat().st_mode)
+        except FileNotFoundError:
+            is_mounted = False
+        except OSError as error:
+            raise _named(uri, error) from None
+        if not is_mounted:
+            problem = f"{uri}: the claim is not mounted; a pod has the claims that URIs of its job name"
+            raise TrainerError(ExitCode.INVALID_CONFIG, f"{problem}. For a local run, add --map pvc://{claim}=DIR")
         return Path(os.path.realpath(top)), top / path
 
     @contextmanager
@@ -119,9 +129,9 @@ class ClaimStore(ReadableStore):
         top, path = self._locate(uri)
         try:
             number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a named pipe would block
-        except (FileNotFoundError, NotADirectoryError):
-            raise ObjectMissing(f"{uri} does not exist") from None
         except OSError as error:
+            if error.errno in NO_FILE:
+                raise ObjectMissing(f"{uri} does not exist") from None
             raise _named(uri, error) from None
         try:
             if not Path(os.readlink(f"/proc/self/fd/{number}")).is_relative_to(top):
@@ -134,19 +144,30 @@ class ClaimStore(ReadableStore):
             os.close(number)
 
 
-def _blocks(uri: str, file: BinaryIO) -> Iterator[bytes]:
-    try:
-        while block := file.read(CHUNK_BYTES):
-            yield block
-    except OSError as error:
-        raise _named(uri, error) from None
+def _blocks(uri: str, file: BinaryIO, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+    """Yield what the file has now, from `start`: one that grows while it is read would have no end."""
+    left = max(0, os.fstat(file.fileno()).st_size - start)
+    left = left if length is None else min(left, length)
+    file.seek(start)
+    while left:
+        try:
+            block = file.read(min(left, CHUNK_BYTES))
+        except OSError as error:
+            raise _named(uri, error) from None
+        if not block:
+            raise StorageUnavailable(f"{uri} was made shorter while it was read")
+        left -= len(block)
+        yield block
 
 
 def _regular_files(uri: str, top: Path, folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Yield the regular files below a folder, links to others of the claim included; a missing folder has none."""
+    """Yield the regular files below a folder, links to others of the claim included; a missing folder has none.
+
+    What cannot be read raises, because rows would be missing; but for `lost+found`, which is root's.
+    """
 
     def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError | NotADirectoryError) and Path(error.filename) == folder:
+        if error.errno not in NO_FILE and Path(error.filename).name != "lost+found":
             raise _named(uri, error)
 
     if not Path(os.path.realpath(folder)).is_relative_to(top):
@@ -154,9 +175,13 @@ def _regular_files(uri: str, top: Path, folder: Path) -> Iterator[tuple[Path, os
     for parent, _, names in os.walk(folder, onerror=refuse):
         for name in names:
             path = Path(parent, name)
+            if not name.isprintable():
+                message = f"{uri} has a file whose name is not UTF-8, or has control characters: {printable(name)}"
+                raise TrainerError(ExitCode.INVALID_CONFIG, f"{message}: rename it")
             try:
                 status = path.stat()
-            except OSError:  # a link to nothing
+            except OSError as error:  # a link to nothing, for example
+                refuse(error)
                 continue
             if stat.S_ISREG(status.st_mode) and Path(os.path.realpath(path)).is_relative_to(top):
                 yield path, status
@@ -164,6 +189,7 @@ def _regular_files(uri: str, top: Path, folder: Path) -> Iterator[tuple[Path, os
 
 def _named(uri: str, error: OSError) -> TrainerError:
     if isinstance(error, PermissionError):
-        who = f"user {os.geteuid()} and the groups {', '.join(map(str, os.getgroups()))}"
+        groups = sorted({os.getegid(), *os.getgroups()})
+        who = f"user {os.geteuid()} with the groups {', '.join(map(str, groups))}"
         return StorageDenied(f"{uri} cannot be read by {who}: permit it in the claim (chmod -R a+rX)")
     return StorageUnavailable(f"{uri}: {error.strerror}")

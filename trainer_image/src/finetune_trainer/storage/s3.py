@@ -33,6 +33,8 @@ from finetune_trainer.storage.transfers import SMALL_BYTES
 T = TypeVar("T")
 
 TRANSFER = TransferConfig(multipart_threshold=SMALL_BYTES, multipart_chunksize=SMALL_BYTES, max_concurrency=4)
+BLOCK_BYTES = 256 * 1024
+"""Of a small object, received between two signs of life."""
 CONFLICT_TRIES = 5
 SHORTEST_PAGE = 100
 """Objects that a page of a listing counts for at least, so that empty pages and those of folder markers end too."""
@@ -91,16 +93,26 @@ class S3Store(Store):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
 
-        def receive() -> None:
+        def receive() -> bool:
+            """Return whether the object is still no longer than it was listed."""
+            received = 0
             with closing(self._client.get_object(Bucket=bucket, Key=key)["Body"]) as body, part.open("wb") as file:
-                file.writelines(body.iter_chunks(CHUNK_BYTES))
+                for block in body.iter_chunks(BLOCK_BYTES):
+                    received += file.write(block)
+                    if received > entry.size:
+                        return False
+                    if on_bytes:
+                        on_bytes(0)  # counted once, whatever is repeated
             part.replace(path)
+            return True
 
         try:
-            self._retry(source, receive)
+            is_received = self._retry(source, receive)
         finally:
             part.unlink(missing_ok=True)
-        if on_bytes:
+        if not is_received:
+            self.download(source, path, on_bytes)
+        elif on_bytes:
             on_bytes(entry.size)
 
     def upload(self, path: Path, uri: str, on_bytes: OnBytes | None = None) -> None:

@@ -66,8 +66,7 @@ class PolicyTrainer(LoopTrainer):
         Raise if no group of answers ever differed in reward, because then nothing was learnt.
         """
         result = super().train(*arguments, **options)
-        earlier = [point.flat_share for point in self._loop.history.train if point.flat_share is not None]
-        if not self._rollouts.groups_with_spread and min(earlier, default=1.0) == 1.0:
+        if not has_spread(self._rollouts, self._loop):
             raise TrainerError(
                 ExitCode.INVALID_CONFIG,
                 f"all answers to a prompt had the same reward in each of {self._rollouts.groups} groups, so nothing "
@@ -151,11 +150,17 @@ class LeaveOneOutTrainer(PolicyTrainer, RLOOTrainer):  # type: ignore[misc]  # t
         return list(self._generate_single_turn(prompts, None, {}))
 
 
-class KeepMostRewarded(TrainerCallback):  # type: ignore[misc]  # the library has no types
-    """Keep the weights of the highest held-out reward on disk; the baseline at step 0 is not a candidate."""
+def has_spread(rollouts: Rollouts, loop: LoopContext) -> bool:
+    """Return whether the rewards of a group differed, in this run or one that it resumed; before, nothing is learnt."""
+    earlier = [point.flat_share for point in loop.history.train if point.flat_share is not None]
+    return bool(rollouts.groups_with_spread) or min(earlier, default=1.0) < 1.0
 
-    def __init__(self, loop: LoopContext) -> None:
-        self._loop = loop
+
+class KeepMostRewarded(TrainerCallback):  # type: ignore[misc]  # the library has no types
+    """Keep the weights of the highest held-out reward on disk; those that nothing has changed yet are no candidate."""
+
+    def __init__(self, loop: LoopContext, rollouts: Rollouts) -> None:
+        self._loop, self._rollouts = loop, rollouts
 
     def on_evaluate(
         self,
@@ -166,7 +171,9 @@ class KeepMostRewarded(TrainerCallback):  # type: ignore[misc]  # the library ha
         **kwargs: Any,
     ) -> None:
         """Record an evaluation."""
-        if state.global_step and self._loop.plateau.update(state.global_step, -(metrics or {})["eval_reward"]):
+        if not state.global_step or not has_spread(self._rollouts, self._loop):
+            return
+        if self._loop.plateau.update(state.global_step, -(metrics or {})["eval_reward"]):
             save_trained(kwargs["model"], self._loop.best_weights)
             self._loop.reporter.update(metrics={"best_step": state.global_step})
 
@@ -197,7 +204,7 @@ def build_rlhf_trainer(parts: TrainerParts, judge: Judge) -> PolicyTrainer:
     train_dataset = to_prompt_dataset(parts.train, at_least=(settings.global_batch_size or 1) // group)
     callbacks = [
         ReportProgress(loop.reporter, loop.history),
-        KeepMostRewarded(loop),
+        KeepMostRewarded(loop, rollouts),
         RequireGradientFromSpread(rollouts),
     ]
     is_rloo = settings.algorithm == Algorithm.RLOO

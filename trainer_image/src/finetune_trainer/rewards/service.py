@@ -1,0 +1,151 @@
+"""Rewards from a server of the job's users: answers are posted to it, and its numbers are checked, never guessed."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+import orjson
+
+from finetune_api.handoff import ExitCode
+from finetune_api.objectives import RewardService
+from finetune_api.text.printable import printable
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.rewards.completion import Completion
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.storage.retries import retry
+
+logger = logging.getLogger(__name__)
+
+BATCH = 16
+"""Answers of one request."""
+AT_ONCE = 8
+"""Requests under way."""
+CONNECT_SECONDS = 5.0
+RETRY_SECONDS = 180.0
+"""How long a server that fails or cannot be reached is tried again before the run ends."""
+MAX_RESPONSE_BYTES = 1 << 20
+SHOWN_BYTES = 200
+LARGEST = 1e6
+
+
+class GraderFailed(TrainerError):  # noqa: N818 - named after the event
+    """The server gave no rewards that can be used: what it did not say is no reward."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ExitCode.REWARD_UNAVAILABLE, message)
+
+
+class Grader:
+    """One server that scores answers, in requests of at most 16 answers, of which 8 are under way."""
+
+    def __init__(
+        self,
+        service: RewardService,
+        name: str,
+        stop: StopFlag,
+        on_work: Callable[[], None],
+        retry_seconds: float | None = None,
+    ) -> None:
+        self._service, self._name, self._stop, self._on_work = service, name, stop, on_work
+        self._retry_seconds = RETRY_SECONDS if retry_seconds is None else retry_seconds
+        timeout = httpx2.Timeout(service.timeout_seconds, connect=min(CONNECT_SECONDS, service.timeout_seconds))
+        try:
+            self._http = httpx2.Client(timeout=timeout, limits=httpx2.Limits(max_connections=AT_ONCE))
+        except (ValueError, ImportError, httpx2.InvalidURL):  # not quoted: a proxy's address may contain a password
+            message = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is not a proxy address: write http://host:port"
+            raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
+
+    def __call__(self, completions: Sequence[Completion]) -> list[float]:
+        """Return one finite reward per answer, in their order; raises GraderFailed."""
+        batches = [completions[start : start + BATCH] for start in range(0, len(completions), BATCH)]
+        rewards: list[float] = []
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="grader") as pool:
+            try:
+                for found in pool.map(self._score, batches):
+                    rewards += found
+                    self._on_work()
+            except GraderFailed:
+                self._stop.raise_if_set()
+                raise
+        return rewards
+
+    def _score(self, batch: Sequence[Completion]) -> list[float]:
+        body = orjson.dumps({"answers": [self._describe(one) for one in batch]})
+
+        def ask() -> list[float]:
+            with self._named():
+                return self._read_rewards(self._post(body), len(batch))
+
+        return retry(ask, self._is_worth_a_retry, self._retry_seconds, self._stop)
+
+    def _describe(self, completion: Completion) -> dict[str, Any]:
+        """Return what is posted of an answer."""
+        kept = completion.reference or {}
+        columns = kept.get("columns", {})
+        return {
+            "prompt": completion.prompt,
+            "answer": completion.text,
+            "ended": completion.ended,
+            "reference": kept.get("answer"),
+            "columns": {name: columns.get(name) for name in self._service.columns or ()},
+        }
+
+    def _post(self, body: bytes) -> bytes:
+        """Return the body of a successful response, limited in size and in time; no redirect is followed."""
+        deadline = time.monotonic() + self._service.timeout_seconds
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
+        received = bytearray()
+        with self._http.stream("POST", self._service.endpoint, content=body, headers=headers) as response:
+            limit = MAX_RESPONSE_BYTES if response.status_code == httpx2.codes.OK else SHOWN_BYTES
+            for block in response.iter_raw():
+                received += block
+                if time.monotonic() > deadline:
+                    raise httpx2.ReadTimeout("the response is too slow", request=response.request)
+                if len(received) > limit:
+                    break
+            if response.status_code != httpx2.codes.OK:
+                text = printable(received[:SHOWN_BYTES].decode(errors="replace"))
+                raise self._failure(f"responded with {response.status_code} ({text})")
+            if len(received) > limit:
+                raise self._failure(f"responded with more than {limit:,} bytes")
+        return bytes(received)
+
+    def _read_rewards(self, data: bytes, count: int) -> list[float]:
+        try:
+            content = orjson.loads(data)
+        except ValueError:
+            raise self._failure("responded with something else than JSON") from None
+        rewards = content.get("rewards") if isinstance(content, dict) else None
+        if not isinstance(rewards, list) or len(rewards) != count:
+            found = f"{len(rewards)} rewards" if isinstance(rewards, list) else "no list `rewards`"
+            raise self._failure(f"responded with {found} for {count} answers")
+        for at, reward in enumerate(rewards):
+            if isinstance(reward, bool) or not isinstance(reward, int | float) or not _is_usable(reward):
+                text = printable(str(reward)[:SHOWN_BYTES])
+                raise self._failure(f"responded with {text} as reward {at}, which is no number from -1e6 to 1e6")
+        return [float(reward) for reward in rewards]
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Translate the client's errors into ours."""
+        try:
+            yield
+        except httpx2.TimeoutException:
+            raise self._failure(f"did not respond within {self._service.timeout_seconds} s") from None
+        except httpx2.HTTPError as error:
+            raise self._failure(f"cannot be reached ({printable(str(error)[:SHOWN_BYTES])})") from None
+
+    def _failure(self, what: str) -> GraderFailed:
+        return GraderFailed(f"{self._name}: {self._service.endpoint} {what}: read the log of that server")
+
+    def _is_worth_a_retry(self, error: Exception) -> bool:
+        return isinstance(error, GraderFailed) and not self._stop.is_set()
+
+
+def _is_usable(reward: float) -> bool:
+    return math.isfinite(reward) and abs(reward) <= LARGEST
