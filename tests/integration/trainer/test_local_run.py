@@ -12,6 +12,7 @@ from hub import Hub
 from published_result import find_result_faults
 from tiny_model import make_tiny_model
 
+from finetune_api.handoff import ExitCode
 from finetune_trainer.storage.local import LocalStore
 
 JOB = """
@@ -72,11 +73,26 @@ def test_the_result_is_in_the_output_folder_and_is_complete(folder: Path) -> Non
     assert {"adapter_model.safetensors", "finetune_config.yaml", "finetune_report.md", "lineage.json"} <= names
 
 
+def test_a_run_with_other_rows_or_another_base_does_not_get_the_result_that_is_there(folder: Path) -> None:
+    before = (folder / "out" / "manifest.json").read_bytes()
+    make_tiny_model(folder / "model2", seed=99)
+    (folder / "rows2.jsonl").write_text((folder / "rows.jsonl").read_text().replace("even", "odd"))
+    for change, differing in (("rows.jsonl", "the rows of s3://bucket/rows.jsonl"), ("model", "of s3://bucket/model")):
+        other = change.replace("rows", "rows2").replace("model", "model2")
+        done = run(folder, "--map", f"s3://bucket/{change}={other}")
+        assert done.returncode == ExitCode.OUTPUT_CONFLICT
+        assert "out has the result of an earlier run with other inputs" in done.stderr
+        assert differing in done.stderr
+        assert "Choose another --output, or move that folder away" in done.stderr
+    assert (folder / "out" / "manifest.json").read_bytes() == before
+
+
 def test_the_same_run_again_is_adopted_and_trains_nothing(folder: Path) -> None:
     before = (folder / "out" / "manifest.json").read_bytes()
     done = run(folder)
     assert done.returncode == 0
     assert "Adopted" in done.stderr
+    assert "nothing was trained" in done.stderr
     assert '"Training"' not in done.stdout
     assert (folder / "out" / "manifest.json").read_bytes() == before
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from finetune_api.handoff import Artifact, JobConfig, Outcome, Report
 from finetune_api.objectives import Objective
+from finetune_trainer.commands.existing_result import require_same_inputs
 from finetune_trainer.commands.local_jobs import add_references, parse_finished, sort_jobs, to_published_job
 from finetune_trainer.commands.local_stores import connect_here
 from finetune_trainer.commands.local_trackers import require_own_trackers
@@ -68,7 +69,7 @@ def run_jobs(state: RunState, manifest: Path, output: Path, options: RunOptions,
         for job in ordered:
             config = state.config = add_references(job, done)
             stores = connect_here(config.spec, state.stop, local, options.send_keys_to)
-            report = _run_one(state, config, stores, workspace / job.name)
+            report = _run_one(state, config, stores, local, workspace / job.name)
             lines += list_next_steps(config, local, options.send_keys_to)
             if report.outcome is Outcome.GATE_NOT_MET:  # its children cannot build on it
                 break
@@ -94,16 +95,18 @@ def list_next_steps(config: JobConfig, local: LocalStore, send_keys_to: Collecti
     return lines
 
 
-def _run_one(state: RunState, config: JobConfig, storage: Store, workspace: Path) -> Report:
+def _run_one(state: RunState, config: JobConfig, storage: Store, local: LocalStore, workspace: Path) -> Report:
     if state.reporter:
         state.reporter.close()
     reporter = state.reporter = Reporter(config.uid)
     workspace.mkdir(parents=True, exist_ok=True)
     context = RunContext(config, storage, workspace, reporter, state.stop)
     checked = preflight(context)
-    logger.info("%s: %s", checked.reason, checked.message)
     if checked.outcome is not Outcome.VALIDATED:  # the job's result exists already
+        require_same_inputs(config, storage, local)
+        logger.info("nothing was trained, because the result is there: to train again, choose another --output")
         return checked
+    logger.info("%s: %s", checked.reason, checked.message)
     state.stop.raise_if_set()
     with reporter.start.libraries():
         from finetune_trainer.pipeline.train import train

@@ -1,0 +1,102 @@
+"""A policy that learns from a server in a pod of its own, as the guide shows it."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rows import jsonl
+from user import Bench, kubectl, wait_for
+
+pytestmark = pytest.mark.nightly
+GUIDE = Path(__file__).parents[2] / "docs" / "objectives.md"
+PROMPTS = jsonl({"prompt": f"What is the colour of thing {number}?", "number": number} for number in range(60))
+RLHF = {"numGenerations": 4, "maxCompletionLength": 8}
+
+
+def grader(namespace: str) -> list[dict[str, Any]]:
+    """A pod with the guide's server, which rewards every `e`, and its Service."""
+    text = GUIDE.read_text(encoding="utf-8").split("### Rewards of your own", 1)[1]
+    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert found
+    code = found[1].replace('float("thank you" in one["answer"].lower())', 'one["answer"].count("e") / 10')
+    assert code != found[1]
+    variables = kubectl(
+        *("get", "deployment", "finetune-operator", "-n", "finetune-system"),
+        *("-o", "jsonpath={.spec.template.spec.containers[0].env}"),
+    ).stdout
+    image = next(one["value"] for one in json.loads(variables) if one["name"] == "FINETUNE_TRAINER_IMAGE")
+    meta = {"name": "grader", "namespace": namespace, "labels": {"app": "grader"}}
+    container = {
+        "name": "grader",
+        "image": image,
+        "command": ["python", "-c", code],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "readinessProbe": {"tcpSocket": {"port": 8000}, "periodSeconds": 1},
+    }
+    pod = {
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": 0,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [container],
+    }
+    return [
+        {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": pod},
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": meta,
+            "spec": {"selector": {"app": "grader"}, "ports": [{"port": 8000}]},
+        },
+    ]
+
+
+@pytest.fixture
+def served(bench: Bench) -> Iterator[list[dict[str, Any]]]:
+    objects = grader(bench.namespace)
+    kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
+    kubectl("wait", "pod/grader", "-n", bench.namespace, "--for=condition=Ready", "--timeout=120s")
+    yield objects
+    kubectl("delete", "pod/grader", "service/grader", "-n", bench.namespace, "--ignore-not-found", "--wait=false")
+
+
+def test_a_policy_learns_from_a_server_that_goes_away_and_comes_back(
+    bench: Bench, served: list[dict[str, Any]]
+) -> None:
+    service = {"endpoint": f"http://grader.{bench.namespace}:8000/score"}
+    job = bench.apply(
+        "graded",
+        objective="RLHF",
+        rlhf=RLHF | {"rewards": [{"type": "Service", "service": service}]},
+        dataset={"train": {"uri": bench.put("prompts.jsonl", PROMPTS)}, "validationSplitPercent": 10},
+        hyperparameters={
+            "learningRate": 1e-2, "maxSteps": 30, "perDeviceTrainBatchSize": 16, "gradientAccumulationSteps": 1,
+        },
+        evaluation={"steps": 15},
+    )  # fmt: skip
+    job.running_pod()
+    kubectl("delete", "pod/grader", "-n", bench.namespace, "--wait")
+    wait_for("a request that is tried again", lambda: "retry in" in job.logs(), state=job.logs)
+    kubectl("apply", "-f", "-", stdin=yaml.safe_dump(served[0]))
+    status = job.wait("Complete")
+    assert (status["attempts"], status.get("failures", 0)) == (1, 0)
+    assert status["metrics"]["evalReward"] > status["metrics"]["baselineEvalReward"]
+    report = bench.read(status["artifacts"]["reportURI"]).decode()
+    assert "| 1. Service" in report
+
+
+def test_a_server_that_is_missing_is_named_before_a_gpu_is_held(bench: Bench) -> None:
+    service = {"endpoint": f"http://nowhere.{bench.namespace}:8000/score"}
+    job = bench.apply(
+        "ungraded",
+        objective="RLHF",
+        rlhf=RLHF | {"rewards": [{"type": "Service", "service": service}]},
+        dataset={"train": {"uri": bench.put("prompts.jsonl", PROMPTS)}, "validationSplitPercent": 10},
+    )
+    wait_for("a request that is tried again", lambda: "nowhere" in job.logs(), state=job.logs)
+    assert "rlhf.rewards[0]" in job.logs()
+    assert job.jobs() == []
+    job.delete()
