@@ -66,7 +66,7 @@ def served(bench: Bench) -> Iterator[list[dict[str, Any]]]:
 def test_a_policy_learns_from_a_server_that_goes_away_and_comes_back(
     bench: Bench, served: list[dict[str, Any]]
 ) -> None:
-    service = {"endpoint": f"http://grader.{bench.namespace}:8000/score"}
+    service = {"endpoint": f"http://grader.{bench.namespace}.svc:8000/score"}
     job = bench.apply(
         "graded",
         objective="RLHF",
@@ -89,7 +89,7 @@ def test_a_policy_learns_from_a_server_that_goes_away_and_comes_back(
 
 
 def test_a_server_that_is_missing_is_named_before_a_gpu_is_held(bench: Bench) -> None:
-    service = {"endpoint": f"http://nowhere.{bench.namespace}:8000/score"}
+    service = {"endpoint": f"http://nowhere.{bench.namespace}.svc:8000/score"}
     job = bench.apply(
         "ungraded",
         objective="RLHF",

@@ -1,5 +1,6 @@
 """Rewards from a server that may be slow, wrong or hostile: what it did not say is never a reward."""
 
+import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -149,6 +150,29 @@ def test_a_server_that_recovers_gives_the_rewards(server: Server) -> None:
 
     server.respond = fail_twice
     assert grader(server, retry_seconds=60)([completion("abc")]) == [3.0]
+
+
+def test_sigterm_does_not_wait_for_a_response(server: Server) -> None:
+    stop, released = StopFlag(), threading.Event()
+
+    def wait(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        stop.set()
+        released.wait(60)
+        respond_with_lengths(handler, body)
+
+    server.respond = wait
+    began = time.monotonic()
+    with pytest.raises(Stopped):
+        grader(server, stop, timeout_seconds=60)([completion("abc")] * 40)
+    assert time.monotonic() - began < 10
+    released.set()
+
+
+def test_after_a_failure_no_further_answers_are_posted(server: Server) -> None:
+    server.respond = raw(b"wrong", 400)
+    with pytest.raises(GraderFailed):
+        grader(server)([completion("a")] * module.BATCH * 100)
+    assert len(server.asked) < 40
 
 
 def test_sigterm_ends_the_retries_as_itself(server: Server) -> None:

@@ -2,9 +2,11 @@
 
 import logging
 import math
+import queue
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +28,8 @@ BATCH = 16
 AT_ONCE = 8
 """Requests under way."""
 CONNECT_SECONDS = 5.0
+STOP_SECONDS = 1.0
+"""How long SIGTERM may go unnoticed."""
 RETRY_SECONDS = 180.0
 """How long a server that fails or cannot be reached is tried again before the run ends."""
 MAX_RESPONSE_BYTES = 1 << 20
@@ -63,16 +67,37 @@ class Grader:
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
         """Return one finite reward per answer, in their order; raises GraderFailed."""
         batches = [completions[start : start + BATCH] for start in range(0, len(completions), BATCH)]
-        rewards: list[float] = []
-        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="grader") as pool:
+        waiting, ended = deque(enumerate(batches)), queue.SimpleQueue[tuple[int, list[float] | Exception]]()
+        for _ in range(min(AT_ONCE, len(batches))):
+            threading.Thread(target=self._work, args=(waiting, ended), name="grader", daemon=True).start()
+        found: dict[int, list[float]] = {}
+        while len(found) < len(batches):
             try:
-                for found in pool.map(self._score, batches):
-                    rewards += found
-                    self._on_work()
-            except GraderFailed:
+                at, result = ended.get(timeout=STOP_SECONDS)
+            except queue.Empty:
                 self._stop.raise_if_set()
-                raise
-        return rewards
+                continue
+            if isinstance(result, Exception):
+                waiting.clear()
+                self._stop.raise_if_set()
+                raise result
+            found[at] = result
+            self._on_work()
+        return [reward for at in range(len(batches)) for reward in found[at]]
+
+    def _work(
+        self, waiting: "deque[tuple[int, Sequence[Completion]]]", ended: "queue.SimpleQueue[tuple[int, Any]]"
+    ) -> None:
+        """Score batches until none is left. In a thread that ends with the process: SIGTERM waits for no response."""
+        while waiting:
+            try:
+                at, batch = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                ended.put((at, self._score(batch)))
+            except Exception as error:  # noqa: BLE001 - raised in the thread that asked
+                ended.put((at, error))
 
     def _score(self, batch: Sequence[Completion]) -> list[float]:
         body = orjson.dumps({"answers": [self._describe(one) for one in batch]})
