@@ -8,7 +8,8 @@ from finetune_api.objectives import Objective
 from kubectl_finetune.importing import shared, templates, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import apply_table
-from kubectl_finetune.importing.locations import RowSource, listed_source, put_train, put_validation
+from kubectl_finetune.importing.held_out import put_validation
+from kubectl_finetune.importing.locations import RowSource, listed_source, put_train
 from kubectl_finetune.importing.roles import check_roles, turn_columns
 from kubectl_finetune.importing.rows import Table, harmless, lost, refused
 

@@ -11,7 +11,15 @@ from finetune_api.objectives import Objective
 from finetune_client.manifest.fixes import FILL_IN
 from kubectl_finetune.importing import shared, templates, values
 from kubectl_finetune.importing.draft import Draft
-from kubectl_finetune.importing.locations import RowSource, put_model, put_result, put_train, put_validation, row_source
+from kubectl_finetune.importing.held_out import put_validation
+from kubectl_finetune.importing.locations import (
+    TRAIN,
+    RowSource,
+    put_model,
+    put_result,
+    put_train,
+    row_source,
+)
 from kubectl_finetune.importing.roles import check_roles, turn_columns
 from kubectl_finetune.importing.rows import Format, Table, derived, harmless, lost, refused, to
 from kubectl_finetune.importing.shared import HYPER, LORA, REMOVE
@@ -135,7 +143,7 @@ def _read_info(draft: Draft) -> dict[str, Any] | None:
 
 def _source(draft: Draft, key: str, name: str, info: dict[str, Any] | None) -> RowSource | None:
     if info is None:
-        return row_source(draft, key, name)
+        return row_source(draft, key, name, split=TRAIN)
     entry = info.get(name)
     if not isinstance(entry, dict):
         reason = (
@@ -152,7 +160,7 @@ def _source(draft: Draft, key: str, name: str, info: dict[str, Any] | None) -> R
         key,
         str(place or entry.get("file_name") or entry.get("ms_hub_url") or entry.get("om_hub_url") or name),
         files=f"{folder}/" if folder and place else None,
-        split=str(entry.get("split") or ""),
+        split=str(entry.get("split") or TRAIN),
         config=str(entry.get("subset") or ""),
         on_hub=place is not None,
     )

@@ -10,7 +10,8 @@ from finetune_client.manifest.fixes import FILL_IN
 from kubectl_finetune.importing import shared, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import apply_table
-from kubectl_finetune.importing.locations import RowSource, put_model, put_result, put_train, put_validation
+from kubectl_finetune.importing.held_out import put_validation
+from kubectl_finetune.importing.locations import RowSource, put_model, put_result, put_train
 from kubectl_finetune.importing.openai_graders import read_rewards
 from kubectl_finetune.importing.rows import Format, Table, derived, harmless, lost, to
 from kubectl_finetune.importing.shared import HYPER

@@ -9,13 +9,13 @@ from finetune_client.errors import WrongUse
 from kubectl_finetune.importing import rewards, shared, templates, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import find_row
+from kubectl_finetune.importing.held_out import put_validation
 from kubectl_finetune.importing.locations import (
     RowSource,
     listed_source,
     put_model,
     put_result,
     put_train,
-    put_validation,
     row_source,
 )
 from kubectl_finetune.importing.rows import Format, Table, derived, harmless, is_off, lost, refused, to

@@ -290,6 +290,24 @@ def test_held_out_rows_of_their_own_win_over_a_share(read: Read) -> None:
     assert "validationSplitPercent" not in dataset
 
 
+def test_held_out_rows_of_another_type_or_with_other_names_are_named(read: Read) -> None:
+    training = {"path": "acme/rows", "type": "alpaca"}
+    held_out = {"path": "acme/held-out", "type": {"field_instruction": "ask"}, "split": "train[:50]"}
+    done = read(datasets=[training], test_datasets=[held_out])
+    assert spec_of(done)["dataset"]["validation"] == {"uri": "hf://datasets/acme/held-out", "split": "train"}
+    assert [(one.reason, one.changes_training) for one in done.not_carried if one.key == "test_datasets[0].path"] == [
+        ("held-out rows have no format of their own: Alpaca, not Auto", True),
+        ("held-out rows have no columns of their own: the usual names, not {instruction: ask}", True),
+        ("all held-out rows are evaluated, not 50", False),
+    ]
+
+
+def test_the_same_rows_with_other_columns_are_named_as_a_loss(read: Read) -> None:
+    rows = {"path": "acme/rows", "type": "chat_template"}
+    done = read(datasets=[rows, rows | {"field_messages": "other"}])
+    assert [(one.key, one.changes_training) for one in done.not_carried] == [("datasets[1].path", True)]
+
+
 def test_grpo_carries_its_settings_and_names_rewards_that_are_python(read: Read) -> None:
     block = {"num_generations": 4, "max_completion_length": 64, "reward_funcs": ["think_format_reward", "mine.score"]}
     done = read(rl="grpo", trl=block, datasets=[{"path": "acme/prompts"}], sample_packing=None)
