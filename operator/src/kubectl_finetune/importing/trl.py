@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from finetune_api.manifest.yaml_document import FieldPath
 from finetune_api.objectives import Objective
 from finetune_client.errors import WrongUse
 from kubectl_finetune.importing import rewards, shared, templates, values
@@ -24,14 +25,18 @@ from kubectl_finetune.importing.shared import HYPER, LORA
 SIGNS_OF_COMMANDS: Mapping[str, frozenset[str]] = {
     "kto": frozenset({"desirable_weight", "undesirable_weight"}),
     "rloo": frozenset({"rloo_k", "reward_clip_range", "normalize_advantages"}),
-    "grpo": frozenset({"num_generations", "max_completion_length", "reward_funcs", "reward_model_name_or_path"}),
+    "grpo": frozenset({"num_generations", "reward_funcs", "reward_model_name_or_path"}),
     "reward": frozenset({"center_rewards_coefficient"}),
-    "dpo": frozenset({"loss_weights", "f_divergence_type", "precompute_ref_log_probs", "label_smoothing"}),
+    "dpo": frozenset({"loss_weights", "f_divergence_type", "label_smoothing"}),
     "sft": frozenset(
         {"packing", "completion_only_loss", "assistant_only_loss", "dataset_text_field", "packing_strategy"}
     ),
 }
-"""Keys that only one command of TRL has, because the file does not name its command."""
+"""Keys that only one command of TRL has, because the file does not name its command; those of grpo are of rloo, too."""
+LOSSES_OF_SFT = ("nll", "chunked_nll", "dft")
+SHARED_SIGNS = ("beta", "loss_type", "precompute_ref_log_probs", "precompute_ref_batch_size", "disable_dropout",
+                "sync_ref_model", "max_prompt_length", "max_completion_length")  # fmt: skip
+"""Keys that several commands of TRL have, in one of its versions, and that of supervised tuning has not."""
 COMMANDS = {
     "sft": Objective.CHAT,
     "dpo": Objective.DPO,
@@ -42,19 +47,25 @@ COMMANDS = {
 }
 RATES = dict.fromkeys(shared.SUPERVISED, 2e-5) | {Objective.REWARD_MODEL.value: 1e-4}
 """Default learning rates; of all others 1e-6."""
+PREFERENCES = (Objective.DPO.value, Objective.KTO.value)
+OF_SAMPLING = "it belongs to GRPO and RLOO"
 _ANY = "the loss of every token, questions too, is what TRL trains without assistant_only_loss on rows with messages"
 
 
-def _command(draft: Draft) -> str:
-    return next((name for name, signs in SIGNS_OF_COMMANDS.items() if draft.is_given(*signs)), "")
+def _command(draft: Draft) -> tuple[str, str]:
+    """Return the command, and the key that shows it; both are empty if none does."""
+    for name, signs in SIGNS_OF_COMMANDS.items():
+        if given := [key for key in sorted(signs) if draft.is_given(key)]:
+            return name, given[0]
+    return ("sft", "loss_type") if draft.get("loss_type") in LOSSES_OF_SFT else ("", "")
 
 
 def _objective(draft: Draft) -> None:
-    command = _command(draft)
-    if not command and not draft.options.objective and draft.is_given("beta", "loss_type"):
+    command, sign = _command(draft)
+    if not command and not draft.options.objective and draft.is_given(*SHARED_SIGNS):
         raise WrongUse(
             f"{draft.file.name}: its keys do not show which command of TRL it is for",
-            "add --objective DPO, KTO, RLHF or RewardModel",
+            "add --objective DPO, KTO, RLHF, RewardModel or Chat",
         )
     if not command and not draft.options.objective:
         reason = "no key shows the command of TRL: that of supervised tuning is assumed"
@@ -62,7 +73,7 @@ def _objective(draft: Draft) -> None:
     found = COMMANDS[command or "sft"]
     if found is Objective.CHAT and draft.is_given("dataset_text_field"):
         found = Objective.DOMAIN_ADAPTATION
-    objective = shared.put_objective(draft, found.value, next(iter(SIGNS_OF_COMMANDS.get(command, {"objective"}))))
+    objective = shared.put_objective(draft, found.value, sign or "objective")
     if objective == Objective.DPO.value:
         shared.carry(draft, "beta", "dpo.beta", values.number)
         _loss(draft)
@@ -183,8 +194,16 @@ def _packing(draft: Draft) -> None:
     shared.put_attention(draft, "attn_implementation")
 
 
+def _limit_of_answers(draft: Draft, path: FieldPath, value: Any) -> None:
+    """Name a limit that older versions of TRL have for the answers of pairs, too."""
+    if draft.at("objective") in PREFERENCES:
+        draft.lose(path, "an answer is truncated together with its prompt, at hyperparameters.maxLength")
+    elif not is_off(value):
+        draft.lose(path, OF_SAMPLING, changes_training=False)
+
+
 TABLE: Table = MappingProxyType(
-    {key: harmless("it belongs to GRPO and RLOO") for key in (*rewards.TABLE, *rewards.KEYS) if key != "beta"}
+    {key: harmless(OF_SAMPLING) for key in (*rewards.TABLE, *rewards.KEYS) if key != "beta"}
     | shared.TRAINING_ARGUMENTS
     | shared.WEIGHTS
     | {
@@ -195,7 +214,8 @@ TABLE: Table = MappingProxyType(
         "pad_token": harmless("padding is not trained on"),
         "truncation_mode": lost("the end of a row is cut", unless=("keep_start",)),
         "max_prompt_length": lost("the beginning of a long prompt is removed only to make room for the answer"),
-        "loss_type": lost("the loss is the cross-entropy", unless=("nll", "kto")),
+        "loss_type": lost("the loss is the cross-entropy", unless=("nll", "chunked_nll", "kto")),
+        "max_completion_length": _limit_of_answers,
         "label_smoothing": lost("labels are not smoothed"),
         "loss_weights": lost("the loss has one term"),
         "ld_alpha": lost("the loss has no further term"),

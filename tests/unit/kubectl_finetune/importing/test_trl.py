@@ -1,5 +1,7 @@
 """A file for `trl sft`, `dpo`, `kto`, `reward`, `grpo` or `rloo` becomes a job."""
 
+import ast
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import yaml
 from finetune_client.errors import WrongUse
 from kubectl_finetune.commands.import_file import Imported, import_file
 from kubectl_finetune.importing.draft import Options
+from kubectl_finetune.importing.trl import SIGNS_OF_COMMANDS
 
 BASE = {"model_name_or_path": "acme/base-1b", "dataset_name": "acme/rows", "output_dir": "s3://models/out"}
 Read = Callable[..., Imported]
@@ -56,7 +59,7 @@ def test_the_defaults_of_trl_are_written_where_ours_differ(read: Read) -> None:
     [
         ({"packing": True}, "Chat", 2e-5),
         ({"dataset_text_field": "body"}, "DomainAdaptation", 2e-5),
-        ({"precompute_ref_log_probs": True}, "DPO", 1e-6),
+        ({"f_divergence_type": "reverse_kl"}, "DPO", 1e-6),
         ({"desirable_weight": 2.0}, "KTO", 1e-6),
         ({"center_rewards_coefficient": 0.01}, "RewardModel", 1e-4),
         ({"reward_funcs": ["think_format_reward"]}, "RLHF", 1e-6),
@@ -73,7 +76,10 @@ def test_the_command_follows_from_the_keys_that_only_it_has(
 def test_a_file_that_several_commands_could_read_needs_the_objective(read: Read) -> None:
     with pytest.raises(WrongUse, match="which command of TRL") as raised:
         read(beta=0.2)
-    assert raised.value.fix == "add --objective DPO, KTO, RLHF or RewardModel"
+    assert raised.value.fix == "add --objective DPO, KTO, RLHF, RewardModel or Chat"
+    for key, value in (("precompute_ref_log_probs", True), ("max_completion_length", 64), ("disable_dropout", True)):
+        with pytest.raises(WrongUse, match="which command of TRL"):
+            read(**{key: value})
     assert spec_of(read(Options(objective="kto"), beta=0.2))["kto"] == {"beta": 0.2}
     assert spec_of(read(Options(objective="DPO"), beta=0.2))["dpo"] == {"beta": 0.2, "lossType": "sigmoid"}
 
@@ -181,3 +187,49 @@ def test_a_push_that_is_not_carried_is_named(read: Read, asked: dict[str, Any], 
     (loss,) = [one for one in done.not_carried if one.key == key]
     assert loss.reason.startswith(reason)
     assert ("hub" in spec_of(done)["output"]) is (key == "hub_token")
+
+
+def fields_of(folder: Path, name: str) -> set[str]:
+    """Return the settings of a command of TRL, without those of transformers' Trainer."""
+    tree = ast.parse((folder / "trainer" / f"{name}_config.py").read_text())
+    found = {
+        one.target.id
+        for block in tree.body
+        if isinstance(block, ast.ClassDef)
+        for one in block.body
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
+    }
+    return found | ({"reward_funcs", "reward_model_name_or_path"} if name in {"grpo", "rloo"} else set())
+
+
+def test_a_key_that_shows_a_command_is_of_no_other_command_of_the_trainers_trl() -> None:
+    spec = importlib.util.find_spec("trl")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("TRL is not installed")
+    folder = Path(spec.submodule_search_locations[0])
+    fields = {name: fields_of(folder, name) for name in ("sft", "dpo", "kto", "reward", "grpo", "rloo")}
+    for command, signs in SIGNS_OF_COMMANDS.items():
+        same = {command, "rloo"} if command == "grpo" else {command}
+        others = set().union(*(fields[name] for name in fields if name not in same))
+        assert signs & others == set(), command
+        assert signs - {"rloo_k"} <= fields[command], command
+
+
+def test_a_file_without_a_reward_is_refused_with_the_option_for_other_commands(read: Read) -> None:
+    (refused,) = read(num_generations=4).refused
+    assert refused.reason == "no reward of the file can be computed"
+    assert refused.fix == "rlhf.rewards lists those that can; if the file is for DPO or KTO, use --objective"
+
+
+def test_a_limit_of_the_answers_of_pairs_is_named(read: Read) -> None:
+    done = read(Options(objective="KTO"), max_completion_length=64)
+    assert [(one.key, one.reason, one.changes_training) for one in done.not_carried] == [
+        ("max_completion_length", "an answer is truncated together with its prompt, at hyperparameters.maxLength", True)
+    ]
+
+
+@pytest.mark.parametrize(("loss", "lost"), [("nll", []), ("chunked_nll", []), ("dft", ["loss_type"])])
+def test_losses_that_only_supervised_tuning_has_show_it(read: Read, loss: str, lost: list[str]) -> None:
+    done = read(loss_type=loss)
+    assert spec_of(done)["objective"] == "Chat"
+    assert [one.key for one in done.not_carried if one.changes_training] == ["assistant_only_loss (default)", *lost]
