@@ -53,6 +53,14 @@ def positive_whole(value: Any) -> int | None:
     return found if found > 0 else None
 
 
+def count(value: Any) -> int:
+    """Return a whole number above 0."""
+    found = whole(value)
+    if found <= 0:
+        raise NotConverted("is not above 0", "write a whole number of at least 1")
+    return found
+
+
 def flag(value: Any) -> bool:
     """Return true or false; the texts of both count."""
     found = read_scalar(value) if isinstance(value, str) else value
