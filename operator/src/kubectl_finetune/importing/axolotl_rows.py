@@ -81,8 +81,7 @@ def put_rows(draft: Draft) -> None:
     put_validation(
         draft, [found for path, one in _entries(draft, "test_datasets") if (found := _source(draft, path, one))]
     )
-    if draft.at("dataset.validation") is None:
-        shared.carry(draft, "val_set_size", "dataset.validationSplitPercent", values.percent)
+    shared.put_share(draft, "val_set_size")
 
 
 def _entries(draft: Draft, key: str) -> list[tuple[FieldPath, dict[str, Any]]]:

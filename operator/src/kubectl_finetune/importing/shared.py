@@ -50,7 +50,7 @@ TRAINING_ARGUMENTS: dict[str, Row] = {
     "seed": to(f"{HYPER}.seed", values.whole),
     "gradient_checkpointing": to(f"{HYPER}.gradientCheckpointing", values.checkpointing),
     "use_liger_kernel": to(f"{HYPER}.fusedKernels", lambda value: "Auto" if values.flag(value) else None),
-    "save_total_limit": to("checkpoint.saveTotalLimit", values.positive_whole),
+    "save_total_limit": to("checkpoint.saveTotalLimit", values.kept),
     "save_steps": to("checkpoint.steps", values.steps),
     "eval_steps": to("evaluation.steps", values.steps),
     "trust_remote_code": harmless(OWN_CODE),
@@ -138,6 +138,25 @@ def carry(draft: Draft, key: str, field: str, convert: Callable[[Any], Any]) -> 
         to(field, convert)(draft, (key,), value)
 
 
+def name_unused(draft: Draft, keys: str, reason: str) -> None:
+    """Name the keys of the file that this training does not use, which are separated by spaces."""
+    for key in keys.split():
+        if not is_off(draft.file.values.get(key)):
+            draft.lose(key, reason, changes_training=False)
+
+
+def put_share(draft: Draft, key: str) -> None:
+    """Set the share of held-out rows, if none are given, and name one that is not a whole percentage of at most 50."""
+    if draft.at("dataset.validation") is not None:
+        name_unused(draft, key, "held-out rows are given by themselves")
+        return
+    carry(draft, key, "dataset.validationSplitPercent", values.percent)
+    percent = draft.at("dataset.validationSplitPercent")
+    if percent is not None and not math.isclose(percent, asked := 100 * values.number(draft.get(key))):
+        fix = "set dataset.validationSplitPercent, a whole number from 1 to 50"
+        draft.lose(key, f"held out are {percent} %, not {asked:.6g} %", fix)
+
+
 def put_hub(draft: Draft, *, is_asked: bool) -> None:
     """Set the repository of a hub to which the result is pushed, if it is asked for."""
     repo = str(draft.get("hub_model_id") or "")
@@ -181,8 +200,8 @@ def put_gpus(draft: Draft, key: str = "--gpus", found: int = 1) -> None:
 
 def put_batch(draft: Draft, batch: str, accumulation: str) -> None:
     """Set rows and batches of a step; their product, times the GPUs, is the effective batch of both projects."""
-    carry(draft, batch, f"{HYPER}.perDeviceTrainBatchSize", values.positive_whole)
-    carry(draft, accumulation, f"{HYPER}.gradientAccumulationSteps", values.positive_whole)
+    carry(draft, batch, f"{HYPER}.perDeviceTrainBatchSize", values.count)
+    carry(draft, accumulation, f"{HYPER}.gradientAccumulationSteps", values.count)
 
 
 def put_length(draft: Draft, epochs: str, steps: str) -> None:
@@ -238,11 +257,15 @@ def put_packing(draft: Draft, key: str, *, packs: bool) -> None:
     """Set packing; where the file does not pack, `Auto` would put more rows into a step."""
     if draft.at("objective") in SUPERVISED:
         draft.set(f"{HYPER}.packing", "Always" if packs else "Never", key)
+    else:
+        name_unused(draft, key, f"objective {draft.at('objective')} does not pack rows")
 
 
 def put_everything(draft: Draft, key: str) -> None:
     """Set the loss of every token, if this switch is on; objectives of pairs and texts have it in another way."""
-    if read(draft, key, values.flag, False) and draft.at("objective") in SUPERVISED[:2]:
+    if draft.at("objective") not in SUPERVISED[:2]:
+        name_unused(draft, key, f"objective {draft.at('objective')} does not use it")
+    elif read(draft, key, values.flag, False):
         draft.set("dataset.trainOn", "Everything", key)
 
 
@@ -252,9 +275,11 @@ def put_attention(draft: Draft, key: str) -> None:
     if draft.is_given("neftune_noise_alpha") and not is_off(draft.get(key)):
         draft.lose(key, "with NEFTune, rows are not joined, which FlashAttention needs", changes_training=False)
         return
-    if draft.at("objective") not in SUPERVISED or word in {"none", "true", "false", "auto"}:
+    if word in {"none", "true", "false", "auto"}:
         return
-    if "flash" in word or word == "fa2":
+    if draft.at("objective") not in SUPERVISED:
+        name_unused(draft, key, "it is chosen by GPU, image and model")
+    elif "flash" in word or word == "fa2":
         draft.set(f"{HYPER}.attention", "FlashAttention", key)
     elif word == "sdpa":
         draft.set(f"{HYPER}.attention", "SDPA", key)
@@ -300,11 +325,14 @@ def put_trackers(draft: Draft, key: str = "report_to") -> None:
             draft.lose(key, OTHER_TRACKER, changes_training=False)
 
 
-def put_wandb(draft: Draft, key: str, project: str, entity: str = "") -> None:
-    """Set a run of W&B, whose API key has to be in a Secret of the name `wandb`."""
+def put_wandb(draft: Draft, key: str, project: str, entity: str = "", *, is_offline: bool = False) -> None:
+    """Set a run of W&B, whose API key has to be in a Secret of the name `wandb`; one that is offline needs none."""
     draft.set("tracking.wandb.project", project, key)
     if entity:
         draft.set("tracking.wandb.entity", entity, key)
+    if is_offline:
+        draft.set("tracking.wandb.mode", "Offline", key)
+        return
     draft.set("tracking.wandb.credentialsSecretRef", {"name": "wandb"}, key)
     fix = "create it: a Secret named wandb with the key WANDB_API_KEY"
     draft.lose(key, "its API key is read from a Secret", fix, changes_training=False)

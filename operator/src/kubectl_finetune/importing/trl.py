@@ -9,9 +9,10 @@ from finetune_api.objectives import Objective
 from finetune_client.errors import WrongUse
 from kubectl_finetune.importing import rewards, shared, templates, values
 from kubectl_finetune.importing.draft import Draft
-from kubectl_finetune.importing.engine import find_row
+from kubectl_finetune.importing.engine import apply_table, find_row
 from kubectl_finetune.importing.held_out import put_validation
 from kubectl_finetune.importing.locations import (
+    WHOLE_DATASET,
     RowSource,
     listed_source,
     put_model,
@@ -33,6 +34,12 @@ SIGNS_OF_COMMANDS: Mapping[str, frozenset[str]] = {
     ),
 }
 """Keys that only one command of TRL has, because the file does not name its command; those of grpo are of rloo, too."""
+ENTRY = ("path", "name", "data_files", "split", "fraction")
+MIXTURE: Table = {
+    "data_dir": lost("every folder of the dataset is read", "name its files in the URI"),
+    "columns": lost("every column is read", "set dataset.format if preflight takes the rows for another one"),
+}
+"""Keys of an entry of `datasets`."""
 LOSSES_OF_SFT = ("nll", "chunked_nll", "dft")
 SHARED_SIGNS = ("beta", "loss_type", "precompute_ref_log_probs", "precompute_ref_batch_size", "disable_dropout",
                 "sync_ref_model", "max_prompt_length", "max_completion_length")  # fmt: skip
@@ -48,6 +55,16 @@ COMMANDS = {
 RATES = dict.fromkeys(shared.SUPERVISED, 2e-5) | {Objective.REWARD_MODEL.value: 1e-4}
 """Default learning rates; of all others 1e-6."""
 PREFERENCES = (Objective.DPO.value, Objective.KTO.value)
+ADAPTER = "lora_r lora_alpha lora_dropout lora_target_modules use_bnb_nested_quant"
+ONLY_FOR: Mapping[str, tuple[str, ...]] = {
+    "beta": (*PREFERENCES, Objective.RLHF.value),
+    "desirable_weight": (Objective.KTO.value,),
+    "undesirable_weight": (Objective.KTO.value,),
+    "completion_only_loss": shared.SUPERVISED[:2],
+    "assistant_only_loss": shared.SUPERVISED[:2],
+    "dataset_text_field": (Objective.DOMAIN_ADAPTATION.value,),
+}
+"""Keys that some objectives use, and which."""
 OF_SAMPLING = "it belongs to GRPO and RLOO"
 _ANY = "the loss of every token, questions too, is what TRL trains without assistant_only_loss on rows with messages"
 
@@ -88,8 +105,10 @@ def _objective(draft: Draft) -> None:
         }
         draft.done |= set(block)
         rewards.put_rlhf(draft, block, (), algorithm)
-    elif objective == Objective.CHAT.value:
+    elif objective in shared.SUPERVISED[:2]:
         _trained_tokens(draft)
+    unused = (key for key in ONLY_FOR if objective not in ONLY_FOR[key])
+    shared.name_unused(draft, " ".join(unused), f"objective {objective} does not use it")
 
 
 def _loss(draft: Draft) -> None:
@@ -122,6 +141,7 @@ def _defaults_of_command(draft: Draft) -> None:
 def _method(draft: Draft) -> None:
     if not shared.read(draft, "use_peft", values.flag, False):
         draft.set("tuning.method", "Full", "use_peft")
+        shared.name_unused(draft, ADAPTER, "no adapter is trained without use_peft")
         if draft.get("load_in_4bit") or draft.get("load_in_8bit"):
             draft.refuse("use_peft", "a quantised base cannot be trained in full", "set use_peft: true")
         return
@@ -143,19 +163,33 @@ def _method(draft: Draft) -> None:
 
 def _rows(draft: Draft) -> None:
     put_train(draft, _sources(draft))
-    train, evaluates = draft.at("dataset.train"), not is_off(draft.get("eval_strategy"))
-    if draft.options.validation:
-        put_validation(draft, [])
-    elif evaluates and str(train.get("uri")).startswith("hf://datasets/"):
-        held_out = {name: train[name] for name in ("uri", "config") if name in train}
-        if draft.is_given("dataset_test_split"):
-            held_out["split"] = str(draft.get("dataset_test_split"))
-        draft.set("dataset.validation", held_out, "eval_strategy")
-    elif evaluates:
-        draft.lose("eval_strategy", "the held-out rows are not in the file", "use --validation", changes_training=False)
+    _held_out(draft)
     column = draft.get("dataset_text_field")
     if draft.at("objective") == Objective.DOMAIN_ADAPTATION.value and column not in (None, "text"):
         draft.set("dataset.columns", {"text": str(column)}, "dataset_text_field")
+
+
+def _held_out(draft: Draft) -> None:
+    """Set the held-out rows: a share of a mixture, or the split of a dataset on the hub if it is evaluated."""
+    is_mixture, key = bool(draft.get("datasets")), "dataset_test_split"
+    train, evaluates = draft.at("dataset.train"), not is_off(draft.get("eval_strategy"))
+    if draft.options.validation:
+        put_validation(draft, [])
+    elif is_mixture and draft.is_given("test_split_size"):
+        shared.put_share(draft, "test_split_size")
+    elif evaluates and WHOLE_DATASET.fullmatch(str(train.get("uri"))):
+        split = str(draft.get(key) or "test")
+        place = key if draft.is_given(key) else "eval_strategy"
+        put_validation(draft, [row_source(draft, place, train["uri"], split=split, config=train.get("config", ""))])
+    elif evaluates:
+        draft.lose("eval_strategy", "the held-out rows are not in the file", "use --validation", changes_training=False)
+    if is_mixture:
+        keys = f"dataset_name dataset_config dataset_train_split {key}"
+        shared.name_unused(draft, keys, "the rows are those of datasets")
+    else:
+        shared.name_unused(draft, "test_split_size", "it belongs to datasets")
+        if not evaluates:
+            shared.name_unused(draft, key, "nothing is evaluated without eval_strategy")
 
 
 def _sources(draft: Draft) -> list[RowSource]:
@@ -173,6 +207,8 @@ def _of_mixture(draft: Draft, index: int, entry: Mapping[str, Any]) -> RowSource
     source = listed_source(draft, path, entry)
     if entry.get("fraction") not in (None, 1):
         draft.lose(path, "a fraction of the rows cannot be chosen: all are used", "set maxSamples")
+    rest = {key: one for key, one in entry.items() if key not in ENTRY}
+    apply_table(draft, path[:2], rest, MIXTURE, ENTRY)
     return source
 
 
@@ -236,7 +272,6 @@ TABLE: Table = MappingProxyType(
         "normalize_advantages": lost(rewards.ESTIMATE),
         "reward_clip_range": lost(rewards.ESTIMATE),
         "mixture_*": lost("all rows are used"),
-        "test_split_size": to("dataset.validationSplitPercent", values.percent),
         "peft_config": refused("adapters are given by use_peft and lora_r", shared.REMOVE),
         # what has no effect on the training
         "packing_strategy": harmless("preflight chooses which rows share a sequence"),
@@ -282,7 +317,7 @@ FORMAT = Format(
         derived(
             _rows,
             "datasets dataset_name dataset_config dataset_train_split dataset_test_split dataset_text_field "
-            "eval_strategy",
+            "test_split_size eval_strategy",
         ),
         derived(_batch, "per_device_train_batch_size gradient_accumulation_steps num_processes accelerate_config"),
         derived(

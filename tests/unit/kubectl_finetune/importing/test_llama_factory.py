@@ -271,3 +271,32 @@ def test_rows_that_are_given_have_the_limit_and_the_columns_of_the_first_dataset
     assert reasons(read(given, dataset="local,chats"), "dataset") == [
         "the rows of --data are read with format, columns and limit of the first dataset, and this one has others"
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "reason"),
+    [
+        ({"finetuning_type": "full", "lora_rank": 8}, "lora_rank", "no adapter is trained"),
+        ({"pref_beta": 0.3}, "pref_beta", "it belongs to stage dpo or kto"),
+        ({"pref_loss": "ipo"}, "pref_loss", "it belongs to stage dpo"),
+        ({"kto_chosen_weight": 2}, "kto_chosen_weight", "it belongs to stage kto"),
+        ({"stage": "dpo", "dataset": "pairs", "mask_history": True}, "mask_history", "it belongs to stage sft"),
+        ({"save_total_limit": 0}, "save_total_limit", "not every checkpoint is kept: checkpoint.saveTotalLimit is 2"),
+    ],
+)
+def test_settings_without_an_effect_are_named(read: Read, changes: dict[str, Any], key: str, reason: str) -> None:
+    done = read(**changes)
+    assert [(one.reason, one.changes_training) for one in done.not_carried if one.key == key] == [(reason, False)]
+
+
+def test_a_share_that_changes_a_limit_of_none_and_unknown_words_of_a_description_are_named(
+    read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = read(val_size=0.9, max_samples=0)
+    assert reasons(done, "val_size") == ["held out are 50 %, not 90 %"]
+    assert reasons(done, "max_samples") == ["is not above 0"]
+    monkeypatch.setitem(INFO, "odd", INFO["chats"] | {"num_samples": "all", "split_by": "day"})
+    assert reasons(read(dataset="odd"), "dataset") == [
+        "odd: num_samples is not a number",
+        "odd: dataset_info.json has an unknown key split_by",
+    ]

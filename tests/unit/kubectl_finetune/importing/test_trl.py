@@ -121,7 +121,13 @@ def test_processes_are_gpus_and_part_of_a_step(read: Read) -> None:
 
 def test_held_out_rows_are_those_of_the_same_repository_if_it_is_evaluated(read: Read) -> None:
     assert "validation" not in spec_of(read(eval_strategy="no"))["dataset"]
-    assert spec_of(read(eval_strategy="steps"))["dataset"]["validation"] == {"uri": "hf://datasets/acme/rows"}
+    held_out = {"uri": "hf://datasets/acme/rows", "split": "test"}
+    assert spec_of(read(eval_strategy="steps"))["dataset"]["validation"] == held_out
+    done = read(eval_strategy="steps", dataset_test_split="dev[:50]", dataset_config="main")
+    assert spec_of(done)["dataset"]["validation"] == held_out | {"split": "dev", "config": "main"}
+    assert [one.reason for one in done.not_carried if one.key == "dataset_test_split"] == [
+        "all held-out rows are evaluated, not 50"
+    ]
 
 
 def test_rloo_has_its_own_defaults_and_a_reward_model(read: Read) -> None:
@@ -157,7 +163,7 @@ def test_a_mixture_is_several_sources_and_its_fractions_are_named(read: Read) ->
         {"uri": "hf://datasets/acme/one", "config": "main"},
         {"uri": "hf://datasets/acme/two"},
     ]
-    assert [one.key for one in done.not_carried] == ["datasets[1].path"]
+    assert [one.key for one in done.not_carried] == ["dataset_name", "datasets[1].path"]
 
 
 def test_a_push_to_a_hub_is_carried_as_private_unless_the_file_has_it_otherwise(read: Read) -> None:
@@ -233,3 +239,35 @@ def test_losses_that_only_supervised_tuning_has_show_it(read: Read, loss: str, l
     done = read(loss_type=loss)
     assert spec_of(done)["objective"] == "Chat"
     assert [one.key for one in done.not_carried if one.changes_training] == ["assistant_only_loss (default)", *lost]
+
+
+@pytest.mark.parametrize(
+    ("asked", "changes", "key", "reason"),
+    [
+        ("Chat", {"lora_r": 8}, "lora_r", "no adapter is trained without use_peft"),
+        ("Chat", {"beta": 0.3}, "beta", "objective Chat does not use it"),
+        ("DPO", {"desirable_weight": 2}, "desirable_weight", "objective DPO does not use it"),
+        ("DPO", {"assistant_only_loss": True}, "assistant_only_loss", "objective DPO does not use it"),
+        ("DPO", {"dataset_text_field": "body"}, "dataset_text_field", "objective DPO does not use it"),
+        ("DPO", {"dataset_test_split": "dev"}, "dataset_test_split", "nothing is evaluated without eval_strategy"),
+    ],
+)
+def test_keys_of_another_command_are_named(
+    read: Read, asked: str, changes: dict[str, Any], key: str, reason: str
+) -> None:
+    done = read(Options(objective=asked), **{"use_peft": False, "completion_only_loss": True} | changes)
+    assert [(one.reason, one.changes_training) for one in done.not_carried if one.key == key] == [(reason, False)]
+
+
+def test_entries_of_a_mixture_and_what_it_replaces_are_named(read: Read) -> None:
+    mixture = [{"path": "acme/one", "data_dir": "en", "columns": ["messages"]}]
+    settings = {"test_split_size": 0.9, "eval_strategy": "steps", "completion_only_loss": True, "use_peft": False}
+    done = read(datasets=mixture, **settings)
+    dataset = spec_of(done)["dataset"]
+    assert (dataset["validationSplitPercent"], "validation" in dataset, done.problems) == (50, False, [])
+    assert [(one.key, one.changes_training) for one in done.not_carried] == [
+        ("dataset_name", False),
+        ("datasets[0].columns", True),
+        ("datasets[0].data_dir", True),
+        ("test_split_size", True),
+    ]
