@@ -159,6 +159,8 @@ def _packing(draft: Draft) -> None:
 def _class(draft: Draft) -> None:
     if "SequenceClassification" in str(draft.get("model_type")) and not draft.get("reward_model"):
         draft.refuse("model_type", _CLASSIFIES, "only reward models have a number in place of text")
+    else:
+        shared.name_unused(draft, "model_type", shared.ARCHITECTURE)
 
 
 def _schedule(draft: Draft) -> None:
@@ -183,7 +185,7 @@ def _schedule(draft: Draft) -> None:
 def _trackers(draft: Draft) -> None:
     project, mode = str(draft.get("wandb_project") or ""), draft.get("wandb_mode")
     if not project:
-        shared.name_unused(draft, "wandb_entity", "it belongs to wandb_project")
+        shared.name_unused(draft, "wandb_entity wandb_mode", "it belongs to wandb_project")
     elif mode == "disabled":
         shared.name_unused(draft, "wandb_project", "wandb_mode switches its runs off")
     else:
@@ -392,7 +394,7 @@ FORMAT = Format(
         derived(_trackers, "wandb_project wandb_entity wandb_mode mlflow_tracking_uri mlflow_experiment_name"),
         derived(lambda draft: put_result(draft, "output_dir"), "output_dir"),
         derived(
-            lambda draft: shared.put_hub(draft, is_asked=bool(draft.get("hub_model_id"))),
+            lambda draft: shared.put_hub(draft, "hub_model_id", is_asked=bool(draft.get("hub_model_id"))),
             "hub_model_id hub_private_repo hub_strategy hub_revision",
         ),
     ),

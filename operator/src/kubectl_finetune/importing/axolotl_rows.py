@@ -9,7 +9,7 @@ from kubectl_finetune.importing import shared, templates, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import apply_table
 from kubectl_finetune.importing.held_out import put_validation
-from kubectl_finetune.importing.locations import RowSource, listed_source, put_train
+from kubectl_finetune.importing.locations import RowSource, listed_entries, listed_source, put_train
 from kubectl_finetune.importing.roles import check_roles, turn_columns
 from kubectl_finetune.importing.rows import Table, harmless, lost, refused
 
@@ -90,11 +90,7 @@ def _entries(draft: Draft, key: str) -> list[tuple[FieldPath, dict[str, Any]]]:
         return [((key,), {"path": found})]
     if isinstance(found, dict):
         return [((key,), found)]
-    return [
-        ((key, index), one)
-        for index, one in enumerate(found if isinstance(found, list) else [])
-        if isinstance(one, dict)
-    ]
+    return listed_entries(draft, key)
 
 
 def _source(draft: Draft, path: FieldPath, entry: dict[str, Any]) -> RowSource | None:

@@ -118,6 +118,8 @@ def _method(draft: Draft) -> None:
         draft.lose("quantization_bit", "the base is in 16 bits, which needs more memory", "4 is QLoRA")
     if bits == 4 and shared.read(draft, "double_quantization", values.flag, True) is False:
         draft.set("tuning.quantization.doubleQuant", False, "double_quantization")
+    if bits != 4:
+        shared.name_unused(draft, "double_quantization", "it belongs to quantization_bit 4")
     rank = shared.read(draft, "lora_rank", values.whole, 8)
     draft.set(f"{LORA}.rank", rank, "lora_rank")
     draft.set(f"{LORA}.alpha", shared.read(draft, "lora_alpha", values.whole, 2 * rank), "lora_alpha")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from finetune_api.blocks import DATA_URI, MODEL_URI
+from finetune_api.manifest.yaml_document import FieldPath
 from finetune_client.manifest.fixes import FILL_IN
 from kubectl_finetune.importing.draft import Draft, Key
 from kubectl_finetune.importing.files import hide_secrets
@@ -88,6 +89,19 @@ def row_source(
         draft.lose(key, f"the configuration {config} is of no use for single files", "name its files in the URI")
     _choose_split(draft, source, split, is_whole=is_whole)
     return source
+
+
+def listed_entries(draft: Draft, key: str) -> list[tuple[FieldPath, dict[str, Any]]]:
+    """Return the entries of a list of datasets, and name those that are not blocks."""
+    found = draft.get(key)
+    if found is not None and not isinstance(found, list):
+        draft.lose(key, "is not a list of datasets", "write a list of blocks with path")
+        return []
+    entries = list(enumerate(found or []))
+    for index, one in entries:
+        if not isinstance(one, dict):
+            draft.lose((key, index), "is not a block", "write a block with path")
+    return [((key, index), one) for index, one in entries if isinstance(one, dict)]
 
 
 def listed_source(draft: Draft, key: Key, entry: Mapping[str, Any]) -> RowSource:

@@ -129,6 +129,8 @@ def _uploaded(draft: Draft, key: str) -> list[RowSource]:
 
 def _trackers(draft: Draft) -> None:
     found = draft.get("integrations")
+    if not isinstance(found, list):
+        shared.name_unused(draft, "integrations", "is not a list")
     for index, one in enumerate(found if isinstance(found, list) else []):
         settings = one.get("wandb") if isinstance(one, dict) else None
         if isinstance(settings, dict) and settings.get("project"):

@@ -157,12 +157,12 @@ def put_share(draft: Draft, key: str) -> None:
         draft.lose(key, f"held out are {percent} %, not {asked:.6g} %", fix)
 
 
-def put_hub(draft: Draft, *, is_asked: bool) -> None:
-    """Set the repository of a hub to which the result is pushed, if it is asked for."""
+def put_hub(draft: Draft, switch: str, *, is_asked: bool) -> None:
+    """Set the repository of a hub to which the result is pushed, if it is asked for by this key."""
     repo = str(draft.get("hub_model_id") or "")
     if not is_asked:
-        if repo:
-            draft.lose("hub_model_id", "nothing is pushed without push_to_hub", changes_training=False)
+        keys = "hub_model_id hub_private_repo hub_revision hub_strategy"
+        name_unused(draft, keys, f"nothing is pushed without {switch}")
         return
     if not REPO.fullmatch(repo):
         reason = f"the repository {repo} is not owner/name" if repo else "the repository is not named"
@@ -185,7 +185,7 @@ def put_hub(draft: Draft, *, is_asked: bool) -> None:
 
 def put_trainer_hub(draft: Draft) -> None:
     """Set the repository to which transformers' Trainer would push."""
-    put_hub(draft, is_asked=read(draft, "push_to_hub", values.flag, default=False))
+    put_hub(draft, "push_to_hub", is_asked=read(draft, "push_to_hub", values.flag, default=False))
 
 
 def put_gpus(draft: Draft, key: str = "--gpus", found: int = 1) -> None:
@@ -233,8 +233,8 @@ def put_schedule(draft: Draft, key: str) -> None:
             to(f"{HYPER}.{field}", values.number)(draft, place, value)
         else:
             draft.lose(place, "this schedule has no such argument", "docs/settings.md lists its settings")
-    if isinstance(arguments, str) and not is_off(arguments):
-        draft.lose("lr_scheduler_kwargs", "a text is not parsed", "write its entries as a block")
+    if not isinstance(arguments, dict) and not is_off(arguments):
+        draft.lose("lr_scheduler_kwargs", "only a block is read", "write its entries as a block")
 
 
 def put_precision(draft: Draft) -> None:

@@ -14,6 +14,7 @@ from kubectl_finetune.importing.held_out import put_validation
 from kubectl_finetune.importing.locations import (
     WHOLE_DATASET,
     RowSource,
+    listed_entries,
     listed_source,
     put_model,
     put_result,
@@ -149,6 +150,8 @@ def _method(draft: Draft) -> None:
     draft.set("tuning.method", "QLoRA" if is_small else "LoRA", "load_in_4bit" if is_small else "use_peft")
     if is_small and not shared.read(draft, "use_bnb_nested_quant", values.flag, False):
         draft.set("tuning.quantization.doubleQuant", False, "use_bnb_nested_quant")
+    if not is_small:
+        shared.name_unused(draft, "use_bnb_nested_quant", "it belongs to load_in_4bit")
     if draft.get("load_in_8bit") and not is_small:
         draft.lose("load_in_8bit", "the base is in 16 bits, which needs more memory", "load_in_4bit is QLoRA")
     for key, name in (("lora_r", "rank"), ("lora_alpha", "alpha")):
@@ -193,22 +196,21 @@ def _held_out(draft: Draft) -> None:
 
 
 def _sources(draft: Draft) -> list[RowSource]:
-    found = draft.get("datasets")
-    if isinstance(found, list) and found:
-        return [_of_mixture(draft, index, one) for index, one in enumerate(found) if isinstance(one, dict)]
+    if draft.get("datasets"):
+        return [_of_mixture(draft, path, entry) for path, entry in listed_entries(draft, "datasets")]
     if not draft.is_given("dataset_name"):
         return []
     split, config = str(draft.get("dataset_train_split") or ""), str(draft.get("dataset_config") or "")
     return [row_source(draft, "dataset_name", str(draft.get("dataset_name")), split=split, config=config)]
 
 
-def _of_mixture(draft: Draft, index: int, entry: Mapping[str, Any]) -> RowSource:
-    path = ("datasets", index, "path")
+def _of_mixture(draft: Draft, place: FieldPath, entry: Mapping[str, Any]) -> RowSource:
+    path = (*place, "path")
     source = listed_source(draft, path, entry)
     if entry.get("fraction") not in (None, 1):
         draft.lose(path, "a fraction of the rows cannot be chosen: all are used", "set maxSamples")
     rest = {key: one for key, one in entry.items() if key not in ENTRY}
-    apply_table(draft, path[:2], rest, MIXTURE, ENTRY)
+    apply_table(draft, place, rest, MIXTURE, ENTRY)
     return source
 
 
