@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from finetune_api.manifest.yaml_document import FieldPath
 from finetune_api.objectives import Objective
 from finetune_api.output import REPO
 from finetune_api.recipes import WITHOUT_DROPOUT
@@ -338,13 +339,27 @@ def put_wandb(draft: Draft, key: str, project: str, entity: str = "", *, is_offl
     draft.lose(key, "its API key is read from a Secret", fix, changes_training=False)
 
 
+def of_adapter(field: str, convert: Callable[[Any], Any]) -> Row:
+    """Carry the value to a field of the adapter, if one is trained."""
+    row = to(f"{LORA}.{field}", convert)
+
+    def carry_setting(draft: Draft, path: FieldPath, value: Any) -> None:
+        if draft.at("tuning.method") != "Full":
+            row(draft, path, value)
+        elif not is_off(value):
+            draft.lose(path, "no adapter is trained", changes_training=False)
+
+    return carry_setting
+
+
 WEIGHTS: dict[str, Row] = {
     "additional_target": lost("no further modules are trained in full"),
     "lora_modules_to_save": lost("no further modules are trained in full"),
     "modules_to_save": lost("no further modules are trained in full"),
-    "use_dora": lost("there is no DoRA; LoRA is trained"),
-    "loraplus_*": lost("both matrices of an adapter have the same learning rate"),
-    "use_rslora": to(f"{LORA}.useRslora", values.only_true),
+    "use_dora": of_adapter("useDora", values.only_true),
+    "loraplus_lr_ratio": of_adapter("loraPlusLrRatio", values.number),
+    "loraplus_lr_embedding": lost("adapters on embeddings have the learning rate of the others"),
+    "use_rslora": of_adapter("useRslora", values.only_true),
     "lora_rank_pattern": lost("every module has the same rank"),
     "lora_alpha_pattern": lost("every module has the same alpha"),
     "lora_fan_in_fan_out": harmless("it follows from the model"),

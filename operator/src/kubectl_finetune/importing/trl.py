@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from finetune_api.manifest.yaml_document import FieldPath
-from finetune_api.objectives import Objective
+from finetune_api.objectives import LossType, Objective
 from finetune_client.errors import WrongUse
 from kubectl_finetune.importing import rewards, shared, templates, values
 from kubectl_finetune.importing.draft import Draft
@@ -56,6 +56,7 @@ COMMANDS = {
 RATES = dict.fromkeys(shared.SUPERVISED, 2e-5) | {Objective.REWARD_MODEL.value: 1e-4}
 """Default learning rates; of all others 1e-6."""
 PREFERENCES = (Objective.DPO.value, Objective.KTO.value)
+WITH_SMOOTHING = (LossType.ROBUST.value, LossType.EXO_PAIR.value)
 ADAPTER = "lora_r lora_alpha lora_dropout lora_target_modules use_bnb_nested_quant"
 ONLY_FOR: Mapping[str, tuple[str, ...]] = {
     "beta": (*PREFERENCES, Objective.RLHF.value),
@@ -115,10 +116,17 @@ def _objective(draft: Draft) -> None:
 def _loss(draft: Draft) -> None:
     draft.done.add("loss_type")
     kinds = values.words(draft.get("loss_type") or "sigmoid")
-    if len(kinds) == 1 and kinds[0] in {"sigmoid", "hinge", "ipo"}:
-        draft.set("dpo.lossType", kinds[0], "loss_type")
-    else:
-        draft.refuse("loss_type", f"there is no loss {', '.join(kinds)}", "sigmoid, hinge and ipo are possible")
+    known = [one.value for one in LossType]
+    if len(kinds) != 1 or kinds[0] not in known:
+        draft.refuse("loss_type", f"there is no loss {', '.join(kinds)}", f"{', '.join(known)} are possible")
+        return
+    draft.set("dpo.lossType", kinds[0], "loss_type")
+    if kinds[0] in WITH_SMOOTHING:
+        draft.done.add("label_smoothing")
+        shared.carry(draft, "label_smoothing", "dpo.labelSmoothing", values.positive)
+        if draft.at("dpo.labelSmoothing") is None:
+            reason = f"loss {kinds[0]} has labels that are smoothed by its default, not by 0"
+            draft.lose("label_smoothing", reason, "set dpo.labelSmoothing")
 
 
 def _trained_tokens(draft: Draft) -> None:

@@ -146,6 +146,24 @@ def test_settings_of_grpo_in_a_file_without_it_have_no_effect(read: Read) -> Non
     assert [(one.key, one.changes_training) for one in done.not_carried] == [("num_generations", False)]
 
 
+@pytest.mark.parametrize(
+    ("changes", "block", "lost"),
+    [
+        ({"loss_type": "apo_zero"}, {"lossType": "apo_zero"}, []),
+        ({"loss_type": "robust", "label_smoothing": 0.2}, {"lossType": "robust", "labelSmoothing": 0.2}, []),
+        ({"loss_type": "robust", "label_smoothing": 0}, {"lossType": "robust"}, ["label_smoothing"]),
+        ({"loss_type": "robust"}, {"lossType": "robust"}, ["label_smoothing (default)"]),
+        ({"loss_type": "sigmoid", "label_smoothing": 0.2}, {"lossType": "sigmoid"}, ["label_smoothing"]),
+    ],
+)
+def test_losses_of_pairs_are_carried_with_their_smoothing(
+    read: Read, changes: dict[str, Any], block: dict[str, Any], lost: list[str]
+) -> None:
+    done = read(Options(objective="DPO"), **changes)
+    assert (spec_of(done)["dpo"], done.problems) == (block, [])
+    assert [one.key for one in done.not_carried] == lost
+
+
 def test_another_loss_is_refused(read: Read) -> None:
     done = read(Options(objective="DPO"), loss_type=["sigmoid", "sft"])
     assert [(one.key, one.reason) for one in done.refused] == [("loss_type", "there is no loss sigmoid, sft")]
@@ -271,3 +289,10 @@ def test_entries_of_a_mixture_and_what_it_replaces_are_named(read: Read) -> None
         ("datasets[0].data_dir", True),
         ("test_split_size", True),
     ]
+
+
+def test_dora_is_carried_without_dropout_as_the_trainer_has_it(read: Read) -> None:
+    done = read(use_peft=True, use_dora=True, lora_dropout=0, lora_target_modules="all-linear", packing=True)
+    assert spec_of(done)["tuning"]["lora"]["useDora"] is True
+    assert done.problems == []
+    assert [one.key for one in done.not_carried] == ["assistant_only_loss (default)"]
