@@ -132,7 +132,7 @@ def _header(draft: Draft, form: Format) -> str:
     gpus = resources.get("numNodes", 1) * resources.get("gpusPerNode", 1)
     lines = [f"Imported from {Path(draft.file.name).name} ({form.title})."]
     if batch and steps:
-        each = "sequences" if hyper.get("packing") == "Always" else "rows"
+        each = "sequences" if hyper.get("packing") == "Always" else "answers" if "rlhf" in draft.spec else "rows"
         product = batch * steps * max(1, gpus)
         lines.append(f"A step has {product} {each}: {batch} x {steps} (accumulation) x {max(1, gpus)} (GPUs).")
     return "".join(f"# {line}\n" for line in lines)

@@ -8,6 +8,7 @@ from finetune_api.objectives import Objective
 from kubectl_finetune.importing import shared, templates, values
 from kubectl_finetune.importing.axolotl_rows import put_rows
 from kubectl_finetune.importing.draft import Draft, NotConverted
+from kubectl_finetune.importing.engine import apply_table
 from kubectl_finetune.importing.locations import put_model, put_result
 from kubectl_finetune.importing.rewards import put_rlhf
 from kubectl_finetune.importing.rows import Format, Table, derived, harmless, is_off, lost, refused, to
@@ -21,6 +22,19 @@ REINFORCEMENT = {
 }
 BLOCKS: Mapping[str, str] = {Objective.DPO.value: "dpo", Objective.KTO.value: "kto", Objective.RLHF.value: "rlhf"}
 GPU_SPLITS = ("tensor_parallel_size", "context_parallel_size", "expert_parallel_size", "sequence_parallel_degree")
+ADAPTER = (
+    "load_in_4bit load_in_8bit lora_r lora_alpha lora_dropout lora_model_dir lora_target_linear lora_target_modules "
+    "lora_target_parameters"
+)
+QUANTISATION: Table = {
+    "bnb_4bit_use_double_quant": to("tuning.quantization.doubleQuant", values.only_false),
+    "bnb_4bit_quant_type": lost("the base is in NF4", unless=("nf4",)),
+    "bnb_4bit_compute_dtype": harmless("the computation has the precision of the training"),
+    "bnb_4bit_quant_storage": harmless(shared.MEMORY),
+    "load_in_*": harmless("it follows from adapter"),
+    "llm_int8_*": harmless("it belongs to a base in 8 bits"),
+}
+"""Settings of `bnb_config_kwargs`."""
 _CLASSIFIES = "the base is trained to choose a class"
 
 
@@ -53,13 +67,24 @@ def _of_rows(draft: Draft) -> str:
 def _beta(draft: Draft) -> None:
     block = BLOCKS.get(str(draft.at("objective")))
     for key in ("rl_beta", "dpo_beta"):
-        if block in {"dpo", "kto"} and draft.is_given(key):
+        if block in {"dpo", "kto"}:
             shared.carry(draft, key, f"{block}.beta", values.number)
+        elif block == "rlhf" and draft.is_given(key):
+            draft.lose(key, "the weight of GRPO is trl.beta", "set rlhf.beta")
+        else:
+            shared.name_unused(draft, key, "it belongs to DPO and KTO")
     if block == "kto":
         shared.carry(draft, "kto_desirable_weight", "kto.desirableWeight", values.number)
         shared.carry(draft, "kto_undesirable_weight", "kto.undesirableWeight", values.number)
-    if block == "rlhf":
-        put_rlhf(draft, draft.get("trl") or {}, ("trl",), "GRPO")
+    else:
+        shared.name_unused(draft, "kto_desirable_weight kto_undesirable_weight", "it belongs to KTO")
+    settings = draft.get("trl") or {}
+    if block != "rlhf":
+        shared.name_unused(draft, "trl", "it belongs to GRPO")
+    elif isinstance(settings, dict):
+        put_rlhf(draft, settings, ("trl",), "GRPO")
+    else:
+        draft.refuse("trl", "is not a block", "write its settings below it")
 
 
 def _method(draft: Draft) -> None:
@@ -73,12 +98,14 @@ def _method(draft: Draft) -> None:
         _adapter(draft)
     elif adapter in {"", "none"}:
         draft.set("tuning.method", "Full", "adapter")
+        shared.name_unused(draft, ADAPTER, "no adapter is trained")
     else:
         draft.refuse("adapter", "adapters are LoRA and QLoRA", REMOVE)
-    if draft.at("tuning.method") == "QLoRA":
-        kwargs = draft.get("bnb_config_kwargs") or {}
-        if isinstance(kwargs, dict) and kwargs.get("bnb_4bit_use_double_quant") is False:
-            draft.set("tuning.quantization.doubleQuant", False, ("bnb_config_kwargs", "bnb_4bit_use_double_quant"))
+    kwargs = draft.get("bnb_config_kwargs")
+    if draft.at("tuning.method") == "QLoRA" and isinstance(kwargs, dict):
+        apply_table(draft, ("bnb_config_kwargs",), kwargs, QUANTISATION)
+    else:
+        shared.name_unused(draft, "bnb_config_kwargs", "it belongs to a base in 4 bits, as a block")
 
 
 def _adapter(draft: Draft) -> None:
@@ -103,11 +130,12 @@ def _adapter(draft: Draft) -> None:
 
 def _batch(draft: Draft) -> None:
     if draft.is_given("batch_size") and not draft.is_given("gradient_accumulation_steps"):
-        total = shared.read(draft, "batch_size", values.whole, 1)
-        micro = shared.read(draft, "micro_batch_size", values.whole, 1)
-        draft.set(f"{HYPER}.gradientAccumulationSteps", max(1, total // max(1, micro)), "batch_size")
-        shared.carry(draft, "micro_batch_size", f"{HYPER}.perDeviceTrainBatchSize", values.positive_whole)
+        total = shared.read(draft, "batch_size", values.count, 1)
+        micro = shared.read(draft, "micro_batch_size", values.count, 1)
+        draft.set(f"{HYPER}.gradientAccumulationSteps", max(1, total // micro), "batch_size")
+        draft.set(f"{HYPER}.perDeviceTrainBatchSize", micro, "micro_batch_size")
     else:
+        shared.name_unused(draft, "batch_size", "gradient_accumulation_steps counts")
         shared.put_batch(draft, "micro_batch_size", "gradient_accumulation_steps")
     shared.put_gpus(draft)
     for key in GPU_SPLITS:
@@ -122,6 +150,8 @@ def _packing(draft: Draft) -> None:
     if draft.get("flash_attention") is True and not draft.is_given("attn_implementation"):
         if draft.at("objective") in shared.SUPERVISED:
             draft.set(f"{HYPER}.attention", "FlashAttention", key)
+        else:
+            shared.name_unused(draft, key, "it is chosen by GPU, image and model")
     else:
         shared.put_attention(draft, key)
 
@@ -129,6 +159,8 @@ def _packing(draft: Draft) -> None:
 def _class(draft: Draft) -> None:
     if "SequenceClassification" in str(draft.get("model_type")) and not draft.get("reward_model"):
         draft.refuse("model_type", _CLASSIFIES, "only reward models have a number in place of text")
+    else:
+        shared.name_unused(draft, "model_type", shared.ARCHITECTURE)
 
 
 def _schedule(draft: Draft) -> None:
@@ -151,10 +183,24 @@ def _schedule(draft: Draft) -> None:
 
 
 def _trackers(draft: Draft) -> None:
-    if draft.is_given("wandb_project") and draft.get("wandb_mode") not in ("disabled", "offline"):
-        shared.put_wandb(draft, "wandb_project", str(draft.get("wandb_project")), str(draft.get("wandb_entity") or ""))
+    project, mode = str(draft.get("wandb_project") or ""), draft.get("wandb_mode")
+    if not project:
+        shared.name_unused(draft, "wandb_entity wandb_mode", "it belongs to wandb_project")
+    elif mode == "disabled":
+        shared.name_unused(draft, "wandb_project", "wandb_mode switches its runs off")
+    else:
+        entity = str(draft.get("wandb_entity") or "")
+        shared.put_wandb(draft, "wandb_project", project, entity, is_offline=mode == "offline")
     if draft.is_given("mlflow_tracking_uri") and draft.is_given("mlflow_experiment_name"):
         shared.put_mlflow(draft, "mlflow_tracking_uri", str(draft.get("mlflow_experiment_name")))
+        return
+    fix = "set tracking.mlflow"
+    for key, reason in (
+        ("mlflow_tracking_uri", "the experiment is not named"),
+        ("mlflow_experiment_name", "the server of MLflow is not in the file"),
+    ):
+        if draft.is_given(key):
+            draft.lose(key, reason, fix, changes_training=False)
 
 
 def _tokens(value: Any) -> None:
@@ -172,7 +218,7 @@ TABLE: Table = MappingProxyType(
         "sequence_len": to(f"{HYPER}.maxLength", values.whole),
         "revision_of_model": to("model.revision", values.text),
         "model_revision": to("model.revision", values.text),
-        "peft_use_rslora": to(f"{LORA}.useRslora", values.only_true),
+        "peft_use_rslora": shared.of_adapter("useRslora", values.only_true),
         "use_tensorboard": to("tracking.tensorboard", values.only_true),
         "liger_*": to(f"{HYPER}.fusedKernels", lambda value: "Auto" if values.flag(value) else None),
         "special_tokens": to("", _tokens),
@@ -185,7 +231,7 @@ TABLE: Table = MappingProxyType(
         "excess_length_strategy": lost("longer rows are truncated and counted", unless=("truncate",)),
         "min_sample_len": lost("short rows are used, too"),
         "max_prompt_len": lost("the beginning of a long prompt is removed only to make room for the answer"),
-        "peft_use_dora": lost("there is no DoRA; LoRA is trained"),
+        "peft_use_dora": shared.of_adapter("useDora", values.only_true),
         "peft": lost("adapters begin with PEFT's usual initialisation"),
         "peft_init_lora_weights": lost("adapters begin with PEFT's usual initialisation", unless=(True,)),
         "peft_layers_to_transform": lost("every layer gets an adapter"),
@@ -348,7 +394,7 @@ FORMAT = Format(
         derived(_trackers, "wandb_project wandb_entity wandb_mode mlflow_tracking_uri mlflow_experiment_name"),
         derived(lambda draft: put_result(draft, "output_dir"), "output_dir"),
         derived(
-            lambda draft: shared.put_hub(draft, is_asked=bool(draft.get("hub_model_id"))),
+            lambda draft: shared.put_hub(draft, "hub_model_id", is_asked=bool(draft.get("hub_model_id"))),
             "hub_model_id hub_private_repo hub_strategy hub_revision",
         ),
     ),

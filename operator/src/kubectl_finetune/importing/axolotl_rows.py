@@ -8,7 +8,8 @@ from finetune_api.objectives import Objective
 from kubectl_finetune.importing import shared, templates, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import apply_table
-from kubectl_finetune.importing.locations import RowSource, listed_source, put_train, put_validation
+from kubectl_finetune.importing.held_out import put_validation
+from kubectl_finetune.importing.locations import RowSource, listed_entries, listed_source, put_train
 from kubectl_finetune.importing.roles import check_roles, turn_columns
 from kubectl_finetune.importing.rows import Table, harmless, lost, refused
 
@@ -80,8 +81,7 @@ def put_rows(draft: Draft) -> None:
     put_validation(
         draft, [found for path, one in _entries(draft, "test_datasets") if (found := _source(draft, path, one))]
     )
-    if draft.at("dataset.validation") is None:
-        shared.carry(draft, "val_set_size", "dataset.validationSplitPercent", values.percent)
+    shared.put_share(draft, "val_set_size")
 
 
 def _entries(draft: Draft, key: str) -> list[tuple[FieldPath, dict[str, Any]]]:
@@ -90,11 +90,7 @@ def _entries(draft: Draft, key: str) -> list[tuple[FieldPath, dict[str, Any]]]:
         return [((key,), {"path": found})]
     if isinstance(found, dict):
         return [((key,), found)]
-    return [
-        ((key, index), one)
-        for index, one in enumerate(found if isinstance(found, list) else [])
-        if isinstance(one, dict)
-    ]
+    return listed_entries(draft, key)
 
 
 def _source(draft: Draft, path: FieldPath, entry: dict[str, Any]) -> RowSource | None:

@@ -10,8 +10,16 @@ from finetune_api.manifest.yaml_faults import YamlError
 from finetune_api.objectives import Objective
 from finetune_client.manifest.fixes import FILL_IN
 from kubectl_finetune.importing import shared, templates, values
-from kubectl_finetune.importing.draft import Draft
-from kubectl_finetune.importing.locations import RowSource, put_model, put_result, put_train, put_validation, row_source
+from kubectl_finetune.importing.draft import Draft, NotConverted
+from kubectl_finetune.importing.held_out import put_validation
+from kubectl_finetune.importing.locations import (
+    TRAIN,
+    RowSource,
+    put_model,
+    put_result,
+    put_train,
+    row_source,
+)
 from kubectl_finetune.importing.roles import check_roles, turn_columns
 from kubectl_finetune.importing.rows import Format, Table, derived, harmless, lost, refused, to
 from kubectl_finetune.importing.shared import HYPER, LORA, REMOVE
@@ -43,6 +51,12 @@ TAGS: Mapping[str, str] = {
     "function_tag": "assistant",
     "system_tag": "system",
 }
+ADAPTER = "lora_rank lora_alpha lora_dropout lora_target adapter_name_or_path quantization_bit double_quantization"
+DESCRIBED = (
+    *("formatting", "ranking", "subset", "split", "folder", "num_samples", "columns", "tags"),
+    *("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "cloud_file_name", "script_url"),
+)
+"""Keys of an entry of dataset_info.json."""
 INFO = "dataset_info.json"
 OTHER_OPTIMISER = "there is no such optimiser; the default is used"
 
@@ -59,6 +73,12 @@ def _objective(draft: Draft) -> None:
     if found is Objective.CHAT and shared.read(draft, "mask_history", values.flag, False):
         found = Objective.INSTRUCTION
     objective = shared.put_objective(draft, found.value, "stage")
+    _preferences(draft, objective)
+    if stage != "sft":
+        shared.name_unused(draft, "mask_history", "it belongs to stage sft")
+
+
+def _preferences(draft: Draft, objective: str) -> None:
     if objective == Objective.DPO.value:
         shared.carry(draft, "pref_beta", "dpo.beta", values.number)
         loss = str(draft.get("pref_loss"))
@@ -70,6 +90,12 @@ def _objective(draft: Draft) -> None:
         shared.carry(draft, "pref_beta", "kto.beta", values.number)
         shared.carry(draft, "kto_chosen_weight", "kto.desirableWeight", values.number)
         shared.carry(draft, "kto_rejected_weight", "kto.undesirableWeight", values.number)
+    else:
+        shared.name_unused(draft, "kto_chosen_weight kto_rejected_weight", "it belongs to stage kto")
+    if objective != Objective.DPO.value:
+        shared.name_unused(draft, "pref_loss", "it belongs to stage dpo")
+    if objective not in {Objective.DPO.value, Objective.KTO.value}:
+        shared.name_unused(draft, "pref_beta", "it belongs to stage dpo or kto")
 
 
 def _template(draft: Draft) -> None:
@@ -82,6 +108,7 @@ def _method(draft: Draft) -> None:
     kind = str(draft.get("finetuning_type")).lower()
     if kind == "full":
         draft.set("tuning.method", "Full", "finetuning_type")
+        shared.name_unused(draft, ADAPTER, "no adapter is trained")
         return
     if kind != "lora":
         draft.refuse("finetuning_type", "weights are trained by LoRA, QLoRA or in full", REMOVE)
@@ -91,6 +118,8 @@ def _method(draft: Draft) -> None:
         draft.lose("quantization_bit", "the base is in 16 bits, which needs more memory", "4 is QLoRA")
     if bits == 4 and shared.read(draft, "double_quantization", values.flag, True) is False:
         draft.set("tuning.quantization.doubleQuant", False, "double_quantization")
+    if bits != 4:
+        shared.name_unused(draft, "double_quantization", "it belongs to quantization_bit 4")
     rank = shared.read(draft, "lora_rank", values.whole, 8)
     draft.set(f"{LORA}.rank", rank, "lora_rank")
     draft.set(f"{LORA}.alpha", shared.read(draft, "lora_alpha", values.whole, 2 * rank), "lora_alpha")
@@ -104,13 +133,12 @@ def _rows(draft: Draft) -> None:
     info = _read_info(draft)
     put_train(draft, _sources(draft, "dataset", info))
     put_validation(draft, _sources(draft, "eval_dataset", info))
-    if draft.at("dataset.validation") is None:
-        shared.carry(draft, "val_size", "dataset.validationSplitPercent", values.percent)
+    shared.put_share(draft, "val_size")
 
 
 def _sources(draft: Draft, key: str, info: dict[str, Any] | None) -> list[RowSource]:
     found = [one for name in values.words(draft.get(key) or []) if (one := _source(draft, key, name, info))]
-    if limit := shared.read(draft, "max_samples", values.positive_whole):
+    if limit := shared.read(draft, "max_samples", values.count):
         for one in found:
             one.max_samples = min(limit, one.max_samples or limit)
     return found
@@ -135,7 +163,7 @@ def _read_info(draft: Draft) -> dict[str, Any] | None:
 
 def _source(draft: Draft, key: str, name: str, info: dict[str, Any] | None) -> RowSource | None:
     if info is None:
-        return row_source(draft, key, name)
+        return row_source(draft, key, name, split=TRAIN)
     entry = info.get(name)
     if not isinstance(entry, dict):
         reason = (
@@ -152,13 +180,25 @@ def _source(draft: Draft, key: str, name: str, info: dict[str, Any] | None) -> R
         key,
         str(place or entry.get("file_name") or entry.get("ms_hub_url") or entry.get("om_hub_url") or name),
         files=f"{folder}/" if folder and place else None,
-        split=str(entry.get("split") or ""),
+        split=str(entry.get("split") or TRAIN),
         config=str(entry.get("subset") or ""),
         on_hub=place is not None,
     )
-    source.max_samples = entry.get("num_samples") if isinstance(entry.get("num_samples"), int) else source.max_samples
+    _choose_rows(draft, source, key, name, entry.get("num_samples"))
     _read_description(draft, source, key, name, entry)
     return source
+
+
+def _choose_rows(draft: Draft, source: RowSource, key: str, name: str, samples: Any) -> None:
+    if samples is None:
+        return
+    try:
+        source.max_samples = values.count(samples)
+    except NotConverted as error:
+        draft.lose(key, f"{name}: num_samples {error.reason}", error.fix)
+        return
+    fix = "shuffle the file; one of several dataset.train.sources may have sample Random"
+    draft.lose(key, f"{name}: the first {samples} rows are used, not random ones", fix)
 
 
 def _read_description(draft: Draft, source: RowSource, key: str, name: str, entry: dict[str, Any]) -> None:
@@ -172,6 +212,8 @@ def _read_description(draft: Draft, source: RowSource, key: str, name: str, entr
             source.columns |= {"text": str(own)} if own != "text" else {}
         elif str(own) not in COLUMNS[column]:
             source.columns[COLUMNS[column][0]] = str(own)
+    for unknown in (one for one in entry if one not in DESCRIBED):
+        draft.lose(key, f"{name}: {INFO} has an unknown key {unknown}")
     if entry.get("formatting", "alpaca") == "alpaca":
         is_plain = draft.at("objective") == Objective.DOMAIN_ADAPTATION.value
         source.format = "Text" if is_plain else "" if entry.get("ranking") or "kto_tag" in columns else "Alpaca"

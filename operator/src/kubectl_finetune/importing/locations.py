@@ -3,10 +3,11 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from finetune_api.blocks import DATA_URI, MODEL_URI
+from finetune_api.manifest.yaml_document import FieldPath
 from finetune_client.manifest.fixes import FILL_IN
 from kubectl_finetune.importing.draft import Draft, Key
 from kubectl_finetune.importing.files import hide_secrets
@@ -14,6 +15,8 @@ from kubectl_finetune.importing.files import hide_secrets
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 DATA_FILE = re.compile(r"[.](jsonl?|ndjson|csv|tsv|parquet|arrow|txt|gz|zst)$")
 SPLIT = re.compile(r"(?P<name>\w+)(?:\[:(?P<rows>\d+)(?P<percent>%?)\])?")
+TRAIN = "train"
+"""The split of training rows, unless another one is given."""
 WHOLE_DATASET = re.compile(r"hf://datasets/[^/]+/[^/]+/?")
 
 
@@ -88,6 +91,19 @@ def row_source(
     return source
 
 
+def listed_entries(draft: Draft, key: str) -> list[tuple[FieldPath, dict[str, Any]]]:
+    """Return the entries of a list of datasets, and name those that are not blocks."""
+    found = draft.get(key)
+    if found is not None and not isinstance(found, list):
+        draft.lose(key, "is not a list of datasets", "write a list of blocks with path")
+        return []
+    entries = list(enumerate(found or []))
+    for index, one in entries:
+        if not isinstance(one, dict):
+            draft.lose((key, index), "is not a block", "write a block with path")
+    return [((key, index), one) for index, one in entries if isinstance(one, dict)]
+
+
 def listed_source(draft: Draft, key: Key, entry: Mapping[str, Any]) -> RowSource:
     """Return where the rows of an entry of a list of datasets are, whose keys axolotl and TRL have in common."""
     return row_source(
@@ -106,9 +122,9 @@ def _choose_split(draft: Draft, source: RowSource, split: str, *, is_whole: bool
         if split:
             draft.lose(source.key, f"the split {split} is not chosen", "name its files in the URI")
         return
-    if found["name"] != "train" and is_whole:
+    if is_whole:
         source.split = found["name"]
-    elif found["name"] != "train":
+    elif found["name"] != TRAIN:
         draft.lose(source.key, f"the split {found['name']} is of no use for single files", "name its files in the URI")
     if found["percent"]:
         reason = f"a percentage of the rows cannot be chosen: all are used, not {found['rows']} %"
@@ -120,8 +136,7 @@ def _choose_split(draft: Draft, source: RowSource, split: str, *, is_whole: bool
 def put_train(draft: Draft, sources: list[RowSource]) -> None:
     """Set the rows to train on."""
     if draft.options.data:
-        sources = [RowSource("--data", draft.options.data, columns=sources[0].columns if sources else {},
-                             format=sources[0].format if sources else "")]  # fmt: skip
+        sources = [_given_rows(draft, sources)]
     if not sources:
         sources = [RowSource("data", f"{FILL_IN}rows")]
     sources = _without_repeats(draft, sources)
@@ -130,45 +145,55 @@ def put_train(draft: Draft, sources: list[RowSource]) -> None:
         for index, source in enumerate(sources):
             path = f"dataset.train.sources[{index}]"
             own = {"maxSamples": source.max_samples, "format": source.format, "columns": source.columns}
-            blend.append(_fields(draft, path, source, "--data") | {name: one for name, one in own.items() if one})
+            blend.append(source_fields(draft, path, source, "--data") | {name: one for name, one in own.items() if one})
             draft.origins[path] = draft.name(source.key)
         draft.set("dataset.train.sources", blend, sources[0].key)
         return
     (only,) = sources
-    draft.set("dataset.train", _fields(draft, "dataset.train", only, "--data"), only.key)
+    draft.set("dataset.train", source_fields(draft, "dataset.train", only, "--data"), only.key)
     for name, value in (("format", only.format), ("columns", only.columns), ("maxSamples", only.max_samples)):
         if value:
             draft.set(f"dataset.{name}", value, only.key)
+
+
+def _given_rows(draft: Draft, sources: list[RowSource]) -> RowSource:
+    """Return the rows of the option, with what the file states of its first dataset."""
+    first, *others = sources or [RowSource("--data", "")]
+    for other in others:
+        if _description(other) != _description(first):
+            reason = "the rows of --data are read with format, columns and limit of the first dataset, and this one "
+            draft.lose(other.key, f"{reason}has others", "set dataset.format and dataset.columns for your rows")
+            break
+    return replace(first, key="--data", uri=draft.options.data, revision="", config="", split="")
 
 
 def _without_repeats(draft: Draft, sources: list[RowSource]) -> list[RowSource]:
     """Return the sources without those that are listed again; their rows would be removed as duplicates."""
     found: dict[tuple[str, str, str], RowSource] = {}
     for source in sources:
-        if found.setdefault((source.uri, source.config, source.split), source) is not source:
+        first = found.setdefault((source.uri, source.config, source.split or TRAIN), source)
+        if first is source:
+            continue
+        if _description(first) == _description(source):
             draft.lose(source.key, "the same rows are listed before: repeated rows are removed", changes_training=False)
+        else:
+            reason = "the same rows are listed before, with another format, other columns or another limit, which count"
+            draft.lose(source.key, reason, "list them once")
     return list(found.values())
 
 
-def put_validation(draft: Draft, sources: list[RowSource]) -> None:
-    """Set the held-out rows."""
-    if draft.options.validation:
-        sources = [RowSource("--validation", draft.options.validation)]
-    if not sources:
-        return
-    fields = _fields(draft, "dataset.validation", sources[0], "--validation")
-    draft.set("dataset.validation", fields, sources[0].key)
-    for other in sources[1:]:
-        draft.lose(other.key, "a job has one source of held-out rows, the first", "put the rows under one prefix")
+def _description(source: RowSource) -> tuple[str, dict[str, str], int | None]:
+    return source.format, source.columns, source.max_samples
 
 
-def _fields(draft: Draft, path: str, source: RowSource, option: str) -> dict[str, Any]:
-    """Return the fields of a source."""
+def source_fields(draft: Draft, path: str, source: RowSource, option: str) -> dict[str, Any]:
+    """Return the fields of a source; the split `train` is the default of training rows, and of no others."""
     uri = source.uri
     if uri.startswith(FILL_IN):
         uri = _fill_in(draft, f"{path}.uri", uri.removeprefix(FILL_IN), source.key, f"use {option}")
     revision = source.revision if uri.startswith("hf://") else ""
-    found = {"uri": uri, "revision": revision, "config": source.config, "split": source.split}
+    split = "" if source.split == TRAIN and option == "--data" else source.split
+    found = {"uri": uri, "revision": revision, "config": source.config, "split": split}
     return {name: one for name, one in found.items() if one}
 
 

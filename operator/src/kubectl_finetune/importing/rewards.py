@@ -82,6 +82,7 @@ def put_rewards(draft: Draft, block: Mapping[str, Any], path: FieldPath) -> None
     if rewards:
         draft.set("rlhf.rewards", rewards, (*path, "reward_funcs"))
     else:
-        draft.refuse(
-            (*path, "reward_funcs"), "no reward of the file can be computed", "rlhf.rewards lists those that can"
-        )
+        fix = "rlhf.rewards lists those that can"
+        if not path:  # a file of TRL, which does not name its command
+            fix += "; if the file is for DPO or KTO, use --objective"
+        draft.refuse((*path, "reward_funcs"), "no reward of the file can be computed", fix)

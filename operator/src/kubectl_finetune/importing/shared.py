@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from finetune_api.manifest.yaml_document import FieldPath
 from finetune_api.objectives import Objective
 from finetune_api.output import REPO
 from finetune_api.recipes import WITHOUT_DROPOUT
@@ -50,7 +51,7 @@ TRAINING_ARGUMENTS: dict[str, Row] = {
     "seed": to(f"{HYPER}.seed", values.whole),
     "gradient_checkpointing": to(f"{HYPER}.gradientCheckpointing", values.checkpointing),
     "use_liger_kernel": to(f"{HYPER}.fusedKernels", lambda value: "Auto" if values.flag(value) else None),
-    "save_total_limit": to("checkpoint.saveTotalLimit", values.positive_whole),
+    "save_total_limit": to("checkpoint.saveTotalLimit", values.kept),
     "save_steps": to("checkpoint.steps", values.steps),
     "eval_steps": to("evaluation.steps", values.steps),
     "trust_remote_code": harmless(OWN_CODE),
@@ -138,12 +139,31 @@ def carry(draft: Draft, key: str, field: str, convert: Callable[[Any], Any]) -> 
         to(field, convert)(draft, (key,), value)
 
 
-def put_hub(draft: Draft, *, is_asked: bool) -> None:
-    """Set the repository of a hub to which the result is pushed, if it is asked for."""
+def name_unused(draft: Draft, keys: str, reason: str) -> None:
+    """Name the keys of the file that this training does not use, which are separated by spaces."""
+    for key in keys.split():
+        if not is_off(draft.file.values.get(key)):
+            draft.lose(key, reason, changes_training=False)
+
+
+def put_share(draft: Draft, key: str) -> None:
+    """Set the share of held-out rows, if none are given, and name one that is not a whole percentage of at most 50."""
+    if draft.at("dataset.validation") is not None:
+        name_unused(draft, key, "held-out rows are given by themselves")
+        return
+    carry(draft, key, "dataset.validationSplitPercent", values.percent)
+    percent = draft.at("dataset.validationSplitPercent")
+    if percent is not None and not math.isclose(percent, asked := 100 * values.number(draft.get(key))):
+        fix = "set dataset.validationSplitPercent, a whole number from 1 to 50"
+        draft.lose(key, f"held out are {percent} %, not {asked:.6g} %", fix)
+
+
+def put_hub(draft: Draft, switch: str, *, is_asked: bool) -> None:
+    """Set the repository of a hub to which the result is pushed, if it is asked for by this key."""
     repo = str(draft.get("hub_model_id") or "")
     if not is_asked:
-        if repo:
-            draft.lose("hub_model_id", "nothing is pushed without push_to_hub", changes_training=False)
+        keys = "hub_model_id hub_private_repo hub_revision hub_strategy"
+        name_unused(draft, keys, f"nothing is pushed without {switch}")
         return
     if not REPO.fullmatch(repo):
         reason = f"the repository {repo} is not owner/name" if repo else "the repository is not named"
@@ -166,7 +186,7 @@ def put_hub(draft: Draft, *, is_asked: bool) -> None:
 
 def put_trainer_hub(draft: Draft) -> None:
     """Set the repository to which transformers' Trainer would push."""
-    put_hub(draft, is_asked=read(draft, "push_to_hub", values.flag, default=False))
+    put_hub(draft, "push_to_hub", is_asked=read(draft, "push_to_hub", values.flag, default=False))
 
 
 def put_gpus(draft: Draft, key: str = "--gpus", found: int = 1) -> None:
@@ -181,8 +201,8 @@ def put_gpus(draft: Draft, key: str = "--gpus", found: int = 1) -> None:
 
 def put_batch(draft: Draft, batch: str, accumulation: str) -> None:
     """Set rows and batches of a step; their product, times the GPUs, is the effective batch of both projects."""
-    carry(draft, batch, f"{HYPER}.perDeviceTrainBatchSize", values.positive_whole)
-    carry(draft, accumulation, f"{HYPER}.gradientAccumulationSteps", values.positive_whole)
+    carry(draft, batch, f"{HYPER}.perDeviceTrainBatchSize", values.count)
+    carry(draft, accumulation, f"{HYPER}.gradientAccumulationSteps", values.count)
 
 
 def put_length(draft: Draft, epochs: str, steps: str) -> None:
@@ -214,8 +234,8 @@ def put_schedule(draft: Draft, key: str) -> None:
             to(f"{HYPER}.{field}", values.number)(draft, place, value)
         else:
             draft.lose(place, "this schedule has no such argument", "docs/settings.md lists its settings")
-    if isinstance(arguments, str) and not is_off(arguments):
-        draft.lose("lr_scheduler_kwargs", "a text is not parsed", "write its entries as a block")
+    if not isinstance(arguments, dict) and not is_off(arguments):
+        draft.lose("lr_scheduler_kwargs", "only a block is read", "write its entries as a block")
 
 
 def put_precision(draft: Draft) -> None:
@@ -238,11 +258,15 @@ def put_packing(draft: Draft, key: str, *, packs: bool) -> None:
     """Set packing; where the file does not pack, `Auto` would put more rows into a step."""
     if draft.at("objective") in SUPERVISED:
         draft.set(f"{HYPER}.packing", "Always" if packs else "Never", key)
+    else:
+        name_unused(draft, key, f"objective {draft.at('objective')} does not pack rows")
 
 
 def put_everything(draft: Draft, key: str) -> None:
     """Set the loss of every token, if this switch is on; objectives of pairs and texts have it in another way."""
-    if read(draft, key, values.flag, False) and draft.at("objective") in SUPERVISED[:2]:
+    if draft.at("objective") not in SUPERVISED[:2]:
+        name_unused(draft, key, f"objective {draft.at('objective')} does not use it")
+    elif read(draft, key, values.flag, False):
         draft.set("dataset.trainOn", "Everything", key)
 
 
@@ -252,9 +276,11 @@ def put_attention(draft: Draft, key: str) -> None:
     if draft.is_given("neftune_noise_alpha") and not is_off(draft.get(key)):
         draft.lose(key, "with NEFTune, rows are not joined, which FlashAttention needs", changes_training=False)
         return
-    if draft.at("objective") not in SUPERVISED or word in {"none", "true", "false", "auto"}:
+    if word in {"none", "true", "false", "auto"}:
         return
-    if "flash" in word or word == "fa2":
+    if draft.at("objective") not in SUPERVISED:
+        name_unused(draft, key, "it is chosen by GPU, image and model")
+    elif "flash" in word or word == "fa2":
         draft.set(f"{HYPER}.attention", "FlashAttention", key)
     elif word == "sdpa":
         draft.set(f"{HYPER}.attention", "SDPA", key)
@@ -300,23 +326,40 @@ def put_trackers(draft: Draft, key: str = "report_to") -> None:
             draft.lose(key, OTHER_TRACKER, changes_training=False)
 
 
-def put_wandb(draft: Draft, key: str, project: str, entity: str = "") -> None:
-    """Set a run of W&B, whose API key has to be in a Secret of the name `wandb`."""
+def put_wandb(draft: Draft, key: str, project: str, entity: str = "", *, is_offline: bool = False) -> None:
+    """Set a run of W&B, whose API key has to be in a Secret of the name `wandb`; one that is offline needs none."""
     draft.set("tracking.wandb.project", project, key)
     if entity:
         draft.set("tracking.wandb.entity", entity, key)
+    if is_offline:
+        draft.set("tracking.wandb.mode", "Offline", key)
+        return
     draft.set("tracking.wandb.credentialsSecretRef", {"name": "wandb"}, key)
     fix = "create it: a Secret named wandb with the key WANDB_API_KEY"
     draft.lose(key, "its API key is read from a Secret", fix, changes_training=False)
+
+
+def of_adapter(field: str, convert: Callable[[Any], Any]) -> Row:
+    """Carry the value to a field of the adapter, if one is trained."""
+    row = to(f"{LORA}.{field}", convert)
+
+    def carry_setting(draft: Draft, path: FieldPath, value: Any) -> None:
+        if draft.at("tuning.method") != "Full":
+            row(draft, path, value)
+        elif not is_off(value):
+            draft.lose(path, "no adapter is trained", changes_training=False)
+
+    return carry_setting
 
 
 WEIGHTS: dict[str, Row] = {
     "additional_target": lost("no further modules are trained in full"),
     "lora_modules_to_save": lost("no further modules are trained in full"),
     "modules_to_save": lost("no further modules are trained in full"),
-    "use_dora": lost("there is no DoRA; LoRA is trained"),
-    "loraplus_*": lost("both matrices of an adapter have the same learning rate"),
-    "use_rslora": to(f"{LORA}.useRslora", values.only_true),
+    "use_dora": of_adapter("useDora", values.only_true),
+    "loraplus_lr_ratio": of_adapter("loraPlusLrRatio", values.number),
+    "loraplus_lr_embedding": lost("adapters on embeddings have the learning rate of the others"),
+    "use_rslora": of_adapter("useRslora", values.only_true),
     "lora_rank_pattern": lost("every module has the same rank"),
     "lora_alpha_pattern": lost("every module has the same alpha"),
     "lora_fan_in_fan_out": harmless("it follows from the model"),

@@ -4,18 +4,21 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from finetune_api.objectives import Objective
+from finetune_api.manifest.yaml_document import FieldPath
+from finetune_api.objectives import LossType, Objective
 from finetune_client.errors import WrongUse
 from kubectl_finetune.importing import rewards, shared, templates, values
 from kubectl_finetune.importing.draft import Draft
-from kubectl_finetune.importing.engine import find_row
+from kubectl_finetune.importing.engine import apply_table, find_row
+from kubectl_finetune.importing.held_out import put_validation
 from kubectl_finetune.importing.locations import (
+    WHOLE_DATASET,
     RowSource,
+    listed_entries,
     listed_source,
     put_model,
     put_result,
     put_train,
-    put_validation,
     row_source,
 )
 from kubectl_finetune.importing.rows import Format, Table, derived, harmless, is_off, lost, refused, to
@@ -24,14 +27,24 @@ from kubectl_finetune.importing.shared import HYPER, LORA
 SIGNS_OF_COMMANDS: Mapping[str, frozenset[str]] = {
     "kto": frozenset({"desirable_weight", "undesirable_weight"}),
     "rloo": frozenset({"rloo_k", "reward_clip_range", "normalize_advantages"}),
-    "grpo": frozenset({"num_generations", "max_completion_length", "reward_funcs", "reward_model_name_or_path"}),
+    "grpo": frozenset({"num_generations", "reward_funcs", "reward_model_name_or_path"}),
     "reward": frozenset({"center_rewards_coefficient"}),
-    "dpo": frozenset({"loss_weights", "f_divergence_type", "precompute_ref_log_probs", "label_smoothing"}),
+    "dpo": frozenset({"loss_weights", "f_divergence_type", "label_smoothing"}),
     "sft": frozenset(
         {"packing", "completion_only_loss", "assistant_only_loss", "dataset_text_field", "packing_strategy"}
     ),
 }
-"""Keys that only one command of TRL has, because the file does not name its command."""
+"""Keys that only one command of TRL has, because the file does not name its command; those of grpo are of rloo, too."""
+ENTRY = ("path", "name", "data_files", "split", "fraction")
+MIXTURE: Table = {
+    "data_dir": lost("every folder of the dataset is read", "name its files in the URI"),
+    "columns": lost("every column is read", "set dataset.format if preflight takes the rows for another one"),
+}
+"""Keys of an entry of `datasets`."""
+LOSSES_OF_SFT = ("nll", "chunked_nll", "dft")
+SHARED_SIGNS = ("beta", "loss_type", "precompute_ref_log_probs", "precompute_ref_batch_size", "disable_dropout",
+                "sync_ref_model", "max_prompt_length", "max_completion_length")  # fmt: skip
+"""Keys that several commands of TRL have, in one of its versions, and that of supervised tuning has not."""
 COMMANDS = {
     "sft": Objective.CHAT,
     "dpo": Objective.DPO,
@@ -42,19 +55,36 @@ COMMANDS = {
 }
 RATES = dict.fromkeys(shared.SUPERVISED, 2e-5) | {Objective.REWARD_MODEL.value: 1e-4}
 """Default learning rates; of all others 1e-6."""
+PREFERENCES = (Objective.DPO.value, Objective.KTO.value)
+WITH_SMOOTHING = (LossType.ROBUST.value, LossType.EXO_PAIR.value)
+ADAPTER = "lora_r lora_alpha lora_dropout lora_target_modules use_bnb_nested_quant"
+ONLY_FOR: Mapping[str, tuple[str, ...]] = {
+    "beta": (*PREFERENCES, Objective.RLHF.value),
+    "desirable_weight": (Objective.KTO.value,),
+    "undesirable_weight": (Objective.KTO.value,),
+    "completion_only_loss": shared.SUPERVISED[:2],
+    "assistant_only_loss": shared.SUPERVISED[:2],
+    "dataset_text_field": (Objective.DOMAIN_ADAPTATION.value,),
+}
+"""Keys that some objectives use, and which."""
+OF_SAMPLING = "it belongs to GRPO and RLOO"
 _ANY = "the loss of every token, questions too, is what TRL trains without assistant_only_loss on rows with messages"
 
 
-def _command(draft: Draft) -> str:
-    return next((name for name, signs in SIGNS_OF_COMMANDS.items() if draft.is_given(*signs)), "")
+def _command(draft: Draft) -> tuple[str, str]:
+    """Return the command, and the key that shows it; both are empty if none does."""
+    for name, signs in SIGNS_OF_COMMANDS.items():
+        if given := [key for key in sorted(signs) if draft.is_given(key)]:
+            return name, given[0]
+    return ("sft", "loss_type") if draft.get("loss_type") in LOSSES_OF_SFT else ("", "")
 
 
 def _objective(draft: Draft) -> None:
-    command = _command(draft)
-    if not command and not draft.options.objective and draft.is_given("beta", "loss_type"):
+    command, sign = _command(draft)
+    if not command and not draft.options.objective and draft.is_given(*SHARED_SIGNS):
         raise WrongUse(
             f"{draft.file.name}: its keys do not show which command of TRL it is for",
-            "add --objective DPO, KTO, RLHF or RewardModel",
+            "add --objective DPO, KTO, RLHF, RewardModel or Chat",
         )
     if not command and not draft.options.objective:
         reason = "no key shows the command of TRL: that of supervised tuning is assumed"
@@ -62,7 +92,7 @@ def _objective(draft: Draft) -> None:
     found = COMMANDS[command or "sft"]
     if found is Objective.CHAT and draft.is_given("dataset_text_field"):
         found = Objective.DOMAIN_ADAPTATION
-    objective = shared.put_objective(draft, found.value, next(iter(SIGNS_OF_COMMANDS.get(command, {"objective"}))))
+    objective = shared.put_objective(draft, found.value, sign or "objective")
     if objective == Objective.DPO.value:
         shared.carry(draft, "beta", "dpo.beta", values.number)
         _loss(draft)
@@ -77,17 +107,26 @@ def _objective(draft: Draft) -> None:
         }
         draft.done |= set(block)
         rewards.put_rlhf(draft, block, (), algorithm)
-    elif objective == Objective.CHAT.value:
+    elif objective in shared.SUPERVISED[:2]:
         _trained_tokens(draft)
+    unused = (key for key in ONLY_FOR if objective not in ONLY_FOR[key])
+    shared.name_unused(draft, " ".join(unused), f"objective {objective} does not use it")
 
 
 def _loss(draft: Draft) -> None:
     draft.done.add("loss_type")
     kinds = values.words(draft.get("loss_type") or "sigmoid")
-    if len(kinds) == 1 and kinds[0] in {"sigmoid", "hinge", "ipo"}:
-        draft.set("dpo.lossType", kinds[0], "loss_type")
-    else:
-        draft.refuse("loss_type", f"there is no loss {', '.join(kinds)}", "sigmoid, hinge and ipo are possible")
+    known = [one.value for one in LossType]
+    if len(kinds) != 1 or kinds[0] not in known:
+        draft.refuse("loss_type", f"there is no loss {', '.join(kinds)}", f"{', '.join(known)} are possible")
+        return
+    draft.set("dpo.lossType", kinds[0], "loss_type")
+    if kinds[0] in WITH_SMOOTHING:
+        draft.done.add("label_smoothing")
+        shared.carry(draft, "label_smoothing", "dpo.labelSmoothing", values.positive)
+        if draft.at("dpo.labelSmoothing") is None:
+            reason = f"loss {kinds[0]} has labels that are smoothed by its default, not by 0"
+            draft.lose("label_smoothing", reason, "set dpo.labelSmoothing")
 
 
 def _trained_tokens(draft: Draft) -> None:
@@ -111,6 +150,7 @@ def _defaults_of_command(draft: Draft) -> None:
 def _method(draft: Draft) -> None:
     if not shared.read(draft, "use_peft", values.flag, False):
         draft.set("tuning.method", "Full", "use_peft")
+        shared.name_unused(draft, ADAPTER, "no adapter is trained without use_peft")
         if draft.get("load_in_4bit") or draft.get("load_in_8bit"):
             draft.refuse("use_peft", "a quantised base cannot be trained in full", "set use_peft: true")
         return
@@ -118,6 +158,8 @@ def _method(draft: Draft) -> None:
     draft.set("tuning.method", "QLoRA" if is_small else "LoRA", "load_in_4bit" if is_small else "use_peft")
     if is_small and not shared.read(draft, "use_bnb_nested_quant", values.flag, False):
         draft.set("tuning.quantization.doubleQuant", False, "use_bnb_nested_quant")
+    if not is_small:
+        shared.name_unused(draft, "use_bnb_nested_quant", "it belongs to load_in_4bit")
     if draft.get("load_in_8bit") and not is_small:
         draft.lose("load_in_8bit", "the base is in 16 bits, which needs more memory", "load_in_4bit is QLoRA")
     for key, name in (("lora_r", "rank"), ("lora_alpha", "alpha")):
@@ -132,36 +174,51 @@ def _method(draft: Draft) -> None:
 
 def _rows(draft: Draft) -> None:
     put_train(draft, _sources(draft))
-    train, evaluates = draft.at("dataset.train"), not is_off(draft.get("eval_strategy"))
-    if draft.options.validation:
-        put_validation(draft, [])
-    elif evaluates and str(train.get("uri")).startswith("hf://datasets/"):
-        held_out = {name: train[name] for name in ("uri", "config") if name in train}
-        if draft.is_given("dataset_test_split"):
-            held_out["split"] = str(draft.get("dataset_test_split"))
-        draft.set("dataset.validation", held_out, "eval_strategy")
-    elif evaluates:
-        draft.lose("eval_strategy", "the held-out rows are not in the file", "use --validation", changes_training=False)
+    _held_out(draft)
     column = draft.get("dataset_text_field")
     if draft.at("objective") == Objective.DOMAIN_ADAPTATION.value and column not in (None, "text"):
         draft.set("dataset.columns", {"text": str(column)}, "dataset_text_field")
 
 
+def _held_out(draft: Draft) -> None:
+    """Set the held-out rows: a share of a mixture, or the split of a dataset on the hub if it is evaluated."""
+    is_mixture, key = bool(draft.get("datasets")), "dataset_test_split"
+    train, evaluates = draft.at("dataset.train"), not is_off(draft.get("eval_strategy"))
+    if draft.options.validation:
+        put_validation(draft, [])
+    elif is_mixture and draft.is_given("test_split_size"):
+        shared.put_share(draft, "test_split_size")
+    elif evaluates and WHOLE_DATASET.fullmatch(str(train.get("uri"))):
+        split = str(draft.get(key) or "test")
+        place = key if draft.is_given(key) else "eval_strategy"
+        put_validation(draft, [row_source(draft, place, train["uri"], split=split, config=train.get("config", ""))])
+    elif evaluates:
+        draft.lose("eval_strategy", "the held-out rows are not in the file", "use --validation", changes_training=False)
+    if is_mixture:
+        keys = f"dataset_name dataset_config dataset_train_split {key}"
+        shared.name_unused(draft, keys, "the rows are those of datasets")
+    else:
+        shared.name_unused(draft, "test_split_size", "it belongs to datasets")
+        if not evaluates:
+            shared.name_unused(draft, key, "nothing is evaluated without eval_strategy")
+
+
 def _sources(draft: Draft) -> list[RowSource]:
-    found = draft.get("datasets")
-    if isinstance(found, list) and found:
-        return [_of_mixture(draft, index, one) for index, one in enumerate(found) if isinstance(one, dict)]
+    if draft.get("datasets"):
+        return [_of_mixture(draft, path, entry) for path, entry in listed_entries(draft, "datasets")]
     if not draft.is_given("dataset_name"):
         return []
     split, config = str(draft.get("dataset_train_split") or ""), str(draft.get("dataset_config") or "")
     return [row_source(draft, "dataset_name", str(draft.get("dataset_name")), split=split, config=config)]
 
 
-def _of_mixture(draft: Draft, index: int, entry: Mapping[str, Any]) -> RowSource:
-    path = ("datasets", index, "path")
+def _of_mixture(draft: Draft, place: FieldPath, entry: Mapping[str, Any]) -> RowSource:
+    path = (*place, "path")
     source = listed_source(draft, path, entry)
     if entry.get("fraction") not in (None, 1):
         draft.lose(path, "a fraction of the rows cannot be chosen: all are used", "set maxSamples")
+    rest = {key: one for key, one in entry.items() if key not in ENTRY}
+    apply_table(draft, place, rest, MIXTURE, ENTRY)
     return source
 
 
@@ -183,8 +240,16 @@ def _packing(draft: Draft) -> None:
     shared.put_attention(draft, "attn_implementation")
 
 
+def _limit_of_answers(draft: Draft, path: FieldPath, value: Any) -> None:
+    """Name a limit that older versions of TRL have for the answers of pairs, too."""
+    if draft.at("objective") in PREFERENCES:
+        draft.lose(path, "an answer is truncated together with its prompt, at hyperparameters.maxLength")
+    elif not is_off(value):
+        draft.lose(path, OF_SAMPLING, changes_training=False)
+
+
 TABLE: Table = MappingProxyType(
-    {key: harmless("it belongs to GRPO and RLOO") for key in (*rewards.TABLE, *rewards.KEYS) if key != "beta"}
+    {key: harmless(OF_SAMPLING) for key in (*rewards.TABLE, *rewards.KEYS) if key != "beta"}
     | shared.TRAINING_ARGUMENTS
     | shared.WEIGHTS
     | {
@@ -195,7 +260,8 @@ TABLE: Table = MappingProxyType(
         "pad_token": harmless("padding is not trained on"),
         "truncation_mode": lost("the end of a row is cut", unless=("keep_start",)),
         "max_prompt_length": lost("the beginning of a long prompt is removed only to make room for the answer"),
-        "loss_type": lost("the loss is the cross-entropy", unless=("nll", "kto")),
+        "loss_type": lost("the loss is the cross-entropy", unless=("nll", "chunked_nll", "kto")),
+        "max_completion_length": _limit_of_answers,
         "label_smoothing": lost("labels are not smoothed"),
         "loss_weights": lost("the loss has one term"),
         "ld_alpha": lost("the loss has no further term"),
@@ -216,7 +282,6 @@ TABLE: Table = MappingProxyType(
         "normalize_advantages": lost(rewards.ESTIMATE),
         "reward_clip_range": lost(rewards.ESTIMATE),
         "mixture_*": lost("all rows are used"),
-        "test_split_size": to("dataset.validationSplitPercent", values.percent),
         "peft_config": refused("adapters are given by use_peft and lora_r", shared.REMOVE),
         # what has no effect on the training
         "packing_strategy": harmless("preflight chooses which rows share a sequence"),
@@ -262,7 +327,7 @@ FORMAT = Format(
         derived(
             _rows,
             "datasets dataset_name dataset_config dataset_train_split dataset_test_split dataset_text_field "
-            "eval_strategy",
+            "test_split_size eval_strategy",
         ),
         derived(_batch, "per_device_train_batch_size gradient_accumulation_steps num_processes accelerate_config"),
         derived(

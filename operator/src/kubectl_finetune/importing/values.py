@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune_api.hyperparameters import Optimiser, Schedule
 from finetune_api.manifest.yaml_document import read_scalar
+from finetune_api.spec import Checkpoint
 from finetune_client.manifest.suggestions import nearest
 from kubectl_finetune.importing.draft import NotConverted
 
@@ -53,6 +54,23 @@ def positive_whole(value: Any) -> int | None:
     return found if found > 0 else None
 
 
+def kept(value: Any) -> int:
+    """Return how many checkpoints are kept; other projects keep all with 0 or -1."""
+    found = whole(value)
+    if found <= 0:
+        reason = f"not every checkpoint is kept: checkpoint.saveTotalLimit is {Checkpoint().save_total_limit}"
+        raise NotConverted(reason, "set it to as many as you need", changes_training=False)
+    return found
+
+
+def count(value: Any) -> int:
+    """Return a whole number above 0."""
+    found = whole(value)
+    if found <= 0:
+        raise NotConverted("is not above 0", "write a whole number of at least 1")
+    return found
+
+
 def flag(value: Any) -> bool:
     """Return true or false; the texts of both count."""
     found = read_scalar(value) if isinstance(value, str) else value
@@ -86,6 +104,11 @@ def words(value: Any) -> list[str]:
 def only_true(value: Any) -> bool | None:
     """Return true, else None."""
     return flag(value) or None
+
+
+def only_false(value: Any) -> bool | None:
+    """Return false, else None."""
+    return None if flag(value) else False
 
 
 def choice(known: Mapping[str, Any], reason: str, fix: str = "") -> Callable[[Any], Any]:
@@ -131,12 +154,12 @@ def percent(value: Any) -> int | None:
     return min(50, max(1, round(share * 100)))
 
 
-def steps(value: Any) -> int | None:
+def steps(value: Any) -> int:
     """Return a number of steps."""
     found = number(value)
-    if 0 < found < 1:
+    if found < 1:
         raise NotConverted(STRATEGY_IS_STEPS, changes_training=False)
-    return whole(found) if found > 0 else None
+    return whole(found)
 
 
 def modules(value: Any) -> list[str] | None:

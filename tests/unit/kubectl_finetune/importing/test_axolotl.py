@@ -195,7 +195,11 @@ def test_preferences_have_their_objective_and_no_dropout(
     assert spec["objective"] == objective
     assert {name: spec[name] for name in block} == block
     assert "dropout" not in spec["tuning"]["lora"]
-    assert [one.key for one in done.not_carried if not one.changes_training] == ["lora_dropout"]
+    assert {one.key: one.reason for one in done.not_carried if not one.changes_training} == {
+        "attn_implementation": "it is chosen by GPU, image and model",
+        "lora_dropout": f"objective {objective} trains without dropout",
+        "sample_packing": f"objective {objective} does not pack rows",
+    }
     assert "packing" not in spec["hyperparameters"]
 
 
@@ -288,6 +292,24 @@ def test_held_out_rows_of_their_own_win_over_a_share(read: Read) -> None:
     dataset = spec_of(done)["dataset"]
     assert dataset["validation"] == {"uri": "hf://datasets/acme/held-out"}
     assert "validationSplitPercent" not in dataset
+
+
+def test_held_out_rows_of_another_type_or_with_other_names_are_named(read: Read) -> None:
+    training = {"path": "acme/rows", "type": "alpaca"}
+    held_out = {"path": "acme/held-out", "type": {"field_instruction": "ask"}, "split": "train[:50]"}
+    done = read(datasets=[training], test_datasets=[held_out])
+    assert spec_of(done)["dataset"]["validation"] == {"uri": "hf://datasets/acme/held-out", "split": "train"}
+    assert [(one.reason, one.changes_training) for one in done.not_carried if one.key == "test_datasets[0].path"] == [
+        ("held-out rows have no format of their own: Alpaca, not Auto", True),
+        ("held-out rows have no columns of their own: the usual names, not {instruction: ask}", True),
+        ("all held-out rows are evaluated, not 50", False),
+    ]
+
+
+def test_the_same_rows_with_other_columns_are_named_as_a_loss(read: Read) -> None:
+    rows = {"path": "acme/rows", "type": "chat_template"}
+    done = read(datasets=[rows, rows | {"field_messages": "other"}])
+    assert [(one.key, one.changes_training) for one in done.not_carried] == [("datasets[1].path", True)]
 
 
 def test_grpo_carries_its_settings_and_names_rewards_that_are_python(read: Read) -> None:
@@ -430,3 +452,56 @@ def test_a_named_repository_is_pushed_to(read: Read) -> None:
     assert done.manifest is not None
     assert done.manifest["spec"]["output"]["hub"] == {"repo": "acme/tuned"}
     assert [one.key for one in done.not_carried if "hub" in one.key] == []
+
+
+@pytest.mark.parametrize(
+    ("share", "percent", "reason"),
+    [
+        (0.07, 7, None),
+        (0.9, 50, "held out are 50 %, not 90 %"),
+        (0.125, 12, "held out are 12 %, not 12.5 %"),
+        (0.001, 1, "held out are 1 %, not 0.1 %"),
+    ],
+)
+def test_a_share_of_held_out_rows_that_changes_is_named(
+    read: Read, share: float, percent: int, reason: str | None
+) -> None:
+    done = read(val_set_size=share)
+    assert spec_of(done)["dataset"]["validationSplitPercent"] == percent
+    assert [one.reason for one in done.not_carried if one.key == "val_set_size"] == ([reason] if reason else [])
+    assert done.problems == []
+
+
+@pytest.mark.parametrize("key", ["micro_batch_size", "gradient_accumulation_steps"])
+def test_a_batch_without_rows_is_named(read: Read, key: str) -> None:
+    done = read(**{key: 0})
+    assert [(one.key, one.reason, one.fix) for one in done.not_carried if one.changes_training] == [
+        (key, "is not above 0", "write a whole number of at least 1")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "reason"),
+    [
+        ({"save_total_limit": 0}, "save_total_limit", "not every checkpoint is kept: checkpoint.saveTotalLimit is 2"),
+        ({"save_steps": 0}, "save_steps", "it is by steps here, and their number is not in the file"),
+        ({"eval_steps": -1}, "eval_steps", "it is by steps here, and their number is not in the file"),
+        ({"mlflow_tracking_uri": "http://mlflow:5000"}, "mlflow_tracking_uri", "the experiment is not named"),
+        ({"mlflow_experiment_name": "tuned"}, "mlflow_experiment_name", "the server of MLflow is not in the file"),
+        ({"wandb_project": "tuned", "wandb_mode": "disabled"}, "wandb_project", "wandb_mode switches its runs off"),
+        ({"wandb_entity": "acme"}, "wandb_entity", "it belongs to wandb_project"),
+        ({"rl_beta": 0.3}, "rl_beta", "it belongs to DPO and KTO"),
+        ({"kto_desirable_weight": 2}, "kto_desirable_weight", "it belongs to KTO"),
+        ({"trl": {"beta": 0.1}}, "trl", "it belongs to GRPO"),
+        ({"adapter": None, "load_in_4bit": None}, "lora_r", "no adapter is trained"),
+    ],
+)
+def test_settings_without_an_effect_are_named(read: Read, changes: dict[str, Any], key: str, reason: str) -> None:
+    done = read(**changes)
+    assert [(one.reason, one.changes_training) for one in done.not_carried if one.key == key] == [(reason, False)]
+
+
+def test_runs_of_wandb_that_are_offline_stay_so(read: Read) -> None:
+    done = read(wandb_project="tuned", wandb_entity="acme", wandb_mode="offline")
+    assert spec_of(done)["tracking"] == {"wandb": {"project": "tuned", "entity": "acme", "mode": "Offline"}}
+    assert (done.problems, done.not_carried) == ([], [])

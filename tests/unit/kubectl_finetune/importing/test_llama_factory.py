@@ -40,11 +40,11 @@ Read = Callable[..., Imported]
 def read(tmp_path: Path) -> Read:
     """Import BASE with other values, next to INFO."""
 
-    def call(**changes: Any) -> Imported:
+    def call(options: Options | None = None, **changes: Any) -> Imported:
         (tmp_path / "dataset_info.json").write_text(json.dumps(INFO))
         path = tmp_path / "sft.yaml"
         path.write_text(yaml.safe_dump({key: one for key, one in (BASE | changes).items() if one is not None}))
-        return import_file(path, "", Options(result="s3://models/out"))
+        return import_file(path, "", options or Options(result="s3://models/out"))
 
     return call
 
@@ -213,3 +213,96 @@ def test_several_datasets_are_sources_and_each_has_the_limit(read: Read) -> None
         }
     }
     assert done.problems == []
+
+
+def reasons(done: Imported, key: str) -> list[str]:
+    return [one.reason for one in done.not_carried if one.key == key]
+
+
+def test_held_out_rows_with_other_columns_or_a_limit_are_named(read: Read) -> None:
+    done = read(eval_dataset="local", max_samples=100)
+    assert spec_of(done)["dataset"]["validation"] == {"uri": "fill-in:rows.json"}
+    assert reasons(done, "eval_dataset") == [
+        "held-out rows have no format of their own: Auto, not Alpaca",
+        "held-out rows have no columns of their own: {messages: dialog, role: kind, content: phrase}, "
+        "not {instruction: ask, output: reply}",
+        "all held-out rows are evaluated, not 100",
+    ]
+    assert {one.fix for one in done.not_carried if one.changes_training} == {
+        "give held-out rows the format of the training rows, or use --validation",
+        "give held-out rows the columns of the training rows, or use --validation",
+    }
+
+
+def test_held_out_rows_of_a_blend_keep_the_columns_that_all_its_sources_have(
+    read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(INFO, "more", INFO["chats"] | {"hf_hub_url": "acme/more"})
+    monkeypatch.setitem(INFO, "held", INFO["chats"] | {"hf_hub_url": "acme/held", "split": "train"})
+    same = read(dataset="chats,more", eval_dataset="held")
+    columns = {"messages": "dialog", "role": "kind", "content": "phrase"}
+    assert spec_of(same)["dataset"]["columns"] == columns
+    assert (same.problems, same.not_carried) == ([], [])
+    mixed = read(dataset="chats,local", eval_dataset="held")
+    assert "columns" not in spec_of(mixed)["dataset"]
+    assert reasons(mixed, "eval_dataset") == [
+        "held-out rows have no columns of their own: the usual names, "
+        "not {messages: dialog, role: kind, content: phrase}"
+    ]
+
+
+def test_held_out_rows_are_of_the_split_that_llama_factory_reads(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(INFO, "held", INFO["chats"] | {"hf_hub_url": "acme/held"})
+    dataset = spec_of(read(eval_dataset="held"))["dataset"]
+    assert dataset["train"] == {"uri": "hf://datasets/acme/chats"}
+    assert dataset["validation"] == {"uri": "hf://datasets/acme/held", "split": "train"}
+
+
+def test_rows_that_are_given_have_the_limit_and_the_columns_of_the_first_dataset(read: Read) -> None:
+    given = Options(data="s3://data/rows.jsonl", result="s3://models/out")
+    done = read(given, dataset="local", max_samples=100)
+    assert spec_of(done)["dataset"] == {
+        "train": {"uri": "s3://data/rows.jsonl"},
+        "format": "Alpaca",
+        "columns": {"instruction": "ask", "output": "reply"},
+        "maxSamples": 100,
+    }
+    assert done.not_carried == []
+    assert reasons(read(given, dataset="local,chats"), "dataset") == [
+        "the rows of --data are read with format, columns and limit of the first dataset, and this one has others"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "reason"),
+    [
+        ({"finetuning_type": "full", "lora_rank": 8}, "lora_rank", "no adapter is trained"),
+        ({"pref_beta": 0.3}, "pref_beta", "it belongs to stage dpo or kto"),
+        ({"pref_loss": "ipo"}, "pref_loss", "it belongs to stage dpo"),
+        ({"kto_chosen_weight": 2}, "kto_chosen_weight", "it belongs to stage kto"),
+        ({"stage": "dpo", "dataset": "pairs", "mask_history": True}, "mask_history", "it belongs to stage sft"),
+        ({"save_total_limit": 0}, "save_total_limit", "not every checkpoint is kept: checkpoint.saveTotalLimit is 2"),
+    ],
+)
+def test_settings_without_an_effect_are_named(read: Read, changes: dict[str, Any], key: str, reason: str) -> None:
+    done = read(**changes)
+    assert [(one.reason, one.changes_training) for one in done.not_carried if one.key == key] == [(reason, False)]
+
+
+def test_a_share_that_changes_a_limit_of_none_and_unknown_words_of_a_description_are_named(
+    read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = read(val_size=0.9, max_samples=0)
+    assert reasons(done, "val_size") == ["held out are 50 %, not 90 %"]
+    assert reasons(done, "max_samples") == ["is not above 0"]
+    monkeypatch.setitem(INFO, "odd", INFO["chats"] | {"num_samples": "all", "split_by": "day"})
+    assert reasons(read(dataset="odd"), "dataset") == [
+        "odd: num_samples is not a number",
+        "odd: dataset_info.json has an unknown key split_by",
+    ]
+
+
+def test_settings_of_an_adapter_that_the_trainer_has_too_are_carried(read: Read) -> None:
+    done = read(use_dora=True, loraplus_lr_ratio=16, pissa_init=None)
+    lora = spec_of(done)["tuning"]["lora"]
+    assert (lora["useDora"], lora["loraPlusLrRatio"], done.problems, done.not_carried) == (True, 16, [], [])

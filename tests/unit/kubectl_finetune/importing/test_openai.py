@@ -202,3 +202,60 @@ def test_a_grader_without_the_same_reward_is_refused_with_its_part(
     (refused,) = graded(read, TEXT | grader).refused
     assert refused.key == "method.reinforcement.grader"
     assert reason in refused.reason
+
+
+def reinforced(read: Read, **hyperparameters: Any) -> Any:
+    block = {"grader": TEXT, "hyperparameters": hyperparameters}
+    return read(GIVEN_ONE, method={"type": "reinforcement", "reinforcement": block})
+
+
+@pytest.mark.parametrize(("batch", "answers"), [(16, 128), (4, 32), (1, 8)])
+def test_a_batch_of_reinforcement_is_of_prompts_with_all_their_answers(read: Read, batch: int, answers: int) -> None:
+    done = reinforced(read, batch_size=batch)
+    assert done.manifest is not None
+    assert (done.problems, done.not_carried) == ([], [])
+    spec = done.manifest["spec"]
+    assert spec["rlhf"]["numGenerations"] == 8
+    hyper = spec["hyperparameters"]
+    assert hyper["perDeviceTrainBatchSize"] * hyper["gradientAccumulationSteps"] == answers
+    assert f"A step has {answers} answers: " in done.text
+
+
+@pytest.mark.parametrize(
+    ("batch", "reason"),
+    [("many", "is not a number"), (1.5, "is not a whole number"), (0, "is not above 0"), (-2, "is not above 0")],
+)
+def test_a_batch_that_is_no_number_of_rows_is_named(read: Read, batch: Any, reason: str) -> None:
+    done = read(GIVEN, method=method("supervised", batch_size=batch))
+    assert done.manifest is not None
+    assert "hyperparameters" not in done.manifest["spec"]
+    assert [(one.key, one.reason) for one in done.not_carried] == [
+        ("method.supervised.hyperparameters.batch_size", reason)
+    ]
+
+
+def test_the_method_wins_over_the_older_hyperparameters(read: Read) -> None:
+    older = {"n_epochs": 9, "batch_size": 16, "learning_rate_multiplier": 2}
+    done = read(GIVEN, hyperparameters=older, method=method("supervised", n_epochs=2, batch_size="auto"))
+    assert done.manifest is not None
+    assert done.manifest["spec"]["hyperparameters"] == {"numTrainEpochs": 2}
+    assert [(one.key, one.reason) for one in done.not_carried if not one.changes_training] == [
+        ("hyperparameters.n_epochs", "method.supervised.hyperparameters has it too, and counts"),
+        ("hyperparameters.batch_size", "method.supervised.hyperparameters has it too, and counts"),
+    ]
+    assert [one.key for one in done.not_carried if one.changes_training] == ["hyperparameters.learning_rate_multiplier"]
+
+
+def test_settings_of_a_method_that_are_not_carried_are_named(read: Read) -> None:
+    block = {"grader": TEXT, "response_format": {"type": "json_schema"}, "gradr": 1}
+    done = read(GIVEN_ONE, method={"type": "reinforcement", "reinforcement": block, "dpo": {"hyperparameters": {}}})
+    assert [(one.key, one.changes_training) for one in done.not_carried] == [
+        ("method.dpo", False),
+        ("method.reinforcement.response_format", True),
+        ("method.reinforcement.gradr", True),
+    ]
+
+
+@pytest.mark.parametrize("value", ["dpo", ["dpo"]])
+def test_a_method_that_is_not_an_object_is_refused(read: Read, value: Any) -> None:
+    assert [(one.key, one.reason) for one in read(GIVEN, method=value).refused] == [("method", "is not an object")]

@@ -25,6 +25,10 @@ START: dict[str, dict[str, Any]] = {
     "trl": {"model_name_or_path": "acme/base", "dataset_name": "acme/rows", "use_peft": True},
     "openai": {"model": "hosted", "training_file": "file-1", "method": {"type": "supervised"}},
 }
+WITHOUT_A_TRACE = {
+    *("dataset_dir", "suffix"),  # where the rows are described, and the job's name
+    *("dataset_config", "dataset_train_split", "max_samples"),  # their fields have the dataset's key as origin
+}
 forms = pytest.mark.parametrize("form", FORMATS.values(), ids=lambda one: one.name)
 
 
@@ -59,3 +63,19 @@ def test_a_key_that_the_spec_has_by_the_same_name_is_carried(form: Format) -> No
             draft = Draft(TrainingFile("training.yaml", YamlDocument({}), {key: value}), Options(), {})
             row(draft, (key,), value)
             assert draft.at(f"hyperparameters.{to_camel(key)}") is not None, key
+
+
+@forms
+@pytest.mark.parametrize("value", ["odd", ["odd"], 7], ids=str)
+def test_a_key_that_is_read_with_others_is_carried_listed_or_refused(form: Format, value: Any) -> None:
+    silent = []
+    for key in sorted(form.derived_keys - WITHOUT_A_TRACE):
+        given = START[form.name] | {key: value}
+        try:
+            draft = convert(TrainingFile("training.yaml", YamlDocument(given), given), form, Options())
+        except FineTuneError:
+            continue
+        named = [*draft.origins.values(), *(one.key for one in (*draft.losses, *draft.placeholders, *draft.refusals))]
+        if not any(name == key or name.startswith((f"{key}.", f"{key}[")) for name in named):
+            silent.append(key)
+    assert silent == []

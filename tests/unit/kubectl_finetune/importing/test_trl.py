@@ -1,5 +1,7 @@
 """A file for `trl sft`, `dpo`, `kto`, `reward`, `grpo` or `rloo` becomes a job."""
 
+import ast
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import yaml
 from finetune_client.errors import WrongUse
 from kubectl_finetune.commands.import_file import Imported, import_file
 from kubectl_finetune.importing.draft import Options
+from kubectl_finetune.importing.trl import SIGNS_OF_COMMANDS
 
 BASE = {"model_name_or_path": "acme/base-1b", "dataset_name": "acme/rows", "output_dir": "s3://models/out"}
 Read = Callable[..., Imported]
@@ -56,7 +59,7 @@ def test_the_defaults_of_trl_are_written_where_ours_differ(read: Read) -> None:
     [
         ({"packing": True}, "Chat", 2e-5),
         ({"dataset_text_field": "body"}, "DomainAdaptation", 2e-5),
-        ({"precompute_ref_log_probs": True}, "DPO", 1e-6),
+        ({"f_divergence_type": "reverse_kl"}, "DPO", 1e-6),
         ({"desirable_weight": 2.0}, "KTO", 1e-6),
         ({"center_rewards_coefficient": 0.01}, "RewardModel", 1e-4),
         ({"reward_funcs": ["think_format_reward"]}, "RLHF", 1e-6),
@@ -73,7 +76,10 @@ def test_the_command_follows_from_the_keys_that_only_it_has(
 def test_a_file_that_several_commands_could_read_needs_the_objective(read: Read) -> None:
     with pytest.raises(WrongUse, match="which command of TRL") as raised:
         read(beta=0.2)
-    assert raised.value.fix == "add --objective DPO, KTO, RLHF or RewardModel"
+    assert raised.value.fix == "add --objective DPO, KTO, RLHF, RewardModel or Chat"
+    for key, value in (("precompute_ref_log_probs", True), ("max_completion_length", 64), ("disable_dropout", True)):
+        with pytest.raises(WrongUse, match="which command of TRL"):
+            read(**{key: value})
     assert spec_of(read(Options(objective="kto"), beta=0.2))["kto"] == {"beta": 0.2}
     assert spec_of(read(Options(objective="DPO"), beta=0.2))["dpo"] == {"beta": 0.2, "lossType": "sigmoid"}
 
@@ -115,7 +121,13 @@ def test_processes_are_gpus_and_part_of_a_step(read: Read) -> None:
 
 def test_held_out_rows_are_those_of_the_same_repository_if_it_is_evaluated(read: Read) -> None:
     assert "validation" not in spec_of(read(eval_strategy="no"))["dataset"]
-    assert spec_of(read(eval_strategy="steps"))["dataset"]["validation"] == {"uri": "hf://datasets/acme/rows"}
+    held_out = {"uri": "hf://datasets/acme/rows", "split": "test"}
+    assert spec_of(read(eval_strategy="steps"))["dataset"]["validation"] == held_out
+    done = read(eval_strategy="steps", dataset_test_split="dev[:50]", dataset_config="main")
+    assert spec_of(done)["dataset"]["validation"] == held_out | {"split": "dev", "config": "main"}
+    assert [one.reason for one in done.not_carried if one.key == "dataset_test_split"] == [
+        "all held-out rows are evaluated, not 50"
+    ]
 
 
 def test_rloo_has_its_own_defaults_and_a_reward_model(read: Read) -> None:
@@ -132,6 +144,24 @@ def test_rloo_has_its_own_defaults_and_a_reward_model(read: Read) -> None:
 def test_settings_of_grpo_in_a_file_without_it_have_no_effect(read: Read) -> None:
     done = read(Options(objective="Chat"), num_generations=4, completion_only_loss=True)
     assert [(one.key, one.changes_training) for one in done.not_carried] == [("num_generations", False)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "block", "lost"),
+    [
+        ({"loss_type": "apo_zero"}, {"lossType": "apo_zero"}, []),
+        ({"loss_type": "robust", "label_smoothing": 0.2}, {"lossType": "robust", "labelSmoothing": 0.2}, []),
+        ({"loss_type": "robust", "label_smoothing": 0}, {"lossType": "robust"}, ["label_smoothing"]),
+        ({"loss_type": "robust"}, {"lossType": "robust"}, ["label_smoothing (default)"]),
+        ({"loss_type": "sigmoid", "label_smoothing": 0.2}, {"lossType": "sigmoid"}, ["label_smoothing"]),
+    ],
+)
+def test_losses_of_pairs_are_carried_with_their_smoothing(
+    read: Read, changes: dict[str, Any], block: dict[str, Any], lost: list[str]
+) -> None:
+    done = read(Options(objective="DPO"), **changes)
+    assert (spec_of(done)["dpo"], done.problems) == (block, [])
+    assert [one.key for one in done.not_carried] == lost
 
 
 def test_another_loss_is_refused(read: Read) -> None:
@@ -151,7 +181,7 @@ def test_a_mixture_is_several_sources_and_its_fractions_are_named(read: Read) ->
         {"uri": "hf://datasets/acme/one", "config": "main"},
         {"uri": "hf://datasets/acme/two"},
     ]
-    assert [one.key for one in done.not_carried] == ["datasets[1].path"]
+    assert [one.key for one in done.not_carried] == ["dataset_name", "datasets[1].path"]
 
 
 def test_a_push_to_a_hub_is_carried_as_private_unless_the_file_has_it_otherwise(read: Read) -> None:
@@ -181,3 +211,88 @@ def test_a_push_that_is_not_carried_is_named(read: Read, asked: dict[str, Any], 
     (loss,) = [one for one in done.not_carried if one.key == key]
     assert loss.reason.startswith(reason)
     assert ("hub" in spec_of(done)["output"]) is (key == "hub_token")
+
+
+def fields_of(folder: Path, name: str) -> set[str]:
+    """Return the settings of a command of TRL, without those of transformers' Trainer."""
+    tree = ast.parse((folder / "trainer" / f"{name}_config.py").read_text())
+    found = {
+        one.target.id
+        for block in tree.body
+        if isinstance(block, ast.ClassDef)
+        for one in block.body
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
+    }
+    return found | ({"reward_funcs", "reward_model_name_or_path"} if name in {"grpo", "rloo"} else set())
+
+
+def test_a_key_that_shows_a_command_is_of_no_other_command_of_the_trainers_trl() -> None:
+    spec = importlib.util.find_spec("trl")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("TRL is not installed")
+    folder = Path(spec.submodule_search_locations[0])
+    fields = {name: fields_of(folder, name) for name in ("sft", "dpo", "kto", "reward", "grpo", "rloo")}
+    for command, signs in SIGNS_OF_COMMANDS.items():
+        same = {command, "rloo"} if command == "grpo" else {command}
+        others = set().union(*(fields[name] for name in fields if name not in same))
+        assert signs & others == set(), command
+        assert signs - {"rloo_k"} <= fields[command], command
+
+
+def test_a_file_without_a_reward_is_refused_with_the_option_for_other_commands(read: Read) -> None:
+    (refused,) = read(num_generations=4).refused
+    assert refused.reason == "no reward of the file can be computed"
+    assert refused.fix == "rlhf.rewards lists those that can; if the file is for DPO or KTO, use --objective"
+
+
+def test_a_limit_of_the_answers_of_pairs_is_named(read: Read) -> None:
+    done = read(Options(objective="KTO"), max_completion_length=64)
+    assert [(one.key, one.reason, one.changes_training) for one in done.not_carried] == [
+        ("max_completion_length", "an answer is truncated together with its prompt, at hyperparameters.maxLength", True)
+    ]
+
+
+@pytest.mark.parametrize(("loss", "lost"), [("nll", []), ("chunked_nll", []), ("dft", ["loss_type"])])
+def test_losses_that_only_supervised_tuning_has_show_it(read: Read, loss: str, lost: list[str]) -> None:
+    done = read(loss_type=loss)
+    assert spec_of(done)["objective"] == "Chat"
+    assert [one.key for one in done.not_carried if one.changes_training] == ["assistant_only_loss (default)", *lost]
+
+
+@pytest.mark.parametrize(
+    ("asked", "changes", "key", "reason"),
+    [
+        ("Chat", {"lora_r": 8}, "lora_r", "no adapter is trained without use_peft"),
+        ("Chat", {"beta": 0.3}, "beta", "objective Chat does not use it"),
+        ("DPO", {"desirable_weight": 2}, "desirable_weight", "objective DPO does not use it"),
+        ("DPO", {"assistant_only_loss": True}, "assistant_only_loss", "objective DPO does not use it"),
+        ("DPO", {"dataset_text_field": "body"}, "dataset_text_field", "objective DPO does not use it"),
+        ("DPO", {"dataset_test_split": "dev"}, "dataset_test_split", "nothing is evaluated without eval_strategy"),
+    ],
+)
+def test_keys_of_another_command_are_named(
+    read: Read, asked: str, changes: dict[str, Any], key: str, reason: str
+) -> None:
+    done = read(Options(objective=asked), **{"use_peft": False, "completion_only_loss": True} | changes)
+    assert [(one.reason, one.changes_training) for one in done.not_carried if one.key == key] == [(reason, False)]
+
+
+def test_entries_of_a_mixture_and_what_it_replaces_are_named(read: Read) -> None:
+    mixture = [{"path": "acme/one", "data_dir": "en", "columns": ["messages"]}]
+    settings = {"test_split_size": 0.9, "eval_strategy": "steps", "completion_only_loss": True, "use_peft": False}
+    done = read(datasets=mixture, **settings)
+    dataset = spec_of(done)["dataset"]
+    assert (dataset["validationSplitPercent"], "validation" in dataset, done.problems) == (50, False, [])
+    assert [(one.key, one.changes_training) for one in done.not_carried] == [
+        ("dataset_name", False),
+        ("datasets[0].columns", True),
+        ("datasets[0].data_dir", True),
+        ("test_split_size", True),
+    ]
+
+
+def test_dora_is_carried_without_dropout_as_the_trainer_has_it(read: Read) -> None:
+    done = read(use_peft=True, use_dora=True, lora_dropout=0, lora_target_modules="all-linear", packing=True)
+    assert spec_of(done)["tuning"]["lora"]["useDora"] is True
+    assert done.problems == []
+    assert [one.key for one in done.not_carried] == ["assistant_only_loss (default)"]
