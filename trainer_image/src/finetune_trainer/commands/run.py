@@ -13,6 +13,7 @@ from pathlib import Path
 
 from finetune_api.handoff import Artifact, JobConfig, Outcome, Report
 from finetune_api.objectives import Objective
+from finetune_trainer.commands.folders import require_folder
 from finetune_trainer.commands.local_jobs import add_references, parse_finished, sort_jobs, to_published_job
 from finetune_trainer.commands.local_maps import LocalNames, read_maps
 from finetune_trainer.commands.local_stores import connect_here
@@ -55,6 +56,8 @@ def run_jobs(state: RunState, manifest: Path, output: Path, options: RunOptions,
     A single job's result is written to `output`, several each to a subfolder with their name, unless `--map` covers
     `output.uri`.
     """
+    require_folder(output, "--output")
+    require_folder(workspace, "--workspace")
     jobs = read_manifests(manifest, lambda: str(uuid.uuid4()))
     for job in jobs:
         require_own_trackers(job, options.send_keys_to)
