@@ -107,9 +107,7 @@ class _Header:
         if not text.isascii():
             _refuse_undecodable(text)
         if self._names[0].lower().startswith("sep="):
-            detail = (
-                f"the first line, {self._names[0][:40]!r}, names a separator instead of the columns: remove the line"
-            )
+            detail = f"the first line, {self._names[0][:40]!r}, names a separator instead of the columns: remove it"
             raise BadRow(RejectCode.MISSING_COLUMN, detail)
         if len(cells) != len(self._names):
             detail = f"the record has {len(cells)} cells, the header has {len(self._names)}"
