@@ -38,11 +38,15 @@ CHILD = (
 )
 
 
-def run(folder: Path, *options: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+MAPS = ("--map", "s3://bucket/rows.jsonl=rows.jsonl", "--map", "s3://bucket/model=model")
+
+
+def run(
+    folder: Path, *options: str, maps: tuple[str, ...] = MAPS, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
-            sys.executable, "-m", "finetune_trainer", "run", "job.yaml", "--output", "out",
-            "--map", "s3://bucket/model=model", "--map", "s3://bucket/rows.jsonl=rows.jsonl", *options,
+            sys.executable, "-m", "finetune_trainer", "run", "job.yaml", "--output", "out", *maps, *options,
         ],
         cwd=folder,
         env={name: value for name, value in os.environ.items() if name != "HF_TOKEN"} | (environment or {}),
@@ -77,7 +81,7 @@ def test_a_run_with_other_rows_or_another_base_does_not_get_the_result_that_is_t
     before = (folder / "out" / "manifest.json").read_bytes()
     make_tiny_model(folder / "model2", seed=99)
     (folder / "rows2.jsonl").write_text((folder / "rows.jsonl").read_text().replace("even", "odd"))
-    for change, differing in (("rows.jsonl", "the rows of s3://bucket/rows.jsonl"), ("model", "of s3://bucket/model")):
+    for change, differing in (("rows.jsonl", "the rows of rows2.jsonl differ"), ("model", " of model2 differs")):
         other = change.replace("rows", "rows2").replace("model", "model2")
         done = run(folder, "--map", f"s3://bucket/{change}={other}")
         assert done.returncode == ExitCode.OUTPUT_CONFLICT
@@ -104,7 +108,8 @@ def test_another_spec_into_the_same_folder_is_a_conflict(folder: Path) -> None:
     finally:
         (folder / "job.yaml").write_text(JOB)
     assert done.returncode == 73
-    assert "another spec" in done.stderr
+    assert "out belongs to an earlier FineTuneJob default/local with another spec: choose another --out" in done.stderr
+    assert "s3://bucket/out" not in done.stderr
 
 
 @pytest.mark.nightly
@@ -174,7 +179,7 @@ def test_a_gated_model_of_the_hub_in_hf_endpoint_is_refused_with_what_to_set(
     (tmp_path / "job.yaml").write_text(JOB.replace("s3://bucket/model", "hf://acme/tiny"))
     with Hub(tmp_path / "hub", gated={"acme/tiny"}).serving() as hub:
         environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
-        done = run(tmp_path, environment=environment | ({"HF_TOKEN": token} if token else {}))
+        done = run(tmp_path, maps=(), environment=environment | ({"HF_TOKEN": token} if token else {}))
     assert done.returncode == 66
     assert fix in done.stderr
     assert not (tmp_path / "out").exists()
@@ -182,6 +187,16 @@ def test_a_gated_model_of_the_hub_in_hf_endpoint_is_refused_with_what_to_set(
 
 def test_an_hf_endpoint_that_is_not_a_url_is_named(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(JOB.replace("s3://bucket/model", "hf://acme/tiny"))
-    done = run(tmp_path, environment={"HF_ENDPOINT": "http://mirror:99999"})
+    done = run(tmp_path, maps=(), environment={"HF_ENDPOINT": "http://mirror:99999"})
     assert done.returncode == 64
     assert "HF_ENDPOINT is 'http://mirror:99999': write https://host" in done.stderr
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/support/", "s3://bucket/rows.jsonl", "hf://datasets/owner/rows"])
+def test_a_csv_file_in_place_of_any_uri_is_checked(folder: Path, tmp_path: Path, uri: str) -> None:
+    (tmp_path / "good.csv").write_text("instruction,output\n,\n,\n")
+    (tmp_path / "job.yaml").write_text(JOB.replace("s3://bucket/rows.jsonl", uri))
+    done = run(tmp_path, maps=("--map", f"{uri}=good.csv", "--map", f"s3://bucket/model={folder / 'model'}"))
+    assert done.returncode == 65
+    assert "good.csv: none of the 2 rows can be used" in done.stderr
+    assert "Every rejected row: out/refused/" in done.stderr

@@ -41,6 +41,7 @@ FILL_IN = "fill-in:"
 """Beginning of the placeholders of `kubectl finetune import`; what follows is the value of the imported file."""
 QUANTITY = r"^[0-9]+([.][0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 _SIZE = re.compile(r"([0-9]+(?:[.,][0-9]+)?)\s*([A-Za-z]*)")
+_LOCAL_PATH = re.compile(r"(?:[./~][^:]*|[^:]*\.(?:jsonl|ndjson|json|csv|tsv|parquet|arrow)(?:\.gz)?)", re.IGNORECASE)
 _UNITS = re.compile(r"([kmgtp])i?(?:b|bytes?)?")
 EXAMPLES: Mapping[str, Any] = MappingProxyType(
     {
@@ -169,6 +170,8 @@ def inline(value: Any) -> str:
 def fix_uri(value: Any, wanted: str) -> str:
     """Return the URI that was meant, for example `hf://owner/name` for a page of the hub; "" if that is not known."""
     text = str(value).strip()
+    if _LOCAL_PATH.fullmatch(text):
+        return _fix_local(wanted)
     kind = "hf://datasets/" if "hf://datasets/" in wanted else "hf://" if "hf://" in wanted else ""
     if kind and (page := re.fullmatch(r"https?://(?:www\.)?huggingface\.co/(datasets/)?([\w.-]+/[\w.-]+)/?.*", text)):
         return f"did you mean {kind}{page[2]}?"
@@ -181,9 +184,17 @@ def fix_uri(value: Any, wanted: str) -> str:
     return _fix_store(text, wanted)
 
 
+def _fix_local(wanted: str) -> str:
+    if "pvc://" not in wanted:
+        return "no pod can use a path of this machine: write s3://bucket/path"
+    fix = "no pod can read a path of this machine: upload it to s3://bucket/path, or to a claim, pvc://claim/path"
+    is_rows = "hf://datasets/" in wanted
+    return f"{fix}; kubectl finetune validate with --rows FILE checks it here" if is_rows else fix
+
+
 def _fix_store(text: str, wanted: str) -> str:
     """Return the `s3://` or `pvc://` URI that was meant; "" if that is not known."""
-    if found := re.fullmatch(r"(?i:s3a?n?):/{1,3}([A-Za-z0-9.-]+)(/.*)", text):
+    if found := re.fullmatch(r"(?i:s3a?n?):/{1,3}([A-Za-z0-9.-]{3,63})(/.+)", text):
         meant = f"s3://{found[1].lower()}{re.sub('/+', '/', found[2])}"
     elif "pvc://" in wanted and (found := re.fullmatch(r"(?i:pvc):/{0,3}([a-z0-9][a-z0-9.-]*/.*)", text)):
         meant = f"pvc://{re.sub('/+', '/', found[1])}"

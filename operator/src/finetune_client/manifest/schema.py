@@ -117,8 +117,13 @@ def _of_type(error: Any) -> Fault:
         return Fault(path, "is not a valid name", fixes.fix_format(pattern, error["input"]))
     if error["type"] == "too_short":
         return Fault(path, "is empty", "add an entry, or remove the field")
-    what, _, fix = error["msg"].removeprefix("Value error, ").rpartition(": ")
-    meant = fixes.fix_placeholder(error["input"]) or fixes.fix_uri(error["input"], what)
+    return _of_message(path, error["msg"].removeprefix("Value error, "), error["input"])
+
+
+def _of_message(path: FieldPath, message: str, value: Any) -> Fault:
+    """Return the fault of a message with its fix, or with the URI that was meant."""
+    what, _, fix = message.rpartition(": ")
+    meant = fixes.fix_placeholder(value) or fixes.fix_uri(value, what)
     return Fault(path, what or fix, meant or (fix if what else "correct it"))
 
 
@@ -182,8 +187,14 @@ def _explain(error: Any, written: dict[FieldPath, str]) -> Iterator[Fault]:
             twice = [one for index, one in enumerate(value) if one in value[:index]]
             yield Fault(path, "has an entry twice", f"remove the second {fixes.inline(twice[0])}")
         case validator:
-            message, fix = LIMITS[validator]
-            yield Fault(path, message.format(wanted), fix.format(wanted))
+            yield _of_limit(path, validator, wanted, value, schema)
+
+
+def _of_limit(path: FieldPath, validator: str, wanted: Any, value: Any, schema: dict[str, Any]) -> Fault:
+    if validator == "minLength" and path[-1] == "uri":  # its form explains more than its length
+        return _of_message(path, schema["x-kubernetes-validations"][0]["message"], value)
+    message, fix = LIMITS[validator]
+    return Fault(path, message.format(wanted), fix.format(wanted))
 
 
 def _find_twice(value: Any, schema: dict[str, Any], path: FieldPath) -> Iterator[Fault]:

@@ -266,10 +266,18 @@ def check_rows(jobs: list[dict[str, Any]], files: list[str], out: Path | None) -
             "--rows checks with one format and columns, but dataset.train.sources have their own",
             f"check the rows of each source: {PROGRAM} check-data FILE --objective … --format … --columns …",
         )
+    if out:
+        _require_folder(out)
     program, spec = find_program(), jobs[0]["spec"]
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
         command = [program, "check-data", *files, *options(spec), "--out", str(out or scratch)]
         return subprocess.run(command, check=False).returncode  # noqa: S603 - our own program, without a shell
+
+
+def _require_folder(out: Path) -> None:
+    nearest = next(one for one in (out, *out.absolute().parents) if one.exists())
+    if not nearest.is_dir():
+        raise WrongUse(f"--rows-out {out} cannot be made: {nearest} is a file", "name a folder")
 
 
 def find_program() -> str:

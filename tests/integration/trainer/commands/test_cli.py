@@ -177,11 +177,11 @@ def test_training_without_a_preflight_ends_in_64(config_file: Path) -> None:
 
 
 def test_an_error_without_a_name_ends_in_70_with_a_traceback(tmp_path: Path, config_file: Path) -> None:
-    (tmp_path / "file").touch()
-    done = trainer("check-data", tmp_path / "absent.jsonl", "--out", tmp_path / "file" / "below")
+    (tmp_path / "out" / "accepted.jsonl").mkdir(parents=True)
+    done = trainer("check-data", tmp_path / "absent.jsonl", "--out", tmp_path / "out")
     assert done.returncode == 70
     assert "Traceback" in done.stderr
-    assert "InternalError: NotADirectoryError" in done.stderr
+    assert "InternalError: IsADirectoryError" in done.stderr
 
 
 def test_a_panic_of_a_library_in_rust_ends_in_70_with_a_report(termination_log: Path) -> None:

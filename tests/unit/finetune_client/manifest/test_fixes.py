@@ -120,6 +120,27 @@ def test_every_pattern_has_its_fix() -> None:
         ("dataset.train.uri", "hf://owner/rows", "did you mean hf://datasets/owner/rows?"),
         ("output.uri", "s3:/bucket/out", "did you mean s3://bucket/out?"),
         ("output.uri", "file:///tmp/out", "a bucket of 3 to 63 lower-case characters, and a path without"),
+        ("output.uri", "s3:/b/x", "a bucket of 3 to 63 lower-case characters, and a path without"),
+        ("output.uri", "./out", "no pod can use a path of this machine: write s3://bucket/path"),
+        ("model.uri", "gpt-4o", "a bucket of 3 to 63 lower-case characters, and a path without"),
+        (
+            "model.uri",
+            "../model",
+            "no pod can read a path of this machine: upload it to s3://bucket/path, or to a claim, pvc://claim/path",
+        ),
+        (
+            "model.uri",
+            "/models/llama",
+            "no pod can read a path of this machine: upload it to s3://bucket/path, or to a claim, pvc://claim/path",
+        ),
+        ("dataset.train.uri", "a.csv", "; kubectl finetune validate with --rows FILE checks it here"),
+        ("dataset.train.uri", "./rows.jsonl", "no pod can read a path of this machine: upload it to s3://bucket/path"),
+        (
+            "dataset.train.uri",
+            "data/rows.jsonl.gz",
+            "no pod can read a path of this machine: upload it to s3://bucket/path",
+        ),
+        ("dataset.train.uri", "s3:/bucket/rows.jsonl", "did you mean s3://bucket/rows.jsonl?"),
         ("hyperparameters.lrSchedulerType", "cosin", "did you mean cosine?"),
         ("hyperparameters.optim", "adamw_torch_fuse", "did you mean adamw_torch_fused?"),
         ("hyperparameters.optim", "galore", "write adamw_torch or adamw_torch_fused or adamw_8bit or paged_adamw_8bit"),
@@ -213,3 +234,8 @@ def test_a_spec_that_is_no_block_is_one_fault() -> None:
         (fault,) = find_faults(spec, {})
         assert fault.path == ("spec",)
         assert fault.fix
+
+
+def test_a_short_uri_has_the_message_of_its_form() -> None:
+    (fault,) = find_faults(with_value(("model", "uri"), "gpt-4o"), {})
+    assert fault.message == "must be hf://owner/name, pvc://claim/path, or s3://bucket/path"

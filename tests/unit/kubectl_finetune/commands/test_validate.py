@@ -219,6 +219,14 @@ def test_rows_of_several_jobs_are_refused(validate: Callable[..., Any]) -> None:
     assert (done.code, "--rows needs one job, but the files have 2" in done.err) == (2, True)
 
 
+def test_a_file_in_place_of_the_folder_for_rows_is_refused(validate: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("notes")
+    for option in ("kept", "kept/sub"):
+        done = validate(JOB, "--rows", "rows.jsonl", "--rows-out", f"{tmp_path}/{option}")
+        assert (done.code, f"--rows-out {option} cannot be made: kept is a file" in done.err) == (2, True)
+        assert "name a folder" in done.err
+
+
 def test_rows_of_sources_with_their_own_format_are_checked_one_by_one(validate: Callable[..., Any]) -> None:
     sources = "{sources: [{uri: s3://bucket/a.jsonl}, {uri: s3://bucket/b.jsonl, columns: {prompt: q}}]}"
     done = validate(JOB.replace("{uri: s3://bucket/rows.jsonl}", sources), "--rows", "rows.jsonl")

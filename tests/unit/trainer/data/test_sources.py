@@ -11,6 +11,7 @@ import pytest
 from finetune_api.handoff import ExitCode
 from finetune_api.inputs.sources import DataSource
 from finetune_trainer.data.patterns import pattern_to_regex
+from finetune_trainer.data.readers.rows_of_file import RowFile
 from finetune_trainer.data.sources import MAX_OBJECTS, fetch_source, resolve_source
 from finetune_trainer.data.split_names import detect_split
 from finetune_trainer.errors import TrainerError
@@ -239,3 +240,12 @@ def test_two_stars_reach_over_whole_folders() -> None:
         "x/y/d.jsonl",
     ]
     assert re.fullmatch(pattern_to_regex("x/**"), "x/y/z")
+
+
+@pytest.mark.parametrize("uri", ["s3://data/support/", "s3://data/support", "s3://data/rows.jsonl", QA])
+def test_a_local_file_in_place_of_any_uri_is_read_by_its_own_suffix(tmp_path: Path, uri: str) -> None:
+    (tmp_path / "good.csv").write_text("prompt,completion\nIs 2 even?,yes\n")
+    storage = LocalStore({uri: tmp_path / "good.csv"})
+    (file,) = fetch_source(DataSource(uri=uri), storage, tmp_path / "source", "train", lambda _count: None)
+    (record,) = RowFile(file.named).records()
+    assert record.value == {"prompt": "Is 2 even?", "completion": "yes"}

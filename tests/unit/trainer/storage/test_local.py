@@ -5,7 +5,7 @@ import pytest
 
 from finetune_trainer.errors import ObjectMissing, TrainerError
 from finetune_trainer.storage.local import LocalStore, parse_maps
-from finetune_trainer.storage.protocol import Entry, confine_path
+from finetune_trainer.storage.protocol import Entry, confine_path, join_uri
 
 
 @pytest.fixture
@@ -83,8 +83,35 @@ def test_a_key_never_leaves_its_folder(tmp_path: Path, key: str) -> None:
         confine_path(tmp_path / "folder", key)
 
 
-def test_maps_are_read_from_options() -> None:
+def test_maps_are_read_from_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "a=b").write_text("")
     assert parse_maps(["s3://b/p=dir", "pvc://c=a=b"]) == {"s3://b/p": Path("dir"), "pvc://c": Path("a=b")}
+
+
+def test_a_map_to_nothing_is_refused_unless_it_may_be_new(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match=r"--map s3://b/p=\S+/new: there is no such file or folder"):
+        parse_maps([f"s3://b/p={tmp_path}/new"])
+    assert parse_maps([f"s3://b/p={tmp_path}/new"], lambda uri: uri == "s3://b/p") == {"s3://b/p": tmp_path / "new"}
+
+
+@pytest.mark.parametrize("prefix", ["s3://bucket/support/", "hf://datasets/owner/rows"])
+def test_a_file_in_place_of_a_prefix_is_its_only_object(tmp_path: Path, prefix: str) -> None:
+    rows = tmp_path / "good.csv"
+    rows.write_text("prompt,completion\n")
+    storage = LocalStore({prefix: rows})
+    (entry,) = storage.list(prefix)
+    assert entry == Entry("good.csv", 18)
+    uri = join_uri(prefix, entry.key)
+    storage.download(uri, tmp_path / "copy")
+    assert (tmp_path / "copy").read_text() == "prompt,completion\n"
+    assert storage.file_name(uri) == storage.file_name(prefix) == str(rows)
+    assert storage.read(join_uri(prefix, "README.md")) is None
+
+
+def test_the_format_of_a_file_in_a_mapped_folder_is_that_of_its_key(storage: LocalStore) -> None:
+    assert storage.file_name("s3://bucket/models/tiny/config.json") == "s3://bucket/models/tiny/config.json"
 
 
 @pytest.mark.parametrize("option", ["dir", "s3://b/p", "s3://b/p=", "b/p=dir"])

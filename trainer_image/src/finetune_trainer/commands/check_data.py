@@ -17,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from finetune_api.handoff import ExitCode
 from finetune_api.inputs.chat_template import RESERVED, ChatTemplateKwargs, ChatTemplateName
 from finetune_api.spec import DatasetFormat, Objective
+from finetune_trainer.commands.folders import require_folder
 from finetune_trainer.commands.local_files import LocalFiles, find_files
 from finetune_trainer.data.checks.output import (
     CONVERTED,
@@ -67,6 +68,7 @@ class Request:
 
 def check_local_rows(files: list[str], out: Path, request: Request) -> None:
     """Write the files and print the counts; raise DatasetUnusable by the rules of a job."""
+    require_folder(out, "--out")
     if unknown := name_unknown_columns(frozenset(request.columns or ())):
         raise TrainerError(ExitCode.INVALID_CONFIG, _as_options(unknown))
     summary = Summary()

@@ -14,7 +14,9 @@ from pathlib import Path
 from finetune_api.handoff import Artifact, JobConfig, Outcome, Report
 from finetune_api.objectives import Objective
 from finetune_trainer.commands.existing_result import require_same_inputs
+from finetune_trainer.commands.folders import require_folder
 from finetune_trainer.commands.local_jobs import add_references, parse_finished, sort_jobs, to_published_job
+from finetune_trainer.commands.local_maps import LocalNames, read_maps
 from finetune_trainer.commands.local_stores import connect_here
 from finetune_trainer.commands.local_trackers import require_own_trackers
 from finetune_trainer.config.manifest import read_manifests
@@ -23,7 +25,7 @@ from finetune_trainer.entrypoints.termination import RunState
 from finetune_trainer.monitoring.bar import logs_above_bar
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.preflight import preflight
-from finetune_trainer.storage.local import LocalStore, parse_maps
+from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.storage.own_servers import FLAG
 from finetune_trainer.storage.protocol import Store
 
@@ -55,6 +57,8 @@ def run_jobs(state: RunState, manifest: Path, output: Path, options: RunOptions,
     A single job's result is written to `output`, several each to a subfolder with their name, unless `--map` covers
     `output.uri`.
     """
+    require_folder(output, "--output")
+    require_folder(workspace, "--workspace")
     jobs = read_manifests(manifest, lambda: str(uuid.uuid4()))
     for job in jobs:
         require_own_trackers(job, options.send_keys_to)
@@ -62,14 +66,17 @@ def run_jobs(state: RunState, manifest: Path, output: Path, options: RunOptions,
     done = {name: one.job for name, one in earlier.items()}
     folders = {one.job.output_uri: one.folder for one in earlier.values()}
     folders |= {job.output_key(): output / job.name if len(jobs) > 1 else output for job in jobs}
-    folders |= parse_maps(options.maps)
-    local, lines = LocalStore(folders), list[str]()
+    maps = read_maps(options.maps, jobs, done.values())
+    folders |= maps
+    local, lines, names = LocalStore(folders), list[str](), LocalNames(folders, maps)
     ordered = sort_jobs(jobs, done)
     with logs_above_bar() if sys.stdout.isatty() else nullcontext():
         for job in ordered:
             config = state.config = add_references(job, done)
             stores = connect_here(config.spec, state.stop, local, options.send_keys_to)
-            report = _run_one(state, config, stores, local, workspace / job.name)
+            with names.in_errors(job.output_key()):
+                report = _run_one(state, config, stores, local, workspace / job.name)
+            report = report.model_copy(update={"message": names.replace_uris(report.message, job.output_key())})
             lines += list_next_steps(config, local, options.send_keys_to)
             if report.outcome is Outcome.GATE_NOT_MET:  # its children cannot build on it
                 break

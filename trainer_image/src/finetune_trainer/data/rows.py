@@ -77,10 +77,14 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class NamedPath:
-    """A local file and the name that messages use, such as its S3 URI."""
+    """A local file and the name that messages use, such as its S3 URI.
+
+    `file_name` is by whose suffix the format is chosen, if that is not the name.
+    """
 
     path: Path
     name: str
+    file_name: str = ""
 
 
 class Source(NamedTuple):

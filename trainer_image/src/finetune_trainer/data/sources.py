@@ -9,6 +9,7 @@ from pathlib import Path
 from finetune_api.handoff import ExitCode
 from finetune_api.inputs.sources import DataFiles
 from finetune_trainer.data.patterns import WILDCARD, split_pattern
+from finetune_trainer.data.rows import NamedPath
 from finetune_trainer.data.split_names import choose_split
 from finetune_trainer.data.subsets import choose_subset
 from finetune_trainer.errors import ObjectMissing, TrainerError
@@ -35,12 +36,18 @@ class SourceObject:
 
 @dataclass(frozen=True, slots=True)
 class FetchedObject:
-    """A downloaded object with rows."""
+    """A downloaded object with rows; `file_name` is by whose suffix its format is chosen."""
 
     uri: str
     path: Path
     size: int
     sha256: str
+    file_name: str = ""
+
+    @property
+    def named(self) -> NamedPath:
+        """Return the local file, under its URI."""
+        return NamedPath(self.path, self.uri, self.file_name)
 
     def to_dict(self) -> dict[str, object]:
         """Return the entry for the summary and the lineage."""
@@ -103,7 +110,13 @@ def fetch_source(
         message = f"{error.message}: correct spec.dataset.{place}.uri, or upload the rows"
         raise TrainerError(ExitCode.DATASET_UNUSABLE, message) from None
     fetched = [
-        FetchedObject(one.uri, path, path.stat().st_size, sha256_file(path, lambda _count: on_bytes(0)))
+        FetchedObject(
+            one.uri,
+            path,
+            path.stat().st_size,
+            sha256_file(path, lambda _count: on_bytes(0)),
+            storage.file_name(one.uri),
+        )
         for one, path in zip(objects, paths, strict=True)
     ]
     _check_digest(source, fetched, place)
@@ -122,7 +135,7 @@ def fetch_object(uri: str, sha256: str | None, storage: ReadableStore, path: Pat
     if sha256 and found != sha256:
         message = f"{uri} has the SHA-256 {found}, which differs from spec.evaluation.ability.sha256"
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{message}: the questions changed")
-    return FetchedObject(uri, path, path.stat().st_size, found)
+    return FetchedObject(uri, path, path.stat().st_size, found, storage.file_name(uri))
 
 
 def _check_digest(source: DataFiles, fetched: list[FetchedObject], place: str) -> None:

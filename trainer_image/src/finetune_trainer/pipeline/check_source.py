@@ -18,7 +18,7 @@ from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.row_keys import SeenRows
 from finetune_trainer.data.checks.summary import Summary, explain_unusable, name_unknown_columns
 from finetune_trainer.data.formats.columns import advise_field
-from finetune_trainer.data.rows import Labelling, NamedPath, Rejected, UnreadableFile
+from finetune_trainer.data.rows import Labelling, Rejected, UnreadableFile
 from finetune_trainer.data.sources import FetchedObject, fetch_source
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.rewards.references import References
@@ -125,7 +125,7 @@ class SourceCheck:
     def _check(self, checked: CheckedSource, prompts: frozenset[int], seen: SeenRows) -> None:
         spec, source = self.config.spec, checked.source
         rows = check_rows(
-            [NamedPath(file.path, file.uri) for file in checked.files],
+            [file.named for file in checked.files],
             summary=checked.summary,
             format=(source.format or spec.dataset.format).value,
             columns=source.columns,

@@ -14,7 +14,6 @@ from finetune_api.status import DatasetStatus
 from finetune_trainer.data.ability import choose_questions, write_questions
 from finetune_trainer.data.checks.output import REJECTED, read_accepted
 from finetune_trainer.data.checks.split import collect_prompts
-from finetune_trainer.data.rows import NamedPath
 from finetune_trainer.data.sources import FetchedObject, fetch_object
 from finetune_trainer.pipeline.blend_rows import Blend, blend_sources, write_blend
 from finetune_trainer.pipeline.check_source import CheckedSource, Earlier, SourceCheck, count_rows, merge_summaries
@@ -116,9 +115,7 @@ def _write_questions(
     if asked is None:
         return None
     fetched = fetch_object(asked.uri, asked.sha256, storage, workspace / "source-ability", on_bytes)
-    questions = choose_questions(
-        NamedPath(fetched.path, fetched.uri), asked.max_questions, config.spec.hyperparameters.seed
-    )
+    questions = choose_questions(fetched.named, asked.max_questions, config.spec.hyperparameters.seed)
     write_questions(out / Artifact.ABILITY_ROWS, questions)
     return fetched
 

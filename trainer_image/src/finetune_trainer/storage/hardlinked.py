@@ -15,7 +15,7 @@ class HardlinkedStore:
         self.pin, self.probe, self.list, self.first = storage.pin, storage.probe, storage.list, storage.first
         self.upload, self.put, self.put_if_absent = storage.upload, storage.put, storage.put_if_absent
         self.remove, self.read, self.read_range = storage.remove, storage.read, storage.read_range
-        self.size, self.sha256 = storage.size, storage.sha256
+        self.size, self.sha256, self.file_name = storage.size, storage.sha256, storage.file_name
 
     def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
         """Link the neighbour's file, else copy the object."""

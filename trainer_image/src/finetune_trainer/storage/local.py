@@ -3,7 +3,7 @@
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode
@@ -91,8 +91,10 @@ class LocalStore(Store):
             return file.read(length)
 
     def list(self, uri: str, limit: int = MAX_OBJECTS) -> list[Entry]:
-        """Return every file below the folder."""
+        """Return every file below the folder; a file in its place is the only one, under its own name."""
         folder = self._path(uri)
+        if folder.is_file():
+            return [Entry(folder.name, folder.stat().st_size)]
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != PART)
         return [Entry(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
 
@@ -105,6 +107,11 @@ class LocalStore(Store):
         """Return the SHA-256 (hex) of one object's content."""
         return sha256_file(self._existing(uri), on_bytes)
 
+    def file_name(self, uri: str) -> str:
+        """Return the local path if a file was mapped to the URI or to its folder."""
+        path = self._path(uri)
+        return str(path) if path in self._maps.values() and path.is_file() else uri
+
     def find(self, uri: str) -> Path | None:
         """Return the local path of a URI, by the longest mapped prefix; None if no prefix is mapped."""
         uri = strip_commit(uri).rstrip("/")
@@ -112,7 +119,7 @@ class LocalStore(Store):
             if uri == prefix:
                 return self._maps[prefix]
             if uri.startswith(f"{prefix}/"):
-                return confine_path(self._maps[prefix], uri[len(prefix) + 1 :])
+                return _below(self._maps[prefix], uri[len(prefix) + 1 :])
         return None
 
     def _path(self, uri: str) -> Path:
@@ -139,13 +146,23 @@ class LocalStore(Store):
         return target.with_name(f".{target.name}.{uuid.uuid4().hex}{PART}")
 
 
-def parse_maps(options: Iterable[str]) -> dict[str, Path]:
-    """Parse `s3://bucket/prefix=DIR`, `hf://owner/name=DIR` and `pvc://claim/path=DIR` options."""
+def _below(path: Path, key: str) -> Path:
+    """Return the path of a key in a mapped folder; in a mapped file there is only the file itself."""
+    return path if key == path.name and path.is_file() else confine_path(path, key)
+
+
+def parse_maps(options: Iterable[str], may_be_new: Callable[[str], bool] = lambda _uri: False) -> dict[str, Path]:
+    """Parse `s3://bucket/prefix=DIR`, `hf://owner/name=DIR` and `pvc://claim/path=DIR` options.
+
+    Raises InvalidConfig for a path that does not exist, unless `may_be_new` is true for its URI.
+    """
     maps: dict[str, Path] = {}
     for option in options:
         uri, separator, path = option.partition("=")
         if not separator or not uri.startswith(("s3://", "hf://", "pvc://")) or not path:
             message = f"--map {option}: write s3://bucket/prefix=DIR, hf://owner/name=DIR or pvc://claim/path=DIR"
             raise TrainerError(ExitCode.INVALID_CONFIG, message)
+        if not Path(path).exists() and not may_be_new(uri):
+            raise TrainerError(ExitCode.INVALID_CONFIG, f"--map {option}: there is no such file or folder")
         maps[uri] = Path(path)
     return maps

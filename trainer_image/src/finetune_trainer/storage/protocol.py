@@ -66,6 +66,10 @@ class ReadableStore(Protocol):
         """Copy one listed object under a prefix to a local file."""
         self.download(join_uri(uri, entry.key), path, on_bytes)
 
+    def file_name(self, uri: str) -> str:
+        """Return the name by whose suffix the format of an object is chosen."""
+        return uri
+
     def read(self, uri: str, limit: int = MAX_READ_BYTES) -> bytes | None:
         """Return a small object's content, or None if it does not exist; more than `limit` bytes are an error."""
 

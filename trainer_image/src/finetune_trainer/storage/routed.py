@@ -61,6 +61,9 @@ class RoutedStore(Store):
     def download_entry(self, uri: str, entry: Entry, path: Path, on_bytes: OnBytes | None = None) -> None:
         self._route(uri).download_entry(uri, entry, path, on_bytes)
 
+    def file_name(self, uri: str) -> str:
+        return self._route(uri).file_name(uri)
+
     def upload(self, path: Path, uri: str, on_bytes: OnBytes | None = None) -> None:
         self._route_write(uri).upload(path, uri, on_bytes)
 

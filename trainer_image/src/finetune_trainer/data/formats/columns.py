@@ -5,6 +5,7 @@ from typing import Any
 
 from finetune_api.dataset.codes import RejectCode
 from finetune_api.text.printable import printable
+from finetune_trainer.data.readers.csv import explain_separator
 from finetune_trainer.data.rows import BadRow
 from finetune_trainer.errors import name_some
 
@@ -146,7 +147,7 @@ class ColumnMap:
         if missing:
             detail = f"{field} names {', '.join(missing)}, which the row does not have; {seen}"
             return BadRow(RejectCode.MISSING_COLUMN, detail)
-        return BadRow(bad.code, f"{bad.detail}; {seen}{self._advise_names(row, wanted)}")
+        return BadRow(bad.code, f"{bad.detail}; {seen}{_explain_file(row) or self._advise_names(row, wanted)}")
 
     def _advise_names(self, row: Columns, wanted: tuple[str, ...]) -> str:
         own = [name for name in row if name not in KNOWN_COLUMNS]
@@ -158,3 +159,14 @@ class ColumnMap:
         is_clear = len(own) == len(absent) == 1
         field, example = self._advise({name: name_columns(own) if is_clear else YOURS for name in absent})
         return f"; name yours in {field}, for example {example}"
+
+
+def _explain_file(row: Columns) -> str:
+    """Return the fix of a row that is a line without its separator, or a file whose rows are under a key."""
+    name, value = next(iter(row.items()), ("", None))
+    if len(row) == 1 and isinstance(value, str) and (separator := explain_separator(name)):
+        return f"; {separator}"
+    rows = row.get("data")
+    if isinstance(rows, list) and rows and all(isinstance(one, dict) for one in rows):
+        return "; the rows are under data: keep that key alone"
+    return ""

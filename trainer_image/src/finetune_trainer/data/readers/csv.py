@@ -76,7 +76,7 @@ def read_csv(stream: BufferedReader, delimiter: str, limit: int = MAX_ROW_BYTES)
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield from lines.refuse(BadRow(RejectCode.BAD_JSON, _explain(error)))
+            yield from lines.refuse(BadRow(RejectCode.BAD_JSON, _explain(error, is_first=lines.first == 1)))
             continue
         except BadRow as problem:
             yield from lines.refuse(problem)
@@ -106,15 +106,31 @@ class _Header:
         """Return the cells of a record under their names; raises BadRow."""
         if not text.isascii():
             _refuse_undecodable(text)
+        if self._names[0].lower().startswith("sep="):
+            detail = f"the first line, {self._names[0][:40]!r}, names a separator instead of the columns: remove it"
+            raise BadRow(RejectCode.MISSING_COLUMN, detail)
         if len(cells) != len(self._names):
             detail = f"the record has {len(cells)} cells, the header has {len(self._names)}"
+            if len(self._names) == 1:
+                detail = explain_separator(self._names[0]) or detail
             raise BadRow(RejectCode.MISSING_COLUMN, detail)
         if self._twice is not None:
             raise BadRow(RejectCode.DUP_KEY, f"the header contains {self._twice[:40]!r} twice")
         return dict(zip(self._names, cells, strict=True))
 
 
-def _explain(error: csv.Error) -> str:
+def explain_separator(name: str) -> str:
+    """Return which separator the name of a single column contains, and the fix; "" if none."""
+    if "\t" in name:
+        return "the separator is a tab: save the file as .tsv, or with commas"
+    return "the separator is |: save the file with commas" if "|" in name else ""
+
+
+def _explain(error: csv.Error, *, is_first: bool) -> str:
+    if "new-line character" in str(error):
+        if is_first:
+            return "lines end in CR: convert them to LF"
+        return "the line has a CR outside quotes: write the cell in quotes, or convert CR to LF"
     if "unexpected end of data" in str(error):
         return "a quote opens a cell and is never closed; write a quote inside a cell twice"
     return f"not a CSV record: {error}"

@@ -1,6 +1,7 @@
 """Parse the bytes of one row as a JSON object, with an exact error."""
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -10,6 +11,7 @@ from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.rows import BadRow
 
 MAX_DETAIL_CHARACTERS = 200
+_ENDS_IN_CR = re.compile(r"\}[ \t]*\r(?!\n)\s*\{")
 _JSON_NAMES = {
     bool: "a boolean",
     int: "a number",
@@ -73,6 +75,8 @@ def _explain(raw: bytes, error: orjson.JSONDecodeError) -> NoReturn:
     if "surrogate" in str(error) and _has_lone_surrogate(text):
         raise BadRow(RejectCode.LONE_SURROGATE, "a \\u escape is half of a surrogate pair") from None
     reason = "the row is empty" if not text.strip() else str(error)
+    if _ENDS_IN_CR.search(text):
+        reason = "lines end in CR: convert them to LF"
     raise BadRow(RejectCode.BAD_JSON, reason[:MAX_DETAIL_CHARACTERS]) from None
 
 

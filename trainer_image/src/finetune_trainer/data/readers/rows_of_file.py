@@ -85,7 +85,7 @@ class RowFile:
                     yield from self._table_records(start)
                 else:
                     self._file = file
-                    yield from _text_records(file, name)
+                    yield from _text_records(file, self._path)
                 self._finished = file.seek(0, io.SEEK_END)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UnreadableFile(f"{name} is a damaged gzip file: {error}") from error
@@ -101,8 +101,9 @@ class RowFile:
             yield Record(number, value, problem, value or {})
 
 
-def _text_records(file: io.BufferedReader, name: str) -> Iterator[Record]:
-    suffixes = [suffix.lower() for suffix in PurePath(name).suffixes]
+def _text_records(file: io.BufferedReader, path: NamedPath) -> Iterator[Record]:
+    name = path.name
+    suffixes = [suffix.lower() for suffix in PurePath(path.file_name or name).suffixes]
     stream = file
     if stream.peek(2).startswith(GZIP_MAGIC):
         suffixes = [suffix for suffix in suffixes if suffix != ".gz"]
