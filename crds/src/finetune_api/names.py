@@ -144,6 +144,7 @@ class Reason(StrEnum):
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     POD_CREATION_REFUSED = "PodCreationRefused"
+    STOP_REFUSED = "StopRefused"
     MOUNT_FAILED = "MountFailed"
     BACKING_OFF = "BackingOff"
     UNREACHABLE = "Unreachable"

@@ -91,6 +91,8 @@ class CurrentRun(StatusBlock):
     """Node that it runs on."""
     start_time: Time | None = None
     """When the container started."""
+    gpus: Count | None = None
+    """GPUs that it holds, in all pods of the attempt; an edit of the spec changes those of the next one."""
     last_moved_time: Time | None = None
     """When it last finished a step, a row or a transfer; `stallTimeoutSeconds` counts from here."""
     stopping_reason: Word | None = None

@@ -15,8 +15,8 @@ from finetune_operator.kube.errors import ClusterError, Gone
 from finetune_operator.kube.objects import Key, Object
 
 log = logging.getLogger(__name__)
-MAX_NOTE = 1000
-"""Characters of the 1,024 bytes that the events API takes."""
+MAX_NOTE_BYTES = 1024
+"""The events API refuses a longer note."""
 SERIES = timedelta(minutes=6)
 """For so long after an event the same one belongs to its series, as with the recorder of client-go."""
 MAX_SERIES = 1024
@@ -89,7 +89,7 @@ def build_event(subject: Subject, event: Event, instance: str, now: datetime, ki
         "kind": "Event",
         "metadata": {
             "namespace": subject.key.namespace,
-            "name": f"{subject.key.name[:230]}.{hashlib.sha256(content.encode()).hexdigest()[:16]}",
+            "name": f"{subject.key.name[:230].rstrip('-.')}.{hashlib.sha256(content.encode()).hexdigest()[:16]}",
         },
         "eventTime": _stamp(now),
         "regarding": {
@@ -102,7 +102,7 @@ def build_event(subject: Subject, event: Event, instance: str, now: datetime, ki
         },
         "type": "Warning" if event.is_warning else "Normal",
         "reason": event.reason.value,
-        "note": event.message[:MAX_NOTE],
+        "note": event.message.encode()[:MAX_NOTE_BYTES].decode(errors="ignore"),
         "reportingController": names.MANAGED_BY,
         "reportingInstance": instance[:128] or names.MANAGED_BY,
         "action": "Reconcile",

@@ -13,7 +13,7 @@ from finetune_api import names
 from finetune_api.handoff import TERMINATION_LIMIT_BYTES
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.kube.images import repository
+from finetune_operator.kube.images import repository, strip_tag
 
 IMAGE_PROBLEMS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
@@ -345,7 +345,7 @@ class Pod:
             exit_code=terminated.get("exitCode"),
             container_reason=terminated.get("reason") or status.get("reason") or "",
             message=_text(terminated.get("message") or status.get("message") or ""),
-            image=next((one.get("image", "") for one in spec.get("containers") or []), ""),
+            image=_image_of(spec),
             image_id=container.get("imageID", ""),
             waiting_reason=waiting.get("reason", ""),
             waiting_message=_text(waiting.get("message", "")),
@@ -381,7 +381,17 @@ class Pod:
 
     @property
     def pinned_image(self) -> str:
-        """The image by digest if the node reports one of the same repository, else as requested."""
+        """The image by digest if the node reports one of the same repository, else as requested.
+
+        Its name stays as it was requested: an admission policy compares spellings.
+        """
         reference = re.sub(r"^[a-z-]+://", "", self.image_id)
         is_usable = "@sha256:" in reference and repository(reference) == repository(self.image)
-        return reference if is_usable else self.image
+        return f"{strip_tag(self.image)}@{reference.partition('@')[2]}" if is_usable else self.image
+
+
+def _image_of(spec: Object) -> str:
+    """Return the image of the trainer's container; a webhook may have put others before it."""
+    containers = spec.get("containers") or []
+    own = (one.get("image", "") for one in containers if one.get("name") == names.TRAINER_CONTAINER)
+    return str(next(own, ""))

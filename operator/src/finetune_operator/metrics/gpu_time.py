@@ -38,7 +38,7 @@ class _Seen:
             runs=status.runs or 0,
             gpu_seconds=status.gpu_seconds or 0,
             pods=frozenset(one.pod_uid for one in status.history or [] if one.pod_uid),
-            gpus=count_gpus(job.spec) if is_training else 0,
+            gpus=(count_gpus(job.spec) if run.gpus is None else run.gpus) if run and is_training else 0,
             began=run.start_time if run else None,
             ended=missing or (status.completion_time if job.is_finished else None),
         )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import JobRef, Progress
+from finetune_operator.kube.errors import Refused
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.kube.observed import Target
 from finetune_operator.manifests.jobs import build_attempt
@@ -100,8 +101,12 @@ def _first_running(pods: Sequence[Pod]) -> Pod | None:
 def _before_deadline(context: Context, job: Job | None) -> Effect:
     """End the job at its deadline: write counts first, then delete the Job, then write the end."""
     deadline = deadlines.next_deadline(context)
-    if deadline is None or not deadline.is_exceeded or context.observed.obstacle:
+    if deadline is None or not deadline.is_exceeded:
         return (deadline.wait() if deadline else Effect()) + _next_step(context, job)
+    if obstacle := context.observed.obstacle:
+        step = _next_step(context, job)
+        is_refused = isinstance(obstacle, Refused) and job is not None and not job.is_over
+        return step + set_condition(C.RUNNING, "True", R.STOP_REFUSED, str(obstacle)) if is_refused else step
     if _has_counted(context):
         return requeue_in(0) + _next_step(context, job)
     if context.status.current_run:

@@ -56,6 +56,7 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.RUNNING, R.UNSCHEDULABLE): "No node can run the pod: {detail}",
     (C.RUNNING, R.IMAGE_PULL_FAILED): "The image cannot be pulled: {detail}",
     (C.RUNNING, R.POD_CREATION_REFUSED): "The API server refuses to create the pod: {detail}",
+    (C.RUNNING, R.STOP_REFUSED): "The pods run on, because the API server refuses to stop them: {detail}",
     (C.RUNNING, R.MOUNT_FAILED): "A volume of the pod cannot be mounted: {detail}",
     (C.RUNNING, R.CONTAINER_ERROR): "The container cannot be started: {detail}",
     (C.RUNNING, R.NO_PROGRESS): "No progress for {detail} although the trainer is reachable: it is restarted; raise "
@@ -239,7 +240,7 @@ def _leading_condition(status: FineTuneJobStatus) -> Condition:
     running = found[C.RUNNING]
     if not status.is_true(C.ACCEPTED):
         return found[C.ACCEPTED]
-    if status.is_true(C.SUSPENDED) and running.reason != R.NODE_LOST:
+    if status.is_true(C.SUSPENDED) and running.reason not in {R.NODE_LOST, R.STOP_REFUSED}:
         return found[C.SUSPENDED]
     if status.is_true(C.QUEUED) and running.reason != R.NODE_LOST:
         is_of_kueue = found[C.QUEUED].reason == R.QUEUED_BY_KUEUE

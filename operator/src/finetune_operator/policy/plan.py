@@ -56,7 +56,7 @@ def _decide(observed: Observed, settings: Settings, spec: FineTuneJobSpec, statu
     kueue.record_workload(context)
     deadlines.record_eligible_time(context)
     effect += kueue.check_quota(context) + suspension.check_suspension(context)
-    if context.is_blocked and not observed.own:
+    if context.is_blocked and not observed.own and status.current_run is None:
         deadline = deadlines.next_deadline(context)
         return effect + (deadlines.end_job(context, deadline) if deadline else Effect())
     if not spec.has_preflight:

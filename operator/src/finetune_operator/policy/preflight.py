@@ -18,7 +18,7 @@ from finetune_operator.policy.decision import (
     set_condition,
     succeed,
 )
-from finetune_operator.policy.history import runs
+from finetune_operator.policy.history import bookkeeping, runs
 from finetune_operator.policy.pods import run_outcome
 from finetune_operator.policy.startup import watch_start
 from finetune_operator.policy.status_report import record_dataset, record_image, record_lineage, record_report
@@ -66,7 +66,14 @@ def _watch(context: Context, child: Job, pods: Sequence[Pod], deadline: deadline
     if not context.observed.obstacle and deadline and deadline.is_exceeded:
         return effect + Effect(delete=child) + deadlines.end_job(context, deadline)
     held = suspension.hold_or_release(context, child, pods)
+    if held and (held.resume or held.activate) and _has_noted_a_pod(context):
+        return effect + requeue_in(0)  # written first: once the Job is resumed, nothing shows why its pod ended
     return effect + (watch_start(context, child, pods) if held is None else held)
+
+
+def _has_noted_a_pod(context: Context) -> bool:
+    now, stored = (bookkeeping.read(one).last_preflight_pod_name for one in (context.status, context.stored))
+    return now != stored
 
 
 def _has_too_many_preemptions(context: Context) -> bool:

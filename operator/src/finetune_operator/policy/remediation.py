@@ -48,7 +48,10 @@ FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         (r'configmap "[^"]+" not found', "delete the Job; the operator recreates it"),
         (r"non-existent (secret|config) key", "add this key"),
-        (r"Multi-Attach|already (used|attached|mounted)", "delete the pod that holds the volume"),
+        (
+            r"Multi-Attach|already (used|attached|mounted)",
+            "wait until the pod that holds the volume has ended, or use a claim that is ReadWriteMany",
+        ),
     ),
     R.NO_MATCHING_FLAVOR: (
         (
@@ -79,6 +82,7 @@ FIXES_BY_REASON: dict[str, str] = {
     R.POD_CREATION_REFUSED: "change what is refused; the Job controller retries",
     R.MOUNT_FAILED: "fix the volume; the pod then starts",
     R.CONTAINER_ERROR: "see kubectl logs and kubectl describe pod",
+    R.STOP_REFUSED: "change what is refused; the operator tries again",
     R.NO_MATCHING_FLAVOR: "request what the queue's flavors offer",
     R.QUEUE_NOT_FOUND: "change scheduling.queueName",
     R.NO_MATCHING_TOPOLOGY: "change scheduling.topology to a level that the queue's flavors have",

@@ -79,7 +79,7 @@ def record_stop_request(context: Context, alive: Sequence[Pod]) -> None:
 def _hold(context: Context, child: Job, alive: Sequence[Pod]) -> Effect:
     observed, stored = context.observed, context.stored
     if isinstance(observed.obstacle, Refused):
-        return Effect()
+        return set_condition(C.RUNNING, "True", R.STOP_REFUSED, str(observed.obstacle)) if alive else Effect()
     effect = _show_stopping(context, alive, R.NOT_STARTED)
     workload = observed.workload_of(child)
     is_written = suspended_since(stored) is not None and stored.current_run == context.status.current_run

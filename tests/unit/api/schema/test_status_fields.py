@@ -11,7 +11,7 @@ from finetune_api.status import FineTuneJobStatus
 
 UNIT = re.compile(r"(Seconds|PerSecond|Bytes|[pP]ercent|Points|Tokens)$")
 COUNTED = re.compile(
-    r"([aA]ttempts?|[rR]uns?|[fF]ailures|failuresBeforeMerge|[pP]reemptions|[rR]ows|[sS]teps?|Epochs|epoch|questions|trainableParameters"
+    r"([aA]ttempts?|[rR]uns?|[fF]ailures|failuresBeforeMerge|[pP]reemptions|[rR]ows|[sS]teps?|Epochs|epoch|questions|gpus|trainableParameters"
     r"|evaluationsWithoutImprovement|patience)$"
 )
 """Names of what is counted, or of its number."""

@@ -1,13 +1,14 @@
 """Which events are posted, and which are only counted in their series."""
 
+import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from finetune_api.names import EventReason
-from finetune_operator.controller.event_recorder import MAX_SERIES, EventRecorder
+from finetune_operator.controller.event_recorder import MAX_SERIES, EventRecorder, build_event
 from finetune_operator.controller.events import Event
 from finetune_operator.kube.errors import Gone, RetryLater
 
@@ -50,6 +51,13 @@ class Recording:
 @pytest.fixture
 def recording(scene: Callable[..., Any]) -> Recording:
     return Recording(scene())
+
+
+def test_a_note_is_cut_to_the_bytes_that_the_events_api_takes_and_a_name_stays_valid(scene: Any) -> None:
+    subject = scene(name="a" * 62 + "." + "b" * 62 + "." + "c" * 62 + "." + "d" * 40 + "-" + "e" * 20).job
+    event = build_event(subject, Event(EventReason.FAILED, "行が無効です。" * 100), "operator", datetime.now(UTC))
+    assert 1000 < len(event["note"].encode()) <= 1024
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", event["metadata"]["name"])
 
 
 async def test_a_repeated_event_is_counted_in_its_series(recording: Recording) -> None:

@@ -88,6 +88,17 @@ def test_gpus_are_those_of_all_pods() -> None:
     assert shown(counter) == 160
 
 
+def test_an_edit_of_the_spec_changes_nothing_of_the_run_before_it() -> None:
+    clock = Clock()
+    counter = GpuTime(clock)
+    status = running(0)
+    status["currentRun"]["gpus"] = 1
+    counter.update(job(gpus=1, **status))
+    clock.seconds = 100
+    counter.update(job(gpus=8, **status))
+    assert shown(counter) == 100
+
+
 def test_the_time_of_a_deleted_job_is_kept_and_a_new_one_of_its_name_adds_to_it() -> None:
     clock = Clock()
     counter = GpuTime(clock)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetune_api.handoff import ProgressReport
-from finetune_operator.kube.errors import Denied
+from finetune_operator.kube.errors import Denied, Refused
 from finetune_operator.kube.observed import Reading
 from finetune_operator.policy.deadlines import seconds_to_tidy
 
@@ -161,6 +161,14 @@ def test_a_job_that_cannot_be_removed_continues_and_the_removal_is_retried(scene
     decision = one.look(obstacle=Denied("delete", "jobs", "team"))
     assert not decision.status.is_true("Failed")
     assert decision.requeue_after is not None
+
+
+def test_a_job_whose_removal_a_webhook_refuses_shows_it(scene: Any) -> None:
+    one, _ = running(scene, activeDeadlineSeconds=100)
+    later(one, 101)
+    one.object["status"] = one.look(obstacle=Refused("a webhook denies it")).status.to_wire()
+    assert (one.status["reason"], one.condition("Running")["status"]) == ("StopRefused", "True")
+    assert "a webhook denies it" in one.status["message"]
 
 
 def test_a_published_result_is_not_lost_to_a_deadline(scene: Any) -> None:

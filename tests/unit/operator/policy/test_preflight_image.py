@@ -57,6 +57,28 @@ def test_a_trainer_that_ended_unseen_pins_the_image_too(scene: Build) -> None:
     assert image_of(one, "one-2") == DIGEST
 
 
+def test_a_container_that_a_webhook_puts_first_is_not_the_trainers_image(scene: Build) -> None:
+    one = slim(scene()).to_training()
+    pod = one.pod("one-1")
+    proxy = {"name": "proxy", "image": "docker.io/istio/proxyv2:1.24"}
+    pod["spec"] = {"containers": [proxy, *pod["spec"]["containers"]]}
+    one.run(pod)
+    one.settle()
+    assert one.status["lineage"]["trainerImage"] == DIGEST
+
+
+def test_a_pinned_image_keeps_the_spelling_that_an_admission_policy_lists(scene: Build) -> None:
+    one = scene()
+    one.settings = Settings(trainer_image="myorg/trainer:1")
+    one.settle()
+    pod = one.pod("one-preflight")
+    one.end(pod, 0, one.report("Validated", dataset={"rows": 5, "acceptedRows": 5}))
+    pod["status"]["containerStatuses"][0]["imageID"] = "docker.io/myorg/trainer@sha256:" + "1" * 64
+    one.complete("one-preflight")
+    one.settle()
+    assert image_of(one, "one-1") == "myorg/trainer@sha256:" + "1" * 64
+
+
 def test_a_jobs_own_image_also_runs_preflight(scene: Build) -> None:
     one = slim(scene(trainer={"image": "registry.example/trainer:9"}))
     one.to_training()

@@ -258,7 +258,7 @@ def test_a_suspended_pod_on_a_lost_node_is_named_with_what_frees_it(scene: Any) 
     ("obstacle", "kind", "reason"),
     [
         (Denied("patch", "jobs", "team"), "Accepted", "APIDenied"),
-        (Refused("a webhook says no"), "Running", "PodCreationRefused"),
+        (Refused("a webhook denies it"), "Running", "StopRefused"),
     ],
 )
 def test_a_failed_suspension_is_reported_and_retried(scene: Any, obstacle: Any, kind: str, reason: str) -> None:
@@ -268,6 +268,56 @@ def test_a_failed_suspension_is_reported_and_retried(scene: Any, obstacle: Any, 
     decision = one.look(obstacle=obstacle)
     found = next(one for one in decision.status.conditions or [] if one.type == kind)
     assert (found.reason, decision.requeue_after, decision.follow) == (reason, 20.0, None)
+
+
+def test_a_job_whose_pods_run_on_because_their_stop_is_refused_is_not_ready(scene: Any) -> None:
+    one, _ = running(scene)
+    one.object["spec"]["suspend"] = True
+    one.object["status"] = one.look().status.to_wire()
+    one.object["status"] = one.look(obstacle=Refused("a webhook denies it")).status.to_wire()
+    assert (one.condition("Ready")["status"], one.condition("Reconciling")["status"]) == ("Unknown", "True")
+    assert one.condition("Running")["status"] == "True"
+    assert one.status["reason"] == "StopRefused"
+    assert "The pods run on, because the API server refuses to stop them: a webhook denies it" in one.status["message"]
+
+
+@pytest.mark.parametrize("clears", [("one-1",), ("one-preflight", "one-1")])
+def test_the_run_of_a_suspended_job_whose_jobs_were_deleted_ends(scene: Any, clears: tuple[str, ...]) -> None:
+    """Otherwise its time goes on, in GPU seconds and for activeDeadlineSeconds."""
+    one, _ = running(scene, activeDeadlineSeconds=3600)
+    one.object["spec"]["suspend"] = True
+    one.settle()
+    for name in clears:
+        del one.children[name]
+    one.pods.clear()
+    for _ in range(2):
+        one.now += timedelta(seconds=60)
+        one.settle()
+    assert "currentRun" not in one.status
+    seconds = one.status["activeSeconds"]
+    one.now += timedelta(hours=10)
+    one.settle()
+    assert (one.status["phase"], one.status["activeSeconds"]) == ("Suspended", seconds)
+    assert seconds < 300
+
+
+def test_a_preflight_that_is_suspended_and_resumed_while_its_pod_ends_is_no_preemption(scene: Any) -> None:
+    one = scene(maxPreemptions=0)
+    one.settle()
+    pod = one.pod("one-preflight")
+    one.run(pod)
+    one.object["spec"]["suspend"] = True
+    one.settle()
+    one.now += timedelta(seconds=1)
+    one.delete_pod(pod)
+    one.object["spec"]["suspend"] = False
+    one.now += timedelta(seconds=2)
+    one.settle()
+    one.end(pod, 75, one.report("Preempted"))
+    one.now += timedelta(seconds=2)
+    one.settle()
+    assert one.status.get("preflight", {}).get("preemptions", 0) == 0
+    assert one.status["phase"] != "Failed"
 
 
 def test_a_job_that_is_no_longer_allowed_is_not_resumed(scene: Any) -> None:

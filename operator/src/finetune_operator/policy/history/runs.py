@@ -68,16 +68,30 @@ def record_preflight(context: Context, pods: tuple[Pod, ...]) -> None:
     """Count preempted preflight pods; they run one after another."""
     status = context.status
     for pod in pods:
-        if not pod.counts_as_run or pod.created is None or _is_suspension(context, pod):
+        if not pod.counts_as_run or pod.created is None:
             continue
         known = bookkeeping.read(status)
         last = (known.last_preflight_pod_time, known.last_preflight_pod_name or "")
         if last[0] is not None and (pod.created, pod.name) <= last:
             continue
-        if context.outcome_of(pod).result == RESULT_PREEMPTED:
+        is_ours = _is_suspension(context, pod) or (pod.deleting is not None and _is_held(context, pod))
+        if is_ours or context.outcome_of(pod).result == RESULT_PREEMPTED:
+            bookkeeping.record(status, last_preflight_pod_name=pod.name, last_preflight_pod_time=pod.created)
+        if not is_ours and context.outcome_of(pod).result == RESULT_PREEMPTED:
             count = ((status.preflight and status.preflight.preemptions) or 0) + 1
             status.preflight = PreflightRuns(preemptions=count)
-            bookkeeping.record(status, last_preflight_pod_name=pod.name, last_preflight_pod_time=pod.created)
+
+
+def _is_held(context: Context, pod: Pod) -> bool:
+    """Return whether the operator holds the pod's Job for its user, who may have resumed it in the meantime."""
+    child = next((one for one in context.observed.own if one.uid == pod.job_uid), None)
+    return child is not None and _is_suspended_by_us(context, child)
+
+
+def _is_suspended_by_us(context: Context, child: Job) -> bool:
+    workload = context.observed.workload_of(child)
+    is_inactive = workload is not None and not workload.is_active and workload.is_ours_to_activate
+    return (child.is_suspended and child.is_ours_to_resume) or is_inactive
 
 
 def record_running(context: Context, child: Job, pod: Pod) -> None:
@@ -87,7 +101,9 @@ def record_running(context: Context, child: Job, pod: Pod) -> None:
         return
     if status.current_run:
         _record_unseen_end(context, status.current_run, child)
-    bookkeeping.record_current_run(status, _begin_run(context, pod, child.attempt))
+    run = _begin_run(context, pod, child.attempt)
+    run.gpus = _count_gpus(context, child)
+    bookkeeping.record_current_run(status, run)
 
 
 def _ended(context: Context, job_uids: Sequence[str]) -> list[Pod]:
@@ -174,10 +190,7 @@ def _outcome_of_suspension(context: Context, pod: Pod, child: Job, outcome: PodO
         return PodOutcome(
             RESULT_PREEMPTED, run.stopping_reason, run.stopping_message or outcome.message, report=outcome.report
         )
-    workload = context.observed.workload_of(child)
-    is_ours = child.is_suspended and child.is_ours_to_resume
-    is_ours = is_ours or (workload is not None and not workload.is_active and workload.is_ours_to_activate)
-    if is_stopped or _is_suspension(context, pod) or is_ours:
+    if is_stopped or _is_suspension(context, pod) or _is_suspended_by_us(context, child):
         return PodOutcome(RESULT_SUSPENDED, Reason.USER_REQUESTED, outcome.message, report=outcome.report)
     if child.is_suspended:
         return PodOutcome(RESULT_PREEMPTED, Reason.JOB_SUSPENDED, outcome.message, report=outcome.report)
@@ -219,10 +232,16 @@ def record_run(context: Context, run: Run, child: Job | None) -> None:
     status.runs = run.run
     status.history = [*history(status), run][-HISTORY:]
     if run.start_time and run.end_time:
-        resources = context.spec.resources  # the limits of a deleted Job are gone
-        held = 0 if status.trained_weights else resources.num_nodes * resources.gpus_per_node
-        gpus = child.gpus(resources.gpu_resource_name) if child else held
-        counters.add_time(status, int((run.end_time - run.start_time).total_seconds()), gpus)
+        seconds = int((run.end_time - run.start_time).total_seconds())
+        counters.add_time(status, seconds, _count_gpus(context, child))
+
+
+def _count_gpus(context: Context, child: Job | None) -> int:
+    """Return the GPUs of a run: by the limits of its Job, or by the spec if it is gone, or if its GPUs are claims."""
+    resources = context.spec.resources
+    if child and not resources.claims:
+        return child.gpus(resources.gpu_resource_name)
+    return 0 if context.status.trained_weights else resources.num_nodes * resources.gpus_per_node
 
 
 def _steps(context: Context, run: CurrentRun, outcome: PodOutcome | None = None) -> Steps:
