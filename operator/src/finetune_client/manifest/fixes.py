@@ -170,7 +170,7 @@ def inline(value: Any) -> str:
 def fix_uri(value: Any, wanted: str) -> str:
     """Return the URI that was meant, for example `hf://owner/name` for a page of the hub; "" if that is not known."""
     text = str(value).strip()
-    if _LOCAL_PATH.fullmatch(text):
+    if "s3://" in wanted and _LOCAL_PATH.fullmatch(text):
         return _fix_local(wanted)
     kind = "hf://datasets/" if "hf://datasets/" in wanted else "hf://" if "hf://" in wanted else ""
     if kind and (page := re.fullmatch(r"https?://(?:www\.)?huggingface\.co/(datasets/)?([\w.-]+/[\w.-]+)/?.*", text)):

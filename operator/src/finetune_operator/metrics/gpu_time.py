@@ -107,7 +107,7 @@ class GpuTime:
             for run in new
             if run.start_time and run.end_time and run.start_time < self._started
         )
-        return max(0.0, added - before * count_gpus(job.spec))
+        return max(0.0, added - before * (known.gpus or count_gpus(job.spec)))
 
     def _seconds_of_current_run(self, seen: _Seen) -> float:
         """Return the GPU seconds of the running trainer so far."""

@@ -105,8 +105,9 @@ def _before_deadline(context: Context, job: Job | None) -> Effect:
         return (deadline.wait() if deadline else Effect()) + _next_step(context, job)
     if obstacle := context.observed.obstacle:
         step = _next_step(context, job)
-        is_refused = isinstance(obstacle, Refused) and job is not None and not job.is_over
-        return step + set_condition(C.RUNNING, "True", R.STOP_REFUSED, str(obstacle)) if is_refused else step
+        if job and not job.is_over and isinstance(obstacle, Refused):
+            step += suspension.show_refused_stop(obstacle, context.observed.pods_of(job.uid))
+        return step
     if _has_counted(context):
         return requeue_in(0) + _next_step(context, job)
     if context.status.current_run:

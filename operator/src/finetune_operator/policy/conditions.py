@@ -56,7 +56,7 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.RUNNING, R.UNSCHEDULABLE): "No node can run the pod: {detail}",
     (C.RUNNING, R.IMAGE_PULL_FAILED): "The image cannot be pulled: {detail}",
     (C.RUNNING, R.POD_CREATION_REFUSED): "The API server refuses to create the pod: {detail}",
-    (C.RUNNING, R.STOP_REFUSED): "The pods run on, because the API server refuses to stop them: {detail}",
+    (C.RUNNING, R.STOP_REFUSED): "The Job is not stopped, because the API server refuses it: {detail}",
     (C.RUNNING, R.MOUNT_FAILED): "A volume of the pod cannot be mounted: {detail}",
     (C.RUNNING, R.CONTAINER_ERROR): "The container cannot be started: {detail}",
     (C.RUNNING, R.NO_PROGRESS): "No progress for {detail} although the trainer is reachable: it is restarted; raise "
@@ -221,7 +221,7 @@ def _truth(value: bool) -> Truth:
 def _is_suspended_as_requested(status: FineTuneJobStatus) -> bool:
     """Return whether the job is suspended by its user and has no pods: it is in the requested state."""
     running = status.condition(C.RUNNING)
-    has_pods = running is None or running.status != "False" or running.reason == R.STOPPING
+    has_pods = running is None or running.status != "False" or running.reason in {R.STOPPING, R.STOP_REFUSED}
     return suspended_since(status) is not None and not has_pods and status.is_true(C.ACCEPTED)
 
 

@@ -79,7 +79,7 @@ def record_stop_request(context: Context, alive: Sequence[Pod]) -> None:
 def _hold(context: Context, child: Job, alive: Sequence[Pod]) -> Effect:
     observed, stored = context.observed, context.stored
     if isinstance(observed.obstacle, Refused):
-        return set_condition(C.RUNNING, "True", R.STOP_REFUSED, str(observed.obstacle)) if alive else Effect()
+        return show_refused_stop(observed.obstacle, alive)
     effect = _show_stopping(context, alive, R.NOT_STARTED)
     workload = observed.workload_of(child)
     is_written = suspended_since(stored) is not None and stored.current_run == context.status.current_run
@@ -92,6 +92,12 @@ def _hold(context: Context, child: Job, alive: Sequence[Pod]) -> Effect:
     if observed.workloads is not None and kueue.may_hold(child):
         return effect + requeue_in(SOON_SECONDS)  # Kueue stops it, once its Workload exists
     return effect if child.is_suspended or child.is_deleting else effect + Effect(suspend=child)
+
+
+def show_refused_stop(obstacle: Refused, pods: Sequence[Pod]) -> Effect:
+    """Set condition Running of a Job that the API server refuses to suspend or to delete."""
+    is_running = any(pod.is_running for pod in pods)
+    return set_condition(C.RUNNING, "True" if is_running else "False", R.STOP_REFUSED, str(obstacle))
 
 
 def _show_stopping(context: Context, alive: Sequence[Pod], reason: Reason, detail: str = "") -> Effect:

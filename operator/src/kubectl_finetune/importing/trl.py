@@ -186,12 +186,15 @@ def _held_out(draft: Draft) -> None:
     train, evaluates = draft.at("dataset.train"), not is_off(draft.get("eval_strategy"))
     if draft.options.validation:
         put_validation(draft, [])
+        if is_mixture:
+            shared.put_share(draft, "test_split_size")
     elif is_mixture and draft.is_given("test_split_size"):
         shared.put_share(draft, "test_split_size")
     elif evaluates and WHOLE_DATASET.fullmatch(str(train.get("uri"))):
         split = str(draft.get(key) or "test")
         place = key if draft.is_given(key) else "eval_strategy"
         put_validation(draft, [row_source(draft, place, train["uri"], split=split, config=train.get("config", ""))])
+        key = ""  # it is used
     elif evaluates:
         draft.lose("eval_strategy", "the held-out rows are not in the file", "use --validation", changes_training=False)
     if is_mixture:
@@ -199,7 +202,7 @@ def _held_out(draft: Draft) -> None:
         shared.name_unused(draft, keys, "the rows are those of datasets")
     else:
         shared.name_unused(draft, "test_split_size", "it belongs to datasets")
-        if not evaluates:
+        if not evaluates and key:
             shared.name_unused(draft, key, "nothing is evaluated without eval_strategy")
 
 

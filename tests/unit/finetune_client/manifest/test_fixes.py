@@ -121,6 +121,7 @@ def test_every_pattern_has_its_fix() -> None:
         ("output.uri", "s3:/bucket/out", "did you mean s3://bucket/out?"),
         ("output.uri", "file:///tmp/out", "a bucket of 3 to 63 lower-case characters, and a path without"),
         ("output.uri", "s3:/b/x", "a bucket of 3 to 63 lower-case characters, and a path without"),
+        ("storage.endpoint", "./minio", "for example http://minio.minio:9000"),
         ("output.uri", "./out", "no pod can use a path of this machine: write s3://bucket/path"),
         ("model.uri", "gpt-4o", "a bucket of 3 to 63 lower-case characters, and a path without"),
         (

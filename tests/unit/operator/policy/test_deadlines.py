@@ -171,6 +171,14 @@ def test_a_job_whose_removal_a_webhook_refuses_shows_it(scene: Any) -> None:
     assert "a webhook denies it" in one.status["message"]
 
 
+def test_a_job_without_a_pod_whose_removal_is_refused_does_not_run(scene: Any) -> None:
+    one = scene(startDeadlineSeconds=100).to_training()
+    later(one, 200)
+    one.object["status"] = one.look(obstacle=Refused("a webhook denies it")).status.to_wire()
+    assert (one.condition("Running")["status"], one.condition("Running")["reason"]) == ("False", "StopRefused")
+    assert one.status["phase"] != "Training"
+
+
 def test_a_published_result_is_not_lost_to_a_deadline(scene: Any) -> None:
     one, pod = running(scene, activeDeadlineSeconds=3)
     one.end(pod, 0, one.published())

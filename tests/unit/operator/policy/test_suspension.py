@@ -278,7 +278,7 @@ def test_a_job_whose_pods_run_on_because_their_stop_is_refused_is_not_ready(scen
     assert (one.condition("Ready")["status"], one.condition("Reconciling")["status"]) == ("Unknown", "True")
     assert one.condition("Running")["status"] == "True"
     assert one.status["reason"] == "StopRefused"
-    assert "The pods run on, because the API server refuses to stop them: a webhook denies it" in one.status["message"]
+    assert "The Job is not stopped, because the API server refuses it: a webhook denies it" in one.status["message"]
 
 
 @pytest.mark.parametrize("clears", [("one-1",), ("one-preflight", "one-1")])

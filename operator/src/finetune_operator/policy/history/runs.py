@@ -233,7 +233,9 @@ def record_run(context: Context, run: Run, child: Job | None) -> None:
     status.history = [*history(status), run][-HISTORY:]
     if run.start_time and run.end_time:
         seconds = int((run.end_time - run.start_time).total_seconds())
-        counters.add_time(status, seconds, _count_gpus(context, child))
+        current = status.current_run
+        held = current.gpus if current and current.pod_uid == run.pod_uid else None
+        counters.add_time(status, seconds, _count_gpus(context, child) if held is None else held)
 
 
 def _count_gpus(context: Context, child: Job | None) -> int:

@@ -96,6 +96,20 @@ def test_many_rejected_pods_come_to_rest(scene: Any) -> None:
     assert "enough resource" in one.status["history"][-1]["message"]
 
 
+def test_a_run_whose_job_was_deleted_counts_the_gpus_that_it_held(scene: Any) -> None:
+    one = scene(resources={"gpusPerNode": 8}).to_training()
+    one.run(one.pod("one-1"))
+    one.settle()
+    assert one.status["currentRun"]["gpus"] == 8
+    one.object["spec"] |= {"resources": {"gpusPerNode": 1}}
+    del one.children["one-1"]
+    one.pods.clear()
+    for _ in range(2):
+        one.now += timedelta(seconds=60)
+        one.settle()
+    assert one.status["gpuSeconds"] == 8 * one.status["activeSeconds"] > 0
+
+
 def test_a_rejected_pod_keeps_its_time_when_it_is_deleted(scene: Any) -> None:
     one = scene().to_training()
     pod = one.pod("one-1")
