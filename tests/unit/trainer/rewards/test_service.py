@@ -11,7 +11,7 @@ from graders import Server, grading, raw, respond_with_lengths, send
 
 from finetune_api.handoff import TERMINAL_EXIT_CODES, ExitCode
 from finetune_api.objectives import Reward, RewardService
-from finetune_trainer.errors import Stopped
+from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.rewards import service as module
 from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.rewards.computed import ComputedRewards
@@ -136,6 +136,38 @@ def test_a_server_that_is_not_there_is_named_with_the_reward() -> None:
     service = RewardService(endpoint="http://127.0.0.1:1/score")
     with pytest.raises(GraderFailed, match=r"rlhf.rewards\[2\]: http://127.0.0.1:1/score cannot be reached"):
         Grader(service, "rlhf.rewards[2]", StopFlag(), lambda: None, 0.0)([completion("a")])
+
+
+def test_a_response_whose_headers_never_end_ends_the_run(server: Server) -> None:
+    def drip(handler: BaseHTTPRequestHandler, _body: dict[str, Any]) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        for number in range(200):
+            handler.wfile.write(f"X-{number}: y\r\n".encode())
+            handler.wfile.flush()
+            time.sleep(0.1)
+
+    server.respond = drip
+    began = time.monotonic()
+    with pytest.raises(GraderFailed, match="gave no response within 7 s"):
+        grader(server, timeout_seconds=1)([completion("a")])
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("host", ["grader..svc", ".grader", "x" * 64])
+def test_a_host_that_is_no_name_is_a_fault_of_the_spec(host: str) -> None:
+    service = RewardService(endpoint=f"http://{host}:8000/score")
+    with pytest.raises(TrainerError, match=r"rlhf.rewards\[0\].service.endpoint .* is no address") as failed:
+        Grader(service, "rlhf.rewards[0]", StopFlag(), lambda: None, 0.0)([completion("a")])
+    assert failed.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_a_server_is_asked_by_the_place_of_its_reward(server: Server) -> None:
+    server.respond = raw(b"{}", 500)
+    rewards = [{"type": "Length", "targetTokens": 4}, {"type": "Service", "service": {"endpoint": server.endpoint}}]
+    computed = ComputedRewards([Reward.model_validate(one) for one in rewards], StopFlag())
+    computed._parts[1][1]._retry_seconds = 0.0  # type: ignore[attr-defined]
+    with pytest.raises(GraderFailed, match=r"^rlhf.rewards\[1\]: "):
+        computed.ask_services([completion("a")])
 
 
 def test_a_server_that_recovers_gives_the_rewards(server: Server) -> None:

@@ -152,10 +152,17 @@ def test_a_file_that_shrinks_while_it_is_copied_is_an_error_that_is_tried_again(
 
 
 def test_a_name_that_no_report_can_hold_is_refused(store: ClaimStore, claim: Path) -> None:
-    Path(os.fsdecode(os.fsencode(claim / "team") + b"/caf\xe9.jsonl")).write_text("{}")
+    folder = Path(os.fsdecode(os.fsencode(claim / "team") + b"/caf\xe9"))
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text("{}")
     with pytest.raises(TrainerError, match=r"a file whose name is not UTF-8.*caf.*rename it") as refused:
         store.list("pvc://data")
     refused.value.message.encode()
+
+
+def test_a_name_with_the_spaces_of_other_systems_is_one_like_others(store: ClaimStore, claim: Path) -> None:
+    (claim / "team" / "Bild 3.04\u202fPM.jsonl").write_text("{}")
+    assert "Bild 3.04\u202fPM.jsonl" in [one.key for one in store.list("pvc://data/team")]
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "loop", "socket"])

@@ -27,10 +27,15 @@ def read_maps(
     uris = dict.fromkeys(uri for job in jobs for uri in _list_uris(job.spec.model_dump(by_alias=True)))
     inputs = [uri for uri in uris if not any(covers(output, uri) for output in outputs)]
 
-    def may_be_new(uri: str) -> bool:
-        return _is_used(uri, outputs) and not any(covers(uri, one) for one in inputs)
+    chosen = list(options)
+    mapped = [option.partition("=")[0] for option in chosen]
 
-    maps = parse_maps(options, may_be_new)
+    def may_be_new(uri: str) -> bool:
+        longer = [one for one in mapped if len(one) > len(uri)]
+        left = [one for one in inputs if not any(covers(other, one) for other in longer)]
+        return _is_used(uri, outputs) and not any(covers(uri, one) for one in left)
+
+    maps = parse_maps(chosen, may_be_new)
     if any(job.spec.rlhf and job.spec.rlhf.reward_model for job in jobs):
         return maps  # an adapter names its base, which the manifest does not
     results = outputs | {one.output_uri.rstrip("/") for one in finished}

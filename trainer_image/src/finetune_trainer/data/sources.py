@@ -70,7 +70,8 @@ def resolve_source(source: DataFiles, storage: ReadableStore, place: str = "trai
         if size is not None:
             return [SourceObject(uri, size)]
         found, folder = _data_files(storage, uri.rstrip("/")), _below(root, key.rstrip("/").rpartition("/")[0])
-        found = _choose_of_hub(found, source, uri, place, storage) if is_hub_uri(uri) else found
+        is_one_local = len(found) == 1 and storage.file_name(found[0].uri) != found[0].uri  # it was named by itself
+        found = _choose_of_hub(found, source, uri, place, storage) if is_hub_uri(uri) and not is_one_local else found
         why = "no such object, and no data files in a folder of that name" if key else "it contains no data file"
     if not found:
         raise _nothing(source.uri, place, why, folder, [entry.key for entry in storage.list(folder)])
@@ -115,7 +116,7 @@ def fetch_source(
             path,
             path.stat().st_size,
             sha256_file(path, lambda _count: on_bytes(0)),
-            storage.file_name(one.uri),
+            _format_name(one.uri, storage),
         )
         for one, path in zip(objects, paths, strict=True)
     ]
@@ -135,7 +136,13 @@ def fetch_object(uri: str, sha256: str | None, storage: ReadableStore, path: Pat
     if sha256 and found != sha256:
         message = f"{uri} has the SHA-256 {found}, which differs from spec.evaluation.ability.sha256"
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{message}: the questions changed")
-    return FetchedObject(uri, path, path.stat().st_size, found, storage.file_name(uri))
+    return FetchedObject(uri, path, path.stat().st_size, found, _format_name(uri, storage))
+
+
+def _format_name(uri: str, storage: ReadableStore) -> str:
+    """Return the name by whose suffix the format is chosen: that of a local file, if it has one of rows."""
+    name = storage.file_name(uri)
+    return name if name.lower().endswith(SUFFIXES) else uri
 
 
 def _check_digest(source: DataFiles, fetched: list[FetchedObject], place: str) -> None:

@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 ASKED_ROWS = 4
 """Rows whose own answers the servers of rewards are asked about before a GPU is held."""
+NO_ANSWER = "I do not know."
+"""What is posted if no row has an answer."""
 SERVED_BYTES = 2
 """Bytes of a weight in 16 bits."""
 
@@ -148,19 +150,25 @@ def _check_rewards(
 
 
 def _ask_graders(run: RunContext, dataset: PreparedDataset) -> None:
-    """Ask each server of the rewards about the first rows with their own answers: it may not be there, or be wrong."""
+    """Ask each server of the rewards about the first rows that have an answer: it may not be there, or be wrong."""
     rewards = (run.config.spec.rlhf.rewards if run.config.spec.rlhf else None) or []
-    with_service = [one for one in rewards if one.service]
-    if not with_service:
+    if not any(one.service for one in rewards):
         return
-    rows = islice(read_accepted(dataset.directory / Artifact.TRAIN_ROWS), ASKED_ROWS)
+    rows = (row for row in read_accepted(dataset.directory / Artifact.TRAIN_ROWS) if isinstance(row, PromptRow))
+    with_answer = (row for row in rows if (row.reference or {}).get("answer"))
     completions = [
-        Completion(row.prompt, (row.reference or {}).get("answer", ""), 0, True, row.tools, row.reference)
-        for row in rows
-        if isinstance(row, PromptRow)
+        Completion(row.prompt, (row.reference or {})["answer"], 0, True, row.tools, row.reference)
+        for row in islice(with_answer, ASKED_ROWS)
     ]
-    found = ComputedRewards(with_service, run.stop, run.on_work).score_parts(completions)
-    shown = "; ".join(", ".join(f"{reward:g}" for reward in of_row) for of_row in found)
+    if not completions:
+        first = next(read_accepted(dataset.directory / Artifact.TRAIN_ROWS))
+        completions = (
+            [Completion(first.prompt, NO_ANSWER, 0, True, first.tools, first.reference)]
+            if isinstance(first, PromptRow)
+            else []
+        )
+    found = ComputedRewards(rewards, run.stop, run.on_work).ask_services(completions)
+    shown = "; ".join(", ".join(f"{reward:g}" for reward in of_server) for of_server in found)
     logger.info("the rewards' servers gave the rows' own answers: %s", shown)
 
 

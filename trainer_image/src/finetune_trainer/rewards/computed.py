@@ -49,6 +49,10 @@ class ComputedRewards:
         """Return each reward of each answer before its weight, in the order of the job's rewards."""
         return list(zip(*(part(completions) for _, part in self._parts), strict=True))
 
+    def ask_services(self, completions: Sequence[Completion]) -> list[list[float]]:
+        """Return the rewards of each server for the answers."""
+        return [part(completions) for _, part in self._parts if not isinstance(part, _Part)]
+
     def weigh(self, scored: Sequence[tuple[float, ...]]) -> list[float]:
         """Return the weighted sum of each answer's rewards."""
         weights = [weight for weight, _ in self._parts]

@@ -71,12 +71,18 @@ class Grader:
         for _ in range(min(AT_ONCE, len(batches))):
             threading.Thread(target=self._work, args=(waiting, ended), name="grader", daemon=True).start()
         found: dict[int, list[float]] = {}
+        longest = self._retry_seconds + 2 * self._service.timeout_seconds + CONNECT_SECONDS
+        moved = time.monotonic()
         while len(found) < len(batches):
             try:
                 at, result = ended.get(timeout=STOP_SECONDS)
             except queue.Empty:
                 self._stop.raise_if_set()
+                if time.monotonic() - moved > longest:  # headers byte by byte, which no timeout of the client ends
+                    waiting.clear()
+                    raise self._failure(f"gave no response within {longest:.0f} s") from None
                 continue
+            moved = time.monotonic()
             if isinstance(result, Exception):
                 waiting.clear()
                 self._stop.raise_if_set()
@@ -106,7 +112,9 @@ class Grader:
             with self._named():
                 return self._read_rewards(self._post(body), len(batch))
 
-        return retry(ask, self._is_worth_a_retry, self._retry_seconds, self._stop)
+        # The time of the first request is not that of its repetitions.
+        seconds = self._retry_seconds and self._retry_seconds + self._service.timeout_seconds
+        return retry(ask, self._is_worth_a_retry, seconds, self._stop)
 
     def _describe(self, completion: Completion) -> dict[str, Any]:
         """Return what is posted of an answer."""
@@ -160,6 +168,9 @@ class Grader:
         """Translate the client's errors into ours."""
         try:
             yield
+        except (httpx2.InvalidURL, UnicodeError):
+            message = f"{self._name}.service.endpoint {self._service.endpoint} is no address: correct the host"
+            raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
         except httpx2.TimeoutException:
             raise self._failure(f"did not respond within {self._service.timeout_seconds} s") from None
         except httpx2.HTTPError as error:

@@ -175,8 +175,9 @@ def _regular_files(uri: str, top: Path, folder: Path) -> Iterator[tuple[Path, os
     for parent, _, names in os.walk(folder, onerror=refuse):
         for name in names:
             path = Path(parent, name)
-            if not name.isprintable():
-                message = f"{uri} has a file whose name is not UTF-8, or has control characters: {printable(name)}"
+            key = path.relative_to(folder).as_posix()
+            if printable(key) != key:
+                message = f"{uri} has a file whose name is not UTF-8, or has control characters: {printable(key)}"
                 raise TrainerError(ExitCode.INVALID_CONFIG, f"{message}: rename it")
             try:
                 status = path.stat()
