@@ -72,7 +72,7 @@ def respond_for_red(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> No
 def make_graded_job(make_bench: MakeBench, model: Path, server: Server) -> Bench:
     service = {"endpoint": server.endpoint, "columns": ["number"]}
     bench = make_policy_job(make_bench, model, {"rewards": [{"type": "Service", "service": service}]})
-    bench.rows = [row | {"number": at} for at, row in enumerate(prompt_rows(60))]
+    bench.rows = [row | {"completion": "It is red.", "number": at} for at, row in enumerate(prompt_rows(60))]
     return bench
 
 
