@@ -16,6 +16,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
+from free_ports import free_port
 from prometheus_client.core import GaugeMetricFamily, Metric
 from waiting import wait_until
 
@@ -54,12 +55,6 @@ class SlowCollector:
         self.began.set()
         assert self.may_end.wait(60)
         yield GaugeMetricFamily("slow", "One series.", value=1)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 async def get(port: int, path: str) -> int:

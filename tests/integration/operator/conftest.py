@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
+from free_ports import free_port
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException, NotFoundException
 from pod_reports import IMAGE, build_report, container_status, published_blocks, validated_blocks
@@ -116,10 +116,7 @@ class Operator:
     def __init__(self, access: Access | Account, namespace: str, folder: Path, **settings: str) -> None:
         self.access = access
         self.log = folder / "operator.log"
-        with socket.socket() as first, socket.socket() as second:
-            for one in (first, second):
-                one.bind(("127.0.0.1", 0))
-            self.port, self.health_port = (one.getsockname()[1] for one in (first, second))
+        self.port, self.health_port = free_port(), free_port()
         self.env = os.environ | {
             "KUBECONFIG": str(access.kubeconfig),
             "FINETUNE_TRAINER_IMAGE": IMAGE,

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from free_ports import free_port
 from listening import beyond_loopback, descendants, listening
 from preloaded import fork_of
 from published_result import find_result_faults
@@ -41,11 +41,6 @@ from finetune_trainer.storage.s3 import S3Store
 from finetune_trainer.storage.s3_client import connect_s3
 
 pytestmark = pytest.mark.timeout(1800)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        return int(reserved.getsockname()[1])
 
 
 @dataclass

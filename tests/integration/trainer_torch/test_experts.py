@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from free_ports import free_port
 from loop_bench import CPU, make_settings
 from peft import PeftModel
 from published_result import find_result_faults
@@ -178,9 +178,7 @@ def _write_gradients(rank: int, base: Path, folder: Path, port: int) -> None:
 
 
 def test_two_processes_average_the_gradients_of_factors_on_experts(bases: dict[str, Path], tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = int(reserved.getsockname()[1])
-    start_ranks(_write_gradients, (bases["qwen3_moe"], tmp_path, port), 2)
+    start_ranks(_write_gradients, (bases["qwen3_moe"], tmp_path, free_port()), 2)
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     model = load_for_training(bases["qwen3_moe"], settings_of("QLoRA"), CPU).train()
     for row in (0, 1):
