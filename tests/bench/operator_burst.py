@@ -3,10 +3,10 @@
 python tests/bench/operator_burst.py [--jobs 100] [--queued 200] [--life] [--steady 100] [--json FILE] [--profile FILE]
 
 Starts a control plane in a temporary folder and the operator with its default settings, and prints a table. First come
-20 single jobs, each after the Job of the last one. `--queued` jobs wait in a queue that nothing admits. Then a burst of
-`--jobs` is created. With `--life` a stand-in for the kubelet (kubelet.py) starts once each has its Job, and takes all
-to their end, some with a preemption. With `--steady`, so many jobs whose trainers never end are measured for a minute,
-and 20 single ones in the meantime. At the end the operator is restarted, and all jobs are deleted.
+20 single jobs, each after the Job of the last one. `--queued` jobs wait in a queue that nothing admits. Then eight
+clients create a burst of `--jobs`. With `--life` a stand-in for the kubelet (kubelet.py) starts once each has its Job,
+and takes all to their end, some with a preemption. With `--steady`, so many jobs whose trainers never end are measured
+for a minute, and 20 single ones in the meantime. At the end the operator is restarted, and all jobs are deleted.
 
 Trainers answer at port 8080 of 127.0.0.0/8, which must be free (`unshare --net` gives a loopback device of its own).
 """
@@ -22,6 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,6 +51,8 @@ QUIET_REQUESTS = 5
 """Requests in three seconds."""
 STEADY_SECONDS = 60.0
 SINGLES = 20
+CLIENTS = 8
+"""Clients that create a burst: one alone waits for the API server, and hides what the operator could do."""
 RUN_SECONDS = 10
 PREEMPT_EVERY = 20
 DEADLINE_SECONDS = 3 * 3600.0
@@ -171,13 +174,17 @@ class Bench:
         self.figures[name] = value
         print(f"| {name} | {show(value)} |", flush=True)
 
-    def create(self, prefix: str, count: int, **spec: Any) -> list[str]:
-        """Create jobs one after another, without a wait."""
-        made = [f"{prefix}-{number}" for number in range(count)]
-        for name in made:
+    def create(self, prefix: str, count: int, clients: int = 1, **spec: Any) -> list[str]:
+        """Create jobs without a wait; each client creates one after another."""
+
+        def create_one(name: str) -> None:
             body = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": name}}
             self._observer.created[name] = time.monotonic()
             self._api.call("POST", JOBS, body | {"spec": SPEC | spec})
+
+        made = [f"{prefix}-{number}" for number in range(count)]
+        with ThreadPoolExecutor(clients) as pool:
+            list(pool.map(create_one, made))
         self._names += made
         return made
 
@@ -225,7 +232,7 @@ class Bench:
         """Create jobs at once, and wait until each has its Job."""
         before, used = self.operator.requests(), self.operator.processor_seconds
         loop = self.operator.loop_seconds
-        made = self.create("job", count)
+        made = self.create("job", count, CLIENTS)
         self._observer.wait("job", made)
         self._observer.wait("condition", made)
         deadline = time.monotonic() + SETTLE_SECONDS  # the events are posted last
