@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 ASKED_ROWS = 4
 """Rows whose own answers the servers of rewards are asked about before a GPU is held."""
 NO_ANSWER = "I do not know."
-"""What is posted if no row has an answer."""
+"""What is posted for a row without an answer of its own."""
 SERVED_BYTES = 2
 """Bytes of a weight in 16 bits."""
 
@@ -150,23 +150,15 @@ def _check_rewards(
 
 
 def _ask_graders(run: RunContext, dataset: PreparedDataset) -> None:
-    """Ask each server of the rewards about the first rows that have an answer: it may not be there, or be wrong."""
+    """Ask each server of the rewards about the first rows and their own answers: it may not be there, or be wrong."""
     rewards = (run.config.spec.rlhf.rewards if run.config.spec.rlhf else None) or []
     if not any(one.service for one in rewards):
         return
     rows = (row for row in read_accepted(dataset.directory / Artifact.TRAIN_ROWS) if isinstance(row, PromptRow))
-    with_answer = (row for row in rows if (row.reference or {}).get("answer"))
     completions = [
-        Completion(row.prompt, (row.reference or {})["answer"], 0, True, row.tools, row.reference)
-        for row in islice(with_answer, ASKED_ROWS)
+        Completion(row.prompt, (row.reference or {}).get("answer") or NO_ANSWER, 0, True, row.tools, row.reference)
+        for row in islice(rows, ASKED_ROWS)
     ]
-    if not completions:
-        first = next(read_accepted(dataset.directory / Artifact.TRAIN_ROWS))
-        completions = (
-            [Completion(first.prompt, NO_ANSWER, 0, True, first.tools, first.reference)]
-            if isinstance(first, PromptRow)
-            else []
-        )
     found = ComputedRewards(rewards, run.stop, run.on_work).ask_services(completions)
     shown = "; ".join(", ".join(f"{reward:g}" for reward in of_server) for of_server in found)
     logger.info("the rewards' servers gave the rows' own answers: %s", shown)
