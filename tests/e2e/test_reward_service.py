@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from rows import jsonl
-from user import Bench, kubectl, wait_for
+from user import Bench, Job, kubectl, wait_for
 
 pytestmark = pytest.mark.nightly
 GUIDE = Path(__file__).parents[2] / "docs" / "objectives.md"
@@ -63,15 +63,23 @@ def served(bench: Bench) -> Iterator[list[dict[str, Any]]]:
     kubectl("delete", "pod/grader", "service/grader", "-n", bench.namespace, "--ignore-not-found", "--wait=false")
 
 
-def test_a_policy_is_trained_by_a_server_that_goes_away_and_comes_back(
-    bench: Bench, served: list[dict[str, Any]]
-) -> None:
-    service = {"endpoint": f"http://grader.{bench.namespace}.svc:8000/score"}
-    job = bench.apply(
-        "graded",
+def apply(bench: Bench, name: str, host: str, **more: Any) -> Job:
+    """A job of prompts whose answers a server at that host scores."""
+    service = {"endpoint": f"http://{host}.{bench.namespace}.svc:8000/score"}
+    return bench.apply(
+        name,
         objective="RLHF",
         rlhf=RLHF | {"rewards": [{"type": "Service", "service": service}]},
         dataset={"train": {"uri": bench.put("prompts.jsonl", PROMPTS)}, "validationSplitPercent": 10},
+        **more,
+    )
+
+
+def test_a_policy_is_trained_by_a_server_that_goes_away_and_comes_back(
+    bench: Bench, served: list[dict[str, Any]]
+) -> None:
+    job = apply(
+        bench, "graded", "grader",
         hyperparameters={
             "learningRate": 1e-2, "maxSteps": 30, "perDeviceTrainBatchSize": 16, "gradientAccumulationSteps": 1,
         },
@@ -89,13 +97,7 @@ def test_a_policy_is_trained_by_a_server_that_goes_away_and_comes_back(
 
 
 def test_a_server_that_is_missing_is_named_before_a_gpu_is_held(bench: Bench) -> None:
-    service = {"endpoint": f"http://nowhere.{bench.namespace}.svc:8000/score"}
-    job = bench.apply(
-        "ungraded",
-        objective="RLHF",
-        rlhf=RLHF | {"rewards": [{"type": "Service", "service": service}]},
-        dataset={"train": {"uri": bench.put("prompts.jsonl", PROMPTS)}, "validationSplitPercent": 10},
-    )
+    job = apply(bench, "ungraded", "nowhere")
     wait_for("a request that is tried again", lambda: "nowhere" in job.logs(), state=job.logs)
     assert "rlhf.rewards[0]" in job.logs()
     assert job.jobs() == []

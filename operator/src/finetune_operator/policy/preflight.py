@@ -18,7 +18,7 @@ from finetune_operator.policy.decision import (
     set_condition,
     succeed,
 )
-from finetune_operator.policy.history import bookkeeping, runs
+from finetune_operator.policy.history import bookkeeping, preflight_runs, runs
 from finetune_operator.policy.pods import run_outcome
 from finetune_operator.policy.startup import watch_start
 from finetune_operator.policy.status_report import record_dataset, record_image, record_lineage, record_report
@@ -41,7 +41,7 @@ def check(context: Context) -> tuple[bool, Effect]:
         image = context.spec.trainer.image or context.settings.preflight_image or context.settings.trainer_image
         return False, effect + create_job(context, build_preflight(context.observed.job, context.settings, image))
     pods = context.observed.pods_of(child.uid)
-    runs.record_preflight(context, pods)
+    preflight_runs.record_preflight(context, pods)
     passed = next(((pod, report) for pod in pods if (report := _passing_report(context, pod))), None)
     if passed and (child.completed or passed[1].outcome is Outcome.VALIDATED):
         has_passed, result = _pass(context, child, *passed)

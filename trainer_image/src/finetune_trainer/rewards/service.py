@@ -1,6 +1,5 @@
 """Rewards from a server of the job's users: answers are posted to it, and its numbers are checked, never guessed."""
 
-import logging
 import math
 import queue
 import threading
@@ -20,8 +19,6 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.retries import retry
-
-logger = logging.getLogger(__name__)
 
 BATCH = 16
 """Answers of one request."""

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from finetune_api.names import Reason
-from finetune_api.status import CurrentRun, DatasetStatus, FineTuneJobStatus, PreflightRuns, Run
+from finetune_api.status import CurrentRun, DatasetStatus, FineTuneJobStatus, Run
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.policy import kueue
-from finetune_operator.policy.conditions import suspended_since
 from finetune_operator.policy.decision import Context, Effect, requeue_in
-from finetune_operator.policy.history import bookkeeping, clocks, counters, rejections
+from finetune_operator.policy.history import bookkeeping, clocks, counters, rejections, suspensions
 from finetune_operator.policy.pods import rank_outcomes
 from finetune_operator.policy.pods.rank_outcomes import End
 from finetune_operator.policy.pods.run_outcome import (
@@ -62,36 +61,6 @@ def record_ended(context: Context, attempts: Sequence[Job]) -> Effect:
     effect += _record_missing(context, attempts)
     _record_unseen_failures(context, attempts)
     return effect
-
-
-def record_preflight(context: Context, pods: tuple[Pod, ...]) -> None:
-    """Count preempted preflight pods; they run one after another."""
-    status = context.status
-    for pod in pods:
-        if not pod.counts_as_run or pod.created is None:
-            continue
-        known = bookkeeping.read(status)
-        last = (known.last_preflight_pod_time, known.last_preflight_pod_name or "")
-        if last[0] is not None and (pod.created, pod.name) <= last:
-            continue
-        is_ours = _is_suspension(context, pod) or (pod.deleting is not None and _is_held(context, pod))
-        if is_ours or context.outcome_of(pod).result == RESULT_PREEMPTED:
-            bookkeeping.record(status, last_preflight_pod_name=pod.name, last_preflight_pod_time=pod.created)
-        if not is_ours and context.outcome_of(pod).result == RESULT_PREEMPTED:
-            count = ((status.preflight and status.preflight.preemptions) or 0) + 1
-            status.preflight = PreflightRuns(preemptions=count)
-
-
-def _is_held(context: Context, pod: Pod) -> bool:
-    """Return whether the operator holds the pod's Job for its user, who may have resumed it in the meantime."""
-    child = next((one for one in context.observed.own if one.uid == pod.job_uid), None)
-    return child is not None and _is_suspended_by_us(context, child)
-
-
-def _is_suspended_by_us(context: Context, child: Job) -> bool:
-    workload = context.observed.workload_of(child)
-    is_inactive = workload is not None and not workload.is_active and workload.is_ours_to_activate
-    return (child.is_suspended and child.is_ours_to_resume) or is_inactive
 
 
 def record_running(context: Context, child: Job, pod: Pod) -> None:
@@ -190,17 +159,11 @@ def _outcome_of_suspension(context: Context, pod: Pod, child: Job, outcome: PodO
         return PodOutcome(
             RESULT_PREEMPTED, run.stopping_reason, run.stopping_message or outcome.message, report=outcome.report
         )
-    if is_stopped or _is_suspension(context, pod) or _is_suspended_by_us(context, child):
+    if is_stopped or suspensions.is_suspension(context, pod) or suspensions.is_held(context, child):
         return PodOutcome(RESULT_SUSPENDED, Reason.USER_REQUESTED, outcome.message, report=outcome.report)
     if child.is_suspended:
         return PodOutcome(RESULT_PREEMPTED, Reason.JOB_SUSPENDED, outcome.message, report=outcome.report)
     return None
-
-
-def _is_suspension(context: Context, pod: Pod) -> bool:
-    """Return whether the pod was deleted after the user's request to suspend was written."""
-    since = suspended_since(context.stored)
-    return since is not None and pod.deletion_requested is not None and pod.deletion_requested >= since
 
 
 def _begin_run(context: Context, pod: Pod, attempt: int) -> CurrentRun:
