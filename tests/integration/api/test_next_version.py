@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from kubernetes import client, config
+from replaced_crd import replace_crd
 from waiting import wait_until
 
 from finetune_api import names
@@ -43,23 +44,6 @@ def crd(*, served: tuple[str, ...], stored: str) -> dict[str, Any]:
     return made
 
 
-def replace(definitions: client.ApiextensionsV1Api, wanted: dict[str, Any]) -> None:
-    """Replace the CRD; the API server's own controllers write its status at any moment, also in between."""
-
-    def write() -> bool:
-        found = definitions.read_custom_resource_definition(NAME)
-        wanted["metadata"]["resourceVersion"] = found.metadata.resource_version
-        try:
-            definitions.replace_custom_resource_definition(NAME, wanted)
-        except client.ApiException as error:
-            if error.status != 409:
-                raise
-            return False
-        return True
-
-    wait_until(write)
-
-
 def test_jobs_pass_to_the_next_version_without_a_webhook(api: client.ApiClient) -> None:
     definitions, objects = client.ApiextensionsV1Api(api), client.CustomObjectsApi(api)
 
@@ -87,12 +71,12 @@ def test_jobs_pass_to_the_next_version_without_a_webhook(api: client.ApiClient) 
     job = read(OLD)
     assert job
     # One release serves both, and stores the old one: it can be taken back.
-    replace(definitions, crd(served=(OLD, NEW), stored=OLD))
+    replace_crd(definitions, crd(served=(OLD, NEW), stored=OLD))
     wait_until(lambda: read(NEW))
     assert (read(NEW) or {})["spec"] == job["spec"]
 
     # The next one stores the new one; each object is written again, and the old one leaves the list.
-    replace(definitions, crd(served=(OLD, NEW), stored=NEW))
+    replace_crd(definitions, crd(served=(OLD, NEW), stored=NEW))
     wait_until(lambda: definitions.read_custom_resource_definition(NAME).status.stored_versions == [OLD, NEW])
     objects.patch_namespaced_custom_object(
         GROUP, NEW, "default", names.PLURAL, "one", {"metadata": {"labels": {"a": "b"}}}
@@ -100,7 +84,7 @@ def test_jobs_pass_to_the_next_version_without_a_webhook(api: client.ApiClient) 
     definitions.patch_custom_resource_definition_status(NAME, {"status": {"storedVersions": [NEW]}})
 
     # The last one serves the new one alone.
-    replace(definitions, crd(served=(NEW,), stored=NEW))
+    replace_crd(definitions, crd(served=(NEW,), stored=NEW))
     wait_until(lambda: read(OLD) is None)
     after = read(NEW)
     assert after

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from kubernetes import client, config
+from replaced_crd import replace_crd
 from waiting import wait_until
 
 from finetune_api import names
@@ -62,10 +63,7 @@ def test_a_job_that_a_new_rule_would_refuse_at_creation_can_be_changed_where_it_
 
     definitions.create_custom_resource_definition(build_other_crd(is_earlier=True))
     wait_until(lambda: create("stored"))
-    found = definitions.read_custom_resource_definition(f"{names.PLURAL}.{GROUP}").metadata.resource_version
-    later = build_other_crd(is_earlier=False)
-    later["metadata"]["resourceVersion"] = found
-    definitions.replace_custom_resource_definition(later["metadata"]["name"], later)
+    replace_crd(definitions, build_other_crd(is_earlier=False))
     wait_until(lambda: not create("refused", dry_run="All"))
     stored = objects.get_namespaced_custom_object(*where, "stored")
     stored["spec"]["suspend"] = True

@@ -71,7 +71,7 @@ class Leader:
             is_held = await self._try()
             if not self.may_write() or not (is_held or self._problem):
                 self._is_leading = False
-                raise LeaseLostError(f"Lease {self._election.name}: {self._problem or self.other_leader or 'expired'}")
+                raise LeaseLostError(f"Lease {self._election.name}: {await self._describe_loss()}")
         await asyncio.Event().wait()
 
     async def release(self) -> None:
@@ -82,6 +82,16 @@ class Leader:
             await self._cluster.write_lease(self._election.release(self._lease))
         except ClusterError as problem:
             log.warning("Lease %s not released, it expires by itself: %s", self._election.name, problem)
+
+    async def _describe_loss(self) -> str:
+        """Return who leads now: after a pause, the request that failed was one from before it."""
+        try:
+            lease = await self._cluster.read_lease(self._election.namespace, self._election.name)
+        except ClusterError as problem:
+            return self._problem or str(problem)
+        self._election.observe(lease, time.monotonic())
+        holder = self._election.holder
+        return f"{holder} leads" if holder not in {"", self._election.identity} else self._problem or "expired"
 
     async def _try(self) -> bool:
         """Take or renew the Lease; return whether this process holds it."""
