@@ -182,7 +182,7 @@ types: setup ## mypy, strict
 
 # Three pytests side by side, of about the same length: each worker of one with xdist would collect all tests, and send
 # the result of each.
-UNIT_DATA := $(addprefix tests/unit/,trainer/data trainer/tokenization trainer/report trainer/models operator/manifests)
+UNIT_DATA := $(addprefix tests/unit/,trainer/data trainer/tokenization trainer/report trainer/rewards trainer/models operator/manifests)
 UNIT_TRAINER := $(filter-out $(UNIT_DATA) %__pycache__ %conftest.py,$(wildcard tests/unit/trainer/*)) \
   $(addprefix tests/unit/,api docs gitops)
 UNIT_REST := $(filter-out %manifests %__pycache__ %conftest.py,$(wildcard tests/unit/operator/*)) \
