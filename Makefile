@@ -182,11 +182,11 @@ types: setup ## mypy, strict
 
 # Three pytests side by side, of about the same length: each worker of one with xdist would collect all tests, and send
 # the result of each.
-UNIT_DATA := $(addprefix tests/unit/,trainer/data trainer/tokenization trainer/report trainer/rewards trainer/models operator/manifests)
-UNIT_TRAINER := $(filter-out $(UNIT_DATA) %__pycache__ %conftest.py,$(wildcard tests/unit/trainer/*)) \
+UNIT_DATA := $(addprefix tests/unit/,trainer/data trainer/tokenization trainer/report)
+UNIT_TRAINER := $(filter-out $(UNIT_DATA) %rewards %__pycache__ %conftest.py,$(wildcard tests/unit/trainer/*)) \
   $(addprefix tests/unit/,api docs gitops)
-UNIT_REST := $(filter-out %manifests %__pycache__ %conftest.py,$(wildcard tests/unit/operator/*)) \
-  $(addprefix tests/unit/,finetune_client kubectl_finetune demo)
+UNIT_REST := $(filter-out %__pycache__ %conftest.py,$(wildcard tests/unit/operator/*)) \
+  $(addprefix tests/unit/,trainer/rewards finetune_client kubectl_finetune demo)
 
 .PHONY: unit unit-data unit-trainer unit-rest
 unit: setup ## Unit tests: seconds, no network, no other process
