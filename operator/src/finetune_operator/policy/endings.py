@@ -59,9 +59,7 @@ def end_deleted(context: Context, job_ref: JobRef, detail: str) -> Effect:
         return end_by_count(context)  # the operator removed it, and stopped before it wrote the end
     if runs.has_stalled(status):
         return close(context, R.NO_PROGRESS, runs.history(status)[-1].message or "", add_failure=True)
-    is_counted = count_nodes(context.job, 1) > 1 and bool(
-        bookkeeping.read(status).counted_job_failures
-    )  # it was failing already
+    is_counted = _has_failed_together(context, count_nodes(context.job, 1))
     if runs.has_ended_by_deletion(status):
         return close(context, R.JOB_DELETED, detail, add_failure=not is_counted)
     return _check_again(context, R.JOB_DELETED, detail, add_failure=not is_counted)
@@ -130,11 +128,16 @@ def _end_completed(context: Context, current: Job, outcomes: Sequence[run_outcom
     if success and _is_result(context, success):
         return _finish(context, success, current.completed)
     known = [one for one in runs.history(status) if one.attempt == current.attempt]
-    is_counted = any(one.reason == R.RESULT_MISSING for one in known)
+    is_counted = any(one.reason == R.RESULT_MISSING for one in known) or _has_failed_together(context, current.nodes)
     detail = f"the {name_kind(context)} Job completed without a reported result"
     if not outcomes:  # its pod is gone
         return _check_again(context, R.RESULT_MISSING, detail, add_failure=not is_counted)
     return close(context, R.RESULT_MISSING, detail, add_failure=not is_counted)
+
+
+def _has_failed_together(context: Context, nodes: int) -> bool:
+    """Return whether one of several pods has failed: that was the attempt's one failure."""
+    return nodes > 1 and bool(bookkeeping.read(context.status).counted_job_failures)
 
 
 def _finish(context: Context, report: Report, completed: datetime | None) -> Effect:

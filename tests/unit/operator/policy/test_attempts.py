@@ -372,6 +372,17 @@ def test_the_next_attempt_of_several_pods_names_the_failure_of_the_last_one(scen
     assert "InternalError: pod 1 (one-1-2): CUDA error: device lost" in running.message
 
 
+def test_a_pod_that_fails_and_a_first_one_that_reports_no_result_are_one_failure_of_their_attempt(scene: Build) -> None:
+    one = scene(resources={"numNodes": 2}).to_training()
+    first, second = one.set_of("one-1")
+    one.settle()
+    one.end(second, 65, "last words")
+    one.end(first, 0, "last words")
+    one.complete("one-1")
+    one.settle()
+    assert (one.status["attempts"], one.status["failures"]) == (2, 1)
+
+
 def test_a_job_that_is_suspended_in_preflight_starts_no_trainer_and_does_not_say_so(scene: Build) -> None:
     one = scene()
     one.settle()
