@@ -232,9 +232,15 @@ test: ## Everything that is asked of a change: lint, types, unit, integration, e
 
 .PHONY: nightly
 nightly: setup binaries mlflow browser prometheus checkov notebook $(VENV)/audit/installed $(VENV)/docs/installed ## What is slow and rarely breaks, and unit tests with random examples (an hour)
+	$(MAKE) --keep-going nightly-unit nightly-integration kubernetes nightly-e2e
+
+# One after the other: a part that fails does not hide what the next ones show.
+.PHONY: nightly-unit nightly-integration nightly-e2e
+nightly-unit:
 	HYPOTHESIS_PROFILE=random $(BIN)/pytest -n $(UNIT_WORKERS) --dist worksteal tests/unit
+nightly-integration:
 	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m nightly tests/integration
-	$(MAKE) kubernetes
+nightly-e2e:
 	$(MAKE) deploy CLUSTER=$(CLUSTER)
 	eval "$$($(MAKE) -s env CLUSTER=$(CLUSTER))"; \
 	  $(PYTEST) -n 2 -m 'nightly and not alone' tests/e2e && $(BIN)/pytest -m 'nightly and alone' tests/e2e
