@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 DIR ?= data
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
 CLUSTER ?= auto
 # The demo ends with an error if the job's status does not change for so long. It has no other time-out.
 STILL_MINUTES ?= 10
@@ -90,6 +91,22 @@ $(VENV)/servers/installed: requirements/servers.txt tests/servers/vllm/pyproject
 	  $(VENV)/servers/name
 	touch $@
 
+# llama.cpp, where the trainer's image has it; built once and kept in the cache.
+$(VENV)/share/llama.cpp.installed: requirements/llama-cpp.txt requirements/llama-cpp-build.txt trainer_image/llama-cpp.sh | $(BIN)/uv
+	kept=$(CACHE)/llama-cpp-$$(cat $^ <($(BIN)/python -V) | sha256sum | cut -c1-12); \
+	if ! test -d "$$kept"; then \
+	  echo "Building llama.cpp (5 to 10 minutes, once)"; \
+	  rm -rf "$$kept.new"; \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" sh trainer_image/llama-cpp.sh requirements "$$kept.new"; \
+	  mv "$$kept.new" "$$kept"; \
+	fi; \
+	mkdir -p $(VENV)/share; \
+	ln -sfn "$$kept" $(VENV)/share/llama.cpp
+	touch $@
+
+.PHONY: llama-cpp
+llama-cpp: $(VENV)/share/llama.cpp.installed ## llama.cpp for the tests (40 MB)
+
 # They bring many packages of their own, which nothing else here needs.
 $(VENV)/audit/installed: requirements/audit.txt | $(BIN)/uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/audit
@@ -111,7 +128,7 @@ AUDIT_ARGS ?=
 
 .PHONY: audit
 audit: $(VENV)/audit/installed ## Ask PyPI, or whom AUDIT_ARGS names, for known vulnerabilities in the pinned requirements
-	for part in operator trainer uv dev; do \
+	for part in operator trainer llama-cpp uv dev; do \
 	  $(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off $(AUDIT_ARGS) \
 	    -r requirements/$$part.txt; \
 	done
@@ -131,6 +148,11 @@ requirements: setup ## Resolve and hash the pinned requirements again
 	printf 'boto3\nipykernel>=7,<8\nnbclient>=0.10,<1\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-header pyproject.toml --extra client - -c requirements/dev.txt \
 	  -o requirements/notebook.txt
+	printf 'cmake>=4,<5\nninja>=1.13\nscikit-build-core[pyproject]>=1.1,<2\n' | $(BIN)/uv pip compile --quiet --upgrade \
+	  --universal --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements/llama-cpp-build.txt
+	printf 'diskcache>=5.6,<6\nllama-cpp-python>=0.3.36,<0.4\nsentencepiece>=0.2,<0.3\n' | $(BIN)/uv pip compile --quiet \
+	  --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-deps - \
+	  -o requirements/llama-cpp.txt
 	cd tests/servers/vllm && $(CURDIR)/$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-header pyproject.toml -o $(CURDIR)/requirements/servers.txt
 	printf 'mkdocs-material>=9.8,<10\nmarkdown-callouts>=0.4,<0.5\n' | $(BIN)/uv pip compile --quiet --upgrade --universal \
@@ -204,7 +226,7 @@ check: setup ## The inner loop: lint, types, and the unit tests of what changed 
 	$(BIN)/pytest -n $(UNIT_WORKERS) --dist worksteal -m 'not nightly' $$($(BIN)/python tests/changed.py)
 
 .PHONY: integration
-integration: setup ## Integration tests: a real API server, a real S3 server, real training of a tiny model
+integration: setup llama-cpp ## Integration tests: a real API server, a real S3 server, real training of a tiny model
 	$(CLUSTER_PY) build $(CONTROL_PLANE)
 	$(MAKE) -j2 --output-sync=target integration-waiting integration-training integration-processes
 
@@ -226,12 +248,12 @@ e2e: setup ## End-to-end tests: a real cluster with real pods
 .PHONY: test
 test: ## Everything that is asked of a change: lint, types, unit, integration, e2e
 	$(MAKE) setup
-	$(MAKE) -j2 --output-sync=target lint types unit binaries
+	$(MAKE) -j2 --output-sync=target lint types unit binaries llama-cpp
 	$(MAKE) integration
 	$(MAKE) e2e
 
 .PHONY: nightly
-nightly: setup binaries mlflow browser prometheus checkov notebook $(VENV)/audit/installed $(VENV)/docs/installed ## What is slow and rarely breaks, and unit tests with random examples (an hour)
+nightly: setup binaries llama-cpp mlflow browser prometheus checkov notebook $(VENV)/audit/installed $(VENV)/docs/installed ## What is slow and rarely breaks, and unit tests with random examples (an hour)
 	$(MAKE) --keep-going nightly-unit nightly-integration kubernetes nightly-e2e
 
 # One after the other: a part that fails does not hide what the next ones show.

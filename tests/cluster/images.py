@@ -65,6 +65,7 @@ IMAGES = {
         "trainer_image/Dockerfile",
         (
             *("requirements/uv.txt", "requirements/preflight.txt", "requirements/trainer.txt"),
+            *("requirements/llama-cpp.txt", "requirements/llama-cpp-build.txt", "trainer_image/llama-cpp.sh"),
             *("crds/src", "trainer_image/src"),
         ),
     ),

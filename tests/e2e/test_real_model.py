@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from llama_cpp_answer import ask_llama_cpp
 from rows import jsonl
 from user import BUCKET, Bench
 
@@ -52,6 +53,7 @@ def results(bench: Bench, local: Path) -> dict[str, dict[str, Any]]:
             dataset=_dataset(bench.put("chats.jsonl", jsonl(chats)), "ShareGPT"),
             hyperparameters=HYPER | {"learningRate": 3e-3},
             evaluation=evaluation,
+            output={"uri": bench.uri("out/real-chat"), "merge": "BF16", "gguf": ["F16", "Q8_0"]},
             **common,
         ),
         "real-dpo": bench.apply(
@@ -116,6 +118,21 @@ def test_the_published_adapter_likes_the_chosen_answers_of_unseen_questions_bett
         with model.disable_adapter():
             better += tuned > _preference(model, encoded[0])
     assert better == len(pairs)
+
+
+def test_its_gguf_files_answer_in_llama_cpp_as_the_report_states(
+    bench: Bench, results: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    status = results["real-chat"]
+    assert status["evaluation"]["ggufGate"] == "Passed"
+    folder = bench.download(status["artifacts"]["ggufURI"], tmp_path / "gguf")
+    checked = json.loads(bench.read(bench.uri("out/real-chat/validation.json")))["gguf"]["files"]
+    assert [one["name"] for one in checked] == ["F16", "Q8_0"]
+    for one in checked:
+        assert one["loss"] == pytest.approx(one["reference_loss"], rel=0.02)
+        assert ask_llama_cpp(folder / f"model-{one['name']}.gguf", QUESTION, 32) == one["answers"][0]
+    report = bench.read(status["artifacts"]["reportURI"]).decode()
+    assert f"on {checked[0]['tokens']} held-out tokens" in report
 
 
 def _preference(model: Any, pair: Any) -> float:

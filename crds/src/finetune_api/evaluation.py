@@ -186,11 +186,14 @@ class EvaluationStatus(StatusBlock):
     merge_gate: Word | None = None
     """Whether the full model, loaded from its files, answers like the trained one: `Passed`, `NotMet`, `NotRun` or
     `NotAsked`. A model that did not pass is not published."""
+    gguf_gate: Word | None = None
+    """Whether every file of `output.gguf`, loaded with llama.cpp, answers like the full model: `Passed`, `NotMet`,
+    `NotRun` or `NotAsked`. A file that did not pass is not published."""
     gate_message: Line | None = None
-    """Conditions of `gate` and `mergeGate` that were not met, and what to change."""
+    """Conditions of `gate`, `mergeGate` and `ggufGate` that were not met, and what to change."""
 
     @property
     def is_met(self) -> bool | None:
         """Whether every configured gate passed; None if none is configured."""
-        asked = {self.gate, self.merge_gate} - {None, "NotConfigured", "NotAsked"}
+        asked = {self.gate, self.merge_gate, self.gguf_gate} - {None, "NotConfigured", "NotAsked"}
         return asked == {"Passed"} if asked else None

@@ -137,6 +137,7 @@ class Artifact(StrEnum):
     OWNER = "owner.json"
     ADAPTER = "adapter"
     MERGED = "merged"
+    GGUF = "gguf"
     CONFIG = "finetune_config.yaml"
     REPORT = "finetune_report.md"
     REPORT_PAGE = "report.html"
@@ -299,7 +300,9 @@ _DROPPED = (
     "dataset.rowsByFormat", "dataset", "lineage", "message", "checkpoint",
     *(
         f"artifacts.{name}"
-        for name in ("configURI", "lineageURI", "reportURI", "mergedURI", "adapterURI", "lineageSHA256", "hub")
+        for name in (
+            "configURI", "lineageURI", "reportURI", "ggufURI", "mergedURI", "adapterURI", "lineageSHA256", "hub",
+        )
     ),
 )  # fmt: skip
 """Blocks left out of a long report, in this order; the manifest's URI and digest always stay.

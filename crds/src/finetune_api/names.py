@@ -164,6 +164,7 @@ class Reason(StrEnum):
     MANIFEST_REPORTED = "ManifestReported"
     MERGED_MODEL_WITHHELD = "MergedModelWithheld"
     GATE_NOT_RUN = "GateNotRun"
+    GGUF_WITHHELD = "GGUFWithheld"
     NOT_PUBLISHED = "NotPublished"
     SUCCEEDED = "Succeeded"
     # HubPushed

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import REPOSITORY, Block, Revision, S3Uri, SecretRef, cel, rules
+from finetune_api.blocks import REPOSITORY, SET, Block, Revision, S3Uri, SecretRef, cel, rules
 from finetune_api.scalars import Line, Name, StatusBlock, Uri
 
 REPO = re.compile(f"^{REPOSITORY}$")
@@ -27,6 +27,17 @@ class Merge(StrEnum):
     BF16 = "BF16"
     FP16 = "FP16"
     FP32 = "FP32"
+
+
+class GgufType(StrEnum):
+    """Type of the weights in a GGUF file, by llama.cpp's names; the digit is the number of bits."""
+
+    BF16 = "BF16"
+    F16 = "F16"
+    Q8_0 = "Q8_0"
+    Q6_K = "Q6_K"
+    Q5_K_M = "Q5_K_M"
+    Q4_K_M = "Q4_K_M"
 
 
 class HubOutput(Block):
@@ -62,10 +73,24 @@ class HubOutput(Block):
 class Output(Block):
     """Destination and form of the result."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "!has(self.gguf) || self.merge != 'None'",
+                "GGUF files are made from the full model: set output.merge to BF16, FP16 or FP32",
+                ".gguf",
+            )
+        )
+    )
+
     uri: S3Uri
     """Prefix for adapter, report, lineage and manifest, as `s3://bucket/path`. One prefix belongs to one job."""
     merge: Merge = Merge.NONE
     """Also publish the base with the adapter merged in, in this number format. Default: `None`."""
+    gguf: Annotated[list[GgufType], Field(min_length=1, max_length=len(GgufType), json_schema_extra=SET)] | None = None
+    """Also publish the full model as GGUF, for llama.cpp and Ollama, in `gguf/`: one file of each type, loaded with
+    llama.cpp and compared with the full model, and a Modelfile. A file that differs too much is not published.
+    Default: none."""
     hub: HubOutput | None = None
     """Also push the full model, or without one the adapter, to a Hugging Face hub, once it is published under `uri`. A
     push that fails does not fail the job: condition HubPushed has the cause. Takes effect with the next attempt.

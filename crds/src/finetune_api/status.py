@@ -230,6 +230,8 @@ class Artifacts(StatusBlock):
     """Folder of the adapter, as PEFT loads it."""
     merged_uri: Uri | None = None
     """Folder of the merged or fully tuned model."""
+    gguf_uri: Uri | None = None
+    """Folder of the GGUF files and their Modelfile."""
     config_uri: Uri | None = None
     """URI of the configuration in use, with every default resolved."""
     report_uri: Uri | None = None

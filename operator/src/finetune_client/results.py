@@ -34,6 +34,7 @@ class JobResult:
     """SHA-256 of `manifest.json`, which has the digest of every published file."""
     adapter_uri: str | None
     merged_uri: str | None
+    gguf_uri: str | None
     report_uri: str | None
     lineage_uri: str | None
     size_bytes: int | None
@@ -84,6 +85,7 @@ def require_result(job: Job) -> JobResult:
         digest=own.manifest_sha256 or "",
         adapter_uri=own.adapter_uri,
         merged_uri=own.merged_uri,
+        gguf_uri=own.gguf_uri,
         report_uri=own.report_uri,
         lineage_uri=own.lineage_uri,
         size_bytes=own.size_bytes,

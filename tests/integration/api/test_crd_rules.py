@@ -60,6 +60,7 @@ JSON_PART = "JSON is the whole answer or the group of a pattern"
 NEEDS_REWARD = "objective RLHF needs a reward"
 NO_LOSS = "RLHF has no held-out loss"
 NO_MERGE = "objective RewardModel publishes no merged model"
+NO_FULL_MODEL = "GGUF files are made from the full model"
 NO_ANSWERS = "a reward model generates no answers"
 PACKING = "packing works with objectives"
 FLASH = "FlashAttention works with objectives"
@@ -480,6 +481,12 @@ AT_CREATION = [
     ),
     (ONE_OR_SEVERAL, blend({}), blend({}, uri="s3://data/x"), "spec.dataset.train.uri"),
     (ONE_OR_SEVERAL, source("s3://data/x"), {"dataset": {"train": {}}}, "spec.dataset.train.uri"),
+    (
+        NO_FULL_MODEL,
+        {"output": {"uri": "s3://models/out", "merge": "BF16", "gguf": ["Q4_K_M", "F16"]}},
+        {"output": {"uri": "s3://models/out", "gguf": ["Q4_K_M", "F16"]}},
+        "spec.output.gguf",
+    ),
     (REPO, push("acme/helpdesk"), push("hf://acme/helpdesk"), "spec.output.hub.repo"),
     (REPO, push("acme/helpdesk"), push("acme"), "spec.output.hub.repo"),
     (BRANCH, push("acme/helpdesk"), push("acme/helpdesk", revision="a" * 40), "spec.output.hub.revision"),

@@ -8,16 +8,16 @@ from training_bench import Bench
 from training_world import MakeBench, make_bench, tiny_model
 
 from finetune_api.handoff import Report
-from finetune_trainer.merging import gate
+from finetune_trainer.merging import worker_process
 
 __all__ = ["make_bench", "tiny_model"]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _fast_gate(trainer_python: str) -> Iterator[None]:
-    """The gate's own process has its libraries loaded already."""
+    """The processes of the merge have their libraries loaded already."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gate, "sys", SimpleNamespace(executable=trainer_python))
+        patch.setattr(worker_process, "sys", SimpleNamespace(executable=trainer_python))
         yield
 
 

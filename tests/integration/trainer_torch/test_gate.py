@@ -22,8 +22,8 @@ from finetune_api.handoff import ExitCode, Outcome, Report
 from finetune_api.status import Resolved
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.gate_rules import GatePrompt, find_faults
-from finetune_trainer.evaluation.logprobs import HeldOut
-from finetune_trainer.merging import gate
+from finetune_trainer.evaluation.logprobs import HeldOut, iterate_logprobs
+from finetune_trainer.merging import worker_process
 from finetune_trainer.merging.gate import GateNotRun, needed_bytes, run_gate
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.merging.gate_worker import (
@@ -189,7 +189,7 @@ def test_what_the_library_alone_can_merge_is_judged_by_what_it_answers(plan: Gat
     change(directory, lambda tensors: tensors["model.norm.weight"].mul_(30))
     source, own = load_source(plan, plan.candidates[0], CPU), load_plain(directory, torch.float32, CPU)
     held_out = HeldOut([Encoded(ids, labels, len(ids)) for ids, labels in SAMPLES], lambda: None)
-    seen = compare_logprobs("x", keep_logprobs(source, held_out), keep_logprobs(own, held_out), [])
+    seen = compare_logprobs("x", *(keep_logprobs(iterate_logprobs(one, held_out)) for one in (source, own)), [])
     sentence = " ".join(find_faults(seen, seen.reference_loss, [], 0))
     assert "its mean KL divergence from its source is" in sentence
     assert "its held-out loss is" in sentence
@@ -198,7 +198,7 @@ def test_what_the_library_alone_can_merge_is_judged_by_what_it_answers(plan: Gat
 def test_a_stop_ends_the_gate_before_its_libraries_are_loaded(
     plan: GatePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate, "sys", sys)  # a process that has loaded nothing yet
+    monkeypatch.setattr(worker_process, "sys", sys)  # a process that has loaded nothing yet
     stop = StopFlag()
     stop.set()
     with pytest.raises(Stopped):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from finetune_trainer.evaluation.gate_rules import ValidationResult
-from finetune_trainer.merging import gate
+from finetune_trainer.merging import gate, worker_process
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan, GateReply
 from finetune_trainer.sigterm import StopFlag
 
@@ -45,7 +45,7 @@ def run_with(script: str, plan: GatePlan, tmp_path: Path, monkeypatch: pytest.Mo
     interpreter = tmp_path / "interpreter"
     interpreter.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     interpreter.chmod(0o755)
-    monkeypatch.setattr(gate.sys, "executable", str(interpreter))
+    monkeypatch.setattr(worker_process.sys, "executable", str(interpreter))
     return gate.run_gate(plan, tmp_path, lambda: None, StopFlag())
 
 

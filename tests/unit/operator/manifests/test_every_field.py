@@ -340,6 +340,9 @@ ELSEWHERE = {
         "tests/unit/trainer/pipeline/test_preflight.py::test_the_canonical_rows_lie_under_the_output_with_their_digests"
     ),
     "output.merge": f"{TRAINING}/test_train.py::test_the_merged_model_answers_as_base_and_adapter",
+    "output.gguf": (
+        "tests/integration/trainer_torch/test_gguf.py::test_the_files_of_a_job_answer_in_llama_cpp_as_the_report_states"
+    ),
     "output.hub.repo": f"{PUSH}::test_a_published_adapter_is_pushed_privately_with_its_card_and_no_other_file",
     "output.hub.private": (
         f"{PUSH}::test_preflight_refuses_a_push_that_would_fail_and_after_training_it_costs_no_result"

@@ -190,7 +190,7 @@ def test_each_state_on_the_way_to_training_is_waiting_with_its_reason(scene: Bui
 
 EVALUATED = {
     "verdict": "Worse", "metric": "Loss", "before": 2.0, "after": 2.5, "difference": 0.5, "differenceLow": 0.3,
-    "differenceHigh": 0.7, "rows": 40, "change": "+25 %", "gate": "NotMet", "mergeGate": "NotRun",
+    "differenceHigh": 0.7, "rows": 40, "change": "+25 %", "gate": "NotMet", "mergeGate": "NotRun", "ggufGate": "NotMet",
 }  # fmt: skip
 
 
@@ -204,6 +204,7 @@ def test_a_result_has_its_verdict_the_difference_with_its_interval_and_the_gates
         "difference_high Loss": 0.7,
         "gate_result Evaluation NotMet": 1,
         "gate_result FullModel NotRun": 1,
+        "gate_result GGUF NotMet": 1,
         "gate_passed": 0,
     }
 

@@ -255,6 +255,21 @@ def test_a_gate_that_is_not_met_fails_the_job_and_the_condition_shows_what_is_pu
     assert one.condition("Stalled")["status"] == "True"
 
 
+@pytest.mark.parametrize(
+    ("merged", "gguf", "reason"),
+    [
+        ("Passed", "NotMet", "GGUFWithheld"),
+        ("Passed", "NotRun", "GGUFWithheld"),
+        ("NotMet", "NotRun", "MergedModelWithheld"),
+        ("Passed", "Passed", "ManifestReported"),
+    ],
+)
+def test_the_condition_shows_that_gguf_files_are_withheld(scene: Build, merged: str, gguf: str, reason: str) -> None:
+    one = ended(scene, gate="NotConfigured", mergeGate=merged, ggufGate=gguf)
+    assert (one.condition("Published")["status"], one.condition("Published")["reason"]) == ("True", reason)
+    assert one.status["evaluation"]["ggufGate"] == gguf
+
+
 def test_a_job_that_stopped_early_and_met_no_gate_shows_both(scene: Build) -> None:
     one = scene().to_training()
     pod = one.pod("one-1")

@@ -31,7 +31,12 @@ from finetune_trainer.storage.protocol import Store
 
 logger = logging.getLogger(__name__)
 
-SHOWN = {"report": Artifact.REPORT_PAGE, "adapter": Artifact.ADAPTER, "full model": Artifact.MERGED}
+SHOWN = {
+    "report": Artifact.REPORT_PAGE,
+    "adapter": Artifact.ADAPTER,
+    "full model": Artifact.MERGED,
+    "GGUF": Artifact.GGUF,
+}
 
 
 @dataclass

@@ -49,6 +49,8 @@ class ValidationResult:
     """The largest difference of a log-probability, in nats."""
     tokens: int = 0
     answers: list[str] = field(default_factory=list)
+    same_tokens: float | None = None
+    """Of a GGUF file: the share of the held-out text's tokens that llama.cpp makes as the tokenizer does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def find_faults(seen: ValidationResult, trained_loss: float | None, asked: Seque
         return list(seen.faults)
     found = []
     if seen.mean_kl is None or not seen.mean_kl < LARGEST_MEAN_KL:
-        divergence = _number(seen.mean_kl)
+        divergence = format_figure(seen.mean_kl)
         found.append(f"its mean KL divergence from its source is {divergence}, not below {LARGEST_MEAN_KL} nats")
     if seen.clear_agreement is not None and seen.clear_agreement < LEAST_AGREEMENT:
         share = f"{100 * seen.clear_agreement:.1f} %"
@@ -109,13 +111,13 @@ def find_faults(seen: ValidationResult, trained_loss: float | None, asked: Seque
     limit = largest_loss(trained_loss)
     if limit is not None and (seen.loss is None or not seen.loss <= limit):
         found.append(
-            f"its held-out loss is {_number(seen.loss)}, above {limit:.5g}, the limit for the trained model's "
+            f"its held-out loss is {format_figure(seen.loss)}, above {limit:.5g}, the limit for the trained model's "
             f"{trained_loss:.5g}"
         )
     return found + _find_answer_faults(seen.answers, asked, at)
 
 
-def _number(value: float | None) -> str:
+def format_figure(value: float | None) -> str:
     """Format a figure; JSON turns infinite figures and NaN into None."""
     return "not a number" if value is None or not math.isfinite(value) else f"{value:.5g}"
 

@@ -13,6 +13,7 @@ from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
 from finetune_trainer.data.rows import Message
 from finetune_trainer.evaluation.ability import Ability, describe_ability
 from finetune_trainer.evaluation.gate_rules import MergeCheck
+from finetune_trainer.evaluation.gguf_rules import GgufCheck
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint
 from finetune_trainer.evaluation.verdict import Comparison, Parts, compare, describe
@@ -152,6 +153,8 @@ class RunRecord:
     compared_rows: int = 0
     """Number of held-out rows that were measured."""
     score_check: ScoreCheck | None = None
+    gguf: GgufCheck | None = None
+    """The files of `output.gguf`, compared with the full model."""
     scored_pairs: list[ScoredPair] = field(default_factory=list)
     rewarded_answers: list[RewardedAnswer] = field(default_factory=list)
     summary: Mapping[str, Any] = field(default_factory=dict)

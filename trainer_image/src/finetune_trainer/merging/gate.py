@@ -1,15 +1,8 @@
 """The gate before publishing: runs its process if the memory suffices, and reads the results."""
 
 import logging
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import torch
 
@@ -17,6 +10,7 @@ from finetune_api.handoff import ADAPTER_WEIGHTS
 from finetune_trainer.evaluation.gate_rules import ValidationResult
 from finetune_trainer.evaluation.logprobs import COMPARED_TOKENS
 from finetune_trainer.merging.gate_messages import OUT_OF_MEMORY, GatePlan, GateReply
+from finetune_trainer.merging.worker_process import Ended, Watch, run_module
 from finetune_trainer.models.base_model import read_config
 from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.models.tensor_files import total_bytes
@@ -25,13 +19,13 @@ from finetune_trainer.sigterm import StopFlag
 
 logger = logging.getLogger(__name__)
 
+WORKER = "finetune_trainer.merging.gate_worker"
 OWN_BYTES = 700 * 1024**2
 """Memory of the process without a model: the libraries."""
 LARGE_VOCABULARY = 262_144
 HEADROOM = 1.1
 KILLED = -9
 SHORT = frozenset({KILLED, OUT_OF_MEMORY})
-POLL_SECONDS = 0.1
 
 
 class GateNotRun(Exception):  # noqa: N818 - an outcome for the report, not an error
@@ -41,62 +35,17 @@ class GateNotRun(Exception):  # noqa: N818 - an outcome for the report, not an e
 def run_gate(plan: GatePlan, workspace: Path, on_work: Callable[[], None], stop: StopFlag) -> list[ValidationResult]:
     """Return the results of the gate's process; raises GateNotRun. If it fails on the GPU, the CPU is tried."""
     needed = require_memory(plan)
-    code, reply, log = KILLED, workspace / "gate-reply.json", ""
+    ended, reply, watch = Ended(KILLED, ""), workspace / "gate-reply.json", Watch(workspace, on_work, stop)
     for device in ("cuda", "cpu") if _has_room_on_gpu(needed) else ("cpu",):
-        code, log = _run_worker(plan.model_copy(update={"device": device}), workspace, reply, on_work, stop=stop)
-        if code == 0 and reply.is_file():
+        ended = run_module(WORKER, plan.model_copy(update={"device": device}), reply, watch)
+        if ended.code == 0 and reply.is_file():
             return GateReply.model_validate_json(reply.read_bytes()).results
-        logger.error("the gate's process exited with %s on device %s; the end of its log:", code, device)
-        for line in log.splitlines():
+        logger.error("the gate's process exited with %s on device %s; the end of its log:", ended.code, device)
+        for line in ended.log.splitlines():
             logger.error("    %s", line)
-    if code in SHORT:
+    if ended.code in SHORT:
         raise GateNotRun("its process ran out of memory: raise resources.limits.memory")
-    raise GateNotRun(f"its process failed: {(log.splitlines() or [_describe_exit(code)])[-1][:400]}")
-
-
-def _describe_exit(code: int) -> str:
-    if code < 0:
-        return f"killed by signal {signal.Signals(-code).name}"
-    return f"exit code {code}" if code else "no reply"
-
-
-def _run_worker(
-    plan: GatePlan, workspace: Path, reply: Path, on_work: Callable[[], None], *, stop: StopFlag
-) -> tuple[int, str]:
-    """Run the process; return its exit code and the end of its log."""
-    plan_file = workspace / "gate.json"
-    plan_file.write_text(plan.model_dump_json(), encoding="utf-8")
-    reply.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "finetune_trainer.merging.gate_worker", str(plan_file), str(reply)]
-    with (workspace / "gate.log").open("w+b") as errors:
-        code = _wait_for(command, errors.fileno(), on_work, stop)
-        errors.seek(0)
-        return code, errors.read()[-4000:].decode("utf-8", "replace").strip()
-
-
-def _wait_for(command: list[str], errors: int, on_work: Callable[[], None], stop: StopFlag) -> int:
-    """Return the exit code; `on_work` is called when the process has written lines, and a stop kills it."""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
-    progress = threading.Event()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment) as process:  # noqa: S603 - its own module
-        listener = threading.Thread(target=_listen, args=(process.stdout, progress), daemon=True)
-        listener.start()
-        try:
-            while process.poll() is None:
-                stop.raise_if_set()
-                if progress.is_set():
-                    progress.clear()
-                    on_work()
-                time.sleep(POLL_SECONDS)
-        finally:
-            process.kill()
-            listener.join()
-    return process.returncode
-
-
-def _listen(lines: IO[bytes] | None, progress: threading.Event) -> None:
-    for _ in lines or ():
-        progress.set()
+    raise GateNotRun(f"its process failed: {ended.cause}")
 
 
 def require_memory(plan: GatePlan) -> int:
@@ -104,7 +53,7 @@ def require_memory(plan: GatePlan) -> int:
     needed, free = needed_bytes(plan), available_bytes()
     if needed > free:
         raise GateNotRun(
-            f"loading one model at a time takes {_size(needed)} of memory, and {_size(free)} are free: "
+            f"loading one model at a time takes {format_size(needed)} of memory, and {format_size(free)} are free: "
             "raise resources.limits.memory"
         )
     return needed
@@ -137,5 +86,6 @@ def _has_room_on_gpu(needed: int) -> bool:
     return needed < free
 
 
-def _size(count: int) -> str:
+def format_size(count: int) -> str:
+    """Return a size in GiB."""
     return f"{count / 1024**3:.1f} GiB"

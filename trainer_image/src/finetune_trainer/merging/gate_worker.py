@@ -7,7 +7,7 @@ import gc
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,14 @@ def examine(plan: GatePlan, candidate: Candidate) -> ValidationResult:
         return ValidationResult(candidate.name, faults)
     held_out = HeldOut([Encoded(ids, labels, len(ids)) for ids, labels in plan.samples], signal_progress)
     device = torch.device(plan.device)
-    reference = keep_logprobs(load_source(plan, candidate, device), held_out)
+    reference = keep_logprobs(iterate_logprobs(load_source(plan, candidate, device), held_out))
     free_memory()
     try:
         model = load_plain(candidate.directory, DTYPES[plan.precision], device)
     except TrainerError as error:
         return ValidationResult(candidate.name, [error.message])
     answers = generate_answers(plan, candidate.directory, model)
-    return compare_logprobs(candidate.name, reference, keep_logprobs(model, held_out), answers)
+    return compare_logprobs(candidate.name, reference, keep_logprobs(iterate_logprobs(model, held_out)), answers)
 
 
 def find_candidate_faults(plan: GatePlan, candidate: Candidate) -> list[str]:
@@ -169,10 +169,10 @@ def _load_adapted(plan: GatePlan, adapter: Path, candidate: Candidate, device: t
     return load_adapter(model, adapter)
 
 
-def keep_logprobs(model: PreTrainedModel | PeftModel, held_out: HeldOut) -> list[RowLogprobs]:
-    """Compute the log-probabilities; beyond the compared tokens only those of the correct tokens are kept."""
+def keep_logprobs(found: Iterable[RowLogprobs]) -> list[RowLogprobs]:
+    """Return the rows; beyond the compared tokens only the log-probabilities of the correct tokens are kept."""
     rows, room = [], COMPARED_TOKENS
-    for seen in iterate_logprobs(model, held_out):
+    for seen in found:
         if room:
             rows.append(RowLogprobs(seen.log_probs[:room].clone(), seen.labels[:room]))
         if len(seen.labels) > room:

@@ -26,6 +26,7 @@ from finetune_trainer.evaluation.gate_rules import (
     as_json,
     largest_loss,
 )
+from finetune_trainer.evaluation.gguf_rules import GgufCheck, gguf_to_json
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.evaluation.run_record import (
@@ -92,7 +93,9 @@ def describe_machine(device: torch.device) -> Machine:
     return Machine(name, peak_memory_bytes(device), memory, 0.0, library_versions())
 
 
-def build_record(inputs: Inputs, trained: TrainingResult, merge: MergeCheck | ScoreCheck | None) -> RunRecord:
+def build_record(
+    inputs: Inputs, trained: TrainingResult, merge: MergeCheck | ScoreCheck | None, gguf: GgufCheck | None = None
+) -> RunRecord:
     """Collect everything that goes into report and result."""
     labelled_as, sampled = inputs.run.config.spec.labelled_as, trained.history.final_reward
     record = RunRecord(
@@ -113,6 +116,7 @@ def build_record(inputs: Inputs, trained: TrainingResult, merge: MergeCheck | Sc
         answers=with_merged(trained.answers, merge),
         merge=merge if isinstance(merge, MergeCheck) else None,
         score_check=merge if isinstance(merge, ScoreCheck) else None,
+        gguf=gguf,
         scored_pairs=[one for one in trained.examples if isinstance(one, ScoredPair)],
         rewarded_answers=[one for one in trained.examples if isinstance(one, RewardedAnswer)],
         machine=replace(trained.machine, seconds=time.monotonic() - trained.began),
@@ -140,8 +144,14 @@ def evaluate_gates(record: RunRecord) -> EvaluationStatus:
     missed += find_forgotten(requested, record.ability, record.served.obstacle if record.served else "")
     gate = GateResult.NOT_CONFIGURED if requested is None else GateResult.NOT_MET if missed else GateResult.PASSED
     merged = record.merge.result if record.merge else GateResult.NOT_ASKED
-    problems = [*missed, *([record.merge.sentence] if record.merge and record.merge.sentence else [])]
-    gates = {"gate": gate.value, "merge_gate": merged.value, "gate_message": one_line("; ".join(problems)) or None}
+    gguf = record.gguf.result if record.gguf else GateResult.NOT_ASKED
+    problems = [*missed, *(one.sentence for one in (record.merge, record.gguf) if one and one.sentence)]
+    gates = {
+        "gate": gate.value,
+        "merge_gate": merged.value,
+        "gguf_gate": gguf.value,
+        "gate_message": one_line("; ".join(problems)) or None,
+    }
     served_as = "Model" if record.settings.method == Method.FULL else "Adapter"
     status = to_status(record.comparison, one_line(record.detail), record.compared_rows, served_as)
     return status.model_copy(update=gates | {"ability": ability_status(record.ability)})
@@ -154,7 +164,8 @@ def build_result(inputs: Inputs, record: RunRecord) -> Report:
     inputs.run.reporter.update(metrics={"tokens_per_second": record.history.tokens_per_second()})
     evaluation = record.evaluation
     outcome = Outcome.PUBLISHED if evaluation.is_met is not False else Outcome.GATE_NOT_MET
-    (inputs.result / Artifact.VALIDATION).write_text(validation_json(evaluation, record.merge), encoding="utf-8")
+    validation = validation_json(evaluation, record.merge, record.gguf)
+    (inputs.result / Artifact.VALIDATION).write_text(validation, encoding="utf-8")
     result = Report(
         outcome=outcome,
         reason=outcome.value,
@@ -201,16 +212,22 @@ def summarize(record: RunRecord) -> str:
     )
 
 
-def validation_json(evaluation: EvaluationStatus, check: MergeCheck | None) -> str:
+def validation_json(evaluation: EvaluationStatus, check: MergeCheck | None, gguf: GgufCheck | None = None) -> str:
     """Return the content of validation.json."""
-    content: dict[str, Any] = {"evaluationGate": evaluation.gate, "mergeGate": evaluation.merge_gate}
+    content: dict[str, Any] = {
+        "evaluationGate": evaluation.gate,
+        "mergeGate": evaluation.merge_gate,
+        "ggufGate": evaluation.gguf_gate,
+    }
     content["verdict"] = evaluation.model_dump(
-        by_alias=True, exclude_none=True, exclude={"gate", "merge_gate", "gate_message"}
+        by_alias=True, exclude_none=True, exclude={"gate", "merge_gate", "gguf_gate", "gate_message"}
     )
     if evaluation.gate_message:
         content["message"] = evaluation.gate_message
     if check:
         content |= _merge_to_json(check)
+    if gguf:
+        content["gguf"] = gguf_to_json(gguf)
     return json.dumps(content, indent=2) + "\n"
 
 

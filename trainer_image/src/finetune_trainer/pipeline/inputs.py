@@ -17,6 +17,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.evaluation.questions import Question, list_questions
 from finetune_trainer.evaluation.run_record import Licence
+from finetune_trainer.merging.converter import require_converter
 from finetune_trainer.models.adapters.initial import InitialAdapter, fetch_initial_adapter
 from finetune_trainer.models.cache import fetch_model, pin_as_checked
 from finetune_trainer.models.model_card import read_licence
@@ -123,6 +124,8 @@ def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
     Without `digests_base` the digests of the base model are left to another process of the pod, see `share_digests`.
     """
     config, storage, workspace, on_bytes = run.config, run.storage, run.workspace, run.on_bytes
+    if config.spec.output.gguf:
+        require_converter()
     Expectations(config.spec.evaluation.prompts or [])  # the prompts may have changed since preflight
     shutil.rmtree(workspace / "result", ignore_errors=True)
     check_parents(config, storage)

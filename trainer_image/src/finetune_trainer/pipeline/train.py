@@ -44,6 +44,7 @@ from finetune_trainer.pipeline.finalize import (
     build_result,
 )
 from finetune_trainer.pipeline.full_model import is_full_model_requested, make_full_model
+from finetune_trainer.pipeline.gguf_files import make_gguf
 from finetune_trainer.pipeline.inputs import Inputs, load_inputs, share_digests
 from finetune_trainer.pipeline.load import build_judge, load_model
 from finetune_trainer.pipeline.measure import answer_changed_prompts, measure_baseline, measure_result
@@ -152,7 +153,9 @@ def merge_and_publish(inputs: Inputs, trained: TrainingResult) -> Report:
     """Merge and validate if a full model is requested, write the report and publish."""
     full = make_full_model(inputs, trained)
     inputs.run.stop.raise_if_set()
-    record = build_record(inputs, trained, full)
+    gguf = make_gguf(inputs, trained, full)
+    inputs.run.stop.raise_if_set()
+    record = build_record(inputs, trained, full, gguf)
     from finetune_trainer.report.document import write_report  # noqa: PLC0415 - its libraries draw and render the page
 
     write_report(record, inputs.result)

@@ -106,6 +106,7 @@ def build_artifacts(uri: str, files: list[ManifestFile]) -> Artifacts:
         uri=uri,
         adapter_uri=folder(Artifact.ADAPTER),
         merged_uri=folder(Artifact.MERGED),
+        gguf_uri=folder(Artifact.GGUF),
         config_uri=file(Artifact.CONFIG),
         report_uri=file(Artifact.REPORT),
         lineage_uri=file(Artifact.LINEAGE),

@@ -1,6 +1,7 @@
 """The report's tables about the rows (files, lengths) and about the candidates of the full model."""
 
 from collections.abc import Mapping, Sequence
+from operator import eq
 from typing import Any
 
 from finetune_trainer.evaluation.gate_rules import (
@@ -10,6 +11,7 @@ from finetune_trainer.evaluation.gate_rules import (
     MergeCheck,
     largest_loss,
 )
+from finetune_trainer.evaluation.run_record import RunRecord
 from finetune_trainer.report.text import NOTHING, code, inline, number, percent, table
 
 MOST_FILES = 20
@@ -95,6 +97,34 @@ def _bar(count: int, most: int) -> str:
     eighths = max(round(24 * 8 * count / most), 1 if count else 0)
     whole, part = divmod(eighths, 8)
     return "█" * whole + " ▏▎▍▌▋▊▉"[part].strip()
+
+
+def gguf_context(run: RunRecord) -> dict[str, Any]:
+    """Return each GGUF file's figures, and the faults of those that are not published."""
+    if run.gguf is None:
+        return {}
+    merged = [answer.merged for answer in run.answers if answer.reference is None]
+    judged = list(zip(run.gguf.files, run.gguf.faults, strict=True))
+    rows = [
+        [
+            code(one.name),
+            number(one.loss, 5),
+            number(one.mean_kl, 2),
+            percent(one.top1_agreement),
+            percent(one.same_tokens) if one.same_tokens is not None else NOTHING,
+            f"{sum(map(eq, one.answers, merged))} of {len(one.answers)}",
+            "withheld" if faults else "published",
+        ]
+        for one, faults in judged
+        if one.loss is not None and one.mean_kl is not None and one.top1_agreement is not None
+    ]
+    header = ["type", "loss", "KL", "same top token", "tokens", "same answers", ""]
+    return {
+        "gguf_table": table(header, rows) if rows else "",
+        "gguf_faults": [(one.name, faults) for one, faults in judged if faults],
+        "gguf_tokens": max((one.tokens for one, _ in judged), default=0),
+        "gguf_reference": next((one.reference_loss for one, _ in judged if one.reference_loss is not None), None),
+    }
 
 
 def merge_context(merge: MergeCheck | None) -> dict[str, Any]:

@@ -16,7 +16,14 @@ from finetune_trainer.evaluation.run_record import RunRecord
 from finetune_trainer.evaluation.verdict import LEVEL
 from finetune_trainer.report import serving, text
 from finetune_trainer.report.curves import curve_table
-from finetune_trainer.report.data_tables import blend_table, file_table, histogram_table, length_table, merge_context
+from finetune_trainer.report.data_tables import (
+    blend_table,
+    file_table,
+    gguf_context,
+    histogram_table,
+    length_table,
+    merge_context,
+)
 from finetune_trainer.report.head import build_head
 from finetune_trainer.report.held_out import find_terms, held_out_table, reward_parts_table
 from finetune_trainer.report.model_card import front_matter
@@ -124,6 +131,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         "repair_table": _code_table(record.dataset.repaired_rows_by_code),
         "settings_table": _settings_table(record.settings),
         **merge_context(record.merge),
+        **gguf_context(record),
         "curve_table": curve_table(record.history, objective, record.best_step),
         "steps_a_point": bucket_size(record.history),
         "previews": [_marked(pieces) for pieces in record.previews],

@@ -155,6 +155,17 @@ def vllm_merged_snippet() -> str:
     return f"vllm serve merged --served-model-name {ADAPTER_NAME}"
 
 
+def llama_cpp_snippet(file_type: str) -> str:
+    """Return the command that serves a GGUF file on the port of the other snippets."""
+    return f"llama-server --port 8000 --alias {ADAPTER_NAME} -m gguf/model-{file_type}.gguf"
+
+
+def ollama_snippet(place: Place) -> str:
+    """Return the commands that add a GGUF file to Ollama and ask it."""
+    name = service_name(place.name)
+    return f"ollama create {name} -f gguf/Modelfile\nollama run {name} Hello"
+
+
 def ask_snippet(*, is_chat: bool) -> str:
     """Return the command that asks a server of this machine: a conversation, or a text to continue."""
     asked: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]} if is_chat else {"prompt": "Hello"}

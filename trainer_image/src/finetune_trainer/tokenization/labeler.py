@@ -96,6 +96,11 @@ class Labeler:
         return self.templates[DEFAULT]
 
     @property
+    def added_bos(self) -> str:
+        """The token that the tokenizer itself puts before every text; empty if it puts none."""
+        return self._tokens.added_bos
+
+    @property
     def template_sha256(self) -> str:
         """The digest of that template's text, for the lineage."""
         return hashlib.sha256(self.template_text.encode()).hexdigest()

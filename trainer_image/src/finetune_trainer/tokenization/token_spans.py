@@ -18,6 +18,7 @@ class Tokens:
         self.bos_id = files.bos_id
         self.eos_id = files.eos_id
         self.adds_bos = files.adds_bos
+        self.added_bos = files.named_tokens.get("bos_token", "") if files.adds_bos else ""
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text that already contains its special tokens."""

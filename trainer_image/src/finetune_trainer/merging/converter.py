@@ -1,0 +1,32 @@
+"""Where this image has llama.cpp, and the command of its converter of models to GGUF."""
+
+import sys
+from pathlib import Path
+
+from finetune_api.handoff import ExitCode
+from finetune_trainer.errors import TrainerError
+
+LLAMA_CPP = Path(sys.prefix) / "share/llama.cpp"
+"""Its converter, and its Python bindings with what they import."""
+OUTPUT_TYPES = {"FP32": "f32", "BF16": "bf16", "FP16": "f16"}
+
+
+def require_converter() -> None:
+    """Refuse `output.gguf` before the training if this image cannot make such files."""
+    if not _script().is_file():
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            "output.gguf: this trainer image has no llama.cpp: use the operator's image, or build yours as "
+            "trainer_image/Dockerfile does, or remove output.gguf",
+        )
+
+
+def converter_command(model: Path, precision: str, output: Path) -> list[str]:
+    """Return the command that writes a model's folder as a GGUF file, in the number format of the model."""
+    return [
+        sys.executable, str(_script()), "--outtype", OUTPUT_TYPES[precision], "--outfile", str(output), str(model),
+    ]  # fmt: skip
+
+
+def _script() -> Path:
+    return LLAMA_CPP / "convert_hf_to_gguf.py"
