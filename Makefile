@@ -93,7 +93,7 @@ $(VENV)/servers/installed: requirements/servers.txt tests/servers/vllm/pyproject
 
 # llama.cpp, where the trainer's image has it; built once and kept in the cache.
 $(VENV)/share/llama.cpp.installed: requirements/llama-cpp.txt requirements/llama-cpp-build.txt trainer_image/llama-cpp.sh | $(BIN)/uv
-	kept=$(CACHE)/llama-cpp-$$(cat $^ <($(BIN)/python -V) | sha256sum | cut -c1-12); \
+	@kept=$(CACHE)/llama-cpp-$$(cat $^ <($(BIN)/python -V) | sha256sum | cut -c1-12); \
 	if ! test -d "$$kept"; then \
 	  echo "Building llama.cpp (5 to 10 minutes, once)"; \
 	  rm -rf "$$kept.new"; \

@@ -25,10 +25,8 @@ tar -xzf "$work"/packages/llama_cpp_python-*.tar.gz -C "$work"
 source=$(echo "$work"/llama_cpp_python-*/vendor/llama.cpp)
 
 mkdir -p "$output/gguf-py"
-for package in llama_cpp diskcache sentencepiece; do
-  cp -R "$work/installed/$package" "$output/"
-done
-cp -R "$work"/installed/*.dist-info "$source/conversion" "$source/convert_hf_to_gguf.py" "$output/"
+rm -rf "$work/installed/lib" "$work/installed/include" "$work/installed/bin"
+cp -R "$work"/installed/. "$source/conversion" "$source/convert_hf_to_gguf.py" "$output/"
 cp -R "$source/gguf-py/gguf" "$output/gguf-py/"
 cp "$source/LICENSE" "$output/LICENSE.llama.cpp"
 # Each library is there three times, as a copy in place of a link.
