@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf_architectures import build_table
 from llama_cpp_answer import ask_llama_cpp
 from published_result import find_result_faults
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,7 @@ from training_bench import HYPERPARAMETERS, Bench, make_spec
 from finetune_api.handoff import ExitCode, Outcome
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.merging import converter
+from finetune_trainer.models.gguf_architectures import TABLE
 
 QUESTION = "What is the colour of sky 7?"
 
@@ -103,6 +105,10 @@ def test_a_tokenizer_that_the_converter_does_not_know_costs_only_the_files(tmp_p
     assert not (bench.output / "gguf").exists()
     assert (bench.output / "merged" / "model.safetensors").is_file()
     assert "**There is no `gguf/`**" in (bench.output / "finetune_report.md").read_text("utf-8")
+
+
+def test_preflights_table_is_that_of_the_installed_converter() -> None:
+    assert TABLE.read_text("utf-8") == build_table()
 
 
 def test_an_image_without_the_converter_is_refused_before_the_training(

@@ -19,6 +19,7 @@ from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.models.adapters.factors import no_experts_error
 from finetune_trainer.models.adapters.initial import InitialAdapter, check_initial_adapter, with_adapter
 from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model, read_config
+from finetune_trainer.models.gguf_architectures import require_convertible
 from finetune_trainer.models.memory_estimate import format_bytes
 from finetune_trainer.models.resolve_settings import choose_settings
 from finetune_trainer.models.trainable import require_adapter_on_experts, require_method, require_trainable
@@ -71,6 +72,8 @@ def preflight(run: RunContext) -> Report:
     model = check_model(pinned_model_uri(config.spec.model), storage, workspace / "tokenizer", on_bytes)
     architecture = read_config(workspace / "tokenizer")
     require_trainable(architecture, config.spec.objective)
+    if config.spec.output.gguf:
+        require_convertible(architecture)
     adapter = check_initial_adapter(config, model.shape, storage, on_bytes)
     _check_experts(with_adapter(config.spec, adapter), model)
     Expectations(config.spec.evaluation.prompts or [])
