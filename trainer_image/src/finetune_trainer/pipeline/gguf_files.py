@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from dataclasses import replace
 
 from finetune_api.handoff import Artifact
 from finetune_api.objectives import Objective
@@ -30,41 +31,45 @@ def make_gguf(inputs: Inputs, trained: TrainingResult, full: object) -> GgufChec
         return GgufCheck([], [], "they are made from the full model, which is withheld")
     began, run = time.monotonic(), inputs.run
     run.reporter.set_stage("Merging")
-    folder = inputs.result / Artifact.GGUF
+    plan = _build_plan(inputs, trained, full.precision)
+    try:
+        seen = make_files(plan, Watch(run.workspace, run.reporter.beat, run.stop))
+        check = GgufCheck(seen, [find_gguf_faults(one, full.chosen.answers) for one in seen])
+    except GateNotRun as why:
+        check = GgufCheck([], [], str(why))
+    _remove_unpublished(plan, check)
+    if check.published:
+        text = _build_modelfile(inputs, trained, f"model-{check.published[0].name}.gguf")
+        (inputs.result / Artifact.GGUF / MODELFILE).write_text(text, encoding="utf-8")
+    return replace(check, seconds=time.monotonic() - began)
+
+
+def _build_plan(inputs: Inputs, trained: TrainingResult, precision: str) -> GgufPlan:
+    """Return the files to make in a new folder; the first conversion is one of them, if that type is requested."""
+    folder, spec = inputs.result / Artifact.GGUF, inputs.run.config.spec
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    files = [GgufFile(type=one, path=folder / f"model-{one}.gguf") for one in types]
-    own = next((file for file in files if SAME.get(full.precision) == file.type), None)
-    converted = own or GgufFile(type=full.precision, path=run.workspace / "converted.gguf")
-    plan = GgufPlan(
+    files = [GgufFile(type=one, path=folder / f"model-{one}.gguf") for one in spec.output.gguf or []]
+    own = next((file for file in files if SAME.get(precision) == file.type), None)
+    return GgufPlan(
         model=inputs.result / Artifact.MERGED,
-        precision=full.precision,
-        converted=converted,
+        precision=precision,
+        converted=own or GgufFile(type=precision, path=inputs.run.workspace / "converted.gguf"),
         files=files,
         samples=[(list(one.input_ids), list(one.labels)) for one in inputs.held_out(JUDGED_ROWS)],
         prompts=[answer.turns for answer in asked_answers(trained)],
         stop_ids=trained.stop_ids,
-        max_new_tokens=run.config.spec.evaluation.max_new_tokens,
+        max_new_tokens=spec.evaluation.max_new_tokens,
     )
-    try:
-        seen = make_files(plan, Watch(run.workspace, run.reporter.beat, run.stop))
-        faults = [find_gguf_faults(one, full.chosen.answers) for one in seen]
-        check = GgufCheck(seen, faults, seconds=time.monotonic() - began)
-    except GateNotRun as why:
-        check = GgufCheck([], [], str(why), time.monotonic() - began)
-    finally:
-        if own is None:
-            converted.path.unlink(missing_ok=True)
+
+
+def _remove_unpublished(plan: GgufPlan, check: GgufCheck) -> None:
     published = {one.name for one in check.published}
-    for file in files:
-        if file.type not in published:
+    for file in (plan.converted, *plan.files):
+        if file.type not in published or file not in plan.files:
             file.path.unlink(missing_ok=True)
-    if published:
-        first = next(file for file in files if file.type in published)
-        (folder / MODELFILE).write_text(_build_modelfile(inputs, trained, first.path.name), encoding="utf-8")
-    else:
-        shutil.rmtree(folder)
-    return check
+    if not published:
+        plan.files[0].path.parent.rmdir()
 
 
 def _build_modelfile(inputs: Inputs, trained: TrainingResult, file: str) -> str:
