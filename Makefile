@@ -150,7 +150,7 @@ requirements: setup ## Resolve and hash the pinned requirements again
 	  -o requirements/notebook.txt
 	printf 'cmake>=4,<5\nninja>=1.13\nscikit-build-core[pyproject]>=1.1,<2\n' | $(BIN)/uv pip compile --quiet --upgrade \
 	  --universal --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements/llama-cpp-build.txt
-	printf 'diskcache>=5.6,<6\nllama-cpp-python>=0.3.36,<0.4\nsentencepiece>=0.2,<0.3\n' | $(BIN)/uv pip compile --quiet \
+	printf 'llama-cpp-python>=0.3.36,<0.4\nsentencepiece>=0.2,<0.3\n' | $(BIN)/uv pip compile --quiet \
 	  --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-deps - \
 	  -o requirements/llama-cpp.txt
 	cd tests/servers/vllm && $(CURDIR)/$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \

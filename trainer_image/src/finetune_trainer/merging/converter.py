@@ -1,7 +1,9 @@
 """Where this image has llama.cpp, and the command of its converter of models to GGUF."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
@@ -26,6 +28,15 @@ def converter_command(model: Path, precision: str, output: Path) -> list[str]:
     return [
         sys.executable, str(_script()), "--outtype", OUTPUT_TYPES[precision], "--outfile", str(output), str(model),
     ]  # fmt: skip
+
+
+def import_llama_cpp() -> ModuleType:
+    """Return the bindings of llama.cpp's C functions, without the package's other modules: one of them imports a cache
+    that reads pickles, and the image does not have it."""
+    package = ModuleType("llama_cpp")
+    package.__path__ = [str(LLAMA_CPP / "llama_cpp")]
+    sys.modules["llama_cpp"] = package
+    return import_module("llama_cpp.llama_cpp")
 
 
 def _script() -> Path:

@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from finetune_trainer.merging.converter import import_llama_cpp
+
+llama_cpp = import_llama_cpp()
 
 BATCH = 256
 """Tokens that are computed at once."""
