@@ -29,11 +29,15 @@ from finetune_api.output import COMMIT, REPO
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.spec import FORMATS, TRAIN_ON
 from finetune_api.tuning import (
+    BOUNDED,
+    EXPERTS_OF_ONE_RANK,
     EXPERTS_WITHOUT_DORA,
     HALF_RANK,
+    HALF_RANKS,
     PLAIN_START,
     START_OF_A_NEW_ADAPTER,
     START_WITH_LORA,
+    UNBOUNDED,
 )
 
 Condition = Callable[[Any], bool]
@@ -80,6 +84,12 @@ CONDITIONS: dict[str, Condition] = {
     ),
     PLAIN_START: lambda lora: not _starts_from_weights(lora) or not (lora.use_dora or lora.target_experts),
     HALF_RANK: lambda lora: not _starts_from_weights(lora) or (lora.rank or 1) <= 128,
+    HALF_RANKS: lambda lora: (
+        not _starts_from_weights(lora) or max((lora.rank_pattern or {}).values(), default=1) <= 128
+    ),
+    BOUNDED["rankPattern"]: lambda lora: _are_bounded(lora.rank_pattern),
+    BOUNDED["alphaPattern"]: lambda lora: _are_bounded(lora.alpha_pattern),
+    EXPERTS_OF_ONE_RANK: lambda lora: not lora.target_experts or not (lora.rank_pattern or lora.alpha_pattern),
     START_WITH_LORA: lambda tuning: not _starts_from_weights(tuning.lora) or tuning.method == "LoRA",
     START_OF_A_NEW_ADAPTER: lambda tuning: (
         tuning.initial_adapter is None or tuning.lora is None or tuning.lora.init_lora_weights is None
@@ -329,6 +339,10 @@ CONDITIONS: dict[str, Condition] = {
 
 def _starts_from_weights(lora: Any) -> bool:
     return lora is not None and lora.init_lora_weights in {"PiSSA", "OLoRA"}
+
+
+def _are_bounded(patterns: dict[str, int] | None) -> bool:
+    return not any(re.search(UNBOUNDED, pattern) for pattern in patterns or ())
 
 
 def _holds_whole_groups(spec: Any) -> bool:

@@ -30,6 +30,8 @@ RESOLVED: dict[str, Any] = {
     "tuning.method": "LoRA",
     "tuning.lora.rank": 8,
     "tuning.lora.alpha": 8,
+    "tuning.lora.rankPattern": {"q_proj": 4},
+    "tuning.lora.alphaPattern": {"q_proj": 4},
     "tuning.lora.dropout": 0.3,
     "tuning.lora.targetModules": ["q_proj"],
     "tuning.lora.targetExperts": True,
