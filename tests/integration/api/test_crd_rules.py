@@ -331,6 +331,15 @@ AT_CREATION = [
         answers(match="Json", jsonSchema="{}"),
         "spec.rlhf.rewards[0].answer.jsonSchema",
     ),
+    *(
+        (
+            "similarity is required with match Similar",
+            answers(match="Similar", similarity="RougeL"),
+            refused,
+            "spec.rlhf.rewards[0].answer.similarity",
+        )
+        for refused in (answers(match="Similar"), answers(match="Exact", similarity="RougeL"))
+    ),
     (
         JSON_PART,
         answers(match="Json", extract="Pattern", pattern="<a>(.*)</a>"),

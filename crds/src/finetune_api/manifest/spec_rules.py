@@ -24,7 +24,7 @@ from finetune_api.hyperparameters import (
 )
 from finetune_api.inputs.chat_template import ONE_TEMPLATE, RESERVED, UNRESERVED
 from finetune_api.inputs.sources import UNIQUE_SOURCES
-from finetune_api.objectives import HAS_SMOOTHING, JSON_EXTRACT, ONE_JSON_SCHEMA
+from finetune_api.objectives import HAS_SIMILARITY, HAS_SMOOTHING, JSON_EXTRACT, ONE_JSON_SCHEMA
 from finetune_api.output import COMMIT, REPO
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.spec import FORMATS, TRAIN_ON
@@ -199,6 +199,7 @@ CONDITIONS: dict[str, Condition] = {
         answer.match == "Numeric" or (answer.absolute_tolerance is None and answer.relative_tolerance is None)
     ),
     "self.match == 'Exact' || !self.ignoreCase": lambda answer: answer.match == "Exact" or not answer.ignore_case,
+    HAS_SIMILARITY: lambda answer: (answer.match == "Similar") == (answer.similarity is not None),
     ONE_JSON_SCHEMA: lambda answer: (
         (answer.json_schema is None) == (answer.match != "JsonSchema" or answer.column is not None)
     ),
