@@ -173,6 +173,8 @@ def _adapter(spec: FineTuneJobSpec, method: Method) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "lora_rank": lora.rank or 16,
         "lora_alpha": lora.alpha or 32,
+        "rank_pattern": lora.rank_pattern,
+        "alpha_pattern": lora.alpha_pattern,
         "lora_dropout": 0.0 if usual is None else _given(lora.dropout, 0.0 if lora.use_dora else usual),
         "use_rslora": bool(lora.use_rslora),
         "target_modules": lora.target_modules,

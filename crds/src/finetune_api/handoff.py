@@ -296,8 +296,9 @@ class Report(HandoffBlock):
 
 
 _DROPPED = (
-    None, "evaluation.gateMessage", "lineage.libraryVersions", "dataset.sources", "resolved", "stoppedRuns",
-    "dataset.rowsByFormat", "dataset", "lineage", "message", "checkpoint",
+    None, "evaluation.gateMessage", "lineage.libraryVersions", "dataset.sources", "resolved.rankPattern",
+    "resolved.alphaPattern", "resolved", "stoppedRuns", "dataset.rowsByFormat", "dataset", "lineage", "message",
+    "checkpoint",
     *(
         f"artifacts.{name}"
         for name in (
@@ -307,6 +308,7 @@ _DROPPED = (
 )  # fmt: skip
 """Blocks left out of a long report, in this order; the manifest's URI and digest always stay.
 
+The trainer reads the two patterns from the spec or the adapter that it continues.
 Of `message` and `artifacts.hub` a part stays: without a push, the operator would report one that failed.
 """
 

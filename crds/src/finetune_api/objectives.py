@@ -62,6 +62,16 @@ class Match(StrEnum):
     MULTIPLE_CHOICE = "MultipleChoice"
     JSON = "Json"
     JSON_SCHEMA = "JsonSchema"
+    SIMILAR = "Similar"
+
+
+class Similarity(StrEnum):
+    """How the similarity of two texts is measured."""
+
+    FUZZY_MATCH = "FuzzyMatch"
+    ROUGE_1 = "Rouge1"
+    ROUGE_2 = "Rouge2"
+    ROUGE_L = "RougeL"
 
 
 class Extract(StrEnum):
@@ -146,6 +156,7 @@ class RewardModelSource(Block):
 
 
 ONE_JSON_SCHEMA = "self.match == 'JsonSchema' ? has(self.jsonSchema) != has(self.column) : !has(self.jsonSchema)"
+HAS_SIMILARITY = "(self.match == 'Similar') == has(self.similarity)"
 JSON_EXTRACT = "!(self.match in ['Json', 'JsonSchema']) || self.extract in ['Whole', 'Pattern']"
 
 
@@ -181,6 +192,11 @@ class AnswerReward(Block):
                 ".ignoreCase",
             ),
             cel(
+                HAS_SIMILARITY,
+                "similarity is required with match Similar and refused with any other: set or remove it",
+                ".similarity",
+            ),
+            cel(
                 ONE_JSON_SCHEMA,
                 "match JsonSchema needs one schema, in jsonSchema or in a column of the rows, and any other match has "
                 "none: set or remove jsonSchema",
@@ -197,7 +213,13 @@ class AnswerReward(Block):
     match: Match
     """`Exact`: the same text, without spaces around it. `Numeric`: the same number within the tolerances; `1,000`,
     `1e3` and `$1000` are the same. `MultipleChoice`: the same letter, given as `B`, `(B)`, `B.` or `answer: B`.
-    `Json`: JSON with the same value. `JsonSchema`: JSON that is valid by a schema."""
+    `Json`: JSON with the same value. `JsonSchema`: JSON that is valid by a schema. `Similar`: a text that is the more
+    correct, from 0 to 1, the more similar it is, measured as in `similarity`."""
+    similarity: Similarity | None = None
+    """How similar two texts are; only with match `Similar`. `FuzzyMatch`: by the fewest characters to insert and delete
+    (rapidfuzz's `ratio`). `Rouge1`, `Rouge2`: by the words, or pairs of adjacent words, that both have. `RougeL`: by
+    the longest sequence of words that both have, in the same order. ROUGE is the F-measure, without stemming, and
+    ignores upper and lower case. Default: none."""
     extract: Extract = Extract.WHOLE
     """Part of the answer that is compared: `Whole`; `LastNumber`, the last number in it; `Boxed`, the last
     `\\boxed{…}`; `Hashes`, what follows the last `####` in its line; or `Pattern`, the group of `pattern`. An answer
@@ -271,7 +293,8 @@ class Reward(Block):
 
     type: RewardType
     """`Length`: 1 at `targetTokens`, falling linearly to 0 with the distance in tokens. `Regex`: 1 if `pattern` is
-    found in the answer, else 0. `Answer`: 1 if the answer is that of its row, compared as in `answer`, else 0.
+    found in the answer, else 0. `Answer`: 1 if the answer is that of its row, compared as in `answer`, else 0; with
+    match `Similar` any value between.
     `Service`: the number that the server in `service` gives."""
     target_tokens: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Answer length (tokens) with the highest reward; only with type `Length`. Default: none."""

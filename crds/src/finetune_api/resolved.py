@@ -4,14 +4,15 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from finetune_api.blocks import SET
-from finetune_api.scalars import Count, Line, Measure, StatusBlock, Word
+from finetune_api.blocks import ATOMIC, SET
+from finetune_api.scalars import Count, Expression, Line, Measure, StatusBlock, Word
 
 Modules = Annotated[
     list[Word],
     AfterValidator(lambda modules: list(dict.fromkeys(modules))),
     Field(max_length=64, json_schema_extra=SET),
 ]
+CountByExpression = Annotated[dict[Expression, Count], Field(max_length=32, json_schema_extra=ATOMIC)]
 
 
 class Resolved(StatusBlock):
@@ -94,6 +95,11 @@ class Resolved(StatusBlock):
     """Rank of the adapter."""
     lora_alpha: Count | None = None
     """Scaling of the adapter."""
+    rank_pattern: CountByExpression | None = None
+    """Ranks of single modules, by a pattern of their names; absent without, and if they are too long for a report."""
+    alpha_pattern: CountByExpression | None = None
+    """Scalings of single modules, by a pattern of their names; absent without, and if they are too long for a
+    report."""
     lora_dropout: Measure | None = None
     """Dropout on the adapter's input."""
     use_rslora: bool | None = None

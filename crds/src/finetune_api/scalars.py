@@ -47,6 +47,8 @@ Time = Annotated[
 Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 Measure = Annotated[float, AfterValidator(_five_significant)]
 Word = Annotated[str, StringConstraints(max_length=64), _shown_within(64)]
+Expression = Annotated[str, StringConstraints(max_length=256), _shown_within(256)]
+"""A regular expression."""
 Line = Annotated[str, StringConstraints(max_length=1024), _shown_within(1024)]
 Name = Annotated[str, StringConstraints(max_length=253), AfterValidator(_require_printable)]
 """A name or an ID, which an escape would change to another one."""

@@ -3,9 +3,9 @@
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import SET, Block, ModelUri, ModuleName, Quantity, cel, rules
+from finetune_api.blocks import GRANULAR, SET, Block, ModelUri, ModuleName, Quantity, cel, rules
 
 
 class Method(StrEnum):
@@ -18,6 +18,13 @@ class Method(StrEnum):
 
 
 Modules = Annotated[list[ModuleName], Field(min_length=1, max_length=64, json_schema_extra=SET)]
+Rank = Annotated[int, Field(ge=1, le=256)]
+Alpha = Annotated[int, Field(ge=1, le=512)]
+ModulePattern = Annotated[str, StringConstraints(pattern=r"^[ -~]{1,256}$")]
+UNBOUNDED = "[)][*+{]|([*+{].*){5}"
+"""What a pattern of modules must not contain: a group that is repeated, or more than four repetitions. Comparing one
+with a name could take hours."""
+PATTERNS = Field(min_length=1, max_length=32, json_schema_extra=GRANULAR)
 
 
 class InitLoraWeights(StrEnum):
@@ -35,11 +42,22 @@ PLAIN_START = (
     "((!has(self.useDora) || !self.useDora) && (!has(self.targetExperts) || !self.targetExperts))"
 )
 HALF_RANK = f"!has(self.initLoraWeights) || !({FROM_WEIGHTS}) || !has(self.rank) || self.rank <= 128"
+HALF_RANKS = (
+    f"!has(self.initLoraWeights) || !({FROM_WEIGHTS}) || !has(self.rankPattern) || "
+    "self.rankPattern.all(key, self.rankPattern[key] <= 128)"
+)
 START_WITH_LORA = (
     "!has(self.lora) || !has(self.lora.initLoraWeights) || !(self.lora.initLoraWeights in ['PiSSA', 'OLoRA']) || "
     "self.method == 'LoRA'"
 )
 START_OF_A_NEW_ADAPTER = "!has(self.initialAdapter) || !has(self.lora) || !has(self.lora.initLoraWeights)"
+BOUNDED = {
+    field: f"!has(self.{field}) || self.{field}.all(key, !key.matches('{UNBOUNDED}'))"
+    for field in ("rankPattern", "alphaPattern")
+}
+EXPERTS_OF_ONE_RANK = (
+    "!has(self.targetExperts) || !self.targetExperts || (!has(self.rankPattern) && !has(self.alphaPattern))"
+)
 EXPERTS_WITHOUT_DORA = "!has(self.targetExperts) || !self.targetExperts || !has(self.useDora) || !self.useDora"
 
 
@@ -70,13 +88,41 @@ class Lora(Block):
                 "128 or less, or initLoraWeights to Default or Gaussian",
                 ".rank",
             ),
+            cel(
+                HALF_RANKS,
+                "an adapter that starts from the weights is published with twice its ranks, at most 256: set each rank "
+                "in rankPattern to 128 or less, or initLoraWeights to Default or Gaussian",
+                ".rankPattern",
+            ),
+            *(
+                cel(
+                    rule,
+                    f"a pattern repeats no group and has at most four repetitions (*, + or {{}}): simplify the key in "
+                    f"tuning.lora.{field}, or write several keys",
+                    f".{field}",
+                )
+                for field, rule in BOUNDED.items()
+            ),
+            cel(
+                EXPERTS_OF_ONE_RANK,
+                "an adapter on experts has one rank and one alpha: remove tuning.lora.rankPattern and alphaPattern, or "
+                "set targetExperts false",
+                ".targetExperts",
+            ),
         )
     )
 
-    rank: Annotated[int, Field(ge=1, le=256)] | None = None
+    rank: Rank | None = None
     """Rank of the adapter matrices (PEFT's `r`). Default: 16, the highest that inference servers accept by default."""
-    alpha: Annotated[int, Field(ge=1, le=512)] | None = None
+    alpha: Alpha | None = None
     """Scaling of the adapter (PEFT's `lora_alpha`). Default: 32."""
+    rank_pattern: Annotated[dict[ModulePattern, Rank], PATTERNS] | None = None
+    """Ranks of single modules instead of `rank` (PEFT's `rank_pattern`). A key is a regular expression (Python syntax)
+    for the end of a module's name, from a dot on: `down_proj`, or `layers\\.[01]\\.mlp\\..*`. Refused if it matches
+    no module with an adapter, or if two keys give one module different ranks. Default: none."""
+    alpha_pattern: Annotated[dict[ModulePattern, Alpha], PATTERNS] | None = None
+    """Scalings of single modules instead of `alpha` (PEFT's `alpha_pattern`), with keys as in `rankPattern`. A module
+    is scaled by its own alpha over its own rank. Default: none."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout on the adapter's input (PEFT's `lora_dropout`). Objectives DPO, KTO and RLHF, and an adapter on experts,
     train without dropout, and refuse any other value than 0. Default: {dropout}; 0 with `useDora`."""

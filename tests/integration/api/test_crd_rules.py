@@ -332,6 +332,15 @@ AT_CREATION = [
         answers(match="Json", jsonSchema="{}"),
         "spec.rlhf.rewards[0].answer.jsonSchema",
     ),
+    *(
+        (
+            "similarity is required with match Similar",
+            answers(match="Similar", similarity="RougeL"),
+            refused,
+            "spec.rlhf.rewards[0].answer.similarity",
+        )
+        for refused in (answers(match="Similar"), answers(match="Exact", similarity="RougeL"))
+    ),
     (
         JSON_PART,
         answers(match="Json", extract="Pattern", pattern="<a>(.*)</a>"),
@@ -623,6 +632,39 @@ AT_CREATION = [
         {"objective": "RewardModel", "tuning": {"method": "LoRA", "lora": {"initLoraWeights": "Gaussian"}}},
         {"objective": "RewardModel", "tuning": {"method": "LoRA", "lora": {"initLoraWeights": "PiSSA"}}},
         "spec.tuning.lora.initLoraWeights",
+    ),
+    (
+        "an adapter that starts from the weights is published with twice its ranks",
+        {"tuning": {"method": "LoRA", "lora": {"initLoraWeights": "PiSSA", "rankPattern": {"q": 128, "k": 1}}}},
+        {"tuning": {"method": "LoRA", "lora": {"initLoraWeights": "PiSSA", "rankPattern": {"q": 129, "k": 1}}}},
+        "spec.tuning.lora.rankPattern",
+    ),
+    *(
+        (
+            "a pattern repeats no group and has at most four repetitions",
+            {"tuning": {"lora": {field: {r".*\.layers\.[0-9]+\..*(q|k)_proj$": 4}}}},
+            {"tuning": {"lora": {field: {"q_proj": 4, pattern: 4}}}},
+            f"spec.tuning.lora.{field}",
+        )
+        for field, pattern in (("rankPattern", "(.+)+x"), ("alphaPattern", ".*a.*b.*c.*d.*"))
+    ),
+    *(
+        (
+            KEYS,
+            {"tuning": {"lora": {field: {"q" * 256: 4}}}},
+            {"tuning": {"lora": {field: {key: 4}}}},
+            f"spec.tuning.lora.{field}",
+        )
+        for field, key in (("rankPattern", "q" * 257), ("alphaPattern", "q\n"))
+    ),
+    *(
+        (
+            "an adapter on experts has one rank and one alpha",
+            {"tuning": {"lora": {"targetExperts": False, field: {"q_proj": 4}}}},
+            {"tuning": {"lora": {"targetExperts": True, field: {"q_proj": 4}}}},
+            "spec.tuning.lora.targetExperts",
+        )
+        for field in ("rankPattern", "alphaPattern")
     ),
     (
         "an adapter on experts has no magnitudes",

@@ -215,8 +215,14 @@ def test_if_one_model_does_not_fit_the_gate_is_not_run_and_reports_how_much_it_n
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"use_rslora": True}, {"target_modules": ["embed_tokens", "q_proj"]}],
-    ids=["lora", "rslora", "embedding"],
+    [
+        {},
+        {"use_rslora": True},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"rank_pattern": {"q_proj": 4, r"layers\.0\.mlp\..*": 1}, "alpha_pattern": {r"layers\.1\..*": 1}},
+        {"use_rslora": True, "rank_pattern": {"q_proj": 8}, "alpha_pattern": {"down_proj": 16}},
+    ],
+    ids=["lora", "rslora", "embedding", "patterns", "rslora with patterns"],
 )
 def test_tensor_by_tensor_is_what_the_library_merges(
     tiny_model: Path, tmp_path: Path, settings: dict[str, Any]

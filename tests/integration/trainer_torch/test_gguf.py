@@ -133,7 +133,9 @@ def test_a_killed_process_costs_only_the_files(
         (broken / path.name).symlink_to(path)
     (broken / "llama_cpp").unlink()
     (broken / "llama_cpp").mkdir()
-    (broken / "llama_cpp" / "llama_cpp.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGABRT)\n", encoding="utf-8")
+    (broken / "llama_cpp" / "llama_cpp.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGABRT)\n", encoding="utf-8"
+    )
     monkeypatch.setattr(converter, "LLAMA_CPP", broken)
     report = bench.run()
     assert report.evaluation

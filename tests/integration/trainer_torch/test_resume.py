@@ -142,6 +142,9 @@ NOISY: dict[str, Any] = {
 }
 LION: dict[str, Any] = {"hyperparameters": HYPERPARAMETERS | {"optim": "lion_32bit", "learningRate": 1e-4}}
 DORA: dict[str, Any] = {"tuning": {"method": "LoRA", "lora": {"useDora": True, "loraPlusLrRatio": 4}}}
+PATTERNS: dict[str, Any] = {
+    "tuning": {"method": "LoRA", "lora": {"rankPattern": {"down_proj": 4}, "alphaPattern": {r"layers\.0\..*": 8}}}
+}
 REWARD: dict[str, Any] = {
     "objective": "RewardModel",
     "evaluation": {"steps": 4},
@@ -161,6 +164,7 @@ CASES = {
     "Lion in the middle of step 8, all weights": Case("Full", 7, 1, LION),
     "DoRA with LoRA+ in the middle of step 8": Case("LoRA", 7, 1, DORA),
     "PiSSA after step 7": Case("LoRA", 7, 0, {"tuning": {"method": "LoRA", "lora": {"initLoraWeights": "PiSSA"}}}),
+    "ranks and alphas of single modules after step 7": Case("LoRA", 7, 0, PATTERNS),
     "QLoRA after step 13": Case("QLoRA", 13),
     "Full at the end of the first epoch": Case("Full", 12),
     "DPO after step 9": Case("LoRA", 9, 0, DPO, preference_rows),

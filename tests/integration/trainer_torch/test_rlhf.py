@@ -195,6 +195,16 @@ def test_each_answer_is_compared_with_the_reference_of_its_own_row(taught: Path,
     assert 0 < sum(expected) < len(expected)
 
 
+def test_an_answer_that_is_similar_to_its_reference_has_a_part_of_the_reward(taught: Path, tmp_path: Path) -> None:
+    named = {"match": "Similar", "similarity": "FuzzyMatch", "extract": "Pattern", "pattern": r"^It is (\w+)\.$"}
+    listener = Listener(ComputedRewards([Reward.model_validate({"type": "Answer", "answer": named})]))
+    make_trainer(taught, tmp_path, scorer=listener, total_steps=1).train()
+    colours = {question(thing)[0]["content"]: COLOURS[at % len(COLOURS)] for at, thing in enumerate(THINGS)}
+    right = [one.text == f"It is {colours[one.prompt[0]['content']]}." for one in listener.heard]
+    assert [reward == 1 for reward in listener.rewards] == right
+    assert any(0 < reward < 1 for reward in listener.rewards)
+
+
 def test_a_reward_model_rewards_as_it_scores(taught: Path, tiny_model: Path, tmp_path: Path) -> None:
     judge = RewardModel(
         load_plain(tiny_model, torch.float32, CPU, writes_text=False), Labeler(tiny_model), lambda: None

@@ -42,6 +42,8 @@ CHANGES: dict[str, Any] = {
     "precision": "BF16",
     "lora_rank": 4,
     "lora_alpha": 32,
+    "rank_pattern": {"q_proj": 2},
+    "alpha_pattern": {"q_proj": 2},
     "lora_dropout": 0.5,
     "use_rslora": True,
     "target_modules": ["q_proj"],

@@ -72,6 +72,17 @@ def test_a_report_with_everything_at_its_longest_still_fits_the_termination_mess
     assert Report.model_validate_json(text).job_uid == "u" * 36
 
 
+def test_long_patterns_are_left_out_of_a_report_and_the_other_settings_stay() -> None:
+    patterns = {f"{n:02}{'x' * 250}": 8 for n in range(32)}
+    resolved = Resolved(method="LoRA", lora_rank=16, rank_pattern=patterns, alpha_pattern={"q_proj": 4})
+    report = Report(
+        outcome=Outcome.VALIDATED, reason="Validated", message="m", job_uid="u", config_sha256="c", resolved=resolved
+    )
+    text = report.to_termination_message()
+    assert len(text.encode()) <= TERMINATION_LIMIT_BYTES
+    assert Report.model_validate_json(text).resolved == resolved.model_copy(update={"rank_pattern": None})
+
+
 def test_with_long_uris_and_many_blocks_the_digests_of_manifest_and_lineage_stay() -> None:
     places = ("uri", "adapterURI", "mergedURI", "configURI", "reportURI", "lineageURI", "manifestURI")
     artifacts = {name: f"s3://bucket/{'x' * 300}/{name}" for name in places}

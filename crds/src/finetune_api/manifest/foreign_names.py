@@ -91,6 +91,8 @@ def _table() -> dict[str, ForeignName]:
         "lora_r": one((AXOLOTL, TRL), f"{lora}.rank"),
         "lora_rank": one((LLAMA_FACTORY,), f"{lora}.rank"),
         "lora_alpha": one((AXOLOTL, LLAMA_FACTORY, TRL, PEFT), f"{lora}.alpha"),
+        "lora_rank_pattern": one((AXOLOTL,), f"{lora}.rankPattern"),
+        "lora_alpha_pattern": one((AXOLOTL,), f"{lora}.alphaPattern"),
         "lora_dropout": one((AXOLOTL, LLAMA_FACTORY, TRL, PEFT), f"{lora}.dropout"),
         "lora_target_modules": one((AXOLOTL, TRL), f"{lora}.targetModules"),
         "lora_target": one((LLAMA_FACTORY,), f"{lora}.targetModules", "a list; without it, every linear layer"),

@@ -24,16 +24,20 @@ from finetune_api.hyperparameters import (
 )
 from finetune_api.inputs.chat_template import ONE_TEMPLATE, RESERVED, UNRESERVED
 from finetune_api.inputs.sources import UNIQUE_SOURCES
-from finetune_api.objectives import HAS_SMOOTHING, JSON_EXTRACT, ONE_JSON_SCHEMA
+from finetune_api.objectives import HAS_SIMILARITY, HAS_SMOOTHING, JSON_EXTRACT, ONE_JSON_SCHEMA
 from finetune_api.output import COMMIT, REPO
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.spec import FORMATS, TRAIN_ON
 from finetune_api.tuning import (
+    BOUNDED,
+    EXPERTS_OF_ONE_RANK,
     EXPERTS_WITHOUT_DORA,
     HALF_RANK,
+    HALF_RANKS,
     PLAIN_START,
     START_OF_A_NEW_ADAPTER,
     START_WITH_LORA,
+    UNBOUNDED,
 )
 
 Condition = Callable[[Any], bool]
@@ -80,6 +84,12 @@ CONDITIONS: dict[str, Condition] = {
     ),
     PLAIN_START: lambda lora: not _starts_from_weights(lora) or not (lora.use_dora or lora.target_experts),
     HALF_RANK: lambda lora: not _starts_from_weights(lora) or (lora.rank or 1) <= 128,
+    HALF_RANKS: lambda lora: (
+        not _starts_from_weights(lora) or max((lora.rank_pattern or {}).values(), default=1) <= 128
+    ),
+    BOUNDED["rankPattern"]: lambda lora: _are_bounded(lora.rank_pattern),
+    BOUNDED["alphaPattern"]: lambda lora: _are_bounded(lora.alpha_pattern),
+    EXPERTS_OF_ONE_RANK: lambda lora: not lora.target_experts or not (lora.rank_pattern or lora.alpha_pattern),
     START_WITH_LORA: lambda tuning: not _starts_from_weights(tuning.lora) or tuning.method == "LoRA",
     START_OF_A_NEW_ADAPTER: lambda tuning: (
         tuning.initial_adapter is None or tuning.lora is None or tuning.lora.init_lora_weights is None
@@ -189,6 +199,7 @@ CONDITIONS: dict[str, Condition] = {
         answer.match == "Numeric" or (answer.absolute_tolerance is None and answer.relative_tolerance is None)
     ),
     "self.match == 'Exact' || !self.ignoreCase": lambda answer: answer.match == "Exact" or not answer.ignore_case,
+    HAS_SIMILARITY: lambda answer: (answer.match == "Similar") == (answer.similarity is not None),
     ONE_JSON_SCHEMA: lambda answer: (
         (answer.json_schema is None) == (answer.match != "JsonSchema" or answer.column is not None)
     ),
@@ -330,6 +341,10 @@ CONDITIONS: dict[str, Condition] = {
 
 def _starts_from_weights(lora: Any) -> bool:
     return lora is not None and lora.init_lora_weights in {"PiSSA", "OLoRA"}
+
+
+def _are_bounded(patterns: dict[str, int] | None) -> bool:
+    return not any(re.search(UNBOUNDED, pattern) for pattern in patterns or ())
 
 
 def _holds_whole_groups(spec: Any) -> bool:

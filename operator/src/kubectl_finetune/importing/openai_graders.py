@@ -1,4 +1,4 @@
-"""OpenAI's graders as computed rewards: comparisons of texts, and weighted sums of them."""
+"""OpenAI's graders as computed rewards: comparisons and similarities of texts, and weighted sums of them."""
 
 import ast
 import re
@@ -9,6 +9,8 @@ from typing import Any
 MOST_REWARDS, LARGEST_WEIGHT, LONGEST_PATTERN = 8, 1000, 512
 """As in `rlhf.rewards`."""
 LONGEST_FORMULA = 1000
+SIMILARITIES = {"fuzzy_match": "FuzzyMatch", "rouge_1": "Rouge1", "rouge_2": "Rouge2", "rouge_l": "RougeL"}
+"""Metrics of `text_similarity` that are computed, by their names there."""
 _COLUMN = re.compile(r"\{\{\s*item\.([A-Za-z0-9_]+)\s*\}\}")
 _ANSWER = re.compile(r"\{\{\s*sample\.output_text\s*\}\}")
 
@@ -100,16 +102,30 @@ def _name_fault(name: str, grader: Any) -> Reward:
 
 def _read_reward(grader: Any) -> Reward:
     kind = grader.get("type") if isinstance(grader, dict) else None
-    if kind != "string_check":
-        raise ValueError(f"a grader of type {kind} cannot be computed")
-    return _read_comparison(grader)
+    match kind:
+        case "string_check":
+            return _read_comparison(grader)
+        case "text_similarity":
+            return _read_similarity(grader)
+    raise ValueError(f"a grader of type {kind} cannot be computed")
+
+
+def _read_similarity(grader: Mapping[str, Any]) -> Reward:
+    """Return the reward of a `text_similarity` with a column of the row; its `pass_threshold` is not of a reward."""
+    metric, reference = _text(grader, "evaluation_metric"), _text(grader, "reference")
+    _require_whole_answer(grader)
+    if metric not in SIMILARITIES:
+        raise ValueError(f"evaluation_metric {metric[:80]} is not computed: use {', '.join(SIMILARITIES)}")
+    column = _COLUMN.fullmatch(reference.strip())
+    if not column:
+        raise ValueError("the reference of a similarity is one column of the row: {{item.NAME}}")
+    return {"type": "Answer", "answer": {"match": "Similar", "similarity": SIMILARITIES[metric], "column": column[1]}}
 
 
 def _read_comparison(grader: Mapping[str, Any]) -> Reward:
     """Return the reward of a `string_check`: with a column of the row, or with a text that is the same for all rows."""
     operation, reference = _text(grader, "operation"), _text(grader, "reference")
-    if not _ANSWER.fullmatch(_text(grader, "input").strip()):
-        raise ValueError("only whole answers can be compared: input {{sample.output_text}}")
+    _require_whole_answer(grader)
     if column := _COLUMN.fullmatch(reference.strip()):
         if operation != "eq":
             raise ValueError(f"operation {operation} does not compare with a column of the row, only eq does")
@@ -123,6 +139,11 @@ def _read_comparison(grader: Mapping[str, Any]) -> Reward:
     if len(pattern) > LONGEST_PATTERN:
         raise ValueError(f"the reference is a pattern of {len(pattern)} characters, of at most {LONGEST_PATTERN}")
     return {"type": "Regex", "pattern": pattern}
+
+
+def _require_whole_answer(grader: Mapping[str, Any]) -> None:
+    if not _ANSWER.fullmatch(_text(grader, "input").strip()):
+        raise ValueError("only whole answers can be compared: input {{sample.output_text}}")
 
 
 def _text(grader: Mapping[str, Any], key: str) -> str:

@@ -71,6 +71,13 @@ def count(value: Any) -> int:
     return found
 
 
+def counts(value: Any) -> dict[str, int] | None:
+    """Return whole numbers above 0 by name; None if there are none."""
+    if not isinstance(value, Mapping):
+        raise NotConverted("is not a map", "write `name: number` pairs")
+    return {str(name): count(one) for name, one in value.items()} or None
+
+
 def flag(value: Any) -> bool:
     """Return true or false; the texts of both count."""
     found = read_scalar(value) if isinstance(value, str) else value

@@ -155,7 +155,7 @@ def test_every_pattern_has_its_fix() -> None:
         ("dataset.columns", {"Prompt!": "x"}, "use lowercase letters and _, for example prompt"),
         ("dataset.columns", {}, "add an entry, or remove the field"),
         ("hyperparameters.seed", "one", "write 42, for example"),
-        ("tuning.lora", 8, "write its fields below it: rank, alpha, dropout, targetModules, targetExperts"),
+        ("tuning.lora", 8, "write its fields below it: rank, alpha, rankPattern, alphaPattern, dropout"),
         ("suspend", "maybe", "write true or false, without quotes"),
         ("hyperparameters.warmupSteps", 5.5, "set 0.03 or 100, for example"),
     ],

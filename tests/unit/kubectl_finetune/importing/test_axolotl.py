@@ -287,6 +287,21 @@ def test_a_problem_of_one_source_names_its_dataset(read: Read) -> None:
     assert [one.field for one in done.problems] == ["datasets[1].path: spec.dataset.train.sources[1].split"]
 
 
+def test_ranks_and_alphas_of_single_modules_are_carried(read: Read) -> None:
+    pattern = r".*\.layers\.3\..*(q_proj|k_proj)$"
+    done = read(lora_rank_pattern={pattern: 32, "down_proj": "8"}, lora_alpha_pattern={pattern: 128})
+    lora = spec_of(done)["tuning"]["lora"]
+    assert lora["rankPattern"] == {pattern: 32, "down_proj": 8}
+    assert lora["alphaPattern"] == {pattern: 128}
+    assert done.problems == []
+    assert "rankPattern" not in spec_of(read(lora_rank_pattern={}))["tuning"]["lora"]
+    lost = read(lora_rank_pattern=["q_proj"], lora_alpha_pattern={"q_proj": 0.5})
+    assert {one.key: one.reason for one in lost.not_carried if "pattern" in one.key} == {
+        "lora_rank_pattern": "is not a map",
+        "lora_alpha_pattern": "is not a whole number",
+    }
+
+
 def test_held_out_rows_of_their_own_win_over_a_share(read: Read) -> None:
     done = read(test_datasets=[{"path": "acme/held-out", "type": "chat_template"}])
     dataset = spec_of(done)["dataset"]

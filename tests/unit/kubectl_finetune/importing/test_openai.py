@@ -121,6 +121,21 @@ TEXT = {"type": "string_check", "operation": "eq", "input": "{{sample.output_tex
 GOLD = {"type": "Answer", "answer": {"match": "Exact", "column": "gold"}}
 
 
+SIMILAR = TEXT | {"type": "text_similarity", "evaluation_metric": "rouge_l", "pass_threshold": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("metric", "similarity"),
+    [("fuzzy_match", "FuzzyMatch"), ("rouge_1", "Rouge1"), ("rouge_2", "Rouge2"), ("rouge_l", "RougeL")],
+)
+def test_a_grader_of_similarity_is_a_reward_with_the_same_measure(read: Read, metric: str, similarity: str) -> None:
+    done = graded(read, SIMILAR | {"evaluation_metric": metric})
+    assert done.problems == []
+    assert done.manifest["spec"]["rlhf"] == {
+        "rewards": [{"type": "Answer", "answer": {"match": "Similar", "similarity": similarity, "column": "gold"}}]
+    }
+
+
 def graded(read: Read, grader: dict[str, Any]) -> Any:
     return read(GIVEN_ONE, method={"type": "reinforcement", "reinforcement": {"grader": grader}})
 
@@ -166,7 +181,10 @@ def test_a_text_that_is_the_same_for_all_rows_is_the_whole_answer(read: Read) ->
         ({"operation": "ne", "reference": "no"}, "operation ne is not computed: use eq, like or ilike"),
         ({"reference": "{{item.a}} and {{item.b}}"}, "the reference is neither one column"),
         ({"input": "{{sample.output_json.city}}"}, "only whole answers can be compared"),
-        ({"type": "text_similarity"}, "a grader of type text_similarity cannot be computed"),
+        ({"type": "text_similarity"}, "evaluation_metric is missing"),
+        (SIMILAR | {"evaluation_metric": "bleu"}, "evaluation_metric bleu is not computed: use fuzzy_match, rouge_1"),
+        (SIMILAR | {"reference": "Paris"}, "the reference of a similarity is one column of the row"),
+        (SIMILAR | {"input": "{{sample.output_json.x}}"}, "only whole answers can be compared"),
         ({"type": "multi"}, "a grader of type multi has its graders by name"),
         ({"type": "multi", "graders": {"a": TEXT}, "calculate_output": "a + b"}, "calculate_output names b"),
         (

@@ -30,6 +30,8 @@ RESOLVED: dict[str, Any] = {
     "tuning.method": "LoRA",
     "tuning.lora.rank": 8,
     "tuning.lora.alpha": 8,
+    "tuning.lora.rankPattern": {"q_proj": 4},
+    "tuning.lora.alphaPattern": {"q_proj": 4},
     "tuning.lora.dropout": 0.3,
     "tuning.lora.targetModules": ["q_proj"],
     "tuning.lora.targetExperts": True,
@@ -276,6 +278,9 @@ ELSEWHERE = {
             )
         ],
         "tests/unit/trainer/rewards/test_matching.py::test_an_answer_is_correct_if_it_is_the_reference",
+    ),
+    "rlhf.rewards[].answer.similarity": (
+        "tests/unit/trainer/rewards/test_similarity.py::test_a_similarity_has_its_known_value"
     ),
     "rlhf.rewards[].answer.jsonSchema": (
         "tests/unit/trainer/rewards/test_json_answers.py::test_one_schema_of_the_job_judges_the_answers_to_all_rows"

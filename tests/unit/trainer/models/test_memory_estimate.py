@@ -163,6 +163,15 @@ def test_excluded_modules_have_no_adapter_and_dora_adds_a_number_for_each_output
     assert part(llama, "adapter", use_dora=True) - part(llama, "adapter") == 32 * outputs * 4
 
 
+def test_each_module_has_the_rank_of_its_own_pattern(llama: ModelShape) -> None:
+    def added(patterns: dict[str, int], name: str = "adapter") -> int:
+        return part(llama, name, rank_pattern=patterns) - part(llama, name)
+
+    assert added({"q_proj": 64, "down_proj": 4}) == 4 * 32 * (48 * (4096 + 4096) - 12 * (14336 + 4096))
+    assert added({r"layers\.3\.mlp\..*": 8}) == added({r"layers\.3\.mlp\..*": 8}, "gradients") == -4 * 8 * 3 * 18432
+    assert added({"q_proj": 64}, "activations") > 0
+
+
 def test_only_the_requested_modules_have_an_adapter(llama: ModelShape) -> None:
     assert part(llama, "adapter", target_modules=["q_proj"]) == 32 * 16 * (4096 + 4096) * 4
 

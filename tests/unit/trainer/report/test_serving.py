@@ -12,6 +12,7 @@ from finetune_trainer.report.serving import (
     ask_snippet,
     fetch_base,
     fetch_result,
+    highest_rank,
     kserve_adapter,
     kserve_llm_adapter,
     kserve_merged,
@@ -22,7 +23,13 @@ from finetune_trainer.report.serving import (
     vllm_adapter_snippet,
 )
 
-GOOD: dict[str, Any] = {"r": 16, "target_modules": ["q_proj", "v_proj"], "bias": "none", "use_rslora": True}
+GOOD: dict[str, Any] = {
+    "r": 16,
+    "lora_alpha": 32,
+    "target_modules": ["q_proj", "v_proj"],
+    "bias": "none",
+    "use_rslora": True,
+}
 FOLDER = "/mnt/models/adapter"
 PLACE = Place("support-bot", "s3://bucket/out", "hf://owner/base", "a" * 40, "http://minio:9000")
 
@@ -44,7 +51,7 @@ def test_the_least_value_that_the_server_takes_is_named(rank: int, flag: int | N
     [
         ({"r": 32}, "rank 32 is above the server's default of 16", False),
         ({"r": 24}, "24 itself is not a value that it accepts", False),
-        ({"rank_pattern": {"q_proj": 64}}, "rank 64 is above", False),
+        ({"rank_pattern": {"q_proj": 64}, "alpha_pattern": {"q_proj": 64}}, "rank 64 is above", False),
         ({"r": 1024}, "rank 1024 is above 512", True),
         ({"modules_to_save": ["lm_head"]}, "whole modules are trained in addition to the adapter: lm\\_head", True),
         ({"use_dora": True}, "DoRA", True),
@@ -63,6 +70,30 @@ def test_each_obstacle_comes_with_its_reason_and_a_fix(change: dict[str, Any], r
     assert reason in found.reason
     assert found.is_final is is_final
     assert ("`--max-lora-rank" in found.fix) is not is_final
+
+
+@pytest.mark.parametrize(
+    ("change", "is_reported"),
+    [
+        ({"rank_pattern": {"q_proj": 4}, "use_rslora": False}, True),
+        ({"alpha_pattern": {"q_proj": 4}}, True),
+        ({"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 8}, "use_rslora": False}, False),
+        ({"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 8}}, True),
+        ({"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 16}}, False),
+        ({"rank_pattern": {"q_proj": 16}}, False),
+        ({"rank_pattern": {}, "alpha_pattern": None}, False),
+    ],
+)
+def test_scalings_of_single_modules_need_a_server_that_reads_them(change: dict[str, Any], is_reported: bool) -> None:
+    table = servability_table(GOOD | change, has_merged=False, is_reward_model=False)
+    assert ("since vLLM 0.32" in table) is is_reported
+    assert ("use vLLM 0.32 or later, or set `output.merge`" in table) is is_reported
+    assert not any(one.is_final for one in adapter_obstacles(GOOD | change))
+
+
+def test_the_rank_of_an_adapter_is_that_of_its_largest_module() -> None:
+    assert highest_rank({"r": 8, "rank_pattern": {"q_proj": 64, "k_proj": 2}}) == 64
+    assert highest_rank({"r": 8, "rank_pattern": {"q_proj": 4}}) == 8
 
 
 def test_the_table_answers_for_every_folder_and_server() -> None:

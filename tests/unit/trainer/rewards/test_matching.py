@@ -19,7 +19,7 @@ def matcher(**settings: Any) -> Matcher:
 
 
 def is_correct(answer: str, *references: str, **settings: Any) -> bool:
-    return matcher(**settings).is_correct(answer, references)
+    return bool(matcher(**settings).score(answer, references))
 
 
 @pytest.mark.parametrize(

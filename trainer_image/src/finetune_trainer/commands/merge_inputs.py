@@ -39,7 +39,7 @@ from finetune_trainer.tokenization.samples import Encoded
 MOST_ROWS = 512
 LONGEST = 2048
 """Tokens of a row, as in a job without `hyperparameters.maxLength`; never more than the model's context."""
-MERGED_BY_PEFT = frozenset({"use_dora", "alpha_pattern", "layers_to_transform", "trainable_token_indices"})
+MERGED_BY_PEFT = frozenset({"use_dora", "layers_to_transform", "trainable_token_indices"})
 """Settings beyond plain LoRA that PEFT merges into the weights."""
 BUILT_IN = "built-in texts"
 TEXTS = (

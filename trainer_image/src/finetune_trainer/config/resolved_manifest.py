@@ -23,6 +23,8 @@ F = TypeVar("F", bound=DataFiles)
 LORA = {
     "rank": "lora_rank",
     "alpha": "lora_alpha",
+    "rank_pattern": "rank_pattern",
+    "alpha_pattern": "alpha_pattern",
     "dropout": "lora_dropout",
     "target_modules": "target_modules",
     "use_rslora": "use_rslora",

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune_api.handoff import ADAPTER_WEIGHTS
 from finetune_trainer.models.adapters.factors import parse_factor
+from finetune_trainer.models.adapters.patterns import find_value
 from finetune_trainer.models.base_model import ADAPTER_CONFIG, CONFIG, read_config
 from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.models.tensor_files import INDEX, Header, TensorFiles
@@ -168,8 +169,8 @@ class Factors:
 def read_factors(adapter: Path) -> dict[str, Factors]:
     """Return the adapter's factors by the name of their module."""
     config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    if config.get("alpha_pattern") or config.get("rank_pattern") or config.get("use_dora"):
-        raise Unmapped("some of its modules have settings of their own")
+    if config.get("use_dora"):
+        raise Unmapped("its modules have magnitudes")
     found: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(adapter / ADAPTER_WEIGHTS).items():
         factor = parse_factor(key)
@@ -181,11 +182,13 @@ def read_factors(adapter: Path) -> dict[str, Factors]:
     single = [module for module, one in found.items() if len(one) != 2]
     if single:
         raise Unmapped(f"{single[0]} lacks one of its two factors")
-    return {module: Factors(one["A"], one["B"] * _scale(config, one["A"].shape[0])) for module, one in found.items()}
+    scaled = {module: one["B"] * _scale(config, module, one["A"].shape[0]) for module, one in found.items()}
+    return {module: Factors(one["A"], scaled[module]) for module, one in found.items()}
 
 
-def _scale(config: Mapping[str, Any], rank: int) -> float:
-    return float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    alpha = find_value(config.get("alpha_pattern"), module, config["lora_alpha"])
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def is_conv1d(base: Path) -> bool:

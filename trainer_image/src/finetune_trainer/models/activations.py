@@ -7,8 +7,9 @@ Layers are Llama-like, or have experts instead of a dense MLP. Attention is fuse
 from collections.abc import Mapping
 from math import prod
 
-from finetune_api.spec import Method, Objective
+from finetune_api.spec import Lora, Method, Objective
 from finetune_api.status import Resolved
+from finetune_trainer.models.adapters.patterns import find_value
 from finetune_trainer.models.shape import ModelShape
 
 FULL_WIDTH = 4
@@ -67,16 +68,19 @@ def trained_shapes(shape: ModelShape, settings: Resolved) -> list[tuple[int, ...
     if settings.method == Method.FULL:
         return list(shape.tensors.values())
     rank = settings.lora_rank or 16
-    adapted = adapted_layers(shape, settings).values()
-    linear: list[tuple[int, ...]] = [half for size in adapted for half in ((rank, size[1]), (size[0], rank))]
-    linear += [(size[0],) for size in adapted if settings.use_dora]
+    adapted = adapted_layers(shape, settings)
+    linear: list[tuple[int, ...]] = []
+    for name, size in adapted.items():
+        own = find_value(settings.rank_pattern, name, rank)
+        linear += [(own, size[1]), (size[0], own)]
+    linear += [(size[0],) for size in adapted.values() if settings.use_dora]
     if not settings.target_experts:
         return linear
     stacks = [stack for stacks in shape.stacks.values() for stack in stacks]
     return [*linear, *(half for n, out, ins in stacks for half in ((n * rank, ins), (out, n * rank)))]
 
 
-def adapted_layers(shape: ModelShape, settings: Resolved) -> Mapping[str, tuple[int, ...]]:
+def adapted_layers(shape: ModelShape, settings: Resolved | Lora) -> Mapping[str, tuple[int, ...]]:
     """Return the linear layers that get an adapter."""
     excluded = tuple(f".{name}" for name in settings.exclude_modules or ())
     layers = shape.adapted(settings.target_modules)
@@ -134,7 +138,8 @@ def _linear_inputs(shape: ModelShape, settings: Resolved) -> int:
     if width == FULL_WIDTH and not dropout:
         attended = shape.heads * shape.head_size if is_full else 0
         inputs = min(inputs, 2 * shape.hidden + attended + shape.intermediate)
-    between = len(adapted) * (settings.lora_rank or 16) * width // shape.layers
+    ranks = sum(find_value(settings.rank_pattern, name, settings.lora_rank or 16) for name in adapted)
+    between = ranks * width // shape.layers
     return inputs * (width + dropout) + between
 
 

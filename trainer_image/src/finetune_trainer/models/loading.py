@@ -31,7 +31,8 @@ from finetune_trainer.distributed.sharding import require_sharded, sharding_opti
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.adapters.factors import WRAPPED
-from finetune_trainer.models.adapters.starts import CHOICES, start_from_weights
+from finetune_trainer.models.adapters.patterns import require_expressions, require_matches, require_one_value
+from finetune_trainer.models.adapters.starts import CHOICES, lora_layers, start_from_weights
 from finetune_trainer.models.architectures import find_class, text_modules, text_prefix
 from finetune_trainer.models.experts import (
     expert_parameters,
@@ -237,6 +238,7 @@ def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
 
     The names of experts' parameters are those of PEFT's documentation, so that plain PEFT loads what is published.
     """
+    require_expressions(settings)
     prefix = text_prefix(model)
     parameters = expert_parameters(model) if settings.target_experts else None
     targets = _choose_targets(model, settings.target_modules)
@@ -244,6 +246,8 @@ def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
     config = LoraConfig(
         r=settings.lora_rank or 16,
         lora_alpha=settings.lora_alpha or 32,
+        rank_pattern=dict(settings.rank_pattern or {}),
+        alpha_pattern=dict(settings.alpha_pattern or {}),
         lora_dropout=settings.lora_dropout or 0.0,
         use_rslora=bool(settings.use_rslora),
         target_modules=[name for name in targets if name not in excluded],
@@ -260,6 +264,9 @@ def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
     except ValueError as error:
         raise TrainerError(ExitCode.INVALID_CONFIG, f"tuning.lora does not fit the model: {error}") from error
     _require_excluded(adapted, targets, excluded)
+    modules = [name for name, _ in lora_layers(adapted)]
+    require_matches(settings, modules)
+    require_one_value(settings, modules)
     if parameters:
         require_every_stack(adapted)
     return adapted

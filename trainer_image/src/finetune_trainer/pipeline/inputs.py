@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from finetune_api.handoff import ExitCode
+from finetune_api.handoff import ExitCode, JobConfig
 from finetune_api.objectives import Objective
+from finetune_api.spec import Method
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.data.ability import Question as AbilityQuestion
 from finetune_trainer.data.ability import read_questions
@@ -18,7 +19,7 @@ from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.evaluation.questions import Question, list_questions
 from finetune_trainer.evaluation.run_record import Licence
 from finetune_trainer.merging.converter import require_converter
-from finetune_trainer.models.adapters.initial import InitialAdapter, fetch_initial_adapter
+from finetune_trainer.models.adapters.initial import InitialAdapter, fetch_initial_adapter, with_adapter
 from finetune_trainer.models.cache import fetch_model, pin_as_checked
 from finetune_trainer.models.model_card import read_licence
 from finetune_trainer.pipeline.bound_model import (
@@ -136,6 +137,7 @@ def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
     adapter = fetch_initial_adapter(config, storage, workspace / "initial-adapter", on_bytes)
     if adapter:
         require_adapter_as_checked(adapter, rows.summary.get("initialAdapter") or {})
+    config = _with_patterns(config, adapter)
     reward = fetch_reward_model(config, storage, workspace, model, on_bytes)
     if reward:
         require_reward_model_as_checked(reward, rows.summary.get("rewardModel") or {}, storage)
@@ -156,6 +158,15 @@ def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
     run.reporter.start.end("digests")
     run = replace(run, config=config)
     return Inputs(run, model, rows, labeler, samples, validation, adapter, reward, files, licence)
+
+
+def _with_patterns(config: JobConfig, adapter: InitialAdapter | None) -> JobConfig:
+    """Return the configuration with the patterns of spec or adapter: they may be too long for preflight's report."""
+    lora, resolved = with_adapter(config.spec, adapter).tuning.lora, config.resolved
+    if lora is None or resolved is None or resolved.method == Method.FULL:
+        return config
+    patterns = {"rank_pattern": lora.rank_pattern, "alpha_pattern": lora.alpha_pattern}
+    return config.model_copy(update={"resolved": resolved.model_copy(update=patterns)})
 
 
 def share_digests(inputs: Inputs, gather: Callable[[bytes], list[bytes]]) -> Inputs:

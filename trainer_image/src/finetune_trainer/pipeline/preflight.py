@@ -16,8 +16,10 @@ from finetune_trainer.data.checks.output import read_accepted
 from finetune_trainer.data.rows import PromptRow
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.expectations import Expectations
+from finetune_trainer.models.activations import adapted_layers
 from finetune_trainer.models.adapters.factors import no_experts_error
 from finetune_trainer.models.adapters.initial import InitialAdapter, check_initial_adapter, with_adapter
+from finetune_trainer.models.adapters.patterns import require_expressions, require_one_value
 from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model, read_config
 from finetune_trainer.models.gguf_architectures import require_convertible
 from finetune_trainer.models.memory_estimate import format_bytes
@@ -76,6 +78,7 @@ def preflight(run: RunContext) -> Report:
         require_convertible(architecture)
     adapter = check_initial_adapter(config, model.shape, storage, on_bytes)
     _check_experts(with_adapter(config.spec, adapter), model)
+    _check_patterns(with_adapter(config.spec, adapter), model)
     Expectations(config.spec.evaluation.prompts or [])
     reward = _check_rewards(config, storage, workspace, on_bytes)
     choice = read_choice(config)
@@ -142,6 +145,16 @@ def _check_experts(spec: FineTuneJobSpec, model: ModelFacts) -> None:
     """Refuse an adapter on experts if the model has none."""
     if spec.tuning.lora and spec.tuning.lora.target_experts and not model.has_experts:
         raise no_experts_error(spec.model.uri)
+
+
+def _check_patterns(spec: FineTuneJobSpec, model: ModelFacts) -> None:
+    """Refuse patterns of modules that are no regular expressions, or give one module two values.
+
+    Whether each matches a module is checked once the model is loaded: files may name the modules differently.
+    """
+    if lora := spec.tuning.lora:
+        require_expressions(lora)
+        require_one_value(lora, adapted_layers(model.shape, lora) if model.shape else ())
 
 
 def _check_rewards(

@@ -29,7 +29,7 @@ from finetune_trainer.config.manifest import read_manifest
 from finetune_trainer.pipeline.release_questions import Questions, compare_answers, read_rows
 from finetune_trainer.pipeline.release_volume import ReleaseVolume
 from finetune_trainer.publishing.publish import find_file_faults
-from finetune_trainer.report.serving import adapter_obstacles, max_lora_rank
+from finetune_trainer.report.serving import adapter_obstacles, highest_rank, max_lora_rank
 from finetune_trainer.serving.vllm import ServerLostError, ServerRefusedError, VLLMServer
 from finetune_trainer.storage.protocol import Store, join_uri
 
@@ -152,7 +152,7 @@ def point_to(config: ReleaseConfig, target: FilesTarget, found: Candidate, stora
         old = ReleasedResult.model_validate(before.get("released")) if before else None
     if old and (old.uri, old.manifest_sha256) == (new.uri, new.manifest_sha256):
         return report(config, ReleaseOutcome.RELEASED, f"{uri} names it already", answering=old)
-    rank = int(str(found.adapter.get("r") or 0))
+    rank = highest_rank(found.adapter)
     lineage = found.manifest.result.lineage
     content = {
         "release": owner,

@@ -117,7 +117,9 @@ def train_distributed(run: RunContext, world: World, micro_batch: int | None = N
     inputs = share_digests(inputs, world.gather_bytes)
     device = find_device(world)
     checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests)
-    batches = micro_batches(share_batch(complete_settings(run.config.resolved or Resolved(), device), world.size))
+    batches = micro_batches(
+        share_batch(complete_settings(inputs.run.config.resolved or Resolved(), device), world.size)
+    )
     smaller = next((one for one in batches if one.per_device_train_batch_size == micro_batch), None)
     settings = smaller or fill_gpu(inputs, device, world)
     with _track(inputs, is_first=world.is_first) as trackers:

@@ -31,7 +31,7 @@ from finetune_trainer.report.notes import build_notes, licence_note
 from finetune_trainer.report.page import Pictures, open_templates, render_page
 from finetune_trainer.report.pictures import bucket_size, curves_svg, draw_curves, draw_lengths, lengths_svg
 from finetune_trainer.report.recommendations import recommend
-from finetune_trainer.report.serving import adapter_obstacles, servability_table
+from finetune_trainer.report.serving import adapter_obstacles, highest_rank, servability_table
 
 REPORT_TEMPLATE = "finetune_report.md.j2"
 PREVIEW_CHARACTERS = 1200
@@ -93,7 +93,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         "output": record.config.output_key(),
         "place": place,
         "serving": serving,
-        "rank": int((adapter or {}).get("r") or 0),
+        "rank": highest_rank(adapter or {}),
         "is_adapter_servable": adapter is not None and not any(one.is_final for one in adapter_obstacles(adapter)),
         "servability_table": servability_table(
             adapter, has_merged=has_merged, withheld=withheld, is_reward_model=is_reward_model
@@ -175,7 +175,14 @@ def _adapter(record: RunRecord, directory: Path) -> Mapping[str, Any] | None:
     path = directory / Artifact.ADAPTER / "adapter_config.json"
     if path.is_file():
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    return {"r": record.settings.lora_rank, "target_modules": record.settings.target_modules}
+    settings = record.settings
+    return {
+        "r": settings.lora_rank,
+        "lora_alpha": settings.lora_alpha,
+        "rank_pattern": settings.rank_pattern,
+        "alpha_pattern": settings.alpha_pattern,
+        "target_modules": settings.target_modules,
+    }
 
 
 def _name_batch(record: RunRecord) -> str:
@@ -210,6 +217,8 @@ def _settings_table(settings: Resolved) -> str:
 def _readable(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {one}" for name, one in value.items())
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,7 @@
 """Which servers can serve the result, and how: obstacles by the rules of vLLM, and snippets to copy."""
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -13,7 +14,10 @@ from finetune_api.inputs.claims import is_claim_uri, split_claim_uri
 from finetune_trainer.report.text import inline, table
 from finetune_trainer.storage.hub.uris import is_hub_uri, repo_name
 
+NO = "no"
 VLLM_DEFAULT_RANK = 16
+VLLM_WITH_PATTERNS = "0.32"
+"""The first version that scales a module by its own rank and alpha; earlier ones ignore both patterns."""
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values of `--max-lora-rank` that vLLM accepts; adapters of lower ranks are served too."""
 UNSERVED_MODULES = ("embed_tokens", "wte", "lm_head", "embed_out")
@@ -26,11 +30,16 @@ ADAPTER_NAME = "tuned"
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """Why a server refuses an adapter, and the fix; a flag of the server suffices unless `is_final`."""
+    """Why a server refuses an adapter, and the fix; `answer` is under which condition it serves it, else `no`."""
 
     reason: str
     fix: str
-    is_final: bool = True
+    answer: str = NO
+
+    @property
+    def is_final(self) -> bool:
+        """Whether no setting of a server suffices."""
+        return self.answer == NO
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +60,26 @@ def max_lora_rank(rank: int) -> int | None:
     return next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
 
 
+def highest_rank(adapter: Mapping[str, Any]) -> int:
+    """Return the highest rank of an adapter's modules, from its `adapter_config.json`."""
+    return max([int(adapter.get("r") or 0), *map(int, (adapter.get("rank_pattern") or {}).values())])
+
+
+def _has_own_scalings(adapter: Mapping[str, Any]) -> bool:
+    """Return whether a pattern changes the scaling of a module, and not only its rank."""
+    ranks, alphas = adapter.get("rank_pattern") or {}, adapter.get("alpha_pattern") or {}
+    rank, alpha = int(adapter.get("r") or 0), float(adapter.get("lora_alpha") or 0)
+
+    def scale(key: str) -> float:
+        own = int(ranks.get(key, rank))
+        return float(alphas.get(key, alpha)) / (math.sqrt(own) if adapter.get("use_rslora") else own)
+
+    return len({scale(key) for key in [*ranks, *alphas]} | {scale("")}) > 1
+
+
 def adapter_obstacles(adapter: Mapping[str, Any]) -> list[Obstacle]:
     """Return what prevents vLLM from serving an adapter by default, from its `adapter_config.json`."""
-    rank = max([int(adapter.get("r") or 0), *map(int, (adapter.get("rank_pattern") or {}).values())])
+    rank = highest_rank(adapter)
     allowed = max_lora_rank(rank)
     found = []
     if allowed is None:
@@ -61,7 +87,11 @@ def adapter_obstacles(adapter: Mapping[str, Any]) -> list[Obstacle]:
     elif rank > VLLM_DEFAULT_RANK:
         hint = "" if rank == allowed else f"; {rank} itself is not a value that it accepts"
         reason = f"rank {rank} is above the server's default of {VLLM_DEFAULT_RANK}{hint}"
-        found.append(Obstacle(reason, f"start it with `--max-lora-rank {allowed}`", is_final=False))
+        found.append(Obstacle(reason, f"start it with `--max-lora-rank {allowed}`", "with a flag"))
+    if _has_own_scalings(adapter):
+        reason = f"some modules have a scaling of their own, which vLLM reads since {VLLM_WITH_PATTERNS}"
+        fix = f"use vLLM {VLLM_WITH_PATTERNS} or later, or {MERGE_INSTEAD}"
+        found.append(Obstacle(reason, fix, f"since vLLM {VLLM_WITH_PATTERNS}"))
     if saved := adapter.get("modules_to_save"):
         found.append(Obstacle(f"whole modules are trained in addition to the adapter: {_names(saved)}", MERGE_INSTEAD))
     if adapter.get("use_dora"):
@@ -92,8 +122,8 @@ def servability_table(
     elif adapter is not None:
         rows.append(["`adapter/`", "PEFT", "yes", "-", "-"])
         obstacles = adapter_obstacles(adapter)
-        answer = "no" if any(one.is_final for one in obstacles) else "with a flag" if obstacles else "yes"
-        rows += [["`adapter/`", servers, answer, one.reason, one.fix] for one in obstacles]
+        is_refused = any(one.is_final for one in obstacles)
+        rows += [["`adapter/`", servers, NO if is_refused else one.answer, one.reason, one.fix] for one in obstacles]
         rows += [] if obstacles else [["`adapter/`", servers, "yes", "-", "-"]]
     if not is_reward_model:
         missing = (

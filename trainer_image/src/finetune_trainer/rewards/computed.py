@@ -103,9 +103,7 @@ def _build_score(reward: Reward, name: str) -> Callable[[Completion], float]:
         pattern = compile_pattern(reward.pattern or "", f"{name}.pattern")
         return lambda completion: float(is_found(pattern, completion.text))
     settings, matcher = reward.answer, Matcher(reward.answer, f"{name}.answer")
-    return lambda completion: float(
-        matcher.is_correct(completion.text, read_references(completion.reference or {}, settings))
-    )
+    return lambda completion: matcher.score(completion.text, read_references(completion.reference or {}, settings))
 
 
 def length_reward(tokens: int, target: int) -> float:

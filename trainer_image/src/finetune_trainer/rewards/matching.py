@@ -12,7 +12,9 @@ from finetune_api.handoff import ExitCode
 from finetune_api.objectives import AnswerReward, Extract, Match
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.expectations import PATTERN_SECONDS, compile_pattern
+from finetune_trainer.rewards import similarity
 from finetune_trainer.rewards.json_answers import compile_schema, is_equal_json, is_json, is_valid_json
+from finetune_trainer.rewards.similarity import measure_similarity
 
 LONGEST_NUMBER = 64
 """Characters of a number; a longer one is none."""
@@ -45,15 +47,20 @@ class Matcher:
         if settings.json_schema is not None and (fault := _find_fault_of_schema(settings.json_schema)):
             raise TrainerError(ExitCode.INVALID_CONFIG, f"{name}.jsonSchema {fault}")
 
-    def is_correct(self, answer: str, references: Sequence[str]) -> bool:
-        """Return whether the answer is one of the references, or valid by one that is a schema or by the job's schema.
+    def score(self, answer: str, references: Sequence[str]) -> float:
+        """Return 1 if the answer is one of the references, or valid by one that is a schema or by the job's schema,
+        else 0; with match Similar, its similarity to the most similar reference.
 
         Raises TimeoutError if the pattern takes too long.
         """
         found = self.extract(answer)
-        own = self._settings.json_schema
+        own, how = self._settings.json_schema, self._settings.similarity
         correct = references if own is None else [own]
-        return found is not None and any(self._is_same(found, self._read(reference)) for reference in correct)
+        if found is None:
+            return 0.0
+        if how is not None:
+            return max((measure_similarity(found, self._read(reference), how) for reference in correct), default=0.0)
+        return float(any(self._is_same(found, self._read(reference)) for reference in correct))
 
     def extract(self, answer: str) -> str | None:
         """Return the part of an answer that is compared; raises TimeoutError."""
@@ -69,6 +76,8 @@ class Matcher:
             read = self._read(reference)
         except TimeoutError:
             return f"takes the pattern longer than {PATTERN_SECONDS} s"
+        if self._settings.similarity is not None:
+            return similarity.find_fault(read, self._settings.similarity)
         return None if self._is_readable(read) else _FAULTS[self._settings.match]
 
     def _read(self, reference: str) -> str:
@@ -77,7 +86,7 @@ class Matcher:
         if self._settings.match is Match.JSON_SCHEMA:
             return reference
         found = self.extract(reference)
-        if self._settings.match is not Match.EXACT:
+        if self._settings.match not in {Match.EXACT, Match.SIMILAR}:
             found = next(filter(self._is_readable, (found, after_hashes(reference), last_boxed(reference))), None)
         return reference if found is None else found
 
@@ -85,7 +94,7 @@ class Matcher:
         if part is None:
             return False
         match self._settings.match:
-            case Match.EXACT:
+            case Match.EXACT | Match.SIMILAR:
                 return bool(part.strip())
             case Match.NUMERIC:
                 return parse_number(part) is not None
@@ -96,7 +105,7 @@ class Matcher:
 
     def _is_same(self, answer: str, reference: str) -> bool:
         match self._settings.match:
-            case Match.EXACT:
+            case Match.EXACT | Match.SIMILAR:
                 return is_same_text(answer, reference, ignore_case=self._settings.ignore_case)
             case Match.NUMERIC:
                 absolute, relative = self._settings.absolute_tolerance, self._settings.relative_tolerance

@@ -47,6 +47,21 @@ def test_offsets_outside_the_file_or_between_two_values_are_refused(tmp_path: Pa
     assert fault.endswith("the header of adapter_model.safetensors cannot be read")
 
 
+@pytest.mark.parametrize(
+    ("patterns", "fault"),
+    [
+        ({"q_proj": 2}, None),
+        ({r"layers\.0\..*": 4, "o_proj": 3}, "2 tensors do not have the rank 8 or 4 or 3 of the config"),
+        ({"k_proj": 2}, "2 tensors do not have the rank 8 or 2 of the config"),
+        ({"q_proj(": 2}, "the pattern q_proj( of an adapter's modules is not a regular expression"),
+    ],
+)
+def test_each_module_has_the_rank_of_its_pattern(tmp_path: Path, patterns: dict[str, int], fault: str | None) -> None:
+    config = json.dumps({"peft_type": "LORA", "r": 8, "rank_pattern": patterns, "target_modules": ["q_proj"]}).encode()
+    faults = find_adapter_faults(write(tmp_path / "a", [0x3F80] * 16), config, "")
+    assert [one[: len(fault or "")] for one in faults] == ([fault] if fault else [])
+
+
 EXPERTS = "base_model.model.model.layers.0.mlp.experts"
 PARAMETERS = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
 

@@ -257,7 +257,14 @@ def test_an_adapter_that_does_not_fit_the_model_is_refused(
         ({"task_type": "SEQ_CLS"}, "is for task SEQ_CLS, but only CAUSAL_LM can be continued"),
         ({"peft_type": "IA3"}, "is of type IA3, but only LORA can be continued"),
         ({"use_dora": True}, "more than plain LoRA (use_dora)"),
-        ({"alpha_pattern": {"q_proj": 8}}, "more than plain LoRA (alpha_pattern)"),
+        ({"rank_pattern": {"q_proj": 4}}, "more than plain LoRA (rank_pattern)"),
+        ({"alpha_pattern": ["q_proj"]}, "its alpha_pattern is not a map"),
+        ({"alpha_pattern": {"q_proj": 2.5}}, "its alphaPattern is invalid"),
+        ({"alpha_pattern": {"q_proj(": 2}}, "the pattern q_proj( of an adapter's modules is not a regular expression"),
+        (
+            {"alpha_pattern": {"q_proj": 2, ".*": 3}},
+            "be continued: its alphaPattern has 2 for q_proj and 3 for .*, and",
+        ),
         ({"init_lora_weights": "pissa"}, "more than plain LoRA (init_lora_weights pissa)"),
         ({"r": 3}, "more than plain LoRA (rank_pattern)"),
         ({"lora_alpha": "high"}, "its alpha is invalid"),
@@ -320,6 +327,10 @@ def test_a_folder_that_is_not_an_adapter_is_refused(
         ({"alpha": 8}, "tuning.lora.alpha is 8"),
         ({"useRslora": True}, "tuning.lora.useRslora is true"),
         ({"targetModules": ["o_proj"]}, "tuning.lora.targetModules is o_proj"),
+        (
+            {"rankPattern": {"q_proj": 4}},
+            'tuning.lora.rankPattern is {"q_proj": 4}, but the adapter s3://bucket/parent/adapter has none: remove',
+        ),
     ],
 )
 def test_a_setting_that_the_adapter_contradicts_is_refused_by_its_field(
@@ -327,6 +338,16 @@ def test_a_setting_that_the_adapter_contradicts_is_refused_by_its_field(
 ) -> None:
     changes = {"tuning": FROM_URI["tuning"] | {"lora": asked}}
     assert sentence in refusal(world, ExitCode.INVALID_CONFIG, changes)
+
+
+def test_an_adapter_with_patterns_passes_and_fixes_those_that_match_a_module(world: Any, adapter: Path) -> None:
+    own = factors("0.self_attn.q_proj", rank=4) | factors("1.self_attn.q_proj")
+    patterns = {"rank_pattern": {r"layers\.0\..*": 4, "o_proj": 8}, "alpha_pattern": {"q_proj": 16}}
+    write_adapter(adapter, own, **patterns)
+    report = check(world, FROM_URI)
+    assert report.resolved
+    assert (report.resolved.lora_rank, report.resolved.rank_pattern) == (2, {r"layers\.0\..*": 4})
+    assert report.resolved.alpha_pattern == {"q_proj": 16}
 
 
 def test_what_the_job_sets_as_the_adapter_has_it_passes_and_dropout_stays_its_own(world: Any, adapter: Path) -> None:
@@ -350,6 +371,7 @@ def test_an_adapter_that_is_also_on_experts_is_continued_on_them(world: Any, mix
         (ON_EXPERTS, {"target_parameters": ["mlp.weight"]}, "more than plain LoRA (target_parameters)"),
         (FITTING, {"target_parameters": PARAMETERS}, "more than plain LoRA (target_parameters)"),
         (ON_EXPERTS, {"rank_pattern": {"gate_up_proj": 4}}, "more than plain LoRA (rank_pattern)"),
+        (ON_EXPERTS, {"alpha_pattern": {"gate_up_proj": 4}}, "more than plain LoRA (alpha_pattern)"),
         (ON_EXPERTS | expert_factors(EXPERTS, 6, 8, rank=3), {"r": 2}, "more than plain LoRA (rank_pattern)"),
         (
             ON_EXPERTS | expert_factors(EXPERTS, 6, 8, experts=4),

@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from finetune_trainer.models.adapters.factors import Factor, experts_module, parse_factor, parse_magnitude
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.adapters.factors import (
+    Factor,
+    experts_module,
+    find_rank,
+    parse_factor,
+    parse_magnitude,
+)
 from finetune_trainer.storage.hub.uris import SCHEME
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -27,7 +34,10 @@ def find_adapter_faults(weights: Path, config: bytes, base: str) -> list[str]:
         return ["adapter_config.json or the header of adapter_model.safetensors cannot be read"]
     if not isinstance(asked, dict) or asked.get("peft_type") != "LORA":
         return ["adapter_config.json does not describe a LoRA adapter"]
-    return [*_base_faults(asked, base), *_name_faults(asked, tensors), *_value_faults(tensors, data)]
+    try:
+        return [*_base_faults(asked, base), *_name_faults(asked, tensors), *_value_faults(tensors, data)]
+    except TrainerError as error:  # of a pattern in rank_pattern
+        return [error.message]
 
 
 def _base_faults(asked: Mapping[str, Any], base: str) -> Iterator[str]:
@@ -37,7 +47,6 @@ def _base_faults(asked: Mapping[str, Any], base: str) -> Iterator[str]:
 
 
 def _name_faults(asked: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterator[str]:
-    rank = asked.get("r")
     unknown: list[str] = []
     wrong: list[str] = []
     whole: list[str] = []
@@ -54,7 +63,7 @@ def _name_faults(asked: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterat
             known.append(name)
             continue
         pairs.setdefault(factor.module, []).append(factor)
-        if not factor.has_rank(tensor["shape"], rank):
+        if not factor.has_rank(tensor["shape"], find_rank(asked, factor)):
             wrong.append(f"{name} {tensor['shape']}")
         elif factor.is_of_experts:
             sides.setdefault(factor.module, set()).add(tensor["shape"][0 if factor.is_first else 1])
@@ -62,7 +71,8 @@ def _name_faults(asked: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterat
     if unknown:
         yield f"{len(unknown)} tensors are not factors of an adapter: {', '.join(unknown[:MOST_LISTED])}"
     if wrong:
-        yield f"{len(wrong)} tensors do not have the rank {rank} of the config: {', '.join(wrong[:MOST_LISTED])}"
+        listed = ", ".join(wrong[:MOST_LISTED])
+        yield f"{len(wrong)} tensors do not have the rank {_ranks(asked)} of the config: {listed}"
     if not pairs:
         yield "no tensor is a factor of an adapter"
     single = [module for module, factors in pairs.items() if len(factors) != 2]
@@ -73,6 +83,13 @@ def _name_faults(asked: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterat
     linear = [module for module, factors in pairs.items() if not factors[0].is_of_experts]
     yield from _target_faults(asked.get("target_modules"), linear, [_module(name) for name in whole])
     yield from _expert_faults(asked.get("target_parameters"), [module for module in pairs if module not in linear])
+
+
+def _ranks(asked: Mapping[str, Any]) -> str:
+    """Return the rank of the config, and those of its patterns."""
+    patterns = asked.get("rank_pattern")
+    own = patterns.values() if isinstance(patterns, dict) else ()
+    return " or ".join(dict.fromkeys(str(rank) for rank in (asked.get("r"), *own)))
 
 
 def _expert_faults(targets: Any, adapted: list[str]) -> Iterator[str]:

@@ -1,11 +1,13 @@
 """The tensors of a LoRA adapter: their names, and those on the experts of a mixture; without torch."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.adapters.patterns import find_value
 from finetune_trainer.models.shape import EXPERTS
 
 PREFIX = "base_model.model."
@@ -47,6 +49,12 @@ class Factor:
             return False
         side = size[0 if self.is_first else 1]
         return side % rank == 0 if self.is_of_experts else side == rank
+
+
+def find_rank(config: Mapping[str, Any], factor: Factor) -> object:
+    """Return the rank that an adapter's config gives the module of a factor; raises InvalidConfig."""
+    patterns = config.get("rank_pattern")
+    return find_value(patterns if isinstance(patterns, dict) else {}, factor.module, config.get("r"))
 
 
 def parse_factor(name: str) -> Factor | None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ExitCode, JobConfig
 from finetune_api.spec import FineTuneJobSpec, Lora
 from finetune_trainer.errors import ObjectMissing, TrainerError
-from finetune_trainer.models.adapters.factors import are_of_experts, experts_module, parse_factor
+from finetune_trainer.models.adapters.factors import are_of_experts, experts_module, find_rank, parse_factor
+from finetune_trainer.models.adapters.patterns import matches, require_one_value
 from finetune_trainer.models.base_model import (
     ADAPTER_CONFIG,
     PICKLE_SUFFIXES,
@@ -28,21 +29,23 @@ from finetune_trainer.storage.hub.uris import SCHEME, pinned_model_uri
 from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, join_uri, sha256_file
 
 BEYOND_LORA = (
-    "use_dora", "use_qalora", "use_bdlora", "alpha_pattern", "layers_to_transform", "layer_replication",
+    "use_dora", "use_qalora", "use_bdlora", "layers_to_transform", "layer_replication",
     "trainable_token_indices", "alora_invocation_tokens", "arrow_config",
     "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
 """Settings of PEFT that change an adapter's meaning and that a job cannot express.
 
-So do `target_parameters` other than those of experts, and a `rank_pattern` of these; for linear layers the shapes
-show it.
+So do `target_parameters` other than those of experts, and a `rank_pattern` or `alpha_pattern` with experts.
 `exclude_modules` is none of them: which modules have factors is compared tensor by tensor.
 """
+PATTERNS = ("rank_pattern", "alpha_pattern")
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Initialisations that leave the base unchanged; the others train against altered base weights."""
 FIELDS = {
     "rank": "rank",
     "alpha": "alpha",
+    "rank_pattern": "rankPattern",
+    "alpha_pattern": "alphaPattern",
     "use_rslora": "useRslora",
     "use_dora": "useDora",
     "target_experts": "targetExperts",
@@ -205,7 +208,7 @@ def read_base_digests(lineage: bytes | None) -> dict[str, str]:
 
 
 def _check_kind(uri: str, raw: Mapping[str, Any], tensors: Tensors) -> Lora:
-    """Refuse all but plain LoRA of one rank on a language model: anything more would be lost silently."""
+    """Refuse all but plain LoRA on a language model: anything more would be lost silently."""
     if raw.get("peft_type") != "LORA":
         _invalid(f"the adapter {uri} is of type {raw.get('peft_type')}, but only LORA can be continued")
     if raw.get("task_type") not in (None, "CAUSAL_LM"):
@@ -219,25 +222,38 @@ def _check_kind(uri: str, raw: Mapping[str, Any], tensors: Tensors) -> Lora:
     named = raw.get("target_parameters") or []
     if not are_of_experts(named) or has_experts != bool(named):
         beyond.append("target_parameters")
-    rank = raw.get("r")
-    ranks = (factor.has_rank(tensors[name], rank) for name, factor in factors.items() if factor)
-    if not all(ranks) or (has_experts and raw.get("rank_pattern")):
+    beyond += [name for name in PATTERNS if has_experts and raw.get(name)]
+    modules = {factor.module for factor in factors.values() if factor}
+    ranks, alphas = (_read_patterns(uri, raw, name, modules) for name in PATTERNS)
+    if not all(factor.has_rank(tensors[name], find_rank(raw, factor)) for name, factor in factors.items() if factor):
         beyond.append("rank_pattern")
     if beyond:
         _invalid(f"the adapter {uri} uses more than plain LoRA ({beyond[0]}) and cannot be continued")
     linear = {factor.module for factor in factors.values() if factor and not factor.is_of_experts}
     values = {
-        "rank": rank,
+        "rank": raw.get("r"),
         "alpha": raw.get("lora_alpha"),
+        "rankPattern": ranks,
+        "alphaPattern": alphas,
         "useRslora": bool(raw.get("use_rslora")),
         "targetModules": sorted({module.rpartition(".")[2] for module in linear}),
         "targetExperts": has_experts,
     }
     try:
-        return Lora.model_validate(values)
+        lora = Lora.model_validate(values)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         _invalid(f"the adapter {uri} cannot be continued: its {fault['loc'][0]} is invalid ({fault['msg']})")
+    require_one_value(lora, sorted(modules), f"the adapter {uri} cannot be continued: its ")
+    return lora
+
+
+def _read_patterns(uri: str, raw: Mapping[str, Any], name: str, modules: Iterable[str]) -> dict[str, Any] | None:
+    """Return the patterns that match a module of the adapter, as PEFT ignores the others; None without any."""
+    patterns = raw.get(name) or {}
+    if not isinstance(patterns, dict):
+        _invalid(f"the adapter {uri} cannot be continued: its {name} is not a map")
+    return {key: value for key, value in patterns.items() if any(matches(key, one) for one in modules)} or None
 
 
 def _check_agreement(uri: str, asked: Lora, adapter: Lora) -> None:
@@ -247,7 +263,7 @@ def _check_agreement(uri: str, asked: Lora, adapter: Lora) -> None:
     for name, requested, actual in [*pairs, ("targetModules", wanted, adapter.target_modules)]:
         if requested is not None and requested != actual:
             _invalid(
-                f"tuning.lora.{name} is {_shown(requested)}, but the adapter {uri} has {_shown(actual)}: "
+                f"tuning.lora.{name} is {_shown(requested)}, but the adapter {uri} has {_shown(actual, name)}: "
                 f"remove tuning.lora.{name}"
             )
     if adapter.target_experts and asked.dropout:
@@ -257,9 +273,9 @@ def _check_agreement(uri: str, asked: Lora, adapter: Lora) -> None:
         )
 
 
-def _shown(value: object) -> str:
-    if value is None:  # a switch that is off
-        return "false"
+def _shown(value: object, name: str = "") -> str:
+    if value is None:  # a switch that is off, or no patterns
+        return "none" if name.endswith("Pattern") else "false"
     return ", ".join(value) if isinstance(value, list) else json.dumps(value)
 
 

@@ -88,6 +88,7 @@ def publish_difference(model: PeftModel, directory: Path) -> None:
         raise TrainerError(ExitCode.INTERNAL_ERROR, "the saved adapter changes nothing: it has its first values")
     save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config["r"] *= 2
+    config["rank_pattern"] = {pattern: 2 * rank for pattern, rank in (config.get("rank_pattern") or {}).items()}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
