@@ -24,13 +24,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 from kube_api import ApiError, KubeApi, Object
-from operator_process import Operator
+from operator_process import Operator, seconds_of
 
 from finetune_api import names
 
@@ -158,6 +159,17 @@ class Observer:
         return sorted(max(0.0, found[name] - before[name]) for name in wanted if name in found)
 
 
+@dataclass
+class Work:
+    """Requests and processor seconds since the start of the processes."""
+
+    requests: Counter[str]
+    operator: float
+    loop: float
+    control_plane: dict[str, float]
+    """By process: on a machine without free cores, it decides how fast a burst can be."""
+
+
 class Bench:
     """The figures of one run, printed as they are measured."""
 
@@ -230,24 +242,23 @@ class Bench:
 
     def measure_burst(self, count: int) -> None:
         """Create jobs at once, and wait until each has its Job."""
-        before, used = self.operator.requests(), self.operator.processor_seconds
-        loop = self.operator.loop_seconds
+        before = self._work()
         made = self.create("job", count, CLIENTS)
         self._observer.wait("job", made)
         self._observer.wait("condition", made)
         deadline = time.monotonic() + SETTLE_SECONDS  # the events are posted last
-        wait_until(lambda: (self.operator.requests() - before)["POST events"] >= count or time.monotonic() > deadline)
+        posted = before.requests["POST events"] + count
+        wait_until(lambda: self.operator.requests()["POST events"] >= posted or time.monotonic() > deadline)
         began, last = self._observer.created[made[0]], max(self._observer.first["job"][name] for name in made)
         self.record("burst: from the first job's creation until each has its Job (s)", round(last - began, 1))
         self.record("burst: first condition (s)", quantiles(self._observer.since("condition", made)))
         self.record("burst: Job (s)", quantiles(self._observer.since("job", made)))
-        self._record_work("until its Job exists", count, before, used, loop)
+        self._record_work("until its Job exists", count, before)
 
     def measure_life(self) -> None:
         """Let the kubelet take all jobs to their end, except for the queued ones."""
         made = [name for name in self._names if name.startswith("job-")]
-        before, used = self.operator.requests(), self.operator.processor_seconds
-        loop, observer, began = self.operator.loop_seconds, self._observer, time.monotonic()
+        before, observer, began = self._work(), self._observer, time.monotonic()
         observer.wait("end", made)
         observer.wait("job done", made)
         self.settle()
@@ -257,7 +268,7 @@ class Bench:
         lag = observer.since("end", made, done)
         self.record("from the end of the trainer Job to that of the job (s)", quantiles(lag))
         self.record("jobs that succeeded", len(observer.first["succeeded"].keys() & set(made)))
-        self._record_work("from its Job to its end", len(made), before, used, loop)
+        self._record_work("from its Job to its end", len(made), before)
 
     def measure_steady(self, count: int) -> None:
         """Let trainers run that never end."""
@@ -297,14 +308,25 @@ class Bench:
         self.record(f"{text}: resident memory (MiB)", round(self.operator.resident_mib))
         self.record(f"{text}: series", len(lines))
 
-    def _record_work(self, text: str, count: int, before: Counter[str], used: float, loop: float) -> None:
-        made = self.operator.requests() - before
+    def _work(self) -> Work:
+        pids = self._kubeconfig.parent / "pids"
+        spent = {one.stem: seconds_of(json.loads(one.read_text())["pid"]) for one in sorted(pids.glob("*.json"))}
+        return Work(self.operator.requests(), self.operator.processor_seconds, self.operator.loop_seconds, spent)
+
+    def _record_work(self, text: str, count: int, before: Work) -> None:
+        after = self._work()
+        made = after.requests - before.requests
         writes = sum(number for name, number in made.items() if not name.startswith("GET"))
         self.record(f"requests for each job {text}", {name: round(one / count, 2) for name, one in made.most_common()})
         self.record(f"writes for each job {text}", round(writes / count, 2))
-        spent, own = self.operator.processor_seconds - used, self.operator.loop_seconds - loop
+        spent, own = after.operator - before.operator, after.loop - before.loop
         self.record(f"processor time for each job {text} (ms)", round(1000 * spent / count, 1))
         self.record(f"of that in the event loop {text} (ms)", round(1000 * own / count, 1))
+        others = {
+            name: round(1000 * (one - before.control_plane[name]) / count, 1)
+            for name, one in after.control_plane.items()
+        }
+        self.record(f"of the control plane for each job {text} (ms)", others)
 
 
 def show(value: Any) -> str:

@@ -80,7 +80,7 @@ class Operator:
     @property
     def processor_seconds(self) -> float:
         """The processor time of the whole process."""
-        return _ticks(Path(f"/proc/{self.process.pid}/stat")) / TICKS
+        return seconds_of(self.process.pid)
 
     @property
     def loop_seconds(self) -> float:
@@ -92,6 +92,11 @@ class Operator:
         if self.process.poll() is None:
             self.process.terminate()
             self.process.wait(120)
+
+
+def seconds_of(pid: int) -> float:
+    """Return the processor time of a process."""
+    return _ticks(Path(f"/proc/{pid}/stat")) / TICKS
 
 
 def _ticks(stat: Path) -> int:

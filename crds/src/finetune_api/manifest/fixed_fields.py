@@ -29,7 +29,11 @@ class FixedField:
     def rule(self) -> dict[str, Any]:
         """Return the rule that refuses a change; one on an optional block itself would not see that it is removed."""
         but = f", except {' and '.join(self.but)}" if self.but else ""
-        return cel(" && ".join(self._comparisons()), f"{self.name} {FROZEN}{but}: {INSTEAD}", f".{self.name}")
+        same = " && ".join(self._comparisons())
+        if self.block and not self.is_optional:
+            # The API server evaluates it at every write of the status, and reads each part in a copy of its schema.
+            same = f"self.{self.name} == oldSelf.{self.name} || ({same})"
+        return cel(same, f"{self.name} {FROZEN}{but}: {INSTEAD}", f".{self.name}")
 
     def dump(self, spec: BaseModel) -> Any:
         """Return what is fixed of the field, without default values; None if it is absent or has its default."""

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from finetune_api.schema.crd import build_crd, generated_files
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import FIXED, FineTuneJobSpec
 
 ROOT = Path(__file__).parents[4]
 EXAMPLES = sorted((ROOT / "crds" / "examples").rglob("*.yaml"))
@@ -136,3 +136,14 @@ def test_an_example_is_a_valid_job(path: Path) -> None:
     for document in yaml.safe_load_all(path.read_text(encoding="utf-8")):
         if document["kind"] == "FineTuneJob":
             FineTuneJobSpec.model_validate(document["spec"], strict=False)
+
+
+@pytest.mark.parametrize("name", [one.name for one in FIXED if not one.is_optional])
+def test_a_write_of_the_status_decides_with_one_comparison_that_a_field_is_fixed(name: str) -> None:
+    (spec,) = (node for path, node in parts("spec") if path == "spec")
+    (rule,) = (
+        one["rule"]
+        for one in spec["x-kubernetes-validations"]
+        if one["message"].startswith(f"{name} is fixed when the job is created")
+    )
+    assert rule.split(" || ")[0] == f"self.{name} == oldSelf.{name}"
