@@ -18,8 +18,8 @@ def require_converter() -> None:
     if not _script().is_file():
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
-            "output.gguf: this trainer image has no llama.cpp: use the operator's image, or build yours as "
-            "trainer_image/Dockerfile does, or remove output.gguf",
+            "output.gguf: this trainer image has no llama.cpp: use the operator's image, or build it with "
+            "trainer_image/llama-cpp.sh as the Dockerfile does (on this machine too), or remove output.gguf",
         )
 
 

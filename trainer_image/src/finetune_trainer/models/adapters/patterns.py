@@ -5,6 +5,7 @@ is refused by its form.
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import NoReturn, TypeVar
@@ -14,7 +15,6 @@ from finetune_api.spec import Lora
 from finetune_api.status import Resolved
 from finetune_api.tuning import UNBOUNDED
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.expectations import compile_pattern
 
 RANKS, ALPHAS = "rankPattern", "alphaPattern"
 MOST_PATTERNS, MOST_MATCHES = 64, 1 << 16
@@ -38,9 +38,13 @@ def _compile(pattern: str) -> re.Pattern[str]:
     name, within = f"the pattern {pattern} of an adapter's modules", rf"(.*\.)?({pattern})$"
     if re.search(UNBOUNDED, pattern):
         _invalid(f"{name} repeats a group, or has more than four repetitions (*, + or {{}}): simplify it")
-    compile_pattern(pattern, name)
-    compile_pattern(within, name)
-    return re.compile(within)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about syntax that a later Python may interpret differently
+            re.compile(pattern)
+            return re.compile(within)
+    except (re.error, ValueError, OverflowError, RecursionError) as error:
+        _invalid(f"{name} is not a regular expression: {error}")
 
 
 def require_expressions(lora: Lora | Resolved) -> None:
