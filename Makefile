@@ -105,7 +105,7 @@ $(VENV)/share/llama.cpp.installed: requirements/llama-cpp.txt requirements/llama
 	touch $@
 
 .PHONY: llama-cpp
-llama-cpp: $(VENV)/share/llama.cpp.installed ## llama.cpp for the tests (40 MB)
+llama-cpp: $(VENV)/share/llama.cpp.installed ## llama.cpp for the tests (14 MB)
 
 # They bring many packages of their own, which nothing else here needs.
 $(VENV)/audit/installed: requirements/audit.txt | $(BIN)/uv

@@ -2,6 +2,7 @@
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -31,10 +32,10 @@ def converter_command(model: Path, precision: str, output: Path) -> list[str]:
 
 
 def import_llama_cpp() -> ModuleType:
-    """Return the bindings of llama.cpp's C functions, without the package's other modules: one of them imports a cache
-    that reads pickles, and the image does not have it."""
-    package = ModuleType("llama_cpp")
-    package.__path__ = [str(LLAMA_CPP / "llama_cpp")]
+    """Return the bindings of llama.cpp's C functions, in a process that has them in its path, without the package's
+    other modules: one of them imports a cache that reads pickles, and the image does not have it."""
+    found, package = find_spec("llama_cpp"), ModuleType("llama_cpp")
+    package.__path__ = list((found and found.submodule_search_locations) or [])
     sys.modules["llama_cpp"] = package
     return import_module("llama_cpp.llama_cpp")
 

@@ -103,7 +103,7 @@ def gguf_context(run: RunRecord) -> dict[str, Any]:
     """Return each GGUF file's figures, and the faults of those that are not published."""
     if run.gguf is None:
         return {}
-    merged = [answer.merged for answer in run.answers if answer.reference is None]
+    merged = run.merge.chosen.answers if run.merge and run.merge.chosen else []
     judged = list(zip(run.gguf.files, run.gguf.faults, strict=True))
     rows = [
         [
@@ -112,7 +112,7 @@ def gguf_context(run: RunRecord) -> dict[str, Any]:
             number(one.mean_kl, 2),
             percent(one.top1_agreement),
             percent(one.same_tokens) if one.same_tokens is not None else NOTHING,
-            f"{sum(map(eq, one.answers, merged))} of {len(one.answers)}",
+            f"{sum(map(eq, one.answers, merged))} of {len(one.answers)}" if one.answers else NOTHING,
             "withheld" if faults else "published",
         ]
         for one, faults in judged
