@@ -33,7 +33,8 @@ root = "{root}/buildkit"
   address = "{socket}"
   namespace = "k8s.io"
   networkMode = "host"
-  maxUsedSpace = "30GB"
+  maxUsedSpace = "20GB"
+  minFreeSpace = "10GB"
 """
 
 

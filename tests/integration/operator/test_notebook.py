@@ -171,7 +171,7 @@ def test_the_guide_runs_as_it_is_written(
     uri, digest = trained()
     run(watch, variables)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("Pending")
+    assert lines[0].split()[0] in {"Pending", "Preflight"}  # by who is faster, the operator or the watch
     assert lines[-1] == "Succeeded 24 0.9 1.2 None"
     run(result, variables)
     assert capsys.readouterr().out == f"Better 1.2 {uri} {digest}\n# Better\n\n"

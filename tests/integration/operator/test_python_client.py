@@ -80,17 +80,20 @@ def test_a_typed_job_is_created_watched_and_has_a_typed_result(
 ) -> None:
     job = finetune.create("one", spec(), labels={"team": "support"})
     assert (job.name, job.namespace, job.spec.model.uri) == ("one", world.namespace, "s3://bucket/models/tiny")
-    lately(lambda: train(world))
     seen: list[JobProgress] = []
 
     async def watch() -> None:
         async for progress in job.watch(timeout=120):
-            seen.append(progress)  # noqa: PERF401 - an iterator of a user
+            if not seen:
+                lately(lambda: train(world))
+            seen.append(progress)
 
     asyncio.run(watch())
     phases = list(dict.fromkeys(one.phase for one in seen))
-    assert [phases[0], phases[-1]] == ["Pending", "Succeeded"]
-    assert {"Preflight", "Training"} <= set(phases)
+    if phases[0] == "Pending":  # the watch was faster than the operator
+        del phases[0]
+    assert [phases[0], phases[-1]] == ["Preflight", "Succeeded"]
+    assert "Training" in phases
     assert [one.has_ended for one in seen[:-1]] == [False] * (len(seen) - 1)
     result = job.result(timeout=1)
     assert (result.uri, result.digest, result.verdict) == ("s3://bucket/jobs/one", "ab" * 32, "Better")
