@@ -42,6 +42,9 @@ MLFLOW_DIR = "/etc/finetune/mlflow"
 MLFLOW_CA_DIR = "/etc/finetune/mlflow-ca"
 WANDB_DIR = "/etc/finetune/wandb"
 WANDB_CA_DIR = "/etc/finetune/wandb-ca"
+REWARDS_DIR = "/etc/finetune/rewards"
+"""Holds a folder for each of `rlhf.rewards` whose server has a Secret, named by the reward's position."""
+REWARD_TOKEN_FILE = "REWARD_TOKEN"  # noqa: S105 - a file's name
 PEER_TOKEN_DIR = "/etc/finetune/peers"  # noqa: S105 - a folder's name
 """Only in an attempt of several pods."""
 PEER_TOKEN_FILE = "token"  # noqa: S105 - a file's name

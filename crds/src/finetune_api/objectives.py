@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import ATOMIC, ATOMIC_LIST, SET, Block, Endpoint, ModelUri, ObjectName, cel, rules
+from finetune_api.blocks import ATOMIC, ATOMIC_LIST, SET, Block, Endpoint, ModelUri, ObjectName, SecretRef, cel, rules
 
 
 class Objective(StrEnum):
@@ -261,6 +261,12 @@ class RewardService(Block):
     timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
     """Time in which one request must have its response. A request that fails is repeated for three minutes, then the
     run ends and is repeated from its last checkpoint; a failure is never a reward. Default: 60."""
+    credentials_secret_ref: SecretRef | None = None
+    """Secret with the key `REWARD_TOKEN`, a bearer token that is sent in each request's `Authorization`.
+    Default: no credentials."""
+    ca_secret_ref: SecretRef | None = None
+    """Secret whose key `ca.crt` holds the certificate authority (PEM) of the endpoint.
+    Default: the image's authorities."""
 
 
 class Reward(Block):

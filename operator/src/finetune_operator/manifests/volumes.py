@@ -46,6 +46,7 @@ def build_volumes(
         *own,
         *_storage_secrets(spec),
         *_hub_secrets(spec, tokens),
+        *_reward_secrets(spec),
         *(_chat_template(spec) if not is_trainer or not spec.has_preflight else []),
         *_claims(spec),
         *_cache(spec),
@@ -91,6 +92,19 @@ def _hub_secrets(spec: FineTuneJobSpec, tokens: list[Token]) -> list[Mounted]:
     if spec.hub and spec.hub.ca_secret_ref and _may_use_hub(spec):
         found.append(_authority("hub-ca", handoff.HUB_CA_DIR, spec.hub.ca_secret_ref))
     return found
+
+
+def _reward_secrets(spec: FineTuneJobSpec) -> list[Mounted]:
+    """Mount token and authority of the servers that score answers, in a folder for each of the rewards."""
+    sources: list[Object] = []
+    for at, reward in enumerate((spec.rlhf.rewards if spec.rlhf else None) or []):
+        credentials = reward.service.credentials_secret_ref if reward.service else None
+        authority = reward.service.ca_secret_ref if reward.service else None
+        for ref, key in ((credentials, handoff.REWARD_TOKEN_FILE), (authority, handoff.CA_FILE)):
+            if ref:
+                sources.append({"secret": {"name": ref.name, "items": [{"key": key, "path": f"{at}/{key}"}]}})
+    source = {"projected": {"defaultMode": SECRET_MODE, "sources": sources}}
+    return [Mounted("rewards", handoff.REWARDS_DIR, source, read_only=True)] if sources else []
 
 
 def _tracking_secrets(spec: FineTuneJobSpec) -> list[Mounted]:

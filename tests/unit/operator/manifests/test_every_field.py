@@ -132,6 +132,8 @@ PODS: dict[str, Any] = {
     "tracking.mlflow.caSecretRef.name": "ca",
     "tracking.wandb.credentialsSecretRef.name": "wandb",
     "tracking.wandb.caSecretRef.name": "ca",
+    "rlhf.rewards[].service.credentialsSecretRef.name": "grader",
+    "rlhf.rewards[].service.caSecretRef.name": "ca",
     "backoffLimit": 5,
 }
 """Fields that change the Job of preflight or of the trainer."""
@@ -436,6 +438,12 @@ AROUND: dict[str, Spec] = {
         }
         for ref in ("credentialsSecretRef", "caSecretRef")
     },
+    **{
+        f"rlhf.rewards[].service.{ref}.name": {
+            "rlhf": {"rewards": [{"type": "Service", "service": {"endpoint": "https://grader.example"}}]}
+        }
+        for ref in ("credentialsSecretRef", "caSecretRef")
+    },
     "preflight.queueName": {"scheduling": {"queueName": "team-a"}},
     "output.hub.credentialsSecretRef.name": {
         "output": {
@@ -541,6 +549,9 @@ def test_a_training_setting_is_accepted_with_one_objective_at_least(path: str) -
 def test_a_setting_of_the_pods_changes_a_pod_or_is_refused(built: Any, objective: str, path: str) -> None:
     before = base(objective, path)
     after = with_field(before, path, PODS[path])
+    if is_refused(after) and path.startswith("rlhf."):
+        assert objective != "RLHF"
+        return
     if is_refused(after):
         assert objective in {"KTO", "RewardModel", "RLHF"}, "only those train in one process"
         assert path in {"resources.numNodes", "resources.gpusPerNode"}

@@ -180,6 +180,23 @@ def test_secrets_are_mounted_as_files_and_named_nowhere_else(built: Any) -> None
     assert not [one for one in _container(job)["env"] if "secretKeyRef" in one.get("valueFrom", {})]
 
 
+def test_token_and_authority_of_a_reward_are_mounted_by_its_position_wherever_it_is_asked(built: Any) -> None:
+    secrets = {"credentialsSecretRef": {"name": "grader"}, "caSecretRef": {"name": "authority"}}
+    services = [{"endpoint": "https://one.example"}, {"endpoint": "https://two.example", **secrets}]
+    rlhf = {"rewards": [{"type": "Service", "service": one} for one in services]}
+    for kind in ("trainer", "preflight"):
+        job = built(kind, objective="RLHF", rlhf=rlhf)
+        volumes = {one["name"]: one for one in _pod(job)["volumes"]}
+        mounts = {one["name"]: one for one in _container(job)["volumeMounts"]}
+        assert mounts["rewards"] == {"name": "rewards", "mountPath": "/etc/finetune/rewards", "readOnly": True}
+        assert volumes["rewards"]["projected"]["sources"] == [
+            {"secret": {"name": "grader", "items": [{"key": "REWARD_TOKEN", "path": "1/REWARD_TOKEN"}]}},
+            {"secret": {"name": "authority", "items": [{"key": "ca.crt", "path": "1/ca.crt"}]}},
+        ]
+    plain = built(objective="RLHF", rlhf={"rewards": [{"type": "Service", "service": services[0]}]})
+    assert "rewards" not in {one["name"] for one in _pod(plain)["volumes"]}
+
+
 def test_a_chat_template_of_a_configmap_is_mounted_where_the_job_is_checked(built: Any) -> None:
     def mounted(*kind: str, **spec: Any) -> list[Any]:
         job = built(*kind, model={"uri": "s3://models/base", "chatTemplate": chosen}, **spec)

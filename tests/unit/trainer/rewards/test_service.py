@@ -1,9 +1,12 @@
 """Rewards from a server that may be slow, wrong or hostile: what it did not say is never a reward."""
 
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,12 +21,24 @@ from finetune_trainer.rewards.computed import ComputedRewards
 from finetune_trainer.rewards.service import Grader, GraderFailed
 from finetune_trainer.sigterm import StopFlag
 
+NO_SECRETS = Path("/none")
 ASKED = [{"role": "user", "content": "What is 1 + 2?"}]
 
 
-def grader(server: Server, stop: StopFlag | None = None, retry_seconds: float = 0.0, **settings: Any) -> Grader:
-    service = RewardService(endpoint=server.endpoint, **settings)
-    return Grader(service, "rlhf.rewards[0]", stop or StopFlag(), lambda: None, retry_seconds)
+def grader(
+    server: Server,
+    stop: StopFlag | None = None,
+    retry_seconds: float = 0.0,
+    secrets: Path = NO_SECRETS,
+    **settings: Any,
+) -> Grader:
+    asked = {"endpoint": server.endpoint} | settings
+    return at_place(asked, 0, secrets, stop=stop or StopFlag(), retry_seconds=retry_seconds)
+
+
+def at_place(service: dict[str, Any], place: int, secrets: Path = NO_SECRETS, **settings: Any) -> Grader:
+    settings = {"stop": StopFlag(), "on_work": lambda: None, "retry_seconds": 0.0} | settings
+    return Grader(RewardService.model_validate(service), f"rlhf.rewards[{place}]", secrets, **settings)
 
 
 @pytest.fixture
@@ -133,9 +148,8 @@ def test_a_response_that_comes_byte_by_byte_ends_with_its_time(server: Server) -
 
 
 def test_a_server_that_is_not_there_is_named_with_the_reward() -> None:
-    service = RewardService(endpoint="http://127.0.0.1:1/score")
     with pytest.raises(GraderFailed, match=r"rlhf.rewards\[2\]: http://127.0.0.1:1/score cannot be reached"):
-        Grader(service, "rlhf.rewards[2]", StopFlag(), lambda: None, 0.0)([completion("a")])
+        at_place({"endpoint": "http://127.0.0.1:1/score"}, 2)([completion("a")])
 
 
 def test_a_response_whose_headers_never_end_ends_the_run(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +171,8 @@ def test_a_response_whose_headers_never_end_ends_the_run(server: Server, monkeyp
 
 @pytest.mark.parametrize("host", ["grader..svc", ".grader", "x" * 64])
 def test_a_host_that_is_no_name_is_a_fault_of_the_spec(host: str) -> None:
-    service = RewardService(endpoint=f"http://{host}:8000/score")
     with pytest.raises(TrainerError, match=r"rlhf.rewards\[0\].service.endpoint .* is no address") as failed:
-        Grader(service, "rlhf.rewards[0]", StopFlag(), lambda: None, 0.0)([completion("a")])
+        at_place({"endpoint": f"http://{host}:8000/score"}, 0)([completion("a")])
     assert failed.value.code is ExitCode.INVALID_CONFIG
 
 
@@ -219,3 +232,68 @@ def test_sigterm_ends_the_retries_as_itself(server: Server) -> None:
     server.respond = stop_and_fail
     with pytest.raises(Stopped):
         grader(server, stop, retry_seconds=60)([completion("abc")])
+
+
+TOKEN = {"credentialsSecretRef": {"name": "grader"}}
+
+
+def test_each_request_has_the_token_that_is_mounted_then(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "REWARD_TOKEN").write_text("first-token\n")
+    one = grader(server, secrets=tmp_path, **TOKEN)
+    one([completion("a")])
+    (tmp_path / "REWARD_TOKEN").write_text("second-token")
+    one([completion("a")])
+    assert [asked["Authorization"] for asked in server.headers] == ["Bearer first-token", "Bearer second-token"]
+
+
+def test_without_a_secret_no_token_is_sent(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "REWARD_TOKEN").write_text("token")
+    monkeypatch.setenv("REWARD_TOKEN", "token")
+    grader(server, secrets=tmp_path)([completion("a")])
+    assert "Authorization" not in server.headers[0]
+
+
+@pytest.mark.parametrize("token", ["", "two words", "two\nlines", "\u00e4", "x" * 5000])
+def test_a_token_that_no_header_can_hold_is_refused_before_anything_is_asked(
+    server: Server, tmp_path: Path, token: str
+) -> None:
+    (tmp_path / "REWARD_TOKEN").write_text(token, encoding="utf-8")
+    with pytest.raises(
+        TrainerError, match=r"rlhf.rewards\[0\].service.credentialsSecretRef: its key REWARD_TOKEN"
+    ) as failed:
+        grader(server, secrets=tmp_path, **TOKEN)
+    assert failed.value.code is ExitCode.INVALID_CONFIG
+    assert server.asked == []
+    assert not token or token not in failed.value.message
+
+
+@pytest.mark.parametrize("status", [200, 401, 500])
+def test_what_repeats_the_token_is_not_quoted(server: Server, tmp_path: Path, status: int) -> None:
+    (tmp_path / "REWARD_TOKEN").write_text("hunter2")
+
+    def repeat(handler: BaseHTTPRequestHandler, _body: dict[str, Any]) -> None:
+        said = handler.headers["Authorization"]
+        send(handler, f'{{"rewards": ["{said}"]}}'.encode(), status)
+
+    server.respond = repeat
+    with pytest.raises(GraderFailed, match="responded with") as failed:
+        grader(server, secrets=tmp_path, **TOKEN)([completion("a")])
+    assert "hunter2" not in failed.value.message
+
+
+def test_a_server_with_an_authority_of_its_own_is_asked(server: Server, tmp_path: Path) -> None:
+    key, authority = tmp_path / "key.pem", tmp_path / "ca.crt"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    names = ["-subj", "/CN=grader", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    subprocess.run([*command, *names, "-keyout", str(key), "-out", str(authority)], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    settings = {"endpoint": server.endpoint.replace("http", "https"), "caSecretRef": {"name": "ca"}}
+    with pytest.raises(GraderFailed, match=r"cannot be reached .*certificate"):
+        grader(server, **settings)([completion("a")])
+    assert grader(server, secrets=tmp_path, **settings)([completion("four")]) == [4.0]
+    authority.write_text("none")
+    with pytest.raises(TrainerError, match=r"rlhf.rewards\[0\].service.caSecretRef: the key ca.crt") as failed:
+        grader(server, secrets=tmp_path, **settings)
+    assert failed.value.code is ExitCode.INVALID_CONFIG

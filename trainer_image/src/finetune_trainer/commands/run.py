@@ -17,8 +17,8 @@ from finetune_trainer.commands.existing_result import require_same_inputs
 from finetune_trainer.commands.folders import require_folder
 from finetune_trainer.commands.local_jobs import add_references, parse_finished, sort_jobs, to_published_job
 from finetune_trainer.commands.local_maps import LocalNames, read_maps
+from finetune_trainer.commands.local_servers import require_own_graders, require_own_trackers
 from finetune_trainer.commands.local_stores import connect_here
-from finetune_trainer.commands.local_trackers import require_own_trackers
 from finetune_trainer.config.manifest import read_manifests
 from finetune_trainer.config.run_context import RunContext, bind_checked
 from finetune_trainer.entrypoints.termination import RunState
@@ -67,6 +67,7 @@ def run_jobs(state: RunState, manifest: Path, output: Path, options: RunOptions,
     jobs = read_manifests(manifest, lambda: str(uuid.uuid4()))
     for job in jobs:
         require_own_trackers(job, options.send_keys_to)
+        require_own_graders(job, options.send_keys_to)
     earlier = parse_finished(options.finished)
     done = {name: one.job for name, one in earlier.items()}
     folders = {one.job.output_uri: one.folder for one in earlier.values()}

@@ -3,8 +3,10 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from finetune_api.handoff import REWARDS_DIR
 from finetune_api.objectives import Reward, RewardType
 from finetune_trainer.evaluation.expectations import PATTERN_SECONDS, compile_pattern, is_found
 from finetune_trainer.rewards.completion import Completion
@@ -37,8 +39,7 @@ class ComputedRewards:
         self, rewards: Sequence[Reward], stop: StopFlag | None = None, on_work: Callable[[], None] = lambda: None
     ) -> None:
         self._parts: list[tuple[float, Scorer]] = [
-            (reward.weight, _build_part(reward, f"rlhf.rewards[{at}]", stop or StopFlag(), on_work))
-            for at, reward in enumerate(rewards)
+            (reward.weight, _build_part(reward, at, stop or StopFlag(), on_work)) for at, reward in enumerate(rewards)
         ]
 
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
@@ -59,12 +60,13 @@ class ComputedRewards:
         return [sum(weight * part for weight, part in zip(weights, parts, strict=True)) for parts in scored]
 
 
-def _build_part(reward: Reward, name: str, stop: StopFlag, on_work: Callable[[], None]) -> Scorer:
+def _build_part(reward: Reward, position: int, stop: StopFlag, on_work: Callable[[], None]) -> Scorer:
+    name = f"rlhf.rewards[{position}]"
     if reward.service is None:
         return _Part(reward, name)
     from finetune_trainer.rewards.service import Grader  # noqa: PLC0415 - few jobs have one
 
-    return Grader(reward.service, name, stop, on_work)
+    return Grader(reward.service, name, Path(REWARDS_DIR) / str(position), stop=stop, on_work=on_work)
 
 
 class _Part:

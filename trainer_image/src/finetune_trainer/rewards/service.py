@@ -1,18 +1,22 @@
 """Rewards from a server of the job's users: answers are posted to it, and its numbers are checked, never guessed."""
 
 import math
+import os
 import queue
+import re
+import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import orjson
 
-from finetune_api.handoff import ExitCode
+from finetune_api.handoff import CA_FILE, REWARD_TOKEN_FILE, ExitCode
 from finetune_api.objectives import RewardService
 from finetune_api.text.printable import printable
 from finetune_trainer.errors import TrainerError
@@ -32,6 +36,7 @@ RETRY_SECONDS = 180.0
 MAX_RESPONSE_BYTES = 1 << 20
 SHOWN_BYTES = 200
 LARGEST = 1e6
+TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
 class GraderFailed(TrainerError):  # noqa: N818 - named after the event
@@ -42,21 +47,29 @@ class GraderFailed(TrainerError):  # noqa: N818 - named after the event
 
 
 class Grader:
-    """One server that scores answers, in requests of at most 16 answers, of which 8 are under way."""
+    """One server that scores answers, in requests of at most 16 answers, of which 8 are under way.
+
+    `secrets` is the folder of the reward's mounted token and authority; outside a pod the token is that of the
+    environment.
+    """
 
     def __init__(
         self,
         service: RewardService,
         name: str,
+        secrets: Path,
+        *,
         stop: StopFlag,
         on_work: Callable[[], None],
         retry_seconds: float | None = None,
     ) -> None:
-        self._service, self._name, self._stop, self._on_work = service, name, stop, on_work
+        self._service, self._name, self._secrets, self._stop, self._on_work = service, name, secrets, stop, on_work
         self._retry_seconds = RETRY_SECONDS if retry_seconds is None else retry_seconds
         timeout = httpx2.Timeout(service.timeout_seconds, connect=min(CONNECT_SECONDS, service.timeout_seconds))
+        self._read_token()
+        limits, context = httpx2.Limits(max_connections=AT_ONCE), self._trust()
         try:
-            self._http = httpx2.Client(timeout=timeout, limits=httpx2.Limits(max_connections=AT_ONCE))
+            self._http = httpx2.Client(verify=context, timeout=timeout, limits=limits)
         except (ValueError, ImportError, httpx2.InvalidURL):  # not quoted: a proxy's address may contain a password
             message = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is not a proxy address: write http://host:port"
             raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
@@ -125,10 +138,36 @@ class Grader:
             "columns": {name: columns.get(name) for name in self._service.columns or ()},
         }
 
+    def _trust(self) -> ssl.SSLContext:
+        """Return the authorities of the image, or of this machine, and the job's own."""
+        try:
+            context = httpx2.create_ssl_context()
+            if (own := self._secrets / CA_FILE).is_file():
+                context.load_verify_locations(own)
+        except (OSError, ssl.SSLError):
+            message = f"{self._name}.service.caSecretRef: the key {CA_FILE} of the Secret is no certificate (PEM)"
+            raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
+        return context
+
+    def _read_token(self) -> str | None:
+        """Return the token as it is now: it may be replaced while a training runs."""
+        if self._service.credentials_secret_ref is None:
+            return None
+        path, where = self._secrets / REWARD_TOKEN_FILE, f"the variable {REWARD_TOKEN_FILE}"
+        token = os.environ.get(REWARD_TOKEN_FILE, "")
+        if path.is_file():
+            token, where = path.read_text(encoding="utf-8", errors="replace").strip(), f"its key {REWARD_TOKEN_FILE}"
+        if not TOKEN.fullmatch(token):
+            message = f"{self._name}.service.credentialsSecretRef: {where} is no token: one line of visible characters"
+            raise TrainerError(ExitCode.INVALID_CONFIG, message)
+        return token
+
     def _post(self, body: bytes) -> bytes:
         """Return the body of a successful response, limited in size and in time; no redirect is followed."""
         deadline = time.monotonic() + self._service.timeout_seconds
         headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
+        if token := self._read_token():
+            headers["Authorization"] = f"Bearer {token}"
         received = bytearray()
         with self._http.stream("POST", self._service.endpoint, content=body, headers=headers) as response:
             limit = MAX_RESPONSE_BYTES if response.status_code == httpx2.codes.OK else SHOWN_BYTES
@@ -139,8 +178,9 @@ class Grader:
                 if len(received) > limit:
                     break
             if response.status_code != httpx2.codes.OK:
-                text = printable(received[:SHOWN_BYTES].decode(errors="replace"))
-                raise self._failure(f"responded with {response.status_code} ({text})")
+                # One that got a token is not quoted: servers repeat what they refuse.
+                text = "" if token else f" ({printable(received[:SHOWN_BYTES].decode(errors='replace'))})"
+                raise self._failure(f"responded with {response.status_code}{text}")
             if len(received) > limit:
                 raise self._failure(f"responded with more than {limit:,} bytes")
         return bytes(received)
@@ -156,7 +196,8 @@ class Grader:
             raise self._failure(f"responded with {found} for {count} answers")
         for at, reward in enumerate(rewards):
             if isinstance(reward, bool) or not isinstance(reward, int | float) or not _is_usable(reward):
-                text = printable(str(reward)[:SHOWN_BYTES])
+                has_token = self._service.credentials_secret_ref is not None
+                text = "something" if has_token else printable(str(reward)[:SHOWN_BYTES])
                 raise self._failure(f"responded with {text} as reward {at}, which is no number from -1e6 to 1e6")
         return [float(reward) for reward in rewards]
 

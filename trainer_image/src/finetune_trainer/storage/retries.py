@@ -18,9 +18,8 @@ logger = logging.getLogger(__name__)
 
 def retry(call: Callable[[], T], on: Callable[[Exception], bool | float], retry_seconds: float, stop: StopFlag) -> T:
     """Return the call's result; retry for `retry_seconds` after errors for which `on` is true or a pause."""
-    for attempt in stamina.retry_context(
-        on=on, attempts=None, timeout=retry_seconds, wait_initial=0.5, wait_max=MAX_WAIT
-    ):
+    limit = {"attempts": None, "timeout": retry_seconds} if retry_seconds else {"attempts": 1, "timeout": None}
+    for attempt in stamina.retry_context(on=on, wait_initial=0.5, wait_max=MAX_WAIT, **limit):
         with attempt:
             if attempt.num > 1:
                 stop.raise_if_set()

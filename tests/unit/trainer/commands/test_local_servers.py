@@ -1,10 +1,10 @@
-"""Which tracker of a job may get the key of this machine."""
+"""Which tracker or reward server of a job may get the key of this machine."""
 
 from typing import Any
 
 import pytest
 
-from finetune_trainer.commands.local_trackers import require_own_trackers
+from finetune_trainer.commands.local_servers import require_own_graders, require_own_trackers
 from finetune_trainer.errors import TrainerError
 
 MLFLOW = {"mlflow": {"endpoint": "https://mlflow.example", "experiment": "e"}}
@@ -64,3 +64,34 @@ def test_a_key_of_wandb_belongs_to_its_own_server_also_if_the_job_names_none(
     assert explain(world, monkeypatch, WANDB, WANDB_API_KEY="k", WANDB_BASE_URL="wandb.example").startswith(
         "WANDB_BASE_URL is not a URL"
     )
+
+
+def explain_grader(world: Any, monkeypatch: pytest.MonkeyPatch, service: Any, *named: str, **environment: str) -> str:
+    for name in ("REWARD_TOKEN", "REWARD_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    rewards = [{"type": "Length", "targetTokens": 4}, {"type": "Service", "service": service}]
+    world.with_config({"objective": "RLHF", "rlhf": {"rewards": rewards}})
+    try:
+        require_own_graders(world.config, named)
+    except TrainerError as error:
+        return error.message
+    return ""
+
+
+def test_a_token_for_rewards_belongs_to_the_server_of_its_variable(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = "https://grader.example/score"
+    service, token = {"endpoint": endpoint, "credentialsSecretRef": {"name": "s"}}, {"REWARD_TOKEN": "hunter2"}
+    assert explain_grader(world, monkeypatch, {"endpoint": endpoint}, **token) == ""
+    field = "job: spec.rlhf.rewards[1].service"
+    assert explain_grader(world, monkeypatch, service).startswith(f"{field}.credentialsSecretRef")
+    why = explain_grader(world, monkeypatch, service, **token)
+    assert why.startswith(f"{field}.endpoint is {endpoint}, but REWARD_TOKEN belongs to no server")
+    assert explain_grader(world, monkeypatch, service, REWARD_ENDPOINT=endpoint, **token) == ""
+    assert explain_grader(world, monkeypatch, service, endpoint, **token) == ""
+    other = explain_grader(world, monkeypatch, service, REWARD_ENDPOINT="https://other.example", **token)
+    assert f"add --send-keys-to {endpoint}" in other
+    plain = service | {"endpoint": "http://grader.example/score"}
+    why = explain_grader(world, monkeypatch, plain, REWARD_ENDPOINT="http://grader.example/score", **token)
+    assert "REWARD_TOKEN is not sent over http" in why

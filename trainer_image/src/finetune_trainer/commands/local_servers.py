@@ -1,10 +1,10 @@
-"""The trackers of a run on this machine, whose keys are those of the environment."""
+"""Trackers and reward servers of a run on this machine, whose keys are those of the environment."""
 
 import os
 from collections.abc import Collection
 
 from finetune_api.endpoints import is_endpoint
-from finetune_api.handoff import ExitCode, JobConfig
+from finetune_api.handoff import REWARD_TOKEN_FILE, ExitCode, JobConfig
 from finetune_api.tracking import WandbMode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.monitoring.tracking.wandb import KEY as WANDB_KEY
@@ -13,6 +13,7 @@ from finetune_trainer.monitoring.tracking.wandb import SERVER_SETTING as WANDB_S
 from finetune_trainer.storage.own_servers import OwnKey, explain_withheld
 
 MLFLOW_SETTING = "MLFLOW_TRACKING_URI"
+REWARD_SETTING = "REWARD_ENDPOINT"
 MLFLOW_KEYS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME")
 
 
@@ -32,3 +33,18 @@ def require_own_trackers(config: JobConfig, named: Collection[str]) -> None:
         problems.append(explain_withheld(known, field, asked or own, named))
     for problem in filter(None, problems):
         raise TrainerError(ExitCode.INVALID_CONFIG, f"{config.name}: {problem}; or remove the tracker from the job")
+
+
+def require_own_graders(config: JobConfig, named: Collection[str]) -> None:
+    """Raise if a server that scores answers would get a token that is not its own, or none although the job has one."""
+    for at, reward in enumerate((config.spec.rlhf.rewards if config.spec.rlhf else None) or []):
+        if reward.service is None or reward.service.credentials_secret_ref is None:
+            continue
+        field = f"spec.rlhf.rewards[{at}].service"
+        if not os.environ.get(REWARD_TOKEN_FILE):
+            problem = f"{field}.credentialsSecretRef is a Secret of a cluster: set {REWARD_TOKEN_FILE} on this machine"
+            raise TrainerError(ExitCode.INVALID_CONFIG, f"{config.name}: {problem}")
+        own = os.environ.get(REWARD_SETTING, "")
+        known = OwnKey(REWARD_TOKEN_FILE, own if is_endpoint(own) else None, REWARD_SETTING)
+        if problem := explain_withheld(known, f"{field}.endpoint", reward.service.endpoint, named):
+            raise TrainerError(ExitCode.INVALID_CONFIG, f"{config.name}: {problem}")
