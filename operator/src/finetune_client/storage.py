@@ -1,7 +1,7 @@
 """The published files of a job in its storage, read with the viewer's own keys and verified by the job's status."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,15 @@ def published(job: Job) -> Artifacts:
     return found
 
 
-def open_storage(job: Job, endpoint: str | None = None) -> "Storage":
-    """Return the published files of a job, at the endpoint that the viewer's keys belong to, or that they name."""
-    artifacts = published(job)
-    return Storage(artifacts, require_endpoint(job, endpoint), in_path=job.field("storage.forcePathStyle") is not False)
+def open_storage(job: Job, endpoint: str | None = None, note: Callable[[str], object] = lambda _: None) -> "Storage":
+    """Return the published files of a job, at the endpoint that the viewer's keys belong to, or that they name.
+
+    `note` gets a sentence if that is AWS, although the operator may have a default.
+    """
+    artifacts, where = published(job), require_endpoint(job, endpoint)
+    if not where:
+        note(f"note: {NO_ENDPOINT}")
+    return Storage(artifacts, where, in_path=job.field("storage.forcePathStyle") is not False)
 
 
 def require_endpoint(job: Job, asked: str | None) -> str:

@@ -4,7 +4,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from finetune_api.text.printable import printable
 from kubectl_finetune.commands.import_command import import_training
 from kubectl_finetune.errors import ExitCode
 from kubectl_finetune.options import (
+    Endpoint,
     Kubeconfig,
     KubeContext,
     Name,
@@ -182,13 +183,7 @@ def report(
     save: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Save finetune_report.md and report.html to a folder.")
     ] = None,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="URL of the S3 endpoint. Default: AWS_ENDPOINT_URL or that of the AWS profile, else AWS. Needed for "
-            "one that only the job or the operator's default names, because your keys belong to another."
-        ),
-    ] = None,
+    endpoint: Endpoint = None,
     output: Output = None,
     kube_context: KubeContext = None,
     kubeconfig: Kubeconfig = None,
@@ -196,16 +191,13 @@ def report(
     """Show the result of a job and its location. With --show or --save, read the report from storage with your own AWS
     variables or profile (needs boto3), and verify it by the digests in the job's status.
     """
-    from finetune_client.storage import NO_ENDPOINT, Storage, published, require_endpoint
+    from finetune_client.storage import open_storage, published
     from kubectl_finetune.commands import report as reporting
 
     job = connect(context, namespace, kube_context, kubeconfig).get_job(name)
-    artifacts = published(job)
+    published(job)
     if fetch or save:
-        where = require_endpoint(job, endpoint)
-        if not where:
-            say(f"note: {NO_ENDPOINT}")
-        storage = Storage(artifacts, where, in_path=job.field("storage.forcePathStyle") is not False)
+        storage = open_storage(job, endpoint, say)
         for path in reporting.save(storage, save) if save else []:
             say(f"saved {path}")
         if fetch:
@@ -236,25 +228,42 @@ def lineage(
         show(tracing.tree(found))
 
 
-@app.command(epilog=_examples("diff support-bot support-bot-2", "diff support-bot support-bot-2 -o json"))
+@app.command(
+    epilog=_examples(
+        *(f"diff support-bot support-bot-2{more}" for more in ("", " -o json", " --rows --endpoint http://minio:9000"))
+    )
+)
 def diff(
     context: typer.Context,
     first: Name,
     second: Name,
     namespace: Namespace = None,
+    rows: Annotated[bool, typer.Option("--rows", help="Also compare the published rows, from storage.")] = False,
+    endpoint: Endpoint = None,
     output: Output = None,
     kube_context: KubeContext = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Compare the specs and the results of two jobs."""
+    """Compare the specs and the results of two jobs. With --rows, read their rows from storage as `report --save` does,
+    and show which of them the jobs do not share.
+    """
     from kubectl_finetune.commands import diff as comparing
 
     cluster = connect(context, namespace, kube_context, kubeconfig)
     left, right = cluster.get_job(first), cluster.get_job(second)
+    pages = [comparing.difference_page(left, right)]
+    found: dict[str, Any] = dict(comparing.differences(left, right))
+    if rows:
+        from finetune_client.storage import open_storage
+        from kubectl_finetune.commands.diff_rows import compare_rows
+
+        found["rows"], page = compare_rows(left, right, lambda job: open_storage(job, endpoint, say))
+        pages.append(page)
     if output:
-        dump(comparing.differences(left, right), output)
+        dump(found, output)
     else:
-        show(comparing.difference_page(left, right))
+        for page in pages:
+            show(page)
 
 
 @app.command(epilog=_examples("suspend support-bot", "suspend support-bot other-bot"))

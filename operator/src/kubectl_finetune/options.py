@@ -57,6 +57,13 @@ Namespace = Annotated[
 ]
 KubeContext = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig.")]
 Kubeconfig = Annotated[Path | None, typer.Option("--kubeconfig", help="Kubeconfig. Default: as kubectl.")]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(
+        help="URL of the S3 endpoint. Default: AWS_ENDPOINT_URL or that of the AWS profile, else AWS. Needed for one "
+        "that only the job or the operator's default names, because your keys belong to another."
+    ),
+]
 Output = Annotated[
     Format | None, typer.Option("--output", "-o", help="Print for programs instead.", case_sensitive=False)
 ]

@@ -1,4 +1,4 @@
-"""`kubectl finetune report --show` and `--save` on a real S3 server: what is fetched is proven."""
+"""`kubectl finetune report` and `diff --rows` on a real S3 server: what is fetched is proven."""
 
 import hashlib
 import json
@@ -9,9 +9,11 @@ import pytest
 
 from finetune_api.handoff import Artifact, Manifest, Outcome, Report
 from finetune_api.status import Artifacts
+from finetune_client.cluster.job import Job
 from finetune_client.errors import FineTuneError
 from finetune_client.storage import Storage
 from kubectl_finetune.commands import report
+from kubectl_finetune.commands.diff_rows import compare_rows
 
 FILES = {Artifact.REPORT.value: b"# Report of one\n", Artifact.REPORT_PAGE.value: b"<h1>Report of one</h1>"}
 
@@ -19,18 +21,22 @@ FILES = {Artifact.REPORT.value: b"# Report of one\n", Artifact.REPORT_PAGE.value
 @pytest.fixture
 def published(s3_server: Any, bucket: str, aws_environment: None) -> Artifacts:
     """A result as the trainer leaves it, as far as its report goes."""
-    s3 = s3_server.client()
+    return publish(s3_server.client(), bucket, "one", FILES)
+
+
+def publish(s3: Any, bucket: str, job: str, content: dict[str, bytes]) -> Artifacts:
+    """Write files and their manifest below the job's name."""
     files = [
-        {"path": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in FILES.items()
+        {"path": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()
     ]
     result = Report(outcome=Outcome.PUBLISHED, reason="Published", message="", job_uid="u", config_sha256="c" * 64)
     manifest = Manifest.model_validate(
         {"namespace": "team", "name": "one", "uid": "u", "configSHA256": "c" * 64, "files": files, "result": result}
     )
     data = manifest.model_dump_json(by_alias=True, exclude_none=True).encode()
-    for name, body in {**FILES, Artifact.MANIFEST.value: data}.items():
-        s3.put_object(Bucket=bucket, Key=f"jobs/one/{name}", Body=body)
-    uri = f"s3://{bucket}/jobs/one"
+    for name, body in {**content, Artifact.MANIFEST.value: data}.items():
+        s3.put_object(Bucket=bucket, Key=f"jobs/{job}/{name}", Body=body)
+    uri = f"s3://{bucket}/jobs/{job}"
     return Artifacts(uri=uri, report_uri=f"{uri}/{Artifact.REPORT}", manifest_sha256=hashlib.sha256(data).hexdigest())
 
 
@@ -65,3 +71,25 @@ def test_errors_for_wrong_keys_and_an_unreachable_endpoint_name_whose_keys_are_u
     with pytest.raises(FineTuneError) as refused:
         Storage(published, s3_server.endpoint)
     assert "those of your environment" in refused.value.fix
+
+
+def test_rows_of_two_results_are_compared_and_a_replaced_file_is_refused(
+    s3_server: Any, bucket: str, aws_environment: None
+) -> None:
+    row = '{{"text":"{}","_source":{{"file":"notes.txt","line":{}}}}}\n'
+    s3, path = s3_server.client(), Artifact.TRAIN_ROWS.value
+    texts = {"one": ["a", "b"], "two": ["b", "c"]}
+    results = {
+        name: publish(s3, bucket, name, {path: "".join(map(row.format, known, (1, 2))).encode()})
+        for name, known in texts.items()
+    }
+    jobs = [Job.from_object({"metadata": {"name": name, "namespace": "team"}}) for name in texts]
+
+    def compare() -> dict[str, Any]:
+        found, _ = compare_rows(*jobs, lambda job: Storage(results[job.name], s3_server.endpoint))
+        return found
+
+    assert compare()["trained"]["files"] == [{"file": "notes.txt", "both": 1, "onlyFirst": 1, "onlySecond": 1}]
+    s3.put_object(Bucket=bucket, Key=f"jobs/two/{path}", Body=b"{}")
+    with pytest.raises(FineTuneError, match="is not the file that this job published"):
+        compare()
