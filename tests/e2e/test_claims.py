@@ -11,6 +11,10 @@ from user import BUCKET, Bench, first_node, kubectl, local_volume, wait_for
 
 pytestmark = pytest.mark.nightly
 WEIGHTS = "adapter/adapter_model.safetensors"
+QUESTIONS = jsonl(
+    {"question": f"What is {number} + 1?", "choices": [str(number), str(number + 1)], "answer": 1}
+    for number in range(20)
+)
 SECRET = "/etc/finetune/credentials/AWS_SECRET_ACCESS_KEY"
 
 
@@ -21,6 +25,7 @@ def claim(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     bench.download(f"s3://{BUCKET}/tiny-model", folder / "models" / "tiny")
     (folder / "rows").mkdir()
     (folder / "rows" / "colours.jsonl").write_text(jsonl(colour_rows(300)))
+    (folder / "questions.jsonl").write_text(QUESTIONS)
     (folder / "rows" / "secret.jsonl").symlink_to(SECRET)
     for path in [folder, *folder.rglob("*")]:
         if not path.is_symlink():
@@ -53,12 +58,17 @@ def test_a_job_with_model_and_rows_in_a_claim_has_the_weights_of_one_with_both_i
     bench: Bench, claim: Path
 ) -> None:
     before = {path: path.lstat().st_mtime_ns for path in claim.rglob("*")}
-    stored = bench.apply("stored")
-    claimed = bench.apply("claimed", model={"uri": "pvc://shared/models/tiny"}, dataset=rows("rows/"))
+    questions = {"s3": bench.put("questions.jsonl", QUESTIONS), "pvc": "pvc://shared/questions.jsonl"}
+    asked = {scheme: {"ability": {"uri": uri}} for scheme, uri in questions.items()}
+    stored = bench.apply("stored", evaluation=asked["s3"])
+    model = {"uri": "pvc://shared/models/tiny"}
+    claimed = bench.apply("claimed", model=model, dataset=rows("rows/"), evaluation=asked["pvc"])
     for job in (stored, claimed):
         job.wait("Complete")
     assert bench.read(bench.uri(f"out/claimed/{WEIGHTS}")) == bench.read(bench.uri(f"out/stored/{WEIGHTS}"))
     assert claimed.status()["dataset"]["rows"] == 300  # without the link to the Secret
+    assert claimed.status()["evaluation"]["ability"] == stored.status()["evaluation"]["ability"]
+    assert claimed.status()["evaluation"]["ability"]["questions"] == 20
     assert {path: path.lstat().st_mtime_ns for path in claim.rglob("*")} == before
     (mount,) = [one for one in claimed.pods()[0].spec.containers[0].volume_mounts if one.mount_path == "/claims/shared"]
     assert mount.read_only

@@ -124,6 +124,9 @@ MODEL_URI_MESSAGE = f"must be hf://owner/name, pvc://claim/path, or s3://bucket/
 DATA_URI = re.compile(f"^({_S3}|hf://datasets/{REPOSITORY}{_SEGMENTS}*/?|{_CLAIM})$")
 DATA_URI_MESSAGE = f"must be hf://datasets/owner/name[/path], pvc://claim/path, or s3://bucket/path: {_S3_SENTENCE}"
 
+FILE_URI = re.compile(f"^({_S3}|{_CLAIM})$")
+FILE_URI_MESSAGE = f"must be pvc://claim/path, or s3://bucket/path: {_S3_SENTENCE}"
+
 _LENGTH = StringConstraints(min_length=8, max_length=1024)
 S3Uri = Annotated[
     str,
@@ -136,6 +139,12 @@ ModelUri = Annotated[
     _LENGTH,
     _matching(MODEL_URI, MODEL_URI_MESSAGE),
     Field(json_schema_extra=_uri_rules(MODEL_URI, MODEL_URI_MESSAGE)),
+]
+FileUri = Annotated[
+    str,
+    _LENGTH,
+    _matching(FILE_URI, FILE_URI_MESSAGE),
+    Field(json_schema_extra=_uri_rules(FILE_URI, FILE_URI_MESSAGE)),
 ]
 DataUri = Annotated[
     str,

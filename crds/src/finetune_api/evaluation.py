@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import ATOMIC_LIST, Block, S3Uri, Text, cel, rules
+from finetune_api.blocks import ATOMIC_LIST, Block, FileUri, Text, cel, rules
 from finetune_api.scalars import Count, Line, Measure, StatusBlock, Word
 
 
@@ -45,16 +45,16 @@ class Ability(Block):
         json_schema_extra=rules(
             cel(
                 "!self.uri.endsWith('/') && !self.uri.matches('[*?]')",
-                "uri must be one object, s3://bucket/path/questions.jsonl: give its full key",
+                "uri must be one file, for example s3://bucket/path/questions.jsonl: give its full path",
                 ".uri",
             )
         )
     )
 
-    uri: S3Uri
-    """The questions, one object as `s3://bucket/key`: rows with `question`, `choices` (2 to 26 texts) and `answer` (the
-    index of the correct choice, from 0, or its letter), as MMLU has them; or with `answerKey` and `choices` as ARC and
-    OpenBookQA have them. JSON lines, JSON, CSV, Parquet or Arrow."""
+    uri: FileUri
+    """The questions, one file as `s3://bucket/key` or `pvc://claim/path`: rows with `question`, `choices` (2 to 26
+    texts) and `answer` (the index of the correct choice, from 0, or its letter), as MMLU has them; or with `answerKey`
+    and `choices` as ARC and OpenBookQA have them. JSON lines, JSON, CSV, Parquet or Arrow."""
     sha256: Annotated[str, StringConstraints(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = None
     """Expected SHA-256 of the object (64 hexadecimal digits); the job fails if the content differs. Default: not
     checked."""

@@ -419,12 +419,12 @@ AT_CREATION = [
     ),
     *(
         (
-            "uri must be one object",
-            {"evaluation": ABILITY},
+            "uri must be one file",
+            {"evaluation": {"ability": {"uri": "pvc://shared/questions.jsonl"}}},
             {"evaluation": {"ability": {"uri": uri}}},
             "spec.evaluation.ability.uri",
         )
-        for uri in ("s3://data/questions/", "s3://data/*.jsonl")
+        for uri in ("s3://data/questions/", "s3://data/*.jsonl", "pvc://shared/questions/")
     ),
     (
         "queueName and resources are those of the preflight pod",

@@ -111,7 +111,7 @@ def find_claims(spec: FineTuneJobSpec) -> list[str]:
 def _uris(spec: FineTuneJobSpec) -> list[str]:
     adapter, reward = spec.tuning.initial_adapter, spec.rlhf.reward_model if spec.rlhf else None
     uris = [uri for _, _, named in _sources(spec) for uri in named]
-    return uris + [one.uri for one in (adapter, reward) if one and one.uri]
+    return uris + [one.uri for one in (adapter, reward, spec.evaluation.ability) if one and one.uri]
 
 
 def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[HubRole, SecretRef | None, list[str]]]:

@@ -125,14 +125,15 @@ CLAIMS = {
         "train": {"sources": [{"uri": "pvc://rows/a.jsonl"}, {"uri": "pvc://models/b.jsonl"}]},
         "validationSplitPercent": 10,
     },
+    "evaluation": {"ability": {"uri": "pvc://school/questions.jsonl"}},
 }
 
 
 @pytest.mark.parametrize("kind", ["preflight", "trainer"])
 def test_each_claim_of_a_source_is_mounted_once_and_read_only(built: Any, kind: str) -> None:
     found = _mounted(built(kind, **CLAIMS))
-    assert [one for one in found if one.startswith("claim-")] == ["claim-0", "claim-1"]
-    for name, claim in (("claim-0", "models"), ("claim-1", "rows")):
+    assert [one for one in found if one.startswith("claim-")] == ["claim-0", "claim-1", "claim-2"]
+    for name, claim in (("claim-0", "models"), ("claim-1", "rows"), ("claim-2", "school")):
         volume, mount = found[name]
         assert volume["persistentVolumeClaim"] == {"claimName": claim, "readOnly": True}
         assert mount == {"name": name, "mountPath": f"/claims/{claim}", "readOnly": True}

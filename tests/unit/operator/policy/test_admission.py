@@ -155,6 +155,7 @@ def test_a_server_of_rewards_is_judged_by_its_address(
         {"model": {"uri": "pvc://models/llama"}},
         {"dataset": {"train": {"uri": "pvc://models/rows.jsonl"}}},
         {"tuning": {"initialAdapter": {"uri": "pvc://models/adapter"}}},
+        {"evaluation": {"ability": {"uri": "pvc://models/questions.jsonl"}}},
     ],
 )
 def test_a_claim_of_a_source_is_refused_unless_it_is_listed(scene: Any, changes: Any) -> None:
