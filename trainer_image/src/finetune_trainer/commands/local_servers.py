@@ -42,8 +42,8 @@ def require_own_graders(config: JobConfig, named: Collection[str]) -> None:
             continue
         field = f"spec.rlhf.rewards[{at}].service"
         if not os.environ.get(REWARD_TOKEN_FILE):
-            problem = f"{field}.credentialsSecretRef is a Secret of a cluster: set {REWARD_TOKEN_FILE} on this machine"
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"{config.name}: {problem}")
+            missing = f"{field}.credentialsSecretRef is a Secret of a cluster: set {REWARD_TOKEN_FILE} on this machine"
+            raise TrainerError(ExitCode.INVALID_CONFIG, f"{config.name}: {missing}")
         own = os.environ.get(REWARD_SETTING, "")
         known = OwnKey(REWARD_TOKEN_FILE, own if is_endpoint(own) else None, REWARD_SETTING)
         if problem := explain_withheld(known, f"{field}.endpoint", reward.service.endpoint, named):
