@@ -187,8 +187,8 @@ def run_command(  # noqa: PLR0917 - the options of a command
     HF_TOKEN.
 
     A key goes only to its own server: AWS_ENDPOINT_URL or AWS, HF_ENDPOINT or huggingface.co, MLFLOW_TRACKING_URI,
-    WANDB_BASE_URL or api.wandb.ai. If the manifest names another one, --send-keys-to must name it too. No token is
-    sent over http, except to this machine.
+    WANDB_BASE_URL or api.wandb.ai, REWARD_ENDPOINT. If the manifest names another one, --send-keys-to must name it
+    too. No token is sent over http, except to this machine.
     """
     from finetune_trainer.commands.run import RunOptions, run_jobs
 
