@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_ports import free_port
 
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Checkpoint
@@ -338,8 +339,7 @@ def test_an_error_of_this_machine_is_not_reported_as_one_of_storage(
 
 def start_relay(server: Any, *, delay: float = 0.0, most: int | None = None) -> int:
     """A port that leads to the server, from `delay` seconds on, and breaks after `most` bytes of an answer."""
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = int(reserved.getsockname()[1])
+    port = free_port()
     target = int(server.endpoint.rsplit(":", 1)[1])
     listener = None if delay else socket.create_server(("127.0.0.1", port))
     threading.Thread(target=_relay, args=(port, target, delay, most, listener), daemon=True).start()
