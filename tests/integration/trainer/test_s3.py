@@ -137,7 +137,7 @@ def test_a_large_file_is_uploaded_without_its_parts_in_memory(
     with source.open("wb") as file:
         file.truncate(320 * MIB)
     arguments = [str(source), f"s3://{bucket}/large", s3_server.spec().model_dump_json(by_alias=True)]
-    subprocess.run([sys.executable, "-c", UPLOAD_IN_LITTLE_MEMORY, *arguments], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", UPLOAD_IN_LITTLE_MEMORY, *arguments], check=True, timeout=600)
 
 
 def test_a_folder_is_copied_as_far_as_accepted(storage: S3Store, bucket: str, tmp_path: Path) -> None:
