@@ -17,7 +17,7 @@ def start_api_server(layout: Layout) -> bool:
     write_kubeconfig(layout, "admin", layout.kubeconfig)
     started = ensure(layout, _etcd(layout))
     started |= ensure(layout, _api_server(layout))
-    wait_until(lambda: kubectl.is_ready(layout), 60, "the API server", layout, "kube-apiserver")
+    wait_until(lambda: kubectl.is_ready(layout), 180, "the API server", layout, "kube-apiserver")
     return started
 
 

@@ -22,6 +22,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = [name for name in NEEDED if not os.environ.get(name)]
     if missing and items:
         pytest.exit(f"no deployed cluster in the environment ({', '.join(missing)}): run `make e2e`", returncode=2)
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(2700))  # longer than the waits in it, which say what they waited for
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +59,7 @@ def bench(s3: Any, _kubeconfig: None) -> Iterator[Bench]:
     ]
     kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
     yield Bench(namespace, s3)
-    kubectl("delete", "namespace", namespace, "--wait", "--timeout=120s")
+    kubectl("delete", "namespace", namespace, "--wait", "--timeout=600s")
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def start_hub(namespace: str, repositories: Mapping[str, Path]) -> str:
     assert sum(map(len, files.values())) < LIMIT, "the folders are too large for a ConfigMap"
     objects = [_config(namespace, files), _service(namespace), _pod(namespace, items)]
     kubectl("create", "-f", "-", stdin=yaml.safe_dump_all(objects))  # apply would keep a copy in an annotation
-    kubectl("wait", "--for=condition=Ready", "pod/hub", "-n", namespace, "--timeout=120s")
+    kubectl("wait", "--for=condition=Ready", "pod/hub", "-n", namespace, "--timeout=300s")
     return f"http://hub.{namespace}.svc:{PORT}"
 
 

@@ -10,7 +10,7 @@ from user import Bench, Job, kubectl, wait_for
 
 def failed(job: Job, reason: str) -> dict[str, Any]:
     """Waits for the failure, and checks that no trainer Job was ever made for it."""
-    status = job.wait("Failed", seconds=120)
+    status = job.wait("Failed")
     assert (status["phase"], status["reason"]) == ("Failed", reason)
     assert job.condition("Stalled")["status"] == "True"
     assert job.condition("Ready")["status"] == "False"
@@ -119,5 +119,5 @@ def test_a_missing_secret_is_named_while_the_pod_waits_and_the_job_recovers(benc
     known = yaml.safe_load(kubectl("get", "secret", "s3", "-n", bench.namespace, "-o", "yaml").stdout)
     known["metadata"] = {"name": "late", "namespace": bench.namespace}
     kubectl("apply", "-f", "-", stdin=yaml.safe_dump(known))
-    job.wait("Validated", seconds=240)
+    job.wait("Validated")
     job.delete()

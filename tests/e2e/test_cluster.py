@@ -92,7 +92,8 @@ def test_a_service_and_each_pod_behind_it_answer_by_name(namespace: str, image: 
     phase(namespace, "server-0", "Running")
 
     for url in ("http://server/", f"http://server.{namespace}.svc/", "http://server-0.peers:8080/"):
-        assert fetch_from_pod(namespace, image, url) == "200", url
+        # A pod runs before its program listens, and the node takes up a new endpoint a moment later.
+        until(f"an answer of {url}", lambda url=url: fetch_from_pod(namespace, image, url) == "200")
 
 
 def test_a_pod_reaches_the_object_store_which_requires_keys(namespace: str, image: str) -> None:

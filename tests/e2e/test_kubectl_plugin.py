@@ -36,7 +36,7 @@ def followed(bench: Bench) -> dict[str, Any]:
     """A job from its manifest to its end, with what `progress` and `logs -f` printed meanwhile."""
     job = bench.apply("followed")
     with follow(bench, "progress", "followed") as progress, follow(bench, "logs", "followed", "-f") as logs:
-        job.wait("Complete", seconds=600)
+        job.wait("Complete")
         told, log = progress.communicate(timeout=60)[0], logs.communicate(timeout=60)[0]
     return {"job": job, "progress": told, "logs": log, "codes": (progress.returncode, logs.returncode)}
 
@@ -71,7 +71,7 @@ def test_a_job_that_ended_is_listed_described_and_its_report_is_fetched_and_prov
 @pytest.mark.nightly
 def test_the_lineage_of_a_child_leads_to_its_parent_and_its_base(bench: Bench, followed: dict[str, Any]) -> None:
     child = bench.apply("child", lineage={"parentRef": {"name": "followed"}})
-    status = child.wait("Complete", seconds=600)
+    status = child.wait("Complete")
     found = json.loads(finetune(bench, "lineage", "child", "-o", "json"))
     assert found["manifestSHA256"] == status["artifacts"]["manifestSHA256"]
     assert found["parent"]["uid"] == followed["job"].get()["metadata"]["uid"]

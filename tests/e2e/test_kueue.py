@@ -74,8 +74,8 @@ def teams(s3: Any, _kubeconfig: None) -> Iterator[Teams]:
         text = text.replace(old, new)
     kubectl("apply", "-f", "-", stdin=text.replace("finetuning", f"finetuning-{suffix}"))
     yield Teams(*(Bench(namespace, s3) for namespace in names.values()))
-    kubectl("delete", "namespace", *names.values(), "--wait", "--timeout=120s")
-    kubectl("delete", "clusterqueues", *names.values(), "--wait", "--timeout=60s")
+    kubectl("delete", "namespace", *names.values(), "--wait", "--timeout=600s")
+    kubectl("delete", "clusterqueues", *names.values(), "--wait", "--timeout=300s")
 
 
 def other_work(bench: Bench, gpus: int) -> None:
@@ -92,7 +92,7 @@ def other_work(bench: Bench, gpus: int) -> None:
     job = {"apiVersion": "batch/v1", "kind": "Job", "spec": {"suspend": True, "template": template}}
     meta = {"name": "other-work", "namespace": bench.namespace, "labels": labels}
     kubectl("apply", "-f", "-", stdin=yaml.safe_dump(job | {"metadata": meta}))
-    kubectl("wait", "--for=jsonpath={.status.ready}=1", "job/other-work", "-n", bench.namespace, "--timeout=60s")
+    kubectl("wait", "--for=jsonpath={.status.ready}=1", "job/other-work", "-n", bench.namespace, "--timeout=300s")
 
 
 def patch(bench: Bench, kind: str, name: str, spec: dict[str, Any]) -> None:
@@ -124,9 +124,9 @@ def test_a_borrower_is_preempted_by_the_owner_shows_why_it_waits_and_resumes_fro
     shown = kubectl("get", "finetunejob", "nightly", "-n", teams.a.namespace, "-o", "wide").stdout
     assert "Queued" in shown
     assert waits in kubectl("describe", "finetunejob", "nightly", "-n", teams.a.namespace).stdout
-    last = hotfix.wait("Complete", seconds=600)
+    last = hotfix.wait("Complete")
     assert last.get("preemptions", 0) == 0
-    status = nightly.wait("Complete", seconds=600)
+    status = nightly.wait("Complete")
     first, second = status["history"]
     assert (first["result"], first["reason"], first["exitCode"]) == ("Preempted", "Preempted", 75)
     assert "Preempted to accommodate a workload" in first["message"]
@@ -157,7 +157,7 @@ def test_a_stopped_queue_and_then_the_user_stop_a_trainer_which_resumes_each_tim
     workload = client.CustomObjectsApi().get_namespaced_custom_object(*group, name)
     assert workload["spec"]["active"] is False
     patch(teams.a, "finetunejob", "stopped", {"suspend": False})
-    status = job.wait("Complete", seconds=600)
+    status = job.wait("Complete")
     assert [run["result"] for run in status["history"]] == ["Preempted", "Suspended", "Succeeded"]
     assert (status["attempts"], status["preemptions"], status.get("failures", 0)) == (1, 1, 0)
     assert not suspended_by_operator(job)

@@ -58,7 +58,7 @@ def test_a_drained_trainer_waits_for_a_node_and_resumes_from_its_checkpoint(benc
     with drained(trainer.spec.node_name, job):
         words = wait_for("that no node takes it", lambda: reason(job, "Unschedulable"), state=job.status)
         assert "unschedulable" in words
-    status = job.wait("Complete", seconds=600)
+    status = job.wait("Complete")
     first, last = status["history"]
     assert (first["result"], first["reason"], first["exitCode"]) == ("Preempted", "EvictionByEvictionAPI", 75)
     assert last["resumedFromStep"] == first["lastStep"] > 0
@@ -77,7 +77,7 @@ def test_a_trainer_on_an_unreachable_node_is_named_never_duplicated_and_replaced
         words = wait_for("the lost node in the status", lambda: reason(job, "NodeLost"), state=job.status)
         assert f"kubectl delete node {node}" in words
         assert [pod.metadata.uid for pod in job.pods()] == [trainer.metadata.uid]
-    status = job.wait("Complete", seconds=600)
+    status = job.wait("Complete")
     first, last = status["history"]
     assert (first["podUID"], last["result"]) == (trainer.metadata.uid, "Succeeded")
     assert first["endTime"] <= last["startTime"]

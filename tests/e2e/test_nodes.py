@@ -45,7 +45,7 @@ def running_pair(job: Job) -> list[Any]:
 @pytest.fixture(scope="module")
 def undisturbed(bench: Bench) -> dict[str, Any]:
     """The final status of a job that nobody touched."""
-    return apply(bench, "calm").wait("Complete", seconds=600)
+    return apply(bench, "calm").wait("Complete")
 
 
 def test_two_pods_publish_one_result_that_verifies(bench: Bench, undisturbed: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ def test_two_pods_publish_one_result_that_verifies(bench: Bench, undisturbed: di
 def test_two_gpus_of_one_pod_share_out_the_weights_of_a_whole_model(bench: Bench) -> None:
     resources = {"gpusPerNode": 2, "requests": {"cpu": "250m", "memory": "1Gi"}}
     job = bench.apply("shared-out", tuning={"method": "Full"}, resources=resources)
-    status = job.wait("Complete", seconds=600)
+    status = job.wait("Complete")
     (pod,) = job.pods()
     assert pod.spec.containers[0].resources.limits["nvidia.com/gpu"] == "2"
     told = kubectl("logs", "-n", bench.namespace, pod.metadata.name).stdout
@@ -92,7 +92,7 @@ def test_the_eviction_of_one_pod_ends_both_and_the_next_run_resumes_to_the_same_
         return ended.exit_code if ended else None
 
     assert wait_for("the end of the pod that was not evicted", code, state=job.status) == 75
-    status = job.wait("Complete", seconds=600)
+    status = job.wait("Complete")
     cut, last = status["history"]
     assert (cut["result"], cut["podUID"], last["result"]) == ("Preempted", first.metadata.uid, "Succeeded")
     assert f"pod 1 ({second.metadata.name})" in cut["message"]
@@ -107,7 +107,7 @@ def test_a_killed_process_of_one_pod_is_one_failure_and_another_attempt(bench: B
     job = apply(bench, "killed")
     first, second = running_pair(job)
     kubectl("exec", "-n", bench.namespace, second.metadata.name, "--", "/opt/venv/bin/python", "-c", KILL, check=False)
-    status = job.wait("Complete", seconds=600)
+    status = job.wait("Complete")
     cut, last = status["history"]
     assert (cut["result"], cut["podUID"], last["result"]) == ("Failed", first.metadata.uid, "Succeeded")
     assert f"pod 1 ({second.metadata.name})" in cut["message"]
@@ -120,7 +120,7 @@ def test_a_pod_deleted_by_force_counts_once_and_the_job_completes(bench: Bench) 
     job = apply(bench, "forced")
     _, second = running_pair(job)
     kubectl("delete", "pod", "-n", bench.namespace, second.metadata.name, "--grace-period=0", "--force")
-    status = job.wait("Complete", seconds=600)
+    status = job.wait("Complete")
     # The kubelet leaves a second or two even so: enough to agree on a checkpoint, or else the kill is a failure.
     assert status.get("failures", 0) + status.get("preemptions", 0) == 1
     assert status["attempts"] == 1 + status.get("failures", 0)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 from user import Bench, kubectl, wait_for
 
@@ -16,11 +17,13 @@ RESOURCES = {
 def test_a_deleted_merge_pod_is_replaced_and_the_result_is_verified_from_outside(bench: Bench) -> None:
     uri = bench.uri("out/apart")
     job = bench.apply("apart", output={"uri": uri, "merge": "BF16"}, resources=RESOURCES)
-    (pod, *_) = wait_for(
-        "a running merge pod",
-        lambda: [one for one in job.pods("merge") if one.status.phase == "Running"],
-        state=job.status,
-    )
+
+    def look() -> Any:
+        """The merge pod, once it has logged something: a process that only begins does not notice its SIGTERM."""
+        pod = next((one for one in job.pods("merge") if one.status.phase == "Running"), None)
+        return pod if pod and kubectl("logs", pod.metadata.name, "-n", bench.namespace, check=False).stdout else None
+
+    pod = wait_for("a running merge pod", look, state=job.status)
     assert pod.spec.containers[0].resources.limits is None
     assert all(one.status.phase == "Succeeded" for one in job.pods("trainer"))
     assert "manifest.json" in {key.rpartition("/")[2] for key in bench.keys(f"{uri}/checkpoints/trained")}

@@ -60,7 +60,7 @@ def results(bench: Bench) -> dict[str, dict[str, Any]]:
         } | changes
         spec["output"] = {"uri": bench.uri(f"out/{name}")} | changes.get("output", {})
         jobs[name] = bench.apply(name, **spec)
-    return {name: job.wait("Complete", seconds=600) for name, job in jobs.items()}
+    return {name: job.wait("Complete") for name, job in jobs.items()}
 
 
 @pytest.mark.parametrize(("name", "method"), [("qlora", "QLoRA"), ("lora", "LoRA"), ("full", "Full")])
@@ -167,7 +167,7 @@ def test_a_job_whose_gate_is_not_met_fails_with_its_adapter_published_and_shows_
     path = "/api/v1/namespaces/finetune-system/services/finetune-operator:metrics/proxy/metrics"
     mine = f'name="strict",namespace="{bench.namespace}"'
     series = f"finetune_job_gate_passed{{{mine}}} 0.0"  # what another test scraped is repeated for a second
-    wait_for("the series of the gate", lambda: series in kubectl("get", "--raw", path).stdout, seconds=30)
+    wait_for("the series of the gate", lambda: series in kubectl("get", "--raw", path).stdout)
 
 
 def test_malformed_rows_are_counted_exactly_in_status_report_and_bucket(
@@ -234,7 +234,7 @@ def test_a_job_deleted_after_success_and_applied_again_is_adopted_not_trained_ag
     before = bench.read(bench.uri("out/qlora/manifest.json"))
     kubectl("delete", "ftj", "qlora", "-n", bench.namespace, "--wait")
     again = bench.apply("qlora", **spec)
-    status = again.wait("Complete", seconds=120)
+    status = again.wait("Complete")
     assert again.jobs() == []
     assert status["metrics"] == results["qlora"]["metrics"]
     assert status["artifacts"]["manifestSHA256"] == results["qlora"]["artifacts"]["manifestSHA256"]

@@ -23,7 +23,7 @@ def kubectl(*arguments: str, check: bool = True, stdin: str | None = None) -> su
     return done
 
 
-def wait_for(what: str, look: Callable[[], Any], *, seconds: float = 240, state: Callable[[], Any] = lambda: "") -> Any:
+def wait_for(what: str, look: Callable[[], Any], *, seconds: float = 480, state: Callable[[], Any] = lambda: "") -> Any:
     """The first truthy result of `look`; a failure tells what was waited for and the state it was in."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -120,7 +120,7 @@ class Job:
     def condition(self, kind: str) -> dict[str, Any]:
         return next((one for one in self.status().get("conditions", []) if one["type"] == kind), {})
 
-    def wait(self, kind: str, *, seconds: float = 300) -> dict[str, Any]:
+    def wait(self, kind: str, *, seconds: float = 900) -> dict[str, Any]:
         """Waits until the condition is True and returns the status; a job that ended otherwise fails at once."""
 
         def look() -> dict[str, Any] | None:

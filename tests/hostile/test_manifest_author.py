@@ -57,7 +57,7 @@ def trainer(folder: Path, *arguments: str, **environment: str) -> "subprocess.Co
         env=known | KEYS | {"HF_HOME": str(folder), "AWS_CONFIG_FILE": str(folder / "none")} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 

@@ -36,7 +36,7 @@ def note_after(run: Any, folder: Path) -> str:
     follower.start()
     wait_until(lambda: bool(told.snapshot().progress.note))
     follower.ask_to_end(RunEnd.STOPPED)
-    assert follower.wait(30)
+    assert follower.wait(180)
     assert KEY not in told.snapshot().model_dump_json()
     return told.snapshot().progress.note or ""
 
@@ -93,7 +93,7 @@ def test_a_key_that_wandb_refuses_is_reported_with_what_to_check(tmp_path: Path)
         told = reporter()
         follower = Follower(WandbRun(job("uid-3"), server, tmp_path / "wandb", tmp_path), tmp_path / "m", told)
         follower.start()
-        wait_until(lambda: "check tracking.wandb and its Secret" in (told.snapshot().progress.note or ""))
+        wait_until(lambda: "check tracking.wandb and its Secret" in (told.snapshot().progress.note or ""), seconds=180)
         follower.ask_to_end(RunEnd.STOPPED)
         follower.abandon()
     assert "/graphql" in {one.path for one in asked}
@@ -107,7 +107,7 @@ def test_wandb_follows_a_redirect_to_another_server_without_its_key(tmp_path: Pa
         server = WandbTracking(project="p", endpoint=own, credentials_secret_ref={"name": "w"})
         follower = Follower(WandbRun(job("uid-4"), server, tmp_path / "wandb", tmp_path), tmp_path / "m", reporter())
         follower.start()
-        wait_until(lambda: bool(sent))
+        wait_until(lambda: bool(sent), seconds=180)
         follower.ask_to_end(RunEnd.STOPPED)
         follower.abandon()
     assert {one.authorization is None for one in asked} == {False}

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import yaml
 from kubernetes import client, config
 from preloaded import preloaded_python
+from waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 CLUSTER_PY = [sys.executable, str(ROOT / "tests" / "cluster" / "cluster.py")]
@@ -75,12 +75,12 @@ def _install_crd(kubeconfig: Path) -> None:
     with config.new_client_from_config(str(kubeconfig)) as api:
         extensions = client.ApiextensionsV1Api(api)
         extensions.create_custom_resource_definition(crd)
-        for _ in range(100):
+
+        def is_established() -> bool:
             status = extensions.read_custom_resource_definition_status(name).status
-            if any(one.type == "Established" and one.status == "True" for one in status.conditions or []):
-                return
-            time.sleep(0.1)
-    raise TimeoutError(f"{name} is not established")
+            return any(one.type == "Established" and one.status == "True" for one in status.conditions or [])
+
+        wait_until(is_established, f"{name} is not established")
 
 
 @pytest.fixture(scope="session")

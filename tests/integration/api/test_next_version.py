@@ -78,9 +78,14 @@ def test_jobs_pass_to_the_next_version_without_a_webhook(api: client.ApiClient) 
     # The next one stores the new one; each object is written again, and the old one leaves the list.
     replace_crd(definitions, crd(served=(OLD, NEW), stored=NEW))
     wait_until(lambda: definitions.read_custom_resource_definition(NAME).status.stored_versions == [OLD, NEW])
-    objects.patch_namespaced_custom_object(
-        GROUP, NEW, "default", names.PLURAL, "one", {"metadata": {"labels": {"a": "b"}}}
-    )
+
+    def is_stored_again() -> bool:
+        """Write the object without a change; that has an effect once the API server stores it in another version."""
+        before = (read(NEW) or {})["metadata"]["resourceVersion"]
+        patched = objects.patch_namespaced_custom_object(GROUP, NEW, "default", names.PLURAL, "one", {"metadata": {}})
+        return bool(patched["metadata"]["resourceVersion"] != before)
+
+    wait_until(is_stored_again)
     definitions.patch_custom_resource_definition_status(NAME, {"status": {"storedVersions": [NEW]}})
 
     # The last one serves the new one alone.

@@ -137,8 +137,8 @@ class Operator:
 
     def start(self, *wrapper: str) -> "Operator":
         started = time.monotonic()
-        self.launch(*wrapper)
-        while time.monotonic() - started < 60:
+        process = self.launch(*wrapper).process
+        while process and process.poll() is None and time.monotonic() - started < 180:
             if self.get("/readyz") == 200:
                 self.seconds_to_ready = time.monotonic() - started
                 return self

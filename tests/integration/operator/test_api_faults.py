@@ -142,6 +142,7 @@ def test_watches_that_break_are_restarted(world: Any, behind: Any, gateway: Gate
 def test_changes_that_a_silent_watch_misses_are_found(world: Any, behind: Any, gateway: Gateway, wait: Any) -> None:
     """The connections stay open and nothing comes any more: only the look at every job notices."""
     behind.kill()
+    gateway.asked.clear()
     behind.env["FINETUNE_RESYNC_SECONDS"] = "1"
     behind.start()
     world.create()

@@ -65,7 +65,7 @@ def test_a_pod_on_a_lost_node_is_named_and_never_duplicated(world: Any, operator
         120,
     )
     assert second
-    status = world.status()
+    status = wait(lambda: found if (found := world.status()).get("preemptions") else None, "a counted preemption")
     assert (status["preemptions"], status["attempts"], status.get("failures", 0)) == (1, 1, 0)
     assert status["history"][0]["reason"] == "DeletionByPodGC"
 

@@ -77,11 +77,14 @@ def test_the_wide_table_has_the_rest(namespace: str, kubectl: Kubectl) -> None:
         assert row.split()[-12:] == cells
 
 
-def test_describe_begins_its_conditions_with_the_reason_of_the_job(world: Any, operator: Any, kubectl: Kubectl) -> None:
+def test_describe_begins_its_conditions_with_the_reason_of_the_job(
+    world: Any, operator: Any, kubectl: Kubectl, wait: Any
+) -> None:
     world.create()
     pod = world.pod_of("one-preflight")
     world.end(pod, 65, world.report("Failed", message="no row can be trained on: convert the file"))
     world.wait_phase("Failed")
+    wait(lambda: world.events("Failed"), "the event of the end")
     page = kubectl("describe", "ftj", "one", "-n", world.namespace)
     first = page.partition("Conditions:")[2].partition("Type:")[0]
     assert "no row can be trained on: convert the file" in " ".join(first.split())

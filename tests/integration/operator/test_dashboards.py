@@ -3,7 +3,6 @@ trainer. `test_pictures.py` takes the pictures of the documentation."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import dashboards
 import pytest
 import yaml
 from dashboard_pictures import Source, draw
+from free_ports import free_port
 from http_servers import answering, forward_to
 from prometheus import Prometheus, running
 from prometheus_client.parser import text_string_to_metric_families
@@ -96,8 +96,7 @@ def training_of(world: Any, folder: Path) -> Iterator[int]:
     meta = {"namespace": world.namespace, "name": "support-bot"}
     kind = {"apiVersion": job["apiVersion"], "kind": job["kind"]}
     (folder / "job.yaml").write_text(yaml.safe_dump(kind | {"metadata": meta, "spec": TRAINING}))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
+    port = free_port()
     with (folder / "trainer.log").open("wb") as log:
         command = [sys.executable, str(FIXTURES / "served_training.py"), str(folder), str(port), job["metadata"]["uid"]]
         environment = os.environ | {ENV_POD_UID: pod.metadata.uid, "OMP_NUM_THREADS": "1"}
@@ -237,7 +236,7 @@ def require_rules(wait: Any, server: Prometheus) -> None:
         assert not [alert for alert in alerts if "<no value>" in str(alert["annotations"])]
         return {(alert["labels"]["alertname"], alert["labels"].get("name", "")) for alert in alerts}
 
-    wait(lambda: found() == firing, lambda: str(found()), 20)
+    wait(lambda: found() == firing, lambda: str(found()), 120)
     assert [rule["name"] for rule in server.rules() if rule["health"] != "ok" or rule.get("lastError")] == []
 
 

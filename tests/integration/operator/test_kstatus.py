@@ -141,16 +141,19 @@ def test_whatever_happens_to_a_job_kstatus_and_flux_agree_with_the_design(health
         assert wrong == []
 
 
-def test_the_answer_follows_a_real_job_through_its_life(world: Any, operator: Any, health: Judge) -> None:
+def test_the_answer_follows_a_real_job_through_its_life(world: Any, operator: Any, health: Judge, wait: Any) -> None:
     created = world.create()
     assert health([created]) == ["InProgress"]
     trainer = world.pass_preflight()
+    world.bind(trainer)  # so that it takes until it is said to have ended
     world.run(trainer)
     world.wait_phase("Training")
     assert health([world.get()]) == ["InProgress"]
     world.patch_spec("one", {"suspend": True})
-    world.wait_phase("Suspended")
+    world.wait_condition("Running", "Stopping")
     assert health([world.get()]) == ["InProgress"]
+    wait(lambda: world.is_told_to_end(trainer), "a pod that is told to end")
+    world.terminate(trainer, 75, world.report("Preempted"))
     world.wait_condition("Running", "NotStarted")
     assert health([world.get()]) == ["Current"]
     world.patch_spec("one", {"suspend": False})

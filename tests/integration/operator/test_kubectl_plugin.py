@@ -187,6 +187,7 @@ def test_a_job_without_pods_has_no_log_and_the_error_names_the_reason(
     world: Any, operator: Any, finetune: Callable[..., str]
 ) -> None:
     world.create()
+    world.pod_of("one-preflight")
     world.wait_phase("Preflight")
     assert "no trainer pod exists yet" in finetune("logs", "one", code=3)
     assert "has not started" in finetune("logs", "one", "--preflight", code=3)

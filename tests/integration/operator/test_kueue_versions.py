@@ -36,13 +36,19 @@ def install(world: Any, wait: Any) -> Iterator[Install]:
     """Serve Workloads in one version; they go with the test."""
     extensions = client.ApiextensionsV1Api(world.core.api_client)
 
+    def listed() -> list[str]:
+        """The versions in the API server's list, by which the operator looks for Kueue: it follows the kind later."""
+        groups = client.ApisApi(world.core.api_client).get_api_versions().groups
+        return [one.version for group in groups if group.name == GROUP for one in group.versions]
+
     def is_served(version: str) -> bool:
         try:
-            return bool(world.custom.list_namespaced_custom_object(GROUP, version, world.namespace, PLURAL))
+            found = world.custom.list_namespaced_custom_object(GROUP, version, world.namespace, PLURAL)
         except client.ApiException as error:
             if error.status != 404:
                 raise
             return False
+        return bool(found) and listed() == [version]
 
     def make(version: str) -> None:
         extensions.create_custom_resource_definition(kind(version))
@@ -52,7 +58,7 @@ def install(world: Any, wait: Any) -> Iterator[Install]:
         try:
             extensions.read_custom_resource_definition(f"{PLURAL}.{GROUP}")
         except NotFoundException:
-            return True
+            return listed() == []
         return False
 
     yield make

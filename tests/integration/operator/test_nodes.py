@@ -147,9 +147,12 @@ def test_a_failure_of_another_rank_while_the_operator_is_down_is_counted_from_wh
     world.end(second, 137, reason="OOMKilled")
     wait(lambda: world.is_told_to_end(first), "the first pod to be told to end")
     world.terminate(first, 75, lost(world))
-    wait(
-        lambda: world.batch.read_namespaced_job("one-1", world.namespace).status.conditions[-1].type == "Failed", "end"
-    )
+
+    def has_failed() -> bool:
+        conditions = world.batch.read_namespaced_job("one-1", world.namespace).status.conditions or []
+        return any(one.type == "Failed" and one.status == "True" for one in conditions)
+
+    wait(has_failed, "the Job's end")
     operator.start()
     start(world, pair("one-2"))
     status = world.status()

@@ -191,7 +191,7 @@ EDIT = ["create", "update", "patch", "delete", "deletecollection"]
 
 
 @pytest.fixture
-def user(control_plane: Path, world: Any, tmp_path: Path) -> Callable[[list[str]], dict[str, Any]]:
+def user(control_plane: Path, world: Any, wait: Any) -> Callable[[list[str]], dict[str, Any]]:
     """Makes an account of the namespace that may do so much with FineTuneJobs; returns its kubeconfig."""
 
     def make(verbs: list[str]) -> dict[str, Any]:
@@ -203,6 +203,14 @@ def user(control_plane: Path, world: Any, tmp_path: Path) -> Callable[[list[str]
         role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "user"}
         subjects = [{"kind": "ServiceAccount", "name": "user", "namespace": space}]
         rbac.create_namespaced_role_binding(space, {"metadata": meta, "roleRef": role, "subjects": subjects})
+
+        def may(verb: str) -> bool:
+            asked = {"verb": verb, "group": names.GROUP, "resource": names.PLURAL, "namespace": space}
+            body = {"spec": {"user": f"system:serviceaccount:{space}:user", "resourceAttributes": asked}}
+            reviews = kubernetes_client.AuthorizationV1Api(api)
+            return bool(reviews.create_subject_access_review(body).status.allowed)
+
+        wait(lambda: all(map(may, verbs)), "that the API server has read the role and its binding")
         token = core.create_namespaced_service_account_token("user", space, {"spec": {}}).status.token
         content: dict[str, Any] = yaml.safe_load(control_plane.read_text())
         content["users"] = [{"name": content["users"][0]["name"], "user": {"token": token}}]

@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +27,7 @@ def test_an_operator_killed_between_its_steps_makes_one_job_per_step(
     time.sleep(delay)
     operator.kill()
     operator.start()
-    status = world.wait_phase("Succeeded", seconds=10)
+    status = world.wait_phase("Succeeded")
     assert world.jobs() == ["one-1", "one-preflight"]
     assert (status["attempts"], status["runs"], status.get("failures", 0)) == (1, 1, 0)
     happened = world.events()
@@ -111,10 +110,10 @@ def test_a_job_created_again_after_its_deletion_gets_children_of_its_own(world: 
     )
     world.end(pod, 0, world.report("Adopted", artifacts={"uri": "s3://bucket/jobs/one", "manifestSHA256": "ab" * 32}))
     assert world.wait_phase("Succeeded")["reason"] == "Adopted"
-    assert world.jobs() == ["one-preflight"]
+    wait(lambda: world.jobs() == ["one-preflight"], lambda: str(world.jobs()))  # the first job's are collected
 
 
-def test_nothing_is_written_while_nothing_changes(world: Any, operator: Any, access: Any, tmp_path: Path) -> None:
+def test_nothing_is_written_while_nothing_changes(world: Any, operator: Any, wait: Any) -> None:
     world.create()
     world.create("bad", trainer={"image": "registry.example/other:1"})
     world.create("long")
@@ -125,7 +124,7 @@ def test_nothing_is_written_while_nothing_changes(world: Any, operator: Any, acc
     preflight = world.pod_of("long-preflight")
     world.cannot_schedule(preflight, "0/1 nodes are available: 1 Insufficient cpu.")
     world.wait_condition("Running", "Unschedulable", "long")
-    time.sleep(1)
+    wait(lambda: {"Completed", "Refused", "Unschedulable"} <= set(world.events()), lambda: str(world.events()))
     versions = {name: world.get(name)["metadata"]["resourceVersion"] for name in ("one", "bad", "long")}
     events = len(world.events())
     operator.kill()
@@ -159,7 +158,7 @@ def test_a_missing_right_is_named_and_the_job_continues_when_it_is_granted(
         assert world.jobs() == []
     finally:
         access.set_rules(full)
-    wait(lambda: world.jobs() == ["one-preflight"], "the preflight Job", 40)
+    wait(lambda: world.jobs() == ["one-preflight"], "the preflight Job")
     assert world.wait_condition("Accepted", "Accepted")["status"] == "True"
 
 
@@ -186,7 +185,7 @@ def test_a_right_lost_in_mid_run_is_named_and_nothing_is_counted(
         assert "list jobs" in world.wait_condition("Accepted", "APIDenied")["message"]
     finally:
         access.set_rules(full)
-    wait(lambda: world.condition("Accepted")["status"] == "True", "accepted again", 40)
+    wait(lambda: world.condition("Accepted")["status"] == "True", "accepted again")
     assert world.status().get("failures", 0) == 0
     assert world.jobs() == ["one-1", "one-preflight"]
 
@@ -288,11 +287,12 @@ def test_an_image_that_cannot_be_pulled_is_shown_while_preflight_waits_for_it(wo
     assert world.status()["reason"] == "ImagePullFailed"
 
 
-def test_a_refused_pod_is_shown_with_the_api_servers_message(world: Any, operator: Any) -> None:
+def test_a_refused_pod_is_shown_with_the_api_servers_message(world: Any, operator: Any, wait: Any) -> None:
     quota = {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
     world.core.create_namespaced_resource_quota(world.namespace, quota)
+    wait(lambda: world.core.read_namespaced_resource_quota("none", world.namespace).status.hard, "the quota's status")
     world.create()
-    shown = world.wait_condition("Running", "PodCreationRefused", seconds=30)
+    shown = world.wait_condition("Running", "PodCreationRefused")
     assert "exceeded quota: none" in shown["message"]
     world.core.delete_namespaced_resource_quota("none", world.namespace)
 
@@ -327,12 +327,12 @@ def test_a_running_trainers_losses_reach_the_status(world: Any, operator: Any, w
     }
     with trainer_at("127.0.0.2", json.dumps(report).encode()):
         world.run(trainer, ip="127.0.0.2")
-        wait(lambda: world.status().get("progress", {}).get("display") == "25%", "live progress", 20)
+        wait(lambda: world.status().get("progress", {}).get("display") == "25%", "live progress")
     status = world.status()
     assert status["metrics"] == {"trainLoss": 2.1235, "learningRate": 0.0001}
     assert status["phase"] == "Training"
-    operator.get("/metrics")
-    assert f'finetune_job_train_loss{{name="one",namespace="{world.namespace}"}} 2.1235' in operator.text
+    series = f'finetune_job_train_loss{{name="one",namespace="{world.namespace}"}} 2.1235'
+    wait(lambda: operator.get("/metrics") and series in operator.text, lambda: str(operator.text))
 
 
 def test_a_deleted_job_takes_its_series_along(world: Any, operator: Any, wait: Any) -> None:

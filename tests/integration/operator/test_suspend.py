@@ -83,12 +83,19 @@ def test_suspensions_in_quick_succession_move_no_counter(world: Any, operator: A
         world.patch_spec("one", {"suspend": True})
         world.patch_spec("one", {"suspend": False})
     world.patch_spec("one", {"suspend": True})
-    wait(lambda: not [name for name in world.pods() if name.startswith("one-1")], "no trainer pod")
+
+    def is_at_rest() -> bool:
+        """By the last request, and not in between: a pod of the time before would go a moment later."""
+        job, child = world.get(), world.batch.read_namespaced_job("one-1", world.namespace)
+        is_seen = job["status"]["observedGeneration"] == job["metadata"]["generation"]
+        return is_seen and child.spec.suspend and not [name for name in world.pods() if name.startswith("one-1")]
+
+    wait(is_at_rest, lambda: str(world.status()))
     world.patch_spec("one", {"suspend": False})
     trainer = world.pod_of("one-1")
     world.run(trainer)
     world.end(trainer, 0, world.published())
-    status = world.wait_phase("Succeeded", seconds=30)
+    status = world.wait_phase("Succeeded")
     assert (status["attempts"], status.get("failures", 0), status.get("preemptions", 0)) == (1, 0, 0)
     assert world.jobs() == ["one-1", "one-preflight"]
 

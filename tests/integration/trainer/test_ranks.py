@@ -281,7 +281,8 @@ def test_only_the_progress_port_listens_beyond_the_address_of_the_pod(
 ) -> None:
     """The pods' address is that of loopback, so that every socket beyond it is one that the pod should not have."""
     bucket = f"ranks-ports-{'-'.join(place) or 'process'}"
-    job = make_job(s3_server, bucket, tmp_path, "LoRA", trainer_python)
+    long = HYPERPARAMETERS | {"packing": "Never", "maxSteps": 5000}  # it is stopped
+    job = make_job(s3_server, bucket, tmp_path, "LoRA", trainer_python, hyperparameters=long)
     attempt = job.start("ports", **place)
     attempt.wait_for_step(2)
     for pod, port in enumerate(attempt.ports):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_ports import free_port
 
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Checkpoint
@@ -136,7 +137,7 @@ def test_a_large_file_is_uploaded_without_its_parts_in_memory(
     with source.open("wb") as file:
         file.truncate(320 * MIB)
     arguments = [str(source), f"s3://{bucket}/large", s3_server.spec().model_dump_json(by_alias=True)]
-    subprocess.run([sys.executable, "-c", UPLOAD_IN_LITTLE_MEMORY, *arguments], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", UPLOAD_IN_LITTLE_MEMORY, *arguments], check=True, timeout=600)
 
 
 def test_a_folder_is_copied_as_far_as_accepted(storage: S3Store, bucket: str, tmp_path: Path) -> None:
@@ -338,8 +339,7 @@ def test_an_error_of_this_machine_is_not_reported_as_one_of_storage(
 
 def start_relay(server: Any, *, delay: float = 0.0, most: int | None = None) -> int:
     """A port that leads to the server, from `delay` seconds on, and breaks after `most` bytes of an answer."""
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = int(reserved.getsockname()[1])
+    port = free_port()
     target = int(server.endpoint.rsplit(":", 1)[1])
     listener = None if delay else socket.create_server(("127.0.0.1", port))
     threading.Thread(target=_relay, args=(port, target, delay, most, listener), daemon=True).start()

@@ -23,7 +23,7 @@ def follow(run: Any, path: Path, ending: RunEnd, known: dict[str, str] | None = 
     follower.start()
     follower.remember(known or {})
     follower.ask_to_end(ending)
-    assert follower.wait(60)
+    assert follower.wait(300)
     return told
 
 

@@ -6,12 +6,13 @@ import time
 from datetime import UTC, datetime
 
 from finetune_operator.cluster import Cluster
-from finetune_operator.kube.errors import AlreadyExists, ClusterError
-from finetune_operator.kube.objects import Object
+from finetune_operator.kube.errors import AlreadyExists, ClusterError, Outdated
 from finetune_operator.policy.lease import LEAD_SECONDS, POLL_SECONDS, Election
 from finetune_operator.settings import Settings
 
 log = logging.getLogger("finetune_operator")
+RELEASE_TRIES = 3
+"""A renewal that was under way when this process was stopped may be written in between."""
 
 
 class LeaseLostError(Exception):
@@ -26,7 +27,6 @@ class Leader:
         self._is_alone = not settings.lease_namespace
         self._election = Election(settings.lease_name, settings.lease_namespace, settings.identity)
         self._renewed = float("-inf")
-        self._lease: Object | None = None
         self._is_leading = False
         self._problem = ""
 
@@ -76,12 +76,23 @@ class Leader:
 
     async def release(self) -> None:
         """Give the Lease back, if this process holds it."""
-        if self._lease is None or not self.may_write():
+        if self._is_alone or not self.may_write():
             return
-        try:
-            await self._cluster.write_lease(self._election.release(self._lease))
-        except ClusterError as problem:
-            log.warning("Lease %s not released, it expires by itself: %s", self._election.name, problem)
+        problem: ClusterError | None = None
+        for _ in range(RELEASE_TRIES):
+            try:
+                lease = await self._cluster.read_lease(self._election.namespace, self._election.name)
+                self._election.observe(lease, time.monotonic())
+                if lease and self._election.holder == self._election.identity:
+                    await self._cluster.write_lease(self._election.release(lease))
+            except Outdated as outdated:
+                problem = outdated
+            except ClusterError as other:
+                problem = other
+                break
+            else:
+                return
+        log.warning("Lease %s not released, it expires by itself: %s", self._election.name, problem)
 
     async def _describe_loss(self) -> str:
         """Return who leads now: after a pause, the request that failed was one from before it."""
@@ -101,12 +112,12 @@ class Leader:
             self._problem = ""
             if not self._election.observe(lease, time.monotonic()):
                 return False
-            self._lease = await self._cluster.write_lease(self._election.claim(lease, datetime.now(UTC)))
+            written = await self._cluster.write_lease(self._election.claim(lease, datetime.now(UTC)))
         except AlreadyExists:
             return False
         except ClusterError as problem:
             self._problem = str(problem)
             return False
-        self._election.observe(self._lease, time.monotonic())
+        self._election.observe(written, time.monotonic())
         self._renewed = began
         return True

@@ -40,7 +40,7 @@ def trainer(folder: Path, *arguments: str, stdin: str = "") -> "subprocess.Compl
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
     )

@@ -137,7 +137,7 @@ def test_a_signal_while_storage_does_not_answer_ends_in_75(
     process = start(
         "preflight", "--config", config, "--workspace", tmp_path, "--port", 0, "--termination-log", termination_log
     )
-    assert asked.wait(60)
+    assert asked.wait(180)
     process.send_signal(signal.SIGTERM)
     server.shutdown(socket.SHUT_RDWR)
     server.close()

@@ -27,7 +27,7 @@ def trainer(hub: Hub, folder: Path, *arguments: str) -> "subprocess.CompletedPro
         env=os.environ | place | {"NO_PROXY": "127.0.0.1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "0"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
 

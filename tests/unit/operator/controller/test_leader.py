@@ -1,4 +1,4 @@
-"""A leader that was paused between the read of its Lease and the write learns who took it in between."""
+"""A leader that is paused or stopped between a read of its Lease and the write that follows."""
 
 import asyncio
 import copy
@@ -85,3 +85,38 @@ def test_a_leader_whose_lease_was_only_annotated_after_its_read_still_leads(sett
         holding.cancel()
 
     asyncio.run(lead())
+
+
+def released(settings: Settings, leases: Leases, meanwhile: Callable[[], None]) -> dict[str, Any]:
+    """The Lease after a leader was stopped, and what happened since its last renewal was answered."""
+
+    async def lead() -> None:
+        one = build_leader(settings, leases)
+        await one.acquire()
+        meanwhile()
+        await one.release()
+
+    asyncio.run(lead())
+    assert leases.stored
+    return dict(leases.stored["spec"])
+
+
+def test_a_leader_that_is_stopped_gives_its_lease_back_though_a_renewal_was_under_way(
+    settings: Settings, leases: Leases
+) -> None:
+    """The renewal was written, and the process no longer waits for its answer."""
+    assert "holderIdentity" not in released(settings, leases, leases.write)
+
+
+def test_a_renewal_that_arrives_between_the_read_and_the_release_does_not_keep_the_lease(
+    settings: Settings, leases: Leases
+) -> None:
+    def renew_late() -> None:
+        leases.after_read = leases.write
+
+    assert "holderIdentity" not in released(settings, leases, renew_late)
+
+
+def test_a_leader_that_is_stopped_leaves_the_lease_of_another(settings: Settings, leases: Leases) -> None:
+    found = released(settings, leases, lambda: leases.write(holderIdentity="second"))
+    assert found["holderIdentity"] == "second"
