@@ -37,7 +37,7 @@ def followed(bench: Bench) -> dict[str, Any]:
     job = bench.apply("followed")
     with follow(bench, "progress", "followed") as progress, follow(bench, "logs", "followed", "-f") as logs:
         job.wait("Complete")
-        told, log = progress.communicate(timeout=60)[0], logs.communicate(timeout=60)[0]
+        told, log = progress.communicate(timeout=300)[0], logs.communicate(timeout=300)[0]
     return {"job": job, "progress": told, "logs": log, "codes": (progress.returncode, logs.returncode)}
 
 

@@ -158,12 +158,12 @@ class Job:
     def saved_pod(self) -> Any:
         """The trainer pod that trains, once storage holds a checkpoint of it, which the status tells later."""
         uri = self.bench.uri(f"out/{self.name}/checkpoints")
-        wait_for(
-            f"a checkpoint of {self.name}",
-            lambda: any(key.endswith("manifest.json") for key in self.bench.keys(uri)),
-            state=self.status,
-        )
-        return next(pod for pod in self.pods() if pod.status.phase == "Running")
+
+        def look() -> Any:
+            is_saved = any(key.endswith("manifest.json") for key in self.bench.keys(uri))
+            return next((pod for pod in self.pods() if is_saved and pod.status.phase == "Running"), None)
+
+        return wait_for(f"a checkpoint of {self.name}", look, state=self.status)
 
     def logs(self) -> str:
         return kubectl(
