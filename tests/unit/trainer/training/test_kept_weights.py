@@ -13,7 +13,10 @@ LOSSES = [3.0, 1.0, 2.0, 1.5, 4.0]
 
 
 def write(step: int) -> Callable[[Path], None]:
-    return lambda path: path.write_text(f"weights of {step}") and None
+    def write_to(path: Path) -> None:
+        path.write_text(f"weights of {step}")
+
+    return write_to
 
 
 def train(root: Path, count: int, losses: Sequence[float] = LOSSES) -> tuple[KeptWeights, History]:
