@@ -86,6 +86,12 @@ _RULES: list[tuple[str, str, str, Condition]] = [
         lambda spec: spec.hyperparameters.packing != "Always",
     ),
     (
+        "self.checkpoint.keep == 0",
+        "mode Evaluate trains nothing: remove checkpoint.keep",
+        ".checkpoint.keep",
+        lambda spec: spec.checkpoint.keep == 0,
+    ),
+    (
         "(self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1)",
         "mode Evaluate runs in one process: set resources.numNodes 1 and resources.gpusPerNode 1",
         ".resources",

@@ -162,6 +162,7 @@ class Artifact(StrEnum):
     VALIDATION_TOKENS = "dataset/validation.arrow"
     CHAT_TEMPLATE = "dataset/chat_template.jinja"
     DATASET_SUMMARY = "dataset/summary.json"
+    KEPT = "kept-checkpoints"
     CHECKPOINTS = "checkpoints"
     STOPPED_RUNS = "checkpoints/stopped-runs"
     TRAINED = "checkpoints/trained"
@@ -305,7 +306,8 @@ _DROPPED = (
     *(
         f"artifacts.{name}"
         for name in (
-            "configURI", "lineageURI", "reportURI", "ggufURI", "mergedURI", "adapterURI", "lineageSHA256", "hub",
+            "keptCheckpoints", "configURI", "lineageURI", "reportURI", "ggufURI", "mergedURI", "adapterURI",
+            "lineageSHA256", "hub",
         )
     ),
 )  # fmt: skip

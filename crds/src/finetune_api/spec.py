@@ -64,6 +64,10 @@ class Checkpoint(Block):
     checkpoint. Default: `Auto`."""
     grace_period_seconds: Annotated[int, Field(ge=5, le=86400)] = 120
     """Seconds between SIGTERM and SIGKILL, in which the trainer saves and uploads a checkpoint. Default: 120."""
+    keep: Annotated[int, Field(ge=0, le=10)] = 0
+    """Number of adapters of other steps to publish in addition to the result, in `kept-checkpoints/`: those with the
+    lowest held-out loss (with objective RLHF: the highest reward), without held-out rows those of the last multiples of
+    `steps`. Not with method `Full`. Fixed at creation. Default: 0."""
 
 
 class JobLineage(Block):
@@ -115,6 +119,7 @@ AT_ONCE = (
 TRAIN_ON = "!has(self.dataset.trainOn) || self.objective in ['Instruction', 'Chat']"
 LABELLED_AS = {TrainOn.LAST_ANSWER: "Instruction", TrainOn.ALL_ANSWERS: "Chat", TrainOn.EVERYTHING: "Everything"}
 """By `dataset.trainOn`: the objective that has a loss on these tokens, or a word of its own."""
+KEEPS_ADAPTERS = "self.checkpoint.keep == 0 || self.tuning.method != 'Full'"
 _ONE_PROCESS = "self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1"
 
 
@@ -253,6 +258,12 @@ class FineTuneJobSpec(Block):
                 ".resources",
             ),
             cel(
+                KEEPS_ADAPTERS,
+                "checkpoint.keep publishes adapters, which method Full does not train: set tuning.method to QLoRA or "
+                "LoRA, or remove checkpoint.keep",
+                ".checkpoint.keep",
+            ),
+            cel(
                 TRAIN_ON,
                 "trainOn works with objectives Instruction and Chat: remove dataset.trainOn",
                 ".dataset.trainOn",
@@ -283,6 +294,11 @@ class FineTuneJobSpec(Block):
                 "(has(oldSelf.preflight) && !oldSelf.preflight.enabled)",
                 f"preflight.enabled {FROZEN}: {INSTEAD}",
                 ".preflight.enabled",
+            ),
+            cel(
+                is_unchanged("checkpoint.keep", []),
+                f"checkpoint.keep {FROZEN}: {INSTEAD}",
+                ".checkpoint.keep",
             ),
             cel(
                 "!has(self.evaluation.gate) || !self.evaluation.gate.mustMatchExpected || "
@@ -334,7 +350,8 @@ class FineTuneJobSpec(Block):
     early_stopping: EarlyStopping | None = None
     """Stop on a plateau of the evaluation loss. Fixed at creation. Default: off."""
     checkpoint: Checkpoint = Checkpoint()
-    """Checkpoints of the training, from which an interrupted run resumes. Takes effect with the next attempt."""
+    """Checkpoints of the training, from which an interrupted run resumes. Takes effect with the next attempt, except
+    `keep`."""
     output: Output
     """Destination and form of the result. Fixed at creation, except `hub`."""
     resources: Resources = Resources()
@@ -387,4 +404,6 @@ def dump_fixed(spec: FineTuneJobSpec) -> dict[str, Any]:
     if spec.evaluation.gate and spec.evaluation.gate.must_match_expected:
         given = spec.evaluation.model_dump(mode="json", by_alias=True, exclude_defaults=True, include={"prompts"})
         found["evaluation"] = found.get("evaluation", {}) | given
+    if spec.checkpoint.keep:
+        found["checkpoint"] = {"keep": spec.checkpoint.keep}
     return found

@@ -221,6 +221,21 @@ class DatasetStatus(StatusBlock):
     report of the pod would become too long; the report of the result and `dataset/summary.json` have it then."""
 
 
+class KeptCheckpoint(StatusBlock):
+    """An adapter of another step than the result's, published by `checkpoint.keep`."""
+
+    step: Count
+    """Optimiser steps done."""
+    epoch: Measure | None = None
+    """Completed passes over the rows."""
+    eval_loss: Measure | None = None
+    """Its evaluation loss in the training."""
+    eval_reward: Measure | None = None
+    """Mean reward of its answers to held-out prompts (RLHF)."""
+    uri: Uri
+    """Folder of the adapter, as PEFT loads it."""
+
+
 class Artifacts(StatusBlock):
     """URIs, digests and size of the published files."""
 
@@ -232,6 +247,9 @@ class Artifacts(StatusBlock):
     """Folder of the merged or fully tuned model."""
     gguf_uri: Uri | None = None
     """Folder of the GGUF files and their Modelfile."""
+    kept_checkpoints: Annotated[list[KeptCheckpoint], Field(max_length=10, json_schema_extra=ATOMIC_LIST)] | None = None
+    """Adapters of other steps, the best first; absent without `checkpoint.keep`. Absent too if the report of the pod
+    would become too long; the report of the result and the manifest name them then."""
     config_uri: Uri | None = None
     """URI of the configuration in use, with every default resolved."""
     report_uri: Uri | None = None

@@ -6,7 +6,7 @@ from pathlib import Path
 from finetune_api.evaluation import EvaluationStatus
 from finetune_api.handoff import Artifact
 from finetune_api.names import ConditionType
-from finetune_api.status import FineTuneJobStatus, Metrics
+from finetune_api.status import FineTuneJobStatus, KeptCheckpoint, Metrics
 from finetune_client import storage
 from finetune_client.cluster.job import Job
 from finetune_client.errors import FineTuneError, JobFailed
@@ -35,6 +35,8 @@ class JobResult:
     adapter_uri: str | None
     merged_uri: str | None
     gguf_uri: str | None
+    kept_checkpoints: list[KeptCheckpoint]
+    """The adapters of other steps (`checkpoint.keep`), the best first."""
     report_uri: str | None
     lineage_uri: str | None
     size_bytes: int | None
@@ -86,6 +88,7 @@ def require_result(job: Job) -> JobResult:
         adapter_uri=own.adapter_uri,
         merged_uri=own.merged_uri,
         gguf_uri=own.gguf_uri,
+        kept_checkpoints=own.kept_checkpoints or [],
         report_uri=own.report_uri,
         lineage_uri=own.lineage_uri,
         size_bytes=own.size_bytes,

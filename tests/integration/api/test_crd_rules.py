@@ -151,6 +151,7 @@ EVALUATE_REFUSES: list[tuple[str, str, Any, str | None]] = [
             "evaluation.steps": 1,
             "earlyStopping": {},
             "checkpoint.steps": 1,
+            "checkpoint.keep": 1,
             "resources.merge": {},
         }.items()
     ),
@@ -247,6 +248,12 @@ AT_CREATION = [
         {"tuning": {"initialAdapter": {"uri": "s3://models/sft/adapter"}}},
         {"tuning": {"method": "Full", "initialAdapter": {"uri": "s3://models/sft/adapter"}}},
         "spec.tuning.initialAdapter",
+    ),
+    (
+        "checkpoint.keep publishes adapters, which method Full does not train",
+        {"checkpoint": {"keep": 10}},
+        {"checkpoint": {"keep": 1}, "tuning": {"method": "Full"}},
+        "spec.checkpoint.keep",
     ),
     (
         ADAPTER,
@@ -816,6 +823,8 @@ REFUSED_BY_SCHEMA = [
     ({"stallTimeoutSeconds": 9}, "spec.stallTimeoutSeconds"),
     ({"ttlSecondsAfterFinished": -1}, "spec.ttlSecondsAfterFinished"),
     ({"suspend": "yes"}, "spec.suspend"),
+    ({"checkpoint": {"keep": -1}}, "spec.checkpoint.keep"),
+    ({"checkpoint": {"keep": 11}}, "spec.checkpoint.keep"),
     ({"objective": "Telepathy"}, "spec.objective"),
     ({"model": {"uri": "s3://models"}}, "spec.model.uri"),
     ({"tuning": {"lora": {"rank": 0}}}, "spec.tuning.lora.rank"),
@@ -917,7 +926,7 @@ def test_every_rule_of_the_crd_is_in_one_of_these_tables() -> None:
         [message for message, *_ in AT_CREATION]
         + [f"{name} is fixed when the job is created" for name in (*CHANGES, *FIXED_WITH_THEIR_OBJECTIVE)]
         + ["evaluation.prompts, by which mustMatchExpected judges the result, is fixed when the job is created"]
-        + ["preflight.enabled is fixed when the job is created"]
+        + [f"{path} is fixed when the job is created" for path in ("preflight.enabled", "checkpoint.keep")]
     )
     rules = list(all_rules(build_crd()))
     assert len(rules) > len(CHANGES)
@@ -1045,6 +1054,18 @@ def test_whether_a_job_has_a_preflight_is_fixed(jobs: Jobs, before: Spec, after:
     with pytest.raises(client.ApiException) as caught:
         jobs.replace(stored, stored["spec"] | {"preflight": {"enabled": after}})
     assert "preflight.enabled is fixed when the job is created" in said(caught.value)
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, 1), ({"checkpoint": {"keep": 2, "steps": 5}}, 0)])
+def test_how_many_checkpoints_a_job_keeps_is_fixed_and_the_rest_of_the_block_is_not(
+    jobs: Jobs, before: Spec, after: int
+) -> None:
+    stored = jobs.create(BASE | before, dry_run=False)
+    kept = stored["spec"]["checkpoint"]["keep"]
+    jobs.replace(stored, stored["spec"] | {"checkpoint": {"keep": kept, "steps": 7, "saveTotalLimit": 5}})
+    with pytest.raises(client.ApiException) as caught:
+        jobs.replace(stored, stored["spec"] | {"checkpoint": {"keep": after}})
+    assert "checkpoint.keep is fixed when the job is created" in said(caught.value)
 
 
 @pytest.mark.parametrize("prompts", [None, [], [{"prompt": "b?", "expected": "b"}]])

@@ -223,6 +223,12 @@ def test_an_adapter_with_its_first_values_alone_is_not_published(tiny_model: Pat
     model = load_for_training(tiny_model, make_settings("LoRA", init_lora_weights="OLoRA"), CPU)
     with pytest.raises(TrainerError, match="changes nothing"):
         save_adapter(model, tmp_path, "s3://bucket/model")
+    save_adapter(model, tmp_path / "kept", "s3://bucket/model", must_change=False)
+    loaded = PeftModel.from_pretrained(load_plain(tiny_model, torch.float32, CPU), str(tmp_path / "kept")).eval()
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad(), loaded.disable_adapter():
+        base = loaded(ids).logits
+    assert torch.allclose(loaded(ids).logits, base, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -103,9 +103,11 @@ def lines(bench: Bench) -> list[dict[str, Any]]:
 
 
 def weights(bench: Bench) -> dict[str, torch.Tensor]:
-    """Return the published files."""
-    folder = bench.output / ("adapter" if (bench.output / "adapter").exists() else "merged")
-    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    """Return the published tensors, by file and name."""
+    paths = sorted(bench.output.rglob("*.safetensors"))
+    return {
+        f"{path.relative_to(bench.output)}/{name}": tensor for path in paths for name, tensor in load_file(path).items()
+    }
 
 
 def require_same(bench: Bench, report: Report, other: Bench, other_report: Report) -> None:
@@ -117,6 +119,9 @@ def require_same(bench: Bench, report: Report, other: Bench, other_report: Repor
     assert report.metrics.best_step == other_report.metrics.best_step
     assert report.last_step == other_report.last_step
     assert report.early_stopping == other_report.early_stopping
+    assert report.artifacts
+    assert other_report.artifacts
+    assert report.artifacts.kept_checkpoints == other_report.artifacts.kept_checkpoints
     found, expected = weights(bench), weights(other)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
@@ -156,8 +161,9 @@ RLHF: dict[str, Any] = {
     "rlhf": {"rewards": [{"type": "Regex", "pattern": "[aeiou]{2}"}], "numGenerations": 4, "maxCompletionLength": 8},
     "hyperparameters": HYPERPARAMETERS | {"maxSteps": 6},
 }
+KEEPING: dict[str, Any] = {"checkpoint": {"keep": 2}, "evaluation": {"steps": 2}}
 CASES = {
-    "LoRA in the middle of step 8": Case("LoRA", 7, 1),
+    "LoRA in the middle of step 8, with two kept checkpoints": Case("LoRA", 7, 1, KEEPING),
     "LoRA in the evaluation of step 15, in the second epoch": Case("LoRA", 15, 2),
     "NEFTune and a final decay in the middle of step 8": Case("LoRA", 7, 1, NOISY),
     "Adafactor after step 7": Case("LoRA", 7, 0, {"hyperparameters": HYPERPARAMETERS | {"optim": "adafactor"}}),
@@ -174,7 +180,7 @@ CASES = {
 }
 
 
-OFTEN = ("LoRA in the middle of step 8",)
+OFTEN = ("LoRA in the middle of step 8, with two kept checkpoints",)
 
 
 @pytest.mark.parametrize(

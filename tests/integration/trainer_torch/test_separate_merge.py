@@ -77,11 +77,15 @@ def test_a_merge_in_another_pod_publishes_what_the_trainer_would_have(make_bench
 
 
 def test_a_merge_shows_the_answers_of_the_training_although_the_prompts_were_edited(make_bench: MakeBench) -> None:
-    bench = make_bench("LoRA", **SHORT, **MERGED)
+    bench = make_bench("LoRA", checkpoint={"keep": 1}, **SHORT, **MERGED)
     config, _ = store(bench)
     bench.spec["evaluation"] = bench.spec["evaluation"] | {"prompts": [{"prompt": "Another?"}, {"prompt": "A third?"}]}
     report = finish(bench, config.model_copy(update={"spec": bench.config().spec}))
     assert report.outcome is Outcome.PUBLISHED
+    assert report.artifacts
+    (kept,) = report.artifacts.kept_checkpoints or []
+    folder = bench.output / "kept-checkpoints" / f"step-{kept.step:06d}"
+    assert (folder / "adapter_model.safetensors").is_file()
     page = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
     assert "What is the colour of sky 7?" in page
     assert "Another?" not in page

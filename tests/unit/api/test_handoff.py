@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from finetune_api.handoff import TERMINATION_LIMIT_BYTES, ExitCode, Outcome, Report, config_sha256
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import DatasetStatus, Lineage, Metrics, Resolved
+from finetune_api.status import Artifacts, DatasetStatus, Lineage, Metrics, Resolved
 
 BASE = {
     "objective": "Chat",
@@ -72,6 +72,11 @@ def test_a_report_with_everything_at_its_longest_still_fits_the_termination_mess
     assert Report.model_validate_json(text).job_uid == "u" * 36
 
 
+def test_the_number_of_kept_checkpoints_is_part_of_the_digest_and_the_rest_of_the_block_is_not() -> None:
+    assert config_sha256(spec(checkpoint={"keep": 2})) != config_sha256(spec())
+    assert config_sha256(spec(checkpoint={"keep": 0, "steps": 5})) == config_sha256(spec())
+
+
 def test_long_patterns_are_left_out_of_a_report_and_the_other_settings_stay() -> None:
     patterns = {f"{n:02}{'x' * 250}": 8 for n in range(32)}
     resolved = Resolved(method="LoRA", lora_rank=16, rank_pattern=patterns, alpha_pattern={"q_proj": 4})
@@ -100,6 +105,27 @@ def test_with_long_uris_and_many_blocks_the_digests_of_manifest_and_lineage_stay
     told = Report.model_validate_json(text).artifacts
     assert told
     assert (told.manifest_sha256, told.lineage_sha256) == ("d" * 64, "e" * 64)
+
+
+def test_kept_checkpoints_stay_in_a_report_unless_they_are_too_long_for_it() -> None:
+    def told(length: int) -> Artifacts | None:
+        kept = [
+            {"step": step, "epoch": 1.2345, "evalLoss": 1.2345, "uri": f"s3://bucket/{'x' * length}/step-{step:06d}"}
+            for step in range(1000, 1010)
+        ]
+        artifacts = {"uri": "s3://bucket/out", "manifestSHA256": "d" * 64, "keptCheckpoints": kept}
+        report = Report(
+            outcome=Outcome.PUBLISHED, reason="Published", message="m" * 1024, job_uid="u" * 36, config_sha256="c" * 64,
+            resolved=Resolved(target_modules=[f"module_{'x' * 50}_{n}" for n in range(64)]), artifacts=artifacts,
+        )  # fmt: skip
+        text = report.to_termination_message()
+        assert len(text.encode()) <= TERMINATION_LIMIT_BYTES
+        return Report.model_validate_json(text).artifacts
+
+    few, many = told(80), told(900)
+    assert few
+    assert [one.step for one in few.kept_checkpoints or ()] == list(range(1000, 1010))
+    assert many == Artifacts(uri="s3://bucket/out", manifest_sha256="d" * 64)
 
 
 def test_the_counts_by_source_stay_in_a_report_unless_they_are_too_long_for_it() -> None:

@@ -163,6 +163,10 @@ def test_a_complete_job_has_its_files_digest_and_verdict(job: Make) -> None:
     assert (result.verdict, result.evaluation.change, result.size_bytes) == ("Better", "-25 %", 7)
     assert (result.metrics.eval_loss, result.reason, result.merged_uri) == (1.5, "Succeeded", None)
     assert require_result(ended(job, artifacts=artifacts)).verdict == "NotEvaluated"
+    assert result.kept_checkpoints == []
+    kept = {"step": 24, "evalLoss": 1.25, "uri": "s3://b/out/kept-checkpoints/step-000024"}
+    (found,) = require_result(ended(job, artifacts=artifacts | {"keptCheckpoints": [kept]})).kept_checkpoints
+    assert (found.step, found.eval_loss, found.uri) == (24, 1.25, kept["uri"])
 
 
 def test_a_failed_job_raises_its_reason_message_and_what_to_do(job: Make) -> None:

@@ -27,7 +27,7 @@ from finetune_api.inputs.sources import UNIQUE_SOURCES
 from finetune_api.objectives import HAS_SIMILARITY, HAS_SMOOTHING, JSON_EXTRACT, ONE_JSON_SCHEMA
 from finetune_api.output import COMMIT, REPO
 from finetune_api.recipes import WITHOUT_DROPOUT
-from finetune_api.spec import FORMATS, TRAIN_ON
+from finetune_api.spec import FORMATS, KEEPS_ADAPTERS, TRAIN_ON
 from finetune_api.tuning import (
     BOUNDED,
     EXPERTS_OF_ONE_RANK,
@@ -77,6 +77,7 @@ def _is_dataset(uri: str | None) -> bool:
 CONDITIONS: dict[str, Condition] = {
     **EVALUATE_CONDITIONS,
     TRAIN_ON: lambda spec: spec.dataset.train_on is None or spec.objective in {"Instruction", "Chat"},
+    KEEPS_ADAPTERS: lambda spec: spec.checkpoint.keep == 0 or spec.tuning.method != "Full",
     ONE_TEMPLATE: lambda template: (template.name is None) != (template.config_map_key_ref is None),
     UNRESERVED: lambda model: not any(name in RESERVED for name in model.chat_template_kwargs or ()),
     "!has(self.targetExperts) || !self.targetExperts || !has(self.dropout) || self.dropout == 0.0": lambda lora: (

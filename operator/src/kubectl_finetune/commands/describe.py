@@ -8,6 +8,7 @@ from rich.text import Text
 
 from finetune_api.evaluation import AbilityStatus, EvaluationStatus, Verdict
 from finetune_api.names import ConditionType, Phase
+from finetune_api.status import KeptCheckpoint
 from finetune_client.cluster.client import read_event_time
 from finetune_client.cluster.job import Job, Object
 from finetune_client.figures import NONE, duration, number
@@ -187,6 +188,7 @@ def result_pairs(job: Job) -> list[tuple[str, str]]:
         ("Adapter", found.adapter_uri or ""),
         ("Model", found.merged_uri or ""),
         ("GGUF files", found.gguf_uri or ""),
+        *((f"Step {one.step}", _kept(one)) for one in found.kept_checkpoints or ()),
         ("Report", found.report_uri or ""),
         ("Lineage", found.lineage_uri or ""),
         ("Manifest", found.manifest_uri or ""),
@@ -195,6 +197,12 @@ def result_pairs(job: Job) -> list[tuple[str, str]]:
         ("Everything under", found.uri or ""),
         ("Hub", (found.hub.url or f"not pushed to {found.hub.repo}: see condition HubPushed") if found.hub else ""),
     ]
+
+
+def _kept(one: KeptCheckpoint) -> str:
+    """Return where a kept checkpoint is, with its figure in the training."""
+    figures = (("loss", one.eval_loss), ("reward", one.eval_reward))
+    return one.uri + "".join(f" ({name} {value:.4g})" for name, value in figures if value is not None)
 
 
 def _timeline(job: Job, now: datetime) -> Text:

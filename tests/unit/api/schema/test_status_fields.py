@@ -77,6 +77,7 @@ def test_lists_maps_and_references_state_how_server_side_apply_merges_them() -> 
         "history": "atomic",
         "avoidedNodeNames": "set",
         "dataset.sources": "atomic",
+        "artifacts.keptCheckpoints": "atomic",
         "resolved.targetModules": "set",
         "resolved.excludeModules": "set",
         "resolved.targetParameters": "set",

@@ -164,6 +164,10 @@ def test_a_page_has_the_gates_and_the_published_files(job: Make, printed: Printe
     artifacts = {
         "uri": "s3://b/out",
         "adapterURI": "s3://b/out/adapter",
+        "keptCheckpoints": [
+            {"step": 24, "evalLoss": 1.2346, "uri": "s3://b/out/kept-checkpoints/step-000024"},
+            {"step": 8, "uri": "s3://b/out/kept-checkpoints/step-000008"},
+        ],
         "reportURI": "s3://b/out/finetune_report.md",
         "manifestSHA256": "ab" * 32,
         "sizeBytes": 2048,
@@ -171,6 +175,8 @@ def test_a_page_has_the_gates_and_the_published_files(job: Make, printed: Printe
     verdict = {"gate": "Passed", "mergeGate": "NotAsked", "gateMessage": "The loss fell."}
     found = values_of(printed(describe.job_page(job(artifacts=artifacts, evaluation=verdict), [], NOW)))
     assert (found["Gate"], found["Not met"], "Full model" in found) == ("Passed", "The loss fell.", False)
+    assert found["Step 24"] == "s3://b/out/kept-checkpoints/step-000024 (loss 1.235)"
+    assert found["Step 8"] == "s3://b/out/kept-checkpoints/step-000008"
     assert (found["Adapter"], found["Report"]) == ("s3://b/out/adapter", "s3://b/out/finetune_report.md")
     assert (found["Size"], found["Everything under"]) == ("2.0 KiB", "s3://b/out")
 

@@ -343,6 +343,10 @@ ELSEWHERE = {
     "checkpoint.resumePolicy": (
         "tests/unit/trainer/training/test_checkpoints.py::test_with_never_nothing_is_gone_on_from_and_nothing_saved"
     ),
+    "checkpoint.keep": (
+        f"{TRAINING}/test_kept_checkpoints.py::"
+        "test_the_steps_next_to_the_best_are_published_as_adapters_that_have_their_losses"
+    ),
     "output.uri": (
         "tests/unit/trainer/pipeline/test_preflight.py::test_the_canonical_rows_lie_under_the_output_with_their_digests"
     ),

@@ -72,6 +72,12 @@ def test_auto_is_qlora_where_full_is_above_the_budget() -> None:
     assert settings.method_reason.endswith("above tuning.vramBudget 80.0 GiB")
 
 
+def test_auto_is_qlora_if_the_job_keeps_adapters_of_other_steps() -> None:
+    spec = make_spec({"vramBudget": "80Gi"}, {}, checkpoint={"keep": 1})
+    settings = choose_settings(spec, SMALL, FACTS)
+    assert (settings.method, settings.method_reason) == ("QLoRA", "Auto is QLoRA with checkpoint.keep")
+
+
 @pytest.mark.parametrize("asked", [{"lora": {"rank": 8}}, {"quantization": {"doubleQuant": False}}])
 def test_auto_is_qlora_if_the_job_sets_an_adapter(asked: dict[str, Any]) -> None:
     settings = choose(SMALL, vramBudget="80Gi", **asked)

@@ -8,6 +8,7 @@ from published_result import find_result_faults
 
 from finetune_api.defaults import Facts, resolve
 from finetune_api.handoff import Artifact, ExitCode, Manifest, ManifestFile, Outcome, Owner, Report
+from finetune_api.status import Artifacts, KeptCheckpoint
 from finetune_trainer.errors import ObjectMissing, Stopped, TrainerError
 from finetune_trainer.pipeline.preflight import preflight
 from finetune_trainer.publishing.publish import (
@@ -64,6 +65,24 @@ def test_every_file_is_published_and_the_manifest_proves_it(world: Any, result: 
     }
     assert report.artifacts.size_bytes == sum(file.size for file in manifest.files)
     assert find_result_faults("s3://bucket/out", world.storage) == []
+
+
+def test_kept_checkpoints_are_part_of_the_manifest_and_an_adopted_result_names_them(world: Any, result: Path) -> None:
+    folder = result / "kept-checkpoints" / "step-000024"
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(b"other weights")
+    kept = KeptCheckpoint(step=24, epoch=1.5, eval_loss=1.25, uri="s3://bucket/out/kept-checkpoints/step-000024")
+    report = final_report(world).model_copy(update={"artifacts": Artifacts(kept_checkpoints=[kept])})
+    published = publish(world.run, result, report)
+    assert published.artifacts
+    assert published.artifacts.kept_checkpoints == [kept]
+    manifest = Manifest.model_validate_json((world.out / Artifact.MANIFEST).read_bytes())
+    assert "kept-checkpoints/step-000024/adapter_model.safetensors" in {file.path for file in manifest.files}
+    adopted = adopt_result(world.config, world.storage, Outcome.PUBLISHED)
+    assert adopted
+    assert adopted.artifacts == published.artifacts
+    (world.out / "kept-checkpoints" / "step-000024" / "adapter_model.safetensors").unlink()
+    assert adopt_result(world.config, world.storage, Outcome.PUBLISHED) is None
 
 
 def test_the_rows_of_preflight_belong_to_the_result(world: Any, result: Path) -> None:

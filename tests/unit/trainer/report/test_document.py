@@ -8,10 +8,11 @@ from markdown_it import MarkdownIt
 from report_record import ALL_HOSTILE, make_run
 
 from finetune_api.handoff import JobConfig
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import Checkpoint, FineTuneJobSpec
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
 from finetune_trainer.evaluation.gate_rules import MergeCheck, ValidationResult
 from finetune_trainer.evaluation.history import History
+from finetune_trainer.evaluation.kept_steps import describe_steps
 from finetune_trainer.evaluation.measurements import Measured, TrainPoint
 from finetune_trainer.evaluation.run_record import Answer, Machine, RunRecord, SampleStats, Served
 from finetune_trainer.report import text
@@ -274,6 +275,39 @@ def test_the_report_shows_how_to_try_the_result_and_where_its_folders_are(tmp_pa
     assert "`finetune-trainer chat DIR`" in serving
     assert ("Copy the folders to this machine:" in serving) is not is_local
     assert ("Where the folders are:" in serving) is is_local
+
+
+def test_the_kept_checkpoints_are_a_table_after_the_result_with_the_command_that_fetches_one(tmp_path: Path) -> None:
+    kept = describe_steps([20, 30], make_record(tmp_path).history)
+    record = make_record(tmp_path, kept=kept)
+    record.config.spec.checkpoint.keep = 2
+    section = render_report(record, tmp_path).partition("## Kept checkpoints")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
+    assert rows[0] == ["step", "epochs", "held-out loss", "folder"]
+    assert rows[2:] == [
+        ["40", "4", "2.4", "`adapter/`, the result"],
+        ["30", "3", "2.6", "`kept-checkpoints/step-000030/`"],
+        ["20", "2", "2.8", "`kept-checkpoints/step-000020/`"],
+    ]
+    assert "aws s3 cp --recursive s3://bucket/out/kept-checkpoints/step-000030 adapter" in section
+    assert "on its 4-bit base" in section
+    assert "the training had no more" not in section
+    record.config.spec.checkpoint.keep = 3
+    assert "`checkpoint.keep` is 3, but the training had no more evaluations" in render_report(record, tmp_path)
+    assert "Kept checkpoints" not in render_report(make_record(tmp_path), tmp_path)
+
+
+def test_without_held_out_rows_the_kept_checkpoints_are_the_last_ones(tmp_path: Path) -> None:
+    record = make_record(tmp_path)
+    history = replace(record.history, evaluations=[], path=tmp_path / "other.jsonl")
+    spec = record.config.spec.model_copy(update={"checkpoint": Checkpoint(keep=2, steps=10)})
+    config = record.config.model_copy(update={"spec": spec, "is_local": True})
+    record = replace(record, config=config, history=history, best_step=None, kept=describe_steps([30], history))
+    section = render_report(record, tmp_path).partition("## Kept checkpoints")[2].partition("\n## ")[0]
+    assert "no rows were held out, so they are the last ones" in section
+    assert re.search(r"\| 40 +\| 4 +\| - +\| `adapter/`, the result", section)
+    assert "no more steps at which a checkpoint was due: set `checkpoint.steps` lower" in section
+    assert "# adapter: a copy of kept-checkpoints/step-000030, in the folder of this report" in section
 
 
 def test_no_figure_of_a_whole_report_is_missing(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from finetune_trainer.evaluation.ability import Ability, describe_ability
 from finetune_trainer.evaluation.gate_rules import MergeCheck
 from finetune_trainer.evaluation.gguf_rules import GgufCheck
 from finetune_trainer.evaluation.history import History
+from finetune_trainer.evaluation.kept_steps import KeptStep
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint
 from finetune_trainer.evaluation.verdict import Comparison, Parts, compare, describe
 
@@ -155,6 +156,8 @@ class RunRecord:
     score_check: ScoreCheck | None = None
     gguf: GgufCheck | None = None
     """The files of `output.gguf`, compared with the full model."""
+    kept: list[KeptStep] = field(default_factory=list)
+    """The steps whose adapters are published in addition to the result, the best first."""
     scored_pairs: list[ScoredPair] = field(default_factory=list)
     rewarded_answers: list[RewardedAnswer] = field(default_factory=list)
     summary: Mapping[str, Any] = field(default_factory=dict)

@@ -149,14 +149,15 @@ def choose_method(spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts)
     asked = [
         name
         for name, value in (
-            ("lora", spec.tuning.lora),
-            ("quantization", spec.tuning.quantization),
-            ("initialAdapter", spec.tuning.initial_adapter),
+            ("tuning.lora", spec.tuning.lora),
+            ("tuning.quantization", spec.tuning.quantization),
+            ("tuning.initialAdapter", spec.tuning.initial_adapter),
+            ("checkpoint.keep", spec.checkpoint.keep or None),
         )
         if value is not None
     ]
     if asked:
-        return Method.QLORA, f"Auto is QLoRA with tuning.{asked[0]}"
+        return Method.QLORA, f"Auto is QLoRA with {asked[0]}"
     full = resolve(spec, replace(facts, method=Method.FULL))
     fitting = _fit(spec, shape, full, budget)
     needed = format_bytes(_estimate(spec, shape, fitting or _smallest(spec, full)).total)

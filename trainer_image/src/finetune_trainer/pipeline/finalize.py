@@ -11,7 +11,7 @@ import torch
 from finetune_api.evaluation import EvaluationStatus
 from finetune_api.handoff import Artifact, Outcome, Report
 from finetune_api.spec import Method
-from finetune_api.status import DatasetStatus, Resolved
+from finetune_api.status import Artifacts, DatasetStatus, KeptCheckpoint, Resolved
 from finetune_trainer.config.resolved_manifest import config_yaml
 from finetune_trainer.errors import one_line
 from finetune_trainer.evaluation.ability import Ability, ability_status, find_forgotten
@@ -28,6 +28,7 @@ from finetune_trainer.evaluation.gate_rules import (
 )
 from finetune_trainer.evaluation.gguf_rules import GgufCheck, gguf_to_json
 from finetune_trainer.evaluation.history import History
+from finetune_trainer.evaluation.kept_steps import describe_steps, find_kept
 from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.evaluation.run_record import (
     Answer,
@@ -47,6 +48,7 @@ from finetune_trainer.pipeline.dataset import compute_sample_stats, preview_rows
 from finetune_trainer.pipeline.inputs import Inputs
 from finetune_trainer.publishing.lineage import build_lineage, library_versions, status_lineage
 from finetune_trainer.publishing.openlineage import write_lineage
+from finetune_trainer.storage.protocol import join_uri
 from finetune_trainer.tokenization.samples import EncodedPrompt, Sample
 
 
@@ -117,6 +119,7 @@ def build_record(
         merge=merge if isinstance(merge, MergeCheck) else None,
         score_check=merge if isinstance(merge, ScoreCheck) else None,
         gguf=gguf,
+        kept=describe_steps(find_kept(inputs.result), trained.history),
         scored_pairs=[one for one in trained.examples if isinstance(one, ScoredPair)],
         rewarded_answers=[one for one in trained.examples if isinstance(one, RewardedAnswer)],
         machine=replace(trained.machine, seconds=time.monotonic() - trained.began),
@@ -179,6 +182,7 @@ def build_result(inputs: Inputs, record: RunRecord) -> Report:
         metrics=inputs.run.reporter.snapshot().metrics,
         early_stopping=record.early_stopping,
         evaluation=evaluation,
+        artifacts=list_kept(record),
         lineage=status_lineage(
             config,
             dataset_sha256=inputs.rows.train_sha256,
@@ -203,6 +207,18 @@ def build_result(inputs: Inputs, record: RunRecord) -> Report:
     )
     write_lineage(lineage, inputs.result)
     return result
+
+
+def list_kept(record: RunRecord) -> Artifacts | None:
+    """Return the adapters of other steps for the status; None without `checkpoint.keep`."""
+    uri = record.config.output_key()
+    found = [
+        KeptCheckpoint(
+            step=one.step, epoch=one.epoch, eval_loss=one.loss, eval_reward=one.reward, uri=join_uri(uri, one.folder)
+        )
+        for one in record.kept
+    ]
+    return Artifacts(kept_checkpoints=found) if found else None
 
 
 def summarize(record: RunRecord) -> str:

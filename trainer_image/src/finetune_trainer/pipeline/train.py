@@ -22,12 +22,7 @@ from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
-from finetune_trainer.models.adapters.saved import (
-    continue_adapter,
-    save_adapter,
-    save_generation_config,
-    save_tokenizer,
-)
+from finetune_trainer.models.adapters.saved import continue_adapter
 from finetune_trainer.models.device import complete_settings, find_device, require_gpus
 from finetune_trainer.models.loading import (
     load_tokenizer,
@@ -38,6 +33,7 @@ from finetune_trainer.models.memory_estimate import micro_batches, share_batch
 from finetune_trainer.models.resolve_settings import grow_micro_batch
 from finetune_trainer.models.tensor_files import read_local_shape
 from finetune_trainer.monitoring.tracking import Trackers, track
+from finetune_trainer.pipeline.adapters import save_adapters
 from finetune_trainer.pipeline.finalize import (
     TrainingResult,
     build_record,
@@ -52,7 +48,6 @@ from finetune_trainer.pipeline.served import measure_as_served
 from finetune_trainer.pipeline.stored_training import restore_training, store_training
 from finetune_trainer.publishing.hub_push import push_result
 from finetune_trainer.publishing.publish import publish
-from finetune_trainer.storage.hub.uris import pinned_commit, repo_name
 from finetune_trainer.training.callbacks import early_stopping_status
 from finetune_trainer.training.checkpoint_files import (
     REFERENCE,
@@ -64,6 +59,7 @@ from finetune_trainer.training.checkpoint_files import (
     restore_reference,
 )
 from finetune_trainer.training.checkpoints import Checkpoints, remove_checkpoints
+from finetune_trainer.training.kept_weights import KeptWeights
 from finetune_trainer.training.methods import build_trainer
 from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
 from finetune_trainer.training.out_of_memory import is_out_of_memory
@@ -229,10 +225,7 @@ def train_once(
     loop.stop.raise_if_set()
     result = measure_result(inputs, trainer, parts, parameters, device)
     if world.is_first and settings.method != Method.FULL:
-        save_adapter(model, inputs.result / Artifact.ADAPTER, repo_name(spec.model.uri), pinned_commit(spec.model))
-        save_tokenizer(inputs.model, inputs.result / Artifact.ADAPTER, inputs.labeler)
-        if result.stop_ids:  # a reward model writes no text
-            save_generation_config(inputs.model, inputs.result / Artifact.ADAPTER, result.stop_ids)
+        save_adapters(inputs, model, loop, result.stop_ids)
     return result
 
 
@@ -273,6 +266,8 @@ def start_loop(inputs: Inputs, checkpoints: Checkpoints, resumed: Path | None, w
     history = History(inputs.result / Artifact.METRICS)
     plateau = Plateau(early.patience, early.min_delta, early.warmup_evaluations) if early else Plateau(None)
     saved, reference = SavedRun(BaselineOutputs(), Metrics(), 0.0), run.workspace / REFERENCE
+    every = None if inputs.validation else checkpoints.schedule.steps
+    kept = KeptWeights(run.workspace / "kept", run.config.spec.checkpoint.keep if world.is_first else 0, every)
     restore_reference(resumed, reference)
     if resumed:
         history.load(resumed / Artifact.METRICS)
@@ -282,6 +277,7 @@ def start_loop(inputs: Inputs, checkpoints: Checkpoints, resumed: Path | None, w
         run.reporter.update(
             metrics=saved.metrics.model_dump(exclude_none=True), early_stopping=early_stopping_status(plateau, None)
         )
+    kept.restore(resumed, saved.kept, {plateau.best_step: inputs.best_weights})
     return LoopContext(
         reporter=run.reporter,
         stop=AgreedStop(run.stop, world) if world.size > 1 else run.stop,
@@ -293,4 +289,5 @@ def start_loop(inputs: Inputs, checkpoints: Checkpoints, resumed: Path | None, w
         before=saved.before,
         world=world,
         began=time.monotonic() - saved.seconds,
+        kept=kept,
     )

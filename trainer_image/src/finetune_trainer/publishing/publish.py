@@ -43,7 +43,9 @@ def publish(run: RunContext, directory: Path, result: Report) -> Report:
         for file in files
     )
     files = sorted([*files, *_preflight_files(config, storage)], key=lambda file: file.path)
-    report = result.model_copy(update={"artifacts": build_artifacts(config.output_key(), files)})
+    kept = result.artifacts.kept_checkpoints if result.artifacts else None
+    artifacts = build_artifacts(config.output_key(), files).model_copy(update={"kept_checkpoints": kept})
+    report = result.model_copy(update={"artifacts": artifacts})
     _prove(config, files, storage, on_bytes)
     run.stop.raise_if_set()
     return _put_manifest(Manifest(**config.identity(), files=files, result=report), config, storage, on_bytes)

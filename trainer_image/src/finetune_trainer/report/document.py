@@ -25,7 +25,7 @@ from finetune_trainer.report.data_tables import (
     merge_context,
 )
 from finetune_trainer.report.head import build_head
-from finetune_trainer.report.held_out import find_terms, held_out_table, reward_parts_table
+from finetune_trainer.report.held_out import find_terms, held_out_table, kept_table, reward_parts_table
 from finetune_trainer.report.model_card import front_matter
 from finetune_trainer.report.notes import build_notes, licence_note
 from finetune_trainer.report.page import Pictures, open_templates, render_page
@@ -113,6 +113,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         "terms": find_terms(objective),
         "unit": find_terms(objective).unit.value,
         "held_out_table": held_out_table(record),
+        "kept_table": kept_table(record),
         "reward_parts_table": reward_parts_table(record),
         "reads_answers": any(one.answer or one.service for one in (rlhf.rewards if rlhf else None) or ()),
         "about": _about(record),

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from finetune_api.objectives import Objective
+from finetune_trainer.evaluation.kept_steps import describe_steps
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint
 from finetune_trainer.evaluation.run_record import RunRecord
-from finetune_trainer.report.text import number, percent, table
+from finetune_trainer.report.text import code, number, percent, table
 
 NORMAL_95 = 1.96
 
@@ -84,6 +85,20 @@ def held_out_table(record: RunRecord) -> str:
         return table(header, [_reward_row(name, point) for name, point in points])
     found = [(name, one) for name, one in named if isinstance(one, Measured)]
     return _loss_table(find_terms(record.config.spec.objective).unit, found) if found else ""
+
+
+def kept_table(record: RunRecord) -> str:
+    """Return a table of the result's adapter and of the kept ones, the best first; empty if none is kept."""
+    if not record.kept:
+        return ""
+    result = record.best_step if record.best_step is not None else record.last_step
+    name = "held-out reward" if record.is_rewarded else "held-out loss"
+    rows = []
+    for one in [*describe_steps([result], record.history), *record.kept]:
+        folder = "`adapter/`, the result" if one.step == result else code(f"{one.folder}/")
+        figure = one.reward if record.is_rewarded else one.loss
+        rows.append([str(one.step), number(one.epoch, 3), number(figure), folder])
+    return table(["step", "epochs", name, "folder"], rows)
 
 
 def reward_parts_table(record: RunRecord) -> str:

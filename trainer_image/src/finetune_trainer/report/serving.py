@@ -148,11 +148,11 @@ def fetch_base(place: Place) -> str:
     return f"aws{_endpoint(place)} s3 cp --recursive {shlex.quote(place.base)} base"
 
 
-def fetch_result(place: Place, folder: str) -> str:
-    """Return the command that copies a folder of the result to one of the same name."""
+def fetch_result(place: Place, folder: str, target: str | None = None) -> str:
+    """Return the command that copies a folder of the result to `target`, or to one of the same name."""
     if place.is_local:
-        return f"# {folder}: in the folder of this report"
-    return f"aws{_endpoint(place)} s3 cp --recursive {shlex.quote(f'{place.output}/{folder}')} {folder}"
+        return f"# {target or folder}: {f'a copy of {folder}, ' if target else ''}in the folder of this report"
+    return f"aws{_endpoint(place)} s3 cp --recursive {shlex.quote(f'{place.output}/{folder}')} {target or folder}"
 
 
 def peft_snippet() -> str:

@@ -1,8 +1,9 @@
 """Callbacks of the training loop: reporting, best weights, checkpoints, the gradient check."""
 
+import functools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from finetune_trainer.models.adapters.factors import is_of_experts
 from finetune_trainer.models.loading import trained_tensors
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.training.checkpoints import Checkpoints
+from finetune_trainer.training.kept_weights import KeptWeights
 
 LOGGED_FIGURES = {
     "rewards/margins": "reward_margin",
@@ -234,6 +236,30 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
             },
             early_stopping=early_stopping_status(self._plateau, state.global_step if stopped else None),
         )
+
+
+class KeepWeights(TrainerCallback):  # type: ignore[misc]
+    """Keep the weights of evaluated steps, or without held-out rows those of every n-th step.
+
+    `is_changed` returns whether the training has changed the weights yet; unchanged ones are no candidate.
+    """
+
+    def __init__(self, kept: KeptWeights, history: History, is_changed: Callable[[], bool] = lambda: True) -> None:
+        self._kept, self._history, self._is_changed = kept, history, is_changed
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep the step if its number is due."""
+        if self._kept.every and state.global_step % self._kept.every == 0:
+            self._add(state.global_step, kwargs["model"])
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep the step if it is one of the best."""
+        if state.global_step:
+            self._add(state.global_step, kwargs["model"])
+
+    def _add(self, step: int, model: torch.nn.Module) -> None:
+        if self._is_changed():
+            self._kept.add(step, self._history, functools.partial(save_trained, model))
 
 
 class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]

@@ -41,6 +41,8 @@ class SavedRun:
     before: BaselineOutputs
     metrics: Metrics
     seconds: float
+    kept: list[int] = field(default_factory=list)
+    """The steps whose weights are kept for `checkpoint.keep`."""
 
     def write(self, path: Path) -> None:
         """Write the state as JSON."""
@@ -52,6 +54,7 @@ class SavedRun:
             "ability": self.before.ability,
             "metrics": self.metrics.model_dump(mode="json", by_alias=True, exclude_none=True),
             "seconds": self.seconds,
+            "kept": self.kept,
         }
         path.write_text(json.dumps(content), encoding="utf-8")
 
@@ -62,7 +65,8 @@ class SavedRun:
         written = [ScoredAnswer(**one) for one in content["written"]]
         asked = content.get("questions_sha256", "")
         before = BaselineOutputs(content["answers"], written, content.get("ability", []), asked)
-        return cls(before, Metrics.model_validate(content["metrics"]), content["seconds"])
+        metrics = Metrics.model_validate(content["metrics"])
+        return cls(before, metrics, content["seconds"], content.get("kept", []))
 
 
 def add_best_weights(folder: Path, best: Path, plateau: Plateau, step: int) -> None:

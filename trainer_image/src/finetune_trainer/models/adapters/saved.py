@@ -50,20 +50,22 @@ def continue_adapter(model: PeftModel, directory: Path) -> None:
     set_peft_model_state_dict(model, saved | {name: state[name] for name in state.keys() - factors.keys()})
 
 
-def save_adapter(model: PeftModel, directory: Path, base_model: str, revision: str | None = None) -> None:
+def save_adapter(
+    model: PeftModel, directory: Path, base_model: str, revision: str | None = None, *, must_change: bool = True
+) -> None:
     """Write config and weights; the config names the base by its URI, or by its name and commit on a hub, never by a
-    path of this machine."""
+    path of this machine. One that changes nothing is refused, unless it may be of a step of the warm-up."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = base_model
         config.revision = revision
         config.target_modules = sorted(config.target_modules)  # sets, whose order differs between processes
         config.target_parameters = sorted(config.target_parameters or []) or None
     model.save_pretrained(directory, save_embedding_layers=False)
-    publish_difference(model, directory)
-    verify_adapter(directory, expected=len(trained_tensors(model)))
+    publish_difference(model, directory, must_change=must_change)
+    verify_adapter(directory, expected=len(trained_tensors(model)), must_change=must_change)
 
 
-def verify_adapter(directory: Path, expected: int) -> None:
+def verify_adapter(directory: Path, expected: int, *, must_change: bool = True) -> None:
     """Read the file back, and refuse one with missing or infinite tensors or without any change by the training."""
     tensors = load_file(directory / ADAPTER_WEIGHTS)
     moved = [tensor for name, tensor in tensors.items() if any(factor in name for factor in ZERO_AT_START)]
@@ -71,7 +73,7 @@ def verify_adapter(directory: Path, expected: int) -> None:
         raise _broken(f"has {len(tensors)} tensors instead of {expected}")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise _broken("has values that are not finite")
-    if not any(bool(tensor.count_nonzero()) for tensor in moved):
+    if must_change and not any(bool(tensor.count_nonzero()) for tensor in moved):
         raise _broken("changes nothing: every factor that starts at zero is still zero")
 
 

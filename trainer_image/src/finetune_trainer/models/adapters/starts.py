@@ -65,7 +65,7 @@ def lora_layers(model: PeftModel) -> list[tuple[str, Any]]:
     return [(name, layer) for name, layer in model.get_base_model().named_modules() if isinstance(layer, LoraLayer)]
 
 
-def publish_difference(model: PeftModel, directory: Path) -> None:
+def publish_difference(model: PeftModel, directory: Path, *, must_change: bool = True) -> None:
     """Rewrite a saved adapter as the difference from its first values; one without any stays as it is.
 
     `B A - B0 A0` is the product of `[B, -B0]` and `[A; A0]`. Both have the factor that makes up for twice the rank.
@@ -84,7 +84,7 @@ def publish_difference(model: PeftModel, directory: Path) -> None:
         is_changed = is_changed or not torch.equal(tensors[names[0]], a) or not torch.equal(tensors[names[1]], b)
         tensors[names[0]] = torch.cat([tensors[names[0]], a])
         tensors[names[1]] = factor * torch.cat([tensors[names[1]], -b], dim=1)
-    if not is_changed:
+    if must_change and not is_changed:
         raise TrainerError(ExitCode.INTERNAL_ERROR, "the saved adapter changes nothing: it has its first values")
     save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config["r"] *= 2

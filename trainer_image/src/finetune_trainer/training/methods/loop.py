@@ -165,8 +165,9 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         shutil.copyfile(loop.history.path, folder / Artifact.METRICS)
         add_best_weights(folder, loop.best_weights, loop.plateau, self.state.global_step)
         add_reference(folder, loop.reference)
-        known = loop.reporter.snapshot().metrics
-        SavedRun(loop.before, known, time.monotonic() - loop.began).write(folder / SAVED_RUN)
+        loop.kept.link_into(folder, (loop.plateau.best_step, self.state.global_step))
+        known, seconds = loop.reporter.snapshot().metrics, time.monotonic() - loop.began
+        SavedRun(loop.before, known, seconds, loop.kept.steps()).write(folder / SAVED_RUN)
 
     @override
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *_: Any) -> None:

@@ -24,6 +24,7 @@ from finetune_trainer.monitoring.reporter import Reporter, work_beat
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.training.callbacks import (
     KeepBest,
+    KeepWeights,
     ReportProgress,
     RequireGradient,
 )
@@ -31,6 +32,7 @@ from finetune_trainer.training.checkpoint_files import (
     BaselineOutputs,
 )
 from finetune_trainer.training.checkpoints import Checkpoints
+from finetune_trainer.training.kept_weights import NOTHING_KEPT, KeptWeights
 
 COMPARED_GROUPS = 30
 
@@ -51,6 +53,8 @@ class LoopContext:
     before: BaselineOutputs = field(default_factory=BaselineOutputs)
     world: World = ALONE
     """The processes that train together."""
+    kept: KeptWeights = NOTHING_KEPT
+    """The weights of other steps to publish."""
     began: float = field(default_factory=time.monotonic)
     """Start of the run on the clock of `time.monotonic`, minus the duration of the runs that it resumes."""
 
@@ -85,6 +89,7 @@ class TrainerParts:
                 ReportProgress(self.loop.reporter, self.loop.history, self.loop.world, rows=len(train_dataset)),
                 KeepBest(self.loop.plateau, self.loop.best_weights, self.loop.reporter),
                 RequireGradient(self.loop.world),
+                KeepWeights(self.loop.kept, self.loop.history),
             ],
         }
 

@@ -30,7 +30,13 @@ from finetune_trainer.models.loading import DTYPES, trained_tensors
 from finetune_trainer.rewards.computed import Judge
 from finetune_trainer.rewards.rollouts import Rollouts, ScoredAnswer
 from finetune_trainer.tokenization.samples import EncodedPrompt
-from finetune_trainer.training.callbacks import ReportProgress, require_gradient, restore_trained, save_trained
+from finetune_trainer.training.callbacks import (
+    KeepWeights,
+    ReportProgress,
+    require_gradient,
+    restore_trained,
+    save_trained,
+)
 from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
 from finetune_trainer.training.methods.reference import FROZEN_COPY
@@ -206,6 +212,7 @@ def build_rlhf_trainer(parts: TrainerParts, judge: Judge) -> PolicyTrainer:
         ReportProgress(loop.reporter, loop.history),
         KeepMostRewarded(loop, rollouts),
         RequireGradientFromSpread(rollouts),
+        KeepWeights(loop.kept, loop.history, lambda: has_spread(rollouts, loop)),
     ]
     is_rloo = settings.algorithm == Algorithm.RLOO
     kind, config = (LeaveOneOutTrainer, RLOOConfig) if is_rloo else (GroupTrainer, GRPOConfig)
