@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from finetune_api.blocks import AT_CREATION, DATA_URI, MODEL_URI, S3_URI
+from finetune_api.blocks import AT_CREATION, DATA_URI, FILE_URI, MODEL_URI, S3_URI
 from finetune_api.endpoints import ENDPOINT
 from finetune_api.evaluate_mode import EVALUATE_CONDITIONS
 from finetune_api.hyperparameters import (
@@ -169,7 +169,7 @@ CONDITIONS: dict[str, Condition] = {
     ),
     **{
         f"self.matches({json.dumps(pattern.pattern)})": _matches(pattern)
-        for pattern in (S3_URI, MODEL_URI, DATA_URI, ENDPOINT)
+        for pattern in (S3_URI, MODEL_URI, DATA_URI, FILE_URI, ENDPOINT)
     },
     "self.method != 'Full' || !has(self.initialAdapter)": lambda tuning: (
         tuning.method != "Full" or tuning.initial_adapter is None
