@@ -1,4 +1,5 @@
-"""A real model, SmolLM2-135M-Instruct, learns what it is taught: answers from ShareGPT rows, and taste from pairs."""
+"""A real model, SmolLM2-135M-Instruct, learns what it is taught: answers from ShareGPT rows, taste from pairs, and
+sums from rewards."""
 
 import json
 import subprocess
@@ -96,6 +97,32 @@ def test_dpo_starts_even_and_ends_preferring_what_was_chosen(results: dict[str, 
     assert metrics["evalLoss"] < 0.5
     assert metrics["rewardMargin"] > 0.5
     assert metrics["rewardAccuracy"] > 0.9
+
+
+def test_sums_are_right_more_often_after_rewards_for_right_answers(bench: Bench, local: Path) -> None:
+    digits = range(1, 10)
+    sums = [{"prompt": f"What is {one} + {other}?", "answer": str(one + other)} for one in digits for other in digits]
+    job = bench.apply(
+        "real-sums",
+        objective="RLHF",
+        model={"uri": MODEL},
+        resources=SIZE,
+        tuning={"method": "LoRA"},
+        dataset={"train": {"uri": bench.put("sums.jsonl", jsonl(sums))}, "validationSplitPercent": 30},
+        rlhf={
+            "numGenerations": 8,
+            "maxCompletionLength": 12,
+            "rewards": [{"type": "Answer", "answer": {"match": "Numeric", "extract": "LastNumber"}}],
+        },
+        hyperparameters={
+            "maxSteps": 12, "perDeviceTrainBatchSize": 16, "gradientAccumulationSteps": 1, "learningRate": 5e-4,
+        },
+        evaluation={"steps": 12},
+    )  # fmt: skip
+    metrics = job.wait("Complete", seconds=1500)["metrics"]
+    assert metrics["evalReward"] > metrics["baselineEvalReward"] + 0.3
+    report = bench.read(bench.uri("out/real-sums/finetune_report.md")).decode()
+    assert "| 1. Answer" in report
 
 
 def test_the_published_adapter_likes_the_chosen_answers_of_unseen_questions_better_than_the_base_does(
