@@ -46,6 +46,7 @@ def build_volumes(
         *own,
         *_storage_secrets(spec),
         *_hub_secrets(spec, tokens),
+        *_registry_secrets(spec),
         *(_chat_template(spec) if not is_trainer or not spec.has_preflight else []),
         *_claims(spec),
         *_cache(spec),
@@ -90,6 +91,16 @@ def _hub_secrets(spec: FineTuneJobSpec, tokens: list[Token]) -> list[Mounted]:
         found.append(Mounted("hub-tokens", handoff.HUB_TOKENS_DIR, source, read_only=True))
     if spec.hub and spec.hub.ca_secret_ref and _may_use_hub(spec):
         found.append(_authority("hub-ca", handoff.HUB_CA_DIR, spec.hub.ca_secret_ref))
+    return found
+
+
+def _registry_secrets(spec: FineTuneJobSpec) -> list[Mounted]:
+    registry, found = spec.output.oci, []
+    if registry and registry.credentials_secret_ref:
+        plain = _secret("registry", handoff.REGISTRY_DIR, registry.credentials_secret_ref)
+        found.append(_single_key(plain, handoff.REGISTRY_KEY_FILE))
+    if registry and registry.ca_secret_ref:
+        found.append(_authority("registry-ca", handoff.REGISTRY_CA_DIR, registry.ca_secret_ref))
     return found
 
 
@@ -158,6 +169,8 @@ def _secret(name: str, path: str, ref: SecretRef) -> Mounted:
 
 
 def _authority(name: str, path: str, ref: SecretRef) -> Mounted:
-    plain = _secret(name, path, ref)
-    items = [{"key": handoff.CA_FILE, "path": handoff.CA_FILE}]
-    return replace(plain, source={"secret": plain.source["secret"] | {"items": items}})
+    return _single_key(_secret(name, path, ref), handoff.CA_FILE)
+
+
+def _single_key(mounted: Mounted, key: str) -> Mounted:
+    return replace(mounted, source={"secret": mounted.source["secret"] | {"items": [{"key": key, "path": key}]}})

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from finetune_api.evaluation import AbilityStatus, EvaluationStatus, Verdict
 from finetune_api.names import ConditionType, Phase
+from finetune_api.output import RegistryPush
 from finetune_client.cluster.client import read_event_time
 from finetune_client.cluster.job import Job, Object
 from finetune_client.figures import NONE, duration, number
@@ -194,7 +195,14 @@ def result_pairs(job: Job) -> list[tuple[str, str]]:
         ("Size", size(found.size_bytes)),
         ("Everything under", found.uri or ""),
         ("Hub", (found.hub.url or f"not pushed to {found.hub.repo}: see condition HubPushed") if found.hub else ""),
+        ("Registry", _describe_registry(found.oci)),
     ]
+
+
+def _describe_registry(push: RegistryPush | None) -> str:
+    if push is None:
+        return ""
+    return push.reference or f"not pushed to {push.repository}: see condition RegistryPushed"
 
 
 def _timeline(job: Job, now: datetime) -> Text:

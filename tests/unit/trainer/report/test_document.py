@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 from markdown_it import MarkdownIt
-from report_record import ALL_HOSTILE, make_run
+from report_record import ALL_HOSTILE, make_merge, make_run
 
 from finetune_api.handoff import JobConfig
+from finetune_api.output import OciOutput
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
 from finetune_trainer.evaluation.gate_rules import MergeCheck, ValidationResult
@@ -274,6 +275,33 @@ def test_the_report_shows_how_to_try_the_result_and_where_its_folders_are(tmp_pa
     assert "`finetune-trainer chat DIR`" in serving
     assert ("Copy the folders to this machine:" in serving) is not is_local
     assert ("Where the folders are:" in serving) is is_local
+
+
+@pytest.mark.parametrize(
+    ("fields", "has_model", "words", "missing"),
+    [
+        (None, True, [], ["From the registry"]),
+        ({}, False, ["`r.example/bot:support-bot` is an image with the adapter in `/models`"], ["oci+native", "oras"]),
+        (
+            {"tag": "v2"},
+            True,
+            ["with the full model", "reference: r.example/bot:v2", "oci+native://r.example/bot:v2"],
+            [],
+        ),
+        ({"format": "ModelPack"}, False, ["oras pull r.example/bot:support-bot --output support-bot"], ["subPath"]),
+    ],
+)
+def test_the_report_shows_how_to_mount_or_pull_what_a_registry_gets(
+    tmp_path: Path, fields: dict[str, str] | None, has_model: bool, words: list[str], missing: list[str]
+) -> None:
+    record = make_record(tmp_path, merge=make_merge(2.4) if has_model else None)
+    spec = record.config.spec
+    oci = None if fields is None else OciOutput.model_validate({"repository": "r.example/bot", **fields})
+    spec = spec.model_copy(update={"output": spec.output.model_copy(update={"oci": oci})})
+    record = replace(record, config=record.config.model_copy(update={"spec": spec}))
+    serving = render_report(record, tmp_path).partition("## How to serve it")[2]
+    assert all(word in serving for word in words)
+    assert not any(word in serving for word in missing)
 
 
 def test_no_figure_of_a_whole_report_is_missing(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Left(StorageUnavailable):
-    """Raised in the thread: nobody waits for its work any more."""
+    """Raised in the thread: its work is not waited for."""
 
 
 @dataclass(frozen=True)
