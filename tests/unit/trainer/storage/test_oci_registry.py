@@ -188,6 +188,7 @@ def words(status: int, code: str = "DENIED") -> httpx2.Response:
         (on("GET", redirect(), "manifests"), "redirects"),
         (on("POST", httpx2.Response(202, headers={"Location": "https://evil.test/up"})), "upload on another host"),
         (on("POST", httpx2.Response(202, headers={"Location": "//evil.test/up"})), "upload on another host"),
+        (on("POST", httpx2.Response(202, headers={"Location": "https://["})), "upload on another host"),
         (on("PUT", httpx2.Response(201, headers={"Docker-Content-Digest": "sha256:00"})), "stored other content than"),
         (on("GET", httpx2.Response(200, content=b"{}"), "manifests"), "does not return the manifest .* as it was"),
         (on("HEAD", httpx2.Response(200, headers={"Content-Length": "7"}), "blobs"), "with another size"),

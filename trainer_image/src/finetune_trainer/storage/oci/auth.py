@@ -58,7 +58,7 @@ def _read_entry(entry: Mapping[str, Any]) -> str:
             pair = f"{entry['username']}:{entry['password']}".encode()
     except (ValueError, TypeError, KeyError, AttributeError):
         pair = b""
-    if b":" not in pair[1:] or any(byte < 0x20 or byte == 0x7F for byte in pair):
+    if b":" not in pair[1:]:
         raise ValueError("has neither auth (user:password in base64) nor username and password for the registry")
     return base64.b64encode(pair).decode("ascii")
 

@@ -119,8 +119,11 @@ class Registry:
         if self._authorization.startswith("Bearer") and time.monotonic() - self._authorized > TOKEN_SECONDS:
             self._authorization = ""
         answer = self._require(self._ask("POST", f"{self._base}/blobs/uploads/"), {202})
-        found = urlsplit(urljoin(f"{self._base}/", answer.header("Location")))
-        if found.hostname != urlsplit(self._base).hostname or not found.path.startswith("/"):
+        try:
+            found = urlsplit(urljoin(f"{self._base}/", answer.header("Location")))
+        except ValueError:
+            found = urlsplit("")
+        if found.hostname != urlsplit(self._base).hostname:
             raise self._refused("the registry names an upload on another host, which is not followed")
         return f"{self.connection.endpoint}{found.path}{f'?{found.query}' if found.query else ''}"
 
