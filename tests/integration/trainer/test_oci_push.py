@@ -123,6 +123,7 @@ def test_a_run_that_finds_the_result_pushes_what_is_in_storage_and_uploads_nothi
     report = published(world)
     first = pushed(world, report)
     before = server.uploads()
+    assert before > 0
     (world.workspace / "result" / "adapter" / "README.md").write_text("another workspace")
     assert pushed(world, report.model_copy(update={"outcome": Outcome.ADOPTED})) == first
     assert server.uploads() == before
