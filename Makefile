@@ -23,7 +23,7 @@ UNIT_WORKERS ?= 2
 TRAIN_WORKERS ?= 2
 PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder
 # What the integration tests of `make test` need of the cluster's programs; the others are for the full cluster.
-CONTROL_PLANE := etcd kube-apiserver kubectl kube-controller-manager helm health
+CONTROL_PLANE := etcd kube-apiserver kubectl kube-controller-manager helm health registry
 WAITING := $(addprefix tests/integration/,api chart cluster demo docs kubectl monitoring operator report supply_chain) \
            tests/hostile
 TRAINING := $(addprefix tests/integration/,trainer trainer_torch)

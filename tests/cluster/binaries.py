@@ -55,6 +55,7 @@ PROGRAMS = {
         Program("buildctl", "buildkit", "github.com/moby/buildkit", "github.com/moby/buildkit/cmd/buildctl"),
         Program("kueue", "kueue", "sigs.k8s.io/kueue", "sigs.k8s.io/kueue/cmd/kueue"),
         Program("pause", "pause", "finetune.dev/binaries/pause", "."),
+        Program("registry", "registry", "github.com/distribution/distribution/v3", "."),
         Program("health", "health", "github.com/fluxcd/pkg/runtime", "."),
         Program(
             "actionlint", "actionlint", "github.com/rhysd/actionlint", "github.com/rhysd/actionlint/cmd/actionlint"
@@ -66,7 +67,10 @@ PROGRAMS = {
         Program("kustomize-controller", "flux", f"{FLUX}/kustomize-controller", f"{FLUX}/kustomize-controller"),
     )
 }
-ON_DEMAND = ("kueue", "health", "actionlint", "prometheus-operator", "source-controller", "kustomize-controller")
+ON_DEMAND = (
+    *("kueue", "health", "registry", "actionlint"),
+    *("prometheus-operator", "source-controller", "kustomize-controller"),
+)
 BASIC = tuple(name for name in PROGRAMS if name not in ON_DEMAND)
 """What every cluster needs; Kueue takes minutes to build and is built when it is asked for, as are the tests' tools."""
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kubectl", "kube-controller-manager")

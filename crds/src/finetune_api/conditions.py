@@ -75,6 +75,10 @@ CONDITIONS: dict[ConditionType, Meaning] = {
         "the result is in the repository of `output.hub`; `status.artifacts.hub` has the commit",
         "it is published, and the push failed or was not made; the message has the cause and the fix",
     ),
+    C.REGISTRY_PUSHED: Meaning(
+        "the result is in the registry of `output.oci`; `status.artifacts.oci` has the digests",
+        "it is published, and the push failed or was not made; the message has the cause and the fix",
+    ),
     C.COMPLETE: Meaning("the job has succeeded; final", "it has not, or not yet"),
     C.FAILED: Meaning("the job has failed; final", "it has not, or not yet", normal=NORMAL_FALSE),
     C.RECONCILING: Meaning(
@@ -89,7 +93,8 @@ CONDITIONS: dict[ConditionType, Meaning] = {
     ),
 }
 """In the order in which a job shows them. A job shows all from the first reconcile on, except QuotaReserved, which is
-absent without a queue and at the end, and HubPushed, which a job with `output.hub` has once it is published."""
+absent without a queue and at the end, and HubPushed and RegistryPushed,
+which a job with `output.hub` or `output.oci` has once it is published."""
 
 
 def explain() -> str:

@@ -38,6 +38,9 @@ HUB_TOKENS_DIR = "/etc/finetune/hub"
 """Holds a folder for each `HubRole` whose token is mounted."""
 HUB_TOKEN_FILE = "HF_TOKEN"  # noqa: S105 - a file's name
 HUB_CA_DIR = "/etc/finetune/hub-ca"
+REGISTRY_DIR = "/etc/finetune/registry"
+REGISTRY_KEY_FILE = ".dockerconfigjson"
+REGISTRY_CA_DIR = "/etc/finetune/registry-ca"
 MLFLOW_DIR = "/etc/finetune/mlflow"
 MLFLOW_CA_DIR = "/etc/finetune/mlflow-ca"
 WANDB_DIR = "/etc/finetune/wandb"
@@ -307,14 +310,14 @@ _DROPPED = (
         f"artifacts.{name}"
         for name in (
             "keptCheckpoints", "configURI", "lineageURI", "reportURI", "ggufURI", "mergedURI", "adapterURI",
-            "lineageSHA256", "hub",
+            "lineageSHA256", "oci", "hub",
         )
     ),
 )  # fmt: skip
 """Blocks left out of a long report, in this order; the manifest's URI and digest always stay.
 
 The trainer reads the two patterns from the spec or the adapter that it continues.
-Of `message` and `artifacts.hub` a part stays: without a push, the operator would report one that failed.
+Of `message` and of the two pushes a part stays: without a push, the operator would report one that failed.
 """
 
 
@@ -324,12 +327,13 @@ def _drop(data: dict[str, Any], path: str | None) -> None:
     if path == "message":
         data["message"] = data["message"][:200]
         return
-    if path == "artifacts.hub":
-        push = data.get("artifacts", {}).get("hub", {})
-        push.pop("url", None)
+    head, _, tail = path.partition(".")
+    if head == "artifacts" and tail in {"hub", "oci"}:
+        push = data.get(head, {}).get(tail, {})
+        for name in ("url", "adapterReference", "ggufReference"):
+            push.pop(name, None)
         push.update({"message": push["message"][:200]} if "message" in push else {})
         return
-    head, _, tail = path.partition(".")
     if tail:
         data.get(head, {}).pop(tail, None)
     else:

@@ -92,6 +92,7 @@ class ConditionType(StrEnum):
     EARLY_STOPPED = "EarlyStopped"
     PUBLISHED = "Published"
     HUB_PUSHED = "HubPushed"
+    REGISTRY_PUSHED = "RegistryPushed"
     COMPLETE = "Complete"
     FAILED = "Failed"
     READY = "Ready"
@@ -167,7 +168,7 @@ class Reason(StrEnum):
     GGUF_WITHHELD = "GGUFWithheld"
     NOT_PUBLISHED = "NotPublished"
     SUCCEEDED = "Succeeded"
-    # HubPushed
+    # HubPushed and RegistryPushed
     PUSHED = "Pushed"
     PUSH_FAILED = "PushFailed"
     # Failed: the exit table
@@ -240,4 +241,5 @@ class EventReason(StrEnum):
     NOT_BETTER = "NotBetter"
     FORGOTTEN = "Forgotten"
     HUB_PUSH_FAILED = "HubPushFailed"
+    REGISTRY_PUSH_FAILED = "RegistryPushFailed"
     FAILED = "Failed"

@@ -12,11 +12,26 @@ from finetune_api.scalars import Line, Name, StatusBlock, Uri
 REPO = re.compile(f"^{REPOSITORY}$")
 COMMIT = re.compile("^[0-9a-f]{40}$")
 _REPO_MESSAGE = "must be owner/name of a repository for models, without hf:// and the hub's address"
+_LABEL = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+_HOST = f"(({_LABEL}([.]{_LABEL})+|localhost)(:[1-9][0-9]{{0,4}})?|{_LABEL}:[1-9][0-9]{{0,4}})"
+IMAGE_REPOSITORY = re.compile(f"^{_HOST}(/[a-z0-9]+(([.]|_|__|-+)[a-z0-9]+)*)+$")
+_IMAGE_MESSAGE = (
+    "must be host/path of a repository, in lower case and with the registry's host: without https://, tag and digest, "
+    "for example registry.example.com/team/helpdesk"
+)
+LONGEST_TAG = 120
+"""A tag has 128 characters, of which a suffix has 8."""
 
 
 def _require_repo(value: str) -> str:
     if not REPO.fullmatch(value):
         raise ValueError(_REPO_MESSAGE)
+    return value
+
+
+def _require_image_repository(value: str) -> str:
+    if not IMAGE_REPOSITORY.fullmatch(value):
+        raise ValueError(_IMAGE_MESSAGE)
     return value
 
 
@@ -70,6 +85,59 @@ class HubOutput(Block):
     `defaultHub.tokenSecret`, if the job names no other hub."""
 
 
+class PackageFormat(StrEnum):
+    """What a registry gets: an image, which nodes mount and KServe serves, or a ModelPack artifact of plain files."""
+
+    IMAGE = "Image"
+    MODEL_PACK = "ModelPack"
+
+
+class OciOutput(Block):
+    """Also push the published result to an OCI registry."""
+
+    repository: Annotated[
+        str,
+        StringConstraints(min_length=3, max_length=255),
+        AfterValidator(_require_image_repository),
+        Field(json_schema_extra=rules(cel(f"self.matches('{IMAGE_REPOSITORY.pattern}')", _IMAGE_MESSAGE))),
+    ]
+    """Repository, as `host/path` without a tag, for example `registry.example.com/team/helpdesk`."""
+    tag: (
+        Annotated[
+            str, StringConstraints(min_length=1, max_length=LONGEST_TAG, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+        ]
+        | None
+    ) = None
+    """Tag of the full model, or without one of the adapter. The adapter of a job with a full model has this tag with
+    `-adapter`, GGUF files have it with `-gguf`. A tag that exists is moved. Default: the job's name."""
+    format: PackageFormat = PackageFormat.IMAGE
+    """`Image`: a container image with the files in `/models`, for image volumes, KServe's `oci+native://` and
+    `docker pull`. `ModelPack`: an artifact of plain files by the CNCF ModelPack specification, for `modctl`, KitOps and
+    `oras pull`; containerd cannot mount it. Default: `Image`."""
+    insecure: bool = False
+    """Connect without TLS, also with a password: for a registry within the cluster. Default: false."""
+    credentials_secret_ref: SecretRef | None = None
+    """Secret of type `kubernetes.io/dockerconfigjson` with an entry for the registry, whose user may push. Default:
+    none, for a registry without users."""
+    ca_secret_ref: SecretRef | None = None
+    """Secret with the key `ca.crt` (PEM): an authority to trust for the registry, in addition to the image's. Default:
+    none."""
+
+    @property
+    def host(self) -> str:
+        """Return the registry, with its port."""
+        return self.repository.partition("/")[0]
+
+    @property
+    def endpoint(self) -> str:
+        """Return the registry's URL."""
+        return f"{'http' if self.insecure else 'https'}://{self.host}"
+
+    def tag_of(self, name: str) -> str:
+        """Return the tag for a job of this name."""
+        return self.tag or name[:LONGEST_TAG]
+
+
 class Output(Block):
     """Destination and form of the result."""
 
@@ -95,6 +163,10 @@ class Output(Block):
     """Also push the full model, or without one the adapter, to a Hugging Face hub, once it is published under `uri`. A
     push that fails does not fail the job: condition HubPushed has the cause. Takes effect with the next attempt.
     Default: none."""
+    oci: OciOutput | None = None
+    """Also push the full model, the adapter and GGUF files to an OCI registry, once they are published under `uri`. A
+    push that fails does not fail the job: condition RegistryPushed has the cause. Takes effect with the next attempt.
+    Default: none."""
 
 
 class HubPush(StatusBlock):
@@ -108,5 +180,25 @@ class HubPush(StatusBlock):
     """Commit that has the files; absent if the push failed."""
     url: Uri | None = None
     """Address of the commit's files; absent if the push failed."""
+    message: Line | None = None
+    """Why the push failed, in one line, with the fix."""
+
+
+Reference = Annotated[Uri, StringConstraints(max_length=328)]
+
+
+class RegistryPush(StatusBlock):
+    """What was pushed to a registry, or why not."""
+
+    repository: Annotated[Uri, StringConstraints(max_length=255)]
+    """Repository, as `host/path`."""
+    tag: Annotated[Name, StringConstraints(max_length=128)] | None = None
+    """Tag of `reference`, when it was pushed."""
+    reference: Reference | None = None
+    """The full model, or without one the adapter, as `host/path@sha256:DIGEST`; absent if the push failed."""
+    adapter_reference: Reference | None = None
+    """The adapter, if `reference` is the full model."""
+    gguf_reference: Reference | None = None
+    """The GGUF files, if the job publishes some."""
     message: Line | None = None
     """Why the push failed, in one line, with the fix."""

@@ -105,7 +105,7 @@ FIXED = (
     FixedField("dataset", block=Dataset, but=("train.credentialsSecretRef", "validation.credentialsSecretRef")),
     FixedField("hyperparameters"),
     FixedField("evaluation", block=Evaluation, but=("prompts",)),
-    FixedField("output", block=Output, but=("hub",)),
+    FixedField("output", block=Output, but=("hub", "oci")),
     *(FixedField(name, is_optional=True) for name in ("earlyStopping", "dpo", "kto", "rlhf")),
     FixedField("lineage", is_optional=True, block=JobLineage, but=("annotations",)),
 )
@@ -353,7 +353,7 @@ class FineTuneJobSpec(Block):
     """Checkpoints of the training, from which an interrupted run resumes. Takes effect with the next attempt, except
     `keep`."""
     output: Output
-    """Destination and form of the result. Fixed at creation, except `hub`."""
+    """Destination and form of the result. Fixed at creation, except `hub` and `oci`."""
     resources: Resources = Resources()
     """Resources of the trainer's pods. Takes effect with the next attempt."""
     scheduling: Scheduling | None = None

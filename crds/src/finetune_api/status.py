@@ -8,7 +8,7 @@ from finetune_api import conditions
 from finetune_api.blocks import ATOMIC, ATOMIC_LIST, SET, map_list
 from finetune_api.evaluation import EvaluationStatus
 from finetune_api.names import ConditionType
-from finetune_api.output import HubPush
+from finetune_api.output import HubPush, RegistryPush
 from finetune_api.resolved import Resolved
 from finetune_api.runs import CurrentRun, Internal, JobRef, PreflightRuns, Run, WorkloadRef
 from finetune_api.scalars import (
@@ -266,6 +266,8 @@ class Artifacts(StatusBlock):
     """Total size of the published files, in bytes."""
     hub: HubPush | None = None
     """What was pushed to `output.hub`, or why not; absent without it."""
+    oci: RegistryPush | None = None
+    """What was pushed to `output.oci`, or why not; absent without it."""
 
 
 class PublishedJob(StatusBlock):

@@ -131,6 +131,9 @@ class Settings(BaseSettings):
     allowed_hub_endpoints: CommaSeparated = []
     """URLs of hubs that jobs may use, written as for storage. Empty = all except link-local and metadata addresses. The
     default hub is always allowed; without one, a job that names no hub needs an entry for `https://huggingface.co`."""
+    allowed_registry_endpoints: CommaSeparated = []
+    """URLs of registries that results may be pushed to, written as for storage: `https://` with the host of
+    `spec.output.oci.repository`, or `http://` with `insecure`. Empty = all except link-local and metadata addresses."""
     allowed_tracking_endpoints: CommaSeparated = []
     """URLs of MLflow and W&B servers that jobs may use, written as for storage. Empty = all except link-local and
     metadata addresses. A W&B run that names no server needs an entry for `https://api.wandb.ai`."""

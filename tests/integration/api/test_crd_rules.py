@@ -37,6 +37,7 @@ MODEL = "must be hf://owner/name, pvc://claim/path, or s3://bucket/path"
 DATA = "must be hf://datasets/owner/name[/path], pvc://claim/path, or s3://bucket/path"
 REVISION = "revision is only for hf:// URIs"
 REPO = "must be owner/name of a repository for models"
+IMAGE = "must be host/path of a repository, in lower case and with the registry's host"
 BRANCH = "a push goes to a branch, and revision is a commit"
 TOKEN = "credentialsSecretRef is only for hf:// URIs"
 ONE_OBJECT = "sha256 is only for a single object"
@@ -100,6 +101,10 @@ def blend(*sources: Spec, **fields: Any) -> Spec:
 
 def push(repo: str, **fields: Any) -> Spec:
     return {"output": {"uri": "s3://models/out", "hub": {"repo": repo} | fields}}
+
+
+def to_registry(repository: str, **fields: Any) -> Spec:
+    return {"output": {"uri": "s3://models/out", "oci": {"repository": repository} | fields}}
 
 
 def blend_of(objective: str, data_format: str) -> Spec:
@@ -506,6 +511,11 @@ AT_CREATION = [
     (REPO, push("acme/helpdesk"), push("hf://acme/helpdesk"), "spec.output.hub.repo"),
     (REPO, push("acme/helpdesk"), push("acme"), "spec.output.hub.repo"),
     (BRANCH, push("acme/helpdesk"), push("acme/helpdesk", revision="a" * 40), "spec.output.hub.revision"),
+    (IMAGE, to_registry("r.example/a"), to_registry("https://r.example/a"), "spec.output.oci.repository"),
+    (IMAGE, to_registry("localhost:5000/a/b_c"), to_registry("team/helpdesk"), "spec.output.oci.repository"),
+    (IMAGE, to_registry("registry:5000/a"), to_registry("r.example/a:v1"), "spec.output.oci.repository"),
+    (IMAGE, to_registry("10.0.0.1/a--b/c__d.e"), to_registry("r.example/A"), "spec.output.oci.repository"),
+    (IMAGE, to_registry("r.example/a", tag="v1"), to_registry("r.example/../a"), "spec.output.oci.repository"),
     (REVISION, blend(HUB_ROWS | {"revision": "v1"}), blend(HUB_ROWS, revision="v1"), "spec.dataset.train.revision"),
     (REVISION, blend(HUB_ROWS), blend({}, {"revision": "v1"}), "spec.dataset.train.sources[1].revision"),
     *(
@@ -1003,6 +1013,7 @@ HUB_JOB = BASE | {
         {"dataset": HUB_JOB["dataset"] | {"validation": HUB_JOB["dataset"]["validation"] | TOKEN}},
         {"lineage": {"annotations": {"ticket": "5"}}},
         {"output": HUB_JOB["output"] | {"hub": {"repo": "acme/helpdesk"} | TOKEN}},
+        {"output": HUB_JOB["output"] | {"oci": {"repository": "r.example/helpdesk"} | TOKEN}},
         {"lineage": {}},
         {"evaluation": {"prompts": [{"prompt": "token?"}]}},
         {"evaluation": {"prompts": []}},

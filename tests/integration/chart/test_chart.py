@@ -370,6 +370,7 @@ def test_hub_and_proxy_values_reach_the_operator(helm: str) -> None:
         *("--set", "defaultHub.endpoint=https://mirror.example,defaultHub.tokenSecret=hf,defaultHub.caSecret=ca"),
         *("--set", "proxy.https=http://proxy.example:3128,allowed.hubEndpoints={https://*.example,http://hub.hub}"),
         *("--set", "allowed.trackingEndpoints={http://mlflow.mlflow:5000}"),
+        *("--set", "allowed.registryEndpoints={https://registry.example}"),
     )
     assert given["FINETUNE_DEFAULT_HUB_ENDPOINT"] == "https://mirror.example"
     assert (given["FINETUNE_DEFAULT_HUB_TOKEN_SECRET"], given["FINETUNE_DEFAULT_HUB_CA_SECRET"]) == ("hf", "ca")
@@ -377,6 +378,7 @@ def test_hub_and_proxy_values_reach_the_operator(helm: str) -> None:
     assert given["FINETUNE_NO_PROXY"] == "localhost,127.0.0.1,.svc,.cluster.local"
     assert given["FINETUNE_ALLOWED_HUB_ENDPOINTS"] == "https://*.example,http://hub.hub"
     assert given["FINETUNE_ALLOWED_TRACKING_ENDPOINTS"] == "http://mlflow.mlflow:5000"
+    assert given["FINETUNE_ALLOWED_REGISTRY_ENDPOINTS"] == "https://registry.example"
 
 
 def test_a_proxy_with_a_password_is_refused_before_it_is_in_a_pod(helm: str) -> None:

@@ -97,6 +97,7 @@ MATRIX: dict[str, dict[str, Any]] = {
             "storageEndpoints": ["https://*.example.com"],
             "storagePrefixes": ["s3://bucket/{namespace}/", "s3://shared/models/"],
             "hubEndpoints": ["https://hub.example.com"],
+            "registryEndpoints": ["https://registry.example.com"],
             "trackingEndpoints": ["http://mlflow.mlflow:5000"],
             "rewardEndpoints": ["http://grader.team-a:8000/score"],
         },

@@ -11,8 +11,10 @@ from finetune_api.schema.crd import reference_markdown, structural_schema
 from finetune_api.status import FineTuneJobStatus
 
 C = ConditionType
-AT_END = {C.QUOTA_RESERVED, C.HUB_PUSHED, C.RUNNING, C.GRACE_PERIOD_SUFFICIENT}
-"""Of an ended job these say nothing about success: no queue, no pods, perhaps no checkpoint and no hub."""
+AT_TIMES = {C.QUOTA_RESERVED, C.HUB_PUSHED, C.REGISTRY_PUSHED}
+"""A job has these only with a queue, a hub or a registry."""
+AT_END = {*AT_TIMES, C.RUNNING, C.GRACE_PERIOD_SUFFICIENT}
+"""Of an ended job these say nothing about success: no queue, no pods, perhaps no checkpoint and no push."""
 
 
 def test_every_condition_has_its_meaning_and_polarity() -> None:
@@ -42,7 +44,7 @@ def conditions_of(job: dict[str, Any]) -> dict[C, str]:
 )
 def test_the_operator_sets_every_condition_to_a_value_of_the_table(story: Any) -> None:
     found = conditions_of(story())
-    assert set(ConditionType) - {C.QUOTA_RESERVED, C.HUB_PUSHED} <= set(found) <= set(ConditionType)
+    assert set(ConditionType) - AT_TIMES <= set(found) <= set(ConditionType)
     assert [kind for kind, value in found.items() if value == "Unknown" and not CONDITIONS[kind].unknown] == []
 
 

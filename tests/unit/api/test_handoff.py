@@ -128,6 +128,25 @@ def test_kept_checkpoints_stay_in_a_report_unless_they_are_too_long_for_it() -> 
     assert many == Artifacts(uri="s3://bucket/out", manifest_sha256="d" * 64)
 
 
+def test_a_long_report_of_pushes_keeps_that_they_succeeded_or_why_not() -> None:
+    host = f"registry.example/{'x' * 230}"
+    reference = f"{host}@sha256:{'a' * 64}"
+    long = {"uri": "s3://bucket/" + "x" * 900, "manifestURI": "s3://bucket/" + "x" * 1000, "manifestSHA256": "d" * 64}
+    pushed = {"repository": host, "tag": "v1", "reference": reference}
+    more = {"adapterReference": reference, "ggufReference": reference}
+    for oci, kept in ((pushed | more, pushed), (pushed | {"message": "m" * 900}, pushed | {"message": "m" * 200})):
+        report = Report(
+            outcome=Outcome.PUBLISHED, reason="Published", message="m" * 1024, job_uid="u" * 36, config_sha256="c" * 64,
+            artifacts=long | {"oci": oci, "hub": {"repo": "a/b", "message": "h" * 1000}},  # type: ignore[arg-type]
+        )  # fmt: skip
+        text = report.to_termination_message()
+        assert len(text.encode()) <= TERMINATION_LIMIT_BYTES
+        found = Report.model_validate_json(text).artifacts
+        assert found
+        assert found.oci
+        assert found.oci.model_dump(by_alias=True, exclude_none=True) == kept
+
+
 def test_the_counts_by_source_stay_in_a_report_unless_they_are_too_long_for_it() -> None:
     def told(count: int, length: int) -> DatasetStatus | None:
         sources = [

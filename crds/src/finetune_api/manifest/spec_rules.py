@@ -25,7 +25,7 @@ from finetune_api.hyperparameters import (
 from finetune_api.inputs.chat_template import ONE_TEMPLATE, RESERVED, UNRESERVED
 from finetune_api.inputs.sources import UNIQUE_SOURCES
 from finetune_api.objectives import HAS_SIMILARITY, HAS_SMOOTHING, JSON_EXTRACT, ONE_JSON_SCHEMA
-from finetune_api.output import COMMIT, REPO
+from finetune_api.output import COMMIT, IMAGE_REPOSITORY, REPO
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.spec import FORMATS, KEEPS_ADAPTERS, TRAIN_ON
 from finetune_api.tuning import (
@@ -215,6 +215,7 @@ CONDITIONS: dict[str, Condition] = {
         lambda source: source.sha256 is None or _is_object(source.uri)
     ),
     f"self.matches('{REPO.pattern}')": _matches(REPO),
+    f"self.matches('{IMAGE_REPOSITORY.pattern}')": _matches(IMAGE_REPOSITORY),
     "!has(self.gguf) || self.merge != 'None'": lambda output: output.gguf is None or output.merge != "None",
     f"!self.revision.matches('{COMMIT.pattern}')": lambda hub: COMMIT.fullmatch(hub.revision) is None,
     "has(self.uri) != has(self.sources)": lambda train: (train.uri is None) != (train.sources is None),

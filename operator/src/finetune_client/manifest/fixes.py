@@ -27,6 +27,7 @@ FORMATS: Mapping[str, str] = MappingProxyType(
         r"^[A-Za-z0-9_.-]+$": "use letters, digits, _, . and -",
         r"^[-._a-zA-Z0-9]+$": "use letters, digits, -, _ and ., for example chat_template.jinja",
         r"^[A-Za-z0-9_][A-Za-z0-9._+-]*$": "write the name of a subset, for example main",
+        r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$": "write a tag, for example v1",
         r"^[A-Za-z0-9_]+([.][A-Za-z0-9_]+)*$": "write the name of a module, for example q_proj",
         r"^[^\x00-\x1f\x7f]+$": "remove the control characters",
         r"^[a-z0-9-]+$": "use lowercase letters, digits and -, for example eu-west-1",

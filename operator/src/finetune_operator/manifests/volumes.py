@@ -47,6 +47,7 @@ def build_volumes(
         *_storage_secrets(spec),
         *_hub_secrets(spec, tokens),
         *_reward_secrets(spec),
+        *_registry_secrets(spec),
         *(_chat_template(spec) if not is_trainer or not spec.has_preflight else []),
         *_claims(spec),
         *_cache(spec),
@@ -105,6 +106,16 @@ def _reward_secrets(spec: FineTuneJobSpec) -> list[Mounted]:
                 sources.append({"secret": {"name": ref.name, "items": [{"key": key, "path": f"{at}/{key}"}]}})
     source = {"projected": {"defaultMode": SECRET_MODE, "sources": sources}}
     return [Mounted("rewards", handoff.REWARDS_DIR, source, read_only=True)] if sources else []
+
+
+def _registry_secrets(spec: FineTuneJobSpec) -> list[Mounted]:
+    registry, found = spec.output.oci, []
+    if registry and registry.credentials_secret_ref:
+        plain = _secret("registry", handoff.REGISTRY_DIR, registry.credentials_secret_ref)
+        found.append(_single_key(plain, handoff.REGISTRY_KEY_FILE))
+    if registry and registry.ca_secret_ref:
+        found.append(_authority("registry-ca", handoff.REGISTRY_CA_DIR, registry.ca_secret_ref))
+    return found
 
 
 def _tracking_secrets(spec: FineTuneJobSpec) -> list[Mounted]:
@@ -172,6 +183,8 @@ def _secret(name: str, path: str, ref: SecretRef) -> Mounted:
 
 
 def _authority(name: str, path: str, ref: SecretRef) -> Mounted:
-    plain = _secret(name, path, ref)
-    items = [{"key": handoff.CA_FILE, "path": handoff.CA_FILE}]
-    return replace(plain, source={"secret": plain.source["secret"] | {"items": items}})
+    return _single_key(_secret(name, path, ref), handoff.CA_FILE)
+
+
+def _single_key(mounted: Mounted, key: str) -> Mounted:
+    return replace(mounted, source={"secret": mounted.source["secret"] | {"items": [{"key": key, "path": key}]}})

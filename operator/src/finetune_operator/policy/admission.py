@@ -69,6 +69,7 @@ def find_refusal(job: FineTuneJob, settings: Settings) -> str | None:
         or _check_storage(spec, settings)
         or _check_prefixes(spec, job.key.namespace, settings)
         or _check_hub(spec, settings)
+        or _check_registry(spec, settings)
         or _check_tracking(spec, settings)
         or _check_rewards(spec, settings)
     )
@@ -230,6 +231,13 @@ def _check_hub(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     return _check_endpoint(
         "hub", hub_endpoint(spec, settings), settings.default_hub_endpoint, settings.allowed_hub_endpoints
     )
+
+
+def _check_registry(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+    registry = spec.output.oci
+    if registry is None:
+        return None
+    return _check_endpoint("registry", registry.endpoint, None, settings.allowed_registry_endpoints)
 
 
 def _check_tracking(spec: FineTuneJobSpec, settings: Settings) -> str | None:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, Self
 from finetune_api.evaluation import EvaluationStatus
 from finetune_api.handoff import Outcome, Report
 from finetune_api.names import ConditionType, Reason
+from finetune_api.output import HubPush, RegistryPush
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import Artifacts, FineTuneJobStatus
 from finetune_operator.kube.objects import FineTuneJob, Job, Pod
 from finetune_operator.kube.observed import Observed, Target
 from finetune_operator.kube.workload import Workload
@@ -170,7 +171,7 @@ def succeed(context: Context, completed: datetime | None, report: Report, reason
     return (
         _show_stopped(context)
         + set_condition(C.PUBLISHED, "True", R.MANIFEST_REPORTED, uri)
-        + _show_push(context, report)
+        + _show_pushes(context, report)
         + set_condition(C.COMPLETE, "True", reason, _published(uri, report))
         + set_condition(C.FAILED, "False", R.SUCCEEDED)
         + Effect(completion_time=completed or context.observed.now)
@@ -202,6 +203,8 @@ def fail(context: Context, reason: str, message: str, child: Job | None = None, 
         effect += set_condition(C.PUBLISHED, "True", published, uri)
         if context.spec.output.hub:
             effect += set_condition(C.HUB_PUSHED, "False", R.GATE_NOT_MET)
+        if context.spec.output.oci:
+            effect += set_condition(C.REGISTRY_PUSHED, "False", R.GATE_NOT_MET)
     return effect
 
 
@@ -213,17 +216,27 @@ def _name_withheld(evaluation: EvaluationStatus | None) -> Reason:
     return merged or (R.GGUF_WITHHELD if evaluation.gguf_gate in GGUF_WITHHELD else R.MANIFEST_REPORTED)
 
 
-def _show_push(context: Context, report: Report) -> Effect:
-    """Set condition HubPushed of a job that asks for a push; a push that failed leaves its success as it is."""
-    if context.spec.output.hub is None:
-        return Effect()
-    push = report.artifacts.hub if report.artifacts else None
+def _show_pushes(context: Context, report: Report) -> Effect:
+    """Set the conditions of the pushes that a job asks for; one that failed leaves its success as it is."""
+    output, found = context.spec.output, report.artifacts or Artifacts()
+    effect = Effect()
+    if output.hub:
+        hub = found.hub
+        pushed = f"{hub.repo} has the result at commit {hub.commit}" if hub and hub.commit else ""
+        effect += _show_push(C.HUB_PUSHED, hub, pushed)
+    if output.oci:
+        oci = found.oci
+        effect += _show_push(C.REGISTRY_PUSHED, oci, f"The result is {oci.reference}" if oci and oci.reference else "")
+    return effect
+
+
+def _show_push(condition: ConditionType, push: HubPush | RegistryPush | None, pushed: str) -> Effect:
     if push is None:
         detail = "the trainer's report has no push: use a trainer image of the operator's version, and recreate the job"
-        return set_condition(C.HUB_PUSHED, "False", R.PUSH_FAILED, f"{detail}, which is then adopted and pushed.")
-    if push.commit is None:
-        return set_condition(C.HUB_PUSHED, "False", R.PUSH_FAILED, push.message or "the trainer reports no cause.")
-    return set_condition(C.HUB_PUSHED, "True", R.PUSHED, f"{push.repo} has the result at commit {push.commit}")
+        return set_condition(condition, "False", R.PUSH_FAILED, f"{detail}, which is then adopted and pushed.")
+    if not pushed:
+        return set_condition(condition, "False", R.PUSH_FAILED, push.message or "the trainer reports no cause.")
+    return set_condition(condition, "True", R.PUSHED, pushed)
 
 
 def show_early_stopping(context: Context) -> Effect:

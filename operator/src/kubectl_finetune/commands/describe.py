@@ -8,6 +8,7 @@ from rich.text import Text
 
 from finetune_api.evaluation import AbilityStatus, EvaluationStatus, Verdict
 from finetune_api.names import ConditionType, Phase
+from finetune_api.output import RegistryPush
 from finetune_api.status import KeptCheckpoint
 from finetune_client.cluster.client import read_event_time
 from finetune_client.cluster.job import Job, Object
@@ -196,6 +197,7 @@ def result_pairs(job: Job) -> list[tuple[str, str]]:
         ("Size", size(found.size_bytes)),
         ("Everything under", found.uri or ""),
         ("Hub", (found.hub.url or f"not pushed to {found.hub.repo}: see condition HubPushed") if found.hub else ""),
+        ("Registry", _describe_registry(found.oci)),
     ]
 
 
@@ -203,6 +205,12 @@ def _kept(one: KeptCheckpoint) -> str:
     """Return where a kept checkpoint is, with its figure in the training."""
     figures = (("loss", one.eval_loss), ("reward", one.eval_reward))
     return one.uri + "".join(f" ({name} {value:.4g})" for name, value in figures if value is not None)
+
+
+def _describe_registry(push: RegistryPush | None) -> str:
+    if push is None:
+        return ""
+    return push.reference or f"not pushed to {push.repository}: see condition RegistryPushed"
 
 
 def _timeline(job: Job, now: datetime) -> Text:

@@ -181,6 +181,20 @@ def test_a_page_has_the_gates_and_the_published_files(job: Make, printed: Printe
     assert (found["Size"], found["Everything under"]) == ("2.0 KiB", "s3://b/out")
 
 
+@pytest.mark.parametrize(
+    ("push", "words"),
+    [
+        ({"reference": "r.example/bot@sha256:abc"}, "r.example/bot@sha256:abc"),
+        ({"message": "no"}, "not pushed to r.example/bot: see condition RegistryPushed"),
+    ],
+)
+def test_a_page_has_what_was_pushed_to_a_registry(
+    job: Make, printed: Printed, push: dict[str, str], words: str
+) -> None:
+    found = job(artifacts={"oci": {"repository": "r.example/bot"} | push})
+    assert values_of(printed(describe.job_page(found, [], NOW)))["Registry"] == words
+
+
 def test_a_page_has_the_conditions_and_the_last_ten_events_with_their_ages(job: Make, printed: Printed) -> None:
     events = [
         {"lastTimestamp": f"2026-03-01T12:{minute:02d}:00Z", "type": "Normal", "reason": f"R{minute}", "message": "m"}

@@ -119,6 +119,20 @@ def test_cache_and_ca_are_mounted_in_both_pods(built: Any, kind: str) -> None:
     assert mount == {"name": "hub-ca", "mountPath": "/etc/finetune/hub-ca", "readOnly": True}
 
 
+@pytest.mark.parametrize("kind", ["preflight", "trainer"])
+def test_the_key_and_the_authority_of_a_registry_are_mounted_in_both_pods(built: Any, kind: str) -> None:
+    registry = {"repository": "r.example/bot", "credentialsSecretRef": {"name": "push"}, "caSecretRef": {"name": "ca"}}
+    found = _mounted(built(kind, output={"uri": "s3://bucket/out", "oci": registry}))
+    volume, mount = found["registry"]
+    items = [{"key": ".dockerconfigjson", "path": ".dockerconfigjson"}]
+    assert volume["secret"] == {"secretName": "push", "defaultMode": 0o440, "items": items}
+    assert mount == {"name": "registry", "mountPath": "/etc/finetune/registry", "readOnly": True}
+    volume, mount = found["registry-ca"]
+    assert volume["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
+    assert mount == {"name": "registry-ca", "mountPath": "/etc/finetune/registry-ca", "readOnly": True}
+    assert "registry" not in _mounted(built(kind, output={"uri": "s3://bucket/out"}))
+
+
 CLAIMS = {
     "model": {"uri": "pvc://models/llama"},
     "dataset": {

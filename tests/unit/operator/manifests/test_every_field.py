@@ -86,6 +86,8 @@ PODS: dict[str, Any] = {
     "dataset.train.credentialsSecretRef.name": "token",
     "dataset.validation.credentialsSecretRef.name": "token",
     "output.hub.credentialsSecretRef.name": "token",
+    "output.oci.credentialsSecretRef.name": "token",
+    "output.oci.caSecretRef.name": "authority",
     "checkpoint.gracePeriodSeconds": 30,
     "resources.numNodes": 2,
     "resources.gpusPerNode": 4,
@@ -168,7 +170,7 @@ PLACED = {
 SUBSETS = "tests/unit/trainer/data/test_subsets.py::test_a_subset_and_a_split_are_those_that_the_card_names"
 BLEND = "tests/unit/trainer/pipeline/test_blend_rows.py"
 DATA, MODELS, TRAINING = "tests/unit/trainer/data", "tests/unit/trainer/models", "tests/integration/trainer_torch"
-PUSH = "tests/integration/trainer/test_hub_push.py"
+PUSH, REGISTRY = "tests/integration/trainer/test_hub_push.py", "tests/integration/trainer/test_oci_push.py"
 TOKENS = "tests/unit/trainer/tokenization"
 POLICY, TRACKERS = "tests/unit/operator/policy", "tests/integration/trainer/test_trackers.py"
 PARENTS = f"{POLICY}/test_dependencies.py::test_parents_are_pinned_in_a_separate_write_before_anything_is_created"
@@ -361,6 +363,12 @@ ELSEWHERE = {
     "output.hub.revision": (
         f"{PUSH}::test_a_full_model_is_pushed_to_a_branch_and_replaces_weights_that_would_be_loaded_in_its_place"
     ),
+    "output.oci.repository": f"{REGISTRY}::test_a_published_adapter_is_pulled_by_its_digest_from_a_registry_with_users",
+    "output.oci.tag": f"{REGISTRY}::test_model_adapter_and_gguf_files_have_tags_of_their_own",
+    "output.oci.format": f"{REGISTRY}::test_a_model_pack_has_plain_files",
+    "output.oci.insecure": (
+        "tests/unit/trainer/storage/test_oci_auth.py::test_a_repository_is_reached_at_its_registry"
+    ),
     "resources.collectiveTimeoutSeconds": (
         "tests/integration/trainer/test_ranks.py::test_a_process_that_hangs_ends_the_attempt_with_the_stacks_of_all"
     ),
@@ -454,6 +462,10 @@ AROUND: dict[str, Spec] = {
             "uri": "s3://models/out",
             "hub": {"repo": "acme/helpdesk", "credentialsSecretRef": {"name": "other"}},
         }
+    },
+    **{
+        f"output.oci.{ref}.name": {"output": {"uri": "s3://models/out", "oci": {"repository": "r.example/helpdesk"}}}
+        for ref in ("credentialsSecretRef", "caSecretRef")
     },
 }
 """What a field needs around it."""

@@ -330,6 +330,29 @@ def test_a_hub_is_judged_when_something_comes_from_it_or_it_is_named(
     assert is_allowed or "add it to FINETUNE_ALLOWED_HUB_ENDPOINTS" in (found or "")
 
 
+def to_registry(repository: str, **fields: Any) -> dict[str, Any]:
+    return {"output": {"uri": "s3://bucket/out", "oci": {"repository": repository, **fields}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "allowed", "words"),
+    [
+        (to_registry("registry.example:5000/team/bot"), [], None),
+        (to_registry("registry.example:5000/team/bot"), ["https://registry.example:5000"], None),
+        (to_registry("a.example/bot"), ["https://*.example"], None),
+        ({}, ["https://*.example"], None),
+        (to_registry("ghcr.io/team/bot"), ["https://*.example"], "https://ghcr.io is not allowed: add it to FINETUNE_"),
+        (to_registry("a.example/bot", insecure=True), ["https://*.example"], "FINETUNE_ALLOWED_REGISTRY_ENDPOINTS"),
+        (to_registry("169.254.169.254/latest"), [], "registry endpoint https://169.254.169.254 is a link-local"),
+        (to_registry("metadata.google.internal/x"), ["https://*"], "which is never allowed"),
+    ],
+)
+def test_a_registry_is_judged_by_its_host(scene: Any, spec: Any, allowed: list[str], words: str | None) -> None:
+    found = find_refusal(scene(**spec).job, Settings(trainer_image="x/y:1", allowed_registry_endpoints=allowed))
+    assert (found is None) == (words is None)
+    assert (words or "") in (found or "")
+
+
 @pytest.mark.parametrize(
     "endpoint", ["http://169.254.169.254", "http://2852039166/latest", "http://[fd00:ec2::254]", "http://metadata"]
 )

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetune_api.handoff import TERMINATION_LIMIT_BYTES, ExitCode, Outcome, Report
-from finetune_api.output import HubPush
+from finetune_api.output import HubPush, RegistryPush
 from finetune_api.status import Artifacts, DatasetStatus, Lineage, Metrics
 from finetune_api.text.printable import printable
 from finetune_trainer.entrypoints.termination import RunState, termination_message
@@ -56,17 +56,19 @@ def test_a_termination_message_is_always_small_and_always_a_report(report: Repor
 def test_the_longest_uris_still_leave_the_proof_of_success() -> None:
     uri = "s3://bucket/" + "ä" * 1000
     push = HubPush(repo="team/bot", commit="c" * 40, url="https://hub/" + "x" * 900)
+    image = RegistryPush(repository="r.example/bot", tag="v1", reference=f"r.example/bot@sha256:{'a' * 64}")
     report = Report(
         outcome=Outcome.PUBLISHED,
         reason="Published",
         message="done",
         job_uid="u",
         config_sha256="c",
-        artifacts=Artifacts(uri=uri, adapter_uri=uri, manifest_uri=uri, manifest_sha256="d" * 64, hub=push),
+        artifacts=Artifacts(uri=uri, adapter_uri=uri, manifest_uri=uri, manifest_sha256="d" * 64, hub=push, oci=image),
     )
     assert json.loads(termination_message(report))["artifacts"] == {
         "manifestSHA256": "d" * 64,
         "hub": push.model_dump(exclude_none=True),
+        "oci": image.model_dump(exclude_none=True),
     }
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 from markdown_it import MarkdownIt
-from report_record import ALL_HOSTILE, make_run
+from report_record import ALL_HOSTILE, make_merge, make_run
 
 from finetune_api.handoff import JobConfig
+from finetune_api.output import OciOutput
 from finetune_api.spec import Checkpoint, FineTuneJobSpec
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
 from finetune_trainer.evaluation.gate_rules import MergeCheck, ValidationResult
@@ -308,6 +309,33 @@ def test_without_held_out_rows_the_kept_checkpoints_are_the_last_ones(tmp_path: 
     assert re.search(r"\| 40 +\| 4 +\| - +\| `adapter/`, the result", section)
     assert "no more steps at which a checkpoint was due: set `checkpoint.steps` lower" in section
     assert "# adapter: a copy of kept-checkpoints/step-000030, in the folder of this report" in section
+
+
+@pytest.mark.parametrize(
+    ("fields", "has_model", "words", "missing"),
+    [
+        (None, True, [], ["From the registry"]),
+        ({}, False, ["`r.example/bot:support-bot` is an image with the adapter in `/models`"], ["oci+native", "oras"]),
+        (
+            {"tag": "v2"},
+            True,
+            ["with the full model", "reference: r.example/bot:v2", "oci+native://r.example/bot:v2"],
+            [],
+        ),
+        ({"format": "ModelPack"}, False, ["oras pull r.example/bot:support-bot --output support-bot"], ["subPath"]),
+    ],
+)
+def test_the_report_shows_how_to_mount_or_pull_what_a_registry_gets(
+    tmp_path: Path, fields: dict[str, str] | None, has_model: bool, words: list[str], missing: list[str]
+) -> None:
+    record = make_record(tmp_path, merge=make_merge(2.4) if has_model else None)
+    spec = record.config.spec
+    oci = None if fields is None else OciOutput.model_validate({"repository": "r.example/bot", **fields})
+    spec = spec.model_copy(update={"output": spec.output.model_copy(update={"oci": oci})})
+    record = replace(record, config=record.config.model_copy(update={"spec": spec}))
+    serving = render_report(record, tmp_path).partition("## How to serve it")[2]
+    assert all(word in serving for word in words)
+    assert not any(word in serving for word in missing)
 
 
 def test_no_figure_of_a_whole_report_is_missing(tmp_path: Path) -> None:

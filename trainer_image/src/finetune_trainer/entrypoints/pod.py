@@ -140,8 +140,8 @@ def report_trained(config: JobConfig, stored: CheckpointStatus) -> Report:
 def find_published(run: RunContext) -> Report | None:
     """Return the report of an existing result, pushed if requested; raise if the prefix belongs to another job."""
     from finetune_trainer.publishing.claim import check_claim
-    from finetune_trainer.publishing.hub_push import push_result
     from finetune_trainer.publishing.publish import adopt_result
+    from finetune_trainer.publishing.pushes import push_published
     from finetune_trainer.training import interrupted_runs
     from finetune_trainer.training.checkpoints import remove_checkpoints
 
@@ -152,7 +152,7 @@ def find_published(run: RunContext) -> Report | None:
         found = adopt_result(config, storage, Outcome.PUBLISHED, run.on_bytes)
         if found:
             remove_checkpoints(config, storage)
-            return push_result(run, found)
+            return push_published(run, found)
     run.stop.raise_if_set()
     return None
 

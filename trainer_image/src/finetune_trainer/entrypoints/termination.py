@@ -92,7 +92,9 @@ def termination_message(report: Report) -> str:
     with suppress(ValueError):
         return report.to_termination_message()
     found = report.artifacts or Artifacts()
-    proof = Artifacts(manifest_sha256=found.manifest_sha256, hub=found.hub) if found.manifest_sha256 else None
+    proof = None
+    if found.manifest_sha256:
+        proof = Artifacts(manifest_sha256=found.manifest_sha256, hub=found.hub, oci=found.oci)
     with suppress(ValueError):
         return report.model_copy(update={"artifacts": proof, "lineage": None}).to_termination_message()
     proof = Artifacts(manifest_sha256=found.manifest_sha256) if proof else None

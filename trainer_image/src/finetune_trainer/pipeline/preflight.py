@@ -29,10 +29,10 @@ from finetune_trainer.pipeline.bound_model import describe_adapter, describe_mod
 from finetune_trainer.pipeline.chat_template import describe_choice, read_choice
 from finetune_trainer.pipeline.prepare_dataset import PreparedDataset, collect_rejected, prepare_dataset
 from finetune_trainer.publishing.claim import check_claim, claim_prefix, refused_uri
-from finetune_trainer.publishing.hub_push import check_hub_output, push_result
 from finetune_trainer.publishing.lineage import status_lineage
 from finetune_trainer.publishing.parent_result import check_parents
 from finetune_trainer.publishing.publish import adopt_result
+from finetune_trainer.publishing.pushes import check_pushes, push_published
 from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.rewards.computed import ComputedRewards
 from finetune_trainer.rewards.fetch import RewardFolders, check_reward_model
@@ -63,12 +63,12 @@ def preflight(run: RunContext) -> Report:
     if check_claim(config, storage):
         adopted = adopt_result(config, storage, Outcome.ADOPTED, on_bytes)
         if adopted:
-            return push_result(run, adopted)
+            return push_published(run, adopted)
     shutil.rmtree(
         workspace / "tokenizer", ignore_errors=True
     )  # a workspace that is used again may hold another model's
     check_parents(config, storage)
-    check_hub_output(run)
+    check_pushes(run)
     start.end("storage")
     config = pin_model(config, storage)
     model = check_model(pinned_model_uri(config.spec.model), storage, workspace / "tokenizer", on_bytes)

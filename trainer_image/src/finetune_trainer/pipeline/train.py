@@ -46,8 +46,8 @@ from finetune_trainer.pipeline.load import build_judge, load_model
 from finetune_trainer.pipeline.measure import answer_changed_prompts, measure_baseline, measure_result
 from finetune_trainer.pipeline.served import measure_as_served
 from finetune_trainer.pipeline.stored_training import restore_training, store_training
-from finetune_trainer.publishing.hub_push import push_result
 from finetune_trainer.publishing.publish import publish
+from finetune_trainer.publishing.pushes import push_published
 from finetune_trainer.training.callbacks import early_stopping_status
 from finetune_trainer.training.checkpoint_files import (
     REFERENCE,
@@ -159,7 +159,7 @@ def merge_and_publish(inputs: Inputs, trained: TrainingResult) -> Report:
     write_report(record, inputs.result)
     report = publish(inputs.run, inputs.result, build_result(inputs, record))
     remove_checkpoints(inputs.run.config, inputs.run.storage)
-    return push_result(inputs.run, report)
+    return push_published(inputs.run, report)
 
 
 def train_within_memory(inputs: Inputs, device: torch.device, checkpoints: Checkpoints) -> TrainingResult:

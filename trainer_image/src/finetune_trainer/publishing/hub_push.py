@@ -2,16 +2,15 @@
 
 import logging
 import shutil
-from pathlib import Path
 
-from finetune_api.handoff import Artifact, JobConfig, Manifest, ManifestFile, Outcome, Report
+from finetune_api.handoff import Artifact, JobConfig, Outcome, Report
 from finetune_api.output import HubPush, Merge
 from finetune_api.status import Artifacts
 from finetune_api.tuning import Method
 from finetune_trainer.config.run_context import RunContext
-from finetune_trainer.errors import Stopped, StorageUnavailable, TrainerError, one_line
+from finetune_trainer.errors import Stopped, TrainerError, one_line
+from finetune_trainer.publishing.published_files import collect_files
 from finetune_trainer.storage.hub.uris import connect_output_hub
-from finetune_trainer.storage.protocol import confine_path, join_uri, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -67,36 +66,12 @@ def _push(run: RunContext, artifacts: Artifacts) -> HubPush:
     folder = Artifact.MERGED if artifacts.merged_uri else Artifact.ADAPTER
     scratch = run.workspace / "hub-push"
     try:
-        files = _collect(run, folder, scratch)
+        files = collect_files(run, folder, scratch)
         title = f"FineTuneJob {config.namespace}/{config.name}, manifest {(artifacts.manifest_sha256 or '')[:12]}"
         pushed = pusher.push(files, title, is_model=folder is Artifact.MERGED)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return HubPush(repo=output.repo, revision=output.revision, commit=pushed.commit, url=pushed.url)
-
-
-def _collect(run: RunContext, folder: Artifact, scratch: Path) -> dict[str, Path]:
-    """Return the local copies of the published files of a folder, by their path in the repository."""
-    prefix, data = f"{folder}/", run.storage.read(join_uri(run.config.output_key(), Artifact.MANIFEST))
-    if data is None:
-        raise StorageUnavailable(f"{run.config.output_key()}: the manifest is gone")
-    published = [one for one in Manifest.model_validate_json(data).files if one.path.startswith(prefix)]
-    if not published:
-        raise StorageUnavailable(f"{run.config.output_key()}: the result has no {prefix}")
-    return {one.path.removeprefix(prefix): _local_copy(run, one, scratch) for one in published}
-
-
-def _local_copy(run: RunContext, file: ManifestFile, scratch: Path) -> Path:
-    """Return the file that this pod has published, or download what another one has."""
-    own = confine_path(run.workspace / "result", file.path)
-    if own.is_file() and own.stat().st_size == file.size and sha256_file(own, run.on_bytes) == file.sha256:
-        return own
-    copy = confine_path(scratch, file.path)
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    run.storage.download(join_uri(run.config.output_key(), file.path), copy, run.on_bytes)
-    if sha256_file(copy, run.on_bytes) != file.sha256:
-        raise StorageUnavailable(f"{run.config.output_key()}: {file.path} does not match its SHA-256 in the manifest")
-    return copy
 
 
 def _will_push_model(config: JobConfig) -> bool | None:

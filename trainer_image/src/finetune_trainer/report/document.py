@@ -9,6 +9,7 @@ from typing import Any
 from finetune_api.dataset.codes import SENTENCES
 from finetune_api.handoff import Artifact, JobConfig
 from finetune_api.objectives import Objective
+from finetune_api.output import PackageFormat
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
 from finetune_trainer.data.rows import FORMAT_SENTENCES
@@ -93,6 +94,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         "output": record.config.output_key(),
         "place": place,
         "serving": serving,
+        "has_merged": has_merged,
         "rank": highest_rank(adapter or {}),
         "is_adapter_servable": adapter is not None and not any(one.is_final for one in adapter_obstacles(adapter)),
         "servability_table": servability_table(
@@ -157,7 +159,8 @@ def _describe_rows_seen(record: RunRecord) -> str:
 
 
 def _place(config: JobConfig) -> serving.Place:
-    storage, hub, model = config.spec.storage, config.spec.hub, config.spec.model
+    storage, hub, model, oci = config.spec.storage, config.spec.hub, config.spec.model, config.spec.output.oci
+    pushed = f"{oci.repository}:{oci.tag_of(config.name)}" if oci and not config.is_local else None
     return serving.Place(
         name=config.name,
         output=config.output_key(),
@@ -166,6 +169,8 @@ def _place(config: JobConfig) -> serving.Place:
         endpoint=storage.endpoint if storage else None,
         hub_endpoint=hub.endpoint if hub else None,
         is_local=config.is_local,
+        image=pushed if oci and oci.format is PackageFormat.IMAGE else None,
+        artifact=pushed if oci and oci.format is PackageFormat.MODEL_PACK else None,
     )
 
 

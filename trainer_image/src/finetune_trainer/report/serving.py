@@ -53,6 +53,10 @@ class Place:
     endpoint: str | None = None
     hub_endpoint: str | None = None
     is_local: bool = False
+    image: str | None = None
+    """The result in a registry, as `host/path:tag`, if it is pushed to one as an image."""
+    artifact: str | None = None
+    """The same, if it is pushed as a ModelPack artifact."""
 
 
 def max_lora_rank(rank: int) -> int | None:
@@ -248,6 +252,19 @@ def kserve_llm_adapter(place: Place, rank: int) -> str:
         "template": template,
     }
     return _manifest("serving.kserve.io/v1alpha2", "LLMInferenceService", place, spec)
+
+
+def image_volume(image: str) -> str:
+    """Return the parts of a pod that mount an image with the result."""
+    volume = {"name": "model", "image": {"reference": image, "pullPolicy": "IfNotPresent"}}
+    mount = {"name": "model", "mountPath": "/mnt/model", "subPath": "models", "readOnly": True}
+    pod = {"volumes": [volume], "containers": [{"name": "main", "volumeMounts": [mount]}]}
+    return yaml.safe_dump(pod, sort_keys=False, width=1000).rstrip()
+
+
+def pull_artifact(place: Place) -> str:
+    """Return the command that copies a ModelPack artifact to a folder."""
+    return f"oras pull {shlex.quote(place.artifact or '')} --output {service_name(place.name)}"
 
 
 def names_hub(place: Place) -> bool:

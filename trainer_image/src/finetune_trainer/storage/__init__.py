@@ -1,1 +1,1 @@
-"""S3, hubs and local folders behind one protocol."""
+"""S3, hubs and local folders behind one protocol, and registries for the result."""

@@ -1,13 +1,11 @@
 """Requests to one hub: tokens for its own address only, limits of size and time, retries that end with SIGTERM."""
 
 import json
-import ssl
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
@@ -19,9 +17,10 @@ from finetune_api import __version__
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import StorageUnavailable, TrainerError
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.storage.hub.errors import CODES, HubBusy, HubUntrusted, connection_error, refusal_error
+from finetune_trainer.storage.http_client import open_http, pause
+from finetune_trainer.storage.hub.errors import CODES, connection_error, refusal_error
 from finetune_trainer.storage.hub.uris import HubConnection, HubUri
-from finetune_trainer.storage.retries import MAX_WAIT, retry
+from finetune_trainer.storage.retries import retry
 
 T = TypeVar("T")
 
@@ -31,6 +30,7 @@ ANSWER_SECONDS = 120.0
 """Limits of one response of the API; a page of 1,000 files has less than 1 MiB."""
 MAX_REDIRECTS = 10
 MIN_RETRY_SECONDS = 30.0
+CA_FIELD = "spec.hub.caSecretRef"
 
 
 class HubClient:
@@ -45,7 +45,7 @@ class HubClient:
     @cached_property
     def _http(self) -> httpx2.Client:
         """Return the client; it follows no redirect, because it would read its body."""
-        client = open_http(self.connection.ca_file, TIMEOUT)
+        client = open_http(self.connection.ca_file, TIMEOUT, CA_FIELD)
         weakref.finalize(self, client.close)
         return client
 
@@ -92,14 +92,7 @@ class HubClient:
 
     def retry(self, call: Callable[[], T]) -> T:
         """Return the call's result; retry while the hub is busy or unreachable."""
-        return retry(call, self._pause, self._retry_seconds, self._stop)
-
-    def _pause(self, error: Exception) -> bool | float:
-        """Return whether to retry, or the number of seconds that the hub requested."""
-        if not isinstance(error, StorageUnavailable) or isinstance(error, HubUntrusted) or self._stop.is_set():
-            return False
-        wait = error.wait if isinstance(error, HubBusy) else None
-        return True if wait is None else min(wait, MAX_WAIT)
+        return retry(call, lambda error: pause(error, self._stop), self._retry_seconds, self._stop)
 
     def _headers(self, address: HubUri) -> dict[str, str]:
         token = self.connection.access(address.repo).token
@@ -146,28 +139,3 @@ def _without_body(response: httpx2.Response) -> httpx2.Response:
         name: value for name, value in response.headers.items() if name.startswith("x-") or name == "retry-after"
     }
     return httpx2.Response(response.status_code, headers=headers, content=b"", request=response.request)
-
-
-def open_http(ca_file: Path | None, timeout: httpx2.Timeout, *, follow_redirects: bool = False) -> httpx2.Client:
-    """Return a client with proxies from the environment, and the hub's authority next to the image's."""
-    try:
-        return httpx2.Client(verify=_trust(ca_file), timeout=timeout, follow_redirects=follow_redirects)
-    except (ValueError, ImportError, httpx2.InvalidURL):  # not quoted: a proxy's address may contain a password
-        message = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is not a proxy address: write http://host:port"
-        raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
-
-
-def _trust(ca_file: Path | None) -> ssl.SSLContext:
-    """Return a context with the image's authorities and the hub's: its files may be served by a public host."""
-    try:
-        context = httpx2.create_ssl_context()
-    except OSError:
-        message = "SSL_CERT_FILE or SSL_CERT_DIR contains no certificate (PEM): correct it, or unset it"
-        raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
-    try:
-        if ca_file:
-            context.load_verify_locations(ca_file)
-    except OSError:
-        message = "the key ca.crt of the Secret named by spec.hub.caSecretRef contains no certificate (PEM)"
-        raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
-    return context

@@ -1,10 +1,5 @@
 """Errors for a hub's refusals: one sentence with the fix, without tokens or signed addresses."""
 
-import ssl
-from collections.abc import Iterator
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
-
 import httpx2
 from huggingface_hub.errors import (
     DisabledRepoError,
@@ -17,23 +12,19 @@ from huggingface_hub.errors import (
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerError
+from finetune_trainer.storage.http_client import (
+    BUSY,
+    ServerBusy,
+    ServerUntrusted,
+    connection_reason,
+    is_untrusted,
+    proxy_setting,
+    retry_after,
+)
 from finetune_trainer.storage.hub.uris import Access, HubConnection, HubUri, Kind
 
 CODES = {Kind.MODEL: ExitCode.MODEL_UNAVAILABLE, Kind.DATASET: ExitCode.DATASET_UNUSABLE}
 BAD_TOKEN = "Invalid credentials in Authorization header"  # noqa: S105 - a message of the hub
-BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-
-class HubBusy(StorageUnavailable):
-    """The hub is busy; `wait` is its Retry-After in seconds, if any."""
-
-    def __init__(self, message: str, wait: float | None = None) -> None:
-        super().__init__(message)
-        self.wait = wait
-
-
-class HubUntrusted(StorageUnavailable):
-    """TLS fails; a retry would fail too."""
 
 
 def refusal_error(error: HfHubHTTPError, address: HubUri, connection: HubConnection) -> TrainerError:
@@ -44,7 +35,7 @@ def refusal_error(error: HfHubHTTPError, address: HubUri, connection: HubConnect
         return ObjectMissing(f"{where} does not exist")
     if status in BUSY:
         what = "limits the rate of requests" if status == 429 else "fails"
-        return HubBusy(f"{where}: the hub {what} ({status}): try again later", _retry_after(error.response))
+        return ServerBusy(f"{where}: the hub {what} ({status}): try again later", retry_after(error.response))
     if status == 407:
         return StorageUnavailable(f"{where}: the proxy in HTTPS_PROXY requires a user name and a password")
     return TrainerError(CODES[address.repo.kind], f"{where}: {_why(error, address, connection)}")
@@ -109,38 +100,14 @@ def _holder(access: Access, connection: HubConnection) -> str:
 def connection_error(error: httpx2.HTTPError, address: HubUri, connection: HubConnection) -> StorageUnavailable:
     """Return the error for a missing or incomplete response."""
     where, setting = f"{address} at {connection.endpoint}", connection.endpoint_setting
-    if any(isinstance(one, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(one) for one in _chain(error)):
+    if is_untrusted(error):
         trust = "name its authority's file in SSL_CERT_FILE" if connection.is_here else "set spec.hub.caSecretRef"
-        return HubUntrusted(
+        return ServerUntrusted(
             f"{where}: the certificate is not trusted or TLS fails: {trust}, or correct http/https in {setting}"
         )
     if isinstance(error, httpx2.ProxyError):
         return StorageUnavailable(f"{where}: the proxy in HTTPS_PROXY or HTTP_PROXY refuses the connection")
     return StorageUnavailable(
-        f"{where}: the hub cannot be reached ({_reason(error)}): check {setting}, the network, and "
-        f"{_proxy(connection.endpoint)}"
+        f"{where}: the hub cannot be reached ({connection_reason(error)}): check {setting}, the network, and "
+        f"{proxy_setting(connection.endpoint)}"
     )
-
-
-def _proxy(endpoint: str) -> str:
-    address = urlsplit(endpoint)
-    if getproxies().get(address.scheme) and not proxy_bypass(address.hostname or ""):
-        return f"{address.scheme.upper()}_PROXY, whose proxy is used"
-    return "HTTPS_PROXY if a proxy is needed"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _reason(error: BaseException) -> str:
-    """Return the system's message, if any; the client's own messages may contain addresses."""
-    found = next((one.strerror for one in _chain(error) if isinstance(one, OSError) and one.strerror), None)
-    return f"{type(error).__name__}: {found}" if found else type(error).__name__
-
-
-def _retry_after(response: httpx2.Response) -> float | None:
-    value = response.headers.get("Retry-After", "")
-    return float(value) if value.isdigit() and len(value) < 6 else None

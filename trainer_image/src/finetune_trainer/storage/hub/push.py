@@ -6,8 +6,6 @@ The library has no limit of time and no way to stop: it works in a thread, which
 import io
 import logging
 import re
-import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -27,11 +25,13 @@ from finetune_api.handoff import ExitCode
 from finetune_api.output import HubOutput
 from finetune_trainer.errors import StorageUnavailable, TrainerError, one_line
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.storage.hub.client import MIN_RETRY_SECONDS, open_http
-from finetune_trainer.storage.hub.errors import BUSY, HubBusy, HubUntrusted, connection_error
+from finetune_trainer.storage.http_client import BUSY, ServerBusy, causes, open_http, pause, retry_after
+from finetune_trainer.storage.hub.client import CA_FIELD, MIN_RETRY_SECONDS
+from finetune_trainer.storage.hub.errors import connection_error
 from finetune_trainer.storage.hub.storage import HubStore
 from finetune_trainer.storage.hub.uris import HubConnection, HubUri, Kind, Repo, matches_entry
-from finetune_trainer.storage.retries import MAX_WAIT, retry
+from finetune_trainer.storage.retries import retry
+from finetune_trainer.storage.watch import Watch
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -215,13 +215,7 @@ class HubPusher:
     def _retry(self, work: Callable[[Callable[[], None]], T]) -> T:
         with self._library():
             budget = max(self.retry_seconds, MIN_RETRY_SECONDS)
-            return retry(lambda: self._watch(work), self._pause, budget, self.stop)
-
-    def _pause(self, error: Exception) -> bool | float:
-        if not isinstance(error, StorageUnavailable) or isinstance(error, HubUntrusted) or self.stop.is_set():
-            return False
-        wait = error.wait if isinstance(error, HubBusy) else None
-        return True if wait is None else min(wait, MAX_WAIT)
+            return retry(lambda: self._watch(work), lambda error: pause(error, self.stop), budget, self.stop)
 
     @contextmanager
     def _library(self) -> Iterator[None]:
@@ -231,7 +225,7 @@ class HubPusher:
         """
         disable_progress_bars()
         hub_logging.set_verbosity(logging.CRITICAL)
-        set_client_factory(partial(open_http, self.connection.ca_file, TIMEOUT, follow_redirects=True))
+        set_client_factory(partial(open_http, self.connection.ca_file, TIMEOUT, CA_FIELD, follow_redirects=True))
         try:
             yield
         finally:
@@ -239,33 +233,15 @@ class HubPusher:
 
     def _watch(self, work: Callable[[Callable[[], None]], T]) -> T:
         """Return the result of the work, which runs in a thread; leave it at SIGTERM, and if nothing moves."""
-        state = _Moves(time.monotonic())
-        found: list[T] = []
-        failures: list[TrainerError] = []
+        watch = Watch("hub-push", self.stop, self.on_work, IDLE_SECONDS, POLL_SECONDS)
 
-        def run() -> None:
-            try:
-                with self._named():
-                    found.append(work(state.move))
-            except TrainerError as error:
-                failures.append(error)
+        def run(moved: Callable[[], None]) -> T:
+            with self._named():
+                return work(moved)
 
-        thread = threading.Thread(target=run, name="hub-push", daemon=True)
-        thread.start()
-        try:
-            while thread.is_alive():
-                thread.join(POLL_SECONDS)
-                self.on_work()
-                self.stop.raise_if_set()
-                if thread.is_alive() and time.monotonic() - state.last > IDLE_SECONDS:
-                    raise StorageUnavailable(f"{self._where}: the hub does not respond for {IDLE_SECONDS:.0f} seconds")
-        finally:
-            state.is_left = True
-        if failures:
-            raise failures[0]
-        if not found:  # an error that no library documents; the thread has printed it
-            raise self._refused("the push failed: see the log of the pod")
-        return found[0]
+        silence = f"{self._where}: the hub does not respond for {IDLE_SECONDS:.0f} seconds"
+        unknown = self._refused("the push failed: see the log of the pod")  # an error that no library documents
+        return watch.run(run, StorageUnavailable(silence), unknown)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -276,7 +252,7 @@ class HubPusher:
             raise self._translate(error) from None
 
     def _translate(self, error: BaseException) -> TrainerError:
-        chain = list(_chain(error))
+        chain = list(causes(error))
         if refusal := next((one for one in chain if isinstance(one, HfHubHTTPError)), None):
             return self._refusal(refusal)
         if broken := next((one for one in chain if isinstance(one, httpx2.HTTPError)), None):
@@ -289,11 +265,8 @@ class HubPusher:
         words = self._quote(error.server_message or error.response.headers.get("X-Error-Message") or "")
         said = f"{status}: {words}" if words else str(status)
         if status in BUSY or status in {409, 412}:
-            wait = error.response.headers.get("Retry-After", "")
-            return HubBusy(
-                f"{self._where}: the hub fails or is busy ({said}): try again later",
-                float(wait) if wait.isdigit() and len(wait) < 6 else None,
-            )
+            busy = f"{self._where}: the hub fails or is busy ({said}): try again later"
+            return ServerBusy(busy, retry_after(error.response))
         if status == 401:
             return self._refused(f"the hub refuses the token in {self._holder} ({said}): put a valid one there")
         if status in {403, 404}:
@@ -307,20 +280,6 @@ class HubPusher:
         if token:
             words = words.replace(token, "…")
         return one_line(re.sub(r"https?://\S+", "…", words), WORDS)
-
-
-@dataclass
-class _Moves:
-    """When the push last read a byte, and whether it is left."""
-
-    last: float
-    is_left: bool = False
-
-    def move(self) -> None:
-        """Record that it moves; raise in its thread if it is left."""
-        if self.is_left:
-            raise StorageUnavailable("the push was left")
-        self.last = time.monotonic()
 
 
 class _Watched(io.BufferedReader):
@@ -338,9 +297,3 @@ class _Watched(io.BufferedReader):
 
 def _root_files(info: Any) -> list[str]:
     return [one.rfilename for one in info.siblings or () if "/" not in one.rfilename]
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -1,0 +1,108 @@
+"""Push a published result to the registry of `output.oci`: after its manifest is proven, and never at its cost."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from finetune_api.handoff import Artifact, ExitCode, Outcome, Report
+from finetune_api.output import OciOutput, RegistryPush
+from finetune_api.status import Artifacts
+from finetune_trainer.config.run_context import RunContext
+from finetune_trainer.errors import Stopped, StorageUnavailable, TrainerError, one_line
+from finetune_trainer.publishing.published_files import collect_files
+from finetune_trainer.storage.watch import Watch
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+CHECK_SECONDS = 30.0
+RETRY_SECONDS = 180.0
+"""How long a step of the push is retried; the result is published, and a GPU may be held."""
+IDLE_SECONDS = 330.0
+"""How long no byte may move before the push counts as stalled; a registry may respond late to a large blob."""
+POLL_SECONDS = 0.2
+CAUSE_CHARACTERS = 500
+MANIFEST_DIGEST = "finetune.dev/manifest-sha256"
+JOB = "finetune.dev/job"
+
+
+def check_registry_output(run: RunContext) -> None:
+    """Raise if the result could not be pushed: no such registry or repository, or a user without the right."""
+    output, config = run.config.spec.output.oci, run.config
+    if output is None or config.is_local:
+        return
+    from finetune_trainer.storage.oci.connection import connect_registry  # noqa: PLC0415 - only these jobs pay for it
+    from finetune_trainer.storage.oci.registry import Registry  # noqa: PLC0415
+
+    registry = Registry(connect_registry(output), CHECK_SECONDS, run.stop)
+    _watch(run, output, lambda _moved: registry.check())
+
+
+def push_to_registry(run: RunContext, report: Report) -> Report:
+    """Push the published result, if the job asks for it; return the report with the digests, or with the failure.
+
+    Only SIGTERM is raised: the next run finds the result and pushes it. Any other failure leaves the result as it is.
+    """
+    output, config = run.config.spec.output.oci, run.config
+    if output is None or report.artifacts is None or report.outcome not in {Outcome.PUBLISHED, Outcome.ADOPTED}:
+        return report
+    if config.is_local:
+        logger.warning("output.oci: a run on this machine pushes nothing: use `oras push %s FILES`", output.repository)
+        return report
+    run.reporter.set_stage("Publishing")
+    tag = output.tag_of(config.name)
+    push = RegistryPush(repository=output.repository, tag=tag)
+    try:
+        push = push.model_copy(update=_push(run, output, report.artifacts, tag))
+        logger.info("output.oci: %s", push.reference)
+    except Stopped:
+        raise
+    except (TrainerError, OSError) as error:
+        cause = error.message if isinstance(error, TrainerError) else str(error)
+        fix = "Fix that, delete the job and create it again: the published result is adopted and pushed"
+        message = f"{one_line(cause, CAUSE_CHARACTERS)}. {fix}."
+        logger.warning("output.oci: the result is published, but not pushed: %s", message)
+        push = push.model_copy(update={"message": message})
+    return report.model_copy(update={"artifacts": report.artifacts.model_copy(update={"oci": push})})
+
+
+def _push(run: RunContext, output: OciOutput, artifacts: Artifacts, tag: str) -> dict[str, str]:
+    """Push each folder of the result as a package of its own, that to be served last; return their references."""
+    has_model = bool(artifacts.merged_uri)
+    parts = [
+        (Artifact.GGUF, "gguf_reference", f"{tag}-gguf", bool(artifacts.gguf_uri)),
+        (Artifact.ADAPTER, "adapter_reference", f"{tag}-adapter", bool(artifacts.adapter_uri) and has_model),
+        (Artifact.MERGED if has_model else Artifact.ADAPTER, "reference", tag, True),
+    ]
+    return {
+        name: _push_folder(run, output, folder, own_tag, artifacts.manifest_sha256 or "")
+        for folder, name, own_tag, is_published in parts
+        if is_published
+    }
+
+
+def _push_folder(run: RunContext, output: OciOutput, folder: Artifact, tag: str, manifest: str) -> str:
+    from finetune_trainer.storage.oci.connection import connect_registry  # noqa: PLC0415 - only these jobs pay for it
+    from finetune_trainer.storage.oci.package import build_package  # noqa: PLC0415
+    from finetune_trainer.storage.oci.registry import Registry  # noqa: PLC0415
+
+    config, scratch = run.config, run.workspace / "oci-push"
+    annotations = {JOB: f"{config.namespace}/{config.name}", MANIFEST_DIGEST: manifest}
+    try:
+        files = collect_files(run, folder, scratch)
+        package = build_package(output.format, files, config.name, annotations, run.on_bytes)
+        registry = Registry(connect_registry(output), RETRY_SECONDS, run.stop)
+        return _watch(run, output, partial(registry.push, package, tag))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _watch(run: RunContext, output: OciOutput, work: Callable[[Callable[[], None]], T]) -> T:
+    """Return the result of the work; leave it at SIGTERM, and if nothing moves."""
+    where = f"oci://{output.repository}"
+    watch = Watch("oci-push", run.stop, run.on_work, IDLE_SECONDS, POLL_SECONDS)
+    stalled = StorageUnavailable(f"{where}: the registry does not respond for {IDLE_SECONDS:.0f} seconds")
+    unknown = TrainerError(ExitCode.INVALID_CONFIG, f"{where}: the push failed: see the log of the pod")
+    return watch.run(work, stalled, unknown)

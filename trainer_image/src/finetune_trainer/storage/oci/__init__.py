@@ -1,0 +1,1 @@
+"""OCI registries: what is pushed to them, and how."""
