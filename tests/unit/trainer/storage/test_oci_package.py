@@ -12,6 +12,7 @@ import pytest
 
 from finetune_api.output import PackageFormat
 from finetune_trainer.storage.oci.package import Package, build_package, group_layers, model_pack_type, tar_pieces
+from finetune_trainer.storage.protocol import CHUNK_BYTES
 
 FILES = {
     "README.md": b"# Helpdesk\n",
@@ -93,6 +94,12 @@ def test_the_same_files_give_the_same_digest_whatever_their_times_and_rights(fil
     assert build(dict(reversed(files.items())), kind).digest == before
     files["README.md"].write_text("# Another\n")
     assert build(files, kind).digest != before
+
+
+@pytest.mark.parametrize("kind", list(PackageFormat))
+def test_a_large_file_is_read_in_small_parts(files: dict[str, Path], kind: str) -> None:
+    files["adapter_model.safetensors"].write_bytes(b"w" * 3 * CHUNK_BYTES)
+    assert max(len(part) for one in build(files, kind).blobs for part in one.chunks()) <= CHUNK_BYTES
 
 
 def test_another_card_leaves_the_layer_of_the_weights_as_it_is(files: dict[str, Path]) -> None:
