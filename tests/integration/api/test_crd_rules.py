@@ -199,6 +199,12 @@ AT_CREATION = [
     (DATA, source("hf://datasets/org/name/data/*.parquet"), source("hf://org/name"), "spec.dataset.train.uri"),
     (DATA, source("s3://data/rows/**/*.jsonl.gz"), source("gs://bucket/rows.jsonl"), "spec.dataset.train.uri"),
     (DATA, source("pvc://team-data/rows/*.jsonl"), source("pvc:///rows.jsonl"), "spec.dataset.train.uri"),
+    (
+        "must be pvc://claim/path, or s3://bucket/path",
+        {"evaluation": {"ability": {"uri": "pvc://shared/arc/test.parquet"}}},
+        {"evaluation": {"ability": {"uri": "hf://datasets/org/name"}}},
+        "spec.evaluation.ability.uri",
+    ),
     (MODEL, {"model": {"uri": "pvc://models"}}, {"model": {"uri": "pvc://Models/llama"}}, "spec.model.uri"),
     (MODEL, {"model": {"uri": "pvc://models/llama/"}}, {"model": {"uri": "pvc://models//llama"}}, "spec.model.uri"),
     (
