@@ -230,6 +230,7 @@ class EventReason(StrEnum):
     MOUNT_FAILED = "MountFailed"
     CONTAINER_ERROR = "ContainerError"
     NODE_LOST = "NodeLost"
+    STOP_REFUSED = "StopRefused"
     NO_PROGRESS = "NoProgress"
     UNREACHABLE = "Unreachable"
     SAVE_TOO_SLOW = "SaveTooSlow"

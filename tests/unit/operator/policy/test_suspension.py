@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.controller.events import derive_events
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.kube.errors import Denied, Refused
 from finetune_operator.kube.objects import Pod
@@ -274,7 +276,12 @@ def test_a_job_whose_pods_run_on_because_their_stop_is_refused_is_not_ready(scen
     one, _ = running(scene)
     one.object["spec"]["suspend"] = True
     one.object["status"] = one.look().status.to_wire()
-    one.object["status"] = one.look(obstacle=Refused("a webhook denies it")).status.to_wire()
+    before = FineTuneJobStatus.model_validate(one.object["status"])
+    after = one.look(obstacle=Refused("a webhook denies it")).status
+    events = derive_events(before, after)
+    assert [(event.reason, event.is_warning) for event in events if event.is_warning] == [("StopRefused", True)]
+    assert derive_events(after, after) == []
+    one.object["status"] = after.to_wire()
     assert (one.condition("Ready")["status"], one.condition("Reconciling")["status"]) == ("Unknown", "True")
     assert one.condition("Running")["status"] == "True"
     assert one.status["reason"] == "StopRefused"
