@@ -240,7 +240,7 @@ def test_pods_stop_together_lose_each_other_and_end_as_one_pod_and_as_one_proces
     require_as_alone(whole, report)
 
     job = make_job(s3_server, "ranks-pods", tmp_path, "LoRA", trainer_python)
-    attempt = job.start("stopped", nodes=2)
+    attempt = job.start("stopped", nodes=2, environment=slowly(tmp_path))
     attempt.wait_for_step(2)
     attempt.processes[1].send_signal(signal.SIGTERM)
     assert attempt.codes() == [75, 75], attempt.errors()
@@ -250,7 +250,7 @@ def test_pods_stop_together_lose_each_other_and_end_as_one_pod_and_as_one_proces
     assert first.checkpoint.step == first.last_step == checkpoint_step(job)
     assert 2 <= first.checkpoint.step < 12
 
-    attempt = job.start("killed", nodes=2)
+    attempt = job.start("killed", nodes=2, environment=slowly(tmp_path))
     attempt.wait_for_step(first.checkpoint.step + 1)
     (rank,) = attempt.ranks(1)
     os.kill(rank, signal.SIGKILL)
@@ -270,6 +270,28 @@ def test_pods_stop_together_lose_each_other_and_end_as_one_pod_and_as_one_proces
     assert [line.get("loss") for line in figures(job)] == [line.get("loss") for line in figures(whole)]
     found, expected = weights(job), weights(whole)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+SLOW_STEPS = """
+import sys, time
+
+if torch := sys.modules.get("torch"):
+    plain = torch.nn.functional.embedding
+
+    def embedding(*arguments, **options):
+        time.sleep(0.2)
+        return plain(*arguments, **options)
+
+    torch.nn.functional.embedding = embedding
+"""
+
+
+def slowly(folder: Path) -> dict[str, str]:
+    """Environment of processes each of whose steps takes long enough for a test to end them before the last one."""
+    path = folder / "slow" / "sitecustomize.py"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(SLOW_STEPS)
+    return {"PYTHONPATH": os.pathsep.join([str(path.parent), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 PLACES: list[dict[str, int]] = [{}, {"gpus": 2}, {"nodes": 2}]
@@ -308,7 +330,7 @@ def test_a_checkpoint_of_one_process_is_resumed_by_two(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
 ) -> None:
     job = make_job(s3_server, "ranks-one-two", tmp_path, "Full", trainer_python)
-    attempt = job.start("one")
+    attempt = job.start("one", environment=slowly(tmp_path))
     attempt.wait_for_step(2)
     attempt.processes[0].send_signal(signal.SIGTERM)
     assert attempt.codes() == [75], attempt.errors()
@@ -325,7 +347,7 @@ def test_shared_out_weights_are_stopped_resumed_and_put_together_again(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
 ) -> None:
     job = make_job(s3_server, "ranks-full", tmp_path, "Full", trainer_python)
-    attempt = job.start("stopped", gpus=2)
+    attempt = job.start("stopped", gpus=2, environment=slowly(tmp_path))
     attempt.wait_for_step(2)
     attempt.processes[0].send_signal(signal.SIGTERM)
     assert attempt.codes() == [75], attempt.errors()

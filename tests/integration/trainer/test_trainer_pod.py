@@ -12,7 +12,7 @@ import yaml
 from hub import Hub
 from published_result import find_result_faults
 from tiny_model import make_tiny_model
-from trainer_pod import ROWS, Pod, checked, make_config
+from trainer_pod import ROWS, SLOW, Pod, checked, make_config
 
 from finetune_api.handoff import Artifact, CheckpointManifest, Outcome
 from finetune_trainer.publishing.publish import find_file_faults
@@ -27,7 +27,7 @@ def pod(s3_server: Any, bucket: str, tmp_path: Path, aws_environment: None, trai
     for path in (tmp_path / "model").iterdir():
         storage.upload(path, f"s3://{bucket}/model/{path.name}")
     storage.put(f"s3://{bucket}/rows.jsonl", ROWS.encode())
-    return checked(make_config(s3_server, bucket), tmp_path, trainer_python)
+    return checked(make_config(s3_server, bucket, hyperparameters=SLOW), tmp_path, trainer_python)
 
 
 def verify_checkpoint(uri: str, storage: S3Store) -> list[str]:
@@ -87,7 +87,7 @@ def test_a_stopped_trainer_publishes_nothing_and_the_next_one_resumes(pod: Pod, 
 
     # Only storage shows it: a second training would write other throughput figures into another manifest.
     process = pod.start("train")
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
     again = pod.report()
     assert again.outcome is Outcome.PUBLISHED
     assert again.artifacts == published.artifacts

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from published_result import find_result_faults
 from tiny_model import make_tiny_model
-from trainer_pod import ROWS, Pod, make_config
+from trainer_pod import ROWS, SLOW, Pod, make_config
 
 from finetune_api.handoff import Artifact, ExitCode, Outcome
 from finetune_trainer.storage.s3 import S3Store
@@ -29,7 +29,7 @@ def storage(s3_server: Any, bucket: str, tmp_path: Path, aws_environment: None) 
 
 @pytest.fixture
 def pod(s3_server: Any, bucket: str, storage: S3Store, tmp_path: Path, trainer_python: str) -> Pod:
-    config = make_config(s3_server, bucket, preflight={"enabled": False})
+    config = make_config(s3_server, bucket, preflight={"enabled": False}, hyperparameters=SLOW)
     return Pod(config.model_copy(update={"attempt": 1}), tmp_path, trainer_python)
 
 
