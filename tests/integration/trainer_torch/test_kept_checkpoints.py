@@ -58,14 +58,14 @@ def test_the_steps_next_to_the_best_are_published_as_adapters_that_have_their_lo
 
     measuring = make_bench(
         mode="Evaluate",
-        tuning={"initialAdapter": {"uri": f"s3://bucket/first/kept-checkpoints/step-{others[0]:06d}"}},
+        tuning={"initialAdapter": {"uri": f"s3://bucket/first/kept-checkpoints/step-{others[1]:06d}"}},
         hyperparameters={"maxLength": 128},
         evaluation=ASKED,
     )
     measuring.elsewhere["s3://bucket/first"] = bench.output
     measured = measuring.run()
     assert measured.evaluation
-    assert measured.evaluation.after == pytest.approx(losses[others[0]], rel=1e-3)
+    assert measured.evaluation.after == pytest.approx(losses[others[1]], rel=1e-4)
 
 
 def test_a_kept_checkpoint_has_the_files_of_the_result_and_is_in_manifest_and_report(

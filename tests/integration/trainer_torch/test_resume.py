@@ -161,9 +161,9 @@ RLHF: dict[str, Any] = {
     "rlhf": {"rewards": [{"type": "Regex", "pattern": "[aeiou]{2}"}], "numGenerations": 4, "maxCompletionLength": 8},
     "hyperparameters": HYPERPARAMETERS | {"maxSteps": 6},
 }
-KEEPING: dict[str, Any] = {"checkpoint": {"keep": 2}, "evaluation": {"steps": 2}}
+KEEPING: dict[str, Any] = {"checkpoint": {"keep": 9}, "evaluation": {"steps": 2}}
 CASES = {
-    "LoRA in the middle of step 8, with two kept checkpoints": Case("LoRA", 7, 1, KEEPING),
+    "LoRA in the middle of step 8, with nine kept checkpoints": Case("LoRA", 7, 1, KEEPING),
     "LoRA in the evaluation of step 15, in the second epoch": Case("LoRA", 15, 2),
     "NEFTune and a final decay in the middle of step 8": Case("LoRA", 7, 1, NOISY),
     "Adafactor after step 7": Case("LoRA", 7, 0, {"hyperparameters": HYPERPARAMETERS | {"optim": "adafactor"}}),
@@ -180,7 +180,7 @@ CASES = {
 }
 
 
-OFTEN = ("LoRA in the middle of step 8, with two kept checkpoints",)
+OFTEN = ("LoRA in the middle of step 8, with nine kept checkpoints",)
 
 
 @pytest.mark.parametrize(
