@@ -21,9 +21,10 @@ REGION = "us-east-1"
 # It waits 15 s for its own streams to close; what was written is safe without that.
 STOP_SECONDS = 2
 
-# Each part of the server listens on one port for HTTP and one for gRPC.
+# Each part of the server listens on one port for HTTP and one for gRPC. All are below the ports that Linux gives to
+# outgoing connections, one of which kept the server from starting when they were 10,000 higher, as by its own default.
 PARTS = ("s3", "master", "volume", "filer")
-NODE_PORTS = (28333, S3_GRPC_PORT, 29333, 39333, 28080, 38080, 28888, 38888)
+NODE_PORTS = (28333, S3_GRPC_PORT, 29333, 29334, 28080, 28081, 28888, 28889)
 
 IDENTITIES = {
     "identities": [

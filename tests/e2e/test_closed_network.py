@@ -115,6 +115,6 @@ def test_packets_between_two_other_links_are_not_passed_on(neighbours: tuple[Nei
 
 def test_a_pod_reaches_none_of_the_object_stores_parts_that_ask_for_no_key(namespace: str, image: str) -> None:
     assert "403" in fetch_from_pod(namespace, image, f"http://{NODE}:28333/")
-    for port in (28888, 29333, 28080, 38333):
+    for port in (28888, 29333, 28080, 28334):
         said = fetch_from_pod(namespace, image, f"http://{NODE}:{port}/")
         assert "refused" in said or "timed out" in said, (port, said)

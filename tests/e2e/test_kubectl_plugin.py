@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rows import colour_rows, jsonl
 from user import Bench, wait_for
 
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -70,13 +71,32 @@ def test_a_job_that_ended_is_listed_described_and_its_report_is_fetched_and_prov
 
 @pytest.mark.nightly
 def test_the_lineage_of_a_child_leads_to_its_parent_and_its_base(bench: Bench, followed: dict[str, Any]) -> None:
-    child = bench.apply("child", lineage={"parentRef": {"name": "followed"}})
+    rows = {"train": {"uri": bench.put("fewer.jsonl", jsonl(colour_rows(200)))}, "validationSplitPercent": 10}
+    child = bench.apply(
+        "child",
+        lineage={"parentRef": {"name": "followed"}},
+        dataset=rows,
+        checkpoint={"keep": 2},
+        evaluation={"steps": 2},
+    )
     status = child.wait("Complete")
     found = json.loads(finetune(bench, "lineage", "child", "-o", "json"))
     assert found["manifestSHA256"] == status["artifacts"]["manifestSHA256"]
     assert found["parent"]["uid"] == followed["job"].get()["metadata"]["uid"]
     assert found["parent"]["baseModelURI"].endswith("/tiny-model")
     assert "lineage.parentRef.name" in finetune(bench, "diff", "followed", "child")
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    told = finetune(bench, "diff", "followed", "child", "--rows", "--endpoint", endpoint, "-o", "json")
+    compared = json.loads(told)["rows"]
+    assert compared["trained"]["onlyFirst"]
+    moved = [one for part in ("trained", "heldOut") for one in compared[part]["onlySecond"]]
+    assert len(moved) == compared["trainedAndHeldOut"]  # every row of the child is one of its parent's
+    page, files = finetune(bench, "describe", "child"), bench.keys(bench.uri("out/child"))
+    kept = status["artifacts"]["keptCheckpoints"]
+    assert len(kept) == 2
+    for one in kept:
+        assert one["uri"] in page
+        assert f"kept-checkpoints/step-{one['step']:06d}/adapter_model.safetensors" in files
 
 
 def test_a_job_is_suspended_resumes_from_its_checkpoint_and_is_cancelled(bench: Bench) -> None:
