@@ -294,6 +294,6 @@ def test_a_server_with_an_authority_of_its_own_is_asked(server: Server, tmp_path
         grader(server, **settings)([completion("a")])
     assert grader(server, secrets=tmp_path, **settings)([completion("four")]) == [4.0]
     authority.write_text("none")
-    with pytest.raises(TrainerError, match=r"rlhf.rewards\[0\].service.caSecretRef: the key ca.crt") as failed:
+    with pytest.raises(TrainerError, match=r"ca.crt .* rlhf.rewards\[0\].service.caSecretRef contains no") as failed:
         grader(server, secrets=tmp_path, **settings)
     assert failed.value.code is ExitCode.INVALID_CONFIG

@@ -4,7 +4,6 @@ import math
 import os
 import queue
 import re
-import ssl
 import threading
 import time
 from collections import deque
@@ -22,6 +21,7 @@ from finetune_api.text.printable import printable
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.storage.http_client import open_http
 from finetune_trainer.storage.retries import retry
 
 BATCH = 16
@@ -67,12 +67,8 @@ class Grader:
         self._retry_seconds = RETRY_SECONDS if retry_seconds is None else retry_seconds
         timeout = httpx2.Timeout(service.timeout_seconds, connect=min(CONNECT_SECONDS, service.timeout_seconds))
         self._read_token()
-        limits, context = httpx2.Limits(max_connections=AT_ONCE), self._trust()
-        try:
-            self._http = httpx2.Client(verify=context, timeout=timeout, limits=limits)
-        except (ValueError, ImportError, httpx2.InvalidURL):  # not quoted: a proxy's address may contain a password
-            message = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is not a proxy address: write http://host:port"
-            raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
+        own, limits = secrets / CA_FILE, httpx2.Limits(max_connections=AT_ONCE)
+        self._http = open_http(own if own.is_file() else None, timeout, f"{name}.service.caSecretRef", limits=limits)
 
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
         """Return one finite reward per answer, in their order; raises GraderFailed."""
@@ -137,17 +133,6 @@ class Grader:
             "reference": kept.get("answer"),
             "columns": {name: columns.get(name) for name in self._service.columns or ()},
         }
-
-    def _trust(self) -> ssl.SSLContext:
-        """Return the authorities of the image, or of this machine, and the job's own."""
-        try:
-            context = httpx2.create_ssl_context()
-            if (own := self._secrets / CA_FILE).is_file():
-                context.load_verify_locations(own)
-        except (OSError, ssl.SSLError):
-            message = f"{self._name}.service.caSecretRef: the key {CA_FILE} of the Secret is no certificate (PEM)"
-            raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
-        return context
 
     def _read_token(self) -> str | None:
         """Return the token as it is now: it may be replaced while a training runs."""

@@ -14,6 +14,8 @@ from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.retries import MAX_WAIT
 from finetune_trainer.storage.watch import Left
 
+DEFAULT_LIMITS = httpx2.Limits(max_connections=100, max_keepalive_connections=20)
+"""Those of the library."""
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -30,11 +32,17 @@ class ServerUntrusted(StorageUnavailable):
 
 
 def open_http(
-    ca_file: Path | None, timeout: httpx2.Timeout, ca_field: str, *, follow_redirects: bool = False
+    ca_file: Path | None,
+    timeout: httpx2.Timeout,
+    ca_field: str,
+    *,
+    follow_redirects: bool = False,
+    limits: httpx2.Limits = DEFAULT_LIMITS,
 ) -> httpx2.Client:
     """Return a client with proxies from the environment, and the authority of `ca_field` next to the image's."""
     try:
-        return httpx2.Client(verify=_trust(ca_file, ca_field), timeout=timeout, follow_redirects=follow_redirects)
+        context = _trust(ca_file, ca_field)
+        return httpx2.Client(verify=context, timeout=timeout, follow_redirects=follow_redirects, limits=limits)
     except (ValueError, ImportError, httpx2.InvalidURL):  # not quoted: a proxy's address may contain a password
         message = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is not a proxy address: write http://host:port"
         raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
