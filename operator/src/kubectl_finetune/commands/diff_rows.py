@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class RowsOfJob:
         """Return the file of each different row, by the row's digest."""
         found: dict[bytes, str] = {}
         for row in self.read(part):
-            found.setdefault(row.digest, row.file)
+            found.setdefault(row.digest, sys.intern(row.file))
         return found
 
     def list_other(self, part: str, known: Container[bytes]) -> list[dict[str, Any]]:
