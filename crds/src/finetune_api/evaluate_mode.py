@@ -1,12 +1,12 @@
-"""`spec.mode: Evaluate`: which fields it needs, and which have no effect with it; each rule as CEL and in Python."""
+"""`spec.mode: Evaluate`: which fields it needs, and which have no effect with it; each part as CEL and in Python."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Any
 
 from pydantic.alias_generators import to_snake
 
-from finetune_api.blocks import cel
+from finetune_api.blocks import combined_cel
 
 
 class Mode(StrEnum):
@@ -34,7 +34,6 @@ WITHOUT_EFFECT = (
     "resources.merge",
 )  # fmt: skip
 """Optional fields that only a training reads."""
-_TRAINS = "self.mode != 'Evaluate' || "
 Condition = Callable[[Any], bool]
 
 
@@ -48,7 +47,7 @@ def _is_absent(path: str) -> Condition:
     return check
 
 
-_RULES: list[tuple[str, str, str, Condition]] = [
+_PARTS: list[tuple[str, str, str, Condition]] = [
     (
         "has(self.tuning.initialAdapter)",
         "mode Evaluate evaluates an existing adapter: set tuning.initialAdapter",
@@ -109,9 +108,17 @@ _RULES: list[tuple[str, str, str, Condition]] = [
 ]
 
 
-def _or_trains(condition: Condition) -> Condition:
-    return lambda spec: spec.mode != Mode.EVALUATE or condition(spec)
+EVALUATE_RULE = combined_cel(
+    f"self.mode != 'Evaluate' || ({' && '.join(f'({rule})' for rule, *_ in _PARTS)})",
+    "mode Evaluate evaluates tuning.initialAdapter on held-out rows, in one process and with the base in 16 bits, and "
+    "trains nothing: remove the fields of a training",
+    " + ".join(f"(({rule}) ? '' : '{message}. ')" for rule, message, _, _ in _PARTS),
+    ".mode",
+)
 
 
-EVALUATE_RULES = [cel(_TRAINS + rule, message, path) for rule, message, path, _ in _RULES]
-EVALUATE_CONDITIONS = {_TRAINS + rule: _or_trains(condition) for rule, _, _, condition in _RULES}
+def find_evaluate_faults(spec: Any) -> Iterator[tuple[str, str]]:
+    """Yield path and message of each part of the rule that a spec breaks."""
+    for _, message, path, condition in _PARTS:
+        if spec.mode == Mode.EVALUATE and not condition(spec):
+            yield path, message

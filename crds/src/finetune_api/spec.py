@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import GRANULAR, Block, QualifiedName, cel, rules
-from finetune_api.evaluate_mode import EVALUATE_RULES, Mode
+from finetune_api.blocks import GRANULAR, Block, QualifiedName, cel, combined_cel, rules
+from finetune_api.evaluate_mode import EVALUATE_RULE, Mode
 from finetune_api.evaluation import EarlyStopping, Evaluation
 from finetune_api.hyperparameters import Attention, FusedKernels, Hyperparameters, Packing, Precision
 from finetune_api.inputs.sources import Dataset, DatasetFormat, DataSource, Hub, Model, ModelCache, Storage, TrainOn
@@ -120,7 +120,22 @@ TRAIN_ON = "!has(self.dataset.trainOn) || self.objective in ['Instruction', 'Cha
 LABELLED_AS = {TrainOn.LAST_ANSWER: "Instruction", TrainOn.ALL_ANSWERS: "Chat", TrainOn.EVERYTHING: "Everything"}
 """By `dataset.trainOn`: the objective that has a loss on these tokens, or a word of its own."""
 KEEPS_ADAPTERS = "self.checkpoint.keep == 0 || self.tuning.method != 'Full'"
+FORMAT = f"self.dataset.format == 'Auto' || self.dataset.format in {FORMATS}[self.objective]"
+FORMAT_OF_SOURCES = (
+    "!has(self.dataset.train.sources) || self.dataset.train.sources.all(one, !has(one.format) || "
+    f"one.format in {FORMATS}[self.objective])"
+)
+_FORMATS = "; ".join(f"{', '.join(formats)} (objective {objective})" for objective, formats in FORMATS.items())
 _ONE_PROCESS = "self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1"
+
+
+def _accepted(place: str) -> str:
+    """Return the CEL text of the message about a format that the objective does not accept."""
+    messages = {
+        objective: f"objective {objective} cannot use rows of this format: set {place} one of {', '.join(formats)}"
+        for objective, formats in FORMATS.items()
+    }
+    return f"{messages}[self.objective]"
 
 
 class FineTuneJobSpec(Block):
@@ -268,26 +283,19 @@ class FineTuneJobSpec(Block):
                 "trainOn works with objectives Instruction and Chat: remove dataset.trainOn",
                 ".dataset.trainOn",
             ),
-            *(
-                cel(
-                    f"self.objective != '{objective}' || self.dataset.format in {formats}",
-                    f"objective {objective} cannot use rows of this format: set dataset.format to one of "
-                    f"{', '.join(formats)}",
-                    ".dataset.format",
-                )
-                for objective, formats in FORMATS.items()
+            combined_cel(
+                FORMAT,
+                f"the objective cannot use rows of this format: set dataset.format to one of {_FORMATS}",
+                _accepted("dataset.format to"),
+                ".dataset.format",
             ),
-            *(
-                cel(
-                    f"self.objective != '{objective}' || !has(self.dataset.train.sources) || "
-                    f"self.dataset.train.sources.all(one, !has(one.format) || one.format in {formats})",
-                    f"objective {objective} cannot use rows of this format: set format of each source to one of "
-                    f"{', '.join(formats)}",
-                    ".dataset.train.sources",
-                )
-                for objective, formats in FORMATS.items()
+            combined_cel(
+                FORMAT_OF_SOURCES,
+                f"the objective cannot use rows of this format: set format of each source to one of {_FORMATS}",
+                _accepted("format of each source to"),
+                ".dataset.train.sources",
             ),
-            *EVALUATE_RULES,
+            EVALUATE_RULE,
             *(one.rule() for one in FIXED),
             cel(
                 "(has(self.preflight) && !self.preflight.enabled) == "

@@ -12,6 +12,7 @@ import pytest
 from kubernetes import client, config
 
 from finetune_api import names
+from finetune_api.evaluate_mode import WITHOUT_EFFECT
 from finetune_api.schema.crd import build_crd
 
 ROOT = Path(__file__).parents[3]
@@ -129,14 +130,14 @@ def wandb(**fields: Any) -> Spec:
 
 EVALUATING: Spec = SPLIT | {"mode": "Evaluate", "tuning": {"initialAdapter": {"uri": "s3://models/adapter"}}}
 _NOTHING = "mode Evaluate trains nothing: remove "
-EVALUATE_REFUSES: list[tuple[str, str, Any, str | None]] = [
-    ("mode Evaluate measures a loss per token", "objective", "DPO", None),
-    ("mode Evaluate loads the base in 16 bits", "tuning.method", "QLoRA", None),
-    ("mode Evaluate compares with the base", "evaluation.baseline", False, None),
-    ("mode Evaluate packs no rows", "hyperparameters.packing", "Always", None),
-    ("mode Evaluate runs in one process", "resources.numNodes", 2, "spec.resources"),
+EVALUATE_REFUSES: list[tuple[str, str, Any]] = [
+    ("mode Evaluate measures a loss per token", "objective", "DPO"),
+    ("mode Evaluate loads the base in 16 bits", "tuning.method", "QLoRA"),
+    ("mode Evaluate compares with the base", "evaluation.baseline", False),
+    ("mode Evaluate packs no rows", "hyperparameters.packing", "Always"),
+    ("mode Evaluate runs in one process", "resources.numNodes", 2),
     *(
-        (f"{_NOTHING}{path}", path, value, None)
+        (f"{_NOTHING}{path}", path, value)
         for path, value in {
             "hyperparameters.numTrainEpochs": 1,
             "hyperparameters.maxSteps": 1,
@@ -781,12 +782,9 @@ AT_CREATION = [
         {"scheduling": {"topology": {"mode": "Unconstrained", "level": "rack"}}},
         "spec.scheduling.topology.level",
     ),
-    *(
-        (message, EVALUATING, merged(EVALUATING, path, value), f"spec.{path}" if at is None else at)
-        for message, path, value, at in EVALUATE_REFUSES
-    ),
-    ("mode Evaluate evaluates an existing", EVALUATING, without(EVALUATING, "tuning"), "spec.tuning.initialAdapter"),
-    ("mode Evaluate needs held-out rows", EVALUATING, EVALUATING | {"dataset": BASE["dataset"]}, "spec.dataset"),
+    *((message, EVALUATING, merged(EVALUATING, path, value), "spec.mode") for message, path, value in EVALUATE_REFUSES),
+    ("mode Evaluate evaluates an existing", EVALUATING, without(EVALUATING, "tuning"), "spec.mode"),
+    ("mode Evaluate needs held-out rows", EVALUATING, EVALUATING | {"dataset": BASE["dataset"]}, "spec.mode"),
     (EARLY, SPLIT | {"earlyStopping": {"patience": 2}}, {"earlyStopping": {"patience": 2}}, "spec.earlyStopping"),
     (
         "maxEvalLoss and mustImprove need held-out rows",
@@ -919,7 +917,7 @@ def said(error: client.ApiException) -> str:
 def all_rules(node: Any) -> Iterator[str]:
     if isinstance(node, dict):
         for rule in node.get("x-kubernetes-validations", []):
-            yield rule["message"]
+            yield rule.get("messageExpression", rule["message"])
         for child in node.values():
             yield from all_rules(child)
     if isinstance(node, list):
@@ -935,6 +933,16 @@ def test_a_rule_accepts_the_right_spec_and_names_field_and_fix_for_the_wrong_one
     refusal = jobs.refusal(BASE | bad)
     assert message in refusal
     assert path in refusal
+
+
+def test_every_field_of_a_training_is_named_if_mode_evaluate_is_given_several(jobs: Jobs) -> None:
+    given = ("hyperparameters.maxSteps", "earlyStopping", "checkpoint.steps")
+    spec = EVALUATING
+    for path, value in ((path, value) for _, path, value in EVALUATE_REFUSES if path in given):
+        spec = merged(spec, path, value)
+    refusal = jobs.refusal(BASE | spec)
+    assert [path for path in given if f"{_NOTHING}{path}" not in refusal] == []
+    assert {path for _, path, _ in EVALUATE_REFUSES} >= set(WITHOUT_EFFECT)
 
 
 def test_every_rule_of_the_crd_is_in_one_of_these_tables() -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from finetune_api.blocks import AT_CREATION, DATA_URI, FILE_URI, MODEL_URI, S3_URI
 from finetune_api.endpoints import ENDPOINT
-from finetune_api.evaluate_mode import EVALUATE_CONDITIONS
+from finetune_api.evaluate_mode import EVALUATE_RULE, find_evaluate_faults
 from finetune_api.hyperparameters import (
     FITTING_DECAY,
     HAS_DECAY,
@@ -27,7 +27,7 @@ from finetune_api.inputs.sources import UNIQUE_SOURCES
 from finetune_api.objectives import HAS_SIMILARITY, HAS_SMOOTHING, JSON_EXTRACT, ONE_JSON_SCHEMA
 from finetune_api.output import COMMIT, IMAGE_REPOSITORY, REPO
 from finetune_api.recipes import WITHOUT_DROPOUT
-from finetune_api.spec import FORMATS, KEEPS_ADAPTERS, TRAIN_ON
+from finetune_api.spec import FORMAT, FORMAT_OF_SOURCES, FORMATS, KEEPS_ADAPTERS, TRAIN_ON
 from finetune_api.tuning import (
     BOUNDED,
     EXPERTS_OF_ONE_RANK,
@@ -51,17 +51,6 @@ def _belongs_to(block: str, objective: str) -> Condition:
     return lambda spec: getattr(spec, block) is None or spec.objective == objective
 
 
-def _takes(objective: str, formats: list[str]) -> Condition:
-    return lambda spec: spec.objective != objective or spec.dataset.format in formats
-
-
-def _source_takes(objective: str, formats: list[str]) -> Condition:
-    return lambda spec: (
-        spec.objective != objective
-        or all(one.format is None or one.format in formats for one in spec.dataset.train.sources or ())
-    )
-
-
 def _is_hub(uri: str | None) -> bool:
     return uri is not None and uri.startswith("hf://")
 
@@ -75,7 +64,6 @@ def _is_dataset(uri: str | None) -> bool:
 
 
 CONDITIONS: dict[str, Condition] = {
-    **EVALUATE_CONDITIONS,
     TRAIN_ON: lambda spec: spec.dataset.train_on is None or spec.objective in {"Instruction", "Chat"},
     KEEPS_ADAPTERS: lambda spec: spec.checkpoint.keep == 0 or spec.tuning.method != "Full",
     ONE_TEMPLATE: lambda template: (template.name is None) != (template.config_map_key_ref is None),
@@ -299,17 +287,6 @@ CONDITIONS: dict[str, Condition] = {
         or spec.tuning.initial_adapter.from_parent is None
         or (spec.lineage is not None and spec.lineage.parent_ref is not None)
     ),
-    **{
-        f"self.objective != '{objective}' || self.dataset.format in {formats}": _takes(objective, formats)
-        for objective, formats in FORMATS.items()
-    },
-    **{
-        f"self.objective != '{objective}' || !has(self.dataset.train.sources) || "
-        f"self.dataset.train.sources.all(one, !has(one.format) || one.format in {formats})": _source_takes(
-            objective, formats
-        )
-        for objective, formats in FORMATS.items()
-    },
     "self.enabled || (!has(self.queueName) && !has(self.resources))": lambda preflight: (
         preflight.enabled or (preflight.queue_name is None and preflight.resources is None)
     ),
@@ -339,6 +316,31 @@ CONDITIONS: dict[str, Condition] = {
     ),
     r"!self.matches('(^|/)[.][.]?(/|$)')": lambda uri: not {".", ".."} & set(uri.split("/")),
 }
+
+
+def _find_format_faults(spec: Any) -> Iterator[tuple[str, str]]:
+    formats = FORMATS[spec.objective]
+    if spec.dataset.format not in formats:
+        yield ".dataset.format", _accepted(spec.objective, "dataset.format to")
+
+
+def _find_format_faults_of_sources(spec: Any) -> Iterator[tuple[str, str]]:
+    formats = FORMATS[spec.objective]
+    if any(one.format is not None and one.format not in formats for one in spec.dataset.train.sources or ()):
+        yield ".dataset.train.sources", _accepted(spec.objective, "format of each source to")
+
+
+def _accepted(objective: str, place: str) -> str:
+    accepted = ", ".join(FORMATS[objective])
+    return f"objective {objective} cannot use rows of this format: set {place} one of {accepted}"
+
+
+COMBINED: dict[str, Callable[[Any], Iterator[tuple[str, str]]]] = {
+    EVALUATE_RULE["rule"]: find_evaluate_faults,
+    FORMAT: _find_format_faults,
+    FORMAT_OF_SOURCES: _find_format_faults_of_sources,
+}
+"""By the CEL text of a rule whose message is an expression: path and message of each fault."""
 
 
 def _starts_from_weights(lora: Any) -> bool:
@@ -373,16 +375,16 @@ class BrokenRule(NamedTuple):
 def broken_rules(spec: BaseModel) -> list[BrokenRule]:
     """Return every rule that the spec breaks."""
     return [
-        BrokenRule(path, rule["message"], rule["rule"])
+        BrokenRule(path + below, message, rule["rule"])
         for path, rule, value in find_rules(spec, "spec")
-        if not _holds(rule, value)
+        for below, message in _find_faults(rule, value)
     ]
 
 
 def find_rules(block: BaseModel, path: str) -> Iterator[tuple[str, dict[str, Any], Any]]:
-    """Yield every rule on a block, its fields and the blocks below, with the path to report and its value."""
+    """Yield every rule on a block, its fields and the blocks below, with the path and the value of what has it."""
     for rule in _rules(block.model_config.get("json_schema_extra")):
-        yield path + rule.get("fieldPath", ""), rule, block
+        yield path, rule, block
     for name, alias, rules in _fields(type(block)):
         value, here = getattr(block, name), f"{path}.{alias}"
         if value is None:
@@ -397,10 +399,13 @@ def find_rules(block: BaseModel, path: str) -> Iterator[tuple[str, dict[str, Any
                     yield from find_rules(item, f"{here}[{index}]")
 
 
-def _holds(rule: dict[str, Any], value: Any) -> bool:
-    """Return whether the rule holds at creation; rules about a change do, because there is no older object."""
+def _find_faults(rule: dict[str, Any], value: Any) -> Iterator[tuple[str, str]]:
+    """Yield the path below the block and the message. Rules about a change hold: at creation there is no old object."""
     text = str(rule["rule"]).removeprefix(AT_CREATION)
-    return "oldSelf" in text or CONDITIONS[text](value)
+    if text in COMBINED:
+        yield from COMBINED[text](value)
+    elif "oldSelf" not in text and not CONDITIONS[text](value):
+        yield rule.get("fieldPath", ""), rule["message"]
 
 
 @cache
