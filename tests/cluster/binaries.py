@@ -19,6 +19,9 @@ MODULES = Path(__file__).parent / "binaries"
 KUBERNETES = "k8s.io/kubernetes"
 PROMETHEUS_OPERATOR = "github.com/prometheus-operator/prometheus-operator"
 FLUX = "github.com/fluxcd"
+ARGO_CD = "github.com/argoproj/argo-cd/v3"
+KUSTOMIZE = "sigs.k8s.io/kustomize/kustomize/v5"
+KUBE_ROUTER = "github.com/cloudnativelabs/kube-router/v2"
 MINOR = os.environ.get("KUBERNETES_MINOR", "")
 """The older Kubernetes of a control plane without a node, for example 1.31; empty for the cluster's own."""
 DOWNLOAD_ATTEMPTS = 4
@@ -55,6 +58,9 @@ PROGRAMS = {
         Program("buildctl", "buildkit", "github.com/moby/buildkit", "github.com/moby/buildkit/cmd/buildctl"),
         Program("kueue", "kueue", "sigs.k8s.io/kueue", "sigs.k8s.io/kueue/cmd/kueue"),
         Program("pause", "pause", "finetune.dev/binaries/pause", "."),
+        Program("argocd", "argo-cd", ARGO_CD, f"{ARGO_CD}/cmd"),
+        Program("kustomize", "kustomize", KUSTOMIZE, KUSTOMIZE),
+        Program("kube-router", "kube-router", KUBE_ROUTER, f"{KUBE_ROUTER}/cmd/kube-router"),
         Program("registry", "registry", "github.com/distribution/distribution/v3", "."),
         Program("health", "health", "github.com/fluxcd/pkg/runtime", "."),
         Program(
@@ -69,7 +75,7 @@ PROGRAMS = {
 }
 ON_DEMAND = (
     *("kueue", "health", "registry", "actionlint"),
-    *("prometheus-operator", "source-controller", "kustomize-controller"),
+    *("kube-router", "prometheus-operator", "source-controller", "kustomize-controller", "argocd", "kustomize"),
 )
 BASIC = tuple(name for name in PROGRAMS if name not in ON_DEMAND)
 """What every cluster needs; Kueue takes minutes to build and is built when it is asked for, as are the tests' tools."""

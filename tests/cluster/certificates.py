@@ -19,6 +19,7 @@ CLIENTS = {
     "scheduler": "/CN=system:kube-scheduler",
     "proxy": "/CN=system:kube-proxy",
     "coredns": "/CN=system:coredns",
+    "kube-router": "/CN=system:kube-router",
     "kubelet": f"/O=system:nodes/CN=system:node:{NODE_NAME}",
 }
 SERVER_NAMES = ",".join(

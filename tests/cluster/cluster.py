@@ -22,6 +22,7 @@ import kueue
 import network
 import node
 import packages
+import policies
 import s3
 import teardown
 import typer
@@ -38,9 +39,11 @@ from layout import (
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 control_plane_app = typer.Typer(no_args_is_help=True, help="An API server without a node, for integration tests.")
 kueue_app = typer.Typer(no_args_is_help=True, help="Kueue, the job queue, from its own chart.")
+policies_app = typer.Typer(no_args_is_help=True, help="NetworkPolicies, enforced or only accepted.")
 s3_app = typer.Typer(no_args_is_help=True, help="An S3 server, on the node's address or elsewhere.")
 app.add_typer(control_plane_app, name="control-plane")
 app.add_typer(kueue_app, name="kueue")
+app.add_typer(policies_app, name="policies")
 app.add_typer(s3_app, name="s3")
 
 Directory = Annotated[Path, typer.Option("--dir", help="State folder of this control plane.")]
@@ -212,6 +215,24 @@ def kueue_down() -> None:
     _require_running(layout)
     with _alone(layout):
         kueue.uninstall(layout)
+
+
+@policies_app.command("up")
+def policies_up() -> None:
+    """Enforce NetworkPolicies, with the firewall of kube-router; ends when it has written its packet rules."""
+    layout = full_cluster()
+    _require_running(layout)
+    with _alone(layout):
+        policies.enforce(layout)
+
+
+@policies_app.command("down")
+def policies_down() -> None:
+    """Accept NetworkPolicies without enforcing them, as after `up`."""
+    layout = full_cluster()
+    _require_running(layout)
+    with _alone(layout):
+        policies.release(layout)
 
 
 @s3_app.command("up")

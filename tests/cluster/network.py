@@ -18,6 +18,8 @@ NODE_LINK = "ftc-node"
 CNI_CACHE = Path("/var/lib/cni")
 
 TABLES = ("nat", "filter", "mangle")
+POLICY_CHAINS = ("KUBE-ROUTER-", "KUBE-POD-FW-", "KUBE-NWPLCY-")
+"""What the names of the chains that enforce NetworkPolicies start with."""
 _COMMENT = ["-m", "comment", "--comment", NETWORK_NAME]
 RULES = [
     ["nat", "POSTROUTING", "-s", POD_RANGE, "!", "-d", POD_RANGE, *_COMMENT, "-j", "MASQUERADE"],
@@ -135,20 +137,43 @@ def _kubernetes_chains(lines: Sequence[str]) -> list[str]:
     return [line[1:].split()[0] for line in lines if line.startswith(":KUBE-")]
 
 
+def has_policy_chains() -> bool:
+    """Whether the packet rules that enforce NetworkPolicies are there and in use."""
+    lines = _saved("iptables", "filter")
+    return any(line.startswith("-A FORWARD") and "KUBE-ROUTER-FORWARD" in line for line in lines)
+
+
+def remove_policy_chains() -> None:
+    """Remove the packet rules that enforce NetworkPolicies, and the sets of addresses that they name."""
+    _remove_chains("iptables", "filter", POLICY_CHAINS)
+    _remove_sets()
+
+
 def _remove_kubernetes_chains() -> None:
-    """The kubelet and kube-proxy leave chains behind whose names start with KUBE-."""
+    """The kubelet, kube-proxy and kube-router leave chains behind whose names start with KUBE-."""
     for command in ("iptables", "ip6tables"):
         for table in TABLES:
-            lines = _saved(command, table)
-            chains = _kubernetes_chains(lines)
-            if not chains:
-                continue
-            rules = [line for line in lines if line.startswith("-A ") and "KUBE-" in line]
-            jumps = [line.replace("-A ", "-D ", 1) for line in rules if not line.startswith("-A KUBE-")]
-            script = [f"*{table}", *jumps, *(f"-F {name}" for name in chains), *(f"-X {name}" for name in chains)]
-            subprocess.run(
-                [f"{command}-restore", "--noflush"], input="\n".join([*script, "COMMIT", ""]), text=True, check=True
-            )
+            _remove_chains(command, table, ("KUBE-",))
+    _remove_sets()
+
+
+def _remove_chains(command: str, table: str, prefixes: tuple[str, ...]) -> None:
+    lines = _saved(command, table)
+    chains = {name for name in _kubernetes_chains(lines) if name.startswith(prefixes)}
+    if not chains:
+        return
+    rules = [line for line in lines if line.startswith("-A ") and line.split()[1] not in chains]
+    jumps = [line.replace("-A ", "-D ", 1) for line in rules if not chains.isdisjoint(line.split())]
+    script = [f"*{table}", *jumps, *(f"-F {name}" for name in chains), *(f"-X {name}" for name in chains)]
+    subprocess.run([f"{command}-restore", "--noflush"], input="\n".join([*script, "COMMIT", ""]), text=True, check=True)
+
+
+def _remove_sets() -> None:
+    if shutil.which("ipset") is None:
+        return
+    names = subprocess.run(["ipset", "list", "-name"], check=False, capture_output=True, text=True).stdout.split()
+    for name in (name for name in names if name.startswith("KUBE-")):
+        _require(subprocess.run(["ipset", "destroy", name], check=False, capture_output=True, text=True))
 
 
 def _cni(layout: Layout) -> dict[str, object]:

@@ -18,6 +18,7 @@ PACKAGES = {
     "conntrack": "/usr/sbin/conntrack",
     "iptables": "/usr/sbin/iptables",
     "iproute2": "/usr/bin/ip",
+    "ipset": "/usr/sbin/ipset",
     "ethtool": "/usr/sbin/ethtool",
     "socat": "/usr/bin/socat",
     "mmdebstrap": "/usr/bin/mmdebstrap",

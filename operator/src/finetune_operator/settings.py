@@ -42,6 +42,7 @@ def _check_egress(rules: list[dict[str, Any]] | None) -> list[dict[str, Any]] | 
     return rules
 
 
+Port = Annotated[int, Field(ge=1, le=65535)]
 CommaSeparated = Annotated[list[str], NoDecode, BeforeValidator(_split_commas)]
 OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
 
@@ -173,6 +174,8 @@ class Settings(BaseSettings):
     pod_egress: EgressRules = None
     """NetworkPolicyEgressRules (JSON) of all pods of jobs, in addition to DNS and the pods of the same attempt; empty =
     egress is not limited."""
+    dns_ports: Annotated[list[Port], Field(min_length=1), NoDecode, BeforeValidator(_split_commas)] = [53]
+    """Ports that count as DNS when egress is limited; most network plugins compare the port of the DNS server's pod."""
     trainer_run_as_user: Annotated[int | None, BeforeValidator(_empty_is_none)] = DEFAULT_UID
     """User, group and fsGroup of the pods; if empty, the platform chooses them."""
     default_cpu_request: OptionalQuantity = "1"

@@ -7,8 +7,6 @@ from finetune_operator.kube.objects import Object
 from finetune_operator.settings import Settings
 
 TOKEN = re.compile(r"[0-9a-f]{64}")
-DNS = {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]}
-"""To any address: with a cache on each node, DNS is not a pod that a selector could name."""
 
 
 def build_service(meta: Object) -> Object:
@@ -57,7 +55,7 @@ def build_network_policy(meta: Object, settings: Settings, nodes: int) -> Object
         progress = clients | {"ports": [{"protocol": "TCP", "port": handoff.PROGRESS_PORT}]}
         rules["ingress"] = [{"from": [same]}, progress]
     if settings.pod_egress is not None:
-        rules["egress"] = [DNS, *([{"to": [same]}] if nodes > 1 else []), *settings.pod_egress]
+        rules["egress"] = [build_dns_rule(settings), *([{"to": [same]}] if nodes > 1 else []), *settings.pod_egress]
     if not rules:
         return None
     return {
@@ -66,6 +64,12 @@ def build_network_policy(meta: Object, settings: Settings, nodes: int) -> Object
         "metadata": meta,
         "spec": same | {"policyTypes": [name.title() for name in rules]} | rules,
     }
+
+
+def build_dns_rule(settings: Settings) -> Object:
+    """Build the egress rule of DNS, to any address: with a cache on each node it is not a pod that a selector names."""
+    ports = [{"protocol": protocol, "port": port} for port in settings.dns_ports for protocol in ("UDP", "TCP")]
+    return {"ports": ports}
 
 
 def _pods_of(meta: Object) -> dict[str, str]:

@@ -9,7 +9,7 @@ from finetune_operator.kube.child_names import selector_value, slug
 from finetune_operator.kube.objects import FineTuneJob, Object
 from finetune_operator.manifests.effective_spec import build_effective_spec, queue_name
 from finetune_operator.manifests.jobs import build_pod_failure_policy, build_pod_spec, digest_of
-from finetune_operator.manifests.network import DNS
+from finetune_operator.manifests.network import build_dns_rule
 from finetune_operator.release.objects import Release
 from finetune_operator.settings import Settings
 
@@ -131,7 +131,7 @@ def build_children(
         "spec": {
             "podSelector": {"matchLabels": {LABEL: labels[LABEL]}},
             "policyTypes": ["Egress"],
-            "egress": [DNS, *(settings.pod_egress or [])],
+            "egress": [build_dns_rule(settings), *(settings.pod_egress or [])],
         },
     }
     return [config_map, *([egress] if settings.pod_egress is not None else []), job]

@@ -85,6 +85,22 @@ def test_egress_is_dns_the_same_attempt_and_what_the_chart_lists(scene: Any, set
     assert spec["egress"] == [DNS, *same, STORAGE]
 
 
+def test_dns_has_the_ports_that_the_chart_lists(
+    scene: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = policy(attempt(scene, settings, nodes=1, pod_egress=[], dns_ports=[53, 5353]))
+    assert spec["egress"] == [
+        {"ports": [{"protocol": name, "port": port} for port in (53, 5353) for name in ("UDP", "TCP")]}
+    ]
+    monkeypatch.setenv("FINETUNE_TRAINER_IMAGE", "x/y:1")
+    monkeypatch.setenv("FINETUNE_DNS_PORTS", "53, 5353")
+    assert Settings().dns_ports == [53, 5353]
+    for text in ("", "0", "dns"):
+        monkeypatch.setenv("FINETUNE_DNS_PORTS", text)
+        with pytest.raises(ValueError, match="dns_ports"):
+            Settings()
+
+
 def test_preflight_has_the_same_egress(scene: Any, settings: Settings) -> None:
     child = build_preflight(scene().job, settings.model_copy(update={"pod_egress": []}), "x/y:1")
     assert policy(child)["egress"] == [DNS]
