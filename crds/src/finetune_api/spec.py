@@ -129,6 +129,12 @@ _FORMATS = "; ".join(f"{', '.join(formats)} (objective {objective})" for objecti
 _ONE_PROCESS = "self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1"
 
 
+def _fixed(name: str) -> Any:
+    """Return what refuses a change of a field that is always there."""
+    (field,) = (one for one in FIXED if one.name == name)
+    return Field(json_schema_extra=rules(field.rule()))
+
+
 def _accepted(place: str) -> str:
     """Return the CEL text of the message about a format that the objective does not accept."""
     messages = {
@@ -296,7 +302,7 @@ class FineTuneJobSpec(Block):
                 ".dataset.train.sources",
             ),
             EVALUATE_RULE,
-            *(one.rule() for one in FIXED),
+            *(one.rule() for one in FIXED if one.is_optional),
             cel(
                 "(has(self.preflight) && !self.preflight.enabled) == "
                 "(has(oldSelf.preflight) && !oldSelf.preflight.enabled)",
@@ -317,14 +323,14 @@ class FineTuneJobSpec(Block):
         )
     )
 
-    mode: Mode = Mode.TRAIN
+    mode: Annotated[Mode, _fixed("mode")] = Mode.TRAIN
     """`Train`, or `Evaluate`: train nothing, and measure the adapter in `tuning.initialAdapter`. The base in 16 bits
     answers the prompts and is measured on the held-out rows, without and with the adapter; verdict, `evaluation.gate`,
     `output.merge`, report and lineage are those of a training, and the adapter is published with them. With
     objectives Instruction, Chat and DomainAdaptation. `dataset.train` is required too: `validationSplitPercent` holds
     out the same rows as in the training, and of a job with `dataset.validation` its rows are checked and not used.
     Fixed at creation. Default: `Train`."""
-    objective: Objective
+    objective: Annotated[Objective, _fixed("objective")]
     """What to train for. `Instruction`: the last answer of each row. `Chat`: every assistant turn. `DPO`: preference
     for chosen over rejected answers. `KTO`: the same, from answers labelled good or bad. `RewardModel`: scoring of
     answers. `RLHF`: a high reward for generated answers. `DomainAdaptation`: continued pretraining on plain text."""
@@ -335,13 +341,13 @@ class FineTuneJobSpec(Block):
     model_cache: ModelCache | None = None
     """Folder of downloaded models that runs share. Takes effect with the next attempt. Default: none; every run
     downloads its model."""
-    model: Model
+    model: Annotated[Model, _fixed("model")]
     """The pretrained model. Fixed at creation, except `credentialsSecretRef`."""
-    tuning: Tuning = Tuning()
+    tuning: Annotated[Tuning, _fixed("tuning")] = Tuning()
     """How the model is tuned. Fixed at creation. Default: QLoRA."""
-    dataset: Dataset
+    dataset: Annotated[Dataset, _fixed("dataset")]
     """The rows to train on and to evaluate with. Fixed at creation, except `credentialsSecretRef` of each source."""
-    hyperparameters: Hyperparameters = Hyperparameters()
+    hyperparameters: Annotated[Hyperparameters, _fixed("hyperparameters")] = Hyperparameters()
     """Training arguments. Fixed at creation. Default: by method and objective; `status.resolved` shows the values in
     use."""
     dpo: Dpo | None = None
@@ -352,7 +358,7 @@ class FineTuneJobSpec(Block):
     """Settings of objective RLHF; required with it, refused with any other. Fixed at creation. Default: none."""
     lineage: JobLineage | None = None
     """Ancestors of this job. Fixed at creation, except `annotations`. Default: none."""
-    evaluation: Evaluation = Evaluation()
+    evaluation: Annotated[Evaluation, _fixed("evaluation")] = Evaluation()
     """Evaluation during training. Fixed at creation, except `prompts` without `gate.mustMatchExpected`. Default: every
     tenth of the training."""
     early_stopping: EarlyStopping | None = None
@@ -360,7 +366,7 @@ class FineTuneJobSpec(Block):
     checkpoint: Checkpoint = Checkpoint()
     """Checkpoints of the training, from which an interrupted run resumes. Takes effect with the next attempt, except
     `keep`."""
-    output: Output
+    output: Annotated[Output, _fixed("output")]
     """Destination and form of the result. Fixed at creation, except `hub` and `oci`."""
     resources: Resources = Resources()
     """Resources of the trainer's pods. Takes effect with the next attempt."""

@@ -27,13 +27,19 @@ class FixedField:
     """These parts, by their path below it."""
 
     def rule(self) -> dict[str, Any]:
-        """Return the rule that refuses a change; one on an optional block itself would not see that it is removed."""
+        """Return the rule that refuses a change: of the field itself, or, if it may be absent, of the spec, because a
+        rule of the field would not see that it is removed."""
         but = f", except {' and '.join(self.but)}" if self.but else ""
-        same = " && ".join(self._comparisons())
-        if self.block and not self.is_optional:
-            # The API server evaluates it at every write of the status, and reads each part in a copy of its schema.
-            same = f"self.{self.name} == oldSelf.{self.name} || ({same})"
-        return cel(same, f"{self.name} {FROZEN}{but}: {INSTEAD}", f".{self.name}")
+        message = f"{self.name} {FROZEN}{but}: {INSTEAD}"
+        if self.is_optional:
+            return cel(" && ".join(self._comparisons()), message, f".{self.name}")
+        # The API server evaluates it at every write of the status. A rule of the field reads no field of the spec: each
+        # read copies the schemas of all.
+        same = "self == oldSelf"
+        if self.block:
+            parts = " && ".join(is_unchanged(path, given) for path, given in _parts(self.block, "", [], self.but))
+            same = f"{same} || ({parts})"
+        return cel(same, message)
 
     def dump(self, spec: BaseModel) -> Any:
         """Return what is fixed of the field, without default values; None if it is absent or has its default."""
@@ -47,11 +53,10 @@ class FixedField:
         return found
 
     def _comparisons(self) -> Iterator[str]:
-        optional = [self.name] if self.is_optional else []
         if self.block is None:
-            yield is_unchanged(self.name, optional)
+            yield is_unchanged(self.name, [self.name])
         else:
-            for path, given in _parts(self.block, self.name, optional, [f"{self.name}.{one}" for one in self.but]):
+            for path, given in _parts(self.block, self.name, [self.name], [f"{self.name}.{one}" for one in self.but]):
                 yield is_unchanged(path, given)
 
 
@@ -72,7 +77,7 @@ def _parts(
 ) -> Iterator[tuple[str, list[str]]]:
     """Yield path and optional ancestors of every part that is fixed; a block without exceptions is one part."""
     for field in block.model_fields.values():
-        here = f"{path}.{field.alias}"
+        here = f"{path}.{field.alias}" if path else str(field.alias)
         given = [*optional] if field.is_required() or field.get_default() is not None else [*optional, here]
         if here in but:
             continue

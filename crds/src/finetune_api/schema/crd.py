@@ -31,6 +31,7 @@ KEPT = {
     "minItems", "maxItems", "minProperties", "maxProperties", "items", "properties", "required",
     "additionalProperties", "anyOf",
 }  # fmt: skip
+RULES = "x-kubernetes-validations"
 COLUMNS = [
     ("Phase", "string", ".status.phase", 0),
     ("Done", "integer", ".status.progress.percent", 0),
@@ -134,10 +135,11 @@ def _structural(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inlined(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
-    """Replace `$ref` by its target; keys next to the reference (the field's own description) win."""
+    """Replace `$ref` by its target; keys next to the reference (the field's own description) win, rules are added."""
     while "$ref" in node:
-        target = defs[node.pop("$ref").rsplit("/", 1)[-1]]
-        node = copy.deepcopy(target) | node
+        target = copy.deepcopy(defs[node.pop("$ref").rsplit("/", 1)[-1]])
+        rules = [*target.pop(RULES, []), *node.pop(RULES, [])]
+        node = target | node | ({RULES: rules} if rules else {})
     return node
 
 

@@ -140,10 +140,10 @@ def test_an_example_is_a_valid_job(path: Path) -> None:
 
 @pytest.mark.parametrize("name", [one.name for one in FIXED if not one.is_optional])
 def test_a_write_of_the_status_decides_with_one_comparison_that_a_field_is_fixed(name: str) -> None:
-    (spec,) = (node for path, node in parts("spec") if path == "spec")
+    (field,) = (node for path, node in parts("spec") if path == f"spec.{name}")
     (rule,) = (
         one["rule"]
-        for one in spec["x-kubernetes-validations"]
+        for one in field["x-kubernetes-validations"]
         if one["message"].startswith(f"{name} is fixed when the job is created")
     )
-    assert rule.split(" || ")[0] == f"self.{name} == oldSelf.{name}"
+    assert rule.split(" || ")[0] == "self == oldSelf"
