@@ -23,11 +23,12 @@ PROGRESS, PROBES, RENDEZVOUS = 8080, 8081, 29500
 CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3)"
 RESOLVE = "import socket, sys; print(socket.gethostbyname(sys.argv[1]))"
 CLUSTER = [sys.executable, str(Path(__file__).parents[1] / "cluster" / "cluster.py"), "policies"]
-LONG = {"maxSteps": 1500, "perDeviceTrainBatchSize": 2, "gradientAccumulationSteps": 1, "maxLength": 128}
+LONG = {"maxSteps": 600, "perDeviceTrainBatchSize": 2, "gradientAccumulationSteps": 1, "maxLength": 128}
 OPERATOR = f"deployment/{RELEASE}"
 
 pytestmark = [
     pytest.mark.alone,
+    pytest.mark.nightly,
     pytest.mark.skipif(not Path("/sys/class/net/ftc-node").exists(), reason="not the cluster of tests/cluster"),
 ]
 __all__ = ["image"]
