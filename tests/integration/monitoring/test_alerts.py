@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import dashboards
-import prometheus
 import pytest
 import yaml
+from debian import install_missing
 
 pytestmark = pytest.mark.nightly
 
@@ -134,7 +134,7 @@ SILENT: list[tuple[str, str, Series]] = [
 
 @pytest.fixture(scope="module", autouse=True)
 def promtool() -> None:
-    prometheus.install_missing()
+    install_missing("prometheus", "promtool")
 
 
 def check(folder: Path, tests: list[dict[str, Any]]) -> str:

@@ -1,18 +1,15 @@
-"""Flux's own kustomize-controller applies jobs from a repository, waits for them, reports what is refused, and prunes.
-The test plays the source-controller: it packs each commit, and writes where it is into the GitRepository's status."""
+"""Flux's own controllers fetch a repository, apply its jobs, wait for them, report what is refused, and prune."""
 
-import hashlib
 import json
 import re
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from git_server import serving_repositories
 from guide_repository import NAME, TEAM, GuideRepository, documented
-from http_servers import answering
 from waiting import wait_until
 
 Kubectl = Callable[..., str]
@@ -22,12 +19,15 @@ REFUSED = "rows.jsonl: 0 of 5 rows can be trained on"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _controller(program: Any, source: Any, install: Any, running: Any) -> Iterator[None]:
-    """Run it; each test has its own repository, and its own namespace for Flux's objects."""
+def _controllers(program: Any, source: Any, install: Any, running: Any, free_port: Any) -> Iterator[None]:
+    """Run them; each test has its own repository, and its own namespace for Flux's objects."""
     for name in ("source-controller", "kustomize-controller"):
         install(source(name) / "config" / "crd" / "bases")
     quiet = ("--metrics-addr=0", "--health-addr=0", "--requeue-dependency=1s")
-    with running([program("kustomize-controller"), *quiet]):
+    artifacts = f"127.0.0.1:{free_port()}"
+    storage = ("--storage-path=.", f"--storage-addr={artifacts}", f"--storage-adv-addr={artifacts}")
+    of_source = [program("source-controller"), *quiet, *storage]
+    with running(of_source), running([program("kustomize-controller"), *quiet]):
         yield
 
 
@@ -36,8 +36,7 @@ class Flux:
 
     def __init__(self, world: Any, kubectl: Kubectl, repository: GuideRepository) -> None:
         self.namespace = f"flux-{uuid.uuid4().hex[:6]}"
-        self.published: dict[str, bytes] = {}
-        self._world, self._kubectl, self._repository, self._address = world, kubectl, repository, ""
+        self._world, self._kubectl, self._repository = world, kubectl, repository
 
     @property
     def revision(self) -> str:
@@ -46,7 +45,6 @@ class Flux:
 
     def start(self, address: str, **changes: Any) -> None:
         """Create the source, the Kustomization of the operator, and the team's with changes to its spec."""
-        self._address = address
         team = documented("kustomize.toolkit")
         team["spec"] = {name: value for name, value in (team["spec"] | changes).items() if value is not None}
         assert team["metadata"]["name"] == TEAM
@@ -59,7 +57,7 @@ class Flux:
             "apiVersion": "source.toolkit.fluxcd.io/v1",
             "kind": "GitRepository",
             "metadata": {"name": NAME},
-            "spec": {"interval": "10m", "url": "https://git.example/research.git", "ref": {"branch": "main"}},
+            "spec": {"interval": "10m", "url": f"{address}/{NAME}", "ref": {"branch": "main"}},
         }
         self._kubectl("create", "namespace", self.namespace)
         for one in (source, operator, team):
@@ -68,22 +66,16 @@ class Flux:
         self.pull()
 
     def pull(self) -> None:
-        """Publish the last commit as source-controller does."""
-        archive, now = self._repository.archive(), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        path = f"{self._repository.revision}.tar.gz"
-        self.published[f"/{path}"] = archive
-        artifact = {
-            "path": path,
-            "url": f"{self._address}/{path}",
-            "revision": self.revision,
-            "digest": f"sha256:{hashlib.sha256(archive).hexdigest()}",
-            "lastUpdateTime": now,
-            "size": len(archive),
-        }
-        ready = {"type": "Ready", "status": "True", "reason": "Succeeded", "message": "", "lastTransitionTime": now}
-        status = {"observedGeneration": 1, "artifact": artifact, "conditions": [ready]}
+        """Ask source-controller for the last commit, as `flux reconcile source git` does; ends when it has it."""
+        asked = f"reconcile.fluxcd.io/requestedAt={self._repository.revision}"
+        self._kubectl("annotate", "gitrepository", NAME, "-n", self.namespace, "--overwrite", asked)
         where = ("source.toolkit.fluxcd.io", "v1", self.namespace, "gitrepositories", NAME)
-        self._world.custom.patch_namespaced_custom_object_status(*where, {"status": status})
+
+        def fetched() -> bool:
+            found = self._world.custom.get_namespaced_custom_object(*where).get("status", {})
+            return bool(found.get("artifact", {}).get("revision") == self.revision)
+
+        wait_until(fetched, lambda: str(self._world.custom.get_namespaced_custom_object(*where).get("status")))
 
     def team(self) -> Object:
         """The team's Kustomization."""
@@ -118,13 +110,15 @@ def repository(world: Any, spec: Object, tmp_path: Path) -> GuideRepository:
 
 
 @pytest.fixture
-def flux(world: Any, operator: Any, kubectl: Kubectl, repository: GuideRepository) -> Iterator[Callable[..., Flux]]:
+def flux(
+    world: Any, operator: Any, kubectl: Kubectl, repository: GuideRepository, tmp_path: Path
+) -> Iterator[Callable[..., Flux]]:
     """Create the source and the Kustomizations, with changes to the team's spec."""
     made = Flux(world, kubectl, repository)
-    with answering("127.0.0.1", 0, lambda path: made.published[path]) as port:
+    with serving_repositories(tmp_path / "git") as address:
 
         def start(**changes: Any) -> Flux:
-            made.start(f"http://127.0.0.1:{port}", **changes)
+            made.start(address, **changes)
             return made
 
         yield start
