@@ -70,7 +70,9 @@ def install(kubectl: Callable[..., str]) -> Callable[[Path], None]:
 
     def create(path: Path) -> None:
         names = kubectl("apply", "--server-side", "-o", "name", "-f", str(path)).split()
-        kubectl("wait", "--for=condition=Established", "--timeout=60s", *names)
+        # By its path, because a definition has no conditions at first, and `condition=` fails then.
+        established = '--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True'
+        kubectl("wait", established, "--timeout=60s", *names)
 
     return create
 

@@ -1,6 +1,7 @@
 """Inputs from outside: the API server's answers, a trainer's answers, the cache, metrics and events."""
 
 import asyncio
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from finetune_operator.cluster import RIGHTS, find_resource, needed_rights
 from finetune_operator.connection import RequestLimit
 from finetune_operator.controller.event_recorder import build_event
 from finetune_operator.controller.events import derive_events
-from finetune_operator.controller.progress_poller import ProgressError, fetch_progress
+from finetune_operator.controller.progress_poller import ProgressError, fetch_progress, open_session
 from finetune_operator.controller.reconciler import build_merge_patch
 from finetune_operator.controller.watch_cache import MAX_ENDED_PODS_PER_JOB, WatchCache
 from finetune_operator.kube.errors import AlreadyExists, Denied, Gone, Outdated, Refused, RetryLater, error_from
@@ -135,6 +136,23 @@ async def _fetch_progress(answer: Any) -> Any:
 
 
 GOOD = {"jobUID": "job", "podUID": "pod", "heartbeat": 1, "progress": {"step": 3}}
+
+
+async def test_no_connection_to_a_trainer_is_kept_until_its_next_poll() -> None:
+    closed = asyncio.Event()
+
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        report = json.dumps(GOOD)
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(report)}\r\n\r\n{report}".encode())
+        if await reader.read() == b"":
+            closed.set()
+        writer.close()
+
+    server = await asyncio.start_server(respond, "127.0.0.1")
+    async with server, open_session() as session, asyncio.timeout(5):
+        await fetch_progress(session, Target("job", "pod", "name", "127.0.0.1"), server.sockets[0].getsockname()[1])
+        await closed.wait()
 
 
 async def test_a_trainers_progress_is_read() -> None:

@@ -124,8 +124,12 @@ def share_polls(counts: Mapping[str, int], interval: float) -> dict[str, float]:
 
 
 def open_session() -> aiohttp.ClientSession:
-    """Open an HTTP session without proxy, cookies and decompression, because pods are untrusted."""
+    """Open an HTTP session without proxy, cookies and decompression, because pods are untrusted.
+
+    It keeps no connection: the next poll of a trainer comes later than most are kept, and each idle one takes memory.
+    """
     return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, force_close=True),
         timeout=TIMEOUT,
         trust_env=False,
         auto_decompress=False,
