@@ -180,6 +180,7 @@ def _adapter(spec: FineTuneJobSpec, method: Method) -> dict[str, Any]:
         "target_modules": lora.target_modules,
         "target_experts": bool(lora.target_experts),
         "exclude_modules": lora.exclude_modules,
+        "modules_to_save": lora.modules_to_save,
         "use_dora": lora.use_dora,
         "init_lora_weights": None if initial in {None, InitLoraWeights.DEFAULT} else initial.value,
         "lora_plus_lr_ratio": None if lora.lora_plus_lr_ratio == 1 else lora.lora_plus_lr_ratio,

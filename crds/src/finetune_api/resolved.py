@@ -112,6 +112,8 @@ class Resolved(StatusBlock):
     """Learning rate of the factors B by that of the factors A; absent if they are the same."""
     exclude_modules: Modules | None = None
     """Modules that were left out of the adapter."""
+    modules_to_save: Modules | None = None
+    """Modules that are trained in full next to the adapter; absent without."""
     double_quant: bool | None = None
     """Whether the quantisation constants are quantised too."""
     target_modules: Modules | None = None

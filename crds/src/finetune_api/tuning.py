@@ -137,6 +137,11 @@ class Lora(Block):
     )
     """Modules that get no adapter although `targetModules` or its default names them, by the end of their name, for
     example `[layers.0.self_attn.q_proj]`. One that excludes nothing is refused. Default: none."""
+    modules_to_save: Modules | None = None
+    """Modules trained in full next to the adapter and stored with it (PEFT's `modules_to_save`), by the end of their
+    name: embeddings, output head, norms, or linear layers that have no adapter, for example `[embed_tokens, lm_head]`.
+    Tied embeddings are trained as the one tensor that they are, whichever is named. vLLM does not serve such an
+    adapter; set `output.merge` to serve the result. Default: none."""
     use_rslora: bool | None = None
     """Scale by `alpha / sqrt(rank)` instead of `alpha / rank`. Default: false."""
     use_dora: Annotated[bool | None, AfterValidator(lambda value: value or None)] = None

@@ -178,6 +178,20 @@ def test_a_number_format_that_is_too_narrow_writes_nothing_and_names_a_wider_one
     assert error.message.endswith("--precision BF16 or FP32")
 
 
+def test_tied_embeddings_that_were_trained_as_one_tensor_are_merged_and_as_two_refused(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    own = make_adapter(tiny_model, tmp_path / "own", modules_to_save=["embed_tokens"], ensure_weight_tying=True)
+    merge(tiny_model, own, tmp_path / "merged")
+    trained = load_file(own / "adapter_model.safetensors")["base_model.model.lm_head.weight"]
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    assert torch.equal(merged["model.embed_tokens.weight"], trained)
+    assert "lm_head.weight" not in merged
+    two = make_adapter(tiny_model, tmp_path / "two", modules_to_save=["embed_tokens"])
+    error = refusal(tiny_model, two, tmp_path / "other")
+    assert (error.code, "are one tensor" in error.message) == (ExitCode.MODEL_UNAVAILABLE, True)
+
+
 def test_an_adapter_on_tied_embeddings_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     own = make_adapter(tiny_model, tmp_path / "own", target_modules=["embed_tokens"])
     error = refusal(tiny_model, own, tmp_path / "merged")

@@ -150,6 +150,10 @@ DORA: dict[str, Any] = {"tuning": {"method": "LoRA", "lora": {"useDora": True, "
 PATTERNS: dict[str, Any] = {
     "tuning": {"method": "LoRA", "lora": {"rankPattern": {"down_proj": 4}, "alphaPattern": {r"layers\.0\..*": 8}}}
 }
+KEEPING: dict[str, Any] = {"checkpoint": {"keep": 9}, "evaluation": {"steps": 2}}
+WHOLE: dict[str, Any] = {
+    "tuning": {"method": "LoRA", "lora": {"modulesToSave": ["embed_tokens", "model.norm"], "loraPlusLrRatio": 4}}
+} | KEEPING
 REWARD: dict[str, Any] = {
     "objective": "RewardModel",
     "evaluation": {"steps": 4},
@@ -161,7 +165,6 @@ RLHF: dict[str, Any] = {
     "rlhf": {"rewards": [{"type": "Regex", "pattern": "[aeiou]{2}"}], "numGenerations": 4, "maxCompletionLength": 8},
     "hyperparameters": HYPERPARAMETERS | {"maxSteps": 6},
 }
-KEEPING: dict[str, Any] = {"checkpoint": {"keep": 9}, "evaluation": {"steps": 2}}
 CASES = {
     "LoRA in the middle of step 8, with nine kept checkpoints": Case("LoRA", 7, 1, KEEPING),
     "LoRA in the evaluation of step 15, in the second epoch": Case("LoRA", 15, 2),
@@ -171,6 +174,7 @@ CASES = {
     "DoRA with LoRA+ in the middle of step 8": Case("LoRA", 7, 1, DORA),
     "PiSSA after step 7": Case("LoRA", 7, 0, {"tuning": {"method": "LoRA", "lora": {"initLoraWeights": "PiSSA"}}}),
     "ranks and alphas of single modules after step 7": Case("LoRA", 7, 0, PATTERNS),
+    "tied embeddings and a norm in full, with LoRA+, in the middle of step 8": Case("LoRA", 7, 1, WHOLE),
     "QLoRA after step 13": Case("QLoRA", 13),
     "Full at the end of the first epoch": Case("Full", 12),
     "DPO after step 9": Case("LoRA", 9, 0, DPO, preference_rows),

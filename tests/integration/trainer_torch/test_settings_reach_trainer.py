@@ -48,6 +48,7 @@ CHANGES: dict[str, Any] = {
     "use_rslora": True,
     "target_modules": ["q_proj"],
     "exclude_modules": ["layers.0.self_attn.q_proj"],
+    "modules_to_save": ["embed_tokens"],
     "use_dora": True,
 }
 OWN_CHANGES: dict[str, dict[str, Any]] = {

@@ -237,7 +237,9 @@ TABLE: Table = MappingProxyType(
         "peft_layers_to_transform": lost("every layer gets an adapter"),
         "peft_layers_pattern": lost("every layer gets an adapter"),
         "peft_layer_replication": refused("layers cannot be replicated", REMOVE),
-        "peft_trainable_token_indices": lost("no embeddings are trained next to an adapter"),
+        "peft_trainable_token_indices": lost(
+            "embeddings of single tokens are not trained", "set tuning.lora.modulesToSave for those of all tokens"
+        ),
         "cosine_constant_lr_ratio": lost("the cosine has no constant part"),
         "eta_min": lost("the cosine ends at 0"),
         "lr_quadratic_warmup": lost("the warm-up is linear"),

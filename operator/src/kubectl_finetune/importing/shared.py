@@ -353,9 +353,9 @@ def of_adapter(field: str, convert: Callable[[Any], Any]) -> Row:
 
 
 WEIGHTS: dict[str, Row] = {
-    "additional_target": lost("no further modules are trained in full"),
-    "lora_modules_to_save": lost("no further modules are trained in full"),
-    "modules_to_save": lost("no further modules are trained in full"),
+    "additional_target": of_adapter("modulesToSave", values.whole_modules),
+    "lora_modules_to_save": of_adapter("modulesToSave", values.whole_modules),
+    "modules_to_save": of_adapter("modulesToSave", values.whole_modules),
     "use_dora": of_adapter("useDora", values.only_true),
     "loraplus_lr_ratio": of_adapter("loraPlusLrRatio", values.number),
     "loraplus_lr_embedding": lost("adapters on embeddings have the learning rate of the others"),

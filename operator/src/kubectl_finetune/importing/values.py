@@ -23,6 +23,7 @@ SAME_OPTIMISERS = {
     "ao_adamw_8bit": Optimiser.ADAMW_8BIT,
 }
 """Other names of the same update rule."""
+MODULE = r"[A-Za-z0-9_]+([.][A-Za-z0-9_]+)*"
 STRATEGY_IS_STEPS = "it is by steps here, and their number is not in the file"
 
 
@@ -174,7 +175,16 @@ def modules(value: Any) -> list[str] | None:
     names = words(value)
     if {name.lower() for name in names} & {"all", "all-linear", "all_linear"}:
         return None
-    if any(not re.fullmatch(r"[A-Za-z0-9_]+([.][A-Za-z0-9_]+)*", name) for name in names):
+    if any(not re.fullmatch(MODULE, name) for name in names):
         fix = "list the ends of the modules' names in tuning.lora.targetModules"
         raise NotConverted("a regular expression cannot choose modules; every linear layer gets an adapter", fix)
     return sorted(set(names), key=names.index)
+
+
+def whole_modules(value: Any) -> list[str] | None:
+    """Return the modules that are trained in full."""
+    names = words(value)
+    if any(not re.fullmatch(MODULE, name) for name in names):
+        fix = "list the ends of the modules' names in tuning.lora.modulesToSave"
+        raise NotConverted("a regular expression cannot choose modules; none is trained in full", fix)
+    return sorted(set(names), key=names.index) or None

@@ -80,6 +80,7 @@ def test_lists_maps_and_references_state_how_server_side_apply_merges_them() -> 
         "artifacts.keptCheckpoints": "atomic",
         "resolved.targetModules": "set",
         "resolved.excludeModules": "set",
+        "resolved.modulesToSave": "set",
         "resolved.targetParameters": "set",
     }
     assert found["conditions"]["x-kubernetes-list-map-keys"] == ["type"]

@@ -287,6 +287,14 @@ def test_a_problem_of_one_source_names_its_dataset(read: Read) -> None:
     assert [one.field for one in done.problems] == ["datasets[1].path: spec.dataset.train.sources[1].split"]
 
 
+def test_modules_that_are_trained_in_full_are_carried(read: Read) -> None:
+    done = read(lora_modules_to_save=["embed_tokens", "lm_head"])
+    assert spec_of(done)["tuning"]["lora"]["modulesToSave"] == ["embed_tokens", "lm_head"]
+    assert lost_keys(done) == []
+    assert "modulesToSave" not in spec_of(read(lora_modules_to_save=[]))["tuning"]["lora"]
+    assert lost_keys(read(lora_modules_to_save=[r"layers\.[01]\..*"])) == ["lora_modules_to_save"]
+
+
 def test_ranks_and_alphas_of_single_modules_are_carried(read: Read) -> None:
     pattern = r".*\.layers\.3\..*(q_proj|k_proj)$"
     done = read(lora_rank_pattern={pattern: 32, "down_proj": "8"}, lora_alpha_pattern={pattern: 128})

@@ -303,6 +303,7 @@ def test_a_share_that_changes_a_limit_of_none_and_unknown_words_of_a_description
 
 
 def test_settings_of_an_adapter_that_the_trainer_has_too_are_carried(read: Read) -> None:
-    done = read(use_dora=True, loraplus_lr_ratio=16, pissa_init=None)
+    done = read(use_dora=True, loraplus_lr_ratio=16, pissa_init=None, additional_target="embed_tokens,lm_head")
     lora = spec_of(done)["tuning"]["lora"]
+    assert lora["modulesToSave"] == ["embed_tokens", "lm_head"]
     assert (lora["useDora"], lora["loraPlusLrRatio"], done.problems, done.not_carried) == (True, 16, [], [])

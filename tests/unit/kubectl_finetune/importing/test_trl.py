@@ -292,7 +292,11 @@ def test_entries_of_a_mixture_and_what_it_replaces_are_named(read: Read) -> None
 
 
 def test_dora_is_carried_without_dropout_as_the_trainer_has_it(read: Read) -> None:
-    done = read(use_peft=True, use_dora=True, lora_dropout=0, lora_target_modules="all-linear", packing=True)
+    done = read(
+        use_peft=True, use_dora=True, lora_dropout=0, lora_target_modules="all-linear", packing=True,
+        lora_modules_to_save=["lm_head"],
+    )  # fmt: skip
+    assert spec_of(done)["tuning"]["lora"]["modulesToSave"] == ["lm_head"]
     assert spec_of(done)["tuning"]["lora"]["useDora"] is True
     assert done.problems == []
     assert [one.key for one in done.not_carried] == ["assistant_only_loss (default)"]

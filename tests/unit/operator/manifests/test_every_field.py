@@ -37,6 +37,7 @@ RESOLVED: dict[str, Any] = {
     "tuning.lora.targetExperts": True,
     "tuning.lora.useRslora": True,
     "tuning.lora.excludeModules": ["layers.0.self_attn.q_proj"],
+    "tuning.lora.modulesToSave": ["embed_tokens"],
     "tuning.lora.useDora": True,
     "tuning.lora.initLoraWeights": "Gaussian",
     "tuning.lora.loraPlusLrRatio": 16,

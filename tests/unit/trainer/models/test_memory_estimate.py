@@ -163,6 +163,26 @@ def test_excluded_modules_have_no_adapter_and_dora_adds_a_number_for_each_output
     assert part(llama, "adapter", use_dora=True) - part(llama, "adapter") == 32 * outputs * 4
 
 
+def test_modules_trained_in_full_are_copies_in_fp32_with_gradients_and_state(llama: ModelShape) -> None:
+    def added(names: list[str], name: str, **changes: Any) -> int:
+        return part(llama, name, modules_to_save=names, **changes) - part(llama, name, **changes)
+
+    table = 128256 * 4096
+    for name in ("adapter", "gradients"):
+        assert added(["embed_tokens"], name) == 4 * table
+        assert added(["embed_tokens", "lm_head", "model.norm"], name) == 4 * (2 * table + 4096)
+        assert added(["lm_head"], name, init_lora_weights="PiSSA", method="LoRA") == 4 * table
+    assert added(["embed_tokens"], "optimiser", optim="adamw_torch") == 8 * table
+    assert added(["embed_tokens"], "optimiser", optim="paged_adamw_8bit") == 8 * table, "of embeddings it has 32 bits"
+    assert added(["lm_head"], "optimiser", optim="paged_adamw_8bit") == 2 * (table + 4 * table // 256)
+    assert added(["embed_tokens"], "weights") == added(["embed_tokens"], "logits") == 0
+    assert added(["lm_head"], "logits") == 4 * table
+    tied = shape_of(LLAMA_8B, tied=True)
+    for names in (["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]):
+        assert part(tied, "adapter", modules_to_save=names) - part(tied, "adapter") == 4 * table
+        assert part(tied, "logits", modules_to_save=names) - part(tied, "logits") == 4 * table
+
+
 def test_each_module_has_the_rank_of_its_own_pattern(llama: ModelShape) -> None:
     def added(patterns: dict[str, int], name: str = "adapter") -> int:
         return part(llama, name, rank_pattern=patterns) - part(llama, name)

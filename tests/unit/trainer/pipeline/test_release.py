@@ -134,7 +134,6 @@ def test_a_replaced_a_damaged_and_a_missing_result_are_refused(world: World) -> 
     ("refusal", "adapter", "words"),
     [
         ("LoRA rank 24 is greater than max_lora_rank 16", {"r": 24}, "start it with `--max-lora-rank 32`"),
-        ("vLLM does not yet support DoRA.", {"use_dora": True}, "set `output.merge` and serve `merged/`"),
         ("Loading lora x failed: No adapter found for /there/x", {}, "mount the claim of target.vllm.volume"),
     ],
 )
@@ -148,6 +147,23 @@ def test_a_refusal_of_the_server_has_its_own_words_and_the_fix(
     assert refusal in found.message
     assert words in found.message
     assert set(world.server.loaded) == {"bot"}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [
+        ({"modules_to_save": ["embed_tokens"]}, "whole modules are trained in addition to the adapter"),
+        ({"use_dora": True}, "DoRA"),
+    ],
+)
+def test_an_adapter_that_the_server_is_known_to_refuse_is_not_offered_to_it(
+    world: World, adapter: Object, words: str
+) -> None:
+    found = world.release(world.publish("one", adapter=adapter))
+    assert found.outcome is ReleaseOutcome.REFUSED
+    assert words in found.message
+    assert "set `output.merge` and serve `merged/`" in found.message
+    assert not world.server.loaded
 
 
 def test_a_server_that_does_not_allow_to_load_adapters_is_named_with_its_variable(world: World) -> None:

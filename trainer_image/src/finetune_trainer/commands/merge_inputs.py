@@ -17,6 +17,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.merging.tuned_folder import read_tuned
 from finetune_trainer.models.adapters.factors import parse_factor
 from finetune_trainer.models.adapters.initial import BEYOND_LORA, read_base_digests, require_fit, require_weights
+from finetune_trainer.models.adapters.whole_names import saved_modules
 from finetune_trainer.models.base_model import (
     ADAPTER_CONFIG,
     TOKENIZER,
@@ -147,6 +148,8 @@ def _refuse_tied(adapter: LocalAdapter, base: Path, shape: ModelShape) -> None:
     """Refuse an adapter on one of two tied weights: the merge would change the other too, and with it the answers."""
     factors = (parse_factor(name) for name in adapter.tensors)
     modules = {factor.module.rpartition(".")[2] for factor in factors if factor}
+    if not adapter.config.get("ensure_weight_tying"):  # otherwise PEFT trained them as one
+        modules |= {module.rpartition(".")[2] for module in saved_modules(adapter.config, adapter.tensors)}
     config = read_config(base)
     text = config.get("text_config")
     tied = (text if isinstance(text, dict) else config).get("tie_word_embeddings", shape.tied)

@@ -30,6 +30,7 @@ LORA = {
     "use_rslora": "use_rslora",
     "target_experts": "target_experts",
     "exclude_modules": "exclude_modules",
+    "modules_to_save": "modules_to_save",
     "use_dora": "use_dora",
     "init_lora_weights": "init_lora_weights",
     "lora_plus_lr_ratio": "lora_plus_lr_ratio",

@@ -16,8 +16,9 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from safetensors.torch import load_file, save_file
 
 from finetune_api.handoff import ADAPTER_WEIGHTS
-from finetune_trainer.models.adapters.factors import parse_factor
+from finetune_trainer.models.adapters.factors import PREFIX, parse_factor
 from finetune_trainer.models.adapters.patterns import find_value
+from finetune_trainer.models.adapters.whole_names import is_of_module, saved_modules
 from finetune_trainer.models.base_model import ADAPTER_CONFIG, CONFIG, read_config
 from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.models.tensor_files import INDEX, Header, TensorFiles
@@ -112,16 +113,21 @@ class Merge:
 
 @contextmanager
 def open_adapter_merge(base: Path, adapter: Path, precision: str, nf4: Nf4 | None = None) -> Iterator[Merge]:
-    """Open the merge of an adapter into its base, with `nf4` into the dequantised base; raises Unmapped."""
-    factors, dtype = read_factors(adapter), DTYPES[precision]
+    """Open the merge of an adapter into its base, with `nf4` into the dequantised base; raises Unmapped.
+
+    Modules that were trained in full replace the base's.
+    """
+    (factors, whole), dtype = read_adapter(adapter), DTYPES[precision]
     with TensorFiles.of_folder(base) as files:
-        updates = {}
+        updates, replaced = {}, _by_file_name(whole, files.headers)
         for module, pair in factors.items():
             name = _find_tensor(module, files.headers)
             updates[name] = pair.update(files.headers[name].shape, is_conv1d=is_conv1d(base))
         through = nf4.as_in(files.headers).through if nf4 else None
 
         def make(name: str, weight: torch.Tensor) -> torch.Tensor:
+            if name in replaced:
+                return replaced[name].to(dtype)
             weight = through(name, weight) if through else weight
             return updates[name].add_to(weight, dtype) if name in updates else weight.to(dtype)
 
@@ -166,13 +172,16 @@ class Factors:
         raise Unmapped(f"an update of {natural} does not fit a tensor of {shape}")
 
 
-def read_factors(adapter: Path) -> dict[str, Factors]:
-    """Return the adapter's factors by the name of their module."""
+def read_adapter(adapter: Path) -> tuple[dict[str, Factors], dict[str, torch.Tensor]]:
+    """Return the adapter's factors by the name of their module, and the tensors of modules trained in full."""
     config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     if config.get("use_dora"):
         raise Unmapped("its modules have magnitudes")
     found: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in load_file(adapter / ADAPTER_WEIGHTS).items():
+    tensors = load_file(adapter / ADAPTER_WEIGHTS)
+    modules = saved_modules(config, tensors)
+    whole = {name.removeprefix(PREFIX): tensors.pop(name) for name in [*tensors] if is_of_module(name, modules)}
+    for key, tensor in tensors.items():
         factor = parse_factor(key)
         if factor is None:
             raise Unmapped(f"its tensor {key} is not a factor of a low-rank update")
@@ -183,7 +192,7 @@ def read_factors(adapter: Path) -> dict[str, Factors]:
     if single:
         raise Unmapped(f"{single[0]} lacks one of its two factors")
     scaled = {module: one["B"] * _scale(config, module, one["A"].shape[0]) for module, one in found.items()}
-    return {module: Factors(one["A"], scaled[module]) for module, one in found.items()}
+    return {module: Factors(one["A"], scaled[module]) for module, one in found.items()}, whole
 
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
@@ -203,6 +212,22 @@ def _find_tensor(module: str, headers: Mapping[str, Header], name: str | None = 
         if candidate in headers:
             return candidate
     raise Unmapped(f"the base's files have no tensor {own}")
+
+
+def _by_file_name(whole: Mapping[str, torch.Tensor], headers: Mapping[str, Header]) -> dict[str, torch.Tensor]:
+    """Return the tensors by their names in the base's files, which may have one of two tied ones; raises Unmapped."""
+    found = {}
+    for own, values in whole.items():
+        try:
+            name = _find_tensor(own.removesuffix(".weight"), headers, own)
+        except Unmapped:
+            if sum(torch.equal(values, one) for one in whole.values()) > 1:
+                continue
+            raise
+        if headers[name].shape != tuple(values.shape):
+            raise Unmapped(f"{own} of {tuple(values.shape)} does not fit a tensor of {headers[name].shape}")
+        found[name] = values
+    return found
 
 
 def _is_tied_copy(name: str, base: Path) -> bool:

@@ -10,6 +10,7 @@ from math import prod
 from finetune_api.spec import Lora, Method, Objective
 from finetune_api.status import Resolved
 from finetune_trainer.models.adapters.patterns import find_value
+from finetune_trainer.models.adapters.whole_names import whole_tensors
 from finetune_trainer.models.shape import ModelShape
 
 FULL_WIDTH = 4
@@ -64,9 +65,14 @@ def stored_width(settings: Resolved) -> int:
 
 
 def trained_shapes(shape: ModelShape, settings: Resolved) -> list[tuple[int, ...]]:
-    """Return the shapes of the trained tensors."""
+    """Return the shapes of the trained tensors: those of the adapter, and of modules that are trained in full."""
     if settings.method == Method.FULL:
         return list(shape.tensors.values())
+    return [*adapter_shapes(shape, settings), *whole_tensors(settings.modules_to_save, shape).values()]
+
+
+def adapter_shapes(shape: ModelShape, settings: Resolved) -> list[tuple[int, ...]]:
+    """Return the shapes of the adapter's tensors."""
     rank = settings.lora_rank or 16
     adapted = adapted_layers(shape, settings)
     linear: list[tuple[int, ...]] = []
@@ -185,7 +191,7 @@ def _casts(shape: ModelShape, settings: Resolved) -> int:
         return 0
     if settings.method == Method.FULL:
         return width * sum(prod(size) for size in shape.linear.values())
-    return width * sum(prod(size) for size in trained_shapes(shape, settings))
+    return width * sum(prod(size) for size in adapter_shapes(shape, settings))
 
 
 def _whole_weights(shape: ModelShape, settings: Resolved) -> int:

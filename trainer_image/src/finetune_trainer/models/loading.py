@@ -33,6 +33,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.adapters.factors import WRAPPED
 from finetune_trainer.models.adapters.patterns import require_expressions, require_matches, require_one_value
 from finetune_trainer.models.adapters.starts import CHOICES, lora_layers, start_from_weights
+from finetune_trainer.models.adapters.whole_modules import choose_whole_modules, is_inside, keep_whole_modules
 from finetune_trainer.models.architectures import find_class, text_modules, text_prefix
 from finetune_trainer.models.experts import (
     expert_parameters,
@@ -167,7 +168,7 @@ def unquantised_layers(model: PreTrainedModel | PeftModel) -> list[str]:
         if isinstance(module, torch.nn.Linear) and not isinstance(module, Linear4bit) and module is not head
     ]
     unadapted = UNADAPTED_LAYERS | {HEAD.partition(".")[0]}
-    linear = [name for name in layers if ".lora_" not in name and _last(name) not in unadapted]
+    linear = [name for name in layers if ".lora_" not in name and not is_inside(name) and _last(name) not in unadapted]
     return [*linear, *(name for name, _, _ in plain_stacks(base))]
 
 
@@ -234,7 +235,8 @@ def _keep_gradients_on_cpu(model: PreTrainedModel) -> None:
 
 
 def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
-    """Put a fresh LoRA adapter on the model, its weights in FP32; untrained, it changes nothing.
+    """Put a fresh LoRA adapter on the model, and copies of the modules that are trained in full, its weights in FP32;
+    untrained, it changes nothing.
 
     The names of experts' parameters are those of PEFT's documentation, so that plain PEFT loads what is published.
     """
@@ -243,6 +245,10 @@ def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
     parameters = expert_parameters(model) if settings.target_experts else None
     targets = _choose_targets(model, settings.target_modules)
     excluded = settings.exclude_modules or []
+    adapted_names = {
+        name for name, _ in model.named_modules() if _ends_with(name, targets) and not _ends_with(name, excluded)
+    }
+    whole = choose_whole_modules(model, settings.modules_to_save or [], adapted_names)
     config = LoraConfig(
         r=settings.lora_rank or 16,
         lora_alpha=settings.lora_alpha or 32,
@@ -253,6 +259,7 @@ def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
         target_modules=[name for name in targets if name not in excluded],
         target_parameters=parameters,
         exclude_modules=_excluded(model, prefix, excluded),
+        **whole,
         use_dora=bool(settings.use_dora),
         init_lora_weights=FIRST_VALUES.get(str(settings.init_lora_weights), True),
         bias="none",
@@ -263,6 +270,7 @@ def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise TrainerError(ExitCode.INVALID_CONFIG, f"tuning.lora does not fit the model: {error}") from error
+    keep_whole_modules(adapted)
     _require_excluded(adapted, targets, excluded)
     modules = [name for name, _ in lora_layers(adapted)]
     require_matches(settings, modules)

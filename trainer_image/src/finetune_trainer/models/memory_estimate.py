@@ -17,11 +17,13 @@ from finetune_trainer.models.activations import (
     FULL_WIDTH,
     UNQUANTISED,
     activation_bytes,
+    adapter_shapes,
     compute_width,
     count_tokens,
     stored_width,
     trained_shapes,
 )
+from finetune_trainer.models.adapters.whole_names import embeddings_of, trains_head, whole_tensors
 from finetune_trainer.models.optimisers import state_bytes
 from finetune_trainer.models.shape import ModelShape
 
@@ -81,6 +83,7 @@ def estimate(
     trained = trained_shapes(shape, settings)
     weights = weight_bytes(shape, settings)
     parameters = sum(prod(size) for size in trained)
+    first = sum(map(prod, adapter_shapes(shape, settings))) if settings.init_lora_weights in FROM_WEIGHTS else 0
     is_full = settings.method == Method.FULL
     if objective is Objective.REWARD_MODEL:
         weights -= shape.head * stored_width(settings)
@@ -90,9 +93,9 @@ def estimate(
     copies = 2 if ranks > shares else 1
     return MemoryEstimate(
         weights=ceil(weights / shares) + (gathered // 2 if is_cast else gathered),
-        adapter=0 if is_full else parameters * FULL_WIDTH * (2 if settings.init_lora_weights in FROM_WEIGHTS else 1),
+        adapter=0 if is_full else (parameters + first) * FULL_WIDTH,
         gradients=ceil(parameters * FULL_WIDTH * copies / shares) + gathered,
-        optimiser=ceil(state_bytes(trained, settings) / shares),
+        optimiser=ceil(_state(shape, settings) / shares),
         activations=activation_bytes(shape, settings, objective, is_cast=is_cast),
         logits=0 if objective is Objective.REWARD_MODEL else _logits(shape, settings, objective),
         reference=_reference(shape, settings, objective),
@@ -100,6 +103,15 @@ def estimate(
         generation=_generation(shape, settings) if objective is Objective.RLHF else 0,
         reserve=RESERVE + (COMMUNICATION if ranks > 1 else 0),
     )
+
+
+def _state(shape: ModelShape, settings: Resolved) -> int:
+    """Return the optimiser's state of all trained tensors."""
+    whole = shape.tensors if settings.method == Method.FULL else whole_tensors(settings.modules_to_save, shape)
+    embeddings, others = embeddings_of(whole, shape), trained_shapes(shape, settings)
+    for size in embeddings:
+        others.remove(size)
+    return state_bytes(others, settings, embeddings)
 
 
 def weight_bytes(shape: ModelShape, settings: Resolved) -> int:
@@ -168,9 +180,10 @@ def _nf4(elements: int, double_quant: bool) -> int:
 
 
 def _logits(shape: ModelShape, settings: Resolved, objective: Objective) -> int:
-    """Return one tile of the loss, and for Full the gradient of the output head, which is accumulated separately."""
+    """Return one tile of the loss, and the gradient of a trained output head, which is accumulated separately."""
     tile = min(count_tokens(settings, objective), LOSS_TOKENS) * LOSS_WORDS
-    head = shape.vocabulary * shape.hidden * FULL_WIDTH if settings.method == Method.FULL else 0
+    is_trained = settings.method == Method.FULL or trains_head(settings.modules_to_save, shape)
+    head = shape.vocabulary * shape.hidden * FULL_WIDTH if is_trained else 0
     return tile * compute_width(settings) + head
 
 

@@ -62,17 +62,21 @@ def needs_gpu(optim: str) -> bool:
     return optim.endswith("_8bit") or optim.startswith("paged_")
 
 
-def state_bytes(shapes: Sequence[tuple[int, ...]], settings: Resolved) -> int:
-    """Return the size of the optimiser's state for trained tensors of these shapes."""
+def state_bytes(
+    shapes: Sequence[tuple[int, ...]], settings: Resolved, embeddings: Sequence[tuple[int, ...]] = ()
+) -> int:
+    """Return the size of the optimiser's state for trained tensors of these shapes, and for embeddings, whose state the
+    library keeps in FP32."""
     optim = Optimiser(settings.optim or default_optimiser(settings.method, has_gpu=True))
-    return sum(_tensor_bytes(shape, optim) for shape in shapes)
+    others = sum(_tensor_bytes(shape, optim) for shape in shapes)
+    return others + sum(_tensor_bytes(shape, optim, is_embedding=True) for shape in embeddings)
 
 
-def _tensor_bytes(shape: tuple[int, ...], optim: Optimiser) -> int:
+def _tensor_bytes(shape: tuple[int, ...], optim: Optimiser, *, is_embedding: bool = False) -> int:
     state, size = STATES[optim], prod(shape)
     if state.is_factored and len(shape) >= MATRIX:
         return FULL_WIDTH * (prod(shape[:-1]) + prod((*shape[:-2], shape[-1])))
-    if not optim.endswith("_8bit") or size < EIGHT_BIT_SMALLEST:
+    if is_embedding or not optim.endswith("_8bit") or size < EIGHT_BIT_SMALLEST:
         return state.values * size * FULL_WIDTH
     return state.values * (size + ceil(size / EIGHT_BIT_BLOCK) * FULL_WIDTH)
 

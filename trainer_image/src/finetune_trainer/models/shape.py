@@ -80,7 +80,7 @@ class ModelShape:
         single: dict[tuple[str, bool], dict[tuple[str, str], tuple[int, ...]]] = {}
         for name, shape in self.tensors.items():
             module, is_expert, rest = name.partition(f".{EXPERTS}.")
-            if not is_expert or not _is_of_text(name):
+            if not is_expert or not is_of_text(name):
                 continue
             parts = rest.removesuffix(".weight").split(".")
             if len(shape) == STACK:
@@ -107,11 +107,11 @@ class ModelShape:
     def adapted(self, targets: list[str] | None) -> Tensors:
         """Return the linear layers that get an adapter: those with these last names, or all except routers."""
         if targets is None:
-            return {name: shape for name, shape in self.linear.items() if _is_of_text(name)}
+            return {name: shape for name, shape in self.linear.items() if is_of_text(name)}
         modules = {
             name.removesuffix(".weight"): shape
             for name, shape in self.tensors.items()
-            if len(shape) == 2 and _is_of_text(name)
+            if len(shape) == 2 and is_of_text(name)
         }
         return {
             name: shape
@@ -157,5 +157,6 @@ def _size(values: Mapping[str, Any], *names: str) -> int | None:
     return next(found, None)
 
 
-def _is_of_text(name: str) -> bool:
+def is_of_text(name: str) -> bool:
+    """Return whether a module or tensor is outside the parts for images and sound."""
     return TOWERS.isdisjoint(name.split("."))

@@ -16,10 +16,11 @@ from finetune_trainer.data.checks.output import read_accepted
 from finetune_trainer.data.rows import PromptRow
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.expectations import Expectations
-from finetune_trainer.models.activations import adapted_layers
+from finetune_trainer.models.activations import UNQUANTISED, adapted_layers
 from finetune_trainer.models.adapters.factors import no_experts_error
 from finetune_trainer.models.adapters.initial import InitialAdapter, check_initial_adapter, with_adapter
 from finetune_trainer.models.adapters.patterns import require_expressions, require_one_value
+from finetune_trainer.models.adapters.whole_names import require_whole_modules
 from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model, read_config
 from finetune_trainer.models.gguf_architectures import require_convertible
 from finetune_trainer.models.memory_estimate import format_bytes
@@ -79,6 +80,7 @@ def preflight(run: RunContext) -> Report:
     adapter = check_initial_adapter(config, model.shape, storage, on_bytes)
     _check_experts(with_adapter(config.spec, adapter), model)
     _check_patterns(with_adapter(config.spec, adapter), model)
+    _check_whole_modules(with_adapter(config.spec, adapter), model)
     Expectations(config.spec.evaluation.prompts or [])
     reward = _check_rewards(config, storage, workspace, on_bytes)
     choice = read_choice(config)
@@ -155,6 +157,19 @@ def _check_patterns(spec: FineTuneJobSpec, model: ModelFacts) -> None:
     if lora := spec.tuning.lora:
         require_expressions(lora)
         require_one_value(lora, adapted_layers(model.shape, lora) if model.shape else ())
+
+
+def _check_whole_modules(spec: FineTuneJobSpec, model: ModelFacts) -> None:
+    """Refuse names of modules to train in full that do not fit the model's files."""
+    lora, shape = spec.tuning.lora, model.shape
+    if lora and lora.modules_to_save and shape:
+        require_whole_modules(
+            lora.modules_to_save,
+            shape,
+            adapted_layers(shape, lora),
+            in_4_bits=spec.tuning.method in {Method.AUTO, Method.QLORA} and shape.model_type not in UNQUANTISED,
+            writes_text=spec.objective is not Objective.REWARD_MODEL,
+        )
 
 
 def _check_rewards(

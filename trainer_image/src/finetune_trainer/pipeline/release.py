@@ -81,6 +81,7 @@ def release(
             return point_to(config, config.target.files, found, storage)
         if found.folder != Artifact.ADAPTER:
             raise Refused("the result has no adapter: release it with target.files, and serve its merged/ folder")
+        _require_served(found)
         if config.target.vllm is None:
             return report(config, ReleaseOutcome.VERIFIED, f"{len(found.files)} files match the manifest")
         return VLLMRelease(config, config.target.vllm, found, volume).run(storage, check)
@@ -137,6 +138,13 @@ def _require(config: ReleaseConfig, manifest: Manifest, spec: FineTuneJobSpec) -
         raise Refused(f"require.gate is Passed, but the job has no evaluation.gate (it is {found.gate}): set one")
     if required and required.verdict and found.verdict != required.verdict:
         raise Refused(f"require.verdict is Better, and the job's is {found.verdict}: {found.verdict_message}")
+
+
+def _require_served(found: Candidate) -> None:
+    """Raise Refused for an adapter that vLLM, which KServe runs too, is known to refuse."""
+    certain = [f"{one.reason}: {one.fix}" for one in adapter_obstacles(found.adapter) if one.is_certain]
+    if certain:
+        raise Refused(f"vLLM does not serve this adapter: {'; '.join(certain)}")
 
 
 def point_to(config: ReleaseConfig, target: FilesTarget, found: Candidate, storage: Store) -> ReleaseReport:

@@ -35,6 +35,8 @@ class Obstacle:
     reason: str
     fix: str
     answer: str = NO
+    is_certain: bool = False
+    """Whether the tests have seen vLLM refuse such an adapter, so that no server needs to be asked."""
 
     @property
     def is_final(self) -> bool:
@@ -97,11 +99,12 @@ def adapter_obstacles(adapter: Mapping[str, Any]) -> list[Obstacle]:
         fix = f"use vLLM {VLLM_WITH_PATTERNS} or later, or {MERGE_INSTEAD}"
         found.append(Obstacle(reason, fix, f"since vLLM {VLLM_WITH_PATTERNS}"))
     if saved := adapter.get("modules_to_save"):
-        found.append(Obstacle(f"whole modules are trained in addition to the adapter: {_names(saved)}", MERGE_INSTEAD))
+        reason = f"whole modules are trained in addition to the adapter: {_names(saved)}"
+        found.append(Obstacle(reason, MERGE_INSTEAD, is_certain=True))
     if adapter.get("use_dora"):
-        found.append(Obstacle("DoRA's magnitudes are not supported", MERGE_INSTEAD))
+        found.append(Obstacle("DoRA's magnitudes are not supported", MERGE_INSTEAD, is_certain=True))
     if adapter.get("bias", "none") != "none":
-        found.append(Obstacle(f"biases are trained ({inline(adapter['bias'])})", MERGE_INSTEAD))
+        found.append(Obstacle(f"biases are trained ({inline(adapter['bias'])})", MERGE_INSTEAD, is_certain=True))
     if parameters := adapter.get("target_parameters"):
         found.append(Obstacle(f"it was not tried with an adapter on experts ({_names(parameters)})", MERGE_INSTEAD))
     targets = adapter.get("target_modules") or []

@@ -277,6 +277,38 @@ def test_an_adapter_that_would_be_continued_as_another_is_refused(
     assert sentence in refusal(world, ExitCode.INVALID_CONFIG)
 
 
+EMBEDDINGS = {"base_model.model.model.embed_tokens.weight": np.ones((512, 8), np.float32)}
+
+
+def test_the_modules_that_an_adapter_has_in_full_are_continued_and_no_others(world: Any, adapter: Path) -> None:
+    write_adapter(adapter, FITTING | EMBEDDINGS, modules_to_save=["embed_tokens"])
+    report = check(world, FROM_URI)
+    assert report.resolved
+    assert report.resolved.modules_to_save == ["model.embed_tokens"]
+    tuning = FROM_URI["tuning"] | {"lora": {"modulesToSave": ["model.norm"]}}
+    shutil.rmtree(world.out)
+    assert "tuning.lora.modulesToSave is model.norm, but the adapter s3://bucket/parent/adapter has model.embed" in (
+        refusal(world, ExitCode.INVALID_CONFIG, {"tuning": tuning})
+    )
+
+
+@pytest.mark.parametrize(
+    ("tensors", "names", "sentence"),
+    [
+        ({"base_model.model.model.embed_tokens.weight": np.ones((514, 8), np.float32)}, ["embed_tokens"],
+         "embed_tokens.weight is 512 by 8 in the model and 514 by 8 in the adapter"),
+        (EMBEDDINGS, None, "more than plain LoRA (base_model.model.model.embed_tokens.weight)"),
+        ({}, ["embed_tokens"], "more than plain LoRA (modules_to_save)"),
+    ],
+    ids=["a larger vocabulary", "not in the configuration", "not in the file"],
+)  # fmt: skip
+def test_an_adapter_whose_whole_modules_do_not_fit_is_refused(
+    world: Any, adapter: Path, tensors: dict[str, np.ndarray], names: list[str] | None, sentence: str
+) -> None:
+    write_adapter(adapter, FITTING | tensors, modules_to_save=names)
+    assert sentence in refusal(world, ExitCode.INVALID_CONFIG)
+
+
 @pytest.mark.parametrize("objective", ["Instruction", "Chat", "DPO", "KTO"])
 def test_a_reward_models_adapter_cannot_be_continued_by_a_language_model(
     world: Any, adapter: Path, objective: str

@@ -17,6 +17,7 @@ from finetune_trainer.models.adapters.factors import (
     parse_factor,
     parse_magnitude,
 )
+from finetune_trainer.models.adapters.whole_names import is_of_module, module_of, saved_modules
 from finetune_trainer.storage.hub.uris import SCHEME
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -53,13 +54,14 @@ def _name_faults(asked: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterat
     magnitudes: set[str] = set()
     pairs: dict[str, list[Factor]] = {}
     sides: dict[str, set[int]] = {}
+    modules = saved_modules(asked, tensors)
     for name, tensor in tensors.items():
         factor = parse_factor(name)
         if factor is None and asked.get("use_dora") and (scaled := parse_magnitude(name)):
             magnitudes.add(scaled)
             continue
         if factor is None:
-            known = whole if _is_saved_whole(name, asked) else unknown
+            known = whole if is_of_module(name, modules) else unknown
             known.append(name)
             continue
         pairs.setdefault(factor.module, []).append(factor)
@@ -81,7 +83,7 @@ def _name_faults(asked: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterat
     if asked.get("use_dora") and (other := sorted(magnitudes ^ pairs.keys())):
         yield f"{len(other)} modules lack either factors or their magnitudes: {', '.join(other[:MOST_LISTED])}"
     linear = [module for module, factors in pairs.items() if not factors[0].is_of_experts]
-    yield from _target_faults(asked.get("target_modules"), linear, [_module(name) for name in whole])
+    yield from _target_faults(asked.get("target_modules"), linear, [module_of(name) for name in whole])
     yield from _expert_faults(asked.get("target_parameters"), [module for module in pairs if module not in linear])
 
 
@@ -121,14 +123,6 @@ def _target_faults(targets: Any, modules: list[str], whole: list[str]) -> Iterat
         yield f"{len(others)} modules are not in target_modules: {', '.join(others[:MOST_LISTED])}"
     if missing:
         yield f"target_modules without a tensor: {', '.join(missing[:MOST_LISTED])}"
-
-
-def _is_saved_whole(name: str, asked: Mapping[str, Any]) -> bool:
-    return any(_module(name).endswith(f".{saved}") for saved in asked.get("modules_to_save") or [])
-
-
-def _module(name: str) -> str:
-    return name.removesuffix(".weight").removesuffix(".bias")
 
 
 def _value_faults(tensors: Mapping[str, Any], data: np.memmap[Any, Any]) -> Iterator[str]:

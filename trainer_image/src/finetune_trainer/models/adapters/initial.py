@@ -15,6 +15,7 @@ from finetune_api.spec import FineTuneJobSpec, Lora
 from finetune_trainer.errors import ObjectMissing, TrainerError
 from finetune_trainer.models.adapters.factors import are_of_experts, experts_module, find_rank, parse_factor
 from finetune_trainer.models.adapters.patterns import matches, require_one_value
+from finetune_trainer.models.adapters.whole_names import agree, is_of_module, saved_modules
 from finetune_trainer.models.base_model import (
     ADAPTER_CONFIG,
     PICKLE_SUFFIXES,
@@ -23,7 +24,7 @@ from finetune_trainer.models.base_model import (
     read_header,
     refuse,
 )
-from finetune_trainer.models.shape import ModelShape, Stack, Tensors
+from finetune_trainer.models.shape import ModelShape, Stack, Tensors, is_of_text
 from finetune_trainer.publishing.parent_result import read_parent_result
 from finetune_trainer.storage.hub.uris import SCHEME, pinned_model_uri
 from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, join_uri, sha256_file
@@ -124,7 +125,7 @@ def _find(
     tensors = read_header(uri, entries[ADAPTER_WEIGHTS], storage, on_bytes)
     _check_base(uri, raw, config.spec, storage, on_bytes)
     lora = _check_kind(uri, raw, tensors)
-    _check_agreement(uri, config.spec.tuning.lora or Lora(), lora)
+    _check_agreement(uri, config.spec.tuning.lora or Lora(), lora, is_tied=bool(raw.get("ensure_weight_tying")))
     return InitialAdapter(uri, lora, tensors, config_sha256), expected
 
 
@@ -216,8 +217,10 @@ def _check_kind(uri: str, raw: Mapping[str, Any], tensors: Tensors) -> Lora:
     beyond = [name for name in BEYOND_LORA if raw.get(name)]
     if raw.get("init_lora_weights", True) not in PLAIN_STARTS:
         beyond.append(f"init_lora_weights {raw['init_lora_weights']}")
-    factors = {name: parse_factor(name) for name in tensors}
+    whole = saved_modules(raw, tensors)
+    factors = {name: parse_factor(name) for name in tensors if not is_of_module(name, whole)}
     beyond += [name for name, factor in factors.items() if factor is None][:1]
+    beyond += ["modules_to_save"] if raw.get("modules_to_save") and not whole else []
     has_experts = any(factor.is_of_experts for factor in factors.values() if factor)
     named = raw.get("target_parameters") or []
     if not are_of_experts(named) or has_experts != bool(named):
@@ -238,6 +241,7 @@ def _check_kind(uri: str, raw: Mapping[str, Any], tensors: Tensors) -> Lora:
         "useRslora": bool(raw.get("use_rslora")),
         "targetModules": sorted({module.rpartition(".")[2] for module in linear}),
         "targetExperts": has_experts,
+        "modulesToSave": sorted(whole) or None,
     }
     try:
         lora = Lora.model_validate(values)
@@ -256,7 +260,7 @@ def _read_patterns(uri: str, raw: Mapping[str, Any], name: str, modules: Iterabl
     return {key: value for key, value in patterns.items() if any(matches(key, one) for one in modules)} or None
 
 
-def _check_agreement(uri: str, asked: Lora, adapter: Lora) -> None:
+def _check_agreement(uri: str, asked: Lora, adapter: Lora, *, is_tied: bool) -> None:
     """Refuse settings of the job that differ from the adapter's."""
     pairs = [(name, getattr(asked, ours), getattr(adapter, ours)) for ours, name in FIELDS.items()]
     wanted = sorted(asked.target_modules) if asked.target_modules else None
@@ -266,6 +270,11 @@ def _check_agreement(uri: str, asked: Lora, adapter: Lora) -> None:
                 f"tuning.lora.{name} is {_shown(requested)}, but the adapter {uri} has {_shown(actual, name)}: "
                 f"remove tuning.lora.{name}"
             )
+    if asked.modules_to_save and not agree(asked.modules_to_save, adapter.modules_to_save or [], is_tied=is_tied):
+        _invalid(
+            f"tuning.lora.modulesToSave is {_shown(asked.modules_to_save)}, but the adapter {uri} has "
+            f"{_shown(adapter.modules_to_save or ['none'])}: remove tuning.lora.modulesToSave"
+        )
     if adapter.target_experts and asked.dropout:
         _invalid(
             f"tuning.lora.dropout is {_shown(asked.dropout)}, but the adapter {uri} is also on experts, which have "
@@ -282,6 +291,7 @@ def _shown(value: object, name: str = "") -> str:
 def require_fit(uri: str, tensors: Tensors, rank: int, shape: ModelShape) -> None:
     """Refuse an adapter of another model, by the names and sizes of the modules that it has factors of."""
     _check_linear(uri, tensors, shape)
+    _check_whole(uri, tensors, shape)
     _check_experts(uri, tensors, rank, shape)
 
 
@@ -308,6 +318,19 @@ def _check_linear(uri: str, tensors: Tensors, shape: ModelShape) -> None:
             _invalid(
                 f"the adapter {uri} does not fit the model: {module} is {_by(found[0])} in the model and "
                 f"{_by(sizes)} in the adapter"
+            )
+
+
+def _check_whole(uri: str, tensors: Tensors, shape: ModelShape) -> None:
+    """Refuse an adapter with a module trained in full whose size differs from the model's, for example because its
+    vocabulary was extended."""
+    stored = {_tail(name.rpartition("model.")[2]): size for name, size in shape.tensors.items() if is_of_text(name)}
+    for name, size in tensors.items():
+        tail = _tail(name.rpartition("model.")[2])
+        if ".lora_" not in name and stored.get(tail, size) != size:
+            _invalid(
+                f"the adapter {uri} does not fit the model: {tail} is {_by(stored[tail])} in the model and {_by(size)} "
+                "in the adapter"
             )
 
 

@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 
 from finetune_api.handoff import ADAPTER_WEIGHTS, ExitCode
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.adapters.factors import PREFIX
 from finetune_trainer.models.adapters.starts import publish_difference
-from finetune_trainer.models.loading import trained_tensors
+from finetune_trainer.models.adapters.whole_modules import ADAPTER, published_names, require_tied, tied_names
+from finetune_trainer.models.loading import HEAD, trained_tensors
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.tokenizer import DEFAULT, TEMPLATE_FILE, TEMPLATE_FOLDER
 
@@ -34,19 +36,20 @@ ZERO_AT_START = (".lora_B.", ".lora_embedding_A")
 def continue_adapter(model: PeftModel, directory: Path) -> None:
     """Copy the weights of an earlier adapter into the new one; every factor must have its counterpart.
 
-    Other trained weights, such as the head of a reward model, stay unchanged.
+    So must every module that is trained in full; the head of a reward model stays unchanged.
     """
     saved = load_file(directory / ADAPTER_WEIGHTS)
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    factors = {name: tensor.shape for name, tensor in state.items() if ".lora_" in name}
+    factors = {name: tensor.shape for name, tensor in state.items() if name != f"{PREFIX}{HEAD}"}
     unmatched = sorted(saved.keys() ^ factors.keys())
     unmatched = unmatched or [name for name, shape in factors.items() if saved[name].shape != shape]
     if unmatched:
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
-            f"the adapter of tuning.initialAdapter does not fit the model: {len(unmatched)} factors have no "
+            f"the adapter of tuning.initialAdapter does not fit the model: {len(unmatched)} weights have no "
             f"counterpart of their size, for example {unmatched[0]}",
         )
+    require_tied(model, saved)
     set_peft_model_state_dict(model, saved | {name: state[name] for name in state.keys() - factors.keys()})
 
 
@@ -60,9 +63,10 @@ def save_adapter(
         config.revision = revision
         config.target_modules = sorted(config.target_modules)  # sets, whose order differs between processes
         config.target_parameters = sorted(config.target_parameters or []) or None
+    model.peft_config[ADAPTER].modules_to_save = published_names(model)
     model.save_pretrained(directory, save_embedding_layers=False)
     publish_difference(model, directory, must_change=must_change)
-    verify_adapter(directory, expected=len(trained_tensors(model)), must_change=must_change)
+    verify_adapter(directory, expected=len(trained_tensors(model)) + len(tied_names(model)), must_change=must_change)
 
 
 def verify_adapter(directory: Path, expected: int, *, must_change: bool = True) -> None:

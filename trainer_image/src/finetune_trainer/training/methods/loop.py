@@ -27,6 +27,7 @@ from finetune_trainer.distributed.sharding import full_tensor, is_sharded, load_
 from finetune_trainer.distributed.world import World, unshard
 from finetune_trainer.errors import Stopped
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint, token_mean
+from finetune_trainer.models.adapters.whole_modules import is_inside
 from finetune_trainer.models.loading import trained_tensors
 from finetune_trainer.training.callbacks import (
     RequireFiniteLoss,
@@ -204,7 +205,19 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
             loraplus_weight_decay=self.args.weight_decay,
             **options,
         )
+        self._give_usual_rate(self.optimizer)
         return self.optimizer
+
+    def _give_usual_rate(self, optimizer: Any) -> None:
+        """Move norms and biases that are trained in full out of the groups of the factors B, where PEFT has every
+        vector."""
+        whole = {id(one) for name, one in trained_tensors(self.model).items() if is_inside(name) and one.dim() == 1}
+        groups = [group for group in optimizer.param_groups if group["lr"] != self.args.learning_rate]
+        moved = [one for group in groups for one in group["params"] if id(one) in whole]
+        for group in groups:
+            group["params"] = [one for one in group["params"] if id(one) not in whole]
+        if moved:
+            optimizer.add_param_group({"params": moved, "lr": self.args.learning_rate, "weight_decay": 0.0})
 
     @override
     def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:

@@ -11,6 +11,7 @@ from typing_extensions import override
 from finetune_api.handoff import ExitCode
 from finetune_trainer.distributed.world import unshard
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.adapters.whole_modules import share_whole_modules
 from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.parts import LoopContext
 
@@ -37,6 +38,8 @@ class ReferencedTrainer(LoopTrainer):
         super().__init__(loop, **arguments)
         loop.reporter.set_stage("Reference")
         self.model.eval()
+        if isinstance(self.model, PeftModel):
+            share_whole_modules(self.model, FROZEN_COPY)
         known = load_file(loop.reference) if loop.reference and loop.reference.exists() else {}
         self.train_dataset = self._with_reference(self.train_dataset, "train", known)
         if self.eval_dataset is not None:

@@ -26,6 +26,7 @@ from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.measurements import RewardPoint, reward_mean
 from finetune_trainer.models.adapters.saved import ZERO_AT_START
+from finetune_trainer.models.adapters.whole_modules import share_whole_modules
 from finetune_trainer.models.loading import DTYPES, trained_tensors
 from finetune_trainer.rewards.computed import Judge
 from finetune_trainer.rewards.rollouts import Rollouts, ScoredAnswer
@@ -285,6 +286,8 @@ def _reduce_reference(trainer: PolicyTrainer) -> None:
     model = trainer.model
     if FROZEN_COPY in getattr(model, "peft_config", {}) and _is_untrained(model):
         model.delete_adapter(FROZEN_COPY)
+    elif isinstance(model, PeftModel):
+        share_whole_modules(model, FROZEN_COPY)
     if trainer.ref_model is not None and (trainer.args.bf16 or trainer.args.fp16):
         trainer.ref_model.to(DTYPES["BF16" if trainer.args.bf16 else "FP16"])
 
