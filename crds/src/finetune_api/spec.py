@@ -219,7 +219,7 @@ class FineTuneJobSpec(Block):
             ),
             cel(
                 "self.objective != 'RewardModel' || !has(self.tuning.lora) || !has(self.tuning.lora.initLoraWeights) "
-                "|| self.tuning.lora.initLoraWeights in ['Default', 'Gaussian']",
+                "|| self.tuning.lora.initLoraWeights in ['Default', 'Gaussian', 'EVA']",
                 "a reward model's adapter does not start from the weights: set tuning.lora.initLoraWeights to Default "
                 "or Gaussian",
                 ".tuning.lora.initLoraWeights",

@@ -34,6 +34,7 @@ class InitLoraWeights(StrEnum):
     GAUSSIAN = "Gaussian"
     PISSA = "PiSSA"
     OLORA = "OLoRA"
+    EVA = "EVA"
 
 
 FROM_WEIGHTS = "self.initLoraWeights in ['PiSSA', 'OLoRA']"
@@ -51,6 +52,9 @@ START_WITH_LORA = (
     "self.method == 'LoRA'"
 )
 START_OF_A_NEW_ADAPTER = "!has(self.initialAdapter) || !has(self.lora) || !has(self.lora.initLoraWeights)"
+INPUTS_OF_LAYERS = (
+    "!has(self.initLoraWeights) || self.initLoraWeights != 'EVA' || !has(self.targetExperts) || !self.targetExperts"
+)
 BOUNDED = {
     field: f"!has(self.{field}) || self.{field}.all(key, !key.matches('{UNBOUNDED}'))"
     for field in ("rankPattern", "alphaPattern")
@@ -93,6 +97,12 @@ class Lora(Block):
                 "an adapter that starts from the weights is published with twice its ranks, at most 256: set each rank "
                 "in rankPattern to 128 or less, or initLoraWeights to Default or Gaussian",
                 ".rankPattern",
+            ),
+            cel(
+                INPUTS_OF_LAYERS,
+                "first values from the rows are of adapters on linear layers: remove targetExperts, or set "
+                "initLoraWeights to Default or Gaussian",
+                ".initLoraWeights",
             ),
             *(
                 cel(
@@ -150,8 +160,8 @@ class Lora(Block):
     init_lora_weights: InitLoraWeights | None = None
     """First values of a new adapter, none of which changes an answer. `Default`: Kaiming-uniform A, B = 0. `Gaussian`:
     normal A with standard deviation `1 / rank`, B = 0. `PiSSA`: the largest singular vectors of each weight. `OLoRA`:
-    its QR decomposition. The last two need method `LoRA`, and publish an adapter of twice the rank. Default:
-    `Default`."""
+    its QR decomposition; both need method `LoRA`, and publish an adapter of twice the rank. `EVA`: A has the principal
+    directions of the layer's inputs on the training rows, B = 0; not on experts. Default: `Default`."""
     lora_plus_lr_ratio: Annotated[float, Field(ge=1, le=1000)] | None = None
     """Learning rate of the factors B, as a multiple of that of the factors A, which is `learningRate` (LoRA+); 16 is
     usual. Default: 1."""

@@ -646,6 +646,12 @@ AT_CREATION = [
         for method in ("QLoRA", "Auto")
     ),
     (
+        "first values from the rows are of adapters on linear layers",
+        {"tuning": {"lora": {"initLoraWeights": "EVA", "useDora": True}}},
+        {"tuning": {"lora": {"initLoraWeights": "EVA", "targetExperts": True}}},
+        "spec.tuning.lora.initLoraWeights",
+    ),
+    (
         "an adapter that is continued has its values",
         {"tuning": {"initialAdapter": {"uri": "s3://models/sft/adapter"}, "lora": {"dropout": 0.1}}},
         {"tuning": {"initialAdapter": {"uri": "s3://models/sft/adapter"}, "lora": {"initLoraWeights": "Gaussian"}}},

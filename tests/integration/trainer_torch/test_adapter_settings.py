@@ -1,10 +1,12 @@
 """DoRA, LoRA+, first values and excluded modules, each against its formula."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from loop_bench import CPU, make_settings
@@ -12,14 +14,16 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from thin_slice import thin_slice
 from trainer_bench import KeepGradients, make_trainer, weights_of
-from training_bench import HYPERPARAMETERS, Bench
+from training_bench import HYPERPARAMETERS, Bench, preference_rows
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.adapters.check import find_adapter_faults
+from finetune_trainer.models.adapters.eva import start_from_inputs
 from finetune_trainer.models.adapters.saved import save_adapter
 from finetune_trainer.models.adapters.starts import start_from_weights
 from finetune_trainer.models.loading import attach_adapter, load_for_training, load_plain, trained_tensors
+from finetune_trainer.tokenization.samples import UNTRAINED, Encoded
 
 MakeBench = Callable[..., Bench]
 SHORT = HYPERPARAMETERS | {"maxSteps": 4}
@@ -244,3 +248,109 @@ def test_first_values_that_the_weights_do_not_have_are_refused(
     with pytest.raises(TrainerError, match=why) as caught:
         load_for_training(tiny_model, make_settings("LoRA", init_lora_weights="PiSSA", **changes), CPU)
     assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def rows_with(counts: list[int], vocabulary: int = 500) -> list[Encoded]:
+    """Rows whose last third is trained."""
+    noise, rows = random.Random(11), []
+    for count in counts:
+        ids = [noise.randrange(3, vocabulary) for _ in range(count)]
+        trained = count // 3
+        rows.append(Encoded(ids, [UNTRAINED] * (count - trained) + ids[-trained:], trained))
+    return rows
+
+
+def captured(tiny_model: Path, rows: list[Encoded], layer: str) -> np.ndarray:
+    """The inputs of a layer of the base at the trained tokens of the rows, one row after the other."""
+    model, found = load_plain(tiny_model, torch.float32, CPU).eval(), []
+    model.get_submodule(layer).register_forward_pre_hook(lambda _, inputs: found.append(inputs[0][0]))
+    with torch.no_grad():
+        for row in rows:
+            model(torch.tensor([row.input_ids]))
+    return np.concatenate(
+        [one[np.array(row.labels) != UNTRAINED] for one, row in zip(map(torch.Tensor.numpy, found), rows, strict=True)]
+    )
+
+
+def start_eva(model: Any, rows: list[Encoded], batch: int = 4) -> int:
+    return start_from_inputs(model, rows, batch, lambda: None)
+
+
+@pytest.mark.parametrize("layer", [LAYER, "model.layers.1.mlp.down_proj", "model.layers.1.self_attn.k_proj"])
+def test_eva_starts_from_the_principal_directions_of_a_layers_inputs(tiny_model: Path, layer: str) -> None:
+    """The rows of A are the leading right-singular vectors of the centred inputs at trained tokens; B is zero."""
+    rows, settings = rows_with([90, 60, 75, 120]), make_settings("LoRA", init_lora_weights="EVA")
+    model = load_for_training(tiny_model, settings, CPU)
+    assert start_eva(model, rows) == 1
+    inputs = captured(tiny_model, rows, layer)
+    _, _, right = np.linalg.svd(inputs - inputs.mean(axis=0), full_matrices=False)
+    adapter = model.get_base_model().get_submodule(layer)
+    a = adapter.lora_A["default"].weight.detach().numpy()
+    assert a.shape[0] == 8
+    assert np.abs((a * right[:8]).sum(axis=1)) == pytest.approx(np.ones(8), abs=1e-3)
+    assert not adapter.lora_B["default"].weight.any()
+    base = load_plain(tiny_model, torch.float32, CPU).eval()
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(model.eval()(ids).logits, base(ids).logits)
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_eva_gives_the_same_values_again_and_each_module_its_own_rank(tiny_model: Path, use_dora: bool) -> None:
+    rows = rows_with([60, 75, 90, 40, 55, 80, 65, 70])
+    changes: dict[str, Any] = {"init_lora_weights": "EVA", "rank_pattern": {"down_proj": 4}, "use_dora": use_dora}
+    first, second = (load_for_training(tiny_model, make_settings("LoRA", **changes), CPU) for _ in range(2))
+    assert start_eva(first, rows, 2) == start_eva(second, rows, 2) > 1
+    found, again = trained_tensors(first), trained_tensors(second)
+    assert all(torch.equal(found[name], again[name]) for name in found)
+    assert {one.shape[0] for name, one in found.items() if "down_proj.lora_A" in name} == {4}
+    for name, one in found.items():
+        if ".lora_A." in name:
+            assert torch.allclose(one @ one.T, torch.eye(len(one)), atol=1e-4), name
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        base = load_plain(tiny_model, torch.float32, CPU).eval()(ids).logits
+        assert torch.allclose(first.eval()(ids).logits, base, atol=1e-4)
+
+
+def test_eva_with_too_few_tokens_or_inputs_is_refused(tiny_model: Path) -> None:
+    for changes, why in (
+        ({}, "needs 16 trained tokens, 2 for each of the rank, and the training rows have 4"),
+        ({"lora_rank": 100}, "has only 64 inputs, and the rank is 100"),
+        ({"target_modules": ["embed_tokens"]}, "is an embedding"),
+    ):
+        model = load_for_training(tiny_model, make_settings("LoRA", init_lora_weights="EVA", **changes), CPU)
+        with pytest.raises(TrainerError, match=why) as caught:
+            start_eva(model, rows_with([12]))
+        assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+@pytest.mark.parametrize("method", thin_slice(["LoRA", "QLoRA"], "LoRA"))
+def test_a_job_that_starts_with_eva_learns_and_publishes_a_plain_adapter(make_bench: MakeBench, method: str) -> None:
+    bench = make_bench(
+        method,
+        tuning={"method": method, "lora": {"initLoraWeights": "EVA", "rank": 8, "alpha": 16}},
+        hyperparameters=HYPERPARAMETERS,
+    )
+    report = bench.run()
+    config = json.loads((bench.output / "adapter" / "adapter_config.json").read_bytes())
+    assert (config["r"], config["rank_pattern"], config["init_lora_weights"]) == (8, {}, True)
+    assert "initLoraWeights: EVA" in (bench.output / "finetune_config.yaml").read_text(encoding="utf-8")
+    assert report.metrics
+    assert report.metrics.best_eval_loss is not None
+    assert report.metrics.baseline_eval_loss is not None
+    assert report.metrics.best_eval_loss < report.metrics.baseline_eval_loss - 0.5
+
+
+@pytest.mark.parametrize("objective", ["RewardModel", "DPO"])
+def test_a_preference_job_starts_with_eva_too(make_bench: MakeBench, objective: str) -> None:
+    bench = make_bench(
+        objective=objective,
+        tuning={"method": "LoRA", "lora": {"initLoraWeights": "EVA"}},
+        hyperparameters=SHORT,
+        evaluation={"steps": 4},
+    )
+    bench.rows = preference_rows(60)
+    bench.run()
+    a = load_file(bench.output / "adapter" / "adapter_model.safetensors")[f"{ADAPTED}.lora_A.weight"]
+    assert torch.allclose(a @ a.T, torch.eye(len(a)), atol=0.3), "four steps leave it near its first values"

@@ -172,6 +172,7 @@ CASES = {
     "Adafactor after step 7": Case("LoRA", 7, 0, {"hyperparameters": HYPERPARAMETERS | {"optim": "adafactor"}}),
     "Lion in the middle of step 8, all weights": Case("Full", 7, 1, LION),
     "DoRA with LoRA+ in the middle of step 8": Case("LoRA", 7, 1, DORA),
+    "EVA after step 7": Case("LoRA", 7, 0, {"tuning": {"method": "LoRA", "lora": {"initLoraWeights": "EVA"}}}),
     "PiSSA after step 7": Case("LoRA", 7, 0, {"tuning": {"method": "LoRA", "lora": {"initLoraWeights": "PiSSA"}}}),
     "ranks and alphas of single modules after step 7": Case("LoRA", 7, 0, PATTERNS),
     "tied embeddings and a norm in full, with LoRA+, in the middle of step 8": Case("LoRA", 7, 1, WHOLE),

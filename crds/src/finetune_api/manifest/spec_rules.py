@@ -34,6 +34,7 @@ from finetune_api.tuning import (
     EXPERTS_WITHOUT_DORA,
     HALF_RANK,
     HALF_RANKS,
+    INPUTS_OF_LAYERS,
     PLAIN_START,
     START_OF_A_NEW_ADAPTER,
     START_WITH_LORA,
@@ -76,6 +77,7 @@ CONDITIONS: dict[str, Condition] = {
     HALF_RANKS: lambda lora: (
         not _starts_from_weights(lora) or max((lora.rank_pattern or {}).values(), default=1) <= 128
     ),
+    INPUTS_OF_LAYERS: lambda lora: lora.init_lora_weights != "EVA" or not lora.target_experts,
     BOUNDED["rankPattern"]: lambda lora: _are_bounded(lora.rank_pattern),
     BOUNDED["alphaPattern"]: lambda lora: _are_bounded(lora.alpha_pattern),
     EXPERTS_OF_ONE_RANK: lambda lora: not lora.target_experts or not (lora.rank_pattern or lora.alpha_pattern),
@@ -252,7 +254,7 @@ CONDITIONS: dict[str, Condition] = {
         spec.objective != "RewardModel" or spec.output.merge == "None"
     ),
     "self.objective != 'RewardModel' || !has(self.tuning.lora) || !has(self.tuning.lora.initLoraWeights) "
-    "|| self.tuning.lora.initLoraWeights in ['Default', 'Gaussian']": lambda spec: (
+    "|| self.tuning.lora.initLoraWeights in ['Default', 'Gaussian', 'EVA']": lambda spec: (
         spec.objective != "RewardModel" or not _starts_from_weights(spec.tuning.lora)
     ),
     "self.objective != 'RewardModel' || !has(self.evaluation.prompts)": lambda spec: (

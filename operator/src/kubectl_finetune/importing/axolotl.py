@@ -26,6 +26,9 @@ ADAPTER = (
     "load_in_4bit load_in_8bit lora_r lora_alpha lora_dropout lora_model_dir lora_target_linear lora_target_modules "
     "lora_target_parameters"
 )
+FIRST_VALUES: Mapping[str, str | None] = {
+    "true": None, "gaussian": "Gaussian", "pissa": "PiSSA", "pissa_niter_16": "PiSSA", "olora": "OLoRA", "eva": "EVA",
+}  # fmt: skip
 QUANTISATION: Table = {
     "bnb_4bit_use_double_quant": to("tuning.quantization.doubleQuant", values.only_false),
     "bnb_4bit_quant_type": lost("the base is in NF4", unless=("nf4",)),
@@ -233,7 +236,10 @@ TABLE: Table = MappingProxyType(
         "max_prompt_len": lost("the beginning of a long prompt is removed only to make room for the answer"),
         "peft_use_dora": shared.of_adapter("useDora", values.only_true),
         "peft": lost("adapters begin with PEFT's usual initialisation"),
-        "peft_init_lora_weights": lost("adapters begin with PEFT's usual initialisation", unless=(True,)),
+        "peft_init_lora_weights": shared.of_adapter(
+            "initLoraWeights",
+            values.choice(FIRST_VALUES, "adapters begin with PEFT's usual initialisation"),
+        ),
         "peft_layers_to_transform": lost("every layer gets an adapter"),
         "peft_layers_pattern": lost("every layer gets an adapter"),
         "peft_layer_replication": refused("layers cannot be replicated", REMOVE),

@@ -295,6 +295,16 @@ def test_modules_that_are_trained_in_full_are_carried(read: Read) -> None:
     assert lost_keys(read(lora_modules_to_save=[r"layers\.[01]\..*"])) == ["lora_modules_to_save"]
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("eva", "EVA"), ("pissa_niter_16", "PiSSA"), ("gaussian", "Gaussian"), (True, None)]
+)
+def test_first_values_of_an_adapter_are_carried(read: Read, theirs: Any, ours: str | None) -> None:
+    done = read(adapter="lora", peft_init_lora_weights=theirs)
+    assert spec_of(done)["tuning"]["lora"].get("initLoraWeights") == ours
+    assert lost_keys(done) == []
+    assert lost_keys(read(peft_init_lora_weights="loftq")) == ["peft_init_lora_weights"]
+
+
 def test_ranks_and_alphas_of_single_modules_are_carried(read: Read) -> None:
     pattern = r".*\.layers\.3\..*(q_proj|k_proj)$"
     done = read(lora_rank_pattern={pattern: 32, "down_proj": "8"}, lora_alpha_pattern={pattern: 128})

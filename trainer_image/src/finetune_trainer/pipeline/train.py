@@ -22,6 +22,7 @@ from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
+from finetune_trainer.models.adapters.eva import EVA, start_from_inputs
 from finetune_trainer.models.adapters.saved import continue_adapter
 from finetune_trainer.models.device import complete_settings, find_device, require_gpus
 from finetune_trainer.models.loading import (
@@ -41,7 +42,7 @@ from finetune_trainer.pipeline.finalize import (
 )
 from finetune_trainer.pipeline.full_model import is_full_model_requested, make_full_model
 from finetune_trainer.pipeline.gguf_files import make_gguf
-from finetune_trainer.pipeline.inputs import Inputs, load_inputs, share_digests
+from finetune_trainer.pipeline.inputs import Inputs, as_text, load_inputs, share_digests
 from finetune_trainer.pipeline.load import build_judge, load_model
 from finetune_trainer.pipeline.measure import answer_changed_prompts, measure_baseline, measure_result
 from finetune_trainer.pipeline.served import measure_as_served
@@ -207,6 +208,10 @@ def train_once(
     reporter.start.end("checkpoint")
     model, settings = load_model(inputs, settings, device, world)
     reporter.start.end("model")
+    if settings.init_lora_weights == EVA and not resumed:  # a checkpoint has the adapter
+        order = torch.randperm(len(inputs.train), generator=torch.Generator().manual_seed(settings.seed or 0))
+        texts = (as_text(inputs.train[at]) for at in order.tolist())
+        start_from_inputs(model, texts, settings.per_device_train_batch_size or 1, inputs.run.on_work)
     tokenizer, scratch = load_tokenizer(inputs.model), inputs.run.workspace / "trainer"
     parts = TrainerParts(model, tokenizer, settings, loop, inputs.train, inputs.validation, scratch)
     trainer = build_trainer(spec.objective, parts, build_judge(inputs, settings, device))

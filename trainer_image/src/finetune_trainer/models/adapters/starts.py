@@ -36,12 +36,12 @@ def start_from_weights(model: PeftModel, how: str) -> None:
     choose = CHOICES[how]
     for name, layer in lora_layers(model):
         if not layer.lora_A:
-            raise _unfit(how, f"{name} is an embedding")
+            raise unfit(how, f"{name} is an embedding")
         base, rank = layer.get_base_layer(), layer.r[ADAPTER]
         weight = base.weight.detach().float().cpu()
         weight = weight.T if getattr(layer, "fan_in_fan_out", False) else weight
         if rank > min(weight.shape):
-            raise _unfit(how, f"{name} has only {min(weight.shape)} singular values, and the rank is {rank}")
+            raise unfit(how, f"{name} has only {min(weight.shape)} singular values, and the rank is {rank}")
         a, b = choose(weight, rank, layer.scaling[ADAPTER])
         device = layer.lora_A[ADAPTER].weight.device
         first = (a.contiguous().to(device), b.contiguous().to(device))
@@ -111,7 +111,8 @@ CHOICES: dict[str, Callable[[torch.Tensor, int, float], Pair]] = {
 }
 
 
-def _unfit(how: str, why: str) -> TrainerError:
+def unfit(how: str, why: str) -> TrainerError:
+    """Return the error of first values that the model does not have."""
     return TrainerError(
         ExitCode.INVALID_CONFIG,
         f"tuning.lora.initLoraWeights {how} is not possible: {why}: change targetModules or the rank, or set it to "
