@@ -7,7 +7,11 @@ from math import prod
 from typing import Any
 
 HEAD = "lm_head"
-EMBEDDINGS = frozenset({"embed_tokens", "embed_positions", "wte", "wpe", "embed_in", "embed_out", HEAD})
+EMBEDDINGS = frozenset(
+    {
+        "embed_tokens", "embed_positions", "wte", "wpe", "embed_in", "embed_out", "word_embeddings", "embeddings", HEAD,
+    }
+)  # fmt: skip
 UNADAPTED_LAYERS = frozenset({"router", "gate"})
 """Layers that choose experts: an adapter there destabilises the routing, and QLoRA does not quantise them."""
 EXPERTS = "experts"

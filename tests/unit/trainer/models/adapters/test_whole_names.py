@@ -72,6 +72,17 @@ def test_a_layer_in_4_bits_and_the_head_of_a_model_that_writes_no_text_are_refus
     require_whole_modules(names, llama, [], in_4_bits=False, writes_text=True)
 
 
+def test_embeddings_of_other_names_get_no_adapter_by_default() -> None:
+    found = read_shape(
+        {"model_type": "bloom", "hidden_size": 8, "n_layer": 1, "n_head": 1, "vocab_size": 100},
+        {"word_embeddings.weight": (100, 8), "h.0.self_attention.dense.weight": (8, 8)},
+    )
+    assert found
+    names = ["transformer.word_embeddings"]
+    require_whole_modules(names, found, found.adapted(None), in_4_bits=True, writes_text=True)
+    assert list(whole_tensors(names, found)) == ["word_embeddings.weight"]
+
+
 def test_a_tied_head_is_the_embeddings() -> None:
     tied = shape_with({}, tied=True)
     require_whole_modules(["lm_head"], tied, [], in_4_bits=True, writes_text=True)
