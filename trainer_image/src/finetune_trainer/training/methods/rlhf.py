@@ -1,17 +1,15 @@
 """Learning from rewards (GRPO, RLOO): the model answers prompts, and answers with a higher reward become likelier."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from transformers import (
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -40,6 +38,12 @@ from finetune_trainer.training.callbacks import (
 )
 from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
+from finetune_trainer.training.methods.prompts import (
+    beat_per_token,
+    require_context,
+    set_end_tokens,
+    to_prompt_dataset,
+)
 from finetune_trainer.training.methods.reference import FROZEN_COPY
 
 EVALUATED_PROMPTS = 128
@@ -55,7 +59,7 @@ class PolicyTrainer(LoopTrainer):
         self._held_out = held_out
         super().__init__(loop, reward_funcs=[rollouts.reward], **arguments)
         _reduce_reference(self)
-        _beat_per_token(self.model, loop.on_work)
+        beat_per_token(self.model, loop.on_work)
 
     @override
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -204,7 +208,7 @@ def build_rlhf_trainer(parts: TrainerParts, judge: Judge) -> PolicyTrainer:
     """Return the trainer, ready for `evaluate()`, `train()` and `show()`."""
     model, settings, loop = parts.model, parts.settings, parts.loop
     require_fit(model, settings, [*parts.train, *parts.validation])
-    stop_ids = _set_end_tokens(model, parts.tokenizer, judge.stop_id)
+    stop_ids = set_end_tokens(model, parts.tokenizer, judge.stop_id)
     group = settings.num_generations or 1
     rollouts = Rollouts(parts.train, judge.scorer, parts.tokenizer, stop_ids, group)
     parts = replace(parts, validation=choose_prompts(parts.validation, settings.seed or 0))
@@ -223,16 +227,6 @@ def build_rlhf_trainer(parts: TrainerParts, judge: Judge) -> PolicyTrainer:
         args=config(**parts.library_settings(), **_sampling_arguments(settings)),
         **parts.trainer_arguments(train_dataset, to_prompt_dataset) | {"callbacks": callbacks},
     )
-
-
-def _set_end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, stop_id: int) -> set[int]:
-    """Set and return the tokens that end an answer: the model's and the chat template's; TRL reads them."""
-    known = model.generation_config.eos_token_id
-    ends = {stop_id, *([] if known is None else [known] if isinstance(known, int) else known)}
-    model.generation_config.eos_token_id = sorted(ends)
-    if tokenizer.eos_token is None:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stop_id)
-    return ends | {tokenizer.eos_token_id}
 
 
 def _sampling_arguments(settings: Resolved) -> dict[str, Any]:
@@ -257,14 +251,7 @@ def require_fit(model: PreTrainedModel | PeftModel, settings: Resolved, samples:
             f"rlhf.numGenerations {group} does not divide the {batch} answers of a step: change "
             "perDeviceTrainBatchSize x gradientAccumulationSteps to a multiple of it",
         )
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(len(sample.prompt_ids) for sample in samples) + (settings.max_completion_length or 0)
-    if context and longest > context:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
-            f"the longest prompt with rlhf.maxCompletionLength has {longest} tokens and the model's context {context}: "
-            "lower rlhf.maxCompletionLength or hyperparameters.maxLength",
-        )
+    require_context(model, samples, settings.max_completion_length or 0, "rlhf")
 
 
 def choose_prompts(samples: Sequence[EncodedPrompt], seed: int) -> list[EncodedPrompt]:
@@ -273,12 +260,6 @@ def choose_prompts(samples: Sequence[EncodedPrompt], seed: int) -> list[EncodedP
         return list(samples)
     chosen = sorted(random.Random(seed).sample(range(len(samples)), EVALUATED_PROMPTS))  # noqa: S311 - no secret
     return [samples[index] for index in chosen]
-
-
-def to_prompt_dataset(samples: Sequence[EncodedPrompt], at_least: int = 0) -> Dataset:
-    """Return the prompts' ids and row numbers, repeated until a step is full: TRL drops an incomplete batch."""
-    rows = list(range(len(samples))) * max(1, -(-at_least // len(samples)))
-    return Dataset.from_dict({"prompt": [list(samples[row].prompt_ids) for row in rows], "row": rows})
 
 
 def _reduce_reference(trainer: PolicyTrainer) -> None:
@@ -297,9 +278,3 @@ def _is_untrained(model: PeftModel) -> bool:
         tensor for name, tensor in trained_tensors(model).items() if any(factor in name for factor in ZERO_AT_START)
     ]
     return not any(bool(tensor.count_nonzero()) for tensor in starts)
-
-
-def _beat_per_token(model: PreTrainedModel | PeftModel, on_work: Callable[[], None]) -> None:
-    """Call `on_work` at every forward pass, that is for each token while sampling."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    base.register_forward_pre_hook(lambda *_: on_work())

@@ -1,0 +1,47 @@
+"""Prompts that the model answers in the training: as a dataset, their end tokens, and a heartbeat for each token."""
+
+from collections.abc import Callable, Sequence
+
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune_api.handoff import ExitCode
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.tokenization.samples import EncodedPrompt
+
+
+def set_end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, stop_id: int) -> set[int]:
+    """Set and return the tokens that end an answer: the model's and the chat template's; TRL reads them."""
+    known = model.generation_config.eos_token_id
+    ends = {stop_id, *([] if known is None else [known] if isinstance(known, int) else known)}
+    model.generation_config.eos_token_id = sorted(ends)
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stop_id)
+    return ends | {tokenizer.eos_token_id}
+
+
+def require_context(
+    model: PreTrainedModel | PeftModel, samples: Sequence[EncodedPrompt], longest_answer: int, block: str
+) -> None:
+    """Raise for prompts that leave no room for an answer in the context; `block` is that of `maxCompletionLength`."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(sample.prompt_ids) for sample in samples) + longest_answer
+    if context and longest > context:
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"the longest prompt with {block}.maxCompletionLength has {longest} tokens and the model's context "
+            f"{context}: lower {block}.maxCompletionLength or hyperparameters.maxLength",
+        )
+
+
+def to_prompt_dataset(samples: Sequence[EncodedPrompt], at_least: int = 0) -> Dataset:
+    """Return the prompts' ids and row numbers, repeated until a step is full: TRL drops an incomplete batch."""
+    rows = list(range(len(samples))) * max(1, -(-at_least // len(samples)))
+    return Dataset.from_dict({"prompt": [list(samples[row].prompt_ids) for row in rows], "row": rows})
+
+
+def beat_per_token(model: PreTrainedModel | PeftModel, on_work: Callable[[], None]) -> None:
+    """Call `on_work` at every forward pass, that is for each token while sampling."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base.register_forward_pre_hook(lambda *_: on_work())
