@@ -19,6 +19,7 @@ from user import Bench, Job, kubectl, secret
 EXAMPLES = Path(__file__).resolve().parents[2] / "crds" / "examples"
 BUCKET = "finetune-examples"
 MODELS = ("models/HuggingFaceTB/SmolLM2-135M-Instruct", "models/HuggingFaceTB/SmolLM2-135M")
+TEACHER = "models/HuggingFaceTB/SmolLM2-360M-Instruct"
 THIN_SLICE = ("chat", "sft-then-dpo")
 OTHERS = (
     "blend",
@@ -28,6 +29,7 @@ OTHERS = (
     "sft-then-evaluate",
     "sft-reward-rlhf",
     "rlhf-with-answers",
+    "distillation",
 )
 RATE = 5e-3
 """A tiny random model needs larger steps than a real one."""
@@ -57,7 +59,8 @@ def upload(bench: Bench, folder: Path) -> str:
         bench.namespace, "s3-credentials", os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
     )
     kubectl("apply", "-f", "-", stdin=yaml.safe_dump(keys))
-    return start_hub(bench.namespace, dict.fromkeys(MODELS, model))
+    teacher = make_tiny_model(folder.with_name("teacher"), seed=8)
+    return start_hub(bench.namespace, dict.fromkeys(MODELS, model) | {TEACHER: teacher})
 
 
 def run(bench: Bench, endpoint: str, files: Sequence[str]) -> dict[str, dict[str, Any]]:

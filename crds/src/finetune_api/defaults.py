@@ -161,6 +161,8 @@ def _objective(spec: FineTuneJobSpec) -> dict[str, Any]:
             rlhf = spec.rlhf or Rlhf()
             names = {"num_generations", "max_completion_length", "temperature", "beta"}
             return rlhf.model_dump(include=names) | {"algorithm": rlhf.algorithm.value}
+        case Objective.DISTILLATION if spec.distillation:
+            return spec.distillation.model_dump(include={"max_completion_length", "temperature", "beta"})
         case _:
             return {}
 

@@ -76,8 +76,8 @@ class Gate(Block):
     )
 
     max_eval_loss: Annotated[float, Field(ge=0, le=1000)] | None = None
-    """Maximum held-out loss (nats per token; with DPO, KTO and RewardModel, the loss of the objective). Default: no
-    limit."""
+    """Maximum held-out loss (nats per token; with DPO, KTO, RewardModel and Distillation, the loss of the objective).
+    Default: no limit."""
     must_improve: bool = False
     """Require verdict `Better`: on the held-out rows the model is better than before training by more than the 95 %
     interval of the difference. Default: false."""

@@ -85,6 +85,7 @@ class HubRole(StrEnum):
     MODEL = "model"
     TRAIN = "train"
     VALIDATION = "validation"
+    TEACHER = "teacher"
     OUTPUT = "output"
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
 from finetune_api.blocks import ATOMIC, ATOMIC_LIST, SET, Block, Endpoint, ModelUri, ObjectName, SecretRef, cel, rules
+from finetune_api.inputs.sources import Teacher
 
 
 class Objective(StrEnum):
@@ -18,7 +19,12 @@ class Objective(StrEnum):
     KTO = "KTO"
     REWARD_MODEL = "RewardModel"
     RLHF = "RLHF"
+    DISTILLATION = "Distillation"
     DOMAIN_ADAPTATION = "DomainAdaptation"
+
+
+SAMPLED = frozenset({Objective.RLHF, Objective.DISTILLATION})
+"""Objectives whose model answers prompts in the training."""
 
 
 class LossType(StrEnum):
@@ -341,3 +347,17 @@ class Rlhf(Block):
     """Sampling temperature. Default: 1."""
     beta: Annotated[float, Field(ge=0, le=100)] = 0.04
     """Weight of the KL divergence from the reference model; 0 = no reference model. Default: 0.04."""
+
+
+class Distillation(Block):
+    """Settings of objective Distillation, under TRL's names."""
+
+    teacher: Teacher
+    """The model whose probabilities the trained model learns; it is loaded in 16 bits next to it."""
+    max_completion_length: Annotated[int, Field(ge=1, le=16384)] = 512
+    """Maximum length of a sampled answer, in tokens. Default: 512."""
+    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Temperature of sampling, and of both models' probabilities when they are compared. Default: 1."""
+    beta: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Divergence of a token's probabilities that is the loss: 0 = KL of the teacher from the model (forward), 1 = KL of
+    the model from the teacher (reverse), between them the generalised Jensen-Shannon divergence. Default: 1."""

@@ -65,6 +65,7 @@ RECIPES: Mapping[Objective, Recipe] = MappingProxyType(
         Objective.RLHF: Recipe(
             rate=5e-6, full_rate=1e-6, epochs=1, full_epochs=1, warmup=0, schedule="constant", dropout=None
         ),
+        Objective.DISTILLATION: Recipe(rate=2e-4, full_rate=2e-5, epochs=1, full_epochs=1, dropout=None),
         Objective.DOMAIN_ADAPTATION: _SUPERVISED,
     }
 )

@@ -72,7 +72,8 @@ class Resolved(StatusBlock):
     estimated_gpu_memory_bytes: Count | None = None
     """Estimated GPU memory for training, per GPU, in bytes."""
     beta: Measure | None = None
-    """Weight of the penalty for deviating from the reference model (DPO, KTO, RLHF)."""
+    """Weight of the penalty for deviating from the reference model (DPO, KTO, RLHF), or the divergence from the teacher
+    (Distillation)."""
     loss_type: Word | None = None
     """Loss of DPO."""
     label_smoothing: Measure | None = None
@@ -88,9 +89,9 @@ class Resolved(StatusBlock):
     num_generations: Count | None = None
     """Answers sampled for each prompt (RLHF)."""
     max_completion_length: Count | None = None
-    """Maximum length of a sampled answer, in tokens (RLHF)."""
+    """Maximum length of a sampled answer, in tokens (RLHF, Distillation)."""
     temperature: Measure | None = None
-    """Sampling temperature (RLHF)."""
+    """Sampling temperature (RLHF, Distillation)."""
     lora_rank: Count | None = None
     """Rank of the adapter."""
     lora_alpha: Count | None = None

@@ -11,7 +11,7 @@ from finetune_api.evaluation import EarlyStopping, Evaluation
 from finetune_api.hyperparameters import Attention, FusedKernels, Hyperparameters, Packing, Precision
 from finetune_api.inputs.sources import Dataset, DatasetFormat, DataSource, Hub, Model, ModelCache, Storage, TrainOn
 from finetune_api.manifest.fixed_fields import FROZEN, INSTEAD, FixedField, is_unchanged
-from finetune_api.objectives import Dpo, JobReference, Kto, Objective, Rlhf
+from finetune_api.objectives import Distillation, Dpo, JobReference, Kto, Objective, Rlhf
 from finetune_api.output import Merge, Output
 from finetune_api.pods.containers import Preflight, Trainer
 from finetune_api.pods.resources import Resources
@@ -94,6 +94,7 @@ FORMATS = {
     Objective.KTO.value: ["Auto", "Unpaired", "Preference"],
     Objective.REWARD_MODEL.value: ["Auto", "Preference"],
     Objective.RLHF.value: ["Auto", *_CHATS, "Preference", "Unpaired"],
+    Objective.DISTILLATION.value: ["Auto", *_CHATS, "Preference", "Unpaired"],
     Objective.DOMAIN_ADAPTATION.value: ["Auto", "Text"],
 }
 """Row formats that each objective accepts."""
@@ -107,6 +108,7 @@ FIXED = (
     FixedField("evaluation", block=Evaluation, but=("prompts",)),
     FixedField("output", block=Output, but=("hub", "oci")),
     *(FixedField(name, is_optional=True) for name in ("earlyStopping", "dpo", "kto", "rlhf")),
+    FixedField("distillation", is_optional=True, block=Distillation, but=("teacher.credentialsSecretRef",)),
     FixedField("lineage", is_optional=True, block=JobLineage, but=("annotations",)),
 )
 """Fields that cannot change after creation, without the parts that decide nothing about the result."""
@@ -119,6 +121,13 @@ AT_ONCE = (
 TRAIN_ON = "!has(self.dataset.trainOn) || self.objective in ['Instruction', 'Chat']"
 LABELLED_AS = {TrainOn.LAST_ANSWER: "Instruction", TrainOn.ALL_ANSWERS: "Chat", TrainOn.EVERYTHING: "Everything"}
 """By `dataset.trainOn`: the objective that has a loss on these tokens, or a word of its own."""
+BLOCKS = {"dpo": "DPO", "kto": "KTO", "rlhf": "RLHF", "distillation": "Distillation"}
+"""The objective that each block of settings belongs to."""
+PLAIN_HEAD = (
+    "self.objective != 'Distillation' || !has(self.tuning.lora) || (!has(self.tuning.lora.modulesToSave) && "
+    "(!has(self.tuning.lora.targetModules) || "
+    "!self.tuning.lora.targetModules.exists(one, one == 'lm_head' || one.endsWith('.lm_head'))))"
+)
 KEEPS_ADAPTERS = "self.checkpoint.keep == 0 || self.tuning.method != 'Full'"
 FORMAT = f"self.dataset.format == 'Auto' || self.dataset.format in {FORMATS}[self.objective]"
 FORMAT_OF_SOURCES = (
@@ -184,12 +193,23 @@ class FineTuneJobSpec(Block):
                     f"{block} is only for objective {objective}: remove {block}",
                     f".{block}",
                 )
-                for block, objective in (("dpo", "DPO"), ("kto", "KTO"), ("rlhf", "RLHF"))
+                for block, objective in BLOCKS.items()
             ),
             cel(
                 "self.objective != 'RLHF' || has(self.rlhf)",
                 "objective RLHF needs a reward: set rlhf.rewardModel or rlhf.rewards",
                 ".rlhf",
+            ),
+            cel(
+                "self.objective != 'Distillation' || has(self.distillation)",
+                "objective Distillation needs a model to learn from: set distillation.teacher",
+                ".distillation",
+            ),
+            cel(
+                PLAIN_HEAD,
+                "objective Distillation compares the output heads as they are: remove tuning.lora.modulesToSave, and "
+                "lm_head from tuning.lora.targetModules",
+                ".tuning.lora",
             ),
             cel(
                 "self.objective != 'RLHF' || !has(self.earlyStopping)",
@@ -267,8 +287,8 @@ class FineTuneJobSpec(Block):
                 ".preflight.enabled",
             ),
             cel(
-                f"({_ONE_PROCESS}) || !(self.objective in ['KTO', 'RewardModel', 'RLHF'])",
-                "objectives KTO, RewardModel and RLHF train in one process: set resources.numNodes 1 and "
+                f"({_ONE_PROCESS}) || !(self.objective in ['KTO', 'RewardModel', 'RLHF', 'Distillation'])",
+                "objectives KTO, RewardModel, RLHF and Distillation train in one process: set resources.numNodes 1 and "
                 "resources.gpusPerNode 1",
                 ".resources",
             ),
@@ -333,7 +353,8 @@ class FineTuneJobSpec(Block):
     objective: Annotated[Objective, _fixed("objective")]
     """What to train for. `Instruction`: the last answer of each row. `Chat`: every assistant turn. `DPO`: preference
     for chosen over rejected answers. `KTO`: the same, from answers labelled good or bad. `RewardModel`: scoring of
-    answers. `RLHF`: a high reward for generated answers. `DomainAdaptation`: continued pretraining on plain text."""
+    answers. `RLHF`: a high reward for generated answers. `Distillation`: the probabilities of a larger model on
+    generated answers. `DomainAdaptation`: continued pretraining on plain text."""
     storage: Storage | None = None
     """S3-compatible storage of the job. Default: the operator's default storage."""
     hub: Hub | None = None
@@ -356,6 +377,9 @@ class FineTuneJobSpec(Block):
     """Settings of objective KTO; only with it. Fixed at creation. Default: by field."""
     rlhf: Rlhf | None = None
     """Settings of objective RLHF; required with it, refused with any other. Fixed at creation. Default: none."""
+    distillation: Distillation | None = None
+    """Settings of objective Distillation; required with it, refused with any other. Fixed at creation, except
+    `teacher.credentialsSecretRef`. Default: none."""
     lineage: JobLineage | None = None
     """Ancestors of this job. Fixed at creation, except `annotations`. Default: none."""
     evaluation: Annotated[Evaluation, _fixed("evaluation")] = Evaluation()

@@ -113,7 +113,7 @@ class TrainedWeights(StatusBlock):
 
 class Metrics(StatusBlock):
     """Metrics of the training, to five significant digits; losses are nats per trained token, with DPO, KTO and
-    RewardModel per row."""
+    RewardModel per row; with Distillation they are divergences from the teacher, in nats per token of an answer."""
 
     train_loss: Measure | None = None
     """Mean training loss since the last report."""
@@ -292,6 +292,10 @@ class Lineage(StatusBlock):
     """The job named by `lineage.parentRef`."""
     reward_job: PublishedJob | None = None
     """The job named by `rlhf.rewardModel.jobRef`."""
+    teacher_revision: Annotated[Name, StringConstraints(max_length=64)] | None = None
+    """Commit on its hub of the teacher of objective Distillation."""
+    teacher_sha256: Digest | None = None
+    """SHA-256 over the names and digests of the teacher's files."""
     initial_adapter_sha256: Digest | None = None
     """SHA-256 of the weights of the initial adapter."""
     base_model_uri: Uri | None = None

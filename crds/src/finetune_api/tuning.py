@@ -134,8 +134,9 @@ class Lora(Block):
     """Scalings of single modules instead of `alpha` (PEFT's `alpha_pattern`), with keys as in `rankPattern`. A module
     is scaled by its own alpha over its own rank. Default: none."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Dropout on the adapter's input (PEFT's `lora_dropout`). Objectives DPO, KTO and RLHF, and an adapter on experts,
-    train without dropout, and refuse any other value than 0. Default: {dropout}; 0 with `useDora`."""
+    """Dropout on the adapter's input (PEFT's `lora_dropout`). Objectives DPO, KTO, RLHF and Distillation, and an
+    adapter on experts, train without dropout, and refuse any other value than 0. Default: {dropout}; 0 with
+    `useDora`."""
     target_modules: Modules | None = None
     """Modules that get an adapter, by the end of their name, for example `[q_proj, v_proj]`.
     Default: every linear layer but the output head."""

@@ -375,7 +375,8 @@ def new(
     data: Annotated[str | None, typer.Option(help="s3://bucket/path or hf://datasets/owner/name.")] = None,
     result: Annotated[str | None, typer.Option(help="s3://bucket/path for adapter and report.")] = None,
     objective: Annotated[
-        str | None, typer.Option(help="Instruction, Chat, DPO, KTO, RewardModel, RLHF or DomainAdaptation.")
+        str | None,
+        typer.Option(help="Instruction, Chat, DPO, KTO, RewardModel, RLHF, Distillation or DomainAdaptation."),
     ] = None,
     method: Annotated[str, typer.Option(help="Auto, QLoRA, LoRA or Full.")] = "Auto",
     secret: Annotated[str, typer.Option(help="Secret with the storage credentials.")] = "s3-credentials",  # noqa: S107 - a name

@@ -66,8 +66,8 @@ NO_FULL_MODEL = "GGUF files are made from the full model"
 NO_ANSWERS = "a reward model generates no answers"
 PACKING = "packing works with objectives"
 FLASH = "FlashAttention works with objectives"
-DROPOUT = "objectives DPO, KTO and RLHF train without dropout"
-ONE_PROCESS = "objectives KTO, RewardModel and RLHF train in one process"
+DROPOUT = "objectives DPO, KTO, RLHF and Distillation train without dropout"
+ONE_PROCESS = "objectives KTO, RewardModel, RLHF and Distillation train in one process"
 WITH_ADAPTER = "objective DPO trains on several GPUs or nodes with an adapter only"
 WANDB_KEY = "credentialsSecretRef is required with mode Online"
 WANDB_URL = "endpoint and caSecretRef have no effect with mode Offline"
@@ -116,8 +116,12 @@ def rlhf(**fields: Any) -> Spec:
     return {"objective": "RLHF", "rlhf": fields}
 
 
+def distillation(**teacher: Any) -> Spec:
+    return {"objective": "Distillation", "distillation": {"teacher": {"uri": "s3://models/larger"} | teacher}}
+
+
 def base(objective: str, data_format: str) -> Spec:
-    extra = rlhf(rewards=LENGTHS) if objective == "RLHF" else {}
+    extra = {"RLHF": rlhf(rewards=LENGTHS), "Distillation": distillation()}.get(objective, {})
     return extra | {
         "objective": objective,
         "dataset": {"train": {"uri": "s3://data/train.jsonl"}, "format": data_format},
@@ -377,6 +381,7 @@ AT_CREATION = [
             ("dpo", "DPO", {"lossType": "ipo"}),
             ("kto", "KTO", {"desirableWeight": 2}),
             ("rlhf", "RLHF", {"rewards": [{"type": "Length", "targetTokens": 4}]}),
+            ("distillation", "Distillation", {"teacher": {"uri": "pvc://models/larger"}}),
         )
     ),
     *(
@@ -387,6 +392,37 @@ AT_CREATION = [
             "spec.dpo.labelSmoothing",
         )
         for other in ({}, {"lossType": "ipo"})
+    ),
+    (
+        "objective Distillation needs a model to learn from",
+        distillation(),
+        {"objective": "Distillation"},
+        "spec.distillation",
+    ),
+    *(
+        (
+            "objective Distillation compares the output heads as they are",
+            distillation() | {"tuning": {"lora": {"targetModules": ["q_proj"]}}},
+            distillation() | {"tuning": {"lora": wrong}},
+            "spec.tuning.lora",
+        )
+        for wrong in (
+            {"targetModules": ["q_proj", "lm_head"]},
+            {"targetModules": ["language_model.lm_head"]},
+            {"modulesToSave": ["embed_tokens"]},
+        )
+    ),
+    *(
+        (
+            message,
+            distillation(uri="hf://acme/larger", **only),
+            distillation(**only),
+            f"spec.distillation.teacher.{field}",
+        )
+        for message, field, only in (
+            (REVISION, "revision", {"revision": "main"}),
+            (TOKEN, "credentialsSecretRef", {"credentialsSecretRef": {"name": "token"}}),
+        )
     ),
     (NEEDS_REWARD, rlhf(rewards=LENGTHS), {"objective": "RLHF"}, "spec.rlhf"),
     (
@@ -479,7 +515,7 @@ AT_CREATION = [
             base(objective, "Auto") | {"tuning": {"lora": {"dropout": 0.1}}},
             "spec.tuning.lora.dropout",
         )
-        for objective in ("DPO", "KTO", "RLHF")
+        for objective in ("DPO", "KTO", "RLHF", "Distillation")
     ),
     (
         FLASH,
@@ -499,6 +535,7 @@ AT_CREATION = [
             ("KTO", {"numNodes": 2}),
             ("RewardModel", {"gpusPerNode": 2}),
             ("RLHF", {"numNodes": 3}),
+            ("Distillation", {"numNodes": 2}),
         )
     ),
     (
@@ -595,6 +632,7 @@ AT_CREATION = [
             ("KTO", "Unpaired", "Alpaca"),
             ("RewardModel", "Preference", "Unpaired"),
             ("RLHF", "PromptCompletion", "Text"),
+            ("Distillation", "OpenAI", "Text"),
             ("DomainAdaptation", "Text", "ShareGPT"),
         )
     ),
@@ -836,7 +874,7 @@ CHANGES = {
     "dpo": {"beta": 0.2},
     "lineage": {"parentRef": {"name": "other"}},
 }
-FIXED_WITH_THEIR_OBJECTIVE = ("kto", "rlhf")
+FIXED_WITH_THEIR_OBJECTIVE = ("kto", "rlhf", "distillation")
 REFUSED_BY_SCHEMA = [
     ({"startDeadlineSeconds": 0}, "spec.startDeadlineSeconds"),
     ({"activeDeadlineSeconds": 0}, "spec.activeDeadlineSeconds"),
@@ -963,6 +1001,7 @@ def test_every_rule_of_the_crd_is_in_one_of_these_tables() -> None:
     assert [message for message in rules if not any(one in message for one in tested)] == []
 
 
+TEACHER = {"uri": "hf://acme/larger"}
 OPERATIONAL = {
     "suspend": True,
     "backoffLimit": 7,
@@ -991,6 +1030,8 @@ def test_a_field_that_is_fixed_at_creation_cannot_change_but_others_can(jobs: Jo
     [
         ("KTO", {"beta": 0.1}, {"beta": 0.2}),
         ("RLHF", {"rewards": LENGTHS}, {"rewards": LENGTHS, "numGenerations": 4}),
+        ("Distillation", {"teacher": TEACHER}, {"teacher": TEACHER, "beta": 0}),
+        ("Distillation", {"teacher": TEACHER}, {"teacher": {"uri": "hf://acme/other"}}),
     ],
 )
 def test_the_settings_of_an_objective_are_fixed_at_creation(
@@ -1001,6 +1042,14 @@ def test_the_settings_of_an_objective_are_fixed_at_creation(
     with pytest.raises(client.ApiException) as caught:
         jobs.replace(stored, stored["spec"] | {block: after})
     assert f"{block} is fixed when the job is created" in said(caught.value)
+
+
+def test_the_token_of_a_teacher_can_be_added_changed_and_removed(jobs: Jobs) -> None:
+    without = jobs.create(BASE | distillation(**TEACHER), dry_run=False)
+    having = jobs.create(BASE | distillation(**TEACHER, **TOKEN), dry_run=False)
+    jobs.replace(without, having["spec"])
+    jobs.replace(having, without["spec"])
+    jobs.replace(having, without["spec"] | distillation(**TEACHER, credentialsSecretRef={"name": "other"}))
 
 
 @pytest.mark.parametrize("before", [{}, {"earlyStopping": {"patience": 3}}], ids=["added", "removed"])

@@ -23,6 +23,7 @@ from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.training.callbacks import SaveCheckpoints
+from finetune_trainer.training.methods.distillation import StudentTrainer
 
 MakeBench = Callable[..., Bench]
 
@@ -165,6 +166,13 @@ RLHF: dict[str, Any] = {
     "rlhf": {"rewards": [{"type": "Regex", "pattern": "[aeiou]{2}"}], "numGenerations": 4, "maxCompletionLength": 8},
     "hyperparameters": HYPERPARAMETERS | {"maxSteps": 6},
 }
+DISTILLATION: dict[str, Any] = {
+    "objective": "Distillation",
+    "evaluation": {"steps": 2},
+    "distillation": {"teacher": {"uri": "s3://bucket/model"}, "maxCompletionLength": 8},
+    "hyperparameters": HYPERPARAMETERS | {"maxSteps": 6},
+}
+"""With QLoRA, a teacher in 16 bits differs from its 4-bit student."""
 CASES = {
     "LoRA in the middle of step 8, with nine kept checkpoints": Case("LoRA", 7, 1, KEEPING),
     "LoRA in the evaluation of step 15, in the second epoch": Case("LoRA", 15, 2),
@@ -182,6 +190,7 @@ CASES = {
     "KTO after step 5": Case("LoRA", 5, 0, KTO, preference_rows),
     "a reward model after step 5": Case("LoRA", 5, 0, REWARD, preference_rows),
     "RLHF while the answers of step 4 are sampled": Case("LoRA", 3, 3, RLHF),
+    "Distillation while the answers of step 4 are sampled": Case("QLoRA", 3, 3, DISTILLATION),
 }
 
 
@@ -226,6 +235,17 @@ def test_a_resumed_training_does_not_run_its_reference_again(
     report = bench.train(config)
     assert report.resumed_from_step == 3
     assert measured == []
+
+
+@pytest.mark.nightly
+def test_a_resumed_training_does_not_ask_its_teacher_again(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench("QLoRA", **DISTILLATION)
+    config = bench.prepare()
+    stopped(bench, config, 3)
+    monkeypatch.setattr(StudentTrainer, "_ask_teacher", lambda *_: pytest.fail("it is asked again"))
+    assert bench.train(config).resumed_from_step == 3
 
 
 @pytest.mark.nightly

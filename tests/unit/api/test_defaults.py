@@ -11,6 +11,8 @@ SMALL = Facts(parameters=135_000_000, train_rows=1000, validation_rows=50)
 
 
 REWARDED = {"rewards": [{"type": "Length", "targetTokens": 8}]}
+TAUGHT = {"teacher": {"uri": "s3://models/larger"}}
+BLOCKS = {"RLHF": {"rlhf": REWARDED}, "Distillation": {"distillation": TAUGHT}}
 
 
 def resolved(facts: Facts = SMALL, **changes: Any) -> Any:
@@ -144,12 +146,13 @@ def test_without_held_out_rows_nothing_is_evaluated() -> None:
         ("KTO", 5e-6, 1, 7, "cosine", 0.0),
         ("RewardModel", 1e-4, 1, 2, "cosine", 0.05),
         ("RLHF", 5e-6, 1, 0, "constant", 0.0),
+        ("Distillation", 2e-4, 1, 2, "cosine", 0.0),
     ],
 )
 def test_each_objective_has_its_own_recipe(  # noqa: PLR0917 - the columns of a table
     objective: str, rate: float, epochs: float, warmup: int, schedule: str, dropout: float
 ) -> None:
-    it = resolved(objective=objective, rlhf=REWARDED if objective == "RLHF" else None)
+    it = resolved(objective=objective, **BLOCKS.get(objective, {}))
     assert (it.learning_rate, it.num_train_epochs, it.warmup_steps) == (rate, epochs, warmup)
     assert (it.lr_scheduler_type, it.lora_dropout) == (schedule, dropout)
 
@@ -166,6 +169,8 @@ def test_the_settings_of_an_objective_are_shown_with_their_defaults() -> None:
     for loss_type, smoothing in (("robust", 0.1), ("exo_pair", 0.001), ("ipo", None)):
         assert resolved(objective="DPO", dpo={"lossType": loss_type}).label_smoothing == smoothing
     assert (kto.desirable_weight, kto.undesirable_weight) == (1.0, 1.0)
+    taught = resolved(objective="Distillation", distillation=TAUGHT)
+    assert (taught.beta, taught.max_completion_length, taught.temperature) == (1.0, 512, 1.0)
     assert (rlhf.algorithm, rlhf.num_generations, rlhf.max_completion_length, rlhf.beta) == ("GRPO", 8, 512, 0.04)
 
 
@@ -190,11 +195,11 @@ def test_the_method_that_the_memory_estimate_chose_is_taken_with_its_reason() ->
     assert (it.method, it.method_reason, it.estimated_gpu_memory_bytes) == ("Full", "fits 80Gi", 5)
 
 
-@pytest.mark.parametrize("objective", ["DPO", "KTO", "RLHF"])
+@pytest.mark.parametrize("objective", ["DPO", "KTO", "RLHF", "Distillation"])
 def test_a_stored_job_with_a_dropout_that_its_objective_does_not_use_is_recorded_without(objective: str) -> None:
     settings = resolved(
         objective=objective,
-        rlhf=REWARDED if objective == "RLHF" else None,
         tuning={"method": "LoRA", "lora": {"dropout": 0.1}},
+        **BLOCKS.get(objective, {}),
     )
     assert settings.lora_dropout == 0

@@ -26,6 +26,8 @@ def resolved(objective: str, method: str, facts: Facts = FACTS) -> Any:
     }
     if objective == "RLHF":
         spec["rlhf"] = {"rewards": [{"type": "Length", "targetTokens": 8}]}
+    if objective == "Distillation":
+        spec["distillation"] = {"teacher": {"uri": "s3://models/larger"}}
     return resolve(FineTuneJobSpec.model_validate(spec), facts)
 
 

@@ -115,6 +115,21 @@ class Model(Block):
     `false` and numbers in it are read as such. The published template has them as defaults. Default: none."""
 
 
+class Teacher(Block):
+    """The model that a student learns from; it is not trained and not published."""
+
+    model_config = ConfigDict(json_schema_extra=rules(*_HUB_ONLY))
+
+    uri: ModelUri
+    """The teacher, with the forms of `model.uri`. Its tokenizer and its number of tokens must be those of the model,
+    which preflight checks."""
+    revision: Revision | None = None
+    """Branch, tag or commit on the hub; the commit in use is `status.lineage.teacherRevision`. Default: `main`."""
+    credentials_secret_ref: SecretRef | None = None
+    """Secret with the key `HF_TOKEN`, for gated and private models. Takes effect with the next attempt. Default: the
+    operator's default token, if any."""
+
+
 _SHA256 = cel(
     "!has(self.sha256) || (!self.uri.startsWith('hf://') && !self.uri.endsWith('/') && !self.uri.matches('[*?]'))",
     "sha256 is only for a single object: remove it, or give the full path of one in s3:// or pvc://",

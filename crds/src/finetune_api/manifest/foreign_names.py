@@ -68,6 +68,8 @@ def _table() -> dict[str, ForeignName]:
         "stage": one((LLAMA_FACTORY,), "objective", "sft is Instruction or Chat, pt is DomainAdaptation"),
         "rl": one((AXOLOTL,), "objective", "dpo is DPO, kto is KTO, grpo is RLHF"),
         "rl_beta": one((AXOLOTL,), "dpo.beta", "with objective KTO, kto.beta"),
+        "teacher_model_name_or_path": one((TRL,), "distillation.teacher.uri", "write hf://owner/name"),
+        "teacher_model_revision": one((TRL,), "distillation.teacher.revision"),
         "dpo_beta": one((AXOLOTL,), "dpo.beta"),
         "pref_beta": one((LLAMA_FACTORY,), "dpo.beta", "with objective KTO, kto.beta"),
         "pref_loss": one((LLAMA_FACTORY,), "dpo.lossType"),

@@ -27,7 +27,15 @@ from finetune_api.inputs.sources import UNIQUE_SOURCES
 from finetune_api.objectives import HAS_SIMILARITY, HAS_SMOOTHING, JSON_EXTRACT, ONE_JSON_SCHEMA
 from finetune_api.output import COMMIT, IMAGE_REPOSITORY, REPO
 from finetune_api.recipes import WITHOUT_DROPOUT
-from finetune_api.spec import FORMAT, FORMAT_OF_SOURCES, FORMATS, KEEPS_ADAPTERS, TRAIN_ON
+from finetune_api.spec import (
+    BLOCKS,
+    FORMAT,
+    FORMAT_OF_SOURCES,
+    FORMATS,
+    KEEPS_ADAPTERS,
+    PLAIN_HEAD,
+    TRAIN_ON,
+)
 from finetune_api.tuning import (
     BOUNDED,
     EXPERTS_OF_ONE_RANK,
@@ -244,8 +252,19 @@ CONDITIONS: dict[str, Condition] = {
     ),
     **{
         f"!has(self.{block}) || self.objective == '{objective}'": _belongs_to(block, objective)
-        for block, objective in (("dpo", "DPO"), ("kto", "KTO"), ("rlhf", "RLHF"))
+        for block, objective in BLOCKS.items()
     },
+    "self.objective != 'Distillation' || has(self.distillation)": lambda spec: (
+        spec.objective != "Distillation" or spec.distillation is not None
+    ),
+    PLAIN_HEAD: lambda spec: (
+        spec.objective != "Distillation"
+        or spec.tuning.lora is None
+        or not (
+            spec.tuning.lora.modules_to_save
+            or any(f".{name}".endswith(".lm_head") for name in spec.tuning.lora.target_modules or ())
+        )
+    ),
     "self.objective != 'RLHF' || has(self.rlhf)": lambda spec: spec.objective != "RLHF" or spec.rlhf is not None,
     "self.objective != 'RLHF' || !has(self.earlyStopping)": lambda spec: (
         spec.objective != "RLHF" or spec.early_stopping is None
@@ -297,8 +316,8 @@ CONDITIONS: dict[str, Condition] = {
         spec.has_preflight or (spec.resources.ranks == 1 and spec.resources.merge is None)
     ),
     "(self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1) || "
-    "!(self.objective in ['KTO', 'RewardModel', 'RLHF'])": lambda spec: (
-        spec.resources.ranks == 1 or spec.objective not in {"KTO", "RewardModel", "RLHF"}
+    "!(self.objective in ['KTO', 'RewardModel', 'RLHF', 'Distillation'])": lambda spec: (
+        spec.resources.ranks == 1 or spec.objective not in {"KTO", "RewardModel", "RLHF", "Distillation"}
     ),
     "(self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1) || self.objective != 'DPO' || "
     "self.tuning.method in ['LoRA', 'QLoRA']": lambda spec: (

@@ -120,6 +120,9 @@ def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[HubRole, SecretRef | None,
     yield HubRole.TRAIN, spec.dataset.train.credentials_secret_ref, spec.dataset.train.uris
     if spec.dataset.validation:
         yield HubRole.VALIDATION, spec.dataset.validation.credentials_secret_ref, [spec.dataset.validation.uri]
+    if spec.distillation:
+        teacher = spec.distillation.teacher
+        yield HubRole.TEACHER, teacher.credentials_secret_ref, [teacher.uri]
     if spec.output.hub:
         yield HubRole.OUTPUT, spec.output.hub.credentials_secret_ref, [f"{HUB_SCHEME}{spec.output.hub.repo}"]
 

@@ -216,6 +216,7 @@ def _storage_uris(spec: FineTuneJobSpec) -> Iterator[tuple[str, str, bool]]:
         ("dataset.validation.uri", validation and validation.uri, False),
         ("tuning.initialAdapter.uri", adapter and adapter.uri, True),
         ("rlhf.rewardModel.uri", reward and reward.uri, True),
+        ("distillation.teacher.uri", spec.distillation and spec.distillation.teacher.uri, True),
         ("evaluation.ability.uri", ability and ability.uri, False),
     )
     for field, uri, is_folder in given:

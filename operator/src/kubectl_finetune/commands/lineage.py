@@ -26,6 +26,7 @@ def origin_record(job: Job, find: Find, depth: int = 0) -> dict[str, Any]:
         "outputURI": (artifacts and artifacts.uri) or job.field("output.uri"),
         "manifestSHA256": artifacts and artifacts.manifest_sha256,
         "baseModelURI": (lineage and lineage.base_model_uri) or job.field("model.uri"),
+        "teacherURI": job.field("distillation.teacher.uri"),
     }
     if lineage:
         known = lineage.model_dump(by_alias=True, mode="json", exclude={"parent", "reward_job"})

@@ -26,6 +26,7 @@ ROWS: Mapping[Objective, str] = {
     Objective.KTO: '{"prompt": "Name a red fruit.", "completion": "The apple.", "label": true}',
     Objective.REWARD_MODEL: '{"prompt": "Name a red fruit.", "chosen": "The apple.", "rejected": "The banana."}',
     Objective.RLHF: '{"prompt": "Name a red fruit."}',
+    Objective.DISTILLATION: '{"prompt": "Name a red fruit."}',
     Objective.DOMAIN_ADAPTATION: '{"text": "A page of plain text about the domain."}',
 }
 BLOCKS: Mapping[Objective, str] = {
@@ -39,6 +40,10 @@ BLOCKS: Mapping[Objective, str] = {
     rewards:                    # or rewardModel: {{jobRef: {{name: …}}}}, a finished job with objective RewardModel
     - {{type: Length, targetTokens: 64}}
     numGenerations: {Rlhf().num_generations:<12}# answers sampled for each prompt
+""",
+    Objective.DISTILLATION: """  distillation:
+    teacher:
+      uri: hf://owner/larger    # a larger model with the same tokenizer and vocab_size
 """,
 }
 NO_ENDPOINT = "# endpoint: http://minio.minio:9000  # default: that of the operator, else AWS S3"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from finetune_api.manifest.yaml_document import FieldPath
-from finetune_api.objectives import Objective
+from finetune_api.objectives import SAMPLED, Objective
 from finetune_api.output import REPO
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_client.manifest.suggestions import nearest
@@ -294,7 +294,7 @@ def put_dropout(draft: Draft) -> None:
         carry(draft, "lora_dropout", f"{LORA}.dropout", values.number)
     elif draft.is_given("lora_dropout") and not is_off(draft.get("lora_dropout")):
         reason = f"objective {draft.at('objective')} trains without dropout"
-        draft.lose("lora_dropout", reason, changes_training=draft.at("objective") == Objective.RLHF.value)
+        draft.lose("lora_dropout", reason, changes_training=draft.at("objective") in SAMPLED)
 
 
 def put_early_stopping(draft: Draft, key: str) -> None:

@@ -1,11 +1,11 @@
-"""TRL: `trl sft --config FILE`, and the same for dpo, kto, reward, grpo and rloo."""
+"""TRL: `trl sft --config FILE`, and the same for dpo, kto, reward, grpo, rloo and distillation."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from finetune_api.manifest.yaml_document import FieldPath
-from finetune_api.objectives import LossType, Objective
+from finetune_api.objectives import SAMPLED, LossType, Objective
 from finetune_client.errors import WrongUse
 from kubectl_finetune.importing import rewards, shared, templates, values
 from kubectl_finetune.importing.draft import Draft
@@ -25,6 +25,7 @@ from kubectl_finetune.importing.rows import Format, Table, derived, harmless, is
 from kubectl_finetune.importing.shared import HYPER, LORA
 
 SIGNS_OF_COMMANDS: Mapping[str, frozenset[str]] = {
+    "distillation": frozenset({"teacher_model_name_or_path", "teacher_model_revision"}),
     "kto": frozenset({"desirable_weight", "undesirable_weight"}),
     "rloo": frozenset({"rloo_k", "reward_clip_range", "normalize_advantages"}),
     "grpo": frozenset({"num_generations", "reward_funcs", "reward_model_name_or_path"}),
@@ -52,6 +53,7 @@ COMMANDS = {
     "reward": Objective.REWARD_MODEL,
     "grpo": Objective.RLHF,
     "rloo": Objective.RLHF,
+    "distillation": Objective.DISTILLATION,
 }
 RATES = dict.fromkeys(shared.SUPERVISED, 2e-5) | {Objective.REWARD_MODEL.value: 1e-4}
 """Default learning rates; of all others 1e-6."""
@@ -59,7 +61,7 @@ PREFERENCES = (Objective.DPO.value, Objective.KTO.value)
 WITH_SMOOTHING = (LossType.ROBUST.value, LossType.EXO_PAIR.value)
 ADAPTER = "lora_r lora_alpha lora_dropout lora_target_modules use_bnb_nested_quant"
 ONLY_FOR: Mapping[str, tuple[str, ...]] = {
-    "beta": (*PREFERENCES, Objective.RLHF.value),
+    "beta": (*PREFERENCES, Objective.RLHF.value, Objective.DISTILLATION.value),
     "desirable_weight": (Objective.KTO.value,),
     "undesirable_weight": (Objective.KTO.value,),
     "completion_only_loss": shared.SUPERVISED[:2],
@@ -69,6 +71,25 @@ ONLY_FOR: Mapping[str, tuple[str, ...]] = {
 """Keys that some objectives use, and which."""
 OF_SAMPLING = "it belongs to GRPO and RLOO"
 _ANY = "the loss of every token, questions too, is what TRL trains without assistant_only_loss on rows with messages"
+
+
+DISTILLATION: Table = {
+    "beta": to("distillation.beta", values.number),
+    "max_completion_length": to("distillation.maxCompletionLength", values.whole),
+    "temperature": to("distillation.temperature", values.number),
+    "teacher_model_revision": to("distillation.teacher.revision", values.text),
+    "teacher_model_init_kwargs": lost("the teacher is loaded in the number format of the computation"),
+    "max_tool_calling_iterations": lost("no tool is called while answers are sampled"),
+    "cache_implementation": harmless(shared.MEMORY),
+    **{
+        key: rewards.TABLE[key]
+        for key in (
+            "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs", "chat_template_kwargs", "use_vllm",
+            "vllm_*", "log_*", "num_completions_to_print",
+        )
+    },
+}  # fmt: skip
+"""Settings of TRL's command `distillation`, whose defaults are those of the fields."""
 
 
 def _command(draft: Draft) -> tuple[str, str]:
@@ -84,11 +105,11 @@ def _objective(draft: Draft) -> None:
     if not command and not draft.options.objective and draft.is_given(*SHARED_SIGNS):
         raise WrongUse(
             f"{draft.file.name}: its keys do not show which command of TRL it is for",
-            "add --objective DPO, KTO, RLHF, RewardModel or Chat",
+            "add --objective DPO, KTO, RLHF, Distillation, RewardModel or Chat",
         )
     if not command and not draft.options.objective:
         reason = "no key shows the command of TRL: that of supervised tuning is assumed"
-        draft.lose("objective", reason, "use --objective DPO, KTO, RewardModel or RLHF for another")
+        draft.lose("objective", reason, "use --objective DPO, KTO, RewardModel, RLHF or Distillation for another")
     found = COMMANDS[command or "sft"]
     if found is Objective.CHAT and draft.is_given("dataset_text_field"):
         found = Objective.DOMAIN_ADAPTATION
@@ -107,6 +128,11 @@ def _objective(draft: Draft) -> None:
         }
         draft.done |= set(block)
         rewards.put_rlhf(draft, block, (), algorithm)
+    elif objective == Objective.DISTILLATION.value:
+        put_model(draft, "teacher_model_name_or_path", "distillation.teacher.uri")
+        block = {key: one for key, one in draft.file.values.items() if find_row(key, DISTILLATION)}
+        draft.done |= {*block, "teacher_model_name_or_path"}
+        apply_table(draft, (), {key: one for key, one in block.items() if one is not None}, DISTILLATION)
     elif objective in shared.SUPERVISED[:2]:
         _trained_tokens(draft)
     unused = (key for key in ONLY_FOR if objective not in ONLY_FOR[key])
@@ -143,7 +169,7 @@ def _defaults_of_command(draft: Draft) -> None:
         draft.set(f"{HYPER}.learningRate", RATES.get(objective, 1e-6), "learning_rate")
     for key in ("max_length", "max_seq_length"):
         shared.carry(draft, key, f"{HYPER}.maxLength", values.whole)
-    if not draft.is_given("max_length", "max_seq_length") and objective != Objective.RLHF.value:
+    if not draft.is_given("max_length", "max_seq_length") and objective not in SAMPLED:
         draft.set(f"{HYPER}.maxLength", 1024, "max_length")
 
 
@@ -253,6 +279,7 @@ def _limit_of_answers(draft: Draft, path: FieldPath, value: Any) -> None:
 
 TABLE: Table = MappingProxyType(
     {key: harmless(OF_SAMPLING) for key in (*rewards.TABLE, *rewards.KEYS) if key != "beta"}
+    | {key: harmless("it belongs to distillation") for key in ("teacher_model_*", "max_tool_calling_iterations")}
     | shared.TRAINING_ARGUMENTS
     | shared.WEIGHTS
     | {

@@ -25,7 +25,7 @@ SOURCES = {
     TRANSFORMERS: ("transformers", ["transformers/training_args.py"]),
     TRL: (
         "trl",
-        [f"trl/trainer/{name}_config.py" for name in ("sft", "dpo", "kto", "grpo", "reward", "model")]
+        [f"trl/trainer/{name}_config.py" for name in ("sft", "dpo", "kto", "grpo", "reward", "distillation", "model")]
         + ["trl/scripts/utils.py"],
     ),
     PEFT: ("peft", ["peft/tuners/lora/config.py"]),

@@ -43,6 +43,8 @@ DECIMALS = {
     "spec.rlhf.rewards[].answer.relativeTolerance",
     "spec.rlhf.temperature",
     "spec.rlhf.beta",
+    "spec.distillation.temperature",
+    "spec.distillation.beta",
     "spec.evaluation.gate.maxEvalLoss",
     "spec.evaluation.gate.maxForgotten",
     "spec.earlyStopping.minDelta",

@@ -456,7 +456,7 @@ def test_a_former_name_or_word_is_the_one_problem_and_the_current_one_its_fix(
 def test_rules_on_a_field_with_a_former_name_are_checked_too(validate: Callable[[str], Any]) -> None:
     out = validate(JOB.replace("Chat", "KTO") + "  resources: {nodes: 2}\n").out
     assert "fix: write numNodes: 2" in out
-    assert "objectives KTO, RewardModel and RLHF train in one process" in out
+    assert "objectives KTO, RewardModel, RLHF and Distillation train in one process" in out
     done = validate(JOB.replace("Chat", "DPO") + '  hyperparameters: {packing: "On"}\n')
     assert "packing works with objectives Instruction, Chat and DomainAdaptation" in done.out
     assert "spec.tracking.mlflow.endpoint must be https://host" in (
@@ -482,7 +482,8 @@ def test_a_dropout_that_the_objective_would_ignore_is_refused(validate: Callable
     text = JOB.replace("Chat", "DPO") + "  tuning: {lora: {dropout: 0.1}}\n"
     done = validate(text)
     assert done.out == (
-        "job.yaml:9: spec.tuning.lora.dropout objectives DPO, KTO and RLHF train without dropout\n    value: 0.1\n"
+        "job.yaml:9: spec.tuning.lora.dropout objectives DPO, KTO, RLHF and Distillation train without dropout\n"
+        "    value: 0.1\n"
         "    fix: remove tuning.lora.dropout\n"
     )
     assert validate(text.replace("0.1", "0")).code == 0

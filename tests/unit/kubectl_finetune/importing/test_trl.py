@@ -63,6 +63,7 @@ def test_the_defaults_of_trl_are_written_where_ours_differ(read: Read) -> None:
         ({"desirable_weight": 2.0}, "KTO", 1e-6),
         ({"center_rewards_coefficient": 0.01}, "RewardModel", 1e-4),
         ({"reward_funcs": ["think_format_reward"]}, "RLHF", 1e-6),
+        ({"teacher_model_name_or_path": "acme/larger"}, "Distillation", 1e-6),
     ],
 )
 def test_the_command_follows_from_the_keys_that_only_it_has(
@@ -76,7 +77,7 @@ def test_the_command_follows_from_the_keys_that_only_it_has(
 def test_a_file_that_several_commands_could_read_needs_the_objective(read: Read) -> None:
     with pytest.raises(WrongUse, match="which command of TRL") as raised:
         read(beta=0.2)
-    assert raised.value.fix == "add --objective DPO, KTO, RLHF, RewardModel or Chat"
+    assert raised.value.fix == "add --objective DPO, KTO, RLHF, Distillation, RewardModel or Chat"
     for key, value in (("precompute_ref_log_probs", True), ("max_completion_length", 64), ("disable_dropout", True)):
         with pytest.raises(WrongUse, match="which command of TRL"):
             read(**{key: value})
@@ -174,6 +175,19 @@ def test_a_file_whose_keys_show_no_command_is_taken_for_supervised_tuning_and_th
     assert [one.key for one in read(Options(objective="DPO")).not_carried] == []
 
 
+def test_a_teacher_is_carried_and_other_ways_to_sample_are_named(read: Read) -> None:
+    teacher = {"teacher_model_name_or_path": "acme/larger", "teacher_model_revision": "v2"}
+    done = read(**teacher, beta=0.5, max_completion_length=64, temperature=0.7, top_p=0.9, use_vllm=True)
+    assert spec_of(done)["distillation"] == {
+        "teacher": {"uri": "hf://acme/larger", "revision": "v2"},
+        "maxCompletionLength": 64,
+        "temperature": 0.7,
+        "beta": 0.5,
+    }
+    assert [(one.key, one.changes_training) for one in done.not_carried] == [("top_p", True), ("use_vllm", False)]
+    assert done.problems == []
+
+
 def test_a_mixture_is_several_sources_and_its_fractions_are_named(read: Read) -> None:
     mixture = [{"path": "acme/one", "name": "main"}, {"path": "acme/two", "fraction": 0.5}]
     done = read(datasets=mixture, assistant_only_loss=True)
@@ -231,7 +245,7 @@ def test_a_key_that_shows_a_command_is_of_no_other_command_of_the_trainers_trl()
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("TRL is not installed")
     folder = Path(spec.submodule_search_locations[0])
-    fields = {name: fields_of(folder, name) for name in ("sft", "dpo", "kto", "reward", "grpo", "rloo")}
+    fields = {name: fields_of(folder, name) for name in ("sft", "dpo", "kto", "reward", "grpo", "rloo", "distillation")}
     for command, signs in SIGNS_OF_COMMANDS.items():
         same = {command, "rloo"} if command == "grpo" else {command}
         others = set().union(*(fields[name] for name in fields if name not in same))

@@ -72,6 +72,9 @@ RESOLVED: dict[str, Any] = {
     "rlhf.maxCompletionLength": 64,
     "rlhf.temperature": 0.5,
     "rlhf.beta": 0.2,
+    "distillation.maxCompletionLength": 64,
+    "distillation.temperature": 0.5,
+    "distillation.beta": 0.5,
     "evaluation.steps": 3,
 }
 """Fields that change the resolved settings, each with a value that is no objective's default."""
@@ -84,6 +87,7 @@ PODS: dict[str, Any] = {
     "model.chatTemplate.configMapKeyRef.name": "other",
     "model.chatTemplate.configMapKeyRef.key": "other",
     "model.credentialsSecretRef.name": "token",
+    "distillation.teacher.credentialsSecretRef.name": "token",
     "dataset.train.credentialsSecretRef.name": "token",
     "dataset.validation.credentialsSecretRef.name": "token",
     "output.hub.credentialsSecretRef.name": "token",
@@ -258,6 +262,11 @@ ELSEWHERE = {
     "hyperparameters.fusedKernels": (
         f"{TRAINING}/test_settings_reach_trainer.py::test_fused_kernels_are_reported_if_set"
     ),
+    "distillation.teacher.uri": (
+        f"{TRAINING}/test_distillation_jobs.py::"
+        "test_a_student_is_better_than_its_base_and_its_teacher_is_recorded_but_not_published"
+    ),
+    "distillation.teacher.revision": (f"{MODELS}/test_teacher.py::test_a_teacher_stays_at_the_commit_that_was_checked"),
     "rlhf.rewardModel.uri": f"{TRAINING}/test_reward_jobs.py::test_the_chain_of_a_reward_model_and_a_policy",
     "rlhf.rewardModel.jobRef.name": PARENTS,
     "rlhf.rewards[].type": (
@@ -419,6 +428,7 @@ AROUND: dict[str, Spec] = {
         }
         for name in ("name", "key")
     },
+    "distillation.teacher.credentialsSecretRef.name": {"distillation": {"teacher": {"uri": "hf://owner/larger"}}},
     "dataset.train.credentialsSecretRef.name": {"dataset": {"train": {"uri": "hf://datasets/owner/rows"}}},
     "dataset.validation.credentialsSecretRef.name": {
         "dataset": {"train": {"uri": "s3://bucket/rows"}, "validation": {"uri": "hf://datasets/owner/rows"}}
@@ -503,6 +513,8 @@ def base(objective: str, path: str) -> Spec:
     }
     if objective == "RLHF":
         spec["rlhf"] = {"rewards": [{"type": "Length", "targetTokens": 8}]}
+    if objective == "Distillation":
+        spec["distillation"] = {"teacher": {"uri": "s3://models/larger"}}
     if path == "dpo.labelSmoothing" and objective == "DPO":
         spec["dpo"] = {"lossType": "robust"}
     if path.startswith("scheduling.affinity."):
@@ -553,9 +565,10 @@ def test_a_training_setting_changes_the_resolved_settings_or_is_refused(objectiv
 @pytest.mark.parametrize("path", RESOLVED)
 def test_a_training_setting_is_accepted_with_one_objective_at_least(path: str) -> None:
     accepted = [one for one in OBJECTIVES if not is_refused(with_field(base(one, path), path, RESOLVED[path]))]
-    only = {"dpo": ["DPO"], "kto": ["KTO"], "rlhf": ["RLHF"]}.get(path.partition(".")[0])
+    blocks = {"dpo": ["DPO"], "kto": ["KTO"], "rlhf": ["RLHF"], "distillation": ["Distillation"]}
+    only = blocks.get(path.partition(".")[0])
     some = {
-        "tuning.lora.dropout": [one for one in OBJECTIVES if one not in {"DPO", "KTO", "RLHF"}],
+        "tuning.lora.dropout": [one for one in OBJECTIVES if one not in {"DPO", "KTO", "RLHF", "Distillation"}],
         "hyperparameters.neftuneNoiseAlpha": ["Instruction", "Chat", "DomainAdaptation"],
     }
     assert accepted == (only or some.get(path, OBJECTIVES))
@@ -566,11 +579,11 @@ def test_a_training_setting_is_accepted_with_one_objective_at_least(path: str) -
 def test_a_setting_of_the_pods_changes_a_pod_or_is_refused(built: Any, objective: str, path: str) -> None:
     before = base(objective, path)
     after = with_field(before, path, PODS[path])
-    if is_refused(after) and path.startswith("rlhf."):
-        assert objective != "RLHF"
+    if is_refused(after) and path.startswith(("rlhf.", "distillation.")):
+        assert objective.lower() != path.partition(".")[0]
         return
     if is_refused(after):
-        assert objective in {"KTO", "RewardModel", "RLHF"}, "only those train in one process"
+        assert objective in {"KTO", "RewardModel", "RLHF", "Distillation"}, "only those train in one process"
         assert path in {"resources.numNodes", "resources.gpusPerNode"}
         return
     assert any(unchanged(built, kind, before) != without_config(built(kind, **after)) for kind in KINDS)

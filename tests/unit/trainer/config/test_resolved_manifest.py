@@ -67,7 +67,10 @@ def test_rows_of_a_bucket_stay_as_they_are() -> None:
 
 
 FACTS = Facts(parameters=1_000_000_000, train_rows=1000, validation_rows=50)
-REWARDED = {"rlhf": {"rewards": [{"type": "Length", "targetTokens": 8}]}}
+BLOCKS = {
+    "RLHF": {"rlhf": {"rewards": [{"type": "Length", "targetTokens": 8}]}},
+    "Distillation": {"distillation": {"teacher": {"uri": "s3://models/larger"}}},
+}
 STATED = {
     **{name: f"hyperparameters.{alias}" for name, alias in (
         ("num_train_epochs", "numTrainEpochs"), ("learning_rate", "learningRate"), ("warmup_steps", "warmupSteps"),
@@ -89,6 +92,10 @@ OF_OBJECTIVE = {
         "beta": "rlhf.beta", "algorithm": "rlhf.algorithm", "num_generations": "rlhf.numGenerations",
         "max_completion_length": "rlhf.maxCompletionLength", "temperature": "rlhf.temperature",
     },
+    "Distillation": {
+        "beta": "distillation.beta", "max_completion_length": "distillation.maxCompletionLength",
+        "temperature": "distillation.temperature",
+    },
 }  # fmt: skip
 
 
@@ -101,7 +108,7 @@ def test_the_published_configuration_states_every_default_of_its_objective(objec
             "dataset": {"train": {"uri": "s3://data/train.jsonl"}},
             "output": {"uri": "s3://bucket/out"},
         }
-        | (REWARDED if objective == "RLHF" else {})
+        | BLOCKS.get(objective, {})
     )
     settings = resolve(spec, FACTS)
     config = JobConfig(namespace="team", name="job", uid="u", config_sha256=config_sha256(spec), spec=spec)

@@ -12,7 +12,7 @@ from finetune_api.objectives import Objective
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import DatasetStatus, Resolved
 from finetune_trainer.evaluation.history import History
-from finetune_trainer.evaluation.measurements import Measured, TrainPoint, reward_mean
+from finetune_trainer.evaluation.measurements import Measured, TrainPoint, reward_mean, token_mean
 from finetune_trainer.evaluation.run_record import (
     Machine,
     RewardedAnswer,
@@ -66,6 +66,7 @@ def write(
         "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
         "output": {"uri": "s3://bucket/out"},
         "rlhf": {"rewards": list(rewards)} if objective == "RLHF" else None,
+        "distillation": {"teacher": {"uri": "hf://owner/larger"}} if objective == "Distillation" else None,
     }
     config = JobConfig(
         namespace="default", name="job", uid="u", config_sha256="c" * 64, spec=FineTuneJobSpec.model_validate(spec)
@@ -120,6 +121,22 @@ def test_a_policys_report_shows_rewards_and_no_loss(tmp_path: Path) -> None:
     assert "only the prompts are used" in report
     assert "2 accumulated = **16 answers a step** (4 to each prompt)" in report
     assert card(tmp_path, "adapter")[0]["tags"] == ["finetune-operator", "lora", "rlhf"]
+
+
+def test_a_students_report_shows_its_divergence_and_its_teacher(tmp_path: Path) -> None:
+    history = History(tmp_path / "metrics.jsonl")
+    for step, loss in ((0, 0.8), (4, 0.2)):
+        history.add_evaluation(step, token_mean([(loss + at / 100, 9) for at in range(4)]))
+    history.add_step(TrainPoint(4, 1, 0.1, 1e-4, 1.0, 50.0, 0.1, clipped_share=0.5))
+    report = write(tmp_path, "Distillation", history)
+    assert "| held-out rows | divergence | tokens |" in report
+    assert "in nats per token of the teacher's answers to these prompts" in report
+    assert "erplexity" not in report
+    assert "only the prompts are used" in report
+    assert "Raise distillation.maxCompletionLength" in report
+    front, body = card(tmp_path, "adapter")
+    assert front["tags"] == ["finetune-operator", "lora", "distillation"]
+    assert "It learnt from `hf://owner/larger`." in body
 
 
 def test_each_computed_reward_of_a_policy_is_in_the_report_before_and_after(tmp_path: Path) -> None:

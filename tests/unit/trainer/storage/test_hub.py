@@ -196,6 +196,14 @@ def test_adapters_and_reward_models_have_their_own_place_and_no_token(tmp_path: 
     assert connection.access(Repo(Kind.MODEL, "acme/base-of-it")).place == "spec.tuning.initialAdapter"
 
 
+def test_a_teacher_has_a_token_of_its_own(tmp_path: Path) -> None:
+    token(tmp_path, "teacher", "hf_teacher")
+    teacher = {"uri": "hf://acme/larger", "credentialsSecretRef": {"name": "larger"}}
+    connection = connect_hub(spec(objective="Distillation", distillation={"teacher": teacher}), tokens_dir=tmp_path)
+    access = connection.access(Repo(Kind.MODEL, "acme/larger"))
+    assert (access.place, access.token) == ("spec.distillation.teacher", "hf_teacher")
+
+
 def test_on_this_machine_its_token_opens_adapters_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     connection = connect_hub_here(spec(tuning={"initialAdapter": {"uri": "hf://acme/adapter"}}))

@@ -16,7 +16,7 @@ from finetune_api.dataset.codes import RejectCode, RepairCode
 EXCERPT_CHARACTERS = 120
 
 Role = Literal["system", "user", "assistant", "tool"]
-Objective = Literal["Instruction", "Chat", "DPO", "KTO", "RewardModel", "RLHF", "DomainAdaptation"]
+Objective = Literal["Instruction", "Chat", "DPO", "KTO", "RewardModel", "RLHF", "Distillation", "DomainAdaptation"]
 
 Labelling = Objective | Literal["Everything"]
 """The objective by whose rule tokens are labelled, or all tokens of a conversation."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_api.evaluation import EvaluationMetric, EvaluationStatus, Verdict
 from finetune_api.handoff import JobConfig
-from finetune_api.objectives import Objective
+from finetune_api.objectives import SAMPLED
 from finetune_api.spec import Mode
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
 from finetune_trainer.data.rows import Message
@@ -240,7 +240,7 @@ class RunRecord:
     @property
     def reads_single_rows(self) -> bool:
         """Whether each row is one sample of the training loop, so that the epochs give the number of rows exactly."""
-        is_sampled = self.config.spec.objective is Objective.RLHF
+        is_sampled = self.config.spec.objective in SAMPLED
         return not is_sampled and not self.settings.packing and self.samples.samples == self.samples.train_rows
 
     @property

@@ -77,10 +77,15 @@ def pin_model(config: JobConfig, storage: ReadableStore) -> JobConfig:
     return config.model_copy(update={"spec": spec})
 
 
-def check_model(uri: str, storage: ReadableStore, directory: Path, on_bytes: OnBytes | None = None) -> ModelFacts:
-    """Check the folder and leave its text files in `directory`; the weights stay in storage, only headers are read."""
+def check_model(
+    uri: str, storage: ReadableStore, directory: Path, on_bytes: OnBytes | None = None, *, field: str = "spec.model"
+) -> ModelFacts:
+    """Check the folder and leave its text files in `directory`; the weights stay in storage, only headers are read.
+
+    `field` is the one that names the model.
+    """
     entries = {entry.key: entry for entry in storage.list(uri)}
-    _check_names(uri, entries)
+    _check_names(uri, entries, field)
     _check_sizes(uri, entries)
     storage.download_folder(
         uri, directory, on_bytes, accept=lambda key: is_text_file(key) and entries[key].size <= TEXT_LIMIT
@@ -118,14 +123,14 @@ def check_text_files(uri: str, directory: Path, entries: Mapping[str, Entry]) ->
     return config, _shards(uri, directory, entries)
 
 
-def _check_names(uri: str, entries: Mapping[str, Entry]) -> None:
+def _check_names(uri: str, entries: Mapping[str, Entry], field: str) -> None:
     has_weights = WEIGHTS in entries or INDEX in entries
     if not has_weights and any(name.endswith(GGUF_SUFFIX) for name in (uri.rstrip("/"), *entries)):
         refuse(uri, "the weights exist only as GGUF, which is quantised for inference: use the original safetensors")
     if not entries:
-        refuse(uri, "there is no object under this prefix: correct spec.model.uri, or upload the model's folder")
+        refuse(uri, f"there is no object under this prefix: correct {field}.uri, or upload the model's folder")
     if CONFIG not in entries:
-        refuse(uri, f"there is no {CONFIG}: spec.model.uri must name the folder of a model as transformers saves it")
+        refuse(uri, f"there is no {CONFIG}: {field}.uri must name the folder of a model as transformers saves it")
     if not has_weights:
         if any(key.endswith(PICKLE_SUFFIXES) for key in entries):
             refuse(uri, "the weights exist only as pickle files, which can run code when loaded: "

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from math import ceil, prod
 
 from finetune_api.handoff import ExitCode
+from finetune_api.objectives import SAMPLED
 from finetune_api.spec import Method, Objective
 from finetune_api.status import Resolved
 from finetune_api.tuning import InitLoraWeights
@@ -56,6 +57,7 @@ class MemoryEstimate:
     reference: int
     reward_model: int
     generation: int
+    teacher: int = 0
     reserve: int = RESERVE
 
     @property
@@ -100,7 +102,8 @@ def estimate(
         logits=0 if objective is Objective.REWARD_MODEL else _logits(shape, settings, objective),
         reference=_reference(shape, settings, objective),
         reward_model=shape.parameters * compute_width(settings) if has_reward_model else 0,
-        generation=_generation(shape, settings) if objective is Objective.RLHF else 0,
+        teacher=_teacher(shape.teacher, settings, objective) if shape.teacher else 0,
+        generation=_generation(shape, settings) if objective in SAMPLED else 0,
         reserve=RESERVE + (COMMUNICATION if ranks > 1 else 0),
     )
 
@@ -180,11 +183,15 @@ def _nf4(elements: int, double_quant: bool) -> int:
 
 
 def _logits(shape: ModelShape, settings: Resolved, objective: Objective) -> int:
-    """Return one tile of the loss, and the gradient of a trained output head, which is accumulated separately."""
+    """Return one tile of the loss, and the gradient of a trained output head, which is accumulated separately.
+
+    A divergence needs the tiles of both models, in FP32.
+    """
     tile = min(count_tokens(settings, objective), LOSS_TOKENS) * LOSS_WORDS
+    width = 2 * FULL_WIDTH if objective is Objective.DISTILLATION else compute_width(settings)
     is_trained = settings.method == Method.FULL or trains_head(settings.modules_to_save, shape)
     head = shape.vocabulary * shape.hidden * FULL_WIDTH if is_trained else 0
-    return tile * compute_width(settings) + head
+    return tile * width + head
 
 
 def _reference(shape: ModelShape, settings: Resolved, objective: Objective) -> int:
@@ -196,8 +203,18 @@ def _reference(shape: ModelShape, settings: Resolved, objective: Objective) -> i
     return shape.parameters * compute_width(settings) if is_held else 0
 
 
+def _teacher(shape: ModelShape, settings: Resolved, objective: Objective) -> int:
+    """Return the size of the teacher in the number format of the computation, with what one of its layers has at once
+    of a micro-batch: it is run without gradients."""
+    inside = 3 * shape.intermediate + 4 * shape.hidden
+    return (shape.parameters + count_tokens(settings, objective) * inside) * compute_width(settings)
+
+
 def _generation(shape: ModelShape, settings: Resolved) -> int:
-    """Return the keys and values of all answers of one step, which are sampled together."""
+    """Return the keys and values of all answers of one step, which are sampled together; the teacher answers as many
+    held-out prompts at once."""
     length = (settings.max_length or 0) + (settings.max_completion_length or 0)
-    per_token = 2 * shape.layers * shape.key_value_heads * shape.head_size * compute_width(settings)
+    models = [shape, *([shape.teacher] if shape.teacher else [])]
+    widest = max(one.layers * one.key_value_heads * one.head_size for one in models)
+    per_token = 2 * widest * compute_width(settings)
     return (settings.global_batch_size or 1) * length * per_token

@@ -1,7 +1,7 @@
 """The sizes of a model, from its configuration and the headers of its weights; nothing is loaded."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -48,6 +48,8 @@ class ModelShape:
     tensors: Tensors
     experts_per_token: int = 0
     expert_intermediate: int = 0
+    teacher: "ModelShape | None" = None
+    """The sizes of the teacher that is held next to it (objective Distillation)."""
 
     @cached_property
     def parameters(self) -> int:
@@ -122,6 +124,11 @@ class ModelShape:
             for name, shape in modules.items()
             if any(name == target or name.endswith(f".{target}") for target in targets)
         }
+
+
+def with_teacher(shape: ModelShape | None, teacher: ModelShape | None) -> ModelShape | None:
+    """Return the shape with that of the teacher; None if one of them is not known, because the memory is not then."""
+    return replace(shape, teacher=teacher) if shape and teacher else None
 
 
 def names_experts(tensors: Iterable[str]) -> bool:

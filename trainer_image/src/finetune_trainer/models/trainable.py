@@ -41,11 +41,14 @@ def read_table() -> dict[str, Any]:
     return content
 
 
-def require_trainable(config: Mapping[str, Any], objective: str) -> None:
-    """Refuse a model that cannot be trained, by the `config.json` of its folder; raises InvalidConfig."""
-    found = find_architecture(config)
+def require_trainable(config: Mapping[str, Any], objective: str, *, field: str = "spec.model") -> None:
+    """Refuse a model that cannot be trained, by the `config.json` of its folder; raises InvalidConfig.
+
+    `field` is the one that names the model.
+    """
+    found = find_architecture(config, field)
     if found.refused:
-        _refuse(config, f"it cannot be trained ({found.refused})")
+        _refuse(config, f"it cannot be trained ({found.refused})", field=field)
     if objective == REWARD_MODEL and found.scores:
         _refuse(config, f"it has no reward model ({found.scores})")
     if not found.is_tried:
@@ -70,7 +73,7 @@ def require_adapter_on_experts(config: Mapping[str, Any]) -> None:
         )
 
 
-def find_architecture(config: Mapping[str, Any]) -> Architecture:
+def find_architecture(config: Mapping[str, Any], field: str = "spec.model") -> Architecture:
     """Return the architecture that training loads: the first one of `architectures` that transformers names for text,
     else the automatic class of the model type; raises InvalidConfig if there is none."""
     table, names = read_table(), _names(config)
@@ -81,7 +84,7 @@ def find_architecture(config: Mapping[str, Any]) -> Architecture:
             return Architecture(name, is_tried=False, refused=table["others"][name])
     automatic = table["automatic"].get(config.get("model_type"))
     if automatic is None:
-        _refuse(config, f"transformers {table['transformers']} of this image has no such language model")
+        _refuse(config, f"transformers {table['transformers']} of this image has no such language model", field=field)
     return _read(automatic, table["architectures"][automatic])
 
 
@@ -103,8 +106,8 @@ def _version() -> str:
     return str(read_table()["transformers"])
 
 
-def _refuse(config: Mapping[str, Any], why: str, advice: str = "") -> NoReturn:
+def _refuse(config: Mapping[str, Any], why: str, advice: str = "", *, field: str = "spec.model") -> NoReturn:
     names = ", ".join(_names(config)) or "no architecture"
-    named = f"config.json of spec.model names {names} (model type {config.get('model_type') or 'none'})"
+    named = f"config.json of {field} names {names} (model type {config.get('model_type') or 'none'})"
     remedy = f"{advice} {ADVICE}".strip()
     raise TrainerError(ExitCode.INVALID_CONFIG, f"{named}: {why}. {remedy[0].upper()}{remedy[1:]}")

@@ -129,11 +129,11 @@ def _download(uri: str, path: Path, storage: ReadableStore, on_bytes: OnBytes) -
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{uri} was removed after preflight") from missing
 
 
-def choose_evaluation_rows(count: int, seed: int) -> Sequence[int]:
-    """Return which of `count` validation rows are evaluated: all, or a seeded choice of 512, in file order."""
-    if count <= EVALUATED_ROWS:
+def choose_evaluation_rows(count: int, seed: int, most: int = EVALUATED_ROWS) -> Sequence[int]:
+    """Return which of `count` validation rows are evaluated: all, or a seeded choice of `most`, in file order."""
+    if count <= most:
         return range(count)
-    return sorted(random.Random(seed).sample(range(count), EVALUATED_ROWS))  # noqa: S311 - no secret
+    return sorted(random.Random(seed).sample(range(count), most))  # noqa: S311 - no secret
 
 
 def load_samples(

@@ -48,6 +48,7 @@ from finetune_trainer.pipeline.dataset import compute_sample_stats, preview_rows
 from finetune_trainer.pipeline.inputs import Inputs
 from finetune_trainer.publishing.lineage import build_lineage, library_versions, status_lineage
 from finetune_trainer.publishing.openlineage import write_lineage
+from finetune_trainer.storage.hub.uris import pinned_commit
 from finetune_trainer.storage.protocol import join_uri
 from finetune_trainer.tokenization.samples import EncodedPrompt, Sample
 
@@ -189,6 +190,8 @@ def build_result(inputs: Inputs, record: RunRecord) -> Report:
             preflight_sha256=inputs.rows.summary_sha256,
             model_files=model_files,
             initial_adapter_sha256=inputs.initial_adapter.sha256 if inputs.initial_adapter else None,
+            teacher_revision=pinned_commit(inputs.teacher.model) if inputs.teacher else None,
+            teacher_sha256=inputs.teacher.sha256 if inputs.teacher else None,
         ),
     )
     rows_read = [str(source["uri"]) for source in inputs.rows.summary.get("sources", [])]
@@ -202,6 +205,7 @@ def build_result(inputs: Inputs, record: RunRecord) -> Report:
         dataset=inputs.rows.summary,
         device=record.machine.device,
         initial_adapter_uri=inputs.initial_adapter.uri if inputs.initial_adapter else None,
+        teacher=inputs.teacher.lineage() if inputs.teacher else None,
         config_file=config_file,
         seconds=record.machine.seconds,
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from finetune_api.handoff import ExitCode, JobConfig
 from finetune_api.objectives import Objective
@@ -22,17 +23,19 @@ from finetune_trainer.merging.converter import require_converter
 from finetune_trainer.models.adapters.initial import InitialAdapter, fetch_initial_adapter, with_adapter
 from finetune_trainer.models.cache import fetch_model, pin_as_checked
 from finetune_trainer.models.model_card import read_licence
+from finetune_trainer.models.teacher import TeacherFiles, fetch_teacher, pin_teacher
 from finetune_trainer.pipeline.bound_model import (
     require_adapter_as_checked,
     require_as_checked,
     require_reward_model_as_checked,
 )
 from finetune_trainer.pipeline.chat_template import restore_choice
-from finetune_trainer.pipeline.dataset import Rows, choose_evaluation_rows, fetch_rows, load_samples
+from finetune_trainer.pipeline.dataset import EVALUATED_ROWS, Rows, choose_evaluation_rows, fetch_rows, load_samples
 from finetune_trainer.publishing.lineage import combined_sha256, digest_folder
 from finetune_trainer.publishing.parent_result import check_parents
 from finetune_trainer.rewards.fetch import RewardFolders, fetch_reward_model
 from finetune_trainer.storage.hub.uris import pinned_model_uri
+from finetune_trainer.storage.protocol import OnBytes, ReadableStore
 from finetune_trainer.tokenization.labeler import Labeler, load_labeler
 from finetune_trainer.tokenization.samples import (
     UNTRAINED,
@@ -45,6 +48,8 @@ from finetune_trainer.tokenization.samples import (
 from finetune_trainer.tokenization.token_file import TokenOrigin
 
 SHOWN_SAMPLES = 3
+EVALUATED_PROMPTS = 128
+"""Held-out prompts that a teacher answers, which is slow."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Inputs:
     validation: Sequence[Sample]
     initial_adapter: InitialAdapter | None = None
     reward: RewardFolders | None = None
+    teacher: TeacherFiles | None = None
     model_files: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each file of the base model when it was loaded."""
     licence: Licence | None = None
@@ -141,6 +147,7 @@ def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
     reward = fetch_reward_model(config, storage, workspace, model, on_bytes)
     if reward:
         require_reward_model_as_checked(reward, rows.summary.get("rewardModel") or {}, storage)
+    config, teacher = _load_teacher(config, storage, workspace, rows.summary.get("teacher") or {}, on_bytes)
     licence = read_licence(pinned_model_uri(config.spec.model), storage)
     run.reporter.start.end("download")
     labeler = load_labeler(model, config.spec.model.uri, restore_choice(config, rows.template))
@@ -149,7 +156,8 @@ def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
     samples = load_samples(rows.train, labeler, origin, run.on_work)
     validation: Sequence[Sample] = ()
     if rows.validation:
-        chosen = choose_evaluation_rows(len(rows.validation), hyper.seed)
+        most = EVALUATED_PROMPTS if teacher else EVALUATED_ROWS
+        chosen = choose_evaluation_rows(len(rows.validation), hyper.seed, most)
         validation = load_samples(rows.validation, labeler, origin, run.on_work, chosen)
     if not samples:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, "no row has a token to train on: see status.dataset")
@@ -157,7 +165,20 @@ def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
     files = digest_folder(model, on_bytes) if digests_base else {}
     run.reporter.start.end("digests")
     run = replace(run, config=config)
-    return Inputs(run, model, rows, labeler, samples, validation, adapter, reward, files, licence)
+    return Inputs(run, model, rows, labeler, samples, validation, adapter, reward, teacher, files, licence)
+
+
+def _load_teacher(
+    config: JobConfig, storage: ReadableStore, workspace: Path, checked: Mapping[str, Any], on_bytes: OnBytes
+) -> tuple[JobConfig, TeacherFiles | None]:
+    """Download the teacher, if the job has one, and require it to be as preflight checked it; return the job with the
+    commit that was loaded."""
+    found = fetch_teacher(config, storage, workspace / "teacher", checked, on_bytes)
+    if found is None:
+        return config, None
+    model, folder = found
+    require_as_checked(model, checked, folder, storage)
+    return pin_teacher(config, model), TeacherFiles(model, folder, digest_folder(folder, on_bytes))
 
 
 def _with_patterns(config: JobConfig, adapter: InitialAdapter | None) -> JobConfig:

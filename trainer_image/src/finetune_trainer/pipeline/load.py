@@ -18,13 +18,16 @@ from finetune_trainer.models.loading import (
     can_checkpoint,
     describe_layers,
     load_for_training,
+    load_plain,
     refuse_tied_merge,
     unquantised_layers,
 )
 from finetune_trainer.pipeline.inputs import Inputs
 from finetune_trainer.rewards.computed import ComputedRewards, Judge, Scorer
 from finetune_trainer.rewards.scorer import load_reward_model
+from finetune_trainer.training.checkpoint_files import REFERENCE
 from finetune_trainer.training.methods import traits_of
+from finetune_trainer.training.methods.parts import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -72,3 +75,12 @@ def build_judge(inputs: Inputs, settings: Resolved, device: torch.device) -> Jud
     if inputs.reward:
         scorer = load_reward_model(inputs.reward, DTYPES[str(settings.precision)], device, inputs.run.on_work)
     return Judge(scorer, inputs.labeler.stop_ids()[0])
+
+
+def load_teacher(inputs: Inputs, settings: Resolved, device: torch.device) -> Teacher | None:
+    """Return the teacher in the number format of the computation, if the job has one."""
+    if inputs.teacher is None:
+        return None
+    model = load_plain(inputs.teacher.folder, DTYPES[str(settings.precision)], device)
+    answers = inputs.run.workspace / REFERENCE
+    return Teacher(model.requires_grad_(False).eval(), inputs.labeler.stop_ids()[0], answers)

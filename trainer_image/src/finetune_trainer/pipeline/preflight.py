@@ -25,6 +25,8 @@ from finetune_trainer.models.base_model import ModelFacts, check_model, pin_mode
 from finetune_trainer.models.gguf_architectures import require_convertible
 from finetune_trainer.models.memory_estimate import format_bytes
 from finetune_trainer.models.resolve_settings import choose_settings
+from finetune_trainer.models.shape import with_teacher
+from finetune_trainer.models.teacher import CheckedTeacher, check_teacher
 from finetune_trainer.models.trainable import require_adapter_on_experts, require_method, require_trainable
 from finetune_trainer.pipeline.bound_model import describe_adapter, describe_model, describe_reward_model
 from finetune_trainer.pipeline.chat_template import describe_choice, read_choice
@@ -37,7 +39,7 @@ from finetune_trainer.publishing.pushes import check_pushes, push_published
 from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.rewards.computed import ComputedRewards
 from finetune_trainer.rewards.fetch import RewardFolders, check_reward_model
-from finetune_trainer.storage.hub.uris import is_hub_uri, pinned_model_uri
+from finetune_trainer.storage.hub.uris import is_hub_uri, pinned_commit, pinned_model_uri
 from finetune_trainer.storage.protocol import OnBytes, ReadableStore, Store, join_uri
 from finetune_trainer.tokenization.labeler import load_labeler
 
@@ -83,16 +85,18 @@ def preflight(run: RunContext) -> Report:
     _check_whole_modules(with_adapter(config.spec, adapter), model)
     Expectations(config.spec.evaluation.prompts or [])
     reward = _check_rewards(config, storage, workspace, on_bytes)
+    teacher = check_teacher(config, storage, workspace / "teacher", workspace / "tokenizer", on_bytes)
     choice = read_choice(config)
     labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri, choice)
     start.end("model")
     try:
-        bound = {"model": describe_model(config.spec.model, workspace / "tokenizer", storage)}
-        if adapter:
-            bound["initialAdapter"] = describe_adapter(adapter)
-        if reward:
-            bound["rewardModel"] = describe_reward_model(reward, storage)
-        bound |= describe_choice(config, labeler)
+        bound = {
+            "model": describe_model(config.spec.model, workspace / "tokenizer", storage),
+            **({"initialAdapter": describe_adapter(adapter)} if adapter else {}),
+            **({"rewardModel": describe_reward_model(reward, storage)} if reward else {}),
+            **({"teacher": describe_model(teacher.model, teacher.folder, storage)} if teacher else {}),
+            **describe_choice(config, labeler),
+        }
         dataset = prepare_dataset(
             config,
             storage,
@@ -108,16 +112,16 @@ def preflight(run: RunContext) -> Report:
     start.end("rows")
     _ask_graders(run, dataset)
     _check_gate(config, dataset)
-    resolved = _choose(config, model, dataset, adapter)
+    resolved = _choose(config, model, teacher, dataset, adapter)
     require_method(architecture, resolved.method)
     if resolved.target_experts:
         require_adapter_on_experts(architecture)
-    _check_served(config, model, resolved)
+    _check_served(config, model.parameters + (teacher.facts.parameters if teacher else 0), resolved)
     claim_prefix(config, storage)
     _upload(config, dataset, storage, on_bytes)
     start.end("upload")
     start.log("checked")
-    return _report(config, model, dataset, resolved, adapter)
+    return _report(config, model, teacher, dataset, resolved, adapter=adapter)
 
 
 def _probe(config: JobConfig, storage: ReadableStore) -> None:
@@ -135,6 +139,8 @@ def _probe(config: JobConfig, storage: ReadableStore) -> None:
         uris.append(config.spec.tuning.initial_adapter.uri)
     if config.spec.rlhf and config.spec.rlhf.reward_model and config.spec.rlhf.reward_model.uri:
         uris.append(config.spec.rlhf.reward_model.uri)
+    if config.spec.distillation:
+        uris.append(config.spec.distillation.teacher.uri)
     seen: list[list[str]] = []
     for uri in (uri for uri in uris if not is_hub_uri(uri)):
         place = uri.split("/")[:3]  # scheme and bucket, or claim
@@ -221,12 +227,12 @@ def _check_gate(config: JobConfig, dataset: PreparedDataset) -> None:
         )
 
 
-def _check_served(config: JobConfig, model: ModelFacts, resolved: Resolved) -> None:
-    """After QLoRA a gate judges the adapter on the base in 16 bits, which must then fit alone."""
+def _check_served(config: JobConfig, parameters: int, resolved: Resolved) -> None:
+    """After QLoRA a gate judges the adapter on the base in 16 bits, which must then fit alone, or with its teacher."""
     gate, budget = config.spec.evaluation.gate, config.spec.tuning.vram_budget
     if gate is None or budget is None or resolved.method != Method.QLORA:
         return
-    needed, available = SERVED_BYTES * model.parameters, parse_quantity(budget)
+    needed, available = SERVED_BYTES * parameters, parse_quantity(budget)
     judged = gate.max_eval_loss is not None or gate.must_improve or gate.max_forgotten is not None
     if judged and needed >= available:
         raise TrainerError(
@@ -243,20 +249,29 @@ def _upload(config: JobConfig, dataset: PreparedDataset, storage: Store, on_byte
         storage.upload(dataset.directory / name, join_uri(config.output_key(), name), on_bytes)
 
 
-def _choose(config: JobConfig, model: ModelFacts, dataset: PreparedDataset, adapter: InitialAdapter | None) -> Resolved:
+def _choose(
+    config: JobConfig,
+    model: ModelFacts,
+    teacher: CheckedTeacher | None,
+    dataset: PreparedDataset,
+    adapter: InitialAdapter | None,
+) -> Resolved:
     facts = Facts(
         parameters=model.parameters,
         train_rows=dataset.train_samples,
         validation_rows=dataset.validation_samples,
     )
-    return choose_settings(with_adapter(config.spec, adapter), model.shape, facts, dataset.train_lengths)
+    shape = with_teacher(model.shape, teacher.facts.shape) if teacher else model.shape
+    return choose_settings(with_adapter(config.spec, adapter), shape, facts, dataset.train_lengths)
 
 
 def _report(
     config: JobConfig,
     model: ModelFacts,
+    teacher: CheckedTeacher | None,
     dataset: PreparedDataset,
     resolved: Resolved,
+    *,
     adapter: InitialAdapter | None,
 ) -> Report:
     counts = dataset.status
@@ -281,6 +296,7 @@ def _report(
             dataset_sha256=dataset.digest(Artifact.TRAIN_ROWS),
             preflight_sha256=dataset.summary_sha256,
             initial_adapter_sha256=adapter.sha256 if adapter else None,
+            teacher_revision=pinned_commit(teacher.model) if teacher else None,
             trained=False,
         ),
     )

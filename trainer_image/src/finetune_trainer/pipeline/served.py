@@ -19,7 +19,7 @@ from finetune_trainer.models.tensor_files import read_local_shape
 from finetune_trainer.monitoring.host_memory import available_bytes
 from finetune_trainer.pipeline.finalize import TrainingResult
 from finetune_trainer.pipeline.inputs import Inputs
-from finetune_trainer.pipeline.load import build_judge, load_model
+from finetune_trainer.pipeline.load import build_judge, load_model, load_teacher
 from finetune_trainer.pipeline.measure import answer_prompts, measure_ability, pair_answers
 from finetune_trainer.training.callbacks import restore_trained
 from finetune_trainer.training.methods import build_trainer
@@ -61,9 +61,10 @@ def _find_obstacle(inputs: Inputs, settings: Resolved, device: torch.device) -> 
     """Return why the base in 16 bits cannot be loaded, by its size; empty if it may fit."""
     with model_errors(inputs.model):
         shape = read_local_shape(inputs.model)
+        teacher = read_local_shape(inputs.teacher.folder) if inputs.teacher else None
     if shape is None:
         return ""
-    needed = shape.parameters * DTYPES[str(settings.precision)].itemsize
+    needed = (shape.parameters + (teacher.parameters if teacher else 0)) * DTYPES[str(settings.precision)].itemsize
     is_gpu = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if is_gpu else available_bytes()
     if needed < free:
@@ -84,7 +85,8 @@ def _measure(inputs: Inputs, trained: TrainingResult, device: torch.device) -> T
     loop = LoopContext(run.reporter, run.stop, History(scratch / "metrics.jsonl"), Plateau(None), inputs.best_weights)
     few = inputs.train[:TRAIN_SAMPLES]
     parts = TrainerParts(model, load_tokenizer(inputs.model), settings, loop, few, inputs.validation, scratch)
-    trainer = build_trainer(spec.objective, parts, build_judge(inputs, settings, device))
+    teacher = load_teacher(inputs, settings, device)
+    trainer = build_trainer(spec.objective, parts, build_judge(inputs, settings, device), teacher)
     is_compared = spec.evaluation.baseline and inputs.validation
     before = trainer.measure_again(trained.history.baseline_reward()) if is_compared else None
     base, known = answer_prompts(inputs, trainer, loop), measure_ability(inputs, trainer, loop)

@@ -32,6 +32,7 @@ from finetune_trainer.models.loading import (
 )
 from finetune_trainer.models.memory_estimate import micro_batches, share_batch
 from finetune_trainer.models.resolve_settings import grow_micro_batch
+from finetune_trainer.models.shape import with_teacher
 from finetune_trainer.models.tensor_files import read_local_shape
 from finetune_trainer.monitoring.tracking import Trackers, track
 from finetune_trainer.pipeline.adapters import save_adapters
@@ -43,7 +44,7 @@ from finetune_trainer.pipeline.finalize import (
 from finetune_trainer.pipeline.full_model import is_full_model_requested, make_full_model
 from finetune_trainer.pipeline.gguf_files import make_gguf
 from finetune_trainer.pipeline.inputs import Inputs, as_text, load_inputs, share_digests
-from finetune_trainer.pipeline.load import build_judge, load_model
+from finetune_trainer.pipeline.load import build_judge, load_model, load_teacher
 from finetune_trainer.pipeline.measure import answer_changed_prompts, measure_baseline, measure_result
 from finetune_trainer.pipeline.served import measure_as_served
 from finetune_trainer.pipeline.stored_training import restore_training, store_training
@@ -187,6 +188,9 @@ def fill_gpu(inputs: Inputs, device: torch.device, world: World = ALONE) -> Reso
         return settings
     with model_errors(inputs.model):
         shape = read_local_shape(inputs.model)
+    if inputs.teacher:
+        with model_errors(inputs.teacher.folder):
+            shape = with_teacher(shape, read_local_shape(inputs.teacher.folder))
     if shape is None:
         return settings
     free = min(int(one) for one in world.gather(torch.tensor(torch.cuda.mem_get_info(device)[0])))
@@ -214,7 +218,8 @@ def train_once(
         start_from_inputs(model, texts, settings.per_device_train_batch_size or 1, inputs.run.on_work)
     tokenizer, scratch = load_tokenizer(inputs.model), inputs.run.workspace / "trainer"
     parts = TrainerParts(model, tokenizer, settings, loop, inputs.train, inputs.validation, scratch)
-    trainer = build_trainer(spec.objective, parts, build_judge(inputs, settings, device))
+    teacher = load_teacher(inputs, settings, device)
+    trainer = build_trainer(spec.objective, parts, build_judge(inputs, settings, device), teacher)
     reporter.start.end("trainer")
     parameters = sum(tensor.numel() for tensor in trained_tensors(model).values())
     reporter.update(resolved=settings, metrics={"trainable_parameters": parameters})

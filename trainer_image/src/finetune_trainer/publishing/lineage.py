@@ -51,6 +51,8 @@ def status_lineage(
     preflight_sha256: str | None = None,
     model_files: Mapping[str, str] | None = None,
     initial_adapter_sha256: str | None = None,
+    teacher_revision: str | None = None,
+    teacher_sha256: str | None = None,
     trained: bool = True,
 ) -> Lineage:
     """Return the status block; preflight passes no digests of the weights and `trained=False`."""
@@ -67,6 +69,8 @@ def status_lineage(
         parent=config.parent,
         reward_job=config.reward_job,
         initial_adapter_sha256=initial_adapter_sha256,
+        teacher_revision=teacher_revision,
+        teacher_sha256=teacher_sha256,
     )
 
 
@@ -79,6 +83,7 @@ def build_lineage(
     dataset: Mapping[str, Any],
     device: str,
     initial_adapter_uri: str | None = None,
+    teacher: Mapping[str, Any] | None = None,
     config_file: str = "",
     seconds: float = 0.0,
 ) -> dict[str, Any]:
@@ -106,6 +111,7 @@ def build_lineage(
             "chatTemplateSHA256": template_sha256,
         },
         **({"chatTemplate": dataset["chatTemplate"]} if "chatTemplate" in dataset else {}),
+        **({"teacher": teacher} if teacher else {}),
         **_ancestors(config, wire.get("lineage", {}), initial_adapter_uri),
         "dataset": {
             "sources": dataset.get("sources", []),

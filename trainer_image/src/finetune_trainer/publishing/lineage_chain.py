@@ -12,7 +12,7 @@ from finetune_api.status import PublishedJob
 from finetune_trainer.storage.protocol import ReadableStore, join_uri
 
 MAX_LINKS = 64
-"""Maximum number of results and bases; a longer chain is a fault."""
+"""Maximum number of results, bases and teachers; a longer chain is a fault."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class RecordedFile(StatusBlock):
 
 
 class RecordedBase(StatusBlock):
-    """The field `baseModel` of a lineage."""
+    """The field `baseModel` or `teacher` of a lineage."""
 
     uri: str
     revision: str | None = None
@@ -72,6 +72,7 @@ class RecordedLineage(StatusBlock):
     job: RecordedJob
     config_file: RecordedFile
     base_model: RecordedBase
+    teacher: RecordedBase | None = None
     dataset: RecordedRows
     initial_adapter: RecordedAdapter | None = None
     parent: PublishedJob | None = None
@@ -104,11 +105,11 @@ def read_result(uri: str, storage: ReadableStore) -> Manifest | str:
 def follow_chain(
     uri: str, manifest: Manifest, storage: ReadableStore
 ) -> tuple[RecordedLineage | None, list[Link], list[str]]:
-    """Return the result's lineage, every result and base in its chain, and the faults."""
+    """Return the result's lineage, every result, base and teacher in its chain, and the faults."""
     lineage = _read_lineage(uri, manifest, storage)
     if isinstance(lineage, str):
         return None, [], [lineage]
-    faults, links = list(_compare_manifest(lineage, manifest)), [_base(lineage, 1)]
+    faults, links = list(_compare_manifest(lineage, manifest)), [*_models(lineage, 1)]
     visits = _visits(lineage, 1, (uri,))
     while visits:
         if len(links) >= MAX_LINKS:
@@ -133,7 +134,7 @@ def follow_chain(
             faults.append(f"{visit}: {above}")
             continue
         faults += [f"{visit}: {fault}" for fault in _compare_manifest(above, parent)]
-        links.append(_base(above, visit.depth + 1))
+        links += _models(above, visit.depth + 1)
         visits = _visits(above, visit.depth + 1, (*visit.seen, visit.job.output_uri)) + visits
     return lineage, links, faults
 
@@ -200,7 +201,9 @@ def _digests(manifest: Manifest) -> dict[str, str]:
     return {file.path: file.sha256 for file in manifest.files}
 
 
-def _base(lineage: RecordedLineage, depth: int) -> Link:
-    base = lineage.base_model
-    commit = f"@{base.revision}" if base.revision else ""
-    return Link(depth, "base", "", f"{base.uri}{commit}", base.sha256)
+def _models(lineage: RecordedLineage, depth: int) -> Iterator[Link]:
+    """Yield the base, and its teacher if it has one."""
+    for role, model in (("base", lineage.base_model), ("teacher", lineage.teacher)):
+        if model:
+            commit = f"@{model.revision}" if model.revision else ""
+            yield Link(depth, role, "", f"{model.uri}{commit}", model.sha256)

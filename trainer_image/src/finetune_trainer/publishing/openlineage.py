@@ -84,13 +84,14 @@ def _run_facets(lineage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _inputs(lineage: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the rows as they were read, the base, and the results of other jobs."""
+    """Yield the rows as they were read, the base, its teacher, and the results of other jobs."""
     within = lineage["job"]["namespace"]
     for source in lineage["dataset"]["sources"]:
         measured = _facet("DataQualityMetricsInputDatasetFacet", columnMetrics={}, bytes=source.get("size"))
         yield _dataset(source["uri"], source["sha256"], within) | {"inputFacets": {"dataQualityMetrics": measured}}
     base = lineage["baseModel"]
-    yield _dataset(base["uri"], base["revision"] or base["sha256"], within)
+    for model in (base, *([lineage["teacher"]] if "teacher" in lineage else [])):
+        yield _dataset(model["uri"], model["revision"] or model["sha256"], within)
     for name in ("parent", "rewardJob"):
         if name in lineage:
             yield _dataset(lineage[name]["outputURI"], lineage[name]["manifestSHA256"])

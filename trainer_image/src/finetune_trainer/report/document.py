@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune_api.dataset.codes import SENTENCES
 from finetune_api.handoff import Artifact, JobConfig
-from finetune_api.objectives import Objective
+from finetune_api.objectives import SAMPLED, Objective
 from finetune_api.output import PackageFormat
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
@@ -111,6 +111,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         ),
         "licence_note": licence_note(record.base.licence),
         "is_reward_model": is_reward_model,
+        "samples_answers": objective in SAMPLED,
         "is_chat": objective is not Objective.DOMAIN_ADAPTATION,
         "terms": find_terms(objective),
         "unit": find_terms(objective).unit.value,

@@ -4,7 +4,7 @@ from finetune_api.evaluation import Verdict
 from finetune_trainer.evaluation.gate_rules import GateResult
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint
 from finetune_trainer.evaluation.run_record import RunRecord
-from finetune_trainer.report.held_out import Unit, find_terms
+from finetune_trainer.report.held_out import find_terms
 from finetune_trainer.report.page import Head, Tile
 from finetune_trainer.report.text import clean, count, duration, number, percent, size
 
@@ -46,7 +46,7 @@ def _evaluation_tiles(record: RunRecord) -> list[Tile]:
         earlier = before if isinstance(before, Measured) else None
         was = f"{record.start} {number(earlier.loss)}" if earlier else ""
         found.append(Tile("Evaluation loss", number(after.loss), was))
-        if find_terms(record.config.spec.objective).unit is Unit.TOKENS:
+        if find_terms(record.config.spec.objective).has_perplexity:
             was = f"{record.start} {number(earlier.perplexity)}" if earlier else ""
             found.append(Tile("Perplexity", number(after.perplexity), was))
         if after.reward_accuracy is not None:

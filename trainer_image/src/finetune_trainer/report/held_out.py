@@ -29,12 +29,15 @@ class Terms:
     unit: Unit
     loss: str
     legend: str
+    has_perplexity: bool = False
+    """Whether the loss is the negative logarithm of a probability."""
 
 
 _TOKENS = Terms(
     Unit.TOKENS,
     "loss, nats per trained token",
     "Losses are nats per trained token, weighted by token. Perplexity is the exponential of the loss.",
+    has_perplexity=True,
 )
 _DPO = Terms(
     Unit.PAIRS,
@@ -63,11 +66,19 @@ _REWARDS = Terms(
     "published model is the one with the highest reward in an evaluation. It was measured again with other random "
     "numbers, because the highest of several measurements is partly luck.",
 )
+_DIVERGENCE = Terms(
+    Unit.TOKENS,
+    "divergence from the teacher, nats per token",
+    "The loss is the divergence of the model's probabilities from the teacher's, by `distillation.beta` and at "
+    "`distillation.temperature`, in nats per token of the teacher's answers to these prompts, which it wrote once, "
+    "before the training: 0 is the teacher itself. The training loss is that on the model's own answers.",
+)
 TERMS = {
     Objective.DPO: _DPO,
     Objective.KTO: _KTO,
     Objective.REWARD_MODEL: _SCORES,
     Objective.RLHF: _REWARDS,
+    Objective.DISTILLATION: _DIVERGENCE,
 }
 
 
@@ -84,7 +95,7 @@ def held_out_table(record: RunRecord) -> str:
         header = ["held-out prompts", "mean reward", "±", "tokens per answer", "cut off", "prompts"]
         return table(header, [_reward_row(name, point) for name, point in points])
     found = [(name, one) for name, one in named if isinstance(one, Measured)]
-    return _loss_table(find_terms(record.config.spec.objective).unit, found) if found else ""
+    return _loss_table(find_terms(record.config.spec.objective), found) if found else ""
 
 
 def kept_table(record: RunRecord) -> str:
@@ -131,7 +142,11 @@ def _named(record: RunRecord) -> list[tuple[str, Measured | RewardPoint | None]]
     return [*served, *own]
 
 
-def _loss_table(unit: Unit, found: Sequence[tuple[str, Measured]]) -> str:
+def _loss_table(terms: Terms, found: Sequence[tuple[str, Measured]]) -> str:
+    unit = terms.unit
+    if unit is Unit.TOKENS and not terms.has_perplexity:
+        rows = [[name, number(one.loss), str(one.tokens)] for name, one in found]
+        return table(["held-out rows", "divergence", "tokens"], rows)
     if unit is Unit.TOKENS:
         rows = [[name, number(one.loss), number(one.perplexity), str(one.tokens)] for name, one in found]
         return table(["held-out rows", "loss", "perplexity", "tokens"], rows)

@@ -10,7 +10,7 @@ from finetune_api.handoff import Artifact
 from finetune_api.objectives import Objective
 from finetune_trainer.evaluation.measurements import RewardPoint
 from finetune_trainer.evaluation.run_record import Licence, RunRecord
-from finetune_trainer.report.held_out import Unit, find_terms
+from finetune_trainer.report.held_out import find_terms
 from finetune_trainer.storage.hub.uris import is_hub_uri, parse_hub_uri, repo_name
 
 TAGS = {
@@ -18,6 +18,7 @@ TAGS = {
     Objective.KTO: "kto",
     Objective.REWARD_MODEL: "reward-model",
     Objective.RLHF: "rlhf",
+    Objective.DISTILLATION: "distillation",
     Objective.DOMAIN_ADAPTATION: "continued-pretraining",
 }
 """A model card's tag, by which a hub finds models trained with the same objective."""
@@ -66,9 +67,9 @@ def measured(record: RunRecord) -> list[dict[str, Any]]:
     if isinstance(final, RewardPoint):
         values["reward", "Mean reward"] = final.reward
     elif final:
-        unit = find_terms(record.config.spec.objective).unit
+        has_perplexity = find_terms(record.config.spec.objective).has_perplexity
         values["loss", "Evaluation loss"] = final.loss
-        values["perplexity", "Perplexity"] = final.perplexity if unit is Unit.TOKENS else None
+        values["perplexity", "Perplexity"] = final.perplexity if has_perplexity else None
         values["accuracy", "Accuracy of preferences"] = final.reward_accuracy
     return [
         {"type": kind, "name": name, "value": round(value, 6)}

@@ -62,7 +62,8 @@ def _if_above(
         steps = run.history.train
         found = [value for value in map(figure, steps[-max(1, len(steps) // 4) :]) if value is not None]
         mean = statistics.fmean(found) if found else None
-        return Recommendation(advice, evidence(mean), min(mean, 1.0)) if mean is not None and mean > limit else None
+        said = advice.format(block="distillation" if run.config.spec.distillation else "rlhf")
+        return Recommendation(said, evidence(mean), min(mean, 1.0)) if mean is not None and mean > limit else None
 
     return rule
 
@@ -76,7 +77,7 @@ flat_groups = _if_above(
 cut_answers = _if_above(
     CUT_ANSWERS,
     lambda point: point.clipped_share,
-    "Raise rlhf.maxCompletionLength, or reward shorter answers: many are truncated.",
+    "Raise {block}.maxCompletionLength, or aim at shorter answers: many are truncated.",
     lambda share: f"{100 * share:.0f} % of the last quarter's answers reached the limit",
 )
 far_from_reference = _if_above(

@@ -28,6 +28,7 @@ KINDS: dict[str, type[Sample]] = {
     Objective.REWARD_MODEL: EncodedPair,
     Objective.KTO: EncodedLabelled,
     Objective.RLHF: EncodedPrompt,
+    Objective.DISTILLATION: EncodedPrompt,
 }
 
 

@@ -34,8 +34,12 @@ TAKEN: list[tuple[dict[str, Any], str, list[dict[str, Any]], tuple[RepairCode, .
     (PAIR, "KTO", [GOOD_CONTENT, BAD_CONTENT], (RepairCode.PAIR_SPLIT,)),
     (GOOD, "KTO", [GOOD_CONTENT], ()),
     (BAD, "KTO", [BAD_CONTENT], ()),
-    (PROMPT, "RLHF", [PROMPT_CONTENT], ()),
-    *((row, "RLHF", [PROMPT_CONTENT], (RepairCode.ANSWER_UNUSED,)) for row in (CHAT, PAIR, GOOD, BAD)),
+    *((PROMPT, objective, [PROMPT_CONTENT], ()) for objective in ("RLHF", "Distillation")),
+    *(
+        (row, objective, [PROMPT_CONTENT], (RepairCode.ANSWER_UNUSED,))
+        for row in (CHAT, PAIR, GOOD, BAD)
+        for objective in ("RLHF", "Distillation")
+    ),
     (TEXT, "DomainAdaptation", [TEXT], ()),
 ]
 REFUSED = {

@@ -154,8 +154,8 @@ def test_progress_counts_the_next_file_from_the_end_of_the_first(tmp_path: Path)
             {"objective": "DPO"},
             RejectCode.NOT_FOR_OBJECTIVE,
             "the row is a prompt without an answer, but DPO trains on preference pairs (prompt, chosen, rejected): "
-            "choose the objective RLHF; columns found: prompt, better, worse; name yours in dataset.columns, for "
-            "example {chosen: YOURS, rejected: YOURS}",
+            "choose the objective RLHF or Distillation; columns found: prompt, better, worse; name yours in "
+            "dataset.columns, for example {chosen: YOURS, rejected: YOURS}",
         ),
         (
             {"q": "x"},

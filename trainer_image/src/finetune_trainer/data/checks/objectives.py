@@ -24,6 +24,7 @@ _NEEDS: Mapping[Objective, str] = {
     "KTO": "answers with a label (prompt, completion, label), or preference pairs",
     "RewardModel": "preference pairs (prompt, chosen, rejected)",
     "RLHF": "prompts, with or without answers",
+    "Distillation": "prompts, with or without answers",
     "DomainAdaptation": "texts (text)",
 }
 COLUMNS: Mapping[Objective, tuple[str, ...]] = {
@@ -33,6 +34,7 @@ COLUMNS: Mapping[Objective, tuple[str, ...]] = {
     "KTO": ("prompt", "answer", "label"),
     "RewardModel": ("prompt", "chosen", "rejected"),
     "RLHF": ("prompt",),
+    "Distillation": ("prompt",),
     "DomainAdaptation": ("text",),
 }
 """Columns of a row for the objective, for advice on those with names of their own."""
@@ -40,7 +42,7 @@ _KINDS: Mapping[type[Row], tuple[str, str]] = {
     ChatRow: ("a conversation", "choose the objective Chat or Instruction"),
     PreferenceRow: ("a preference pair", "choose the objective DPO, KTO or RewardModel"),
     UnpairedRow: ("an answer with a label", "choose the objective KTO"),
-    PromptRow: ("a prompt without an answer", "choose the objective RLHF"),
+    PromptRow: ("a prompt without an answer", "choose the objective RLHF or Distillation"),
     TextRow: ("a text", "choose the objective DomainAdaptation"),
 }
 _TO_TEXT = (
@@ -176,5 +178,6 @@ _FITS: Mapping[Objective, Callable[[Row, Objective], tuple[Row, ...]]] = {
     "KTO": _fit_labels,
     "RewardModel": _fit_pairs,
     "RLHF": _fit_prompts,
+    "Distillation": _fit_prompts,
     "DomainAdaptation": _fit_texts,
 }

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import orjson
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
+from finetune_api.objectives import SAMPLED
 from finetune_trainer.data.checks.objectives import COLUMNS, find_answer, fit_objective
 from finetune_trainer.data.checks.row_keys import SeenRows, prompt_key, row_key
 from finetune_trainer.data.checks.structure import check_structure
@@ -155,7 +156,7 @@ class _RowChecker:
             row = convert_row(columns, data_format, Source(file, record.line), repairs)
         except UnknownColumns as bad:
             raise self.columns.explain(bad, columns, bad.wanted or COLUMNS[self.objective or "Chat"]) from None
-        row = check_structure(row, repairs, prompts_wanted=self.objective == "RLHF")
+        row = check_structure(row, repairs, prompts_wanted=self.objective in SAMPLED)
         row.repairs = tuple(sorted(repairs))
         try:
             fitted = fit_objective(row, self.objective)

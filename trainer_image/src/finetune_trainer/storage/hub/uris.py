@@ -238,6 +238,9 @@ def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[HubRole, SecretRef | None,
     if dataset.validation:
         held_out = {"spec.dataset.validation": dataset.validation.uri}
         found.append((HubRole.VALIDATION, dataset.validation.credentials_secret_ref, held_out))
+    if spec.distillation:
+        teacher = spec.distillation.teacher
+        found.append((HubRole.TEACHER, teacher.credentials_secret_ref, {"spec.distillation.teacher": teacher.uri}))
     for role, credentials, uris in found:
         if on_hub := {place: uri for place, uri in uris.items() if is_hub_uri(uri)}:
             yield role, credentials, on_hub

@@ -13,7 +13,7 @@ from finetune_trainer.tokenization.packing import max_rows_for
 if TYPE_CHECKING:
     from finetune_trainer.rewards.computed import Judge
     from finetune_trainer.training.methods.loop import LoopTrainer
-    from finetune_trainer.training.methods.parts import TrainerParts
+    from finetune_trainer.training.methods.parts import Teacher, TrainerParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,11 @@ def traits_of(objective: str) -> Traits:
     return TRAITS.get(objective, Traits())
 
 
-def build_trainer(objective: str, parts: "TrainerParts", judge: "Judge | None" = None) -> "LoopTrainer":
-    """Return the objective's trainer, ready for `evaluate()` and `train()`. RLHF needs a judge."""
+def build_trainer(
+    objective: str, parts: "TrainerParts", judge: "Judge | None" = None, teacher: "Teacher | None" = None
+) -> "LoopTrainer":
+    """Return the objective's trainer, ready for `evaluate()` and `train()`. RLHF needs a judge, Distillation a
+    teacher."""
     # TRL imports wandb if it is installed, which takes longer than PyTorch: for this process it is not. Another one
     # sends to Weights & Biases. None is Python's own mark of a module that cannot be imported.
     sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
@@ -71,6 +74,10 @@ def build_trainer(objective: str, parts: "TrainerParts", judge: "Judge | None" =
                 from finetune_trainer.training.methods.rlhf import build_rlhf_trainer
 
                 build = partial(build_rlhf_trainer, judge=judge)
+            case "Distillation" if teacher:
+                from finetune_trainer.training.methods.distillation import build_distillation_trainer
+
+                build = partial(build_distillation_trainer, teacher=teacher)
             case _:
                 raise NotImplementedError(f"objective {objective}")
     return build(parts)

@@ -65,6 +65,17 @@ class LoopContext:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """The model that a student learns from."""
+
+    model: PreTrainedModel
+    stop_id: int
+    """The token that ends an answer in the chat template."""
+    answers: Path
+    """File of its answers to the held-out prompts, which is read if it exists, and written."""
+
+
+@dataclass(frozen=True)
 class TrainerParts:
     """What the trainer of every objective is built from."""
 

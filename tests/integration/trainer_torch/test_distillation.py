@@ -1,0 +1,206 @@
+"""Learning from a teacher: its answers, the divergence from it, and a smaller one after training."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loop_bench import COLOURS, CPU, THINGS, make_loop, make_settings, question, teach
+from transformers import PreTrainedModel
+
+from finetune_api.handoff import ExitCode
+from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.models.loading import load_for_training, load_plain, load_tokenizer
+from finetune_trainer.tokenization.labeler import Labeler
+from finetune_trainer.tokenization.samples import EncodedPrompt
+from finetune_trainer.training.methods import build_trainer
+from finetune_trainer.training.methods.distillation import ANSWER, StudentTrainer
+from finetune_trainer.training.methods.parts import LoopContext, Teacher, TrainerParts
+
+LONGEST = 10
+
+
+@pytest.fixture(scope="module")
+def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers with one of four colours."""
+    return teach(tiny_model, tmp_path_factory.mktemp("taught") / "model", steps=60)
+
+
+@pytest.fixture(scope="module")
+def red(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that knows one of the colours alone."""
+    return teach(tiny_model, tmp_path_factory.mktemp("red") / "model", steps=60, colours=COLOURS[:1])
+
+
+def prompts_of(model: Path) -> list[EncodedPrompt]:
+    """A prompt for each thing."""
+    labeler = Labeler(model)
+    return [EncodedPrompt(labeler.render_prompt(row)[1], row) for row in map(question, THINGS)]
+
+
+def make_trainer(
+    model: Path,
+    teacher: Path | PreTrainedModel,
+    tmp_path: Path,
+    method: str = "LoRA",
+    *,
+    loop: LoopContext | None = None,
+    **changes: Any,
+) -> StudentTrainer:
+    sampling = {"max_completion_length": LONGEST, "temperature": 1.0, "beta": 1.0}
+    settings = make_settings(method, **(sampling | {"eval_steps": 100} | changes))
+    student = load_for_training(model, settings, CPU)
+    loaded = load_plain(teacher, torch.float32, CPU) if isinstance(teacher, Path) else teacher
+    prompts = prompts_of(model)
+    scratch = tmp_path / "scratch"
+    parts = TrainerParts(
+        student, load_tokenizer(model), settings, loop or make_loop(tmp_path), prompts, prompts, scratch
+    )
+    answers = tmp_path / "answers.safetensors"
+    known = Teacher(loaded.requires_grad_(False).eval(), Labeler(model).stop_ids()[0], answers)
+    trainer = build_trainer("Distillation", parts, teacher=known)
+    assert isinstance(trainer, StudentTrainer)
+    return trainer
+
+
+def log_probs(model: Any, prompt: list[int], answer: list[int], temperature: float) -> torch.Tensor:
+    """Return the log-probabilities of each token of the answer, from the model's own logits."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+    return torch.log_softmax(logits / temperature, -1)
+
+
+def kl(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return the divergence of the second from the first, of each token."""
+    return (first.exp() * (first - second)).sum(-1)
+
+
+def jensen_shannon(own: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+    """Return the divergence with equal weights."""
+    middle = ((own.exp() + taught.exp()) / 2).log()
+    return (kl(own, middle) + kl(taught, middle)) / 2
+
+
+@pytest.mark.parametrize(
+    ("method", "beta"),
+    [
+        ("QLoRA", 1.0),
+        ("Full", 0.5),
+        pytest.param("LoRA", 0.0, marks=pytest.mark.nightly),
+        pytest.param("LoRA", 1.0, marks=pytest.mark.nightly),
+    ],
+)
+def test_a_student_that_answers_any_colour_learns_the_one_of_its_teacher(
+    taught: Path, red: Path, tmp_path: Path, method: str, beta: float
+) -> None:
+    """More than half of the divergence must be gone, on what the student writes and on what the teacher writes."""
+    trainer = make_trainer(taught, red, tmp_path, method, beta=beta, total_steps=20)
+    before = trainer.measure()
+    trainer.train()
+    after = trainer.measure()
+    assert after.loss < before.loss / 2
+    assert after.tokens == before.tokens
+    points = trainer._loop.history.train
+    assert sum(point.loss for point in points[-3:]) < sum(point.loss for point in points[:3]) / 2
+    assert points[0].completion_length
+    assert trainer._loop.plateau.best_step == 20
+
+
+def test_a_teacher_that_knows_which_of_four_colours_is_two_bits_ahead(taught: Path, red: Path, tmp_path: Path) -> None:
+    """Its answer and the student's are otherwise the same, so that the divergence of an answer is about ln 4."""
+    trainer = make_trainer(taught, red, tmp_path, beta=0.0)
+    measured = trainer.measure()
+    assert measured.loss * measured.tokens / len(THINGS) == pytest.approx(math.log(4), rel=0.25)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_a_model_that_is_its_own_teacher_has_no_divergence(taught: Path, tmp_path: Path, beta: float) -> None:
+    trainer = make_trainer(taught, taught, tmp_path, beta=beta)
+    assert trainer.measure().loss == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(
+    ("beta", "expected"),
+    [
+        pytest.param(0.0, lambda own, taught: kl(taught, own), id="forward"),
+        pytest.param(0.5, jensen_shannon, id="between"),
+        pytest.param(1.0, kl, id="reverse"),
+    ],
+)
+def test_the_held_out_loss_is_the_divergence_on_the_answers_of_the_teacher(  # noqa: PLR0917 - three of them are cases
+    tiny_model: Path, taught: Path, tmp_path: Path, beta: float, expected: Any, temperature: float
+) -> None:
+    trainer = make_trainer(tiny_model, taught, tmp_path, beta=beta, temperature=temperature)
+    rows = [(row["prompt"], row[ANSWER]) for row in trainer.eval_dataset]
+    assert all(0 < len(answer) <= LONGEST for _, answer in rows)
+    found = torch.cat(
+        [
+            expected(
+                *(log_probs(model, prompt, answer, temperature) for model in (trainer.model, trainer.teacher_model))
+            )
+            for prompt, answer in rows
+        ]
+    )
+    measured = trainer.measure()
+    assert measured.loss == pytest.approx(float(found.mean()), rel=1e-4)
+    assert measured.tokens == len(found)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
+def test_sixteen_bits_change_the_divergence_by_rounding_alone(
+    taught: Path, red: Path, tmp_path: Path, method: str
+) -> None:
+    whole = make_trainer(taught, red, tmp_path, method).measure().loss
+    teacher = load_plain(red, torch.bfloat16, CPU)
+    rounded = make_trainer(taught, teacher, tmp_path, method, precision="BF16", total_steps=2)
+    assert rounded.measure().loss == pytest.approx(whole, rel=0.05)
+    rounded.train()
+    assert rounded._loop.history.train[0].grad_norm
+
+
+def test_the_teacher_answers_once_and_as_it_was_taught(
+    tiny_model: Path, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tiny_model, taught, tmp_path)
+    tokenizer = load_tokenizer(taught)
+    answers = [row[ANSWER] for row in trainer.eval_dataset]
+    assert sum(tokenizer.decode(answer).startswith("It is") for answer in answers) > len(answers) / 2
+    monkeypatch.setattr(StudentTrainer, "_ask_teacher", lambda *_: pytest.fail("it is asked again"))
+    again = make_trainer(tiny_model, taught, tmp_path)
+    assert [row[ANSWER] for row in again.eval_dataset] == answers
+
+
+def test_the_teacher_is_not_changed(tiny_model: Path, taught: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_model, taught, tmp_path, "Full", total_steps=2)
+    before = {name: tensor.clone() for name, tensor in trainer.teacher_model.state_dict().items()}
+    trainer.train()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.teacher_model.state_dict().items())
+    assert not any(tensor.requires_grad for tensor in trainer.teacher_model.parameters())
+
+
+def test_a_model_whose_logits_the_loss_does_not_know_is_refused(tiny_model: Path, taught: Path, tmp_path: Path) -> None:
+    teacher = load_plain(taught, torch.float32, CPU)
+    teacher.lm_head.register_forward_hook(lambda _, __, logits: logits / 3)
+    with pytest.raises(TrainerError, match="TRL's distillation loss is not that of the logits of Llama") as caught:
+        make_trainer(tiny_model, teacher, tmp_path)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_prompts_that_leave_no_room_for_an_answer_are_refused(tiny_model: Path, taught: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match=r"lower distillation\.maxCompletionLength") as caught:
+        make_trainer(tiny_model, taught, tmp_path, max_completion_length=1020)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_a_stop_is_seen_while_the_teacher_answers(tiny_model: Path, taught: Path, tmp_path: Path) -> None:
+    loop = make_loop(tmp_path)
+    teacher = load_plain(taught, torch.float32, CPU)
+    passes: list[None] = []
+    teacher.register_forward_pre_hook(lambda *_: passes.append(None))
+    teacher.register_forward_hook(lambda *_: loop.stop.set() if len(passes) == 4 else None)
+    with pytest.raises(Stopped):
+        make_trainer(tiny_model, teacher, tmp_path, loop=loop)
+    assert len(passes) <= 5
