@@ -2,7 +2,7 @@
 
 import base64
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +19,30 @@ LIMIT = 900_000
 def start_hub(namespace: str, repositories: Mapping[str, Path]) -> str:
     """Serves each folder as that repository (`models/owner/name` or `datasets/owner/name`); returns the endpoint. A
     folder that is served under several names is held once."""
-    files: dict[str, str] = {}
-    items: list[dict[str, str]] = []
+    folders = list(dict.fromkeys(repositories.values()))
+    objects = [_config(namespace, "hub", SERVER)]
+    objects += [_config(namespace, _name(number), sorted(one.iterdir())) for number, one in enumerate(folders)]
+    items: dict[str, list[dict[str, str]]] = {}
     for repository, folder in repositories.items():
-        for path in sorted(folder.iterdir()):
-            key = f"{folder.parent.name}__{folder.name}__{path.name}"
-            files[key] = base64.b64encode(path.read_bytes()).decode()
-            items.append({"key": key, "path": f"{repository}/{path.name}"})
-    files |= {path.name: base64.b64encode(path.read_bytes()).decode() for path in SERVER}
-    assert sum(map(len, files.values())) < LIMIT, "the folders are too large for a ConfigMap"
-    objects = [_config(namespace, files), _service(namespace), _pod(namespace, items)]
+        of_folder = items.setdefault(_name(folders.index(folder)), [])
+        of_folder += [{"key": path.name, "path": f"{repository}/{path.name}"} for path in sorted(folder.iterdir())]
+    objects += [_service(namespace), _pod(namespace, items)]
     kubectl("create", "-f", "-", stdin=yaml.safe_dump_all(objects))  # apply would keep a copy in an annotation
     kubectl("wait", "--for=condition=Ready", "pod/hub", "-n", namespace, "--timeout=300s")
     return f"http://hub.{namespace}.svc:{PORT}"
 
 
-def _config(namespace: str, files: dict[str, str]) -> dict[str, Any]:
+def _name(folder: int) -> str:
+    return f"hub-{folder}"
+
+
+def _config(namespace: str, name: str, paths: Sequence[Path]) -> dict[str, Any]:
+    files = {path.name: base64.b64encode(path.read_bytes()).decode() for path in paths}
+    assert sum(map(len, files.values())) < LIMIT, "the folder is too large for a ConfigMap"
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": "hub", "namespace": namespace},
+        "metadata": {"name": name, "namespace": namespace},
         "binaryData": files,
     }
 
@@ -52,7 +56,8 @@ def _service(namespace: str) -> dict[str, Any]:
     }
 
 
-def _pod(namespace: str, items: list[dict[str, str]]) -> dict[str, Any]:
+def _pod(namespace: str, items: Mapping[str, list[dict[str, str]]]) -> dict[str, Any]:
+    models = [{"configMap": {"name": name, "items": of_folder}} for name, of_folder in items.items()]
     hardened = {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
@@ -89,7 +94,7 @@ def _pod(namespace: str, items: list[dict[str, str]]) -> dict[str, Any]:
                     "name": "hub",
                     "configMap": {"name": "hub", "items": [{"key": one.name, "path": one.name} for one in SERVER]},
                 },
-                {"name": "repositories", "configMap": {"name": "hub", "items": items}},
+                {"name": "repositories", "projected": {"sources": models}},
             ],
         },
     }
