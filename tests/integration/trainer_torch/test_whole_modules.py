@@ -20,6 +20,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.activations import trained_shapes
 from finetune_trainer.models.adapters.check import find_adapter_faults
 from finetune_trainer.models.adapters.saved import continue_adapter, save_adapter
+from finetune_trainer.models.adapters.whole_modules import share_whole_modules
 from finetune_trainer.models.loading import attach_adapter, load_for_training, load_plain, trained_tensors
 from finetune_trainer.models.tensor_files import read_local_shape
 
@@ -237,6 +238,29 @@ def test_a_job_continues_an_adapter_with_whole_modules(
     assert saved(parent).keys() == saved(bench).keys()
     merged = load_plain(bench.output / "merged", torch.float32, CPU)
     assert torch.allclose(logits(published(bench)), logits(merged), atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_frozen_copy_of_a_continued_adapter_answers_as_it_does(
+    tiny_model: Path, untied_model: Path, tied: bool
+) -> None:
+    """TRL copies each trained weight once, also one that two modules share."""
+    names = ["embed_tokens", "lm_head"]
+    model = load_for_training(tiny_model if tied else untied_model, make_settings("LoRA", modules_to_save=names), CPU)
+    with torch.no_grad():
+        for parameter in trained_tensors(model).values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    expected = logits(model)
+    model.add_adapter("ref", model.peft_config["default"])
+    for name, parameter in list(model.named_parameters()):
+        if ".lora_" in name and ".default." in name:
+            model.get_parameter(name.replace(".default.", ".ref.")).data.copy_(parameter.data)
+    share_whole_modules(model, "ref")
+    model.set_adapter("ref")
+    assert torch.equal(logits(model), expected)
+    model.set_adapter("default")
+    model.delete_adapter("ref")
+    assert torch.equal(logits(model), expected)
 
 
 def test_an_adapter_that_untied_the_embeddings_is_not_continued(tmp_path: Path, tiny_model: Path) -> None:

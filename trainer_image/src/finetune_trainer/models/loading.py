@@ -268,7 +268,7 @@ def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
     torch.manual_seed(settings.seed or 0)
     try:
         adapted = get_peft_model(model, config)
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:  # the latter of embeddings that PEFT does not find to tie
         raise TrainerError(ExitCode.INVALID_CONFIG, f"tuning.lora does not fit the model: {error}") from error
     keep_whole_modules(adapted)
     _require_excluded(adapted, targets, excluded)
