@@ -14,9 +14,13 @@ _BLOCKS = frozenset({"tool_use", "tool_result", "thinking", "redacted_thinking"}
 
 def expand_turns(turns: list[Any], speakers: frozenset[str]) -> list[Any]:
     """Return one turn for each speaker and each tool's result; `speakers` are the names of roles."""
-    if not any(_needs_expansion(turn, speakers) for turn in turns):
-        return turns
-    return [one for turn in turns for one in _expand(turn, speakers)]
+    for turn in turns:
+        # A fast path for a role and a text, which most turns are.
+        if isinstance(turn, dict) and ("role" in turn or "from" in turn) and isinstance(turn.get("content", ""), str):
+            continue
+        if _needs_expansion(turn, speakers):
+            return [one for turn in turns for one in _expand(turn, speakers)]
+    return turns
 
 
 def _needs_expansion(turn: object, speakers: frozenset[str]) -> bool:
