@@ -69,6 +69,20 @@ def test_a_new_job_gets_its_first_job_by_four_writes_and_no_read(api: CountingAp
     assert made == dict.fromkeys(writes, 20)
 
 
+@pytest.mark.parametrize(("streams_lists", "cut_lists"), [(True, 0), (True, 2), (False, 0)])
+def test_all_jobs_are_found_also_if_a_streamed_list_breaks_or_lists_are_not_streamed(
+    api: CountingApi, operate: Any, wait: Any, streams_lists: bool, cut_lists: int
+) -> None:
+    api.streams_lists, api.cut_lists = streams_lists, cut_lists
+    for number in range(20):
+        api.put("finetunejobs", job(f"job-{number}"))
+    operate()
+    wait(lambda: len(api.objects["jobs"]) == 20, lambda: str(api.count()))
+    kinds = ("finetunejobs", "jobs", "pods", "workloads")
+    assert [f"GET {kind}" in api.count() for kind in kinds] == [not streams_lists] * 4
+    assert api.count()["DELETE jobs"] == 0
+
+
 @pytest.mark.parametrize("count", thin_slice([200, 1_000], 200))
 def test_queued_jobs_cost_no_request_while_nothing_changes(
     api: CountingApi, operate: Any, wait: Any, count: int

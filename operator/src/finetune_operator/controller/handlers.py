@@ -62,7 +62,8 @@ def build_kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     chosen.posting.enabled = False
     chosen.scanning.disabled = True
     chosen.watching.connect_timeout = settings.api_timeout_seconds
-    chosen.watching.chunk_size = PAGE
+    chosen.watching.initial_streaming = True
+    chosen.watching.chunk_size = PAGE  # where lists are not streamed
     chosen.watching.label_selectors["batch", "jobs"] = OWN_OBJECTS
     chosen.watching.label_selectors["", "pods"] = OWN_OBJECTS
     chosen.networking.request_timeout = 4 * settings.api_timeout_seconds

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any, Literal, Protocol
@@ -14,7 +15,7 @@ import orjson
 # kopf's public handlers get neither the end of a list nor what it no longer contains, and kopf keeps memory of every
 # object that it passes to them, also of the Workloads of others: decisions/0042.
 from kopf._cogs.clients.errors import APIError
-from kopf._cogs.clients.watching import Bookmark, WatchingError, continuous_watch
+from kopf._cogs.clients.watching import Bookmark, WatchingError, continuous_watch, watch_objs
 from kopf._cogs.structs.references import NamespaceName, Resource
 
 from finetune_api import names
@@ -99,6 +100,10 @@ class Reflector:
                     continue
                 self._report(problem)
             except (APIError, WatchingError, aiohttp.ClientError, OSError) as problem:
+                watching, status = self._settings.watching, getattr(problem, "status", 0)
+                if watching.initial_streaming and status == HTTPStatus.UNPROCESSABLE_ENTITY:
+                    watching.initial_streaming = False  # Kubernetes before 1.34, or without its feature WatchList
+                    continue
                 self._report(problem)
             except Exception:  # an object that cannot be read must not end the watch of all others
                 log.exception("watching %s failed", self._where)
@@ -107,12 +112,14 @@ class Reflector:
 
     async def _follow(self, limit: asyncio.Timeout) -> None:
         """List, then watch until the limit, or until the watch has to begin with a list again."""
-        stream = continuous_watch(
-            settings=self._settings,
-            resource=self._resource,
-            namespace=NamespaceName(self._namespace) if self._namespace else None,
-            operator_pause_waiter=asyncio.get_running_loop().create_future(),
-        )
+        about: dict[str, Any] = {
+            "settings": self._settings,
+            "resource": self._resource,
+            "namespace": NamespaceName(self._namespace) if self._namespace else None,
+            "operator_pause_waiter": asyncio.get_running_loop().create_future(),
+        }
+        streams_lists = self._settings.watching.initial_streaming
+        stream = stream_objects(about) if streams_lists else continuous_watch(**about)
         listing: Listing | None = self._intake.begin_listing(self.kind, self._namespace)
         try:
             async with aclosing(stream):  # type: ignore[type-var]
@@ -169,6 +176,29 @@ class Reflector:
     @property
     def _where(self) -> str:
         return f"{self.kind} in {self._namespace or 'all namespaces'}"
+
+
+async def stream_objects(about: dict[str, Any]) -> AsyncIterator[Bookmark | dict[str, Any]]:
+    """Yield all objects, `Bookmark.LISTED`, and then what changes, from watches alone: a list is never whole in memory.
+
+    Ends where a list has to begin again. kopf's own generator takes a watch that breaks within the list for its end.
+    """
+    version, is_listed = None, False
+    while True:
+        async with aclosing(watch_objs(**about, since=version)) as events:  # type: ignore[type-var]
+            async for event in events:
+                obj = event["object"]
+                if event["type"] == "ERROR":
+                    if obj.get("code") == HTTPStatus.GONE:
+                        return
+                    raise WatchingError(f"the watch ended with an error: {obj}")
+                if event["type"] == "BOOKMARK" and not is_listed:
+                    is_listed = True
+                    yield Bookmark.LISTED
+                version = obj["metadata"]["resourceVersion"]
+                yield dict(event)
+        if not is_listed:
+            return
 
 
 def _typed(problem: Exception, resource: Resource, namespace: str | None) -> ClusterError:
