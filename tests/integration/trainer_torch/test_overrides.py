@@ -8,7 +8,7 @@ import pytest
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from finetune_trainer.models import experts
-from finetune_trainer.training.methods import dpo, kto, packed, reward, rlhf, sft
+from finetune_trainer.training.methods import distillation, dpo, kto, packed, reward, rlhf, sft
 
 CLASSES = [
     sft.RowTrainer,
@@ -17,6 +17,7 @@ CLASSES = [
     reward.RewardModelTrainer,
     rlhf.GroupTrainer,
     rlhf.LeaveOneOutTrainer,
+    distillation.StudentTrainer,
     packed.PackedCollator,
     experts.QuantisedParamWrapper,
     experts.QuantisedLoraModel,

@@ -57,6 +57,7 @@ OWN_CHANGES: dict[str, dict[str, Any]] = {
     "RLHF": {
         "algorithm": "RLOO", "num_generations": 8, "max_completion_length": 8, "temperature": 0.5, "beta": 0.2,
     },
+    "Distillation": {"max_completion_length": 8, "temperature": 0.5, "beta": 0.2},
 }  # fmt: skip
 NOT_ARGUMENTS = {
     "method": "test_models.py",

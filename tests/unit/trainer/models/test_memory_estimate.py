@@ -18,7 +18,7 @@ from finetune_trainer.models.memory_estimate import (
     share_batch,
     weight_bytes,
 )
-from finetune_trainer.models.shape import ModelShape, read_shape
+from finetune_trainer.models.shape import ModelShape, read_shape, with_teacher
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +276,18 @@ def test_sampling_keeps_the_keys_and_values_of_every_answer_of_a_step(llama: Mod
     sampled = part(llama, "generation", Objective.RLHF, max_completion_length=128)
     assert sampled == 16 * (2048 + 128) * 2 * 32 * 8 * 128 * 2
     assert part(llama, "generation") == 0
+
+
+def test_a_teacher_is_held_in_16_bits_and_answers_as_many_prompts_at_once(llama: ModelShape) -> None:
+    teacher = replace(llama, layers=80)
+    student = with_teacher(llama, teacher)
+    assert student
+    changes: dict[str, Any] = {"max_completion_length": 128, "per_device_train_batch_size": 1, "max_length": 384}
+    inside = 512 * (3 * 14336 + 4 * 4096)
+    assert part(student, "teacher", Objective.DISTILLATION, **changes) == 2 * (llama.parameters + inside)
+    assert part(student, "generation", Objective.DISTILLATION, **changes) == 16 * 512 * 2 * 80 * 8 * 128 * 2
+    assert part(student, "logits", Objective.DISTILLATION, **changes) == 2 * 4 * 512 * 32768
+    assert with_teacher(llama, None) is None
 
 
 def test_a_tied_model_has_no_head_of_its_own() -> None:

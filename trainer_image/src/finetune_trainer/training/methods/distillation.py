@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import PreTrainedModel
 from trl import DistillationConfig, DistillationTrainer
 from typing_extensions import override
 
@@ -124,15 +124,13 @@ class StudentTrainer(LoopTrainer, DistillationTrainer):  # type: ignore[misc]  #
         own_entropy = -(own.exp() * own).sum(-1).mean()
         for found, true in ((loss, expected), (entropy / length, own_entropy)):
             if abs(float(found) - float(true)) > LARGEST_DIFFERENCE * max(1.0, abs(float(true))):
-                kinds = " and ".join(sorted({type(model).__name__ for model in self._plain_models()}))
+                student = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+                kinds = " and ".join(sorted({type(model).__name__ for model in (student, self.teacher_model)}))
                 raise TrainerError(
                     ExitCode.INVALID_CONFIG,
                     f"TRL's distillation loss is not that of the logits of {kinds} ({float(found):.3g} instead of "
                     f"{float(true):.3g} nats): use a model and a teacher of another architecture",
                 )
-
-    def _plain_models(self) -> list[PreTrainedModel]:
-        return [getattr(self.model, "get_base_model", lambda: self.model)(), self.teacher_model]
 
     def _log_probs(self, model: torch.nn.Module, ids: torch.Tensor, length: int) -> torch.Tensor:
         logits = model(input_ids=ids, use_cache=False).logits[0, -length - 1 : -1]
