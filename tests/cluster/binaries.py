@@ -52,6 +52,7 @@ PROGRAMS = {
         _kubernetes("kube-scheduler"),
         _kubernetes("kubelet"),
         _kubernetes("kube-proxy"),
+        _kubernetes("kubeadm"),
         Program("coredns", "coredns", "github.com/coredns/coredns", "."),
         Program("helm", "helm", "helm.sh/helm/v4", "helm.sh/helm/v4/cmd/helm"),
         Program("buildkitd", "buildkit", "github.com/moby/buildkit", "github.com/moby/buildkit/cmd/buildkitd"),
@@ -74,7 +75,7 @@ PROGRAMS = {
     )
 }
 ON_DEMAND = (
-    *("kueue", "health", "registry", "actionlint"),
+    *("kueue", "health", "registry", "actionlint", "kubeadm"),
     *("kube-router", "prometheus-operator", "source-controller", "kustomize-controller", "argocd", "kustomize"),
 )
 BASIC = tuple(name for name in PROGRAMS if name not in ON_DEMAND)
