@@ -369,8 +369,14 @@ env: ## Print the shell settings of the running cluster: eval "$(make -s env)"
 down: ## End and remove everything that was started here
 	$(DEMO_PY) down --cluster $(CLUSTER)
 
-.PHONY: kind-up kind-demo kind-down
-kind-up: ## A kind cluster with MinIO and the operator
+# The node's image, and what the project's images are built from; empty: those of Docker Hub.
+export KIND_IMAGE ?=
+export KIND_BASE_IMAGE ?=
+
+.PHONY: kind-node-image kind-up kind-demo kind-down
+kind-node-image: setup ## Build KIND_IMAGE and KIND_BASE_IMAGE, for machines that cannot pull images
+	$(BIN)/python tests/cluster/kind_node.py
+kind-up: ## A kind cluster with MinIO and the operator (KIND_IMAGE= KIND_BASE_IMAGE=)
 	$(MAKE) deploy CLUSTER=kind
 kind-demo: ## The demo on kind
 	$(MAKE) demo CLUSTER=kind

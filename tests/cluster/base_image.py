@@ -21,15 +21,24 @@ PROXY_SETTINGS = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_
 
 def ensure_base_image(layout: Layout) -> str:
     """The reference of a Debian image with Python and this machine's certificates, in the node."""
+    _, reference = _names()
+    if reference not in images(layout):
+        import_archive(layout, base_archive(layout))
+    return reference
+
+
+def base_archive(layout: Layout) -> Path:
+    """The archive of that image, made if it is not there."""
+    archive, reference = _names()
+    if not archive.exists():
+        _make(layout, archive, reference)
+    return archive
+
+
+def _names() -> tuple[Path, str]:
     recipe = [SUITE, *PACKAGES, CA_BUNDLE.read_text(), *_settings()]
     digest = hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:12]
-    reference = f"docker.io/library/finetune-base:{SUITE}-{digest}"
-    if reference not in images(layout):
-        archive = CACHE / f"base-{SUITE}-{digest}.tar"
-        if not archive.exists():
-            _make(layout, archive, reference)
-        import_archive(layout, archive)
-    return reference
+    return CACHE / f"base-{SUITE}-{digest}.tar", f"docker.io/library/finetune-base:{SUITE}-{digest}"
 
 
 def _make(layout: Layout, archive: Path, reference: str) -> None:

@@ -1,4 +1,4 @@
-"""A kind cluster with MinIO, for machines that can pull images."""
+"""A kind cluster with MinIO; without a container registry by the images of tests/kind/node_image."""
 
 import os
 import subprocess
@@ -14,6 +14,10 @@ KEYS = ("finetune-demo", "finetune-demo-secret")
 KUBECONFIG = STATE / "kind.kubeconfig"
 CREATED = STATE / "kind.created"
 """Exists from just before the cluster is made here until it is deleted: one that somebody else made is not ours."""
+NODE_IMAGE = os.environ.get("KIND_IMAGE", "")
+"""The node's image; empty for kind's own."""
+BASE_IMAGE = os.environ.get("KIND_BASE_IMAGE", "")
+"""What the project's images are built from; empty for the one that their Dockerfiles name."""
 FAKE_GPUS = '{"status":{"capacity":{"nvidia.com/gpu":"4"},"allocatable":{"nvidia.com/gpu":"4"}}}'
 
 
@@ -62,17 +66,19 @@ def _ensure_cluster() -> None:
         return
     STATE.mkdir(parents=True, exist_ok=True)
     CREATED.touch()
+    image = ("--image", NODE_IMAGE) if NODE_IMAGE else ()
     config = str(ROOT / "kind-config.yaml")
-    run("kind", "create", "cluster", "--name", NAME, "--config", config, "--kubeconfig", str(KUBECONFIG))
+    run("kind", "create", "cluster", "--name", NAME, "--config", config, "--kubeconfig", str(KUBECONFIG), *image)
 
 
 def _load(name: str, folder: str) -> str:
     """Builds an image and puts it into the node under a tag of its content, so that a change is a new reference."""
     # An attestation holds the time of the build, and with it the same content would get another id each time.
     os.environ["BUILDX_NO_DEFAULT_ATTESTATIONS"] = "1"
+    base = ("--build-arg", f"BASE_IMAGE={BASE_IMAGE}") if BASE_IMAGE else ()
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "id"
-        run("docker", "build", "--iidfile", str(file), "-f", str(ROOT / folder / "Dockerfile"), str(ROOT))
+        run("docker", "build", *base, "--iidfile", str(file), "-f", str(ROOT / folder / "Dockerfile"), str(ROOT))
         image = file.read_text(encoding="utf-8").strip()
     reference = f"{name}:{image.removeprefix('sha256:')[:12]}"
     run("docker", "tag", image, reference)
