@@ -17,7 +17,7 @@ import kind
 CLUSTER_PY = str(ROOT / "tests" / "cluster" / "cluster.py")
 ABOUT = {
     "native": "the cluster of tests/cluster, on which the tests run",
-    "kind": "with Docker; no test has run on it yet",
+    "kind": "with Docker; the demo ran on it, and no test",
     "current": "the one of the current kubeconfig",
 }
 
