@@ -100,6 +100,7 @@ URIS: dict[str, Callable[[str], dict[str, Any]]] = {
     "dataset.validation.uri": lambda uri: {"dataset": {"train": {"uri": OWN}, "validation": {"uri": uri}}},
     "tuning.initialAdapter.uri": lambda uri: {"tuning": {"initialAdapter": {"uri": uri}}},
     "rlhf.rewardModel.uri": lambda uri: {"objective": "RLHF", "rlhf": {"rewardModel": {"uri": uri}}},
+    "distillation.teacher.uri": lambda uri: {"objective": "Distillation", "distillation": {"teacher": {"uri": uri}}},
     "evaluation.ability.uri": lambda uri: {"evaluation": {"ability": {"uri": uri}}},
 }
 

@@ -48,6 +48,7 @@ MATRIX: dict[str, dict[str, Any]] = {
             ],
             "apiServerCIDRs": ["10.0.0.1/32", "10.96.0.1/32"],
             "apiServerPorts": [16443],
+            "dnsPorts": [53, 5353],
         },
     },
     "policies-without-scrapers": {"networkPolicy": {"enabled": True, "scrapers": []}},
