@@ -8,7 +8,7 @@ import binaries
 import kubectl
 import network
 from certificates import write_kubeconfig
-from daemons import Daemon, ensure, is_running, stop, wait_until
+from daemons import Daemon, ensure, stop, wait_until
 from layout import NODE_NAME, SERVICE_RANGE, ClusterError, Layout
 
 PROGRAM = "kube-router"
@@ -45,11 +45,6 @@ def enforce(layout: Layout) -> None:
     kubectl.tell(layout, "apply", "--filename=-", stdin=RIGHTS)
     ensure(layout, Daemon(PROGRAM, _argv(layout)))
     wait_until(network.has_policy_chains, 60, "the packet rules of NetworkPolicies", layout, PROGRAM)
-
-
-def is_enforced(layout: Layout) -> bool:
-    """Whether the firewall runs."""
-    return is_running(layout, PROGRAM)
 
 
 def release(layout: Layout) -> None:

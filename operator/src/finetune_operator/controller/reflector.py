@@ -34,6 +34,8 @@ GROUPS: dict[Watched, tuple[str, str]] = {
     "workloads": (names.KUEUE_GROUP, names.KUEUE_VERSIONS[0]),
 }
 """Group of each kind, and its version unless another one was found."""
+LIST_ENDS = "k8s.io/initial-events-end"
+"""Annotation of the bookmark after the last object of a streamed list."""
 FIRST_PAUSE, MAX_PAUSE = 0.5, 30.0
 """Seconds between a list or watch that failed and the next list."""
 REPORT_SECONDS = 10.0
@@ -192,7 +194,7 @@ async def stream_objects(about: dict[str, Any]) -> AsyncIterator[Bookmark | dict
                     if obj.get("code") == HTTPStatus.GONE:
                         return
                     raise WatchingError(f"the watch ended with an error: {obj}")
-                if event["type"] == "BOOKMARK" and not is_listed:
+                if not is_listed and LIST_ENDS in (obj["metadata"].get("annotations") or {}):
                     is_listed = True
                     yield Bookmark.LISTED
                 version = obj["metadata"]["resourceVersion"]
