@@ -28,6 +28,9 @@ def show_running(context: Context, current: Job, pod: Pod, reading: Reading | No
         return set_condition(C.RUNNING, "True", R.UNREACHABLE, f"{since}: {detail}")
     are_running = f"All {current.nodes} trainer pods are running"
     text = are_running if current.nodes > 1 else f"The {current.component} pod is running"
+    shown = context.status.condition(C.RUNNING)
+    if reading is None and shown and shown.status == "True" and shown.message.startswith(text):
+        return Effect()  # the operator has just started: what its last process read holds until the first poll
     return set_condition(C.RUNNING, "True", R.PODS_RUNNING, text + _silence(context, pod, reading))
 
 

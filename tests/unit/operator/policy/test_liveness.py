@@ -62,6 +62,21 @@ def test_a_trainer_that_has_just_started_has_not_reported_yet(scene: Build) -> N
     assert message(one) == "The trainer pod is running."
 
 
+def test_a_restart_of_the_operator_changes_nothing_until_the_first_poll(scene: Build) -> None:
+    one = running(scene(stallTimeoutSeconds=600))
+    report(one, stage="Training", step=3, totalSteps=6)
+    one.now += timedelta(seconds=300)
+    repeat(one)
+    shown, report_before = message(one), one.reading.report
+    assert "without progress since" in shown
+    one.reading = None
+    one.settle()
+    assert message(one) == shown
+    one.reading = Reading(next(reversed(one.pods)) + "-uid", one.now, report_before)
+    one.settle()
+    assert message(one) == shown
+
+
 def test_a_trainer_without_progress_shows_since_when_and_when_it_is_restarted(scene: Build) -> None:
     one = running(scene(stallTimeoutSeconds=600))
     began = one.now
