@@ -318,7 +318,7 @@ bench: setup ## Speed of the data front door, of training and of the operator (a
 	$(CLUSTER_PY) build $(CONTROL_PLANE)
 	for script in check_data load_samples trainer_start training_speed report_speed; do $(BIN)/python tests/bench/$$script.py; done
 	$(BIN)/python tests/bench/store_speed.py
-	$(BIN)/python tests/bench/many_rows.py
+	$(BIN)/python tests/bench/many_rows.py --rows 1000000
 	$(BIN)/python tests/bench/operator_memory.py
 	$(BIN)/python tests/bench/operator_burst.py --jobs 100 --queued 200 --life --steady 100
 

@@ -11,6 +11,8 @@ from finetune_operator.policy.lease import LEAD_SECONDS, POLL_SECONDS, Election
 from finetune_operator.settings import Settings
 
 log = logging.getLogger("finetune_operator")
+A_MOMENT = 0.1
+"""Seconds after a Lease's end at which a standby reads it again."""
 RELEASE_TRIES = 3
 """A renewal that was under way when this process was stopped may be written in between."""
 
@@ -55,7 +57,9 @@ class Leader:
                     "waiting for Lease %s: %s", self._election.name, words,
                 )  # fmt: skip
             shown = words
-            await asyncio.sleep(POLL_SECONDS)
+            until_expiry = self._election.seconds_left(time.monotonic()) + A_MOMENT
+            is_sooner = not self._problem and A_MOMENT <= until_expiry < POLL_SECONDS
+            await asyncio.sleep(until_expiry if is_sooner else POLL_SECONDS)
         self._is_leading = True
         if not self._is_alone:
             log.info("leading: this process holds Lease %s", self._election.name)

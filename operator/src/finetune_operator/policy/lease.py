@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from finetune_operator.kube.objects import Object
 
 LEASE_SECONDS = 10
-"""How long a Lease is valid after its renewal. A standby takes over within this time and two polls."""
+"""How long a Lease is valid after its renewal. A standby takes over within this time and one poll."""
 POLL_SECONDS = 2.0
 """Pause between renewals, and between a standby's reads."""
 LEAD_SECONDS = 8.0
@@ -36,7 +36,11 @@ class Election:
         holder = spec.get("holderIdentity") or ""
         if holder in {"", self.identity}:
             return True
-        return now - self._seen_at > float(spec.get("leaseDurationSeconds") or LEASE_SECONDS)
+        return self.seconds_left(now) < 0
+
+    def seconds_left(self, now: float) -> float:
+        """Return how long another holder's Lease is still valid if it is not renewed."""
+        return float(self._seen.get("leaseDurationSeconds") or LEASE_SECONDS) - (now - self._seen_at)
 
     @property
     def holder(self) -> str:

@@ -51,8 +51,8 @@ def leases(monkeypatch: pytest.MonkeyPatch) -> Leases:
     return Leases()
 
 
-def build_leader(settings: Settings, leases: Leases) -> Leader:
-    return Leader(settings.model_copy(update={"lease_namespace": "system", "identity": "first"}), leases)  # type: ignore[arg-type]
+def build_leader(settings: Settings, leases: Leases, identity: str = "first") -> Leader:
+    return Leader(settings.model_copy(update={"lease_namespace": "system", "identity": identity}), leases)  # type: ignore[arg-type]
 
 
 def test_a_leader_that_lost_its_lease_while_it_was_paused_names_the_new_one(
@@ -120,3 +120,19 @@ def test_a_renewal_that_arrives_between_the_read_and_the_release_does_not_keep_t
 def test_a_leader_that_is_stopped_leaves_the_lease_of_another(settings: Settings, leases: Leases) -> None:
     found = released(settings, leases, lambda: leases.write(holderIdentity="second"))
     assert found["holderIdentity"] == "second"
+
+
+def test_a_standby_reads_the_lease_as_soon_as_it_expires(
+    settings: Settings, leases: Leases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leader, "POLL_SECONDS", 60.0)
+
+    async def take_over() -> None:
+        await build_leader(settings, leases).acquire()
+        leases.write(leaseDurationSeconds=0.3)
+        other = build_leader(settings, leases, "second")
+        await asyncio.wait_for(other.acquire(), 10)
+
+    asyncio.run(take_over())
+    assert leases.stored is not None
+    assert leases.stored["spec"]["leaseTransitions"] == 1
