@@ -27,6 +27,7 @@ OPENBOOK = {"question_stem": "The sun is", "choices": {"text": ["a star", "a lam
         (MMLU | {"answer": 0}, 0),
         (ARC, 1),
         (ARC | {"answerKey": "1"}, 0),
+        (ARC | {"choices": {"text": ["hot", "cold"], "label": [1, 2]}, "answerKey": 1}, 0),
         (OPENBOOK | {"answerKey": "A"}, 0),
     ],
 )

@@ -71,6 +71,12 @@ def test_several_subsets_are_refused_unless_one_is_named_or_the_default(repo: Re
     assert found(storage, place) == [SOCRATIC if place != "validation" else "socratic/test-0.parquet"]
 
 
+def test_the_only_subset_of_a_card_is_read_and_not_the_files_around_it(repo: Repo) -> None:
+    only = {"config_name": "default", "data_files": [{"split": "train", "path": "clean/*.jsonl"}]}
+    storage = repo("clean/a.jsonl", "raw/a.jsonl", configs=[only])
+    assert found(storage) == ["clean/a.jsonl"]
+
+
 def test_a_subset_or_a_split_that_is_not_there_is_refused_with_those_that_are(repo: Repo) -> None:
     storage = repo(MAIN, SOCRATIC, *TESTS, configs=BY_SPLIT)
     assert refused(storage, config="other") == (

@@ -180,3 +180,12 @@ def test_a_pattern_of_a_schema_takes_no_longer_for_a_hostile_answer() -> None:
     answer = json.dumps("a" * 100_000 + "b")
     assert score(answer, match="JsonSchema", jsonSchema=json.dumps({"pattern": "^(a+)+$"})) == 0.0
     assert time.process_time() - started < 1
+
+
+def test_a_number_with_a_huge_exponent_is_neither_an_answer_nor_a_reference() -> None:
+    huge = '{"a": 1e1000000000000000000}'
+    assert score(huge, Reference(answer='{"a": 1}'), match="Json") == 0.0
+    row = PromptRow([Message(role="user", content="?")], Source("a", 1), DataFormat.PROMPT_COMPLETION)
+    rewards = References([Reward.model_validate({"type": "Answer", "answer": {"match": "Json"}})])
+    with pytest.raises(BadRow):
+        rewards.keep(row, huge, {})

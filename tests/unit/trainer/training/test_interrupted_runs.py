@@ -8,6 +8,7 @@ import pytest
 from finetune_api.handoff import ENV_POD_NAME, ENV_POD_UID, JobConfig
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.errors import StorageUnavailable
+from finetune_trainer.publishing.claim import check_claim
 from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.training import interrupted_runs
 
@@ -83,3 +84,11 @@ def test_a_store_that_is_away_does_not_keep_a_stopped_run_from_ending(
     monkeypatch.setenv(ENV_POD_UID, "uid")
     interrupted_runs.record(make_config(), Away(tmp_path), BEGAN, 1, None)
     assert "no answer" in caplog.text
+
+
+def test_a_run_that_was_stopped_before_its_claim_does_not_keep_the_next_one_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config()
+    stop(tmp_path, monkeypatch, config, "one-1")
+    assert check_claim(config, Folder(tmp_path)) is False

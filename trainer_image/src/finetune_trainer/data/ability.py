@@ -89,9 +89,9 @@ def _choices(value: Any) -> tuple[list[Any] | None, list[str]]:
 
 def _correct(answer: Any, labels: list[str]) -> int:
     """Return the index of the correct choice, given as a label or as an index."""
-    if isinstance(answer, str) and answer in labels:
-        return labels.index(answer)
     text = str(answer)
+    if not isinstance(answer, bool) and text in labels:
+        return labels.index(text)
     if not isinstance(answer, bool) and text.isdecimal() and int(text) < len(labels):
         return int(text)
     raise ValueError(f"answer is {answer!r:.20}: give one of {', '.join(labels)} or its index, 0 to {len(labels) - 1}")

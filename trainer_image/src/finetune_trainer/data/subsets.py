@@ -72,7 +72,7 @@ def choose_subset(keys: Sequence[str], card: str | None, source: DataFiles, plac
     subset or a split that is not there, and for several subsets of which none is named.
     """
     field = f"spec.dataset.{place}"
-    subset = _named_subset(keys, list_subsets(card), source, field)
+    subset = _named_subset(keys, list_subsets(card), source, place)
     if subset is None:
         return None if source.split is None else _of_split_name(keys, source, field)
     if "" in subset.patterns:
@@ -89,10 +89,13 @@ def choose_subset(keys: Sequence[str], card: str | None, source: DataFiles, plac
     return chosen
 
 
-def _named_subset(keys: Sequence[str], subsets: list[Subset], source: DataFiles, field: str) -> Subset | None:
+def _named_subset(keys: Sequence[str], subsets: list[Subset], source: DataFiles, place: str) -> Subset | None:
+    field = f"spec.dataset.{place}"
     if source.config is None:
         if len(subsets) <= 1:
-            return subsets[0] if subsets and source.split else None
+            only = subsets[0] if subsets else None
+            is_meant = only and (source.split or not only.patterns.keys().isdisjoint(SPLITS[place.partition(".")[0]]))
+            return only if is_meant else None
         default = next((one for one in subsets if one.is_default), None)
         if default is None:
             names = name_some([one.name for one in subsets])

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
+from finetune_api.dataset.codes import RepairCode
 from finetune_api.handoff import ExitCode
 from finetune_trainer.data.rows import BadRow, Message
 from finetune_trainer.errors import TrainerError
@@ -72,10 +73,14 @@ def _answer(
     return labeler.tokenizer.decode(output[0, len(ids) :].tolist(), skip_special_tokens=True).strip()
 
 
+def _is_whole(sample: Encoded) -> bool:
+    return not sample.truncated and RepairCode.DOCUMENT_SPLIT not in sample.repairs
+
+
 def stop_token_ids(model: PreTrainedModel, samples: Iterable[Encoded]) -> list[int]:
     """Return the tokens that end an answer: the model's own and the one that ends most training answers."""
     known = model.generation_config.eos_token_id
     ids = [] if known is None else [known] if isinstance(known, int) else list(known)
-    ends = Counter([label for label in sample.labels if label >= 0][-1] for sample in samples if not sample.truncated)
+    ends = Counter([label for label in sample.labels if label >= 0][-1] for sample in samples if _is_whole(sample))
     ids += [token for token, _ in ends.most_common(1)]
     return sorted(set(ids)) or [0]

@@ -284,8 +284,10 @@ def start_loop(inputs: Inputs, checkpoints: Checkpoints, resumed: Path | None, w
         replay_evaluations(history, plateau)
         restore_best_weights(resumed, inputs.best_weights, plateau)
         saved = SavedRun.read(resumed / SAVED_RUN)
+        stopped_at = history.train[-1].step if plateau.is_exhausted else None  # nothing is left to train
         run.reporter.update(
-            metrics=saved.metrics.model_dump(exclude_none=True), early_stopping=early_stopping_status(plateau, None)
+            metrics=saved.metrics.model_dump(exclude_none=True),
+            early_stopping=early_stopping_status(plateau, stopped_at),
         )
     kept.restore(resumed, saved.kept, {plateau.best_step: inputs.best_weights})
     return LoopContext(

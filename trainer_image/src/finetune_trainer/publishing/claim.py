@@ -16,7 +16,7 @@ def check_claim(config: JobConfig, storage: ReadableStore) -> bool:
     if data is not None:
         _check_owner(config, data)
         return True
-    found = storage.first(config.output_key(), besides=(f"{Artifact.REFUSED}/",))
+    found = storage.first(config.output_key(), besides=(f"{Artifact.REFUSED}/", f"{Artifact.STOPPED_RUNS}/"))
     if found:
         raise _conflict(config, f"contains {found.key} but no {Artifact.OWNER}; nothing was changed")
     return False

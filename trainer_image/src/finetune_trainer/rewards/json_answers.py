@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
@@ -27,7 +27,7 @@ _DATA = frozenset({"const", "enum", "default", "examples"})
 def is_json(text: str) -> bool:
     """Return whether a text is JSON, alone or in one fenced code block."""
     try:
-        _read(text, Decimal)
+        _read(text, _exact)
     except ValueError:
         return False
     return True
@@ -36,7 +36,7 @@ def is_json(text: str) -> bool:
 def is_equal_json(text: str, reference: str) -> bool:
     """Return whether both texts are JSON with the same value; numbers are compared without rounding."""
     try:
-        return _is_same(_read(text, Decimal), _read(reference, Decimal))
+        return _is_same(_read(text, _exact), _read(reference, _exact))
     except ValueError:
         return False
 
@@ -100,6 +100,13 @@ def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key is given twice")
     return found
+
+
+def _exact(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        raise ValueError("a number's exponent is too large") from None
 
 
 def _finite(text: str) -> float:

@@ -100,6 +100,10 @@ def replay_evaluations(history: History, plateau: Plateau) -> None:
     """Update early stopping with the evaluations so far."""
     for evaluation in history.training_evaluations():
         plateau.update(evaluation.step, evaluation.loss)
+    # Until a group's rewards differ nothing is trained, and no weights are kept.
+    first = next(
+        (point.step for point in history.train if point.flat_share is not None and point.flat_share < 1.0), None
+    )
     for reward in history.rewards:
-        if reward.step:
+        if first is not None and reward.step >= first:
             plateau.update(reward.step, -reward.reward)

@@ -23,6 +23,8 @@ def contents(row: dict[str, Any]) -> list[str]:
         ({"instruction": "i", "input": None}, "i"),
         ({"instruction": "i", "question": "q"}, "i\nq"),
         ({"instruction": "i", "input": "x", "question": "q"}, "i\nx"),
+        ({"instruction": "Answer.", "prompt": "Why?"}, "Answer.\nWhy?"),
+        ({"instruction": "Add.", "input": None, "prompt": "### Instruction:\nAdd.\n### Output:\n3"}, "Add."),
         ({"question": "q", "context": "c"}, "q\nc"),
         ({"prompt": "p", "input": "x"}, "p\nx"),
         ({"prompt": "p"}, "p"),

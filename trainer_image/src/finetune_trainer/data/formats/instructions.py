@@ -41,11 +41,23 @@ def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
         return messages + read_messages(row["prompt"], "prompt", "user", repairs)
     if instruction == "instruction" and not has_extra:
         # If the row has both a general instruction and a question, the question is the input.
-        extra = find_column(row, INSTRUCTION_COLUMNS[1:]) or extra
+        extra = _find_question(row) or extra
     first = read_cell(row[instruction], instruction, repairs) if instruction else ""
     second = read_optional_text(row, extra, repairs) if extra else ""
     text = "\n".join(part for part in (first, second) if part.strip())
     return [*messages, Message(role="user", content=text)]
+
+
+def _find_question(row: Columns) -> str | None:
+    """Return the column of the question that an instruction is about.
+
+    A prompt that repeats the instruction is none: it is the whole text, often with the answer.
+    """
+    question = find_column(row, INSTRUCTION_COLUMNS[1:])
+    instruction, prompt = row["instruction"], row.get("prompt")
+    if question == "prompt" and isinstance(instruction, str) and isinstance(prompt, str):
+        return None if instruction.strip() in prompt else question
+    return question
 
 
 def mark_untrained(messages: list[Message]) -> list[Message]:
