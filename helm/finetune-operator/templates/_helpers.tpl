@@ -116,6 +116,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [serving.kserve.io]
   resources: [llminferenceservices]
   verbs: [get, patch]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get]
 {{- end }}
 {{- end }}
 {{- if or .Values.networkPolicy.trainingPods .Values.networkPolicy.egress.enabled }}

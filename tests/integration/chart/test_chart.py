@@ -91,7 +91,8 @@ def test_releases_are_served_only_if_asked_for(helm: str) -> None:
     assert rights(role) == RIGHTS | own
     assert environment(helm, *asked)["FINETUNE_RELEASES"] == "true"
     role, _ = of_kind(render(helm, *asked, "--set", "release.kserve=true"), "Role")
-    assert rights(role) == RIGHTS | own | {("serving.kserve.io", "llminferenceservices"): ["get", "patch"]}
+    of_kserve = {("serving.kserve.io", "llminferenceservices"): ["get", "patch"], ("apps", "deployments"): ["get"]}
+    assert rights(role) == RIGHTS | own | of_kserve
 
 
 @pytest.mark.parametrize("egress", ["false", "true"])

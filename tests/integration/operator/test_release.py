@@ -1,8 +1,6 @@
 """FineTuneReleases on a real API server, by an operator with exactly the rights of the chart; the test is the kubelet,
 and the controller of KServe, whose definition is a stand-in here."""
 
-import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,17 +10,12 @@ import yaml
 from documents import others
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
+from release_world import GROUP, PLURAL, RIGHTS, VERSION, Releases
 
 ROOT = Path(__file__).parents[3]
-GROUP, VERSION, PLURAL = "finetune.dev", "v1alpha1", "finetunereleases"
 KSERVE = ("serving.kserve.io", "v1alpha2", "llminferenceservices")
 NEW = {"uri": "s3://bucket/jobs/one", "manifestSHA256": "ab" * 32}
 OLD = {"uri": "s3://bucket/jobs/old", "manifestSHA256": "cd" * 32}
-RIGHTS = [
-    {"apiGroups": [GROUP], "resources": [PLURAL], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": [GROUP], "resources": [f"{PLURAL}/status"], "verbs": ["patch"]},
-    {"apiGroups": ["serving.kserve.io"], "resources": ["llminferenceservices"], "verbs": ["get", "patch"]},
-]
 VLLM = {
     "service": {"name": "vllm"},
     "adapterName": "bot",
@@ -48,62 +41,6 @@ def kserve_definition() -> Object:
     }
 
 
-class Releases:
-    """The releases of a world's namespace."""
-
-    def __init__(self, world: Any, wait: Callable[..., Any]) -> None:
-        self.world, self.wait = world, wait
-        self.operator: Any = None
-        self._where = (GROUP, VERSION, world.namespace, PLURAL)
-
-    def create(self, spec: Object, *, dry_run: bool = False) -> None:
-        meta = {"name": "bot", "namespace": self.world.namespace}
-        body = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "FineTuneRelease", "metadata": meta, "spec": spec}
-        options = {"dry_run": "All"} if dry_run else {}
-        self.world.custom.create_namespaced_custom_object(*self._where, body, **options)
-
-    def get(self) -> Object:
-        return dict(self.world.custom.get_namespaced_custom_object(*self._where, "bot"))
-
-    def patch(self, spec: Object) -> None:
-        self.world.custom.patch_namespaced_custom_object(*self._where, "bot", {"spec": spec})
-
-    def delete(self) -> None:
-        self.world.custom.delete_namespaced_custom_object(*self._where, "bot")
-
-    def wait_for(self, reason: str) -> Object:
-        """The status once it has that reason for the current spec."""
-
-        def found() -> Object | None:
-            now = self.get()
-            status = now.get("status") or {}
-            is_current = status.get("observedGeneration") == now["metadata"]["generation"]
-            return status if is_current and status.get("reason") == reason else None
-
-        return dict(self.wait(found, lambda: f"{reason}: {json.dumps(self.get().get('status'), indent=1)}"))
-
-    def events(self) -> dict[str, str]:
-        """The reasons and types of the release's events, in the order in which they were posted."""
-        fields = "involvedObject.kind=FineTuneRelease,involvedObject.name=bot"
-        found = self.world.core.list_namespaced_event(self.world.namespace, field_selector=fields).items
-        return {one.reason: one.type for one in sorted(found, key=lambda one: one.event_time)}
-
-    def series(self, metric: str) -> str:
-        """The sample of the release's metric, without its name and namespace."""
-        self.operator.get("/metrics")
-        found = re.search(rf'{metric}\{{name="bot",namespace="{self.world.namespace}",(.*)', self.operator.text)
-        return found[1] if found else ""
-
-    def end(self, job: str, outcome: str, **blocks: Any) -> Any:
-        """End the pod of a release with a report; return it."""
-        pod = self.world.pod_of(job)
-        meta = self.get()["metadata"]
-        report = {"outcome": outcome, "message": "words", "releaseUID": meta["uid"], "generation": meta["generation"]}
-        self.world.run(pod)
-        self.world.end(pod, 0, json.dumps(report | blocks))
-        return pod
-
-
 @pytest.fixture
 def releases(world: Any, wait: Callable[..., Any]) -> Iterator[Releases]:
     extensions = client.ApiextensionsV1Api(world.core.api_client)
@@ -122,7 +59,7 @@ def releases(world: Any, wait: Callable[..., Any]) -> Iterator[Releases]:
 
     for kind in served:
         wait(lambda kind=kind: is_served(*kind), f"{kind} is served")
-    yield Releases(world, wait)
+    yield Releases(world)
     for one in definitions:
         extensions.delete_custom_resource_definition(one["metadata"]["name"])
     left = {one["metadata"]["name"] for one in definitions}
@@ -230,7 +167,7 @@ def test_the_adapter_of_an_existing_service_is_set_and_waited_for(world: Any, wa
     def current() -> Object:
         return dict(world.custom.get_namespaced_custom_object(*where, "service"))
 
-    entry = {"name": "bot", "uri": f"{NEW['uri']}/adapter"}
+    entry = {"name": "bot", "uri": f"{NEW['uri']}/adapter/"}
     wait(lambda: entry in current()["spec"]["model"]["lora"]["adapters"], lambda: str(current()["spec"]))
     assert current()["spec"]["model"]["lora"]["adapters"] == [*lora["adapters"], entry]
     assert serving.get()["status"]["reason"] == "WaitingForServer"

@@ -1,5 +1,6 @@
 """A FineTuneRelease and what is observed of it."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Self
@@ -9,6 +10,9 @@ from pydantic import ValidationError
 from finetune_api.release import FineTuneReleaseSpec, FineTuneReleaseStatus, ReleaseConditionType
 from finetune_operator.kube.errors import ClusterError
 from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod, describe_faults, version_of
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+"""Names that can stand in a path as they are."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +71,54 @@ class Service:
     ready: str
     """Status of its condition Ready, for its current generation; empty if its controller has not reported one."""
     message: str
+    deployments: tuple[str, ...] = ()
+    """Names of the Deployments of its pods."""
+    rollout: str = ""
+    """Why not only pods with its current adapters answer; empty if only those do. Ready is True before that."""
 
     @classmethod
     def from_object(cls, obj: Object) -> Self:
         """Read what the API server sent."""
         meta, status = obj["metadata"], obj.get("status") or {}
         lora = ((obj.get("spec") or {}).get("model") or {}).get("lora") or {}
-        ready: Object = next((one for one in status.get("conditions") or [] if one.get("type") == "Ready"), {})
+        conditions: list[Object] = status.get("conditions") or []
+        ready = next((one for one in conditions if one.get("type") == "Ready"), {})
+        failed = next((one for one in (ready, *conditions) if one.get("status") == "False"), ready)
         is_current = status.get("observedGeneration") == meta.get("generation")
+        workloads = [one for one in (status.get("workloads") or {}).values() if one.get("kind") == "Deployment"]
+        deployments = [str(one.get("name")) for one in workloads]
         return cls(
             resource_version=meta["resourceVersion"],
             adapters=tuple(lora.get("adapters") or ()),
             ready=ready.get("status", "") if is_current else "",
-            message=str(ready.get("message") or ready.get("reason") or ""),
+            message=str(failed.get("message") or failed.get("reason") or ""),
+            deployments=tuple(name for name in deployments if _NAME.fullmatch(name)),
         )
 
     def uri_of(self, name: str) -> str | None:
         """Return the URI of an adapter."""
         return next((str(one.get("uri", "")) for one in self.adapters if one.get("name") == name), None)
+
+
+def explain_rollout(deployment: Object) -> str:
+    """Return why not only pods of a Deployment's current template answer, as `kubectl rollout status` decides it."""
+    meta, status, text = deployment["metadata"], deployment.get("status") or {}, ""
+    wanted = (deployment.get("spec") or {}).get("replicas", 1)
+    total, new, available = (int(status.get(f"{one}eplicas") or 0) for one in ("r", "updatedR", "availableR"))
+    if int(status.get("observedGeneration") or 0) < int(meta.get("generation") or 0):
+        text = "its change has not been observed yet"
+    elif new < wanted:
+        text = f"{new} of {wanted} pods are new"
+    elif total > new:
+        text = f"{total - new} of {total} pods are of its earlier spec"
+    elif available < new:
+        text = f"{available} of {new} new pods are available"
+    if not text:
+        return ""
+    conditions: list[Object] = status.get("conditions") or []
+    stuck = (one for one in conditions if one.get("type") == "Progressing" and one.get("status") == "False")
+    causes = [str(one.get("message")) for one in stuck]
+    return ": ".join([f"Deployment {meta['name']}", text, *causes])
 
 
 @dataclass(frozen=True)

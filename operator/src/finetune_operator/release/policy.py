@@ -75,7 +75,9 @@ def plan(seen: Seen, settings: Settings) -> Plan:
         return candidate
     if refusal := find_refusal(build_carrier(release, spec, seen.job), settings) or _check_url(spec):
         return _waiting(seen, "False", R.FORBIDDEN, f"{refusal}.")
-    return _start(_with(seen, candidate=candidate, job_name=build_name(release)), spec, candidate)
+    name = build_name(release)
+    of_earlier = {} if release.status.job_name == name else {"replaced_adapter_uri": None}
+    return _start(_with(seen, candidate=candidate, job_name=name, **of_earlier), spec, candidate)
 
 
 def _start(seen: Seen, spec: FineTuneReleaseSpec, candidate: ReleasedResult) -> Plan:
@@ -147,28 +149,33 @@ def _serve(
     seen: Seen, spec: FineTuneReleaseSpec, candidate: ReleasedResult, target: KServeTarget, service: Service
 ) -> Plan:
     """Set the adapter of an LLMInferenceService, wait until that is ready, or give back the one before."""
-    status, wanted = seen.release.status, f"{candidate.uri}/{Artifact.ADAPTER}"
+    status, wanted = seen.release.status, f"{candidate.uri}/{Artifact.ADAPTER}/"
     current, old = service.uri_of(target.adapter_name), status.replaced_adapter_uri
-    begun = status.condition(C.RELEASED)
+    begun, is_set = status.condition(C.RELEASED), _is_same(current, wanted)
     if begun is None or begun.reason != R.WAITING_FOR_SERVER:
-        seen = _with(seen, replaced_adapter_uri=None if current == wanted else current)
+        seen = _with(seen, replaced_adapter_uri=old if old and is_set else current)
         message = f"LLMInferenceService {target.name} gets {wanted} as {target.adapter_name}."
-        return replace(_wait_for(seen, message), sets_adapter=current != wanted, adapter_uri=wanted)
-    detail = service.message or "its controller has not reported on it"
+        return replace(_wait_for(seen, message), sets_adapter=not is_set, adapter_uri=wanted)
+    detail = service.rollout or service.message or "its controller has not reported on it"
     answering = candidate.model_copy(update={"released_time": seen.now})
     if seen.now - begun.last_transition_time >= timedelta(seconds=spec.progress_deadline_seconds):
         message = f"LLMInferenceService {target.name} was not ready within progressDeadlineSeconds: {detail}"
-        if spec.rollback is Rollback.NEVER:
+        if spec.rollback is Rollback.NEVER or _is_same(old, wanted):
             return _end(seen, R.FAILED, message, _report(seen, ReleaseOutcome.FAILED, answering))
-        return _give_back(seen, message, is_given=current != wanted)
-    if current not in {wanted, old}:
+        return _give_back(seen, message, is_given=not is_set)
+    if not is_set and not _is_same(current, old):
         message = f"Another client has set {target.adapter_name} of LLMInferenceService {target.name} to {current}"
         return _end(seen, R.FAILED, f"{message}: let one of the two set it, then edit the release.")
-    if current != wanted or service.ready != "True":
+    if not is_set or service.ready != "True" or service.rollout:
         waiting = _wait_for(seen, f"LLMInferenceService {target.name} is not ready with it yet: {detail}")
-        return replace(waiting, sets_adapter=current != wanted, adapter_uri=wanted)
+        return replace(waiting, sets_adapter=not is_set, adapter_uri=wanted)
     report = _report(seen, ReleaseOutcome.RELEASED, answering)
     return _end(seen, R.RELEASED, f"LLMInferenceService {target.name} is ready with it.", report)
+
+
+def _is_same(uri: str | None, other: str | None) -> bool:
+    """Return whether two entries name the same folder; without its last slash, KServe also copies its neighbours."""
+    return (uri or "").rstrip("/") == (other or "").rstrip("/")
 
 
 def _give_back(seen: Seen, message: str, *, is_given: bool) -> Plan:

@@ -63,7 +63,8 @@ class ReleaseReconciler:
             return None
         seen = await self._observe(release)
         decided = plan(seen, self._settings)
-        was_refused = decided.creates_job and is_refused(release)  # then the status waits for what comes of it now
+        acts = decided.creates_job or decided.sets_adapter
+        was_refused = acts and is_refused(release)  # then the status waits for what comes of it now
         if not was_refused:
             seen = replace(seen, release=await self._write(release, decided.status))
         refusal = await self._act(seen, decided)

@@ -12,7 +12,7 @@ from finetune_api.release import ReleaseConfig, ReleasedResult
 from finetune_operator.kube.errors import Denied, NameTaken, Refused
 from finetune_operator.kube.objects import FineTuneJob, Job, Pod
 from finetune_operator.release.manifests import build_carrier, build_children, build_name, set_adapter
-from finetune_operator.release.objects import Release, Seen, Service
+from finetune_operator.release.objects import Release, Seen, Service, explain_rollout
 from finetune_operator.release.policy import Plan, is_settled, plan
 from finetune_operator.settings import Settings
 
@@ -22,7 +22,7 @@ SETTINGS = Settings(trainer_image="registry.example/finetune-trainer:1", release
 DIGEST, OLD = "a" * 64, "b" * 64
 VLLM = {"service": {"name": "vllm"}, "adapterName": "bot", "volume": {"claimName": "adapters", "path": "/adapters"}}
 KSERVE = {"name": "service", "adapterName": "bot"}
-WANTED = "s3://bucket/new/adapter"
+WANTED = "s3://bucket/new/adapter/"
 Object = dict[str, Any]
 
 
@@ -248,10 +248,9 @@ def test_an_edited_release_starts_once_no_pod_of_the_earlier_spec_is_alive() -> 
     assert (decided.creates_job, build_name(after(seen, decided).release)) == (True, "bot-r2")
 
 
-def service(uri: str | None, ready: str = "", message: str = "") -> Service:
-    return Service(
-        "7", ({"name": "other", "uri": "s3://x"}, *([{"name": "bot", "uri": uri}] if uri else [])), ready, message
-    )
+def service(uri: str | None, ready: str = "", message: str = "", rollout: str = "") -> Service:
+    adapters = ({"name": "other", "uri": "s3://x"}, *([{"name": "bot", "uri": uri}] if uri else []))
+    return Service("7", adapters, ready, message, rollout=rollout)
 
 
 def verified() -> Seen:
@@ -268,7 +267,14 @@ def test_the_adapter_of_a_service_is_set_after_the_check_and_released_once_it_is
     waiting = plan(replace(after(seen, first), service=service(WANTED, message="pulling")), SETTINGS)
     assert (waiting.sets_adapter, waiting.requeue_after) == (False, 3)
     assert "not ready with it yet: pulling" in (waiting.status.message or "")
-    ready = plan(replace(after(seen, waiting), service=service(WANTED, "True")), SETTINGS)
+    rolling = service(WANTED, "True", rollout="old pods of Deployment service-kserve answer still")
+    early = plan(replace(after(seen, waiting), service=rolling), SETTINGS)
+    assert (early.status.reason, early.status.answering and early.status.answering.uri) == (
+        "WaitingForServer",
+        "s3://bucket/old",
+    )
+    assert "old pods of Deployment service-kserve" in (early.status.message or "")
+    ready = plan(replace(after(seen, early), service=service(WANTED, "True")), SETTINGS)
     assert ready.status.answering
     assert (ready.status.reason, ready.status.answering.manifest_sha256) == ("Released", DIGEST)
 
@@ -292,6 +298,16 @@ def test_a_service_that_is_not_ready_in_time_gets_back_its_adapter_if_asked(
     assert not decided.sets_adapter
 
 
+@pytest.mark.parametrize("uri", [WANTED, WANTED.rstrip("/")])
+@pytest.mark.parametrize("ready", ["True", ""])
+def test_an_entry_that_has_the_result_already_is_neither_set_nor_taken_away(uri: str, ready: str) -> None:
+    seen = replace(verified(), service=service(uri, ready))
+    first = plan(seen, SETTINGS)
+    assert (first.sets_adapter, first.status.reason) == (False, "WaitingForServer")
+    second = plan(replace(after(seen, first), now=NOW + timedelta(seconds=0 if ready else 901)), SETTINGS)
+    assert (second.sets_adapter, second.status.reason) == (False, "Released" if ready else "Failed")
+
+
 def test_a_service_that_is_missing_is_waited_for_and_one_that_others_set_is_left_alone() -> None:
     missing = plan(replace(verified(), service=None), SETTINGS)
     assert (missing.status.reason, missing.creates_job) == ("TargetMissing", False)
@@ -307,6 +323,50 @@ def test_setting_an_adapter_keeps_the_others_and_every_other_field_of_the_entry(
     assert set_adapter(adapters, "bot", "s3://new") == [{"name": "other"}, own | {"uri": "s3://new"}]
     assert set_adapter(adapters, "bot", None) == [{"name": "other"}]
     assert set_adapter((), "bot", "s3://new") == [{"name": "bot", "uri": "s3://new"}]
+
+
+def deployment(**status: Any) -> Object:
+    meta = {"name": "service-kserve", "generation": 3}
+    settled = {"observedGeneration": 3, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}
+    return {"metadata": meta, "spec": {"replicas": 2}, "status": settled | status}
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ({"observedGeneration": 2}, "has not been observed yet"),
+        ({"updatedReplicas": 1}, "1 of 2 pods are new"),
+        ({"replicas": 3}, "1 of 3 pods are of its earlier spec"),
+        ({"availableReplicas": None}, "0 of 2 new pods are available"),
+        (
+            {
+                "availableReplicas": 0,
+                "conditions": [{"type": "Progressing", "status": "False", "message": "it has timed out"}],
+            },
+            "available: it has timed out",
+        ),
+        ({}, ""),
+    ],
+)
+def test_a_rollout_is_over_once_only_new_pods_answer(status: Object, words: str) -> None:
+    found = explain_rollout(deployment(**status))
+    assert found.endswith(words)
+    assert bool(found) == bool(words)
+
+
+def test_a_service_names_its_deployments_and_why_it_is_not_ready() -> None:
+    failed = {"type": "PresetsCombined", "status": "False", "message": "LoRA adapter: oci is not supported"}
+    unknown = {"type": "Ready", "status": "Unknown", "message": "unsuccessfully observed a new generation"}
+    workloads = {
+        "primary": {"kind": "Deployment", "name": "service-kserve"},
+        "prefill": {"kind": "LeaderWorkerSet", "name": "x"},
+        "service": {"kind": "Service", "name": "y"},
+        "scheduler": {"kind": "Deployment", "name": "../secrets/s3"},
+    }
+    status = {"observedGeneration": 2, "conditions": [failed, unknown], "workloads": workloads}
+    meta = {"resourceVersion": "7", "generation": 2}
+    found = Service.from_object({"metadata": meta, "spec": {}, "status": status})
+    assert (found.ready, found.message, found.deployments) == ("Unknown", failed["message"], ("service-kserve",))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a release writes while the API server refuses its Job, and what queues it."""
 
+import json
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -74,6 +75,53 @@ async def test_a_refusal_that_lasts_is_written_once_and_is_one_event() -> None:
     assert "Job" in server.created
     assert server.writes[2:] == ["Releasing"]
     assert server.events[2:] == ["again"], "counted in the series of the first one"
+
+
+class Serving(Server):
+    """An API server with a release for KServe whose Job is done, which refuses to change the LLMInferenceService."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.release["spec"] = SPEC | {"target": {"kserve": {"name": "service", "adapterName": "bot"}}}
+        adapters = [{"name": "bot", "uri": "s3://bucket/old/adapter/"}]
+        self.service = {"metadata": {"resourceVersion": "1"}, "spec": {"model": {"lora": {"adapters": adapters}}}}
+
+    async def request(self, verb: str, path: str, *, body: Object | None = None, **more: Any) -> Object:
+        owner = {"kind": "FineTuneRelease", "uid": "uid-1", "controller": True}
+        meta = {"namespace": "team", "name": "bot-r1", "uid": "job-uid", "ownerReferences": [owner]}
+        if path.endswith("/llminferenceservices/service"):
+            if verb == "PATCH" and self.refusal:
+                raise self.refusal
+            return self.service
+        if path.endswith("/jobs/bot-r1"):
+            ended = {"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+            pod = {"containers": [{"name": "trainer", "image": "x"}]}
+            return {"metadata": meta, "spec": {"template": {"spec": pod}}, "status": {"conditions": [ended]}}
+        if path.endswith("/pods"):
+            report = {"outcome": "Verified", "message": "words", "releaseUID": "uid-1", "generation": 1}
+            state = {"terminated": {"exitCode": 0, "message": json.dumps(report)}}
+            status = {"containerStatuses": [{"name": "trainer", "state": state}]}
+            of_job = {"kind": "Job", "uid": "job-uid", "controller": True}
+            pod_meta = {"name": "pod", "uid": "pod-uid", "namespace": "team", "ownerReferences": [of_job]}
+            return {"items": [{"metadata": pod_meta, "status": status}]}
+        spec = self.release["spec"]
+        found = await super().request(verb, path, body=body, **more)
+        self.release["spec"] = spec
+        return found
+
+
+async def test_a_refused_adapter_is_written_once_and_what_it_replaces_is_kept() -> None:
+    server = Serving()
+    server.refusal = Refused("adapter name must differ from base model name")
+    one = reconciler(server)
+    for _ in range(5):
+        await one.handle(KEY)
+    assert server.writes == ["WaitingForServer", "APIDenied"]
+    assert "must differ from base model name" in server.release["status"]["message"]
+    server.refusal = None
+    await one.handle(KEY)
+    assert server.writes[2:] == ["WaitingForServer"]
+    assert server.release["status"]["replacedAdapterURI"] == "s3://bucket/old/adapter/"
 
 
 async def test_another_refusal_is_written_with_its_words() -> None:
