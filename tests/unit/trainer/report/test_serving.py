@@ -147,6 +147,11 @@ def test_an_llm_service_of_kserve_names_the_adapter_its_rank_and_its_template() 
     ]
 
 
+def test_the_base_is_called_otherwise_if_the_job_has_the_name_of_the_adapter() -> None:
+    model = yaml.safe_load(kserve_llm_adapter(replace(PLACE, name="Tuned"), 24))["spec"]["model"]
+    assert (model["name"], model["lora"]["adapters"][0]["name"]) == ("tuned-base", "tuned")
+
+
 @pytest.mark.parametrize("base", ["s3://bucket/models/base", "s3://bucket/models/base/"])
 def test_kserve_copies_no_neighbour_whose_name_begins_with_that_of_the_base(base: str) -> None:
     place = replace(PLACE, base=base)

@@ -243,13 +243,15 @@ def kserve_llm_adapter(place: Place, rank: int) -> str:
         "maxRank": max_lora_rank(rank) or VLLM_RANKS[-1],
         "adapters": [{"name": ADAPTER_NAME, "uri": f"{place.output}/adapter/"}],
     }
+    # KServe names the base like the service, and refuses an adapter of the same name.
+    base = {"name": f"{ADAPTER_NAME}-base"} if service_name(place.name) == ADAPTER_NAME else {}
     server = {"name": "main", "args": _settings_of(f"/mnt/lora/{ADAPTER_NAME}", "="), "resources": RESOURCES}
     template: dict[str, Any] = {"containers": [server]}
     if names_hub(place):
         hub = {"name": "HF_ENDPOINT", "value": place.hub_endpoint}
         template["initContainers"] = [{"name": "storage-initializer", "env": [hub]}]
     spec = {
-        "model": {"uri": _kserve_uri(place), "lora": adapters},
+        "model": {"uri": _kserve_uri(place), **base, "lora": adapters},
         "replicas": 1,
         "router": {"gateway": {}, "route": {}},
         "template": template,
