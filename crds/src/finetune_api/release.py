@@ -264,7 +264,8 @@ class FineTuneReleaseStatus(StatusBlock):
     last_refusal: ReleaseRefusal | None = None
     """The last result that was not released."""
     replaced_adapter_uri: Uri | None = None
-    """URI that the entry of the LLMInferenceService had before, for a rollback; only with `target.kserve`."""
+    """URI that the entry of the LLMInferenceService had before, for a rollback, and empty if there was none; only with
+    `target.kserve`, while the release waits for the server."""
     job_name: Name | None = None
     """Name of the batch/v1 Job of the observed generation."""
 

@@ -35,7 +35,8 @@ def build_carrier(release: Release, spec: FineTuneReleaseSpec, job: FineTuneJob 
     The volume of the adapters takes the place of the model cache: the same list allows its claim, and it is mounted at
     the same path.
     """
-    uri = spec.target.files.uri if spec.target.files else (spec.uri or "s3://unused/result")
+    of_job = job.spec.output.uri if job and job.spec else "s3://unused/result"
+    uri = spec.target.files.uri if spec.target.files else (spec.uri or of_job)
     source = spec.uri or uri
     content = {
         "objective": "Chat",

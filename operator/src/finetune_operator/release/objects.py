@@ -12,7 +12,7 @@ from finetune_operator.kube.errors import ClusterError
 from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod, describe_faults, version_of
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-"""Names that can stand in a path as they are."""
+"""Names that need no escaping in a path."""
 
 
 @dataclass(frozen=True)

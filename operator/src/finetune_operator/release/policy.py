@@ -68,16 +68,28 @@ def plan(seen: Seen, settings: Settings) -> Plan:
     if spec is None:
         return _waiting(seen, "False", R.INVALID_SPEC, f"The spec cannot be read: {release.spec_error}.")
     if seen.problem:
-        reason, fix = _explain(seen.problem)
-        return _waiting(seen, "False", reason, f"{seen.problem}: {fix}.")
+        return _show_problem(seen, spec, seen.problem)
     candidate = _find_candidate(seen, spec)
     if isinstance(candidate, Plan):
         return candidate
-    if refusal := find_refusal(build_carrier(release, spec, seen.job), settings) or _check_url(spec):
+    is_made = seen.child is not None and release.status.job_name == seen.child.name  # and its job may be gone
+    if not is_made and (refusal := find_refusal(build_carrier(release, spec, seen.job), settings) or _check_url(spec)):
         return _waiting(seen, "False", R.FORBIDDEN, f"{refusal}.")
     name = build_name(release)
-    of_earlier = {} if release.status.job_name == name else {"replaced_adapter_uri": None}
-    return _start(_with(seen, candidate=candidate, job_name=name, **of_earlier), spec, candidate)
+    if release.status.job_name != name:
+        if undo := _undo_trial(seen, spec):
+            return undo
+        seen = _with(seen, replaced_adapter_uri=None)
+    return _start(_with(seen, candidate=candidate, job_name=name), spec, candidate)
+
+
+def _show_problem(seen: Seen, spec: FineTuneReleaseSpec, problem: ClusterError) -> Plan:
+    """Wait for what the API server refuses; an adapter that is refused for too long ends the release."""
+    reason, fix = _explain(problem)
+    begun = seen.release.status.condition(C.RELEASED)
+    if begun and begun.reason == reason and seen.child and seen.child.is_over and _is_late(seen, spec, begun):
+        return _end(seen, R.FAILED, f"{problem}, for longer than progressDeadlineSeconds.")
+    return _waiting(seen, "False", reason, f"{problem}: {fix}.")
 
 
 def _start(seen: Seen, spec: FineTuneReleaseSpec, candidate: ReleasedResult) -> Plan:
@@ -153,24 +165,46 @@ def _serve(
     current, old = service.uri_of(target.adapter_name), status.replaced_adapter_uri
     begun, is_set = status.condition(C.RELEASED), _is_same(current, wanted)
     if begun is None or begun.reason != R.WAITING_FOR_SERVER:
-        seen = _with(seen, replaced_adapter_uri=old if old and is_set else current)
+        before = old if old is not None else current or ""  # of a trial that was interrupted, the one before it
+        seen = _with(seen, replaced_adapter_uri=before)
         message = f"LLMInferenceService {target.name} gets {wanted} as {target.adapter_name}."
         return replace(_wait_for(seen, message), sets_adapter=not is_set, adapter_uri=wanted)
     detail = service.rollout or service.message or "its controller has not reported on it"
     answering = candidate.model_copy(update={"released_time": seen.now})
-    if seen.now - begun.last_transition_time >= timedelta(seconds=spec.progress_deadline_seconds):
+    if is_set and service.ready == "True" and not service.rollout:
+        report = _report(seen, ReleaseOutcome.RELEASED, answering)
+        return _end(seen, R.RELEASED, f"LLMInferenceService {target.name} is ready with it.", report)
+    if _is_late(seen, spec, begun):
         message = f"LLMInferenceService {target.name} was not ready within progressDeadlineSeconds: {detail}"
         if spec.rollback is Rollback.NEVER or _is_same(old, wanted):
             return _end(seen, R.FAILED, message, _report(seen, ReleaseOutcome.FAILED, answering))
-        return _give_back(seen, message, is_given=not is_set)
+        return _give_back(seen, message, is_given=_is_same(current, old))
     if not is_set and not _is_same(current, old):
         message = f"Another client has set {target.adapter_name} of LLMInferenceService {target.name} to {current}"
         return _end(seen, R.FAILED, f"{message}: let one of the two set it, then edit the release.")
-    if not is_set or service.ready != "True" or service.rollout:
-        waiting = _wait_for(seen, f"LLMInferenceService {target.name} is not ready with it yet: {detail}")
-        return replace(waiting, sets_adapter=not is_set, adapter_uri=wanted)
-    report = _report(seen, ReleaseOutcome.RELEASED, answering)
-    return _end(seen, R.RELEASED, f"LLMInferenceService {target.name} is ready with it.", report)
+    waiting = _wait_for(seen, f"LLMInferenceService {target.name} is not ready with it yet: {detail}")
+    return replace(waiting, sets_adapter=not is_set, adapter_uri=wanted)
+
+
+def _undo_trial(seen: Seen, spec: FineTuneReleaseSpec) -> Plan | None:
+    """Give back the entry that an earlier generation set and that was never ready; None if there is none."""
+    status, target, service = seen.release.status, spec.target.kserve, seen.service
+    if not (target and service and status.candidate) or status.replaced_adapter_uri is None:
+        return None
+    tried, before = f"{status.candidate.uri}/{Artifact.ADAPTER}/", status.replaced_adapter_uri
+    if spec.rollback is Rollback.NEVER or _is_same(before, tried):
+        return None
+    if not _is_same(service.uri_of(target.adapter_name), tried):
+        return None
+    message = (
+        f"LLMInferenceService {target.name} gets back {before or 'none'}: the release was edited before it was ready."
+    )
+    undo = _waiting(seen, "Unknown", R.RELEASING, message, SOON_SECONDS)
+    return replace(undo, sets_adapter=True, adapter_uri=before or None)
+
+
+def _is_late(seen: Seen, spec: FineTuneReleaseSpec, begun: ReleaseCondition) -> bool:
+    return seen.now - begun.last_transition_time >= timedelta(seconds=spec.progress_deadline_seconds)
 
 
 def _is_same(uri: str | None, other: str | None) -> bool:
@@ -183,7 +217,7 @@ def _give_back(seen: Seen, message: str, *, is_given: bool) -> Plan:
     old = seen.release.status.replaced_adapter_uri
     if is_given:
         return _end(seen, R.ROLLED_BACK, f"{message}; before: {old or 'none'}")
-    return replace(_wait_for(seen, message), sets_adapter=True, adapter_uri=old)
+    return replace(_wait_for(seen, message), sets_adapter=True, adapter_uri=old or None)
 
 
 def _wait_for(seen: Seen, message: str) -> Plan:
@@ -233,12 +267,12 @@ def _waiting(seen: Seen, ready: str, reason: str, message: str, after: float = S
 def _end(seen: Seen, reason: ReleaseReason, message: str, found: ReleaseReport | None = None) -> Plan:
     """Return the end of this generation; what answers changes only if the pod has established that."""
     status = seen.release.status
-    changes: dict[str, object] = {}
+    changes: dict[str, object] = {"replaced_adapter_uri": None}
     if found and found.answering:
         old = found.replaced or status.answering
         is_same = old is not None and old.manifest_sha256 == found.answering.manifest_sha256
         since = status.answering if is_same and found.answering.released_time is None else found.answering
-        changes = {"answering": since, "previous": status.previous if is_same else old}
+        changes |= {"answering": since, "previous": status.previous if is_same else old}
     if found and found.comparison:
         changes["comparison"] = found.comparison
     if reason is not R.RELEASED:

@@ -369,6 +369,109 @@ def test_a_service_names_its_deployments_and_why_it_is_not_ready() -> None:
     assert (found.ready, found.message, found.deployments) == ("Unknown", failed["message"], ("service-kserve",))
 
 
+LATE = NOW + timedelta(seconds=901)
+OLD_ADAPTER = "s3://bucket/old/adapter"
+
+
+def tried() -> Seen:
+    """The adapter is set, and the service is not ready yet."""
+    seen = verified()
+    seen = after(seen, plan(seen, SETTINGS))
+    return after(seen, plan(replace(seen, service=service(WANTED)), SETTINGS))
+
+
+def edited(seen: Seen, outcome: str, uri: str) -> Seen:
+    """Generation 2, whose pod has ended, after the entry of generation 1 was given back."""
+    spec = {"uri": "s3://bucket/newer", "manifestSHA256": "c" * 64, "target": {"kserve": KSERVE}}
+    second = replace(release(spec, generation=2), status=seen.release.status)
+    seen = replace(seen, release=second, child=None, pods=(), service=service(WANTED))
+    undone = plan(seen, SETTINGS)
+    assert (undone.sets_adapter, undone.adapter_uri, undone.creates_job) == (True, OLD_ADAPTER, False)
+    seen = replace(after(seen, undone), service=service(OLD_ADAPTER))
+    begun = plan(seen, SETTINGS)
+    assert begun.creates_job
+    seen = replace(after(seen, begun), child=child("bot-r2", **COMPLETE))
+    ended = pod(report(outcome, generation=2), of="bot-r2")
+    return replace(seen, pods=(ended,), service=service(uri))
+
+
+def test_a_service_that_became_ready_while_no_operator_ran_is_released() -> None:
+    decided = plan(replace(tried(), now=LATE, service=service(WANTED, "True")), SETTINGS)
+    assert (decided.status.reason, decided.sets_adapter) == ("Released", False)
+    assert decided.status.replaced_adapter_uri is None
+
+
+@pytest.mark.parametrize("before", [OLD_ADAPTER, None])
+@pytest.mark.parametrize("interruption", ["a denied read", "a deleted Job", "a service that is away"])
+def test_a_rollback_gives_back_what_answered_before_whatever_happened_in_between(
+    interruption: str, before: str | None
+) -> None:
+    seen = replace(verified(), service=service(before))
+    seen = after(seen, plan(seen, SETTINGS))
+    seen = replace(seen, service=service(WANTED))
+    problem = Denied("get", "llminferenceservices", "team") if interruption == "a denied read" else None
+    broken = replace(seen, problem=problem)
+    if interruption == "a deleted Job":
+        broken = replace(seen, child=None)
+    elif interruption == "a service that is away":
+        broken = replace(seen, service=None)
+    seen = replace(after(broken, plan(broken, SETTINGS)), problem=None, child=seen.child, service=seen.service)
+    seen = after(seen, plan(seen, SETTINGS))
+    late = replace(seen, now=LATE + timedelta(seconds=901), service=service(WANTED, "False", "out of memory"))
+    decided = plan(late, SETTINGS)
+    assert (decided.sets_adapter, decided.adapter_uri) == (True, before)
+
+
+def test_a_release_of_what_answers_already_never_takes_the_name_away() -> None:
+    seen = replace(verified(), service=service(WANTED))
+    seen = after(seen, plan(seen, SETTINGS))
+    decided = plan(replace(seen, now=LATE, service=service(WANTED, "False", "a node is drained")), SETTINGS)
+    assert (decided.status.reason, decided.sets_adapter) == ("Failed", False)
+
+
+def test_an_edit_while_a_result_is_tried_gives_its_entry_back_first() -> None:
+    seen = edited(tried(), "Verified", OLD_ADAPTER)
+    seen = after(seen, plan(seen, SETTINGS))
+    late = replace(seen, now=LATE, service=service("s3://bucket/newer/adapter/", "False", "out of memory"))
+    decided = plan(late, SETTINGS)
+    assert (decided.sets_adapter, decided.adapter_uri) == (True, OLD_ADAPTER)
+
+
+def test_an_edit_to_a_result_that_is_held_leaves_the_one_before_both() -> None:
+    decided = plan(edited(tried(), "Held", OLD_ADAPTER), SETTINGS)
+    assert (decided.status.reason, decided.sets_adapter) == ("Held", False)
+
+
+TARGETS: dict[str, Object] = {
+    "vllm": {"vllm": VLLM},
+    "kserve": {"kserve": KSERVE},
+    "files": {"files": {"uri": "s3://bucket/alias"}},
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_result_of_a_job_is_released_where_storage_is_limited_to_its_prefix(target: str) -> None:
+    limited = SETTINGS.model_copy(update={"allowed_storage_prefixes": ["s3://bucket/"]})
+    spec = {"jobRef": {"name": "job"}, "target": TARGETS[target]}
+    seen = Seen(release(spec), NOW, job=job(Complete="True"), service=service(OLD_ADAPTER))
+    decided = plan(seen, limited)
+    assert decided.status.reason == "Releasing", decided.status.message
+
+
+def test_a_release_ends_although_its_job_was_deleted_in_the_meantime() -> None:
+    limited = SETTINGS.model_copy(update={"allowed_storage_endpoints": ["http://minio:9000"]})
+    of_job = job(Complete="True")
+    assert of_job.spec
+    storage = of_job.spec.storage.model_copy(update={"endpoint": "http://minio:9000"})
+    of_job = replace(of_job, spec=of_job.spec.model_copy(update={"storage": storage}))
+    seen = Seen(release({"jobRef": {"name": "job"}, "target": {"vllm": VLLM}}), NOW, job=of_job)
+    seen = after(seen, plan(seen, limited))
+    new = {"uri": "s3://bucket/new", "manifestSHA256": DIGEST, "releasedTime": WIRE}
+    seen = replace(seen, job=None, child=child(**COMPLETE), pods=(pod(report("Released", answering=new)),))
+    decided = plan(seen, limited)
+    assert decided.status.reason == "Released", decided.status.message
+
+
 @pytest.mark.parametrize(
     ("problem", "reason"),
     [

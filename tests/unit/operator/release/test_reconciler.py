@@ -1,7 +1,7 @@
 """What a release writes while the API server refuses its Job, and what queues it."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from finetune_operator.cluster import Cluster
@@ -122,6 +122,19 @@ async def test_a_refused_adapter_is_written_once_and_what_it_replaces_is_kept() 
     await one.handle(KEY)
     assert server.writes[2:] == ["WaitingForServer"]
     assert server.release["status"]["replacedAdapterURI"] == "s3://bucket/old/adapter/"
+
+
+async def test_an_adapter_that_is_refused_for_too_long_ends_the_release() -> None:
+    server, now = Serving(), [NOW]
+    server.refusal = Refused("too many adapters")
+    one = ReleaseReconciler(cast("Cluster", server), WorkQueue(1), SETTINGS, lambda: now[0])
+    for _ in range(30):
+        await one.handle(KEY)
+        now[0] += timedelta(seconds=30)
+    assert server.writes == ["WaitingForServer", "APIDenied"]
+    await one.handle(KEY)
+    assert server.writes[2:] == ["Failed"]
+    assert "too many adapters, for longer than progressDeadlineSeconds" in server.release["status"]["message"]
 
 
 async def test_another_refusal_is_written_with_its_words() -> None:
