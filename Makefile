@@ -322,6 +322,13 @@ bench: setup ## Speed of the data front door, of training and of the operator (a
 	$(BIN)/python tests/bench/operator_memory.py
 	$(BIN)/python tests/bench/operator_burst.py --jobs 100 --queued 200 --life --steady 100
 
+PEER_ARGS ?=
+
+.PHONY: bench-peer
+bench-peer: setup ## A burst of jobs, here and with Kubeflow Trainer and JobSet in turn (PEER_ARGS=--help; builds them once)
+	$(CLUSTER_PY) build $(CONTROL_PLANE) jobset kubeflow-trainer
+	$(BIN)/python tests/bench/kubeflow_burst.py $(PEER_ARGS)
+
 KILLS ?= 200
 TRAINER_KILLS ?= 20
 EVICTIONS ?= 20

@@ -309,8 +309,7 @@ class Bench:
         self.record(f"{text}: series", len(lines))
 
     def _work(self) -> Work:
-        pids = self._kubeconfig.parent / "pids"
-        spent = {one.stem: seconds_of(json.loads(one.read_text())["pid"]) for one in sorted(pids.glob("*.json"))}
+        spent = control_plane_seconds(self._kubeconfig)
         return Work(self.operator.requests(), self.operator.processor_seconds, self.operator.loop_seconds, spent)
 
     def _record_work(self, text: str, count: int, before: Work) -> None:
@@ -327,6 +326,12 @@ class Bench:
             for name, one in after.control_plane.items()
         }
         self.record(f"of the control plane for each job {text} (ms)", others)
+
+
+def control_plane_seconds(kubeconfig: Path) -> dict[str, float]:
+    """Return the processor time of each process of the control plane."""
+    pids = kubeconfig.parent / "pids"
+    return {one.stem: seconds_of(json.loads(one.read_text())["pid"]) for one in sorted(pids.glob("*.json"))}
 
 
 def show(value: Any) -> str:

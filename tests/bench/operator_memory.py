@@ -16,7 +16,7 @@ sys.path += [str(Path(__file__).parents[1] / "fixtures")]
 
 from counting_api import CountingApi
 from many_jobs import SPEC, finished, hold, job
-from operator_process import Operator
+from operator_process import Operator, read
 
 SETTLE_SECONDS = 5
 
@@ -58,7 +58,7 @@ def scrape(operator: Operator) -> tuple[int, list[float]]:
         waits: list[float] = []
         while not text.done() or not waits:
             began = time.monotonic()
-            operator.read(operator.health_port, "/healthz")
+            read(operator.health_port, "/healthz")
             waits.append(time.monotonic() - began)
         return len(text.result().splitlines()), waits
 

@@ -41,25 +41,14 @@ class Operator:
         started = time.monotonic()
         with log.open("ab") as file:
             self.process = subprocess.Popen([sys.executable, *command], env=env, stderr=file)
-        while self.read(self.health_port, "/readyz") is None:
-            if self.process.poll() is not None:
-                raise SystemExit(f"the operator ended: {log.read_text()[-2000:]}")
-            time.sleep(0.05)
+        wait_until_ready(self.process, self.health_port, log)
         self.seconds_to_ready = time.monotonic() - started
         self.requests_to_ready = self.requests()
-
-    def read(self, port: int, path: str) -> str | None:
-        """Return the answer of one of its servers, or None without one."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
-                return str(answer.read().decode())
-        except OSError:
-            return None
 
     def metrics(self) -> str:
         """Return the text of a scrape; on a busy machine one may time out."""
         while self.process.poll() is None:
-            if text := self.read(self.port, "/metrics"):
+            if text := read(self.port, "/metrics"):
                 return text
         raise SystemExit("the operator has ended")
 
@@ -74,8 +63,7 @@ class Operator:
     @property
     def resident_mib(self) -> float:
         """The resident memory."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+        return resident_mib(self.process.pid)
 
     @property
     def processor_seconds(self) -> float:
@@ -92,6 +80,29 @@ class Operator:
         if self.process.poll() is None:
             self.process.terminate()
             self.process.wait(120)
+
+
+def read(port: int, path: str) -> str | None:
+    """Return the answer of a server, or None without one."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return None
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Wait for a controller's readiness at its health port."""
+    while read(port, "/readyz") is None:
+        if process.poll() is not None:
+            raise SystemExit(f"{log.stem} ended: {log.read_text()[-2000:]}")
+        time.sleep(0.05)
+
+
+def resident_mib(pid: int) -> float:
+    """Return the resident memory of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
 def seconds_of(pid: int) -> float:

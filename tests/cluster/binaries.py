@@ -21,6 +21,7 @@ PROMETHEUS_OPERATOR = "github.com/prometheus-operator/prometheus-operator"
 FLUX = "github.com/fluxcd"
 ARGO_CD = "github.com/argoproj/argo-cd/v3"
 KUSTOMIZE = "sigs.k8s.io/kustomize/kustomize/v5"
+TRAINER = "github.com/kubeflow/trainer/v2"
 KUBE_ROUTER = "github.com/cloudnativelabs/kube-router/v2"
 MINOR = os.environ.get("KUBERNETES_MINOR", "")
 """The older Kubernetes of a control plane without a node, for example 1.31; empty for the cluster's own."""
@@ -58,6 +59,8 @@ PROGRAMS = {
         Program("buildkitd", "buildkit", "github.com/moby/buildkit", "github.com/moby/buildkit/cmd/buildkitd"),
         Program("buildctl", "buildkit", "github.com/moby/buildkit", "github.com/moby/buildkit/cmd/buildctl"),
         Program("kueue", "kueue", "sigs.k8s.io/kueue", "sigs.k8s.io/kueue/cmd/kueue"),
+        Program("jobset", "kubeflow", "sigs.k8s.io/jobset", "sigs.k8s.io/jobset"),
+        Program("kubeflow-trainer", "kubeflow", TRAINER, f"{TRAINER}/cmd/trainer-controller-manager"),
         Program("pause", "pause", "finetune.dev/binaries/pause", "."),
         Program("argocd", "argo-cd", ARGO_CD, f"{ARGO_CD}/cmd"),
         Program("kustomize", "kustomize", KUSTOMIZE, KUSTOMIZE),
@@ -75,7 +78,7 @@ PROGRAMS = {
     )
 }
 ON_DEMAND = (
-    *("kueue", "health", "registry", "actionlint", "kubeadm"),
+    *("kueue", "health", "registry", "actionlint", "kubeadm", "jobset", "kubeflow-trainer"),
     *("kube-router", "prometheus-operator", "source-controller", "kustomize-controller", "argocd", "kustomize"),
 )
 BASIC = tuple(name for name in PROGRAMS if name not in ON_DEMAND)
