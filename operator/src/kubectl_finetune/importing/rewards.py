@@ -11,6 +11,7 @@ from kubectl_finetune.importing.locations import put_model
 from kubectl_finetune.importing.rows import Table, harmless, lost, to
 
 SAMPLED = "answers are sampled in the process that trains"
+LOSS = "the loss is that of `dapo`: each token of a step has the same weight"
 ESTIMATE = "the trainer computes advantages and the loss in its own way: see docs/objectives.md"
 THINKS_FIRST = r"(?s)^<think>(?!.*<think>).*?</think>"
 REWARDS: Mapping[str, dict[str, Any]] = {"think_format_reward": {"type": "Regex", "pattern": THINKS_FIRST}}
@@ -29,7 +30,7 @@ TABLE: Table = {
     "num_iterations": lost("each answer is used for one step", unless=(1,)),
     "epsilon*": lost(ESTIMATE, unless=(0.2,)),
     "delta": lost(ESTIMATE),
-    "loss_type": lost(ESTIMATE, unless=("grpo",)),
+    "loss_type": lost(LOSS, unless=("dapo",)),
     "scale_rewards": lost(ESTIMATE, unless=(True, "group")),
     "importance_sampling_level": lost(ESTIMATE, unless=("token",)),
     "multi_objective_aggregation": lost(ESTIMATE, unless=("sum_then_normalize",)),

@@ -240,11 +240,35 @@ def fields_of(folder: Path, name: str) -> set[str]:
     return found | ({"reward_funcs", "reward_model_name_or_path"} if name in {"grpo", "rloo"} else set())
 
 
-def test_a_key_that_shows_a_command_is_of_no_other_command_of_the_trainers_trl() -> None:
+def trl_folder() -> Path:
     spec = importlib.util.find_spec("trl")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("TRL is not installed")
-    folder = Path(spec.submodule_search_locations[0])
+    return Path(spec.submodule_search_locations[0])
+
+
+def default_loss_of_grpo() -> Any:
+    """Return the default of `GRPOConfig.loss_type`, which the trainer does not set."""
+    for one in ast.walk(ast.parse((trl_folder() / "trainer" / "grpo_config.py").read_text())):
+        if (
+            isinstance(one, ast.AnnAssign)
+            and ast.unparse(one.target) == "loss_type"
+            and isinstance(one.value, ast.Call)
+        ):
+            return next(ast.literal_eval(name.value) for name in one.value.keywords if name.arg == "default")
+    raise AssertionError("GRPOConfig has no loss_type")
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dapo", "bnpo", "dr_grpo"])
+def test_of_the_losses_of_grpo_only_trls_default_is_computed(read: Read, loss: str) -> None:
+    done = read(reward_funcs=["think_format_reward"], loss_type=loss)
+    assert spec_of(done)["objective"] == "RLHF"
+    lost = [one.key for one in done.not_carried if one.changes_training]
+    assert lost == ([] if loss == default_loss_of_grpo() else ["loss_type"])
+
+
+def test_a_key_that_shows_a_command_is_of_no_other_command_of_the_trainers_trl() -> None:
+    folder = trl_folder()
     fields = {name: fields_of(folder, name) for name in ("sft", "dpo", "kto", "reward", "grpo", "rloo", "distillation")}
     for command, signs in SIGNS_OF_COMMANDS.items():
         same = {command, "rloo"} if command == "grpo" else {command}
