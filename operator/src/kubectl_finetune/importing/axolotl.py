@@ -10,6 +10,7 @@ from kubectl_finetune.importing.axolotl_rows import put_rows
 from kubectl_finetune.importing.draft import Draft, NotConverted
 from kubectl_finetune.importing.engine import apply_table
 from kubectl_finetune.importing.locations import put_model, put_result
+from kubectl_finetune.importing.preferences import put_axolotl_beta
 from kubectl_finetune.importing.rewards import put_rlhf
 from kubectl_finetune.importing.rows import Format, Table, derived, harmless, is_off, lost, refused, to
 from kubectl_finetune.importing.shared import HYPER, LORA, REMOVE
@@ -67,27 +68,23 @@ def _of_rows(draft: Draft) -> str:
     return (Objective.DOMAIN_ADAPTATION if kinds & {"completion", "pretrain"} else Objective.CHAT).value
 
 
-def _beta(draft: Draft) -> None:
+def _preferences(draft: Draft) -> None:
     block = BLOCKS.get(str(draft.at("objective")))
-    for key in ("rl_beta", "dpo_beta"):
-        if block in {"dpo", "kto"}:
-            shared.carry(draft, key, f"{block}.beta", values.number)
-        elif block == "rlhf" and draft.is_given(key):
-            draft.lose(key, "the weight of GRPO is trl.beta", "set rlhf.beta")
-        else:
-            shared.name_unused(draft, key, "it belongs to DPO and KTO")
+    settings = draft.get("trl") or {}
+    if block == "rlhf" and isinstance(settings, dict):
+        put_rlhf(draft, settings, ("trl",), "GRPO")
+    elif not isinstance(settings, dict):
+        draft.refuse("trl", "is not a block", "write its settings below it")
+    else:
+        for key in settings:
+            if block is None or key != "beta":
+                draft.lose(("trl", key), "it belongs to GRPO", changes_training=False)
+    put_axolotl_beta(draft, block)
     if block == "kto":
         shared.carry(draft, "kto_desirable_weight", "kto.desirableWeight", values.number)
         shared.carry(draft, "kto_undesirable_weight", "kto.undesirableWeight", values.number)
     else:
         shared.name_unused(draft, "kto_desirable_weight kto_undesirable_weight", "it belongs to KTO")
-    settings = draft.get("trl") or {}
-    if block != "rlhf":
-        shared.name_unused(draft, "trl", "it belongs to GRPO")
-    elif isinstance(settings, dict):
-        put_rlhf(draft, settings, ("trl",), "GRPO")
-    else:
-        draft.refuse("trl", "is not a block", "write its settings below it")
 
 
 def _method(draft: Draft) -> None:
@@ -389,7 +386,7 @@ FORMAT = Format(
         derived(lambda draft: templates.put_template(draft, "chat_template", templates.AXOLOTL), "chat_template"),
         derived(put_rows, "datasets pretraining_dataset test_datasets val_set_size"),
         derived(lambda draft: shared.put_everything(draft, "train_on_inputs"), "train_on_inputs"),
-        derived(_beta, "rl_beta dpo_beta kto_desirable_weight kto_undesirable_weight trl"),
+        derived(_preferences, "rl_beta dpo_beta kto_desirable_weight kto_undesirable_weight trl"),
         derived(_batch, f"micro_batch_size gradient_accumulation_steps batch_size {' '.join(GPU_SPLITS)}"),
         derived(
             _schedule,

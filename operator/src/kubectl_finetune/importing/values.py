@@ -43,6 +43,11 @@ def whole(value: Any) -> int:
     return int(found)
 
 
+def numbers(value: Any) -> list[float | int]:
+    """Return a list of numbers."""
+    return [number(one) for one in value] if isinstance(value, list) else [number(value)]
+
+
 def positive(value: Any) -> float | int | None:
     """Return a number above 0, else None: other projects switch something off with 0 or -1."""
     found = number(value)

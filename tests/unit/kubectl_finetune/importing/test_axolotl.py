@@ -203,6 +203,20 @@ def test_preferences_have_their_objective_and_no_dropout(
     assert "packing" not in spec["hyperparameters"]
 
 
+@pytest.mark.parametrize("kind", ["dpo", "ipo", "kto"])
+def test_the_weight_of_the_reference_is_that_of_block_trl_first(read: Read, kind: str) -> None:
+    block = "kto" if kind == "kto" else "dpo"
+    done = read(rl=kind, rl_beta=0.2, trl={"beta": 0.4})
+    assert (spec_of(done)[block]["beta"], lost_keys(done)) == (0.4, [])
+    assert spec_of(read(rl=kind, rl_beta=0.2, trl={"beta": None}))[block]["beta"] == 0.2
+
+
+def test_the_weight_of_the_reference_of_grpo_may_be_outside_block_trl(read: Read) -> None:
+    block = {"reward_funcs": ["think_format_reward"], "num_generations": 4}
+    assert spec_of(read(rl="grpo", trl=block, rl_beta=0.3))["rlhf"]["beta"] == 0.3
+    assert spec_of(read(rl="grpo", trl=block | {"beta": 0.1}, rl_beta=0.3))["rlhf"]["beta"] == 0.1
+
+
 @pytest.mark.parametrize(
     ("kind", "objective", "rows"),
     [
@@ -523,9 +537,11 @@ def test_a_batch_without_rows_is_named(read: Read, key: str) -> None:
         ({"mlflow_experiment_name": "tuned"}, "mlflow_experiment_name", "the server of MLflow is not in the file"),
         ({"wandb_project": "tuned", "wandb_mode": "disabled"}, "wandb_project", "wandb_mode switches its runs off"),
         ({"wandb_entity": "acme"}, "wandb_entity", "it belongs to wandb_project"),
-        ({"rl_beta": 0.3}, "rl_beta", "it belongs to DPO and KTO"),
+        ({"rl_beta": 0.3}, "rl_beta", "it belongs to DPO, KTO and GRPO"),
+        ({"rl": "dpo", "rl_beta": 0.3, "trl": {"beta": 0.1}}, "rl_beta", "trl.beta counts"),
+        ({"rl": "kto", "trl": {"num_generations": 4}}, "trl.num_generations", "it belongs to GRPO"),
         ({"kto_desirable_weight": 2}, "kto_desirable_weight", "it belongs to KTO"),
-        ({"trl": {"beta": 0.1}}, "trl", "it belongs to GRPO"),
+        ({"trl": {"beta": 0.1}}, "trl.beta", "it belongs to GRPO"),
         ({"adapter": None, "load_in_4bit": None}, "lora_r", "no adapter is trained"),
     ],
 )
