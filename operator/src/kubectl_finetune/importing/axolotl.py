@@ -21,6 +21,8 @@ REINFORCEMENT = {
     "kto": Objective.KTO,
     "grpo": Objective.RLHF,
 }
+TEXTS = {"completion", "pretrain"}
+"""Types of rows that are texts."""
 BLOCKS: Mapping[str, str] = {Objective.DPO.value: "dpo", Objective.KTO.value: "kto", Objective.RLHF.value: "rlhf"}
 GPU_SPLITS = ("tensor_parallel_size", "context_parallel_size", "expert_parallel_size", "sequence_parallel_degree")
 ADAPTER = (
@@ -60,12 +62,15 @@ def _objective(draft: Draft) -> None:
 
 def _of_rows(draft: Draft) -> str:
     datasets = draft.get("datasets")
-    kinds = {
-        str(one["type"] if isinstance(one["type"], str) else "").partition(".")[0]
+    are_texts = {
+        str(one.get("type")).partition(".")[0] in TEXTS
         for one in (datasets if isinstance(datasets, list) else [])
-        if isinstance(one, dict) and one.get("type")
+        if isinstance(one, dict)
     }
-    return (Objective.DOMAIN_ADAPTATION if kinds & {"completion", "pretrain"} else Objective.CHAT).value
+    if len(are_texts) > 1:
+        reason = "one job trains either texts or conversations"
+        draft.refuse("datasets", reason, "import them as two files")
+    return (Objective.DOMAIN_ADAPTATION if True in are_texts else Objective.CHAT).value
 
 
 def _preferences(draft: Draft) -> None:

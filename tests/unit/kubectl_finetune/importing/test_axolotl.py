@@ -238,6 +238,17 @@ def test_types_of_rows_become_formats_and_columns(
     assert {name: one for name, one in spec["dataset"].items() if name in {"format", "columns"}} == rows
 
 
+@pytest.mark.parametrize("other", ["chat_template", "alpaca", {"field_instruction": "ask"}, None])
+def test_texts_next_to_conversations_are_refused(read: Read, other: Any) -> None:
+    texts, chats = {"path": "acme/pages", "type": "completion"}, {"path": "acme/chats", "type": other}
+    done = read(datasets=[chats, texts])
+    assert [(one.key, one.reason) for one in done.refused] == [
+        ("datasets", "one job trains either texts or conversations")
+    ]
+    assert done.refused[0].fix == "import them as two files"
+    assert spec_of(read(datasets=[texts, texts | {"path": "acme/more"}]))["objective"] == "DomainAdaptation"
+
+
 def test_a_prompt_style_of_axolotl_is_named_because_the_chat_template_renders_the_rows(read: Read) -> None:
     done = read(datasets=[{"path": "acme/rows", "type": "alpaca"}], chat_template="chatml")
     assert lost_keys(done) == ["datasets[0].type"]
