@@ -111,8 +111,11 @@ def _objective(draft: Draft) -> None:
         reason = "no key shows the command of TRL: that of supervised tuning is assumed"
         draft.lose("objective", reason, "use --objective DPO, KTO, RewardModel, RLHF or Distillation for another")
     found = COMMANDS[command or "sft"]
-    if found is Objective.CHAT and draft.is_given("dataset_text_field"):
+    if found is Objective.CHAT and draft.is_given("dataset_text_field") and not _trains_answers(draft):
         found = Objective.DOMAIN_ADAPTATION
+        if draft.get("dataset_text_field") == "text" and not draft.options.objective:
+            reason = "it is TRL's default, which TRL ignores for rows with messages or prompts: texts are assumed"
+            draft.lose("dataset_text_field", reason, "use --objective Chat for such rows")
     objective = shared.put_objective(draft, found.value, sign or "objective")
     if objective == Objective.DPO.value:
         shared.carry(draft, "beta", "dpo.beta", values.number)
@@ -137,6 +140,10 @@ def _objective(draft: Draft) -> None:
         _trained_tokens(draft)
     unused = (key for key in ONLY_FOR if objective not in ONLY_FOR[key])
     shared.name_unused(draft, " ".join(unused), f"objective {objective} does not use it")
+
+
+def _trains_answers(draft: Draft) -> bool:
+    return any(draft.get(key) is True for key in ("assistant_only_loss", "completion_only_loss"))
 
 
 def _loss(draft: Draft) -> None:

@@ -114,6 +114,22 @@ def test_a_loss_of_every_token_is_named(read: Read, changes: dict[str, Any], los
     assert [one.key for one in read(**changes).not_carried if one.changes_training] == lost
 
 
+@pytest.mark.parametrize("switch", ["assistant_only_loss", "completion_only_loss"])
+def test_a_loss_of_answers_alone_shows_conversations_next_to_the_default_column(read: Read, switch: str) -> None:
+    done = read(**{switch: True}, dataset_text_field="text")
+    assert spec_of(done)["objective"] == "Chat"
+    assert [(one.key, one.changes_training) for one in done.not_carried] == [("dataset_text_field", False)]
+
+
+@pytest.mark.parametrize(("column", "lost"), [("text", ["dataset_text_field"]), ("body", [])])
+def test_texts_that_only_the_default_column_shows_are_an_assumption(read: Read, column: str, lost: list[str]) -> None:
+    done = read(dataset_text_field=column)
+    assert spec_of(done)["objective"] == "DomainAdaptation"
+    assert [one.key for one in done.not_carried if one.changes_training] == lost
+    asked = read(Options(objective="DomainAdaptation"), dataset_text_field=column)
+    assert [one.key for one in asked.not_carried] == []
+
+
 def test_processes_are_gpus_and_part_of_a_step(read: Read) -> None:
     done = read(num_processes=4, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     assert spec_of(done)["resources"] == {"gpusPerNode": 4}
