@@ -80,6 +80,10 @@ class Draft:
         """Return whether the file has one of these keys with a value."""
         return any(self.file.values.get(key) is not None for key in keys)
 
+    def is_null(self, key: str) -> bool:
+        """Return whether the file has this key with null, which may differ from the other project's default."""
+        return key in self.file.values and self.file.values[key] is None
+
     def at(self, field_path: str) -> Any:
         """Return the value of a field of the spec; None if it is not set."""
         value: Any = self.spec

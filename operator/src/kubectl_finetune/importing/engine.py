@@ -32,6 +32,7 @@ def convert(file: TrainingFile, form: Format, options: Options) -> Draft:
         one.function(draft)
     known = form.derived_keys
     given = {**form.defaults, **{key: value for key, value in file.values.items() if value is not None}}
+    given |= {key: value for key, value in form.nulls.items() if draft.is_null(key)}
     rest = {key: value for key, value in given.items() if key not in known | draft.done}
     apply_table(draft, (), rest, form.table, known)
     draft.spec = _in_order(draft.spec, _schema())

@@ -413,4 +413,5 @@ FORMAT = Format(
         "optim": "adamw_torch_fused",
         "max_grad_norm": 1.0,
     },
+    nulls={"max_grad_norm": 0},
 )

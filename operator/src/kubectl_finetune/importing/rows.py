@@ -1,7 +1,7 @@
 """What a row of a format's table does with a key: carry it to a field, name it as lost, or refuse the file."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_api.manifest.yaml_document import FieldPath
@@ -37,6 +37,8 @@ class Format:
     defaults: Mapping[str, Any]
     texts: frozenset[str] = frozenset()
     """Keys whose value may look like a template."""
+    nulls: Mapping[str, Any] = field(default_factory=dict)
+    """By key: the value that null is, if it is not the default."""
 
     @property
     def derived_keys(self) -> frozenset[str]:

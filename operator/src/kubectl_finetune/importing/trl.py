@@ -125,6 +125,7 @@ def _objective(draft: Draft) -> None:
         shared.carry(draft, "desirable_weight", "kto.desirableWeight", values.number)
         shared.carry(draft, "undesirable_weight", "kto.undesirableWeight", values.number)
     elif objective == Objective.RLHF.value:
+        _limit_of_samples(draft, "rlhf")
         algorithm = "RLOO" if command == "rloo" else "GRPO"
         block = {
             key: one for key, one in draft.file.values.items() if key in rewards.KEYS or find_row(key, rewards.TABLE)
@@ -132,6 +133,7 @@ def _objective(draft: Draft) -> None:
         draft.done |= set(block)
         rewards.put_rlhf(draft, block, (), algorithm)
     elif objective == Objective.DISTILLATION.value:
+        _limit_of_samples(draft, "distillation")
         put_model(draft, "teacher_model_name_or_path", "distillation.teacher.uri")
         block = {key: one for key, one in draft.file.values.items() if find_row(key, DISTILLATION)}
         draft.done |= {*block, "teacher_model_name_or_path"}
@@ -140,6 +142,12 @@ def _objective(draft: Draft) -> None:
         _trained_tokens(draft)
     unused = (key for key in ONLY_FOR if objective not in ONLY_FOR[key])
     shared.name_unused(draft, " ".join(unused), f"objective {objective} does not use it")
+
+
+def _limit_of_samples(draft: Draft, block: str) -> None:
+    if draft.is_null("max_completion_length"):
+        reason = "null samples answers without a limit; here they end after 512 tokens"
+        draft.lose("max_completion_length", reason, f"set {block}.maxCompletionLength")
 
 
 def _trains_answers(draft: Draft) -> bool:
@@ -176,7 +184,12 @@ def _defaults_of_command(draft: Draft) -> None:
         draft.set(f"{HYPER}.learningRate", RATES.get(objective, 1e-6), "learning_rate")
     for key in ("max_length", "max_seq_length"):
         shared.carry(draft, key, f"{HYPER}.maxLength", values.whole)
-    if not draft.is_given("max_length", "max_seq_length") and objective not in SAMPLED:
+    if objective in SAMPLED or draft.is_given("max_length", "max_seq_length"):
+        return
+    if draft.is_null("max_length"):
+        reason = "rows are truncated to the default of hyperparameters.maxLength, and null truncates none"
+        draft.lose("max_length", reason, "set hyperparameters.maxLength to the longest row")
+    else:
         draft.set(f"{HYPER}.maxLength", 1024, "max_length")
 
 
@@ -387,4 +400,5 @@ FORMAT = Format(
         "lora_alpha": 32,
         "lora_dropout": 0.05,
     },
+    nulls={"max_grad_norm": 0},
 )

@@ -130,6 +130,36 @@ def test_texts_that_only_the_default_column_shows_are_an_assumption(read: Read, 
     assert [one.key for one in asked.not_carried] == []
 
 
+@pytest.mark.parametrize("asked", ["Chat", "DPO"])
+def test_a_null_length_is_named_because_rows_are_truncated(read: Read, asked: str) -> None:
+    done = read(
+        Options(objective=asked),
+        max_length=None,
+        **({"packing": False, "completion_only_loss": True} if asked == "Chat" else {}),
+    )
+    assert "maxLength" not in spec_of(done)["hyperparameters"]
+    assert [(one.key, one.fix) for one in done.not_carried if one.changes_training] == [
+        ("max_length", "set hyperparameters.maxLength to the longest row")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"reward_funcs": ["think_format_reward"]}, "rlhf.maxCompletionLength"),
+        ({"teacher_model_name_or_path": "acme/larger"}, "distillation.maxCompletionLength"),
+    ],
+)
+def test_a_null_limit_of_sampled_answers_is_named(read: Read, changes: dict[str, Any], field: str) -> None:
+    done = read(max_completion_length=None, **changes)
+    assert [(one.key, one.fix) for one in done.not_carried] == [("max_completion_length", f"set {field}")]
+
+
+def test_a_null_limit_of_gradients_is_no_limit(read: Read) -> None:
+    assert spec_of(read(max_grad_norm=None))["hyperparameters"]["maxGradNorm"] == 0
+    assert spec_of(read())["hyperparameters"]["maxGradNorm"] == 1.0
+
+
 def test_processes_are_gpus_and_part_of_a_step(read: Read) -> None:
     done = read(num_processes=4, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     assert spec_of(done)["resources"] == {"gpusPerNode": 4}
