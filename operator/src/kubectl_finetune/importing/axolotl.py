@@ -10,7 +10,7 @@ from kubectl_finetune.importing.axolotl_rows import put_rows
 from kubectl_finetune.importing.draft import Draft, NotConverted
 from kubectl_finetune.importing.engine import apply_table
 from kubectl_finetune.importing.locations import put_model, put_result
-from kubectl_finetune.importing.preferences import put_axolotl_beta
+from kubectl_finetune.importing.preferences import DPO_ALONE, put_axolotl_beta, put_losses, put_smoothing, sft_weight
 from kubectl_finetune.importing.rewards import put_rlhf
 from kubectl_finetune.importing.rows import Format, Table, derived, harmless, is_off, lost, refused, to
 from kubectl_finetune.importing.shared import HYPER, LORA, REMOVE
@@ -85,6 +85,14 @@ def _preferences(draft: Draft) -> None:
             if block is None or key != "beta":
                 draft.lose(("trl", key), "it belongs to GRPO", changes_training=False)
     put_axolotl_beta(draft, block)
+    losses = "dpo_loss_type dpo_loss_weights"
+    if block != "dpo":
+        shared.name_unused(draft, losses, DPO_ALONE)
+    elif str(draft.get("rl")).lower() == "ipo":
+        shared.name_unused(draft, losses, "rl: ipo has its own loss")
+    elif draft.is_given(*losses.split()):
+        put_losses(draft, *losses.split())
+    put_smoothing(draft, "dpo_label_smoothing")
     if block == "kto":
         shared.carry(draft, "kto_desirable_weight", "kto.desirableWeight", values.number)
         shared.carry(draft, "kto_undesirable_weight", "kto.undesirableWeight", values.number)
@@ -269,8 +277,7 @@ TABLE: Table = MappingProxyType(
         "sample_packing_sequentially": lost("rows are shuffled"),
         "sample_weighting*": lost("every row has the same weight"),
         "dpo_norm_loss": lost("the loss is that of TRL", unless=(False,)),
-        "rpo_alpha": lost("the loss has no further term"),
-        "dpo_label_smoothing": lost("labels are not smoothed"),
+        "rpo_alpha": sft_weight,
         # what no job can express
         "gptq": refused("a quantised model cannot be the base", "give the original weights"),
         "unfrozen_parameters": refused(shared.PARTS, REMOVE),
@@ -391,7 +398,11 @@ FORMAT = Format(
         derived(lambda draft: templates.put_template(draft, "chat_template", templates.AXOLOTL), "chat_template"),
         derived(put_rows, "datasets pretraining_dataset test_datasets val_set_size"),
         derived(lambda draft: shared.put_everything(draft, "train_on_inputs"), "train_on_inputs"),
-        derived(_preferences, "rl_beta dpo_beta kto_desirable_weight kto_undesirable_weight trl"),
+        derived(
+            _preferences,
+            "rl_beta dpo_beta kto_desirable_weight kto_undesirable_weight trl "
+            "dpo_loss_type dpo_loss_weights dpo_label_smoothing",
+        ),
         derived(_batch, f"micro_batch_size gradient_accumulation_steps batch_size {' '.join(GPU_SPLITS)}"),
         derived(
             _schedule,

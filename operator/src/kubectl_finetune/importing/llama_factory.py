@@ -5,11 +5,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from finetune_api.manifest.yaml_document import FileError, read_documents, read_text
+from finetune_api.manifest.yaml_document import FieldPath, FileError, read_documents, read_text
 from finetune_api.manifest.yaml_faults import YamlError
 from finetune_api.objectives import Objective
 from finetune_client.manifest.fixes import FILL_IN
-from kubectl_finetune.importing import shared, templates, values
+from kubectl_finetune.importing import preferences, shared, templates, values
 from kubectl_finetune.importing.draft import Draft, NotConverted
 from kubectl_finetune.importing.held_out import put_validation
 from kubectl_finetune.importing.locations import (
@@ -17,6 +17,7 @@ from kubectl_finetune.importing.locations import (
     RowSource,
     put_model,
     put_result,
+    put_shares,
     put_train,
     row_source,
 )
@@ -57,6 +58,7 @@ DESCRIBED = (
     *("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "cloud_file_name", "script_url"),
 )
 """Keys of an entry of dataset_info.json."""
+ENDS: Mapping[str, str] = {"interleave_under": "FirstExhausted", "interleave_over": "AllExhausted"}
 INFO = "dataset_info.json"
 OTHER_OPTIMISER = "there is no such optimiser; the default is used"
 
@@ -131,9 +133,37 @@ def _method(draft: Draft) -> None:
 
 def _rows(draft: Draft) -> None:
     info = _read_info(draft)
-    put_train(draft, _sources(draft, "dataset", info))
+    sources = _sources(draft, "dataset", info)
+    ends = _mixture(draft, sources)
+    put_train(draft, sources)
+    if ends and draft.at("dataset.train.sources"):
+        draft.set("dataset.train.stoppingStrategy", ends, "mix_strategy")
     put_validation(draft, _sources(draft, "eval_dataset", info))
     shared.put_share(draft, "val_size")
+
+
+def _mixture(draft: Draft, sources: list[RowSource]) -> str | None:
+    """Set the share of each source; return when the mixture ends, None if all rows of all sources are used."""
+    kind = str(draft.get("mix_strategy") or "concat")
+    if kind == "concat" or len(sources) < 2:
+        keys = "interleave_probs" if kind == "concat" else "mix_strategy interleave_probs"
+        shared.name_unused(draft, keys, "shares are of several datasets, with mix_strategy interleave_under or _over")
+        return None
+    if kind not in ENDS:
+        fix = "set weight in each of dataset.train.sources, and dataset.train.stoppingStrategy"
+        draft.lose("mix_strategy", "all rows of all sources are used", fix)
+        return None
+    probabilities = values.words(draft.get("interleave_probs") or ["1"] * len(sources))
+    key = "interleave_probs" if draft.is_given("interleave_probs") else "mix_strategy"
+    return ENDS[kind] if put_shares(draft, key, sources, probabilities) else None
+
+
+def _first_values(draft: Draft, path: FieldPath, value: Any) -> None:
+    if draft.at("tuning.method") == "QLoRA" or draft.at("objective") == Objective.REWARD_MODEL.value:
+        fix = "tuning.lora.initLoraWeights PiSSA needs tuning.method LoRA, and no reward model"
+        lost("adapters begin with PEFT's usual initialisation", fix)(draft, path, value)
+    else:
+        shared.of_adapter("initLoraWeights", lambda given: "PiSSA" if values.flag(given) else None)(draft, path, value)
 
 
 def _sources(draft: Draft, key: str, info: dict[str, Any] | None) -> list[RowSource]:
@@ -270,15 +300,14 @@ TABLE: Table = MappingProxyType(
         "default_system": lost("no system text is added", "add it to the rows"),
         "tool_format": lost("the model's chat template renders the tools"),
         "enable_thinking": lost("an answer without reasoning gets none", unless=(True,)),
-        "mix_strategy": lost("all rows of all sources are used", unless=("concat",)),
-        "interleave_probs": lost("all rows of all sources are used"),
-        "pref_ftx": lost("the loss has no further term"),
+        "pref_ftx": preferences.sft_weight,
         "pref_bco_weight": lost("the loss has no further term"),
-        "dpo_label_smoothing": lost("labels are not smoothed"),
+        "dpo_label_smoothing": lambda draft, *_: preferences.put_smoothing(draft, "dpo_label_smoothing"),
         "ld_alpha": lost("the loss has no further term"),
         "ref_model": lost("the reference is the model before training"),
         "ref_model_*": lost("the reference is the model before training"),
-        "pissa_*": lost("adapters begin with PEFT's usual initialisation"),
+        "pissa_init": _first_values,
+        "pissa_*": harmless("it belongs to pissa_init"),
         "create_new_adapter": lost("an adapter is continued, and not merged before"),
         "use_unsloth": harmless(shared.MEMORY),
         "use_galore": lost(OTHER_OPTIMISER),
@@ -380,7 +409,7 @@ FORMAT = Format(
             "finetuning_type quantization_bit double_quantization lora_rank lora_alpha lora_dropout lora_target "
             "adapter_name_or_path",
         ),
-        derived(_rows, "dataset eval_dataset dataset_dir val_size max_samples"),
+        derived(_rows, "dataset eval_dataset dataset_dir val_size max_samples mix_strategy interleave_probs"),
         derived(
             lambda draft: shared.put_batch(draft, "per_device_train_batch_size", "gradient_accumulation_steps"),
             "per_device_train_batch_size gradient_accumulation_steps",

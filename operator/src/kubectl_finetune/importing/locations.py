@@ -2,14 +2,15 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from finetune_api.blocks import DATA_URI, MODEL_URI
 from finetune_api.manifest.yaml_document import FieldPath
 from finetune_client.manifest.fixes import FILL_IN
-from kubectl_finetune.importing.draft import Draft, Key
+from kubectl_finetune.importing import shared, values
+from kubectl_finetune.importing.draft import Draft, Key, NotConverted
 from kubectl_finetune.importing.files import hide_secrets
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -30,6 +31,7 @@ class RowSource:
     config: str = ""
     split: str = ""
     max_samples: int | None = None
+    weight: float | None = None
     format: str = ""
     columns: dict[str, str] = field(default_factory=dict)
 
@@ -144,7 +146,12 @@ def put_train(draft: Draft, sources: list[RowSource]) -> None:
         blend = []
         for index, source in enumerate(sources):
             path = f"dataset.train.sources[{index}]"
-            own = {"maxSamples": source.max_samples, "format": source.format, "columns": source.columns}
+            own = {
+                "weight": source.weight,
+                "maxSamples": source.max_samples,
+                "format": source.format,
+                "columns": source.columns,
+            }
             blend.append(source_fields(draft, path, source, "--data") | {name: one for name, one in own.items() if one})
             draft.origins[path] = draft.name(source.key)
         draft.set("dataset.train.sources", blend, sources[0].key)
@@ -154,6 +161,24 @@ def put_train(draft: Draft, sources: list[RowSource]) -> None:
     for name, value in (("format", only.format), ("columns", only.columns), ("maxSamples", only.max_samples)):
         if value:
             draft.set(f"dataset.{name}", value, only.key)
+
+
+def put_shares(draft: Draft, key: str, sources: list[RowSource], shares: Sequence[Any]) -> bool:
+    """Set the weight of each source; return whether each has one."""
+    try:
+        weights = [values.number(one) for one in shares]
+    except NotConverted:
+        weights = []
+    if len(weights) != len(sources) or min(weights) <= 0:
+        fix = "set weight in each of dataset.train.sources"
+        draft.lose(key, "all rows of all sources are used: not each has a share above 0", fix)
+        return False
+    for source, weight in zip(sources, weights, strict=True):
+        source.weight = weight
+    if draft.at("objective") in shared.SUPERVISED:
+        reason = "the shares are of the trained tokens, not of the rows"
+        draft.lose(key, reason, "change weight in dataset.train.sources if the lengths of their rows differ much")
+    return True
 
 
 def _given_rows(draft: Draft, sources: list[RowSource]) -> RowSource:
@@ -174,6 +199,8 @@ def _without_repeats(draft: Draft, sources: list[RowSource]) -> list[RowSource]:
         first = found.setdefault((source.uri, source.config, source.split or TRAIN), source)
         if first is source:
             continue
+        if first.weight is not None and source.weight is not None:
+            first.weight += source.weight
         if _description(first) == _description(source):
             draft.lose(source.key, "the same rows are listed before: repeated rows are removed", changes_training=False)
         else:

@@ -50,6 +50,7 @@ TRAINING_ARGUMENTS: dict[str, Row] = {
     "optim": to(f"{HYPER}.optim", values.optimiser),
     "seed": to(f"{HYPER}.seed", values.whole),
     "gradient_checkpointing": to(f"{HYPER}.gradientCheckpointing", values.checkpointing),
+    "activation_checkpointing": to(f"{HYPER}.gradientCheckpointing", values.checkpointing),
     "use_liger_kernel": to(f"{HYPER}.fusedKernels", lambda value: "Auto" if values.flag(value) else None),
     "save_total_limit": to("checkpoint.saveTotalLimit", values.kept),
     "save_steps": to("checkpoint.steps", values.steps),
@@ -230,12 +231,19 @@ def put_schedule(draft: Draft, key: str) -> None:
     for name, value in arguments.items() if isinstance(arguments, dict) else ():
         place = ("lr_scheduler_kwargs", name)
         field = SCHEDULE_ARGUMENTS.get((str(draft.at(f"{HYPER}.lrSchedulerType")), name))
-        if field:
+        rate = draft.get("learning_rate") or draft.at(f"{HYPER}.learningRate")
+        if name == "min_lr" and rate and draft.at(f"{HYPER}.lrSchedulerType") == "cosine_with_min_lr":
+            to(f"{HYPER}.minLrRatio", values.ratio_to(rate))(draft, place, value)
+        elif field:
             to(f"{HYPER}.{field}", values.number)(draft, place, value)
         else:
             draft.lose(place, "this schedule has no such argument", "docs/settings.md lists its settings")
     if not isinstance(arguments, dict) and not is_off(arguments):
-        draft.lose("lr_scheduler_kwargs", "only a block is read", "write its entries as a block")
+        draft.lose(
+            "lr_scheduler_kwargs",
+            "only a block is read",
+            "write its entries as a block, or set hyperparameters.minLrRatio",
+        )
 
 
 def put_precision(draft: Draft) -> None:
@@ -306,7 +314,7 @@ def put_early_stopping(draft: Draft, key: str) -> None:
     if has_rows and draft.at("objective") != Objective.RLHF.value:
         draft.set("earlyStopping.patience", patience, key)
     else:
-        draft.lose(key, "there are no held-out rows to stop by", "use --validation")
+        draft.lose(key, "earlyStopping needs held-out rows", "use --validation")
 
 
 def put_trackers(draft: Draft, key: str = "report_to") -> None:

@@ -5,9 +5,9 @@ from types import MappingProxyType
 from typing import Any
 
 from finetune_api.manifest.yaml_document import FieldPath
-from finetune_api.objectives import SAMPLED, LossType, Objective
+from finetune_api.objectives import SAMPLED, Objective
 from finetune_client.errors import WrongUse
-from kubectl_finetune.importing import rewards, shared, templates, values
+from kubectl_finetune.importing import preferences, rewards, shared, templates, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import apply_table, find_row
 from kubectl_finetune.importing.held_out import put_validation
@@ -18,6 +18,7 @@ from kubectl_finetune.importing.locations import (
     listed_source,
     put_model,
     put_result,
+    put_shares,
     put_train,
     row_source,
 )
@@ -58,7 +59,6 @@ COMMANDS = {
 RATES = dict.fromkeys(shared.SUPERVISED, 2e-5) | {Objective.REWARD_MODEL.value: 1e-4}
 """Default learning rates; of all others 1e-6."""
 PREFERENCES = (Objective.DPO.value, Objective.KTO.value)
-WITH_SMOOTHING = (LossType.ROBUST.value, LossType.EXO_PAIR.value)
 ADAPTER = "lora_r lora_alpha lora_dropout lora_target_modules use_bnb_nested_quant"
 ONLY_FOR: Mapping[str, tuple[str, ...]] = {
     "beta": (*PREFERENCES, Objective.RLHF.value, Objective.DISTILLATION.value),
@@ -119,7 +119,9 @@ def _objective(draft: Draft) -> None:
     objective = shared.put_objective(draft, found.value, sign or "objective")
     if objective == Objective.DPO.value:
         shared.carry(draft, "beta", "dpo.beta", values.number)
-        _loss(draft)
+        draft.done |= {"loss_type", "loss_weights", "label_smoothing"}
+        preferences.put_losses(draft, "loss_type", "loss_weights")
+        preferences.put_smoothing(draft, "label_smoothing")
     elif objective == Objective.KTO.value:
         shared.carry(draft, "beta", "kto.beta", values.number)
         shared.carry(draft, "desirable_weight", "kto.desirableWeight", values.number)
@@ -152,22 +154,6 @@ def _limit_of_samples(draft: Draft, block: str) -> None:
 
 def _trains_answers(draft: Draft) -> bool:
     return any(draft.get(key) is True for key in ("assistant_only_loss", "completion_only_loss"))
-
-
-def _loss(draft: Draft) -> None:
-    draft.done.add("loss_type")
-    kinds = values.words(draft.get("loss_type") or "sigmoid")
-    known = [one.value for one in LossType]
-    if len(kinds) != 1 or kinds[0] not in known:
-        draft.refuse("loss_type", f"there is no loss {', '.join(kinds)}", f"{', '.join(known)} are possible")
-        return
-    draft.set("dpo.lossType", kinds[0], "loss_type")
-    if kinds[0] in WITH_SMOOTHING:
-        draft.done.add("label_smoothing")
-        shared.carry(draft, "label_smoothing", "dpo.labelSmoothing", values.positive)
-        if draft.at("dpo.labelSmoothing") is None:
-            reason = f"loss {kinds[0]} has labels that are smoothed by its default, not by 0"
-            draft.lose("label_smoothing", reason, "set dpo.labelSmoothing")
 
 
 def _trained_tokens(draft: Draft) -> None:
@@ -207,7 +193,11 @@ def _method(draft: Draft) -> None:
     if not is_small:
         shared.name_unused(draft, "use_bnb_nested_quant", "it belongs to load_in_4bit")
     if draft.get("load_in_8bit") and not is_small:
-        draft.lose("load_in_8bit", "the base is in 16 bits, which needs more memory", "load_in_4bit is QLoRA")
+        draft.lose(
+            "load_in_8bit",
+            "the base is in 16 bits, which needs more memory",
+            "set tuning.method QLoRA, as load_in_4bit does",
+        )
     for key, name in (("lora_r", "rank"), ("lora_alpha", "alpha")):
         shared.carry(draft, key, f"{LORA}.{name}", values.whole)
     shared.put_dropout(draft)
@@ -254,7 +244,12 @@ def _held_out(draft: Draft) -> None:
 
 def _sources(draft: Draft) -> list[RowSource]:
     if draft.get("datasets"):
-        return [_of_mixture(draft, path, entry) for path, entry in listed_entries(draft, "datasets")]
+        entries = listed_entries(draft, "datasets")
+        sources = [_of_mixture(draft, path, entry) for path, entry in entries]
+        shares = [entry.get("fraction") for _, entry in entries]
+        if len(sources) > 1 and any(one is not None for one in shares):
+            put_shares(draft, "datasets", sources, shares)
+        return sources
     if not draft.is_given("dataset_name"):
         return []
     split, config = str(draft.get("dataset_train_split") or ""), str(draft.get("dataset_config") or "")
@@ -264,8 +259,6 @@ def _sources(draft: Draft) -> list[RowSource]:
 def _of_mixture(draft: Draft, place: FieldPath, entry: Mapping[str, Any]) -> RowSource:
     path = (*place, "path")
     source = listed_source(draft, path, entry)
-    if entry.get("fraction") not in (None, 1):
-        draft.lose(path, "a fraction of the rows cannot be chosen: all are used", "set maxSamples")
     rest = {key: one for key, one in entry.items() if key not in ENTRY}
     apply_table(draft, place, rest, MIXTURE, ENTRY)
     return source
@@ -312,10 +305,10 @@ TABLE: Table = MappingProxyType(
         "max_prompt_length": lost("the beginning of a long prompt is removed only to make room for the answer"),
         "loss_type": lost("the loss is the cross-entropy", unless=("nll", "chunked_nll", "kto")),
         "max_completion_length": _limit_of_answers,
-        "label_smoothing": lost("labels are not smoothed"),
-        "loss_weights": lost("the loss has one term"),
+        "label_smoothing": harmless(preferences.DPO_ALONE),
+        "loss_weights": harmless(preferences.DPO_ALONE),
         "ld_alpha": lost("the loss has no further term"),
-        "rpo_alpha": lost("the loss has no further term"),
+        "rpo_alpha": preferences.sft_weight,
         "f_*": lost("the divergence is the reverse KL", unless=("reverse_kl", 0.5)),
         "use_weighting": lost("every row has the same weight"),
         "discopop_tau": harmless("it belongs to a loss"),

@@ -48,6 +48,18 @@ def numbers(value: Any) -> list[float | int]:
     return [number(one) for one in value] if isinstance(value, list) else [number(value)]
 
 
+def ratio_to(whole_value: Any) -> Callable[[Any], float]:
+    """Return a converter to the ratio of a number to this one."""
+
+    def divide(value: Any) -> float:
+        divisor = number(whole_value)
+        if not divisor:
+            raise NotConverted("is a part of 0", "write a number above 0")
+        return float(f"{number(value) / divisor:.6g}")
+
+    return divide
+
+
 def positive(value: Any) -> float | int | None:
     """Return a number above 0, else None: other projects switch something off with 0 or -1."""
     found = number(value)

@@ -203,6 +203,25 @@ def test_preferences_have_their_objective_and_no_dropout(
     assert "packing" not in spec["hyperparameters"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "block", "lost"),
+    [
+        ({"dpo_loss_type": ["ipo"]}, {"lossType": "ipo"}, []),
+        ({"dpo_loss_type": ["sigmoid", "sft"], "dpo_loss_weights": [1.0, 0.2]},
+         {"lossType": "sigmoid", "sftWeight": 0.2}, []),
+        ({"rpo_alpha": 0.5}, {"sftWeight": 0.5}, []),
+        ({"dpo_loss_type": ["robust"], "dpo_label_smoothing": 0.2}, {"lossType": "robust", "labelSmoothing": 0.2}, []),
+        ({"dpo_label_smoothing": 0.2, "rl_beta": 0.3}, {"beta": 0.3}, ["dpo_label_smoothing"]),
+        ({"rl": "ipo", "dpo_loss_type": ["hinge"]}, {"lossType": "ipo"}, []),
+    ],
+)  # fmt: skip
+def test_losses_of_pairs_are_carried(
+    read: Read, changes: dict[str, Any], block: dict[str, Any], lost: list[str]
+) -> None:
+    done = read(**{"rl": "dpo"} | changes)
+    assert (spec_of(done)["dpo"], lost_keys(done), done.problems) == (block, lost, [])
+
+
 @pytest.mark.parametrize("kind", ["dpo", "ipo", "kto"])
 def test_the_weight_of_the_reference_is_that_of_block_trl_first(read: Read, kind: str) -> None:
     block = "kto" if kind == "kto" else "dpo"
@@ -419,6 +438,8 @@ def test_an_adapter_to_continue_and_experts_are_carried(read: Read) -> None:
          {"lrSchedulerType": "cosine_with_min_lr", "minLrRatio": 0.1}, []),
         ({"lr_scheduler": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.2}},
          {"lrSchedulerType": "cosine_with_min_lr", "minLrRatio": 0.2}, []),
+        ({"lr_scheduler": "cosine_with_min_lr", "learning_rate": 1e-4, "lr_scheduler_kwargs": {"min_lr": 1e-5}},
+         {"lrSchedulerType": "cosine_with_min_lr", "minLrRatio": 0.1}, []),
         ({"lr_scheduler": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 50}},
          {"lrSchedulerType": "warmup_stable_decay", "decaySteps": 50}, []),
         ({"lr_scheduler": "linear", "lr_scheduler_kwargs": {"power": 2}},

@@ -307,3 +307,52 @@ def test_settings_of_an_adapter_that_the_trainer_has_too_are_carried(read: Read)
     lora = spec_of(done)["tuning"]["lora"]
     assert lora["modulesToSave"] == ["embed_tokens", "lm_head"]
     assert (lora["useDora"], lora["loraPlusLrRatio"], done.problems, done.not_carried) == (True, 16, [], [])
+
+
+def test_the_chosen_answers_own_loss_is_carried(read: Read) -> None:
+    done = read(stage="dpo", dataset="pairs", pref_ftx=0.5)
+    assert (spec_of(done)["dpo"]["sftWeight"], done.not_carried, done.problems) == (0.5, [], [])
+    kto = read(stage="kto", dataset="pairs", pref_ftx=0.5)
+    assert [(one.key, one.changes_training) for one in kto.not_carried if one.key == "pref_ftx"] == [("pref_ftx", True)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "weights", "end"),
+    [
+        ({"mix_strategy": "interleave_under", "interleave_probs": "0.7,0.3"}, [0.7, 0.3], "FirstExhausted"),
+        ({"mix_strategy": "interleave_over", "interleave_probs": "0.5, 0.5"}, [0.5, 0.5], "AllExhausted"),
+        ({"mix_strategy": "interleave_over"}, [1, 1], "AllExhausted"),
+        ({"mix_strategy": "concat"}, [None, None], None),
+    ],
+)
+def test_a_mixture_is_carried_with_its_shares_and_its_end(
+    read: Read, changes: dict[str, Any], weights: list[float | None], end: str | None
+) -> None:
+    done = read(dataset="pairs,chats", stage="dpo", **changes)
+    train = spec_of(done)["dataset"]["train"]
+    assert ([one.get("weight") for one in train["sources"]], train.get("stoppingStrategy")) == (weights, end)
+    assert (done.not_carried, done.problems) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "field"),
+    [
+        ({"mix_strategy": "interleave_once"}, "mix_strategy", "dataset.train.stoppingStrategy"),
+        ({"mix_strategy": "interleave_over", "interleave_probs": "1"}, "interleave_probs", "dataset.train.sources"),
+        ({"dpo_label_smoothing": 0.1}, "dpo_label_smoothing", "dpo.labelSmoothing"),
+    ],
+)
+def test_what_has_a_field_and_cannot_be_carried_names_it(
+    read: Read, changes: dict[str, Any], key: str, field: str
+) -> None:
+    (loss,) = read(dataset="pairs,pages", stage="dpo", **changes).not_carried
+    assert (loss.key, field in loss.fix) == (key, True)
+
+
+def test_an_adapter_that_starts_from_the_weights_is_carried_with_method_lora(read: Read) -> None:
+    done = read(pissa_init=True, pissa_iter=16)
+    assert (spec_of(done)["tuning"]["lora"]["initLoraWeights"], done.problems) == ("PiSSA", [])
+    assert [(one.key, one.changes_training) for one in done.not_carried] == [("pissa_iter", False)]
+    quantised = read(pissa_init=True, quantization_bit=4)
+    assert [(one.key, one.changes_training) for one in quantised.not_carried] == [("pissa_init", True)]
+    assert quantised.problems == []

@@ -1,16 +1,18 @@
 """The tables: every key has one place, every field exists, and no value makes an import fail with a traceback."""
 
+import itertools
 from typing import Any
 
 import pytest
 
 from finetune_api.blocks import to_camel
+from finetune_api.manifest.foreign_names import FOREIGN_NAMES
 from finetune_api.manifest.yaml_document import YamlDocument
 from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
 from finetune_client.errors import FineTuneError
 from kubectl_finetune.importing.draft import Draft, Options
-from kubectl_finetune.importing.engine import convert
+from kubectl_finetune.importing.engine import convert, find_row
 from kubectl_finetune.importing.files import TrainingFile
 from kubectl_finetune.importing.formats import FORMATS
 from kubectl_finetune.importing.rows import Format
@@ -29,6 +31,19 @@ WITHOUT_A_TRACE = {
     *("dataset_dir", "suffix"),  # where the rows are described, and the job's name
     *("dataset_config", "dataset_train_split", "max_samples"),  # their fields have the dataset's key as origin
 }
+PLAUSIBLE: tuple[Any, ...] = (
+    *(True, 0.5, 4, "dpo", "pissa", "cosine", "adamw_torch", "acme/name", "s3://models/out", ["acme/rows"]),
+    *({"q_proj": 4}, [{"path": "acme/rows"}], {"min_lr_rate": 0.1}),
+)
+NO_VALUE = "is not "
+"""The beginning of the reason if a value cannot be one of its key."""
+PAIRS: dict[str, dict[str, Any]] = {
+    "axolotl": {"rl": "dpo"},
+    "llama-factory": {"stage": "dpo"},
+    "trl": {"loss_weights": [1.0]},
+    "openai": {"method": {"type": "dpo"}},
+}
+"""What makes each START a training on pairs."""
 forms = pytest.mark.parametrize("form", FORMATS.values(), ids=lambda one: one.name)
 
 
@@ -79,3 +94,40 @@ def test_a_key_that_is_read_with_others_is_carried_listed_or_refused(form: Forma
         if not any(name == key or name.startswith((f"{key}.", f"{key}[")) for name in named):
             silent.append(key)
     assert silent == []
+
+
+def foreign_keys(form: Format) -> dict[str, str]:
+    """Return the field of each key of the format that has one."""
+    projects = {form.title, f"earlier {form.title}"}
+    if form.name in {"trl", "llama-factory"}:
+        projects |= {"transformers", "earlier transformers"}
+    return {
+        key: one.field
+        for key, one in FOREIGN_NAMES.items()
+        if one.field and projects & set(one.projects) and (key in form.derived_keys or find_row(key, form.table))
+    }
+
+
+@forms
+def test_a_key_that_has_a_field_is_carried_or_its_loss_names_the_field(form: Format) -> None:
+    silent = set()
+    for key, field in foreign_keys(form).items():
+        losses = set()
+        for value, more in itertools.product(PLAUSIBLE, ({}, PAIRS[form.name])):
+            given = START[form.name] | more | {key: value}
+            try:
+                draft = convert(TrainingFile("training.yaml", YamlDocument(given), given), form, Options())
+            except FineTuneError:
+                continue
+            named = (*draft.origins.values(), *(one.key for one in draft.placeholders))
+            if any(one == key or one.startswith((f"{key}[", f"{key}.")) for one in named):
+                break
+            losses |= {(key, one.reason, one.fix) for one in draft.losses if one.key == key and one.changes_training}
+        else:
+            block = field.rpartition(".")[0]
+            silent |= {
+                (key, reason)
+                for key, reason, fix in losses
+                if block not in reason + fix and not reason.startswith(NO_VALUE)
+            }
+    assert silent == set()

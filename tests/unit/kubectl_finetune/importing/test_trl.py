@@ -212,8 +212,35 @@ def test_losses_of_pairs_are_carried_with_their_smoothing(
 
 
 def test_another_loss_is_refused(read: Read) -> None:
-    done = read(Options(objective="DPO"), loss_type=["sigmoid", "sft"])
-    assert [(one.key, one.reason) for one in done.refused] == [("loss_type", "there is no loss sigmoid, sft")]
+    for losses in (["sigmoid", "ipo"], ["sft"], ["sigmoid", "sft", "sft"]):
+        done = read(Options(objective="DPO"), loss_type=losses)
+        assert [(one.key, one.reason) for one in done.refused] == [
+            ("loss_type", f"there is no loss {', '.join(losses)}")
+        ]
+    done = read(loss_type=["sigmoid", "sft"], loss_weights=[1.0])
+    assert [(one.key, one.reason) for one in done.refused] == [("loss_weights", "has 1 weights for 2 losses")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "block", "lost"),
+    [
+        ({"loss_type": ["sigmoid"], "loss_weights": [1.0]}, {"lossType": "sigmoid"}, []),
+        ({"loss_type": ["sigmoid", "sft"]}, {"lossType": "sigmoid", "sftWeight": 1.0}, []),
+        ({"loss_type": ["sft", "ipo"], "loss_weights": [0.3, 1]}, {"lossType": "ipo", "sftWeight": 0.3}, []),
+        (
+            {"loss_type": ["sigmoid", "sft"], "loss_weights": [2, 1]},
+            {"lossType": "sigmoid", "sftWeight": 0.5},
+            ["loss_weights"],
+        ),
+        ({"rpo_alpha": 0.5}, {"lossType": "sigmoid", "sftWeight": 0.5}, []),
+    ],
+)
+def test_the_chosen_answers_own_loss_is_carried(
+    read: Read, changes: dict[str, Any], block: dict[str, Any], lost: list[str]
+) -> None:
+    done = read(Options(objective="DPO"), **changes)
+    assert (spec_of(done)["dpo"], done.problems) == (block, [])
+    assert [one.key for one in done.not_carried] == lost
 
 
 def test_a_file_whose_keys_show_no_command_is_taken_for_supervised_tuning_and_this_is_named(read: Read) -> None:
@@ -234,14 +261,29 @@ def test_a_teacher_is_carried_and_other_ways_to_sample_are_named(read: Read) -> 
     assert done.problems == []
 
 
-def test_a_mixture_is_several_sources_and_its_fractions_are_named(read: Read) -> None:
+@pytest.mark.parametrize(("asked", "lost"), [("DPO", []), ("Chat", ["datasets"])])
+def test_the_fractions_of_a_mixture_are_weights(read: Read, asked: str, lost: list[str]) -> None:
+    mixture = [{"path": "acme/one", "fraction": 0.7}, {"path": "acme/two", "fraction": 0.3}]
+    loss = {"completion_only_loss": True} if asked == "Chat" else {}
+    done = read(Options(objective=asked), datasets=mixture, use_peft=False, **loss)
+    assert [one["weight"] for one in spec_of(done)["dataset"]["train"]["sources"]] == [0.7, 0.3]
+    assert ([one.key for one in done.not_carried if one.changes_training], done.problems) == (lost, [])
+
+
+def test_rows_that_are_listed_again_add_their_fractions(read: Read) -> None:
+    paths = ["acme/one", "acme/two", "acme/one"]
+    done = read(Options(objective="DPO"), use_peft=False, datasets=[{"path": path, "fraction": 0.25} for path in paths])
+    assert [one["weight"] for one in spec_of(done)["dataset"]["train"]["sources"]] == [0.5, 0.25]
+
+
+def test_a_mixture_is_several_sources_and_a_fraction_of_one_of_them_is_named(read: Read) -> None:
     mixture = [{"path": "acme/one", "name": "main"}, {"path": "acme/two", "fraction": 0.5}]
     done = read(datasets=mixture, assistant_only_loss=True)
     assert spec_of(done)["dataset"]["train"]["sources"] == [
         {"uri": "hf://datasets/acme/one", "config": "main"},
         {"uri": "hf://datasets/acme/two"},
     ]
-    assert [one.key for one in done.not_carried] == ["dataset_name", "datasets[1].path"]
+    assert [one.key for one in done.not_carried] == ["dataset_name", "datasets"]
 
 
 def test_a_push_to_a_hub_is_carried_as_private_unless_the_file_has_it_otherwise(read: Read) -> None:
