@@ -1,5 +1,6 @@
 """axolotl: `axolotl train FILE`."""
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -29,6 +30,8 @@ ADAPTER = (
     "load_in_4bit load_in_8bit lora_r lora_alpha lora_dropout lora_model_dir lora_target_linear lora_target_modules "
     "lora_target_parameters"
 )
+NOT_LINEAR = re.compile(r"embed|head|^w[tp]e$")
+"""Embeddings and the output layer, which are not among the linear layers of `lora_target_linear`."""
 FIRST_VALUES: Mapping[str, str | None] = {
     "true": None, "gaussian": "Gaussian", "pissa": "PiSSA", "pissa_niter_16": "PiSSA", "olora": "OLoRA", "eva": "EVA",
 }  # fmt: skip
@@ -41,6 +44,9 @@ QUANTISATION: Table = {
     "llm_int8_*": harmless("it belongs to a base in 8 bits"),
 }
 """Settings of `bnb_config_kwargs`."""
+MOST_WARMUP = 100
+"""Steps of axolotl's default warm-up, if 3 % of all steps are more."""
+LONG_TRAINING = f"add warmup_ratio: 0.03, or warmup_steps: {MOST_WARMUP} if there are more than 3,333 steps"
 _CLASSIFIES = "the base is trained to choose a class"
 
 
@@ -128,9 +134,14 @@ def _adapter(draft: Draft) -> None:
     if draft.is_given("lora_model_dir"):
         put_model(draft, "lora_model_dir", "tuning.initialAdapter.uri")
     takes_all = shared.read(draft, "lora_target_linear", values.flag, False)
-    if draft.is_given("lora_target_modules") and not takes_all:
+    if takes_all:
+        others = [one for one in values.words(draft.get("lora_target_modules") or []) if NOT_LINEAR.search(one)]
+        if others:
+            reason = f"with lora_target_linear, every linear layer gets an adapter, and {', '.join(others)} none"
+            draft.lose("lora_target_modules", reason, "list all modules in tuning.lora.targetModules")
+    elif draft.is_given("lora_target_modules"):
         shared.carry(draft, "lora_target_modules", f"{LORA}.targetModules", values.modules)
-    elif not takes_all and not draft.is_given("lora_target_parameters"):
+    elif not draft.is_given("lora_target_parameters"):
         reason = "without it PEFT chooses modules by the architecture; here every linear layer gets an adapter"
         draft.lose("lora_target_modules", reason, "set tuning.lora.targetModules")
     if draft.is_given("lora_target_parameters"):
@@ -178,6 +189,13 @@ def _class(draft: Draft) -> None:
 
 def _schedule(draft: Draft) -> None:
     shared.put_warmup(draft, 0.03)
+    if draft.at(f"{HYPER}.warmupSteps") == 0.03 and not draft.is_given("warmup_ratio"):
+        steps = shared.read(draft, "max_steps", values.whole, 0)
+        if steps > 0:
+            draft.set(f"{HYPER}.warmupSteps", min(int(0.03 * steps), MOST_WARMUP), "warmup_steps")
+        else:
+            reason = f"the warm-up has 3 % of the steps; axolotl's ends after {MOST_WARMUP} at the latest"
+            draft.lose("warmup_steps", reason, LONG_TRAINING)
     shared.put_schedule(draft, "lr_scheduler")
     lowest = shared.read(draft, "cosine_min_lr_ratio", values.number, 0)
     if (

@@ -25,6 +25,7 @@ learning_rate: 2e-4
 group_by_length: true
 logging_steps: 1
 sequence_length: 1024
+warmup_ratio: 0.03
 """
 GIVEN = ("--data", "s3://data/rows.jsonl", "--result", "s3://models/out")
 Finetune = Callable[..., Any]

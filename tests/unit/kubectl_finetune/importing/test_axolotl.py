@@ -172,6 +172,32 @@ def test_target_modules_are_carried_and_every_linear_layer_is_the_default(
     assert lost_keys(done) == []
 
 
+@pytest.mark.parametrize("output", ["lm_head", "embed_out"])
+def test_modules_next_to_every_linear_layer_are_named(read: Read, output: str) -> None:
+    done = read(lora_target_modules=["q_proj", "embed_tokens", output], lora_target_linear=True)
+    assert "targetModules" not in spec_of(done)["tuning"]["lora"]
+    (loss,) = [one for one in done.not_carried if one.changes_training]
+    assert (loss.key, loss.fix) == ("lora_target_modules", "list all modules in tuning.lora.targetModules")
+    assert loss.reason.endswith(f"and embed_tokens, {output} none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "warmup", "lost"),
+    [
+        ({}, 0.03, ["warmup_steps (default)"]),
+        ({"max_steps": 1000}, 30, []),
+        ({"max_steps": 10_000}, 100, []),
+        ({"warmup_ratio": 0.03}, 0.03, []),
+        ({"warmup_steps": 0, "max_steps": 1000}, 0, []),
+    ],
+)
+def test_the_default_warm_up_ends_after_a_hundred_steps(
+    read: Read, changes: dict[str, Any], warmup: float, lost: list[str]
+) -> None:
+    done = read(**{"warmup_ratio": None} | changes)
+    assert (spec_of(done)["hyperparameters"]["warmupSteps"], lost_keys(done)) == (warmup, lost)
+
+
 def test_modules_that_peft_would_choose_and_regular_expressions_are_named(read: Read) -> None:
     assert lost_keys(read(lora_target_modules=None)) == ["lora_target_modules (default)"]
     assert lost_keys(read(lora_target_modules=r"model.layers.[\d]+.(mlp|self_attn)")) == ["lora_target_modules"]
