@@ -18,6 +18,7 @@ HYPER, LORA = "hyperparameters", "tuning.lora"
 SUPERVISED = (Objective.INSTRUCTION.value, Objective.CHAT.value, Objective.DOMAIN_ADAPTATION.value)
 GPUS = "several GPUs need no setting of their own"
 GIVE_GPUS = "give their number with --gpus: the effective batch depends on it"
+ONE_GPU = "objective {} trains on one GPU"
 EVERY_STEP = "every step is logged"
 NO_CACHE = "preflight prepares and stores the rows"
 OWN_CODE = "a model that needs code of its own is refused by preflight"
@@ -193,6 +194,12 @@ def put_trainer_hub(draft: Draft) -> None:
 def put_gpus(draft: Draft, key: str = "--gpus", found: int = 1) -> None:
     """Set the GPUs, spread over nodes of at most eight."""
     gpus = found if draft.options.gpus is None else draft.options.gpus
+    if gpus > 1 and draft.at("objective") in SAMPLED:
+        steps = gpus * (draft.at(f"{HYPER}.gradientAccumulationSteps") or 1)
+        fix = "use --gpus 1"
+        if "gradient_accumulation_steps" in draft.defaults:
+            fix += f", and gradient_accumulation_steps: {steps} in the file, for the same batch"
+        draft.refuse(key if draft.options.gpus is None else "--gpus", ONE_GPU.format(draft.at("objective")), fix)
     nodes = math.ceil(gpus / 8) or 1
     if gpus > 8 and gpus % nodes == 0:
         draft.set("resources.numNodes", nodes, key)
@@ -262,9 +269,19 @@ def _is_automatic(value: Any) -> Any:
     return "Auto" if str(value).lower() == "auto" else value
 
 
+def has_noise(draft: Draft) -> bool:
+    """Return whether the file adds noise to the embeddings (NEFTune)."""
+    keys = ("neftune_noise_alpha", "noisy_embedding_alpha")
+    return any((read(draft, key, values.positive) or 0) > 0 for key in keys)
+
+
 def put_packing(draft: Draft, key: str, *, packs: bool) -> None:
     """Set packing; where the file does not pack, `Auto` would put more rows into a step."""
     if draft.at("objective") in SUPERVISED:
+        if packs and has_noise(draft):
+            reason = "with NEFTune, rows are not packed: a step has fewer tokens"
+            draft.lose(key, reason, "raise gradient_accumulation_steps, or remove the noise")
+            packs = False
         draft.set(f"{HYPER}.packing", "Always" if packs else "Never", key)
     else:
         name_unused(draft, key, f"objective {draft.at('objective')} does not pack rows")
@@ -281,7 +298,7 @@ def put_everything(draft: Draft, key: str) -> None:
 def put_attention(draft: Draft, key: str) -> None:
     """Set the attention kernel, for supervised objectives."""
     word = str(draft.get(key)).lower()
-    if draft.is_given("neftune_noise_alpha") and not is_off(draft.get(key)):
+    if has_noise(draft) and not is_off(draft.get(key)):
         draft.lose(key, "with NEFTune, rows are not joined, which FlashAttention needs", changes_training=False)
         return
     if word in {"none", "true", "false", "auto"}:

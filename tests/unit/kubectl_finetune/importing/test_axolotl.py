@@ -509,6 +509,27 @@ def test_noise_on_embeddings_leaves_the_attention_to_the_trainer(read: Read) -> 
     assert [one.key for one in done.not_carried] == ["attn_implementation"]
 
 
+@pytest.mark.parametrize("key", ["neftune_noise_alpha", "noisy_embedding_alpha"])
+def test_rows_with_noise_on_embeddings_are_not_packed_which_is_named(read: Read, key: str) -> None:
+    done = read(sample_packing=True, **{key: 5})
+    hyper = spec_of(done)["hyperparameters"]
+    assert (hyper["neftuneNoiseAlpha"], hyper["packing"], done.problems) == (5, "Never", [])
+    assert [(one.key, one.fix) for one in done.not_carried if one.changes_training] == [
+        ("sample_packing", "raise gradient_accumulation_steps, or remove the noise")
+    ]
+
+
+def test_several_gpus_are_refused_for_grpo_with_the_same_batch_on_one(tmp_path: Path) -> None:
+    path = tmp_path / "grpo.yml"
+    trl = {"num_generations": 4, "reward_funcs": ["think_format_reward"]}
+    path.write_text(yaml.safe_dump(yaml.safe_load(BASE) | {"rl": "grpo", "trl": trl}))
+    (refused,) = import_file(path, "axolotl", Options(gpus=2)).refused
+    assert (refused.key, refused.reason) == ("--gpus", "objective RLHF trains on one GPU")
+    assert refused.fix == "use --gpus 1, and gradient_accumulation_steps: 16 in the file, for the same batch"
+    alone = spec_of(import_file(path, "axolotl", Options(gpus=1)))
+    assert alone["resources"] == {"gpusPerNode": 1}
+
+
 @pytest.mark.parametrize(
     ("name", "field"),
     [

@@ -89,7 +89,7 @@ def test_hosted_models_and_uploaded_files_are_to_be_filled_in(read: Read) -> Non
 
 def test_a_grader_that_cannot_be_computed_is_refused(read: Read) -> None:
     grader = {"type": "python", "source": "def grade(sample, item): return 1.0"}
-    done = read(GIVEN, method={"type": "reinforcement", "reinforcement": {"grader": grader}})
+    done = read(GIVEN_ONE, method={"type": "reinforcement", "reinforcement": {"grader": grader}})
     assert [(one.key, one.reason) for one in done.refused] == [
         ("method.reinforcement.grader", "a grader of type python cannot be computed")
     ]
