@@ -77,6 +77,9 @@ TABLE: Table = {
 def put_rows(draft: Draft) -> None:
     """Set the rows to train on and to evaluate with."""
     key = "pretraining_dataset" if draft.is_given("pretraining_dataset") else "datasets"
+    if key == "pretraining_dataset":
+        reason = "axolotl streams these rows; preflight downloads and checks all of them before the training"
+        draft.lose(key, reason, "name some of the files in the URI if they are many", changes_training=False)
     put_train(draft, [found for path, one in _entries(draft, key) if (found := _source(draft, path, one))])
     put_validation(
         draft, [found for path, one in _entries(draft, "test_datasets") if (found := _source(draft, path, one))]

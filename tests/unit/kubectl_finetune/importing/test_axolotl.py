@@ -294,6 +294,14 @@ def test_texts_next_to_conversations_are_refused(read: Read, other: Any) -> None
     assert spec_of(read(datasets=[texts, texts | {"path": "acme/more"}]))["objective"] == "DomainAdaptation"
 
 
+def test_rows_that_axolotl_streams_are_downloaded_which_is_named(read: Read) -> None:
+    done = read(datasets=None, pretraining_dataset=[{"path": "acme/pages", "type": "pretrain"}])
+    assert spec_of(done)["objective"] == "DomainAdaptation"
+    (loss,) = [one for one in done.not_carried if one.key == "pretraining_dataset"]
+    assert (loss.fix, loss.changes_training) == ("name some of the files in the URI if they are many", False)
+    assert "preflight downloads" in loss.reason
+
+
 def test_a_prompt_style_of_axolotl_is_named_because_the_chat_template_renders_the_rows(read: Read) -> None:
     done = read(datasets=[{"path": "acme/rows", "type": "alpaca"}], chat_template="chatml")
     assert lost_keys(done) == ["datasets[0].type"]
