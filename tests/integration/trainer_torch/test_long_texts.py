@@ -73,6 +73,8 @@ def test_long_documents_are_split_and_nothing_of_them_is_lost(make_bench: MakeBe
     assert (report.dataset.accepted_rows, report.dataset.truncated_rows) == (ROWS, 0)
     assert (report.dataset.repaired_rows_by_code or {})["DOCUMENT_SPLIT"] == LONG
     assert "`DOCUMENT_SPLIT`" in report_of(bench)
+    assert report.evaluation
+    assert report.evaluation.rows == report.dataset.validation_rows
 
 
 def test_an_answer_that_reaches_beyond_the_limit_is_counted_apart(make_bench: MakeBench) -> None:

@@ -1,7 +1,7 @@
 """The verdict: a paired difference with its interval, over simulated measurements."""
 
 import random
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given
@@ -99,6 +99,38 @@ def test_batches_of_another_size_give_the_same_difference(
     assert joined
     assert joined.difference == pytest.approx(whole.difference, abs=1e-9)
     assert joined.groups == -(-len(rows) // size)
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 500)), min_size=5, max_size=40), st.integers(1, 4))
+def test_rows_of_one_sample_each_have_the_same_interval_with_their_ends(
+    rows: list[tuple[float, int]], size: int
+) -> None:
+    before, after = _join(rows, size), [(loss * loss / 5, tokens) for loss, tokens in rows]
+    ends = frozenset(accumulate(tokens for _, tokens in rows))
+    assert compare(LOSS, before, after, 3, ends) == compare(LOSS, before, after, 3)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_samples_of_a_few_long_rows_are_no_independent_rows(size: int) -> None:
+    """20 documents of 10 samples, each of which the training changes by chance; on average it changes nothing."""
+    chance, draws, wrong = random.Random(1), 300, 0
+    ends = frozenset(range(5000, 100_001, 5000))
+    before = [(3.0, 500)] * 200
+    for _ in range(draws):
+        shifts = [chance.gauss(0, 0.05) for _ in range(20)]
+        after = [(3.0 + shift + chance.gauss(0, 0.05), 500) for shift in shifts for _ in range(10)]
+        found = compare(LOSS, _join(before, size), _join(after, size), row_ends=ends)
+        assert found
+        assert found.groups == (20 if size == 1 else 10)
+        wrong += found.verdict in {Verdict.BETTER, Verdict.WORSE}
+    assert 0.02 < wrong / draws < 0.085
+
+
+def test_samples_of_four_rows_have_no_interval() -> None:
+    before, after = [(3.0, 100)] * 40, [(2.0, 100)] * 40
+    found = compare(LOSS, before, after, row_ends={1000, 2000, 3000, 4000})
+    assert found
+    assert (found.groups, found.verdict, found.after) == (4, Verdict.NOT_EVALUATED, 2.0)
 
 
 def _join(parts: Parts, size: int) -> Parts:

@@ -153,6 +153,8 @@ class RunRecord:
     """Its answers to the questions on general ability."""
     compared_rows: int = 0
     """Number of held-out rows that were measured."""
+    row_ends: frozenset[int] | None = None
+    """The weight up to the end of each of them, if some are several samples."""
     score_check: ScoreCheck | None = None
     gguf: GgufCheck | None = None
     """The files of `output.gguf`, compared with the full model."""
@@ -198,7 +200,7 @@ class RunRecord:
         if before is None or after is None:
             return None
         metric = EvaluationMetric.REWARD if self.is_rewarded else EvaluationMetric.LOSS
-        return compare(metric, _parts(before), _parts(after), self.choices)
+        return compare(metric, _parts(before), _parts(after), self.choices, self.row_ends)
 
     @property
     def verdict(self) -> Verdict:

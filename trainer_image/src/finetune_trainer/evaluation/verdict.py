@@ -1,7 +1,7 @@
 """The verdict on a result: the paired difference of the held-out rows before and after, with its 95 % interval."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
@@ -79,13 +79,16 @@ class Comparison:
         return needed if rows < needed <= MOST_ROWS_ADVISED else None
 
 
-def compare(metric: EvaluationMetric, before: Parts, after: Parts, choices: int = 1) -> Comparison | None:
+def compare(
+    metric: EvaluationMetric, before: Parts, after: Parts, choices: int = 1, row_ends: Set[int] | None = None
+) -> Comparison | None:
     """Compare the means of two measurements of the same rows; None if they are not of the same rows, or of none.
 
     The interval is that of a ratio of sums over paired groups (linearised residuals, Student's t). The tuned model is
     the best of `choices` evaluations on these rows, so its level is that of simultaneous intervals (Bonferroni).
+    `row_ends` are the weights up to the end of each row, if some rows are several samples: these are not independent.
     """
-    pairs = list(_pair(before, after))
+    pairs = list(_pair(before, after, row_ends))
     weight = sum(count for _, _, count in pairs)
     if not weight:
         return None
@@ -100,15 +103,18 @@ def compare(metric: EvaluationMetric, before: Parts, after: Parts, choices: int 
     return Comparison(metric, first, last, difference - half, difference + half, groups)
 
 
-def _pair(before: Parts, after: Parts) -> Iterator[tuple[float, float, int]]:
+def _pair(before: Parts, after: Parts, row_ends: Set[int] | None) -> Iterator[tuple[float, float, int]]:
     """Yield the sums before and after, and the weight, of each group that both measurements have in common.
 
-    A micro-batch may have been halved in between: groups are joined at the boundaries that both have.
+    A micro-batch may have been halved in between: groups are joined at the boundaries that both have, and never divide
+    a row.
     """
     sums = [_cumulate(parts) for parts in (before, after)]
     if sums[0].keys() and sums[1].keys() and max(sums[0]) == max(sums[1]):
-        common = sorted(sums[0].keys() & sums[1].keys())
-        for begin, end in pairwise([0, *common]):
+        common = sums[0].keys() & sums[1].keys()
+        if row_ends is not None:
+            common &= row_ends | {max(common)}
+        for begin, end in pairwise([0, *sorted(common)]):
             if end > begin:
                 old, new = (one[end] - one.get(begin, 0.0) for one in sums)
                 yield old, new, end - begin

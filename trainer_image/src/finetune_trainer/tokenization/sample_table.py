@@ -11,7 +11,14 @@ import pyarrow.compute as pc
 from typing_extensions import override
 
 from finetune_api.dataset.codes import RepairCode
-from finetune_trainer.tokenization.samples import Encoded, EncodedLabelled, EncodedPair, EncodedPrompt, Sample
+from finetune_trainer.tokenization.samples import (
+    UNTRAINED,
+    Encoded,
+    EncodedLabelled,
+    EncodedPair,
+    EncodedPrompt,
+    Sample,
+)
 
 ROW = "row"
 """Column with the number of the sample's row in its file, from 0."""
@@ -138,6 +145,20 @@ def as_samples(samples: Sequence[SampleT]) -> Samples[SampleT]:
         batches.add(number, sample)
     batches.close()
     return Samples(pa.Table.from_batches(found, batches.schema))
+
+
+def count_rows(samples: Sequence[Sample]) -> int:
+    """Return the number of rows that the samples are made from; a long text or conversation has several."""
+    return len(np.unique(samples.numbers(ROW))) if isinstance(samples, Samples) else len(samples)
+
+
+def find_row_ends(samples: Sequence[Sample]) -> frozenset[int] | None:
+    """Return how many tokens with a loss there are up to the end of each row; None if each row is one sample."""
+    if not isinstance(samples, Samples) or count_rows(samples) == len(samples):
+        return None
+    weights = [np.count_nonzero(labels[1:] != UNTRAINED) for labels in samples.ids("labels")]
+    is_last = np.append(np.diff(samples.numbers(ROW)) != 0, True)
+    return frozenset(np.cumsum(weights)[is_last].tolist())
 
 
 def _value(sample: Sample, name: str) -> Any:

@@ -22,6 +22,7 @@ from finetune_trainer.models.device import allows_tf32
 from finetune_trainer.models.loading import NON_REENTRANT
 from finetune_trainer.monitoring.reporter import Reporter, work_beat
 from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.tokenization.sample_table import count_rows
 from finetune_trainer.training.callbacks import (
     KeepBest,
     KeepWeights,
@@ -120,7 +121,7 @@ class TrainerParts:
             "optim": settings.optim,
             "neftune_noise_alpha": settings.neftune_noise_alpha,
             "per_device_train_batch_size": settings.per_device_train_batch_size,
-            "per_device_eval_batch_size": eval_batch_size(len(self.validation), settings),
+            "per_device_eval_batch_size": eval_batch_size(count_rows(self.validation), settings),
             "gradient_accumulation_steps": settings.gradient_accumulation_steps,
             "activation_checkpointing": bool(settings.gradient_checkpointing),
             "activation_checkpointing_kwargs": dict(NON_REENTRANT),
@@ -155,7 +156,7 @@ def schedule_arguments(settings: Resolved) -> dict[str, Any] | None:
 
 
 def eval_batch_size(rows: int, settings: Resolved) -> int:
-    """Return the number of held-out rows that are measured together: `COMPARED_GROUPS` batches or more, where there are
-    rows enough, from whose differences the verdict takes its interval."""
+    """Return the number of held-out samples that are measured together: such that about `COMPARED_GROUPS` batches or
+    more end where a row does, where there are rows enough. From their differences the verdict takes its interval."""
     smallest = 2 if settings.desirable_weight is not None else 1  # KTO measures its divergence over each batch
     return max(smallest, min(settings.per_device_train_batch_size or 1, rows // COMPARED_GROUPS))
