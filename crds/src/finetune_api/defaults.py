@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from finetune_api.hyperparameters import Hyperparameters, Schedule
-from finetune_api.objectives import Dpo, Kto, LossType, Objective, Rlhf
+from finetune_api.objectives import SAMPLED, Dpo, Kto, LossType, Objective, Rlhf
 from finetune_api.recipes import RECIPES
 from finetune_api.spec import FineTuneJobSpec, Lora, Method, Mode
 from finetune_api.status import Resolved
@@ -107,19 +107,24 @@ def _batch(spec: FineTuneJobSpec, method: Method, rows: int) -> tuple[int, int]:
 
 
 def _length(spec: FineTuneJobSpec, method: Method, facts: Facts, global_batch: int) -> tuple[float, int]:
-    """Return epochs and steps; a last partial batch is a step, as in transformers' Trainer."""
+    """Return epochs and steps; a last partial batch is a step, as in transformers' Trainer, unless answers are sampled:
+    TRL then fills every step."""
     rows = facts.train_rows * (spec.rlhf.num_generations if spec.rlhf else 1)
-    steps_per_epoch = max(1, math.ceil(rows / global_batch))
+    has_full_steps = spec.objective in SAMPLED
+    steps_per_epoch = rows / global_batch if has_full_steps else max(1, math.ceil(rows / global_batch))
     if spec.hyperparameters.max_steps:
         steps = spec.hyperparameters.max_steps
-        return count_epochs(steps, global_batch, rows), steps
+        return count_epochs(steps, global_batch, rows, has_full_steps=has_full_steps), steps
     usual = RECIPES[spec.objective].num_epochs(method, facts.train_rows)
     epochs = spec.hyperparameters.num_train_epochs or usual
     return epochs, max(1, math.ceil(epochs * steps_per_epoch))
 
 
-def count_epochs(steps: int, batch: int, rows: int) -> float:
-    """Return the passes over the rows that the steps make; the last step of a pass takes the rows that are left."""
+def count_epochs(steps: int, batch: int, rows: int, *, has_full_steps: bool = False) -> float:
+    """Return the passes over the rows that the steps make; the last step of a pass takes the rows that are left, unless
+    every step is full."""
+    if has_full_steps:
+        return steps * batch / max(rows, 1)
     whole, rest = divmod(steps, max(1, math.ceil(rows / batch)))
     return whole + rest * batch / max(rows, 1)
 

@@ -108,6 +108,13 @@ def test_a_student_that_answers_any_colour_learns_the_one_of_its_teacher(
     assert trainer._loop.plateau.best_step == 20
 
 
+def test_a_step_with_five_of_eight_prompts_is_five_eighths_of_an_epoch(taught: Path, red: Path, tmp_path: Path) -> None:
+    batch = {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 1, "global_batch_size": 5}
+    trainer = make_trainer(taught, red, tmp_path, total_steps=2, **batch)
+    trainer.train()
+    assert [point.epoch for point in trainer._loop.history.train] == [0.625, 1.25]
+
+
 def test_a_teacher_that_knows_which_of_four_colours_is_two_bits_ahead(taught: Path, red: Path, tmp_path: Path) -> None:
     """Its answer and the student's are otherwise the same, so that the divergence of an answer is about ln 4."""
     trainer = make_trainer(taught, red, tmp_path, beta=0.0)

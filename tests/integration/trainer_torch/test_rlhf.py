@@ -125,6 +125,13 @@ def test_the_reward_increases(taught: Path, tmp_path: Path, method: str, algorit
     assert trainer._loop.reporter.snapshot().metrics.eval_reward == final.reward
 
 
+def test_a_step_with_five_of_eight_prompts_is_five_eighths_of_an_epoch(taught: Path, tmp_path: Path) -> None:
+    batch = {"per_device_train_batch_size": 20, "global_batch_size": 20}
+    trainer = make_trainer(taught, tmp_path, total_steps=2, evaluates=False, **batch)
+    trainer.train()
+    assert [point.epoch for point in trainer._loop.history.train] == [0.625, 1.25]
+
+
 @pytest.mark.parametrize("algorithm", ["GRPO", "RLOO"])
 def test_a_continued_adapter_is_held_to_what_it_was_and_published_alone(
     taught: Path, tmp_path: Path, algorithm: str

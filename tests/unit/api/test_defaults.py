@@ -189,6 +189,21 @@ def test_an_epoch_of_rlhf_asks_every_prompt_once_with_all_its_answers() -> None:
     assert resolved(objective="RLHF", rlhf=REWARDED).total_steps == 1000 * 8 // 16
 
 
+@pytest.mark.parametrize("rows", [3, 9, 10, 13, 16, 20, 1000])
+@pytest.mark.parametrize(("objective", "group"), [("RLHF", 8), ("Distillation", 1)])
+def test_full_steps_of_sampled_answers_are_as_many_passes_as_the_job_asks_for(
+    objective: str, group: int, rows: int
+) -> None:
+    batch = {"perDeviceTrainBatchSize": 8, "gradientAccumulationSteps": group}
+    facts = Facts(parameters=1, train_rows=rows, validation_rows=0)
+    it = resolved(facts, objective=objective, hyperparameters=batch | {"numTrainEpochs": 4}, **BLOCKS[objective])
+    prompts = it.total_steps * it.global_batch_size / group
+    assert 4 * rows <= prompts < 4 * rows + it.global_batch_size / group
+    given = batch | {"maxSteps": it.total_steps}
+    again = resolved(facts, objective=objective, hyperparameters=given, **BLOCKS[objective])
+    assert again.num_train_epochs == pytest.approx(prompts / rows, rel=1e-4)
+
+
 def test_the_method_that_the_memory_estimate_chose_is_taken_with_its_reason() -> None:
     facts = Facts(1_000, 10, 0, method=Method.FULL, method_reason="fits 80Gi", estimated_gpu_memory_bytes=5)
     it = resolved(facts)

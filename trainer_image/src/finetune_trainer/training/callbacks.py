@@ -50,13 +50,16 @@ LOGGED_FIGURES = {
 class ReportProgress(TrainerCallback):  # type: ignore[misc]
     """Report every step to the reporter and metrics.jsonl; the first process counts the tokens of all.
 
-    `rows` is the number of rows of an epoch; without it, the library's epoch is reported, which counts batches.
+    `rows` is the number of rows of an epoch. `has_full_steps`: no step takes fewer rows, as with sampled
+    answers.
     """
 
-    def __init__(self, reporter: Reporter, history: History, world: World = ALONE, *, rows: int | None = None) -> None:
+    def __init__(
+        self, reporter: Reporter, history: History, world: World = ALONE, *, rows: int, has_full_steps: bool = False
+    ) -> None:
         self._reporter, self._world = reporter, world
         self._history = history
-        self._rows = rows
+        self._rows, self._has_full_steps = rows, has_full_steps
         self._step_began = 0.0
         self._step_seconds = 0.0
         self._tokens_before = 0.0
@@ -118,10 +121,8 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
         self._reporter.update(metrics=_step_metrics(point))
 
     def _count_epochs(self, args: TrainingArguments, state: TrainerState) -> float:
-        if self._rows is None:
-            return state.epoch or 0.0
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * self._world.size
-        return count_epochs(state.global_step, batch, self._rows)
+        return count_epochs(state.global_step, batch, self._rows, has_full_steps=self._has_full_steps)
 
 
 def _logged_figures(logs: Mapping[str, float]) -> dict[str, float]:

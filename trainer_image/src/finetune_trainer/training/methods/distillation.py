@@ -157,6 +157,7 @@ def build_distillation_trainer(parts: TrainerParts, teacher: Teacher) -> Student
     train_dataset = to_prompt_dataset(parts.train, at_least=settings.global_batch_size or 1)
     arguments = parts.trainer_arguments(train_dataset, to_prompt_dataset)
     _, *callbacks = arguments["callbacks"]
+    progress = ReportProgress(loop.reporter, loop.history, loop.world, rows=len(parts.train), has_full_steps=True)
     return StudentTrainer(
         teacher=teacher,
         args=DistillationConfig(
@@ -166,7 +167,7 @@ def build_distillation_trainer(parts: TrainerParts, teacher: Teacher) -> Student
             beta=settings.beta,
             disable_dropout=True,
         ),
-        **arguments | {"callbacks": [ReportProgress(loop.reporter, loop.history), *callbacks]},
+        **arguments | {"callbacks": [progress, *callbacks]},
     )
 
 

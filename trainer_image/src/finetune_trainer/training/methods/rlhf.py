@@ -214,7 +214,7 @@ def build_rlhf_trainer(parts: TrainerParts, judge: Judge) -> PolicyTrainer:
     parts = replace(parts, validation=choose_prompts(parts.validation, settings.seed or 0))
     train_dataset = to_prompt_dataset(parts.train, at_least=(settings.global_batch_size or 1) // group)
     callbacks = [
-        ReportProgress(loop.reporter, loop.history),
+        ReportProgress(loop.reporter, loop.history, loop.world, rows=len(parts.train) * group, has_full_steps=True),
         KeepMostRewarded(loop, rollouts),
         RequireGradientFromSpread(rollouts),
         KeepWeights(loop.kept, loop.history, lambda: has_spread(rollouts, loop)),
