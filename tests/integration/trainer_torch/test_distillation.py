@@ -59,7 +59,7 @@ def make_trainer(
         student, load_tokenizer(model), settings, loop or make_loop(tmp_path), prompts, prompts, scratch
     )
     answers = tmp_path / "answers.safetensors"
-    known = Teacher(loaded.requires_grad_(False).eval(), Labeler(model).stop_ids()[0], answers)
+    known = Teacher(loaded.requires_grad_(False).eval(), Labeler(model).stop_id(), answers)
     trainer = build_trainer("Distillation", parts, teacher=known)
     assert isinstance(trainer, StudentTrainer)
     return trainer

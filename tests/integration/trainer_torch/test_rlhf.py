@@ -72,7 +72,7 @@ def make_trainer(
         prompts_of(model) if evaluates else [],
         tmp_path / "scratch",
     )
-    trainer = build_trainer("RLHF", parts, Judge(scorer or ComputedRewards([RED]), Labeler(model).stop_ids()[0]))
+    trainer = build_trainer("RLHF", parts, Judge(scorer or ComputedRewards([RED]), Labeler(model).stop_id()))
     assert isinstance(trainer, PolicyTrainer)
     return trainer
 

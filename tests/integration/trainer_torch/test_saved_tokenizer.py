@@ -72,7 +72,7 @@ def test_every_template_of_a_model_is_saved_and_chosen_as_in_training(folder: Pa
 
 def test_the_stop_is_seen_and_trained_where_it_is_also_the_padding(folder: Path) -> None:
     labeler = configure(folder)
-    stop = labeler.stop_ids()[0]
+    stop = labeler.stop_id()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == stop
     chat = encode(labeler, ChatRow(CHAT, SOURCE, DataFormat.OPENAI))

@@ -277,6 +277,7 @@ def test_the_preview_names_both_answers_and_marks_them_as_trained(labeler: Label
 
 def test_the_stop_of_an_answer_is_known_without_any_row(labeler: Labeler) -> None:
     assert labeler.stop_ids() == [labeler.tokenizer.token_to_id("<|im_end|>")]
+    assert labeler.stop_id() == labeler.stop_ids()[0]
 
 
 def test_a_prompt_of_just_a_quarter_is_not_cut(labeler: Labeler) -> None:

@@ -53,6 +53,20 @@ def test_chat_trains_every_answer_and_instruction_the_last(labeler: Labeler) -> 
     assert trained(labeler, encode(labeler, TWO, "Instruction")) == "Second.<|im_end|>"
 
 
+# As Llama 2 Chat and Code Llama: a space before the token that ends the answer.
+SPACED = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<|im_start|>' + message['content'] + '\n' }}"
+    "{% else %}{{ ' ' + message['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_space_before_the_end_of_an_answer_does_not_stop_the_model(build_model: Any) -> None:
+    spaced = Labeler(build_model(SPACED))
+    stops = [spaced.tokenizer.id_to_token(one) for one in spaced.stop_ids()]
+    assert len(stops) == 2
+    assert spaced.tokenizer.id_to_token(spaced.stop_id()) == stops[1] == "<eos>"
+
+
 def test_untrained_parts_of_an_answer_are_context_and_no_token_that_touches_them_is_trained(labeler: Labeler) -> None:
     answer: Message = {"role": "assistant", "content": "So: the answer. Done", "untrained": [[0, 3], [15, 20]]}
     encoded = encode(labeler, [TWO[0], answer])

@@ -61,7 +61,7 @@ def stream_answer(
 
 def stop_tokens(model: PreTrainedModel, labeler: Labeler) -> list[int]:
     """Return the tokens that end an answer: the model's own, and the one that the published template writes."""
-    ends = labeler.stop_ids()[:1]
+    ends = [labeler.stop_id()] if labeler.stop_ids() else []
     return stop_token_ids(model, [Encoded(ends, ends, 1)] if ends else [])
 
 

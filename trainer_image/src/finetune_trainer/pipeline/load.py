@@ -74,7 +74,7 @@ def build_judge(inputs: Inputs, settings: Resolved, device: torch.device) -> Jud
     scorer: Scorer = ComputedRewards(rlhf.rewards or [], inputs.run.stop, inputs.run.on_work)
     if inputs.reward:
         scorer = load_reward_model(inputs.reward, DTYPES[str(settings.precision)], device, inputs.run.on_work)
-    return Judge(scorer, inputs.labeler.stop_ids()[0])
+    return Judge(scorer, inputs.labeler.stop_id())
 
 
 def load_teacher(inputs: Inputs, settings: Resolved, device: torch.device) -> Teacher | None:
@@ -83,4 +83,4 @@ def load_teacher(inputs: Inputs, settings: Resolved, device: torch.device) -> Te
         return None
     model = load_plain(inputs.teacher.folder, DTYPES[str(settings.precision)], device)
     answers = inputs.run.workspace / REFERENCE
-    return Teacher(model.requires_grad_(False).eval(), inputs.labeler.stop_ids()[0], answers)
+    return Teacher(model.requires_grad_(False).eval(), inputs.labeler.stop_id(), answers)

@@ -106,8 +106,13 @@ class Labeler:
         return hashlib.sha256(self.template_text.encode()).hexdigest()
 
     def stop_ids(self) -> list[int]:
-        """Return the tokens that the template writes after an answer; the first of them stops the model."""
+        """Return the tokens that the template writes after an answer."""
         return self._tokens.encode(self._plain.end_of_answer())
+
+    def stop_id(self) -> int:
+        """Return which of them stops the model: the first special token, because a space may precede it."""
+        ends = self.stop_ids()
+        return next((one for one in ends if self.tokenizer.id_to_token(one) in self.special_tokens), ends[0])
 
     def renderer(self, tools: Tools) -> Renderer:
         """Return the renderer of conversations with these tools, or without tools."""
