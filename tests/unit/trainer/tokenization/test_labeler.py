@@ -82,6 +82,23 @@ def test_the_untrained_parts_are_found_where_the_template_strips_the_answer(buil
     assert trained(labeler, encode(labeler, [TWO[0], answer])) == " user<|im_end|>"
 
 
+def test_the_untrained_parts_are_those_of_the_answer_and_not_of_the_text_around_it(labeler: Labeler) -> None:
+    for content in ("im", "assistant", "i"):
+        answer: Message = {"role": "assistant", "content": content, "untrained": [[0, len(content)]]}
+        assert trained(labeler, encode(labeler, [{"role": "user", "content": content}, answer])) == "<|im_end|>"
+
+
+def test_untrained_parts_of_a_text_that_the_template_shows_twice_are_refused(build_model: Any) -> None:
+    labeler = Labeler(build_model(CHATML.replace("message['content'] +", "message['content'] + message['content'] +")))
+    answer: Message = {"role": "assistant", "content": "the user", "untrained": [[0, 3]]}
+    bad = labeler.encode(row([TWO[0], answer]), "Chat", 100)
+    assert isinstance(bad, BadRow)
+    assert (bad.code, bad.detail) == (
+        RejectCode.TEMPLATE_ERROR,
+        "the chat template shows twice the text of the answer of turn 2, of which parts are untrained",
+    )
+
+
 def test_a_judged_answer_with_untrained_parts_is_refused(labeler: Labeler) -> None:
     good: Message = {"role": "assistant", "content": "the user", "untrained": [[0, 3]]}
     pair = PreferenceRow([TWO[0]], [good], [TWO[1]], Source("rows.jsonl", 1), DataFormat.PREFERENCE)

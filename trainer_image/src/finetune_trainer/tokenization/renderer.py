@@ -36,7 +36,7 @@ class Renderer:
         _detect_content_form(self._template)
         self._has_system_role = _shows(self._template, [_SYSTEM, _USER, _ASSISTANT], (2, 0, 1))
         self._has_tool_calls = _detect_arguments_form(self._template)
-        self._ends_answers = self._detect_answer_end()
+        self._answer_end = self._detect_answer_end()
 
     @property
     def takes_parts(self) -> bool:
@@ -56,7 +56,7 @@ class Renderer:
         try:
             found = self._find(messages, tools, turns)
             if any("untrained" in message for message in messages):
-                found = replace(found, renderings=[_mark_untrained(one, messages) for one in found.renderings])
+                found = replace(found, renderings=[self._mark_untrained(one, messages) for one in found.renderings])
             return found
         except TemplateFailure as failure:
             raise BadRow(RejectCode.TEMPLATE_ERROR, str(failure)[:200]) from failure
@@ -76,7 +76,7 @@ class Renderer:
                     f"the chat template alters the answer of turn {altered[0].turns[0] + 1}, of which parts are "
                     "untrained, once others follow"
                 )
-            parts = _mark_untrained(whole, messages).untrained
+            parts = self._mark_untrained(whole, messages).untrained
         except TemplateFailure as failure:
             raise BadRow(RejectCode.TEMPLATE_ERROR, str(failure)[:200]) from failure
         excluded = [
@@ -109,14 +109,14 @@ class Renderer:
         (rendering,) = self._finder.find(asked, None, [1])
         return rendering.text[rendering.text.rindex(SENTINEL) + len(SENTINEL) : rendering.spans[0][1]]
 
-    def _detect_answer_end(self) -> bool:
+    def _detect_answer_end(self) -> str | None:
         try:
-            return bool(self.end_of_answer())
+            return self.end_of_answer()
         except (TemplateFailure, ValueError):
-            return True  # the template does not even show an answer: each row reports that
+            return None  # the template does not even show an answer: each row reports that
 
     def _find(self, messages: list[Message], tools: Tools, turns: Sequence[int]) -> FoundAnswers:
-        if not self._ends_answers:
+        if self._answer_end == "":
             raise TemplateFailure("the chat template writes no end of an answer, and there is no eos_token")
         if tools is None and not any(
             message.keys() - {"role", "content", "train", "untrained"} for message in messages
@@ -132,6 +132,26 @@ class Renderer:
             _refuse_misplaced(rendering, messages)
         lost = sum(_count_lost_reasoning(rendering, messages) for rendering in renderings)
         return FoundAnswers(renderings, reasoning_lost=lost)
+
+    def _mark_untrained(self, rendering: Rendering, messages: Sequence[Message]) -> Rendering:
+        """Return the rendering with the untrained parts of its answers, which a template may have stripped."""
+        marked: list[Span] = []
+        for (start, end), turn in zip(rendering.spans, rendering.turns, strict=True):
+            ranges = messages[turn].get("untrained", ())
+            if not ranges:
+                continue
+            content = messages[turn]["content"]
+            shown = content.strip()
+            answer = rendering.text[start:end].removesuffix(self._answer_end or "")
+            at = answer.find(shown)
+            if at < 0 or at != answer.rfind(shown):
+                raise TemplateFailure(
+                    f"the chat template {'alters' if at < 0 else 'shows twice the text of'} the answer of turn "
+                    f"{turn + 1}, of which parts are untrained"
+                )
+            first = start + at - content.index(shown)
+            marked += [(max(first + begin, 0), first + stop) for begin, stop in ranges]
+        return replace(rendering, untrained=tuple(marked))
 
 
 def _refuse_endless(messages: Sequence[Message]) -> None:
@@ -155,22 +175,6 @@ def _refuse_misplaced(rendering: Rendering, messages: Sequence[Message]) -> None
         calls = messages[turn].get("tool_calls", ())
         if _answer(messages[turn]) not in shown or any(call["function"]["name"] not in shown for call in calls):
             raise TemplateFailure(f"the chat template does not render the answer of turn {turn + 1} in its place")
-
-
-def _mark_untrained(rendering: Rendering, messages: Sequence[Message]) -> Rendering:
-    """Return the rendering with the untrained parts of its answers, which a template may have stripped of spaces."""
-    marked: list[Span] = []
-    for (_, end), turn in zip(rendering.spans, rendering.turns, strict=True):
-        content = messages[turn]["content"]
-        shown = content.strip()
-        at = rendering.text.rfind(shown, 0, end) - content.index(shown)
-        ranges = messages[turn].get("untrained", ())
-        if ranges and at + content.index(shown) < 0:
-            raise TemplateFailure(
-                f"the chat template alters the answer of turn {turn + 1}, of which parts are untrained"
-            )
-        marked += [(max(at + start, 0), at + stop) for start, stop in ranges]
-    return replace(rendering, untrained=tuple(marked))
 
 
 def _answer(message: Message) -> str:
