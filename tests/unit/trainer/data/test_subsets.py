@@ -125,7 +125,28 @@ def test_without_a_list_of_subsets_a_folder_is_one(repo: Repo, card: str | None)
     assert found(storage, split="test") == list(TESTS)
 
 
-def test_a_pattern_of_a_card_that_would_take_long_is_left_out(repo: Repo) -> None:
+@pytest.mark.parametrize(
+    ("pattern", "number"),
+    [("main/train-[0-9].parquet", 0), ("main/train-[!1].parquet", 0), ("main/*[12].parquet", 1), ("main/*-[]1].*", 1)],
+)
+def test_a_pattern_of_a_card_may_list_characters(repo: Repo, pattern: str, number: int) -> None:
+    other = "main/train-1.parquet" if number else "main/train-x[0-9].parquet"
+    wanted = "main/train-1.parquet" if number else MAIN
+    storage = repo(MAIN, other, configs=[{"config_name": "main", "data_files": pattern}])
+    assert found(storage, config="main") == [wanted]
+
+
+@pytest.mark.parametrize("missing", ["main/test-*.csv", "main/{train,test}-0.parquet", "main/train-[ab].parquet", "x"])
+def test_a_subset_with_a_pattern_without_a_file_is_refused(repo: Repo, missing: str) -> None:
+    files = [{"split": "train", "path": ["main/train-*", missing]}, {"split": "test", "path": "main/test-*"}]
+    storage = repo(MAIN, SOCRATIC, *TESTS, configs=[{"config_name": "main", "data_files": files}, BY_SPLIT[1]])
+    assert refused(storage, config="main") == (
+        f"{QA} subset main has no data file that matches {missing}: name its files in spec.dataset.train.uri"
+    )
+    assert found(storage, "validation", config="main", split="test") == ["main/test-0.parquet"]
+
+
+def test_a_pattern_of_a_card_that_would_take_long_is_refused(repo: Repo) -> None:
     slow = {"config_name": "main", "data_files": ["*a" * 50 + "b", "main/train-*"]}
     storage = repo(MAIN, "a" * 200 + ".csv", configs=[slow, BY_SPLIT[1]])
-    assert found(storage, config="main") == [MAIN]
+    assert "subset main has no data file that matches *a*a" in refused(storage, config="main")

@@ -1,5 +1,6 @@
 """Patterns over keys: `*` and `?` stay within a folder, `**` crosses folders."""
 
+import fnmatch
 import re
 
 WILDCARD = re.compile(r"[*?]")
@@ -15,6 +16,12 @@ def split_pattern(pattern: str) -> tuple[str, re.Pattern[str]]:
 def pattern_to_regex(pattern: str) -> str:
     """Return a pattern over keys as a regular expression."""
     return "".join(_translated(token) for token in re.findall(r"(?:\*\*/)+|\*+|\?|[^*?]+", pattern))
+
+
+def card_pattern_to_regex(pattern: str) -> str:
+    """Return the same for a pattern of a dataset's card, where `[...]` is one of these characters, as in fsspec."""
+    parts = re.split(r"(\[!?\]?[^]/]*\])", pattern)
+    return "".join(fnmatch.translate(part)[4:-3] if at % 2 else pattern_to_regex(part) for at, part in enumerate(parts))
 
 
 def _translated(token: str) -> str:

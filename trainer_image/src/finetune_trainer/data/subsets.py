@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_api.handoff import ExitCode
 from finetune_api.inputs.sources import DataFiles
-from finetune_trainer.data.patterns import pattern_to_regex
+from finetune_trainer.data.patterns import card_pattern_to_regex
 from finetune_trainer.data.split_names import detect_split
 from finetune_trainer.errors import TrainerError, name_some
 from finetune_trainer.storage.hub.cards import parse_front_matter
@@ -16,7 +16,7 @@ CONFIGS_LIMIT = 128 * 1024
 """Characters of a card's list of subsets."""
 MOST_SUBSETS = 2000
 MOST_STARS = 8
-"""Stars in a pattern of a card, each of which multiplies the time of the comparison."""
+"""Stars in a pattern of a card, each of which multiplies the time of the comparison; one with more matches nothing."""
 DEFAULT = "default"
 SPLITS = {"train": ("train",), "validation": ("validation", "test")}
 """The splits that a part of the dataset takes if the job names none, in order of preference."""
@@ -30,9 +30,16 @@ class Subset:
     patterns: Mapping[str, Sequence[str]]
     is_default: bool = False
 
-    def matches(self, key: str, split: str = "") -> bool:
-        """Return whether a file belongs to a split of the subset."""
-        return any(re.fullmatch(pattern_to_regex(one), key) for one in self.patterns[split])
+    def find_files(self, keys: Sequence[str], split: str = "") -> tuple[list[str], list[str]]:
+        """Return the files of a split of the subset, and its patterns that match none."""
+        found: set[str] = set()
+        unmatched = []
+        for pattern in self.patterns[split]:
+            matches = re.compile(card_pattern_to_regex(pattern)).fullmatch
+            matched = [key for key in keys if matches(key)] if pattern.count("*") <= MOST_STARS else []
+            found.update(matched)
+            unmatched += [] if matched else [pattern]
+        return [key for key in keys if key in found], unmatched
 
 
 def list_subsets(card: str | None) -> list[Subset]:
@@ -56,8 +63,7 @@ def _patterns(entry: Mapping[str, Any]) -> dict[str, list[str]]:
     for one in files if isinstance(files, list) else [files]:
         is_split = isinstance(one, dict) and isinstance(one.get("split"), str)
         for path in _texts(one.get("path") if is_split else one):
-            if path.count("*") <= MOST_STARS:
-                found.setdefault(one["split"] if is_split else "", []).append(folder + path.removeprefix("./"))
+            found.setdefault(one["split"] if is_split else "", []).append(folder + path.removeprefix("./"))
     return found
 
 
@@ -69,21 +75,23 @@ def choose_subset(keys: Sequence[str], card: str | None, source: DataFiles, plac
     """Return the files of the subset and split that the source names, or that the card marks as the default.
 
     None if neither names any: the files are then chosen by the splits in their names. Raises DatasetUnusable for a
-    subset or a split that is not there, and for several subsets of which none is named.
+    subset or a split that is not there, for a pattern without a file, and for several subsets of which none is named.
     """
     field = f"spec.dataset.{place}"
     subset = _named_subset(keys, list_subsets(card), source, place)
     if subset is None:
         return None if source.split is None else _of_split_name(keys, source, field)
-    if "" in subset.patterns:
-        inside = [key for key in keys if subset.matches(key)]
+    split = "" if "" in subset.patterns else _split_of(subset, source, place, field)
+    chosen, unmatched = subset.find_files(keys, split)
+    if unmatched:
+        files = f"no data file that matches {name_some(unmatched)}"
+        raise _unusable(source, f"subset {subset.name} has {files}: name its files in {field}.uri")
+    if not split:
         if source.split is not None:
-            return _of_split_name(inside, source, field)
+            return _of_split_name(chosen, source, field)
         wanted = SPLITS[place.partition(".")[0]]
-        by_split = {split: [key for key in inside if detect_split(key) == split] for split in (*wanted, "")}
+        by_split = {one: [key for key in chosen if detect_split(key) == one] for one in (*wanted, "")}
         chosen = next((found for found in by_split.values() if found), [])
-    else:
-        chosen = [key for key in keys if subset.matches(key, _split_of(subset, source, place, field))]
     if not chosen:
         raise _unusable(source, f"subset {subset.name} has no data file: name its files in {field}.uri")
     return chosen
