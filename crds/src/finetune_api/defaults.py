@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from finetune_api.hyperparameters import Hyperparameters, Schedule
 from finetune_api.objectives import SAMPLED, Dpo, Kto, LossType, Objective, Rlhf
-from finetune_api.recipes import RECIPES
+from finetune_api.recipes import RECIPES, Recipe
 from finetune_api.spec import FineTuneJobSpec, Lora, Method, Mode
 from finetune_api.status import Resolved
 from finetune_api.tuning import InitLoraWeights
@@ -45,14 +45,16 @@ def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
     hyper, recipe = spec.hyperparameters, RECIPES[spec.objective]
     batch, accumulation = _batch(spec, method, facts.train_rows)
     epochs, steps = _length(spec, method, facts, batch * accumulation * spec.resources.ranks)
-    warmup = _count_steps(_given(hyper.warmup_steps, recipe.warmup), steps)
+    schedule = hyper.lr_scheduler_type or _default_schedule(recipe, hyper.warmup_steps)
+    # transformers ignores a warm-up of this schedule
+    warmup = _count_steps(_given(hyper.warmup_steps, recipe.warmup), steps) if schedule != Schedule.CONSTANT else 0
     resolved = Resolved(
         method=method.value,
         method_reason=reason,
         num_train_epochs=epochs,
         total_steps=steps,
         learning_rate=_given(hyper.learning_rate, recipe.learning_rate(method, facts.parameters)),
-        lr_scheduler_type=hyper.lr_scheduler_type or recipe.schedule,
+        lr_scheduler_type=schedule,
         warmup_steps=warmup,
         weight_decay=_given(hyper.weight_decay, 0.0),
         max_grad_norm=_given(hyper.max_grad_norm, recipe.max_grad_norm(method)),
@@ -77,6 +79,12 @@ def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
     if spec.mode is Mode.EVALUATE:
         settings |= {"mode": spec.mode.value} | dict.fromkeys(OF_A_TRAINING)
     return resolved.model_copy(update=settings)
+
+
+def _default_schedule(recipe: Recipe, warmup: float | None) -> Schedule:
+    """Return the schedule of a job that sets none; a warm-up that it sets has an effect."""
+    schedule = Schedule(recipe.schedule)
+    return Schedule.CONSTANT_WITH_WARMUP if schedule is Schedule.CONSTANT and warmup else schedule
 
 
 def _method(spec: FineTuneJobSpec) -> tuple[Method, str]:

@@ -84,6 +84,10 @@ FITTING_DECAY = (
     "!has(self.decaySteps) || !has(self.warmupSteps) || self.decaySteps >= 1.0 || self.warmupSteps >= 1.0 || "
     "self.warmupSteps + self.decaySteps <= 1.0"
 )
+HAS_WARMUP = (
+    "!has(self.warmupSteps) || self.warmupSteps == 0.0 || !has(self.lrSchedulerType) || "
+    "self.lrSchedulerType != 'constant'"
+)
 NOISE_WITHOUT_PACKING = "!has(self.neftuneNoiseAlpha) || self.packing != 'Always'"
 NOISE_WITHOUT_FLASH = "!has(self.neftuneNoiseAlpha) || !has(self.attention) || self.attention != 'FlashAttention'"
 
@@ -128,6 +132,11 @@ class Hyperparameters(Block):
                 ".decaySteps",
             ),
             cel(
+                HAS_WARMUP,
+                "schedule constant has no warm-up: set lrSchedulerType to constant_with_warmup, or remove warmupSteps",
+                ".warmupSteps",
+            ),
+            cel(
                 NOISE_WITHOUT_PACKING,
                 "the noise of NEFTune depends on the length of a row, which packing hides: set packing to Auto or "
                 "Never, or remove neftuneNoiseAlpha",
@@ -152,10 +161,10 @@ class Hyperparameters(Block):
     lr_scheduler_type: Schedule | None = None
     """Learning-rate schedule: `linear`, `cosine`, `constant`, `constant_with_warmup`, `polynomial`,
     `cosine_with_min_lr` (down to `minLrRatio`) or `warmup_stable_decay` (constant until the last `decaySteps`).
-    Default: {schedule}."""
+    With `warmupSteps` and without this field, `constant` becomes `constant_with_warmup`. Default: {schedule}."""
     warmup_steps: Annotated[float, Field(ge=0, le=10_000_000)] | None = None
-    """Warm-up: a value below 1 is a fraction of all steps, any other a number of steps. Default:
-    {warmup}."""
+    """Warm-up: a value below 1 is a fraction of all steps, any other a number of steps; not with
+    schedule `constant`. Default: {warmup}."""
     decay_steps: Annotated[float, Field(ge=0, le=10_000_000)] | None = None
     """Final decay of schedule `warmup_stable_decay`, along half a cosine: a value below 1 is a fraction of all steps,
     any other a number of steps. Default: 0.1 with that schedule."""

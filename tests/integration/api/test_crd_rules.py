@@ -783,6 +783,18 @@ AT_CREATION = [
                 "decaySteps",
             ),
             (
+                "schedule constant has no warm-up",
+                {"lrSchedulerType": "constant", "warmupSteps": 0},
+                {"lrSchedulerType": "constant", "warmupSteps": 0.1},
+                "warmupSteps",
+            ),
+            (
+                "schedule constant has no warm-up",
+                {"lrSchedulerType": "constant_with_warmup", "warmupSteps": 5},
+                {"lrSchedulerType": "constant", "warmupSteps": 5},
+                "warmupSteps",
+            ),
+            (
                 "the noise of NEFTune depends on the length of a row, which packing",
                 {"neftuneNoiseAlpha": 5, "packing": "Never"},
                 {"neftuneNoiseAlpha": 5, "packing": "Always"},

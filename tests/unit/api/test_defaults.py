@@ -133,6 +133,24 @@ def test_the_warm_up_is_resolved_to_steps(warmup: float, steps: int) -> None:
     assert resolved(hyperparameters={"maxSteps": 6, "warmupSteps": warmup}).warmup_steps == steps
 
 
+@pytest.mark.parametrize(
+    ("objective", "hyper", "expected"),
+    [
+        ("Chat", {"lrSchedulerType": "constant"}, ("constant", 0)),
+        ("Chat", {"lrSchedulerType": "constant_with_warmup"}, ("constant_with_warmup", 1)),
+        ("RLHF", {}, ("constant", 0)),
+        ("RLHF", {"warmupSteps": 0}, ("constant", 0)),
+        ("RLHF", {"warmupSteps": 2}, ("constant_with_warmup", 2)),
+        ("RLHF", {"warmupSteps": 2, "lrSchedulerType": "linear"}, ("linear", 2)),
+    ],
+)
+def test_a_warm_up_changes_the_default_schedule_to_one_that_has_it(
+    objective: str, hyper: dict[str, Any], expected: tuple[str, int]
+) -> None:
+    it = resolved(objective=objective, hyperparameters={"maxSteps": 6} | hyper, **BLOCKS.get(objective, {}))
+    assert (it.lr_scheduler_type, it.warmup_steps) == expected
+
+
 def test_without_held_out_rows_nothing_is_evaluated() -> None:
     assert resolved(Facts(parameters=1, train_rows=10, validation_rows=0)).eval_steps is None
 

@@ -18,6 +18,7 @@ from finetune_api.hyperparameters import (
     FITTING_DECAY,
     HAS_DECAY,
     HAS_LOWEST_RATE,
+    HAS_WARMUP,
     NOISE_WITHOUT_FLASH,
     NOISE_WITHOUT_PACKING,
     WHOLE_DECAY,
@@ -118,6 +119,7 @@ CONDITIONS: dict[str, Condition] = {
         or max(hyper.decay_steps, hyper.warmup_steps) >= 1
         or hyper.warmup_steps + hyper.decay_steps <= 1
     ),
+    HAS_WARMUP: lambda hyper: not hyper.warmup_steps or hyper.lr_scheduler_type != "constant",
     NOISE_WITHOUT_PACKING: lambda hyper: hyper.neftune_noise_alpha is None or hyper.packing != "Always",
     NOISE_WITHOUT_FLASH: lambda hyper: hyper.neftune_noise_alpha is None or hyper.attention != "FlashAttention",
     "!has(self.hyperparameters.neftuneNoiseAlpha) || self.objective in ['Instruction', 'Chat', 'DomainAdaptation']": (

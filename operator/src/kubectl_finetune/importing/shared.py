@@ -231,9 +231,20 @@ def put_warmup(draft: Draft, default: float) -> None:
     draft.set(f"{HYPER}.warmupSteps", default, "warmup_steps")
 
 
+def _drop_warmup(draft: Draft) -> None:
+    """Remove a warm-up that transformers ignores, and name the key that sets it."""
+    given = next((key for key in ("warmup_steps", "warmup_ratio") if draft.is_given(key) and draft.get(key)), None)
+    if given:
+        fix = "for a warm-up, set hyperparameters.lrSchedulerType to constant_with_warmup"
+        draft.lose(given, "schedule constant ignores it", fix, changes_training=False)
+    draft.set(f"{HYPER}.warmupSteps", 0, given or "warmup_steps")
+
+
 def put_schedule(draft: Draft, key: str) -> None:
     """Set the schedule of the learning rate, with where it ends."""
     carry(draft, key, f"{HYPER}.lrSchedulerType", values.schedule)
+    if draft.at(f"{HYPER}.lrSchedulerType") == "constant" and draft.at(f"{HYPER}.warmupSteps"):
+        _drop_warmup(draft)
     arguments = draft.get("lr_scheduler_kwargs")
     for name, value in arguments.items() if isinstance(arguments, dict) else ():
         place = ("lr_scheduler_kwargs", name)

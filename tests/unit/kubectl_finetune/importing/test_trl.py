@@ -426,3 +426,21 @@ def test_dora_is_carried_without_dropout_as_the_trainer_has_it(read: Read) -> No
     assert spec_of(done)["tuning"]["lora"]["useDora"] is True
     assert done.problems == []
     assert [one.key for one in done.not_carried] == ["assistant_only_loss (default)"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"warmup_steps": 10}, (0, ["warmup_steps"])),
+        ({"warmup_ratio": 0.1}, (0, ["warmup_ratio"])),
+        ({}, (0, [])),
+        ({"warmup_ratio": 0.1, "lr_scheduler_type": "constant_with_warmup"}, (0.1, [])),
+    ],
+)
+def test_a_warm_up_that_schedule_constant_ignores_is_named(
+    read: Read, changes: dict[str, Any], expected: tuple[float, list[str]]
+) -> None:
+    done = read(**{"lr_scheduler_type": "constant"} | changes)
+    lost = [one.key for one in done.not_carried if one.key.startswith("warmup")]
+    assert (spec_of(done)["hyperparameters"]["warmupSteps"], lost) == expected
+    assert done.problems == []
