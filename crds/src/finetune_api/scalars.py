@@ -70,11 +70,16 @@ PATTERN = re.compile(r"([0-9]+(?:[.][0-9]+)?)(?:(m)|([kMGTP]?)|([KMGTP])i)")
 
 def parse_quantity(quantity: int | str) -> int:
     """Return the number of a quantity, rounded down; raise ValueError if it is not a quantity."""
+    return int(read_quantity(quantity))
+
+
+def read_quantity(quantity: int | str) -> Decimal:
+    """Return the exact number of a quantity; raise ValueError if it is not a quantity."""
     found = PATTERN.fullmatch(str(quantity))
     if not found:
         raise ValueError(f"{quantity!r} is not a quantity")
     number, milli, decimal, binary = found.groups()
     if milli:
-        return int(Decimal(number) / 1000)
+        return Decimal(number) / 1000
     base, power = (1024, POWERS[binary.replace("K", "k")]) if binary else (1000, POWERS[decimal])
-    return int(Decimal(number) * base**power)
+    return Decimal(number) * base**power

@@ -196,6 +196,9 @@ class InitialAdapter(Block):
     Exclusive with `uri`. Default: absent."""
 
 
+BUDGET_IN_BYTES = "!has(self.vramBudget) || !quantity(string(self.vramBudget)).isLessThan(quantity('1Mi'))"
+
+
 class Tuning(Block):
     """How the model is tuned."""
 
@@ -226,6 +229,11 @@ class Tuning(Block):
                 START_OF_A_NEW_ADAPTER,
                 "an adapter that is continued has its values: remove tuning.lora.initLoraWeights",
                 ".lora.initLoraWeights",
+            ),
+            cel(
+                BUDGET_IN_BYTES,
+                "vramBudget below 1Mi: without a unit it is in bytes: write 24Gi in place of 24, for example",
+                ".vramBudget",
             ),
         )
     )

@@ -289,6 +289,46 @@ AT_CREATION = [
         {"resources": {"claims": [{"name": "gpu"}]}},
         "spec.resources.claims[0].resourceClaimName",
     ),
+    *(
+        ("the GPUs of a pod are not in requests or limits", good, {"resources": bad}, "spec.resources.gpusPerNode")
+        for good, bad in (
+            ({"resources": {"gpusPerNode": 8}}, {"limits": {"nvidia.com/gpu": 8}}),
+            ({"resources": {"limits": {"rdma/hca": 1}}}, {"requests": {"nvidia.com/gpu": 8}}),
+            (
+                {"resources": {"gpuResourceName": "amd.com/gpu", "gpusPerNode": 2}},
+                {"gpuResourceName": "amd.com/gpu", "limits": {"amd.com/gpu": 2}},
+            ),
+            ({}, {"gpuResourceName": "amd.com/gpu", "limits": {"nvidia.com/gpu": 2}}),
+        )
+    ),
+    *(
+        ("memory below 1Mi", {block: nest(good)}, {block: nest(bad)}, f"spec.{block}")
+        for block, nest in (
+            ("resources", dict),
+            ("resources", lambda one: {"merge": one}),
+            ("preflight", lambda one: {"resources": one}),
+        )
+        for good, bad in (
+            ({"requests": {"memory": "16Gi"}}, {"requests": {"memory": 16}}),
+            ({"limits": {"memory": 17179869184}}, {"limits": {"memory": "16"}}),
+            ({"requests": {"memory": "1Mi", "cpu": 1}}, {"requests": {"memory": "900m"}}),
+        )
+    ),
+    *(
+        (
+            "a request is above its limit",
+            {"resources": {"requests": {name: low}, "limits": {name: high}}},
+            {"resources": {"requests": {name: high}, "limits": {name: low}}},
+            "spec.resources.requests",
+        )
+        for name, low, high in (("memory", "16Gi", "32Gi"), ("cpu", "500m", 1), ("memory", "1G", "1Gi"))
+    ),
+    (
+        "vramBudget below 1Mi",
+        {"tuning": {"vramBudget": "24Gi"}},
+        {"tuning": {"vramBudget": 24}},
+        "spec.tuning.vramBudget",
+    ),
     (
         VOLUME_SIZE,
         {"resources": {"workspace": {"sizeLimit": "500Gi", "storageClassName": "fast"}}},

@@ -4,8 +4,10 @@ Path and message of a rule come from the types; only its condition is repeated i
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -27,7 +29,9 @@ from finetune_api.inputs.chat_template import ONE_TEMPLATE, RESERVED, UNRESERVED
 from finetune_api.inputs.sources import UNIQUE_SOURCES
 from finetune_api.objectives import HAS_SIMILARITY, HAS_SMOOTHING, JSON_EXTRACT, ONE_JSON_SCHEMA
 from finetune_api.output import COMMIT, IMAGE_REPOSITORY, REPO
+from finetune_api.pods.resources import GPUS_BY_COUNT, IN_BYTES, WITHIN_LIMITS
 from finetune_api.recipes import WITHOUT_DROPOUT
+from finetune_api.scalars import read_quantity
 from finetune_api.spec import (
     BLOCKS,
     FORMAT,
@@ -39,6 +43,7 @@ from finetune_api.spec import (
 )
 from finetune_api.tuning import (
     BOUNDED,
+    BUDGET_IN_BYTES,
     EXPERTS_OF_ONE_RANK,
     EXPERTS_WITHOUT_DORA,
     HALF_RANK,
@@ -325,6 +330,17 @@ CONDITIONS: dict[str, Condition] = {
     "self.tuning.method in ['LoRA', 'QLoRA']": lambda spec: (
         spec.resources.ranks == 1 or spec.objective != "DPO" or spec.tuning.method in {"LoRA", "QLoRA"}
     ),
+    IN_BYTES: lambda pod: (
+        not any(_is_below_a_mebibyte((one or {}).get("memory")) for one in (pod.requests, pod.limits))
+    ),
+    WITHIN_LIMITS: lambda pod: all(
+        _amount((pod.requests or {}).get(name), 0) <= _amount(limit, math.inf)
+        for name, limit in (pod.limits or {}).items()
+    ),
+    GPUS_BY_COUNT: lambda resources: {"nvidia.com/gpu", resources.gpu_resource_name}.isdisjoint(
+        {**(resources.requests or {}), **(resources.limits or {})}
+    ),
+    BUDGET_IN_BYTES: lambda tuning: not _is_below_a_mebibyte(tuning.vram_budget),
     "has(self.resourceClaimName) != has(self.resourceClaimTemplateName)": lambda claim: (
         (claim.resource_claim_name is None) != (claim.resource_claim_template_name is None)
     ),
@@ -364,6 +380,18 @@ COMBINED: dict[str, Callable[[Any], Iterator[tuple[str, str]]]] = {
     FORMAT_OF_SOURCES: _find_format_faults_of_sources,
 }
 """By the CEL text of a rule whose message is an expression: path and message of each fault."""
+
+
+def _is_below_a_mebibyte(quantity: Any) -> bool:
+    return _amount(quantity, math.inf) < 2**20
+
+
+def _amount(quantity: Any, otherwise: float) -> Decimal | float:
+    """Return the number of a quantity, or the other one if there is none; its format is not checked here."""
+    try:
+        return otherwise if quantity is None else read_quantity(quantity)
+    except ValueError:
+        return otherwise
 
 
 def _starts_from_weights(lora: Any) -> bool:

@@ -31,8 +31,29 @@ class Workspace(Block):
 ResourceList = Annotated[dict[QualifiedName, Quantity], Field(max_length=16, json_schema_extra=GRANULAR)]
 
 
+IN_BYTES = " && ".join(
+    f"(!has(self.{one}) || !('memory' in self.{one}) || "
+    f"!quantity(string(self.{one}['memory'])).isLessThan(quantity('1Mi')))"
+    for one in ("requests", "limits")
+)
+WITHIN_LIMITS = (
+    "!has(self.requests) || !has(self.limits) || self.limits.all(name, !(name in self.requests) || "
+    "!quantity(string(self.requests[name])).isGreaterThan(quantity(string(self.limits[name]))))"
+)
+GPUS_BY_COUNT = (
+    "!['nvidia.com/gpu', has(self.gpuResourceName) ? self.gpuResourceName : ''].exists(gpu, "
+    "(has(self.requests) && gpu in self.requests) || (has(self.limits) && gpu in self.limits))"
+)
+_AMOUNTS = (
+    cel(IN_BYTES, "memory below 1Mi: without a unit it is in bytes: write 16Gi in place of 16, for example"),
+    cel(WITHIN_LIMITS, "a request is above its limit: lower it, or raise the limit", ".requests"),
+)
+
+
 class PodResources(Block):
     """Requests and limits of a container."""
+
+    model_config = ConfigDict(json_schema_extra=rules(*_AMOUNTS))
 
     requests: ResourceList | None = None
     """Resource requests. Default: none."""
@@ -67,6 +88,18 @@ class DeviceClaim(Block):
 
 class Resources(Block):
     """Resources of the trainer's pods."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            *_AMOUNTS,
+            cel(
+                GPUS_BY_COUNT,
+                "the GPUs of a pod are not in requests or limits: set resources.gpusPerNode to their number, and "
+                "resources.gpuResourceName to their resource",
+                ".gpusPerNode",
+            ),
+        )
+    )
 
     num_nodes: Annotated[int, Field(ge=1, le=64)] = 1
     """Number of trainer pods; the scheduler may place several on one node. Default: 1."""
