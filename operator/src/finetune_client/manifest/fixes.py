@@ -1,6 +1,7 @@
 """What to write instead of a value that the schema refuses."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -43,6 +44,10 @@ FILL_IN = "fill-in:"
 QUANTITY = r"^[0-9]+([.][0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 _SIZE = re.compile(r"([0-9]+(?:[.,][0-9]+)?)\s*([A-Za-z]*)")
 _LOCAL_PATH = re.compile(r"(?:[./~][^:]*|[^:]*\.(?:jsonl|ndjson|json|csv|tsv|parquet|arrow)(?:\.gz)?)", re.IGNORECASE)
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_TIME = re.compile(
+    r"\s*([0-9]+(?:[.][0-9]+)?)\s*(s|m|h|d)(?:econds?|ecs?|inutes?|ins?|ours?|rs?|ays?)?(?![a-z])", re.IGNORECASE
+)
 _UNITS = re.compile(r"([kmgtp])i?(?:b|bytes?)?")
 EXAMPLES: Mapping[str, Any] = MappingProxyType(
     {
@@ -81,6 +86,21 @@ def suggest_quantity(text: str) -> str:
         return number
     size = _UNITS.fullmatch(unit)
     return f"{number}{size[1].upper()}i" if size else ""
+
+
+def fix_whole(schema: Mapping[str, Any], value: Any, path: FieldPath) -> str:
+    """Return the whole number within the field's bounds that was meant: 3600 for `1h`, 10 for a share of 0.1 in
+    percent; "" if that is not known."""
+    field = str(path[-1])
+    if isinstance(value, str) and "Seconds" in field and _TIME.search(value) and not _TIME.sub("", value).strip():
+        number = sum(float(count) * SECONDS[unit.lower()] for count, unit in _TIME.findall(value))
+    elif isinstance(value, float) and math.isfinite(value):
+        number = value * 100 if field.endswith("Percent") and 0 < value < 1 else value
+    else:
+        return ""
+    whole = int(round(number, 6))
+    is_meant = schema.get("type") == "integer" and schema.get("minimum", whole) <= whole <= schema.get("maximum", whole)
+    return f"write {whole}" if is_meant else ""
 
 
 def fix_format(pattern: str, value: Any) -> str:

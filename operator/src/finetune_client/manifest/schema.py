@@ -19,7 +19,7 @@ from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
 from finetune_client.manifest import fixes
 from finetune_client.manifest.repair import KEY, repair
-from finetune_client.manifest.suggestions import elsewhere, nearest
+from finetune_client.manifest.suggestions import elsewhere, exact, nearest
 
 KINDS = {
     "object": "a block of fields",
@@ -159,7 +159,8 @@ def _explain(error: Any, written: dict[FieldPath, str]) -> Iterator[Fault]:
         case "additionalProperties":
             for key in value:
                 if key not in schema.get("properties", {}):
-                    yield Fault((*path, key), "is not a field", _suggest_field(key, schema["properties"], path))
+                    fix = _suggest_indent(key, value, schema) or _suggest_field(key, schema["properties"], path)
+                    yield Fault((*path, key), "is not a field", fix)
         case "required":
             for key in wanted:
                 if key not in value:
@@ -167,7 +168,9 @@ def _explain(error: Any, written: dict[FieldPath, str]) -> Iterator[Fault]:
                     yield Fault(here, "is missing", fixes.fix_missing(schema["properties"][key], here))
         case "type" | "anyOf":
             wanted = wanted if error.validator == "type" else "quantity"
-            fix = _other_type(wanted, value, written.get(path), path, schema.get("enum", ()))
+            fix = fixes.fix_whole(schema, value, path) or _other_type(
+                wanted, value, written.get(path), path, schema.get("enum", ())
+            )
             message = f"must be {KINDS[wanted]}, not {_kind(value)}"
             yield Fault(path, message, fix or fixes.fix_type(wanted, schema, path))
         case "enum":
@@ -212,16 +215,30 @@ def _find_twice(value: Any, schema: dict[str, Any], path: FieldPath) -> Iterator
             yield from _find_twice(one, schema.get("items", {}), (*path, index))
 
 
+def _suggest_indent(key: str, given: dict[str, Any], schema: dict[str, Any]) -> str:
+    """Return the required blocks next to the key that lack it: it was written on their indent; "" if there is none."""
+    properties = schema["properties"]
+    below = [
+        name
+        for name in schema.get("required", ())
+        if key in properties[name].get("required", ())
+        and not (isinstance(given.get(name), dict) and key in given[name])
+    ]
+    return f"indent it below {' or '.join(below)}" if below else ""
+
+
 def _suggest_field(key: str, properties: dict[str, Any], path: FieldPath) -> str:
     """Return the field that was meant: the same words in another spelling, a name of another project, a similar one."""
     if same := next((name for name in properties if plain_name(name) == plain_name(key)), None):
         return f"did you mean {same}?"
     if foreign := explain_foreign(key):
         return foreign
-    if near := nearest(key, properties):
-        return f"did you mean {near}?"
+    if short := exact(key, properties):
+        return f"did you mean {short}?"
     if place := elsewhere(key, _closed_schema(), "spec"):
         return f"did you mean {place}?"
+    if near := nearest(key, properties):
+        return f"did you mean {near}?"
     where = ".".join(map(str, path))
     return (
         f"remove it; {where} has {', '.join(properties)}"

@@ -12,6 +12,7 @@ SHORT_NAMES = {
     "lr": "learningRate",
     "warmup": "warmupSteps",
     "gpus": "gpusPerNode",
+    "nodes": "numNodes",
     "testsize": "validationSplitPercent",
     "queue": "queueName",
 }
@@ -21,20 +22,22 @@ SHORT_NAMES = {
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return the known word in another case, under a short name, or similarly spelt; None if none is similar."""
     by_plain = {plain_name(one): one for one in known}
+    near = difflib.get_close_matches(plain_name(word), by_plain, n=1, cutoff=0.6)
+    return exact(word, by_plain.values()) or (by_plain[near[0]] if near else None)
+
+
+def exact(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word in another case or under a short name; None if there is none."""
+    by_plain = {plain_name(one): one for one in known}
     plain = plain_name(word)
-    other = plain_name(SHORT_NAMES.get(plain, ""))
-    for candidate in (plain, other):
-        if candidate in by_plain:
-            return by_plain[candidate]
-    near = difflib.get_close_matches(plain, by_plain, n=1, cutoff=0.6)
-    return by_plain[near[0]] if near else None
+    return by_plain.get(plain) or by_plain.get(plain_name(SHORT_NAMES.get(plain, "")))
 
 
-def elsewhere(word: str, schema: dict[str, Any], root: str) -> str | None:
-    """Return the path of the field with exactly that name, if the schema has only one."""
+def elsewhere(word: str, schema: dict[str, Any], root: str) -> str:
+    """Return the paths of the fields with exactly that name, if the schema has one or two; else ""."""
     meant = {plain_name(word), plain_name(SHORT_NAMES.get(plain_name(word), word))}
     places = [path for path in _paths(schema, root) if plain_name(path.rpartition(".")[2]) in meant]
-    return places[0] if len(places) == 1 else None
+    return " or ".join(places) if len(places) <= 2 else ""
 
 
 def _paths(schema: dict[str, Any], path: str) -> Iterator[str]:

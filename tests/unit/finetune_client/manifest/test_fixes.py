@@ -95,7 +95,7 @@ def test_a_quantity_with_a_wrong_unit_gets_the_one_that_was_meant(written: str, 
 
 @pytest.mark.parametrize("right", ["24Gi", "24G", "500m", "4", 4, "0.5", "1.5Gi"])
 def test_a_quantity_of_kubernetes_is_no_fault(right: Any) -> None:
-    assert find_faults(with_value(("resources", "requests", "memory"), right), {}) == []
+    assert find_faults(with_value(("resources", "requests", "cpu"), right), {}) == []
 
 
 def test_every_pattern_has_its_fix() -> None:
@@ -156,7 +156,26 @@ def test_every_pattern_has_its_fix() -> None:
         ("dataset.columns", {}, "add an entry, or remove the field"),
         ("hyperparameters.seed", "one", "write 42, for example"),
         ("tuning.lora", 8, "write its fields below it: rank, alpha, rankPattern, alphaPattern, dropout"),
+        ("ttlSecondsAfterFinished", "1h", "write 3600"),
+        ("activeDeadlineSeconds", "1d 2h30m", "write 95400"),
+        ("activeDeadlineSeconds", "90 minutes", "write 5400"),
+        ("activeDeadlineSeconds", "0s", "write 1, for example"),
+        ("activeDeadlineSeconds", "soon", "write 1, for example"),
+        ("dataset.validationSplitPercent", 0.1, "write 10"),
+        ("dataset.validationSplitPercent", 0.29, "write 29"),
+        ("dataset.validationSplitPercent", 10.5, "write 10"),
+        ("tuning.lora.alpha", 32.5, "write 32"),
+        ("tolerations", [], "did you mean spec.scheduling.tolerations?"),
+        ("affinity", {}, "did you mean spec.scheduling.affinity?"),
+        ("image", "registry/trainer", "did you mean spec.trainer.image?"),
+        ("nodes", 2, "did you mean spec.resources.numNodes?"),
+        ("queueName", "gpus", "spec.scheduling.queueName"),
         ("suspend", "maybe", "write true or false, without quotes"),
+        ("resources.requests.memory", 16, "write 16Gi in place of 16, for example"),
+        ("resources.limits", {"memory": "16"}, "write 16Gi in place of 16, for example"),
+        ("resources.limits", {"nvidia.com/gpu": 8}, "set resources.gpusPerNode to their number"),
+        ("resources", {"requests": {"memory": "32Gi"}, "limits": {"memory": "16Gi"}}, "lower it, or raise the limit"),
+        ("tuning.vramBudget", 24, "write 24Gi in place of 24, for example"),
         ("hyperparameters.warmupSteps", 5.5, "set 0.03 or 100, for example"),
     ],
 )
@@ -165,6 +184,12 @@ def test_the_fix_is_what_to_write(path: str, written: Any, fix: str) -> None:
     faults = find_faults(with_value(parts, written), {})
     assert fix in faults[0].fix
     assert len(faults) == 1, faults
+
+
+@pytest.mark.parametrize(("block", "fix"), [("model", "indent it below model"), ("output", "indent it below output")])
+def test_a_uri_on_the_indent_of_its_block_is_to_be_indented(block: str, fix: str) -> None:
+    faults = find_faults(SPEC | {block: None, "uri": "s3://bucket/path"}, {})
+    assert [fault.fix for fault in faults if fault.path == ("spec", "uri")] == [fix]
 
 
 @pytest.mark.parametrize(
