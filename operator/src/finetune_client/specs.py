@@ -26,8 +26,7 @@ def build_manifest(
     """Return the manifest of a named spec, of a file or of a manifest; raise InvalidJob for one that cannot run."""
     written: dict[FieldPath, str] = {}
     if spec is not None:
-        if not isinstance(job, str):
-            raise WrongUse("a manifest has its own spec", "give a name and a spec, or a manifest alone")
+        _require_spec(job, spec)
         manifest: Object = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": job}}
         manifest["spec"] = _to_wire(spec)
     elif isinstance(job, Mapping):
@@ -42,6 +41,16 @@ def build_manifest(
             manifest["metadata"][block] = {**(manifest["metadata"].get(block) or {}), **more}
     manifest.pop("status", None)
     return manifest
+
+
+def _require_spec(job: object, spec: object) -> None:
+    """Raise WrongUse unless they are a name and a spec."""
+    if not isinstance(job, str):
+        raise WrongUse("a manifest has its own spec", "give a name and a spec, or a manifest alone")
+    if isinstance(spec, str | Path):
+        raise WrongUse(f"{spec} is a path, which has its own name", "give the path alone")
+    if not isinstance(spec, FineTuneJobSpec | Mapping):
+        raise WrongUse(f"a spec is not a {type(spec).__name__}", "give a dict or a FineTuneJobSpec")
 
 
 def require_name(name: object) -> str:

@@ -74,3 +74,12 @@ def test_a_name_alone_is_no_job() -> None:
         build_manifest("one", None, None, None)
     with pytest.raises(WrongUse, match="a manifest has its own spec"):
         build_manifest({}, SPEC, None, None)
+
+
+@pytest.mark.parametrize("spec", ["good.yaml", Path("good.yaml")])
+def test_a_path_is_not_the_spec_of_a_name(spec: Any) -> None:
+    with pytest.raises(WrongUse, match="is a path, which has its own name") as caught:
+        build_manifest("one", spec, None, None)
+    assert caught.value.fix == "give the path alone"
+    with pytest.raises(WrongUse, match="a spec is not a list"):
+        build_manifest("one", [spec], None, None)  # type: ignore[arg-type]
