@@ -350,8 +350,8 @@ def validate(
             say(f"note: {note}")
         for problem in verdict.problems:
             typer.echo(problem.text())
-        for job in verdict.jobs if not verdict.problems else []:
-            tell(f"{checking.name_of(job)} is valid")
+        for one in (*verdict.jobs, *verdict.releases) if not verdict.problems else []:
+            tell(f"{checking.name_of(one)} is valid")
     if verdict.problems:
         raise typer.Exit(1)
     if rows:

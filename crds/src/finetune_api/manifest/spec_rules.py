@@ -353,6 +353,18 @@ CONDITIONS: dict[str, Condition] = {
     "self.mode != 'Offline' || (!has(self.endpoint) && !has(self.caSecretRef))": lambda wandb: (
         wandb.mode != "Offline" or (wandb.endpoint is None and wandb.ca_secret_ref is None)
     ),
+    "has(self.jobRef) != has(self.uri)": lambda release: (release.job_ref is None) != (release.uri is None),
+    "has(self.uri) == has(self.manifestSHA256)": lambda release: (
+        (release.uri is None) == (release.manifest_sha256 is None)
+    ),
+    "!has(self.storage) || has(self.uri)": lambda release: release.storage is None or release.uri is not None,
+    "!has(self.require) || !has(self.require.matchedPercent) || has(self.target.vllm)": lambda release: (
+        release.require is None or release.require.matched_percent is None or release.target.vllm is not None
+    ),
+    "(has(self.vllm) ? 1 : 0) + (has(self.kserve) ? 1 : 0) + (has(self.files) ? 1 : 0) == 1": lambda target: (
+        [target.vllm, target.kserve, target.files].count(None) == 2
+    ),
+    "has(self.url) != has(self.service)": lambda server: (server.url is None) != (server.service is None),
     r"!self.matches('(^|/)[.][.]?(/|$)')": lambda uri: not {".", ".."} & set(uri.split("/")),
 }
 

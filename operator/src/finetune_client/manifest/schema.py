@@ -11,16 +11,20 @@ import jsonschema
 import yaml
 from pydantic import ValidationError
 
+from finetune_api import names
+from finetune_api.blocks import Block
 from finetune_api.manifest.foreign_names import explain_foreign, plain_name
 from finetune_api.manifest.former_names import current_name, current_word, rename_former
 from finetune_api.manifest.spec_rules import broken_rules
 from finetune_api.manifest.yaml_document import FieldPath, drop_nulls, read_scalar, write_document
+from finetune_api.release import FineTuneReleaseSpec
 from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
 from finetune_client.manifest import fixes
 from finetune_client.manifest.repair import KEY, repair
 from finetune_client.manifest.suggestions import elsewhere, exact, nearest
 
+SPECS: dict[str, type[Block]] = {names.KIND: FineTuneJobSpec, names.RELEASE_KIND: FineTuneReleaseSpec}
 KINDS = {
     "object": "a block of fields",
     "array": "a list",
@@ -51,22 +55,24 @@ class Fault:
     fix: str = ""
 
 
-def find_faults(spec: Any, written: dict[FieldPath, str]) -> list[Fault]:
-    """Return every fault of the spec as kubectl sends it.
+def find_faults(spec: Any, written: dict[FieldPath, str], kind: str = names.KIND) -> list[Fault]:
+    """Return every fault of the spec as kubectl sends it, of a FineTuneJob or an object of the other kind.
 
     The rules between fields are checked as well if the schema finds faults, except those on a field whose value is not
     known because of one.
     """
-    given, schema = drop_nulls(spec), _closed_schema()
-    spec, paths = rename_former(given)
+    given, schema = drop_nulls(spec), _closed_schema(kind)
+    spec, paths = rename_former(given) if kind == names.KIND else (given, [])
     former = [_of_former_name(path, given) for path in paths]
     found = [
-        fault for error in jsonschema.Draft4Validator(schema).iter_errors(spec) for fault in _explain(error, written)
+        fault
+        for error in jsonschema.Draft4Validator(schema).iter_errors(spec)
+        for fault in _explain(error, written, kind)
     ]
     faults = {fault.path: fault for fault in sorted([*found, *_find_twice(spec, schema, ("spec",))], key=_is_of_type)}
     spec, unknown = repair(spec, faults, schema)
     for _ in range(2):
-        broken, is_parsed = _broken(spec)
+        broken, is_parsed = _broken(spec, SPECS[kind])
         if is_parsed:
             rules = [fault for fault, rule in broken if not unknown & set(re.findall(r"\w+", rule))]
             new = [_both(faults.pop(fault.path, None), fault) for fault in rules]
@@ -101,10 +107,10 @@ def _is_of_type(fault: Fault) -> bool:
     return fault.message.startswith("must be a")
 
 
-def _broken(spec: Any) -> tuple[list[tuple[Fault, str]], bool]:
+def _broken(spec: Any, of: type[Block]) -> tuple[list[tuple[Fault, str]], bool]:
     """Return the faults that the types find, else those of the rules, each with the rule's text; and which it was."""
     try:
-        parsed = FineTuneJobSpec.model_validate(spec)
+        parsed = of.model_validate(spec)
     except ValidationError as error:
         return [(_of_type(one), "") for one in error.errors(include_url=False)], False
     return [(_of_rule(place, message), rule) for place, message, rule in broken_rules(parsed)], True
@@ -134,9 +140,9 @@ def _of_rule(place: str, message: str) -> Fault:
 
 
 @cache
-def _closed_schema() -> dict[str, Any]:
+def _closed_schema(kind: str) -> dict[str, Any]:
     """Return the CRD's schema of the spec without unknown fields, as in kubectl's strict validation."""
-    return _closed(structural_schema(FineTuneJobSpec))
+    return _closed(structural_schema(SPECS[kind]))
 
 
 def _closed(node: dict[str, Any]) -> dict[str, Any]:
@@ -152,14 +158,14 @@ def _closed(node: dict[str, Any]) -> dict[str, Any]:
     return closed
 
 
-def _explain(error: Any, written: dict[FieldPath, str]) -> Iterator[Fault]:
+def _explain(error: Any, written: dict[FieldPath, str], kind: str) -> Iterator[Fault]:
     path: FieldPath = ("spec", *error.absolute_path)
     wanted, value, schema = error.validator_value, error.instance, error.schema
     match error.validator:
         case "additionalProperties":
             for key in value:
                 if key not in schema.get("properties", {}):
-                    fix = _suggest_indent(key, value, schema) or _suggest_field(key, schema["properties"], path)
+                    fix = _suggest_indent(key, value, schema) or _suggest_field(key, schema["properties"], path, kind)
                     yield Fault((*path, key), "is not a field", fix)
         case "required":
             for key in wanted:
@@ -227,7 +233,7 @@ def _suggest_indent(key: str, given: dict[str, Any], schema: dict[str, Any]) -> 
     return f"indent it below {' or '.join(below)}" if below else ""
 
 
-def _suggest_field(key: str, properties: dict[str, Any], path: FieldPath) -> str:
+def _suggest_field(key: str, properties: dict[str, Any], path: FieldPath, kind: str) -> str:
     """Return the field that was meant: the same words in another spelling, a name of another project, a similar one."""
     if same := next((name for name in properties if plain_name(name) == plain_name(key)), None):
         return f"did you mean {same}?"
@@ -235,7 +241,7 @@ def _suggest_field(key: str, properties: dict[str, Any], path: FieldPath) -> str
         return foreign
     if short := exact(key, properties):
         return f"did you mean {short}?"
-    if place := elsewhere(key, _closed_schema(), "spec"):
+    if place := elsewhere(key, _closed_schema(kind), "spec"):
         return f"did you mean {place}?"
     if near := nearest(key, properties):
         return f"did you mean {near}?"
@@ -243,7 +249,7 @@ def _suggest_field(key: str, properties: dict[str, Any], path: FieldPath) -> str
     return (
         f"remove it; {where} has {', '.join(properties)}"
         if len(properties) <= 12
-        else f"remove it; see kubectl explain finetunejob.{where}"
+        else f"remove it; see kubectl explain {kind.lower()}.{where}"
     )
 
 

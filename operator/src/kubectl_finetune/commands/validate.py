@@ -17,7 +17,7 @@ from finetune_api.manifest.yaml_document import FieldPath, FileError, YamlDocume
 from finetune_api.manifest.yaml_faults import YamlError
 from finetune_api.text.printable import printable
 from finetune_client.errors import FineTuneError, WrongUse
-from finetune_client.manifest.schema import Fault, find_faults
+from finetune_client.manifest.schema import SPECS, Fault, find_faults
 from finetune_client.manifest.suggestions import nearest
 from finetune_client.specs import NAME, NAME_FIX
 
@@ -53,26 +53,27 @@ class Problem:
 
 @dataclass
 class ValidationResult:
-    """The jobs, problems and notes of some files."""
+    """The jobs, releases, problems and notes of some files."""
 
     jobs: list[dict[str, Any]] = field(default_factory=list)
+    releases: list[dict[str, Any]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def to_wire(self) -> dict[str, Any]:
         """Return the result for -o json and yaml."""
-        valid = [name_of(job) for job in self.jobs] if not self.problems else []
+        valid = [name_of(one) for one in (*self.jobs, *self.releases)] if not self.problems else []
         return {"valid": valid, "problems": [asdict(one) for one in self.problems], "notes": self.notes}
 
 
-def name_of(job: dict[str, Any]) -> str:
-    """Return the name of a manifest's job, or the prefix from which the API server generates one."""
-    meta = job["metadata"]
+def name_of(manifest: dict[str, Any]) -> str:
+    """Return the name in a manifest, or the prefix from which the API server generates one."""
+    meta = manifest["metadata"]
     return str(meta.get("name") or meta.get("generateName"))
 
 
 def check_files(sources: Iterable[tuple[str, str]]) -> ValidationResult:
-    """Check every FineTuneJob in the files, which are given as names and texts."""
+    """Check every FineTuneJob and FineTuneRelease in the files, which are given as names and texts."""
     result = ValidationResult()
     found: list[tuple[str, YamlDocument]] = []
     first = ""
@@ -81,13 +82,16 @@ def check_files(sources: Iterable[tuple[str, str]]) -> ValidationResult:
         documents, faults = read_stream(text)
         problems = [_of_yaml(name, fault) for fault in faults]
         for document in itertools.chain.from_iterable(one.objects() for one in documents):
-            if _is_job(document, name, result):
-                problems += _check(document, name)
+            kind = _kind_of(document, name, result)
+            problems += _check(document, name, kind) if kind else []
+            if kind == names.RELEASE_KIND:
+                result.releases.append(document.value)
+            elif kind:
                 result.notes += _no_preemption(document, name)
                 found.append((name, document))
         result.problems += sorted(problems, key=lambda one: one.line)
     result.jobs = [document.value for _, document in found]
-    if not found and not result.problems:
+    if not (found or result.releases or result.problems):
         result.problems.append(Problem(first, 1, "", f"no {names.KIND} found", fix=f"kind: {names.KIND}"))
     result.problems += _clashes(found)
     if not result.problems:
@@ -96,13 +100,13 @@ def check_files(sources: Iterable[tuple[str, str]]) -> ValidationResult:
 
 
 def read_files(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
-    """Yield names and texts; a folder yields the YAML files in it."""
+    """Yield names and texts; a folder yields the YAML files in it and in the folders below."""
     for path in paths:
         if str(path) == "-":
             yield "stdin", sys.stdin.read()
             continue
         inside = (
-            sorted(one for one in path.iterdir() if one.suffix in {".yaml", ".yml", ".json"})
+            sorted(one for one in path.rglob("*") if one.suffix in {".yaml", ".yml", ".json"} and one.is_file())
             if path.is_dir()
             else [path]
         )
@@ -120,32 +124,36 @@ def _of_yaml(file: str, fault: YamlError) -> Problem:
     return Problem(file, fault.line or 1, "", message, fix=fault.fix, column=fault.column)
 
 
-def _is_job(document: YamlDocument, file: str, result: ValidationResult) -> bool:
-    """Return whether it is a FineTuneJob; other kinds are allowed, but a misspelt FineTuneJob is a problem."""
+def _kind_of(document: YamlDocument, file: str, result: ValidationResult) -> str:
+    """Return the kind by which an object is checked; "" for another kind, which is allowed, and for a misspelt
+    FineTuneJob, which is a problem."""
     value = document.value
     if not isinstance(value, dict):
         fix = f"write a {names.KIND}: kubectl finetune new"
         line, place = document.line(()), _field(document, ())
         result.problems.append(Problem(file, line, place, "is not an object", _shown(value), fix))
-        return False
+        return ""
     kind, group = str(value.get("kind", "")), str(value.get("apiVersion", "")).partition("/")[0]
-    if kind == names.KIND or group == names.GROUP or not kind:
-        return True
+    if kind in SPECS:
+        return kind
+    if group == names.GROUP or not kind:
+        return nearest(kind, SPECS) or names.KIND
     if nearest(kind, [names.KIND]):
         fix, line = f"did you mean {names.KIND}?", document.line(("kind",))
         problem = Problem(file, line, _field(document, ("kind",)), "is not known", kind, fix)
         result.problems.append(problem)
-        return False
+        return ""
     result.notes.append(f"{file}: a {printable(kind)} was not checked")
-    return False
+    return ""
 
 
-def _check(document: YamlDocument, file: str) -> list[Problem]:
-    faults = [*_head(document.value), *_metadata(document.value.get("metadata"))]
+def _check(document: YamlDocument, file: str, kind: str) -> list[Problem]:
+    faults = [*_head(document.value, kind), *_metadata(document.value.get("metadata"))]
     if "spec" in document.value and document.value["spec"] is not None:
-        faults += find_faults(document.value["spec"], document.written)
+        faults += find_faults(document.value["spec"], document.written, kind)
     else:
-        faults.append(Fault(("spec",), "is missing", "kubectl finetune new writes a starter manifest"))
+        fix = "kubectl finetune new writes a starter manifest" if kind == names.KIND else "docs/release.md has examples"
+        faults.append(Fault(("spec",), "is missing", fix))
     return [*_twice(document, file), *(_problem(document, file, fault) for fault in faults)]
 
 
@@ -181,8 +189,8 @@ def _no_preemption(document: YamlDocument, file: str) -> Iterator[str]:
         yield f"{file}:{line}: maxPreemptions: 0 fails the job at its first preemption; it meant any number before"
 
 
-def _head(value: dict[str, Any]) -> Iterator[Fault]:
-    for key, wanted in (("apiVersion", names.API_VERSION), ("kind", names.KIND)):
+def _head(value: dict[str, Any], kind: str) -> Iterator[Fault]:
+    for key, wanted in (("apiVersion", names.API_VERSION), ("kind", kind)):
         if value.get(key) != wanted:
             yield Fault((key,), "is missing" if key not in value else "is not known", f"{key}: {wanted}")
     for key in value:

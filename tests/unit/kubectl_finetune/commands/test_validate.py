@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -488,3 +489,56 @@ def test_a_dropout_that_the_objective_would_ignore_is_refused(validate: Callable
     )
     assert validate(text.replace("0.1", "0")).code == 0
     assert validate(text.replace("DPO", "RewardModel")).code == 0
+
+
+RELEASE = """\
+apiVersion: finetune.dev/v1alpha1
+kind: FineTuneRelease
+metadata: {name: support-bot}
+spec:
+  jobRef: {name: support-bot}
+  target: {files: {uri: s3://serving/support-bot}}
+"""
+
+
+def test_a_release_is_checked_by_its_own_schema(validate: Callable[..., Any]) -> None:
+    done = validate(RELEASE)
+    assert (done.code, done.out) == (0, "support-bot is valid\n")
+    done = validate(f"{JOB}---\n{RELEASE}", "-o", "json")
+    assert json.loads(done.out)["valid"] == ["job", "support-bot"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("jobRef: {name: support-bot}", "jobref: {name: support-bot}", "did you mean jobRef?"),
+        ("target:", "uri: s3://models/a\n  target:", "spec give exactly one of jobRef and uri"),
+        ("  target: {files: {uri: s3://serving/support-bot}}", "  target: {}", "give exactly one of vllm, kserve"),
+        ("files: {uri: s3://serving/support-bot}", "files: {}", "spec.target.files.uri is missing"),
+        ("kind: FineTuneRelease", "kind: FinetuneRelease", "fix: kind: FineTuneRelease"),
+        ("finetune.dev/v1alpha1", "finetune.dev/v1", "fix: apiVersion: finetune.dev/v1alpha1"),
+    ],
+)
+def test_a_fault_of_a_release_is_named_with_its_fix(
+    validate: Callable[..., Any], old: str, new: str, told: str
+) -> None:
+    done = validate(RELEASE.replace(old, new))
+    assert done.code == 1
+    assert told in done.out
+
+
+def test_the_release_of_the_documentation_is_valid(validate: Callable[..., Any]) -> None:
+    text = (Path(__file__).parents[4] / "docs" / "release.md").read_text(encoding="utf-8")
+    found = [one for one in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "kind: FineTuneRelease" in one]
+    assert found
+    for one in found:
+        assert validate(one).code == 0, one
+
+
+def test_a_folder_is_checked_with_the_folders_below_it(finetune: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "team" / "a").mkdir(parents=True)
+    (tmp_path / "one.yaml").write_text(JOB)
+    (tmp_path / "team" / "a" / "two.yaml").write_text(JOB.replace("job", "other").replace("Chat", "Chatter"))
+    done = finetune("validate", str(tmp_path))
+    assert done.code == 1
+    assert "team/a/two.yaml:5: spec.objective must be one of" in done.out
