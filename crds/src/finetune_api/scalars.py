@@ -82,4 +82,4 @@ def read_quantity(quantity: int | str) -> Decimal:
     if milli:
         return Decimal(number) / 1000
     base, power = (1024, POWERS[binary.replace("K", "k")]) if binary else (1000, POWERS[decimal])
-    return Decimal(number) * base**power
+    return Decimal(number) * Decimal(base) ** power
