@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 
 from finetune_operator.kube.objects import Object
 
-LEASE_SECONDS = 10
+LEASE_SECONDS = 8
 """How long a Lease is valid after its renewal. A standby takes over within this time and one poll."""
 POLL_SECONDS = 2.0
 """Pause between renewals, and between a standby's reads."""
-LEAD_SECONDS = 8.0
+LEAD_SECONDS = 6.0
 """How long after its last renewal a leader still writes: less than the Lease is valid."""
 _TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
 

@@ -53,8 +53,8 @@ def test_another_holder_is_respected_until_its_lease_was_unchanged_for_its_durat
 def test_each_renewal_of_the_holder_restarts_the_time() -> None:
     one = election("b")
     one.observe(held_by("a"), 100.0)
-    assert not one.observe(held_by("a", NOW.replace(second=2)), 109.0)
-    assert not one.observe(held_by("a", NOW.replace(second=2)), 118.0)
+    assert not one.observe(held_by("a", NOW.replace(second=2)), 99.0 + LEASE_SECONDS)
+    assert not one.observe(held_by("a", NOW.replace(second=2)), 98.0 + 2 * LEASE_SECONDS)
 
 
 def test_a_released_lease_is_free_at_once() -> None:

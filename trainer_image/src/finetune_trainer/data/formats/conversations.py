@@ -15,7 +15,7 @@ from finetune_trainer.data.formats.columns import (
 )
 from finetune_trainer.data.formats.fields import Repairs, parse_nested, read_cell, read_list, read_optional_text
 from finetune_trainer.data.formats.tools import read_tools
-from finetune_trainer.data.formats.turns import ROLES, read_turn
+from finetune_trainer.data.formats.turns import ROLES, read_plain_turns, read_turn
 from finetune_trainer.data.rows import BadRow, Message, Role, Tools
 
 # Anthropic's HH files hold whole conversations as "\n\nHuman: …\n\nAssistant: …".
@@ -36,7 +36,10 @@ def read_conversation(row: Columns, repairs: Repairs) -> list[Message]:
 
 def read_turns(value: object, where: str, repairs: Repairs) -> list[Message]:
     """Return a list of turns, which may be a string, as messages."""
-    turns = expand_turns(read_list(value, where, RejectCode.WRONG_TYPE), SPEAKERS)
+    listed = read_list(value, where, RejectCode.WRONG_TYPE)
+    if (plain := read_plain_turns(listed)) is not None:
+        return plain
+    turns = expand_turns(listed, SPEAKERS)
     return [read_turn(turn, number, repairs) for number, turn in enumerate(turns, 1)]
 
 

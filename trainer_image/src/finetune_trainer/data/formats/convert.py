@@ -24,9 +24,10 @@ MEDIA_COLUMNS = frozenset(("image", "images", "audio", "audios", "video", "video
 
 def convert_row(row: Columns, data_format: DataFormat, source: Source, repairs: Repairs) -> Row:
     """Return the row in canonical shape, before the structure checks; raises BadRow."""
-    for name in sorted(MEDIA_COLUMNS.intersection(row)):
-        if row[name]:
-            raise BadRow(RejectCode.UNSUPPORTED_MODALITY, f"the row has the column {name!r}; only text is trained")
+    if not MEDIA_COLUMNS.isdisjoint(row):
+        for name in sorted(MEDIA_COLUMNS.intersection(row)):
+            if row[name]:
+                raise BadRow(RejectCode.UNSUPPORTED_MODALITY, f"the row has the column {name!r}; only text is trained")
     return _CONVERTERS[data_format](row, source, data_format, repairs)
 
 

@@ -3,6 +3,7 @@
 A new format is a `DataFormat`, a test in `_TESTS` at its place in the order, and a converter in convert.py.
 """
 
+import functools
 from collections.abc import Callable
 
 from finetune_api.dataset.codes import RejectCode
@@ -13,6 +14,7 @@ from finetune_trainer.data.formats.columns import (
     INSTRUCTION_COLUMNS,
     LABEL_COLUMNS,
     OUTPUT_COLUMNS,
+    RANKED_COLUMNS,
     REJECTED_COLUMNS,
     TEXT_COLUMNS,
     Columns,
@@ -32,15 +34,26 @@ _INSTRUCTIONS = frozenset(INSTRUCTION_COLUMNS)
 _QUESTIONS = frozenset((*INSTRUCTION_COLUMNS, *INPUT_COLUMNS))
 _BESIDE_PROMPTS = frozenset((*INPUT_COLUMNS, "instruction", "history"))
 _TEXTS = frozenset(TEXT_COLUMNS)
+# Texts in these may hold a list, whose content decides; for rows of other texts, the names of the columns do.
+_READ_AS_LISTS = frozenset((*CONVERSATION_COLUMNS, *RANKED_COLUMNS))
 
 
 def detect_format(row: Columns) -> DataFormat:
     """Return the row's format; raises BadRow with UNKNOWN_FORMAT."""
-    # A table has every column in every row, so null columns are ignored.
-    found = _find_format({name: value for name, value in row.items() if value is not None}) or _find_format(row)
+    if _READ_AS_LISTS.isdisjoint(row) and set(map(type, row.values())) == {str}:
+        found = _find_format_of_texts(tuple(row))
+    elif None in row.values():  # a table has every column in every row, so null columns are ignored
+        found = _find_format({name: value for name, value in row.items() if value is not None}) or _find_format(row)
+    else:
+        found = _find_format(row)
     if found is None:
         raise UnknownColumns(RejectCode.UNKNOWN_FORMAT, "the columns match no known format")
     return found
+
+
+@functools.lru_cache(1024)
+def _find_format_of_texts(columns: tuple[str, ...]) -> DataFormat | None:
+    return _find_format(dict.fromkeys(columns, "a text"))
 
 
 def _find_format(row: Columns) -> DataFormat | None:

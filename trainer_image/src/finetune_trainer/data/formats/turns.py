@@ -25,11 +25,6 @@ def read_turn(turn: object, number: int, repairs: Repairs) -> Message:
     """Return one turn as a canonical message; raises BadRow. Messages number turns from 1."""
     if not isinstance(turn, dict):
         raise BadRow(RejectCode.WRONG_TYPE, f"turn {number} is {name_type(turn)} instead of an object")
-    if len(turn) == 2:  # a fast path for a role and a text, which most turns are
-        role = turn.get("role") or turn.get("from")
-        text = turn.get("content") or turn.get("value")
-        if isinstance(role, str) and isinstance(text, str) and role in ROLES:
-            return {"role": ROLES[role], "content": text}
     word = _read_role(turn, number)
     if word in CALL_ROLES:
         text = read_text(_content_of(turn, number), f"turn {number}", repairs)
@@ -41,6 +36,19 @@ def read_turn(turn: object, number: int, repairs: Repairs) -> Message:
     if message["role"] == "assistant":
         _read_marks(turn, message, number)
     return message
+
+
+def read_plain_turns(turns: list[Any]) -> list[Message] | None:
+    """Return turns that have a role and a text each, as those of most rows; None if one of them has anything else."""
+    messages: list[Message] = []
+    for turn in turns:
+        if not isinstance(turn, dict) or len(turn) != 2:
+            return None
+        role, text = turn.get("role") or turn.get("from"), turn.get("content") or turn.get("value")
+        if not isinstance(role, str) or not isinstance(text, str) or role not in ROLES:
+            return None
+        messages.append({"role": ROLES[role], "content": text})
+    return messages
 
 
 def _read_role(turn: Mapping[str, Any], number: int) -> str:
