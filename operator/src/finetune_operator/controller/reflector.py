@@ -88,6 +88,8 @@ class Reflector:
         self._resync_seconds = resync_seconds
         self._failures = 0
         self._failing_since: float | None = None
+        self._unreadable: set[str] = set()
+        """UIDs of the objects that were skipped, so that each is logged once."""
         self.is_listed = asyncio.Event()
         """Set once all objects were listed, or cannot be."""
 
@@ -107,7 +109,7 @@ class Reflector:
                     watching.initial_streaming = False  # Kubernetes before 1.34, or without its feature WatchList
                     continue
                 self._report(problem)
-            except Exception:  # an object that cannot be read must not end the watch of all others
+            except Exception:  # an unexpected error of one watch must not end the process
                 log.exception("watching %s failed", self._where)
             await asyncio.sleep(self._pause())
             self._failures += 1  # until the watch has delivered something
@@ -134,7 +136,7 @@ class Reflector:
                         limit.reschedule(asyncio.get_running_loop().time() + seconds)
                     elif isinstance(item, dict):
                         self._failures = self._failures if listing else 0
-                        self._take(item["type"], dict(item["object"]))
+                        self._take(item["type"], dict(item["object"]), listing)
         finally:
             if listing:
                 self._intake.end_listing(self.kind, listing, is_complete=False)
@@ -142,18 +144,30 @@ class Reflector:
     def _end_listing(self, listing: Listing) -> None:
         self._intake.end_listing(self.kind, listing, is_complete=True)
         self._failing_since = None
+        self._unreadable &= listing.seen
         self.is_listed.set()
         if self.kind == names.PLURAL:
             self._intake.queue_open_jobs(min(self._resync_seconds, 60.0))
 
-    def _take(self, kind_of_event: str | None, obj: dict[str, object]) -> None:
+    def _take(self, kind_of_event: str | None, obj: dict[str, Any], listing: Listing | None) -> None:
+        """Pass an object on. One that cannot be read must not end the watch of all others: its last state stays."""
         if kind_of_event == "BOOKMARK":
             return
         self._cache.record_event(self.kind)
-        if kind_of_event == "DELETED":
-            self._intake.remove(self.kind, obj)
-        else:
-            self._intake.put(self.kind, obj)
+        meta = obj["metadata"]
+        try:
+            if kind_of_event == "DELETED":
+                self._intake.remove(self.kind, obj)
+            else:
+                self._intake.put(self.kind, obj)
+            self._unreadable.discard(meta["uid"])
+        except Exception:
+            if listing:
+                listing.seen.add(meta["uid"])
+            if meta["uid"] not in self._unreadable:
+                self._unreadable.add(meta["uid"])
+                name = f"{meta.get('namespace')}/{meta['name']}"
+                log.warning("skipped %s of %s, which cannot be read", name, self._where, exc_info=True)
 
     def _report(self, problem: Exception) -> None:
         """Record what only a user can change, and that Workloads cannot be listed; jobs are served without them."""

@@ -22,6 +22,10 @@ OVER = frozenset({"Succeeded", "Failed"})
 """Phases of a pod whose containers have ended and will not be restarted."""
 START_PROBLEMS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC)
+"""The times of any two objects can be added and subtracted without leaving the years that Python has."""
+MAX_GRACE_SECONDS = 31_536_000
+"""The API server stores any number, also more seconds than Python's times have."""
 MAX_TEXT = 2 * TERMINATION_LIMIT_BYTES
 Object = dict[str, Any]
 
@@ -38,8 +42,14 @@ class Key:
 
 
 def moment(text: str | None) -> datetime | None:
-    """Return a Kubernetes timestamp as an aware datetime."""
-    return datetime.fromisoformat(text).astimezone(UTC) if text else None
+    """Return a Kubernetes timestamp as an aware datetime, with which every calculation is possible."""
+    if not text:
+        return None
+    try:
+        found = datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):  # after the year 9999, which users can write
+        return LATEST
+    return min(max(found, EARLIEST), LATEST)
 
 
 def _small(text: str) -> int:
@@ -319,7 +329,7 @@ class Pod:
         owner = controller_of(obj)
         index = (meta.get("annotations") or {}).get(names.ANNOTATION_INDEX, "")
         created, deleting = moment(meta.get("creationTimestamp")), moment(meta.get("deletionTimestamp"))
-        grace = timedelta(seconds=meta.get("deletionGracePeriodSeconds") or 0)
+        grace = timedelta(seconds=min(meta.get("deletionGracePeriodSeconds") or 0, MAX_GRACE_SECONDS))
         started = moment(terminated.get("startedAt") or running.get("startedAt"))
         ended = moment(terminated.get("finishedAt"))
         if ended is None and status.get("phase") in OVER:

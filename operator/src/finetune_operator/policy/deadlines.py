@@ -12,6 +12,8 @@ from finetune_operator.policy.history import bookkeeping
 from finetune_operator.settings import Settings
 
 SLACK_SECONDS = 0.5
+MAX_WAIT_SECONDS = 31_536_000.0
+"""After a year the rest is computed again: the end of a wait must be a time, whatever a status contains."""
 _WAITING = frozenset({Reason.ACCEPTED, Reason.API_DENIED, Reason.API_UNAVAILABLE, Reason.NAME_CONFLICT})
 """Waiting for a right, a webhook or a name counts as waiting; being refused or waiting for a parent does not."""
 _OUTLOOK = re.compile(r"; the (?:job|pod) then (?:continues|starts)")
@@ -111,8 +113,9 @@ def find_ttl(job: FineTuneJob, settings: Settings) -> int | None:
 
 
 def seconds_to_tidy(job: FineTuneJob, now: datetime, settings: Settings) -> float | None:
-    """Return the seconds until the Jobs of a finished job are removed, at least 0; None if they stay."""
+    """Return the seconds until the Jobs of a finished job are removed, from 0 to a year; None if they stay."""
     ttl = find_ttl(job, settings)
     if ttl is None or not job.is_finished or job.status.completion_time is None:
         return None
-    return max(0.0, ttl - (now - job.status.completion_time).total_seconds())
+    left = ttl - (now - job.status.completion_time).total_seconds()
+    return min(max(0.0, left), MAX_WAIT_SECONDS)
