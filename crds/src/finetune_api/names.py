@@ -21,6 +21,8 @@ LABEL_COMPONENT = "app.kubernetes.io/component"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_JOB_NAME = f"{GROUP}/job-name"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_CONTROLLER_UID = "batch.kubernetes.io/controller-uid"
+"""With which the Job controller labels the pods of a Job."""
 ANNOTATION_JOB_NAME = f"{GROUP}/job-name"
 """On children: the FineTuneJob's full name, which may be longer than a label value."""
 

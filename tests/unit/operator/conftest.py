@@ -99,7 +99,7 @@ class Scene:
                 "name": name,
                 "uid": f"{name}-uid",
                 "creationTimestamp": stamp(max(len(self.pods), (self.now - NOW).total_seconds())),
-                "labels": template["metadata"]["labels"],
+                "labels": template["metadata"]["labels"] | {names.LABEL_CONTROLLER_UID: f"{job}-uid"},
                 "annotations": template["metadata"]["annotations"] | {names.ANNOTATION_INDEX: str(rank)},
                 "ownerReferences": [{"kind": "Job", "uid": f"{job}-uid", "controller": True}],
             },

@@ -326,7 +326,6 @@ class Pod:
         state = container.get("state") or {}
         waiting, running, terminated = state.get("waiting", {}), state.get("running", {}), state.get("terminated", {})
         spec = obj.get("spec") or {}
-        owner = controller_of(obj)
         index = (meta.get("annotations") or {}).get(names.ANNOTATION_INDEX, "")
         created, deleting = moment(meta.get("creationTimestamp")), moment(meta.get("deletionTimestamp"))
         grace = timedelta(seconds=min(meta.get("deletionGracePeriodSeconds") or 0, MAX_GRACE_SECONDS))
@@ -340,7 +339,7 @@ class Pod:
             namespace=meta.get("namespace", ""),
             name=meta["name"],
             uid=meta["uid"],
-            job_uid=owner.get("uid", "") if owner.get("kind") == "Job" else "",
+            job_uid=_job_of(obj),
             component=(meta.get("labels") or {}).get(names.LABEL_COMPONENT, ""),
             rank=_small(index),
             node=spec.get("nodeName"),
@@ -398,6 +397,14 @@ class Pod:
         reference = re.sub(r"^[a-z-]+://", "", self.image_id)
         is_usable = "@sha256:" in reference and repository(reference) == repository(self.image)
         return f"{strip_tag(self.image)}@{reference.partition('@')[2]}" if is_usable else self.image
+
+
+def _job_of(pod: Object) -> str:
+    """Return the UID of a pod's Job, also of one that was deleted without its pods (`--cascade=orphan`)."""
+    owner = controller_of(pod)
+    if not owner:
+        return str((pod["metadata"].get("labels") or {}).get(names.LABEL_CONTROLLER_UID, ""))
+    return str(owner.get("uid", "")) if owner.get("kind") == "Job" else ""
 
 
 def _image_of(spec: Object) -> str:

@@ -250,7 +250,8 @@ def _record_missing(context: Context, attempts: Sequence[Job]) -> Effect:
     run = context.status.current_run
     if run is None:
         return Effect()
-    if any(pod.uid == run.pod_uid for pod in context.observed.pods):
+    # The end of a pod without a Job is not recorded as a run.
+    if any(pod.uid == run.pod_uid and (pod.job_uid or not pod.is_over) for pod in context.observed.pods):
         bookkeeping.record(context.status, pod_missing_since_time=None)
         return Effect()
     since = bookkeeping.read(context.status).pod_missing_since_time or context.observed.now

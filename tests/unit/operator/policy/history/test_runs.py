@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api import names
 from finetune_api.handoff import ProgressReport
 from finetune_api.status import DatasetStatus, FineTuneJobStatus, Run
 from finetune_operator.controller.watch_cache import WatchCache
@@ -381,3 +382,31 @@ def test_a_run_that_was_first_seen_ended_is_the_start_of_the_job_unless_it_may_h
     one.settle()
     assert one.status["runs"] == 1
     assert one.status.get("startTime") == ("2026-03-01T12:00:10Z" if is_start else None)
+
+
+@pytest.mark.parametrize("keeps_label", [True, False])
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_pod_whose_job_was_deleted_without_it_trains_alone_and_its_result_counts(
+    scene: Any, runs: bool, keeps_label: bool
+) -> None:
+    """`kubectl delete job one-1 --cascade=orphan`; the garbage collector then removes the owner reference."""
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    if runs:
+        one.run(pod)
+    one.settle()
+    del one.children["one-1"]
+    pod["metadata"]["ownerReferences"] = []
+    if not keeps_label:
+        del pod["metadata"]["labels"][names.LABEL_CONTROLLER_UID]
+    one.settle()
+    if runs or keeps_label:
+        assert list(one.children) == ["one-preflight"]
+        one.run(pod)
+        one.settle()
+        one.end(pod, 0, one.published())
+    for _ in range(3):
+        one.now += timedelta(hours=1)
+        one.settle()
+    assert "currentRun" not in one.status
+    assert (one.status["phase"] == "Succeeded") == keeps_label
