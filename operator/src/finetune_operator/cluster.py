@@ -88,10 +88,22 @@ class Cluster:
         items = await self._list_named(key, _jobs(key.namespace))
         return tuple(Job.from_object(item) for item in items)
 
+    async def find_child(self, key: Key, name: str) -> Job | None:
+        """Read one of the job's Jobs, also one whose labels another client has overwritten; None if there is none."""
+        try:
+            return Job.from_object(await self._call("GET", f"{_jobs(key.namespace)}/{name}"))
+        except Gone:
+            return None
+
     async def list_pods(self, key: Key) -> tuple[Pod, ...]:
         """List the pods that carry the job's name."""
-        path = f"/api/v1/namespaces/{key.namespace}/pods"
-        return tuple(Pod.from_object(item) for item in await self._list_named(key, path))
+        return tuple(Pod.from_object(item) for item in await self._list_named(key, _core(key.namespace, "pods")))
+
+    async def list_pods_of(self, key: Key, child: Job) -> tuple[Pod, ...]:
+        """List the pods of a Job by the label of the Job controller."""
+        query = {"labelSelector": f"{names.LABEL_CONTROLLER_UID}={child.uid}"}
+        page = await self._call("GET", _core(key.namespace, "pods"), query=query)
+        return tuple(Pod.from_object(item) for item in page["items"])
 
     async def _list_named(self, key: Key, path: str) -> list[Object]:
         page = await self._call("GET", path, query={"labelSelector": manifests.build_selector(key.name)})

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from finetune_api import names
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller import events
@@ -50,6 +51,7 @@ class Reconciler:
         self._metrics = metrics
         self._clock = clock
         self._others: set[str] = set()
+        self._hidden: set[str] = set()
         self._warnings = WarningEvents(cluster, clock)
         self._store = cache.store
         self._intake = Intake(cache, queue, metrics, settings, clock)
@@ -100,9 +102,11 @@ class Reconciler:
         if job.status_error:
             log.error("%s: ignored because its status cannot be read: %s", key, job.status_error)
             return
-        is_doubted = key in self._cache.doubted
-        observed = await self._observe(job) if is_doubted else await self._recall(job)
-        observed, decision = await self._plan_and_act(observed, is_live=is_doubted)
+        is_live = key in self._cache.doubted
+        observed = await self._observe(job) if is_live else await self._recall(job)
+        if not is_live and not observed.children_unreadable and _lacks_current(job, observed.children):
+            observed, is_live = await self._observe_again(observed), True
+        observed, decision = await self._plan_and_act(observed, is_live=is_live)
         self._cache.doubted.discard(key)
         written = await self._write(observed.job, self._hold_progress_back(observed, decision.status))
         if written.is_finished:
@@ -187,12 +191,30 @@ class Reconciler:
         known = store.children.of(key), store.pods.of(key)
         try:
             children = await self._cluster.list_children(key)
+            hidden = await self._find_hidden(job, children)
             pods = await self._cluster.list_pods(key)
+            others = await self._cluster.list_pods_of(key, hidden) if hidden else ()
         except Denied as problem:
             return Observed(job=job, now=self._clock(), relatives=relatives, obstacle=problem, children_unreadable=True)
         store.children.replace(key, known[0], children)
         store.pods.replace(key, known[1], pods)
+        if hidden:  # no watch delivers its changes, so that the store must not have it
+            children = (*children, hidden)
+            pods = tuple({pod.uid: pod for pod in (*pods, *others)}.values())
         return await self._observe_workloads(self._combine(job, children, pods, relatives))
+
+    async def _find_hidden(self, job: FineTuneJob, children: tuple[Job, ...]) -> Job | None:
+        """Return the current Job if the list does not show it, because another client has overwritten its labels."""
+        current = job.status.job_ref
+        if current is None or not _lacks_current(job, children):
+            return None
+        found = await self._cluster.find_child(job.key, current.name)
+        if found is None or found.uid != current.uid:
+            return None
+        if found.uid not in self._hidden:
+            self._hidden.add(found.uid)
+            log.warning("%s: Job %s lacks label %s=%s", job.key, found.name, names.LABEL_MANAGED_BY, names.MANAGED_BY)
+        return found
 
     def _combine(
         self, job: FineTuneJob, children: tuple[Job, ...], pods: tuple[Pod, ...], relatives: Relatives
@@ -233,13 +255,13 @@ class Reconciler:
         """
         found: dict[str, FineTuneJob | None] = {}
         needed = [need.name for need in dependencies.open_needs(job)]
-        names = list(needed)
-        while names and len(found) < dependencies.MAX_RELATIVES:
-            name = names.pop(0)
+        waiting = list(needed)
+        while waiting and len(found) < dependencies.MAX_RELATIVES:
+            name = waiting.pop(0)
             if name in found:
                 continue
             found[name] = other = await self._find_relative(Key(job.key.namespace, name))
-            names += [need.name for need in dependencies.open_needs(other)] if other else []
+            waiting += [need.name for need in dependencies.open_needs(other)] if other else []
         if is_live and needed and not dependencies.find_obstacle(job, found):
             found |= {name: await self._get_job_or_none(Key(job.key.namespace, name)) for name in needed}
         return found
@@ -336,6 +358,12 @@ class Reconciler:
         for event in events.derive_events(job.status, status):
             await self._recorder.record(written, event)
         return written
+
+
+def _lacks_current(job: FineTuneJob, children: tuple[Job, ...]) -> bool:
+    """Return whether the Job of the current attempt is not among these."""
+    current = job.status.job_ref
+    return current is not None and all(one.uid != current.uid for one in children)
 
 
 def build_merge_patch(old: Object, new: Object) -> Object:

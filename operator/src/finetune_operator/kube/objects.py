@@ -229,18 +229,20 @@ class Job:
         labels = meta.get("labels") or {}
         ends = {one["type"]: one for one in status.get("conditions") or [] if one["status"] == "True"}
         complete, failed = ends.get("Complete", {}), ends.get("Failed", {})
-        attempt = labels.get(names.LABEL_ATTEMPT, "0")
+        template = obj["spec"]["template"]
+        # Those of a Job can be overwritten while it runs, those of its template cannot.
+        fixed = labels | (template.get("metadata", {}).get("labels") or {})
         uncounted = (status.get("uncountedTerminatedPods") or {}).get("failed") or []
         nodes, failed_pods = obj["spec"].get("completions") or 1, (status.get("failed") or 0) + len(uncounted)
-        pod = obj["spec"]["template"]["spec"]
+        pod = template["spec"]
         container = pod["containers"][0]
         limits = (container.get("resources") or {}).get("limits") or {}
         return cls(
             name=meta["name"],
             uid=meta["uid"],
             owner_uid=controller_of(obj).get("uid", ""),
-            component=labels.get(names.LABEL_COMPONENT, ""),
-            attempt=_small(attempt),
+            component=fixed.get(names.LABEL_COMPONENT, ""),
+            attempt=_small(fixed.get(names.LABEL_ATTEMPT, "0")),
             image=container.get("image", ""),
             created=moment(meta.get("creationTimestamp")),
             completed=moment(status.get("completionTime") or complete.get("lastTransitionTime")) if complete else None,
