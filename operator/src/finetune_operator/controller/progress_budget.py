@@ -37,7 +37,8 @@ def seconds_to_news(old: FineTuneJobStatus, new: FineTuneJobStatus, now: datetim
     is_large = steps < 0 or (steps > 0 and steps >= PERCENT * (after.total_steps or 0))
     if is_large or after.stage != before.stage or new.checkpoint != old.checkpoint:
         return 0.0
-    return max(0.0, STALE_SECONDS - (now - before.last_updated_time).total_seconds())
+    age = (now - before.last_updated_time).total_seconds()
+    return max(0.0, STALE_SECONDS - age) if age >= 0 else 0.0  # else the clock was set back
 
 
 class ProgressBudget:
@@ -45,12 +46,15 @@ class ProgressBudget:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._free_at = 0.0
+        self._free_at = self._latest = 0.0
         self._slots: dict[Key, float] = {}
 
     def wait(self, key: Key) -> float:
         """Return the seconds until the job's slot, which it keeps; 0 if it writes now."""
         now = self._clock()
+        if now < self._latest:  # the clock was set back
+            self._free_at, self._slots = now, {}
+        self._latest = now
         slot = self._slots.get(key)
         if slot is None:
             slot = self._slots[key] = max(now, self._free_at)

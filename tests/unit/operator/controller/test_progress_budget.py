@@ -111,3 +111,13 @@ def test_all_jobs_together_write_once_a_second_and_each_gets_its_turn() -> None:
         now += 1
     assert sum(written.values()) <= 601
     assert min(written.values()) >= 1
+
+
+@pytest.mark.parametrize("total_steps", [1000, 100_000], ids=["large", "small"])
+def test_progress_is_written_after_the_clock_was_set_back(training: Training, total_steps: int) -> None:
+    for number in range(1, 40):
+        training.report(number, step=10 * number, total_steps=total_steps, stage="Training", seconds=2)
+    training.world.now -= timedelta(hours=1)
+    for number in range(40, 80):
+        training.report(number, step=10 * number, total_steps=total_steps, stage="Training", seconds=2)
+    assert training.world.status().progress.step > 600
