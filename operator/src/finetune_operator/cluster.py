@@ -150,7 +150,10 @@ class Cluster:
             return await self._call("POST", path, body=body)
         except AlreadyExists:
             name = body["metadata"]["name"]
-            found = await self._call("GET", f"{path}/{name}")
+            try:
+                found = await self._call("GET", f"{path}/{name}")
+            except Gone as problem:  # the object, not the job
+                raise Outdated(str(problem)) from problem
             if controller_of(found).get("uid") != job.uid:
                 raise NameTaken(body["kind"], name) from None
             if field := find_foreign_content(body["kind"], body, found):

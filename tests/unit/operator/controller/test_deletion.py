@@ -2,11 +2,16 @@
 
 import asyncio
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from job_operator import Operator
 from job_world import World
+
+from finetune_operator.cluster import Cluster
+from finetune_operator.controller.workqueue import CONFLICT_DELAY
+from finetune_operator.kube.errors import AlreadyExists, Gone
 
 
 @pytest.fixture
@@ -90,4 +95,38 @@ def test_a_job_without_an_owner_is_a_conflict_with_its_fix(world: World, operato
     world.remove_job(kept)
     world.pods.clear()
     operator.look()
+    assert list(world.jobs) == ["one-preflight"]
+
+
+class Collected(World):
+    """An API server on which the ConfigMap of an earlier job exists at the POST, and is collected before the GET."""
+
+    is_collected = False
+
+    async def create_child(self, job: Any, child: Any) -> Any:
+        if self.is_collected:
+            return await super().create_child(job, child)
+        self.is_collected = True
+        cluster = object.__new__(Cluster)
+
+        async def call(verb: str, path: str, **_: Any) -> Any:
+            raise AlreadyExists(path) if verb == "POST" else Gone(path)
+
+        cluster._call = call  # type: ignore[assignment, method-assign]
+        return await cluster.create_child(job, child)
+
+
+def test_a_job_whose_name_is_freed_while_its_objects_are_created_gets_them_at_the_next_attempt() -> None:
+    world, loop = Collected(), asyncio.new_event_loop()
+    operator = Operator(world, loop)
+
+    async def reconcile() -> None:
+        key = await operator.queue.get()
+        await operator.reconciler.handle(key)
+        operator.queue.done(key)
+
+    loop.run_until_complete(reconcile())
+    world.now += timedelta(seconds=CONFLICT_DELAY)
+    loop.run_until_complete(asyncio.wait_for(reconcile(), 30))
+    loop.close()
     assert list(world.jobs) == ["one-preflight"]
