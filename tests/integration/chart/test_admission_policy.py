@@ -5,6 +5,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import yaml
 from chart import of_kind, render
@@ -118,17 +119,23 @@ def release_job() -> dict[str, Any]:
     )
 
 
+OPERATOR = "system:serviceaccount:system:release-finetune-operator"
+
+
+def policy(helm: str, values: str = VALUES) -> list[Any]:
+    return [one for one in render(helm, "--set", values) if one["kind"].startswith("ValidatingAdmissionPolicy")]
+
+
 @pytest.fixture(scope="module")
 def create(helm: str, kubectl: Callable[..., str], control_plane: Path) -> Iterator[Callable[..., str]]:
     """Create a Job as the operator's account or another user, without keeping it; return the refusal, or ""."""
-    policy = [one for one in render(helm, "--set", VALUES) if one["kind"].startswith("ValidatingAdmissionPolicy")]
     roles = of_kind(render(helm), "ClusterRole") + of_kind(render(helm), "ClusterRoleBinding")
     made = yaml.safe_dump_all(
-        [*policy, *(one for one in roles if not one["metadata"]["name"].endswith(("view", "edit")))]
+        [*policy(helm), *(one for one in roles if not one["metadata"]["name"].endswith(("view", "edit")))]
     )
     kubectl("apply", "-f", "-", stdin=made)
 
-    def ask(job: dict[str, Any], user: str = "system:serviceaccount:system:release-finetune-operator") -> str:
+    def ask(job: dict[str, Any], user: str = OPERATOR) -> str:
         with config.new_client_from_config(str(control_plane)) as api:
             api.set_default_header("Impersonate-User", user)
             if user == "an-administrator":
@@ -232,3 +239,50 @@ def test_the_operators_account_creates_no_other_pod(create: Callable[..., str], 
 def test_jobs_of_other_users_pass(create: Callable[..., str]) -> None:
     job = changed(lambda job: job["metadata"].pop("ownerReferences"))
     assert create(job, user="an-administrator") == ""
+
+
+@pytest.fixture
+def owner(kubectl: Callable[..., str]) -> Iterator[str]:
+    """The UID of a FineTuneJob, without which the garbage collector removes a Job."""
+    made = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "one"}, "spec": SPEC}
+    kubectl("create", "-n", "default", "-f", "-", stdin=yaml.safe_dump(made))
+    yield str(orjson.loads(kubectl("get", "finetunejob", "-n", "default", "one", "-o", "json"))["metadata"]["uid"])
+    kubectl("delete", "finetunejob", "-n", "default", "one")
+
+
+def test_after_the_lists_have_changed_the_operator_can_stop_its_job_but_start_no_other(
+    helm: str, kubectl: Callable[..., str], control_plane: Path, create: Callable[..., str], owner: str
+) -> None:
+    own = changed(lambda job: job["metadata"]["ownerReferences"][0].update(uid=owner))
+    foreign = changed(lambda job: job["metadata"].update(name="foreign", ownerReferences=[]))
+    name = own["metadata"]["name"]
+    with config.new_client_from_config(str(control_plane)) as api:
+        jobs = client.CustomObjectsApi(api)
+        where = ("batch", "v1", "default", "jobs")
+
+        def change(name: str, **body: Any) -> str:
+            api.set_default_header("Impersonate-User", OPERATOR)
+            try:
+                jobs.patch_namespaced_custom_object(*where, name, body)
+            except client.ApiException as refusal:
+                return str(refusal.body)
+            return ""
+
+        jobs.create_namespaced_custom_object(*where, foreign | {"spec": foreign["spec"] | {"suspend": True}})
+        api.set_default_header("Impersonate-User", OPERATOR)
+        jobs.create_namespaced_custom_object(*where, own | {"spec": own["spec"] | {"suspend": False}})
+        values = "admissionPolicy.enabled=true,trainer.image.repository=registry.new/trainer"
+        kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(policy(helm, values)))
+        other = changed(lambda job: job["metadata"].update(name="other"))
+        wait_until(lambda: "is not in trainer.image" in create(other))
+        assert change(name, spec={"suspend": True}) == ""
+        for field in (
+            {"containers": [main(own) | {"image": "registry.example/trainer:2"}]},
+            {"serviceAccountName": "admin"},
+            {"priorityClassName": "system-cluster-critical"},
+            {"runtimeClassName": "other"},
+        ):
+            assert "field is immutable" in change(name, spec={"template": {"spec": field}})
+        adopted = change("foreign", metadata={"ownerReferences": own["metadata"]["ownerReferences"]})
+        assert "is not in trainer.image" in adopted
+    kubectl("delete", "job", "-n", "default", "foreign")
