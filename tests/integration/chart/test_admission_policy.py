@@ -213,6 +213,28 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda job: pod(job)["securityContext"]["seccompProfile"].update(type="Unconfined"),
         "another user than root",
     ),
+    "an SELinux label": (
+        lambda job: pod(job)["securityContext"].update(seLinuxOptions={"type": "spc_t"}),
+        "SELinux label of the runtime",
+    ),
+    "an SELinux label of the container": (
+        lambda job: main(job)["securityContext"].update(seLinuxOptions={"level": "s0"}),
+        "no profile of its own",
+    ),
+    "no AppArmor": (
+        lambda job: pod(job)["securityContext"].update(appArmorProfile={"type": "Unconfined"}),
+        "SELinux label of the runtime",
+    ),
+    "no AppArmor for the container": (
+        lambda job: main(job)["securityContext"].update(appArmorProfile={"type": "Unconfined"}),
+        "no profile of its own",
+    ),
+    "no AppArmor by an annotation": (
+        lambda job: job["spec"]["template"]["metadata"]["annotations"].update(
+            {"container.apparmor.security.beta.kubernetes.io/trainer": "unconfined"}
+        ),
+        "AppArmor profiles",
+    ),
     "privilege": (lambda job: main(job)["securityContext"].update(privileged=True), ""),
     "escalation": (lambda job: main(job)["securityContext"].pop("allowPrivilegeEscalation"), "read-only root"),
     "a capability": (
