@@ -68,19 +68,23 @@ async def wait_until_served(cluster: Cluster) -> None:
 
 
 async def find_kueue(cluster: Cluster) -> str | None:
-    """Return the version of Kueue's API in which Workloads are watched; None if there are none to watch.
+    """Return the version of Kueue's API in which Workloads are watched; None if there is no Kueue.
+
+    A request that fails is repeated: without an answer, jobs would be served as in a cluster without Kueue.
 
     Raises:
         Refused: Kueue is too old, or too new.
     """
-    try:
-        version = await cluster.find_kueue()
-    except Refused as problem:
-        log.error("Workloads are not watched: %s", problem)
-        raise
-    except ClusterError as problem:
-        log.warning("cannot detect Kueue, so its Workloads are not watched: %s", problem)
-        return None
+    while True:
+        try:
+            version = await cluster.find_kueue()
+            break
+        except Refused as problem:
+            log.error("Workloads are not watched: %s", problem)
+            raise
+        except ClusterError as problem:
+            log.warning("cannot detect Kueue; jobs are served once it is known: %s", problem)
+        await asyncio.sleep(WAIT_SECONDS)
     if version:
         log.info("found Kueue: watching Workloads (%s)", version)
     else:

@@ -1,6 +1,7 @@
 """What the operator notices of its own surroundings: watches that deliver nothing, and a second operator."""
 
 import asyncio
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from counting_api import CountingApi
 from job_operator import Operator
 from job_world import KEY, World
 
+from finetune_operator import __main__
 from finetune_operator.controller.handlers import watch
 from finetune_operator.controller.health import SILENT_SECONDS, Health
 from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
-from finetune_operator.kube.errors import Outdated
+from finetune_operator.kube.errors import Outdated, RetryLater
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.settings import Settings
 
@@ -112,3 +114,31 @@ async def test_an_error_that_ends_the_watches_ends_the_operator(
         with pytest.raises(ExceptionGroup, match="unhandled") as error:
             await asyncio.wait_for(watch(Intake(cache, queue, metrics, settings), cache, settings, fail), 30)
     assert error.group_contains(RuntimeError, match="broken")
+
+
+class Busy:
+    """A cluster with Kueue, whose first answer is 429."""
+
+    tries = 0
+
+    async def find_kueue(self) -> str | None:
+        self.tries += 1
+        if self.tries == 1:
+            raise RetryLater("GET /apis/kueue.x-k8s.io: too many requests")
+        return "v1beta1"
+
+
+async def test_a_request_without_an_answer_does_not_make_a_cluster_one_without_kueue(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(__main__, "WAIT_SECONDS", 0.01)
+    cluster: Any = Busy()
+    cache, queue = WatchCache(), WorkQueue(1)
+    with CountingApi().serving(tmp_path) as kubeconfig:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        find = functools.partial(__main__.find_kueue, cluster)
+        watching = asyncio.create_task(watch(Intake(cache, queue, Metrics(), settings), cache, settings, find))
+        await asyncio.wait_for(cache.store.is_synced.wait(), 30)
+        watching.cancel()
+        await asyncio.wait([watching])
+    assert cache.store.has_kueue
