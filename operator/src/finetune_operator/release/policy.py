@@ -175,7 +175,12 @@ def _serve(
         report = _report(seen, ReleaseOutcome.RELEASED, answering)
         return _end(seen, R.RELEASED, f"LLMInferenceService {target.name} is ready with it.", report)
     if _is_late(seen, spec, begun):
-        message = f"LLMInferenceService {target.name} was not ready within progressDeadlineSeconds: {detail}"
+        problem, written = (
+            f"LLMInferenceService {target.name} was not ready within progressDeadlineSeconds",
+            status.message,
+        )
+        # After the entry was given back, the service has no longer what the problem was.
+        message = written if written and written.startswith(problem) else f"{problem}: {detail}"
         if spec.rollback is Rollback.NEVER or _is_same(old, wanted):
             return _end(seen, R.FAILED, message, _report(seen, ReleaseOutcome.FAILED, answering))
         return _give_back(seen, message, is_given=_is_same(current, old))

@@ -292,7 +292,8 @@ def test_a_service_that_is_not_ready_in_time_gets_back_its_adapter_if_asked(
     decided = plan(seen, SETTINGS)
     if rollback == "OnFailure":
         assert (decided.sets_adapter, decided.adapter_uri) == (True, "s3://bucket/old/adapter")
-        decided = plan(replace(after(seen, decided), service=service(decided.adapter_uri, "False", "rank")), SETTINGS)
+        decided = plan(replace(after(seen, decided), service=service(decided.adapter_uri)), SETTINGS)
+    assert "rank 24 is greater than max_lora_rank 16" in (decided.status.message or "")
     assert decided.status.answering
     assert (decided.status.reason, decided.status.answering.manifest_sha256) == (reason, answers)
     assert not decided.sets_adapter
