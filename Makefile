@@ -295,8 +295,9 @@ serving: setup $(VENV)/servers/installed ## Serve results with a real vLLM on th
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/servers --ignore=tests/servers/controllers $(SERVERS_ARGS)
 
 .PHONY: controllers
-controllers: setup prometheus ## The Prometheus Operator, Flux and Argo CD as processes on a real API server (builds them once)
-	$(CLUSTER_PY) build $(CONTROL_PLANE) prometheus-operator source-controller kustomize-controller argocd kustomize
+controllers: setup prometheus ## The Prometheus Operator, Flux, Argo CD and KServe as processes on a real API server (builds them once)
+	$(CLUSTER_PY) build $(CONTROL_PLANE) prometheus-operator source-controller kustomize-controller argocd kustomize \
+	  llmisvc
 	$(BIN)/pytest tests/servers/controllers $(SERVERS_ARGS)
 
 ARCHITECTURES_ARGS ?=

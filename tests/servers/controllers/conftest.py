@@ -37,6 +37,7 @@ access = _operator.access
 world = _operator.world
 operator = _operator.operator
 operator_in = _operator.operator_in
+operator_with = _operator.operator_with
 
 
 @pytest.fixture(scope="session", autouse=True)
