@@ -2,6 +2,7 @@
 test plays the kubelet. Their definitions come from their Go modules."""
 
 import importlib.util
+import json
 import os
 import socket
 import subprocess
@@ -10,8 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 INTEGRATION = ROOT / "tests" / "integration"
@@ -71,9 +74,16 @@ def install(kubectl: Callable[..., str]) -> Callable[[Path], None]:
 
     def create(path: Path) -> None:
         names = kubectl("apply", "--server-side", "-o", "name", "-f", str(path)).split()
-        # By its path, because a definition has no conditions at first, and `condition=` fails then.
-        established = '--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True'
-        kubectl("wait", established, "--timeout=60s", *names)
+
+        def is_served(definition: Any) -> bool:
+            states = definition.get("status", {}).get("conditions") or []
+            return any((one["type"], one["status"]) == ("Established", "True") for one in states)
+
+        def are_served() -> bool:  # `kubectl wait` fails for a definition without conditions, as each is at first
+            found = json.loads(kubectl("get", "-o", "json", *names))
+            return all(map(is_served, found.get("items", [found])))
+
+        wait_until(are_served, f"{path} is not served")
 
     return create
 
