@@ -91,6 +91,17 @@ $(VENV)/servers/installed: requirements/servers.txt tests/servers/vllm/pyproject
 	  $(VENV)/servers/name
 	touch $@
 
+# The same for rollouts, in the trainer's process: of the version that TRL supports, with the trainer's packages.
+$(VENV)/rollouts/installed: requirements/rollouts.txt tests/servers/rollouts/pyproject.toml tests/servers/rollouts/replaceable_weights.py | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/rollouts
+	$(BIN)/uv pip install --quiet --python $(VENV)/rollouts/bin/python --require-hashes --no-deps \
+	  -r requirements/rollouts.txt
+	install -D --target-directory=$(VENV)/rollouts/name tests/servers/rollouts/pyproject.toml \
+	  tests/servers/rollouts/replaceable_weights.py
+	$(BIN)/uv pip install --quiet --python $(VENV)/rollouts/bin/python --no-build-isolation --no-deps \
+	  $(VENV)/rollouts/name
+	touch $@
+
 # llama.cpp, where the trainer's image has it; built once and kept in the cache.
 $(VENV)/share/llama.cpp.installed: requirements/llama-cpp.txt requirements/llama-cpp-build.txt trainer_image/llama-cpp.sh | $(BIN)/uv
 	@kept=$(CACHE)/llama-cpp-$$(cat $^ <($(BIN)/python -V) | sha256sum | cut -c1-12); \
@@ -155,6 +166,11 @@ requirements: setup ## Resolve and hash the pinned requirements again
 	  -o requirements/llama-cpp.txt
 	cd tests/servers/vllm && $(CURDIR)/$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-header pyproject.toml -o $(CURDIR)/requirements/servers.txt
+	for place in trainer_image/vllm=trainer-vllm tests/servers/rollouts=rollouts; do \
+	  (cd $${place%=*} && $(CURDIR)/$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	    --no-annotate --no-header pyproject.toml $(CURDIR)/pyproject.toml --extra trainer \
+	    -o $(CURDIR)/requirements/$${place#*=}.txt); \
+	done
 	printf 'mkdocs-material>=9.8,<10\nmarkdown-callouts>=0.4,<0.5\n' | $(BIN)/uv pip compile --quiet --upgrade --universal \
 	  --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements/docs.txt
 	printf 'cyclonedx-bom>=7.5,<8\npip-audit>=2.10,<3\n' | $(BIN)/uv pip compile --quiet --upgrade --universal \
@@ -291,7 +307,7 @@ SERVERS_ARGS ?=
 servers: serving controllers ## Programs of other projects (apart from `make test`): serving and controllers, one after the other
 
 .PHONY: serving
-serving: setup $(VENV)/servers/installed ## Serve results with a real vLLM on the CPU, by the commands of their reports (5.7 GB in an environment of its own)
+serving: setup $(VENV)/servers/installed $(VENV)/rollouts/installed ## Serve results with a real vLLM on the CPU, by the commands of their reports, and sample rollouts with one (6 GB each in environments of their own)
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/servers --ignore=tests/servers/controllers $(SERVERS_ARGS)
 
 .PHONY: controllers

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from finetune_api.hyperparameters import Hyperparameters, Schedule
-from finetune_api.objectives import SAMPLED, Dpo, Kto, LossType, Objective, Rlhf
+from finetune_api.objectives import SAMPLED, Dpo, Kto, LossType, Objective, Rlhf, RolloutEngine
 from finetune_api.recipes import RECIPES, Recipe
 from finetune_api.spec import FineTuneJobSpec, Lora, Method, Mode
 from finetune_api.status import Resolved
@@ -173,11 +173,20 @@ def _objective(spec: FineTuneJobSpec) -> dict[str, Any]:
         case Objective.RLHF:
             rlhf = spec.rlhf or Rlhf()
             names = {"num_generations", "max_completion_length", "temperature", "beta"}
-            return rlhf.model_dump(include=names) | {"algorithm": rlhf.algorithm.value}
+            share = {"rollouts_gpu_memory_fraction": rollouts_share(rlhf)}
+            return rlhf.model_dump(include=names) | share | {"algorithm": rlhf.algorithm.value}
         case Objective.DISTILLATION if spec.distillation:
             return spec.distillation.model_dump(include={"max_completion_length", "temperature", "beta"})
         case _:
             return {}
+
+
+def rollouts_share(rlhf: Rlhf | None) -> float | None:
+    """Return vLLM's share of the GPU's memory; None if vLLM samples no answers."""
+    rollouts = rlhf and rlhf.rollouts
+    if not rollouts or rollouts.engine is not RolloutEngine.VLLM:
+        return None
+    return _given(rollouts.gpu_memory_fraction, 0.3)
 
 
 def _adapter(spec: FineTuneJobSpec, method: Method) -> dict[str, Any]:

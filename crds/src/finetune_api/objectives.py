@@ -51,6 +51,13 @@ class Algorithm(StrEnum):
     RLOO = "RLOO"
 
 
+class RolloutEngine(StrEnum):
+    """What samples the answers that a model is trained on."""
+
+    TRANSFORMERS = "Transformers"
+    VLLM = "VLLM"
+
+
 class RewardType(StrEnum):
     """Type of a computed reward."""
 
@@ -320,6 +327,31 @@ class Reward(Block):
     """Factor of this reward in the sum; a negative weight is a penalty. Default: 1."""
 
 
+HAS_SHARE = "self.engine == 'VLLM' || !has(self.gpuMemoryFraction)"
+
+
+class Rollouts(Block):
+    """How the answers are sampled that the model is trained on."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                HAS_SHARE,
+                "gpuMemoryFraction is of engine VLLM: set engine VLLM, or remove gpuMemoryFraction",
+                ".gpuMemoryFraction",
+            )
+        )
+    )
+
+    engine: RolloutEngine = RolloutEngine.TRANSFORMERS
+    """`Transformers`: the model that is trained. `VLLM`: vLLM in the same process and on the same GPU, with a copy of
+    the model that gets the weights after each step; the trainer's image must contain vLLM. With methods `LoRA` and
+    `Full`. Default: `Transformers`."""
+    gpu_memory_fraction: Annotated[float, Field(gt=0, le=0.95)] | None = None
+    """Share of the GPU's memory for vLLM: its copy of the model, and the keys and values of the answers that it samples
+    at the same time; only with engine `VLLM`. Default: 0.3."""
+
+
 class Rlhf(Block):
     """Settings of objective RLHF, under TRL's names."""
 
@@ -347,6 +379,8 @@ class Rlhf(Block):
     """Sampling temperature. Default: 1."""
     beta: Annotated[float, Field(ge=0, le=100)] = 0.04
     """Weight of the KL divergence from the reference model; 0 = no reference model. Default: 0.04."""
+    rollouts: Rollouts | None = None
+    """What samples the answers. Default: the model that is trained."""
 
 
 class Distillation(Block):

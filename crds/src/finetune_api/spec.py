@@ -128,6 +128,12 @@ PLAIN_HEAD = (
     "(!has(self.tuning.lora.targetModules) || "
     "!self.tuning.lora.targetModules.exists(one, one == 'lm_head' || one.endsWith('.lm_head'))))"
 )
+_WITH_VLLM = "has(self.rlhf) && has(self.rlhf.rollouts) && self.rlhf.rollouts.engine == 'VLLM'"
+MERGED_FOR_VLLM = f"!({_WITH_VLLM}) || self.tuning.method in ['LoRA', 'Full']"
+LINEAR_FOR_VLLM = (
+    f"!({_WITH_VLLM}) || !has(self.tuning.lora) || (!has(self.tuning.lora.modulesToSave) && "
+    "(!has(self.tuning.lora.targetExperts) || !self.tuning.lora.targetExperts))"
+)
 KEEPS_ADAPTERS = "self.checkpoint.keep == 0 || self.tuning.method != 'Full'"
 FORMAT = f"self.dataset.format == 'Auto' || self.dataset.format in {FORMATS}[self.objective]"
 FORMAT_OF_SOURCES = (
@@ -273,6 +279,18 @@ class FineTuneJobSpec(Block):
                 "a step must contain whole groups of answers: perDeviceTrainBatchSize times gradientAccumulationSteps "
                 "must be a multiple of rlhf.numGenerations",
                 ".rlhf.numGenerations",
+            ),
+            cel(
+                MERGED_FOR_VLLM,
+                "engine VLLM gets the adapter merged into its base, which 4 bits would round away: set tuning.method "
+                "LoRA or Full, or rlhf.rollouts.engine Transformers",
+                ".rlhf.rollouts.engine",
+            ),
+            cel(
+                LINEAR_FOR_VLLM,
+                "engine VLLM gets adapters on linear layers only: remove tuning.lora.modulesToSave and targetExperts, "
+                "or set rlhf.rollouts.engine Transformers",
+                ".rlhf.rollouts.engine",
             ),
             cel(
                 "!has(self.tuning.initialAdapter) || !has(self.tuning.initialAdapter.fromParent) || "

@@ -71,6 +71,9 @@ ONE_PROCESS = "objectives KTO, RewardModel, RLHF and Distillation train in one p
 WITH_ADAPTER = "objective DPO trains on several GPUs or nodes with an adapter only"
 WANDB_KEY = "credentialsSecretRef is required with mode Online"
 WANDB_URL = "endpoint and caSecretRef have no effect with mode Offline"
+MERGED = "engine VLLM gets the adapter merged into its base"
+LINEAR = "engine VLLM gets adapters on linear layers only"
+OF_VLLM = "gpuMemoryFraction is of engine VLLM"
 GROUPS = "a step must contain whole groups of answers"
 
 BASE: Spec = {
@@ -114,6 +117,11 @@ def blend_of(objective: str, data_format: str) -> Spec:
 
 def rlhf(**fields: Any) -> Spec:
     return {"objective": "RLHF", "rlhf": fields}
+
+
+def by_vllm(method: str, **lora: Any) -> Spec:
+    tuning = {"method": method} | ({"lora": lora} if lora else {})
+    return rlhf(rewards=LENGTHS, rollouts={"engine": "VLLM"}) | {"tuning": tuning}
 
 
 def distillation(**teacher: Any) -> Spec:
@@ -342,6 +350,16 @@ AT_CREATION = [
         "spec.rlhf.rewardModel.uri",
     ),
     (REWARDS, rlhf(rewards=LENGTHS), rlhf(), "spec.rlhf.rewardModel"),
+    (
+        OF_VLLM,
+        by_vllm("LoRA") | rlhf(rewards=LENGTHS, rollouts={"engine": "VLLM", "gpuMemoryFraction": 0.5}),
+        rlhf(rewards=LENGTHS, rollouts={"gpuMemoryFraction": 0.5}),
+        "spec.rlhf.rollouts.gpuMemoryFraction",
+    ),
+    (MERGED, by_vllm("LoRA"), by_vllm("QLoRA"), "spec.rlhf.rollouts.engine"),
+    (MERGED, by_vllm("Full"), by_vllm("Auto"), "spec.rlhf.rollouts.engine"),
+    (LINEAR, by_vllm("LoRA", useDora=True), by_vllm("LoRA", modulesToSave=["norm"]), "spec.rlhf.rollouts.engine"),
+    (LINEAR, by_vllm("LoRA", targetExperts=False), by_vllm("LoRA", targetExperts=True), "spec.rlhf.rollouts.engine"),
     (REWARDS, rlhf(rewards=LENGTHS), rlhf(rewards=LENGTHS, rewardModel={"uri": "s3://m/r"}), "spec.rlhf.rewardModel"),
     (TARGET, rlhf(rewards=LENGTHS), rlhf(rewards=[{"type": "Length"}]), "spec.rlhf.rewards[0].targetTokens"),
     (

@@ -2,12 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from loop_bench import COLOURS, CPU, THINGS, make_loop, make_settings, question, teach
+from trl import GRPOConfig, RLOOConfig
+from trl.distributed import DistributedBackend
+from trl.generation.vllm_generation import VLLMGeneration
 
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Reward
@@ -22,6 +27,7 @@ from finetune_trainer.tokenization.samples import EncodedPrompt
 from finetune_trainer.training.methods import build_trainer
 from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
 from finetune_trainer.training.methods.rlhf import PolicyTrainer
+from finetune_trainer.training.methods.rollout_engine import engine_arguments, merged_tensors
 
 METHODS = ["LoRA", "QLoRA", "Full"]
 RED = Reward.model_validate({"type": "Regex", "pattern": r"\bred\b"})
@@ -274,3 +280,58 @@ def test_settings_that_cannot_work_are_refused_by_name(
     with pytest.raises(TrainerError, match=told) as caught:
         make_trainer(taught, tmp_path, **changes)
     assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["plain", "DoRA"])
+def test_vllm_gets_what_trl_would_give_it_and_the_base_is_not_rounded(taught: Path, dora: bool) -> None:
+    """TRL merges in place and subtracts again; in FP32 that is exact enough to compare with."""
+    model = load_for_training(taught, make_settings("LoRA", precision="FP32", use_dora=dora), CPU)
+    torch.manual_seed(1)
+    for name, tensor in trained_tensors(model).items():
+        if "magnitude" not in name:
+            torch.nn.init.normal_(tensor, std=0.05)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    ours = {name: tensor.clone() for name, tensor in merged_tensors(model)}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    generation = object.__new__(VLLMGeneration)
+    generation.model = model
+    generation._dist = DistributedBackend(Accelerator(cpu=True))
+    theirs = {name: tensor.clone() for name, tensor in generation._iter_named_params()}
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor)
+    changed = [
+        name
+        for name, tensor in load_plain(taught, torch.float32, CPU).named_parameters()
+        if not torch.equal(tensor, ours[name])
+    ]
+    assert changed
+    assert all("_proj" in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["embed_tokens"]}, {"modules_to_save": ["model.norm"]}],
+    ids=lambda changes: str(*changes.values()),
+)
+def test_vllm_is_refused_for_an_adapter_that_it_would_get_a_part_of(
+    taught: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(TrainerError, match="gets adapters on linear layers inside the model only") as caught:
+        make_trainer(taught, tmp_path, rollouts_gpu_memory_fraction=0.3, **changes)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_the_engine_has_room_for_the_longest_answer_and_ends_with_the_chat_template(taught: Path) -> None:
+    samples = prompts_of(taught)
+    settings = make_settings("LoRA", max_completion_length=LONGEST, rollouts_gpu_memory_fraction=0.4)
+    assert engine_arguments(make_settings("LoRA"), samples, {2}) == {}
+    assert engine_arguments(settings, samples, {7, 2}) == {
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_gpu_memory_utilization": 0.4,
+        "vllm_max_model_length": max(len(one.prompt_ids) for one in samples) + LONGEST,
+        "generation_kwargs": {"stop_token_ids": [2, 7], "ignore_eos": True},
+    }
+    known = {field.name for field in fields(GRPOConfig)} & {field.name for field in fields(RLOOConfig)}
+    assert engine_arguments(settings, samples, {2}).keys() <= known

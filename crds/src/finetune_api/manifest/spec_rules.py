@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from finetune_api.blocks import AT_CREATION, DATA_URI, FILE_URI, MODEL_URI, S3_URI
+from finetune_api.defaults import rollouts_share
 from finetune_api.endpoints import ENDPOINT
 from finetune_api.evaluate_mode import EVALUATE_RULE, find_evaluate_faults
 from finetune_api.hyperparameters import (
@@ -27,7 +28,7 @@ from finetune_api.hyperparameters import (
 )
 from finetune_api.inputs.chat_template import ONE_TEMPLATE, RESERVED, UNRESERVED
 from finetune_api.inputs.sources import UNIQUE_SOURCES
-from finetune_api.objectives import HAS_SIMILARITY, HAS_SMOOTHING, JSON_EXTRACT, ONE_JSON_SCHEMA
+from finetune_api.objectives import HAS_SHARE, HAS_SIMILARITY, HAS_SMOOTHING, JSON_EXTRACT, ONE_JSON_SCHEMA
 from finetune_api.output import COMMIT, IMAGE_REPOSITORY, REPO
 from finetune_api.pods.resources import GPUS_BY_COUNT, IN_BYTES, WITHIN_LIMITS
 from finetune_api.recipes import WITHOUT_DROPOUT
@@ -38,6 +39,8 @@ from finetune_api.spec import (
     FORMAT_OF_SOURCES,
     FORMATS,
     KEEPS_ADAPTERS,
+    LINEAR_FOR_VLLM,
+    MERGED_FOR_VLLM,
     PLAIN_HEAD,
     TRAIN_ON,
 )
@@ -309,6 +312,13 @@ CONDITIONS: dict[str, Condition] = {
     "!has(self.hyperparameters.gradientAccumulationSteps) || "
     "self.hyperparameters.perDeviceTrainBatchSize * self.hyperparameters.gradientAccumulationSteps % "
     "self.rlhf.numGenerations == 0": lambda spec: spec.rlhf is None or _holds_whole_groups(spec),
+    MERGED_FOR_VLLM: lambda spec: not _uses_vllm(spec) or spec.tuning.method in {"LoRA", "Full"},
+    LINEAR_FOR_VLLM: lambda spec: (
+        not _uses_vllm(spec)
+        or spec.tuning.lora is None
+        or not (spec.tuning.lora.modules_to_save or spec.tuning.lora.target_experts)
+    ),
+    HAS_SHARE: lambda rollouts: rollouts.engine == "VLLM" or rollouts.gpu_memory_fraction is None,
     "!has(self.tuning.initialAdapter) || !has(self.tuning.initialAdapter.fromParent) || "
     "(has(self.lineage) && has(self.lineage.parentRef))": lambda spec: (
         spec.tuning.initial_adapter is None
@@ -420,6 +430,10 @@ def _holds_whole_groups(spec: Any) -> bool:
         spec.hyperparameters.gradient_accumulation_steps,
     )
     return batch is None or accumulation is None or batch * accumulation % spec.rlhf.num_generations == 0
+
+
+def _uses_vllm(spec: Any) -> bool:
+    return rollouts_share(spec.rlhf) is not None
 
 
 class BrokenRule(NamedTuple):

@@ -84,10 +84,12 @@ DISTILLATION: Table = {
     **{
         key: rewards.TABLE[key]
         for key in (
-            "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs", "chat_template_kwargs", "use_vllm",
-            "vllm_*", "log_*", "num_completions_to_print",
+            "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs", "chat_template_kwargs", "log_*",
+            "num_completions_to_print",
         )
     },
+    "use_vllm": harmless(rewards.SAMPLED),
+    "vllm_*": harmless(rewards.SAMPLED),
 }  # fmt: skip
 """Settings of TRL's command `distillation`, whose defaults are those of the fields."""
 

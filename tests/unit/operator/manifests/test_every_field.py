@@ -72,6 +72,8 @@ RESOLVED: dict[str, Any] = {
     "rlhf.maxCompletionLength": 64,
     "rlhf.temperature": 0.5,
     "rlhf.beta": 0.2,
+    "rlhf.rollouts.engine": "VLLM",
+    "rlhf.rollouts.gpuMemoryFraction": 0.5,
     "distillation.maxCompletionLength": 64,
     "distillation.temperature": 0.5,
     "distillation.beta": 0.5,
@@ -513,6 +515,10 @@ def base(objective: str, path: str) -> Spec:
     }
     if objective == "RLHF":
         spec["rlhf"] = {"rewards": [{"type": "Length", "targetTokens": 8}]}
+        if path.startswith("rlhf.rollouts."):
+            spec["tuning"] = {"method": "LoRA"}
+        if path == "rlhf.rollouts.gpuMemoryFraction":
+            spec["rlhf"]["rollouts"] = {"engine": "VLLM"}
     if objective == "Distillation":
         spec["distillation"] = {"teacher": {"uri": "s3://models/larger"}}
     if path == "dpo.labelSmoothing" and objective == "DPO":

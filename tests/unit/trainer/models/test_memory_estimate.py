@@ -278,6 +278,22 @@ def test_sampling_keeps_the_keys_and_values_of_every_answer_of_a_step(llama: Mod
     assert part(llama, "generation") == 0
 
 
+def test_vllm_has_its_share_of_the_smallest_gpu_that_the_training_and_a_copy_of_the_model_fit_in(
+    llama: ModelShape,
+) -> None:
+    def parts(share: float | None) -> MemoryEstimate:
+        changes = {"max_completion_length": 128, "rollouts_gpu_memory_fraction": share}
+        return estimate(llama, settings("LoRA", **changes), Objective.RLHF)
+
+    alone = parts(None).total - parts(None).generation
+    large, small = parts(0.5), parts(0.1)
+    assert (large.generation, large.total) == (0, pytest.approx(alone / 0.5, rel=1e-9))
+    answer = (2048 + 128) * 2 * 32 * 8 * 128 * 2
+    assert small.total == pytest.approx((2 * llama.parameters + answer) / 0.1, rel=1e-9), (
+        "the copy needs the larger GPU"
+    )
+
+
 def test_a_teacher_is_held_in_16_bits_and_answers_as_many_prompts_at_once(llama: ModelShape) -> None:
     teacher = replace(llama, layers=80)
     student = with_teacher(llama, teacher)

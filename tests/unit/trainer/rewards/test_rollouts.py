@@ -6,12 +6,13 @@ from collections.abc import Sequence
 import pytest
 
 from finetune_api.handoff import ExitCode
-from finetune_api.objectives import Reward
+from finetune_api.objectives import Reward, Rlhf, RolloutEngine
+from finetune_api.objectives import Rollouts as RolloutsBlock
 from finetune_trainer.data.rows import Message
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.rewards.computed import ComputedRewards
-from finetune_trainer.rewards.rollouts import Rollouts
+from finetune_trainer.rewards.rollouts import Rollouts, require_engine
 from finetune_trainer.tokenization.samples import EncodedPrompt
 
 END, PAD = 0, 1
@@ -84,3 +85,13 @@ def test_a_reward_that_is_not_finite_ends_the_run(reward: float) -> None:
     with pytest.raises(TrainerError, match="reward is not finite") as caught:
         rollouts(lambda completions: [reward] * len(completions)).score_answers(SAMPLES[:1], [[97]])
     assert caught.value.code is ExitCode.DIVERGED
+
+
+def test_vllm_is_refused_in_an_image_of_the_trainer_without_it() -> None:
+    """As in this environment, which has PyTorch and no vLLM."""
+    length = Reward.model_validate({"type": "Length", "targetTokens": 8})
+    require_engine(None)
+    require_engine(Rlhf(rewards=[length]))
+    with pytest.raises(TrainerError, match=r"engine VLLM: this image has no vLLM: set trainer\.image to one") as caught:
+        require_engine(Rlhf(rewards=[length], rollouts=RolloutsBlock(engine=RolloutEngine.VLLM)))
+    assert caught.value.code is ExitCode.INVALID_CONFIG

@@ -5,7 +5,7 @@ those of a Llama-like layer or one with experts, within 15 % of the allocated pe
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import ceil, prod
 
 from finetune_api.handoff import ExitCode
@@ -58,6 +58,7 @@ class MemoryEstimate:
     reward_model: int
     generation: int
     teacher: int = 0
+    rollouts: int = 0
     reserve: int = RESERVE
 
     @property
@@ -93,7 +94,8 @@ def estimate(
     is_cast = shares > 1 and settings.precision not in {"FP16", "FP32"}  # layers are gathered in BF16
     gathered = _gathered(shape) if shares > 1 else 0
     copies = 2 if ranks > shares else 1
-    return MemoryEstimate(
+    share = settings.rollouts_gpu_memory_fraction
+    training = MemoryEstimate(
         weights=ceil(weights / shares) + (gathered // 2 if is_cast else gathered),
         adapter=0 if is_full else (parameters + first) * FULL_WIDTH,
         gradients=ceil(parameters * FULL_WIDTH * copies / shares) + gathered,
@@ -103,9 +105,10 @@ def estimate(
         reference=_reference(shape, settings, objective),
         reward_model=shape.parameters * compute_width(settings) if has_reward_model else 0,
         teacher=_teacher(shape.teacher, settings, objective) if shape.teacher else 0,
-        generation=_generation(shape, settings) if objective in SAMPLED else 0,
+        generation=_generation(shape, settings) if objective in SAMPLED and share is None else 0,
         reserve=RESERVE + (COMMUNICATION if ranks > 1 else 0),
     )
+    return replace(training, rollouts=_rollouts(shape, settings, share, training.total)) if share else training
 
 
 def _state(shape: ModelShape, settings: Resolved) -> int:
@@ -208,6 +211,13 @@ def _teacher(shape: ModelShape, settings: Resolved, objective: Objective) -> int
     of a micro-batch: it is run without gradients."""
     inside = 3 * shape.intermediate + 4 * shape.hidden
     return (shape.parameters + count_tokens(settings, objective) * inside) * compute_width(settings)
+
+
+def _rollouts(shape: ModelShape, settings: Resolved, share: float, training: int) -> int:
+    """Return vLLM's share of the smallest GPU whose rest holds the training: a copy of the model and one answer fit."""
+    one = settings.model_copy(update={"global_batch_size": 1})
+    copy = shape.parameters * compute_width(settings) + _generation(shape, one)
+    return ceil(max(training / (1 - share), copy / share)) - training
 
 
 def _generation(shape: ModelShape, settings: Resolved) -> int:

@@ -39,6 +39,7 @@ from finetune_trainer.publishing.pushes import check_pushes, push_published
 from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.rewards.computed import ComputedRewards
 from finetune_trainer.rewards.fetch import RewardFolders, check_reward_model
+from finetune_trainer.rewards.rollouts import require_engine
 from finetune_trainer.storage.hub.uris import is_hub_uri, pinned_commit, pinned_model_uri
 from finetune_trainer.storage.protocol import OnBytes, ReadableStore, Store, join_uri
 from finetune_trainer.tokenization.labeler import load_labeler
@@ -181,6 +182,7 @@ def _check_whole_modules(spec: FineTuneJobSpec, model: ModelFacts) -> None:
 def _check_rewards(
     config: JobConfig, storage: ReadableStore, workspace: Path, on_bytes: OnBytes
 ) -> RewardFolders | None:
+    require_engine(config.spec.rlhf)
     if config.spec.rlhf and config.spec.rlhf.rewards:
         ComputedRewards(config.spec.rlhf.rewards)
     return check_reward_model(config, storage, workspace / "reward", workspace / "tokenizer", on_bytes)

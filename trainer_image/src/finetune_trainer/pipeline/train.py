@@ -50,6 +50,7 @@ from finetune_trainer.pipeline.served import measure_as_served
 from finetune_trainer.pipeline.stored_training import restore_training, store_training
 from finetune_trainer.publishing.publish import publish
 from finetune_trainer.publishing.pushes import push_published
+from finetune_trainer.rewards.rollouts import require_engine
 from finetune_trainer.training.callbacks import early_stopping_status
 from finetune_trainer.training.checkpoint_files import (
     REFERENCE,
@@ -77,6 +78,7 @@ def train(run: RunContext) -> Report:
     """Train, verify and publish; return the report with the proof of publishing."""
     run.reporter.set_stage("Loading")
     require_gpus(run.config)
+    require_engine(run.config.spec.rlhf)
     inputs = load_inputs(run)
     device = find_device()
     checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests)
@@ -172,6 +174,13 @@ def train_within_memory(inputs: Inputs, device: torch.device, checkpoints: Check
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            if settings.rollouts_gpu_memory_fraction is not None:  # the memory of its engine is not free again
+                raise TrainerError(
+                    ExitCode.GPU_OUT_OF_MEMORY,
+                    f"the GPU's memory is too small for {settings.per_device_train_batch_size} rows per batch next to "
+                    "vLLM: lower hyperparameters.perDeviceTrainBatchSize or rlhf.rollouts.gpuMemoryFraction, or set "
+                    "rlhf.rollouts.engine Transformers",
+                ) from error
             logger.warning("out of GPU memory with %s rows per batch", settings.per_device_train_batch_size)
         gc.collect()  # outside the handler: its traceback keeps the tensors alive
         torch.cuda.empty_cache()

@@ -1,15 +1,42 @@
 """The policy's sampled answers and their rewards; without torch."""
 
 import math
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
+from finetune_api.defaults import rollouts_share
 from finetune_api.handoff import ExitCode
+from finetune_api.objectives import Rlhf
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.rewards.computed import ComputedRewards, Scorer
 from finetune_trainer.tokenization.samples import EncodedPrompt
+
+ENGINE_VARIABLES = {
+    "VLLM_CONFIGURE_LOGGING": "0",  # standard output belongs to the reporter
+    "VLLM_NO_USAGE_STATS": "1",
+    "TORCH_COMPILE_DISABLE": "1",  # as in the rest of the process
+}
+
+
+def require_engine(rlhf: Rlhf | None) -> None:
+    """Refuse engine VLLM in an image of the trainer without vLLM; that of preflight alone has neither, nor PyTorch."""
+    if rollouts_share(rlhf) is not None and find_spec("torch") and not find_spec("vllm"):
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            "rlhf.rollouts.engine VLLM: this image has no vLLM: set trainer.image to one that is built with "
+            "--build-arg PACKAGES=trainer-vllm, or set engine Transformers",
+        )
+
+
+def set_engine_variables(scratch: Path) -> None:
+    """Set the variables that vLLM reads at its import; those of the pod's environment stay."""
+    for name, value in (ENGINE_VARIABLES | {"VLLM_CACHE_ROOT": str(scratch / "vllm")}).items():
+        os.environ.setdefault(name, value)
 
 
 class Decoder(Protocol):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from finetune_trainer.rewards.rollouts import set_engine_variables
 from finetune_trainer.tokenization.packing import max_rows_for
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ def build_trainer(
     # TRL imports wandb if it is installed, which takes longer than PyTorch: for this process it is not. Another one
     # sends to Weights & Biases. None is Python's own mark of a module that cannot be imported.
     sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
+    if parts.settings.rollouts_gpu_memory_fraction is None:
+        sys.modules.setdefault("vllm", None)  # type: ignore[arg-type]  # the same
+    else:
+        set_engine_variables(parts.scratch)
     build: Callable[[TrainerParts], LoopTrainer]
     with parts.loop.reporter.start.libraries():
         match objective:

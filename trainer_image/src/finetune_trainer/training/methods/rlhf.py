@@ -45,8 +45,16 @@ from finetune_trainer.training.methods.prompts import (
     to_prompt_dataset,
 )
 from finetune_trainer.training.methods.reference import FROZEN_COPY
+from finetune_trainer.training.methods.rollout_engine import (
+    attach_engine,
+    engine_arguments,
+    require_linear_adapter,
+    starting_engine,
+)
 
 EVALUATED_PROMPTS = 128
+NEVER = -1
+"""TRL gives vLLM the weights once a step; those of a measurement may be others of the same step."""
 
 
 class PolicyTrainer(LoopTrainer):
@@ -60,6 +68,8 @@ class PolicyTrainer(LoopTrainer):
         super().__init__(loop, reward_funcs=[rollouts.reward], **arguments)
         _reduce_reference(self)
         beat_per_token(self.model, loop.on_work)
+        if self.use_vllm:
+            attach_engine(self, loop.on_work)
 
     @override
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -135,6 +145,7 @@ class PolicyTrainer(LoopTrainer):
     def show(self, samples: Sequence[EncodedPrompt], seed: int | None = None) -> list[ScoredAnswer]:
         """Return one sampled answer to each prompt with its reward; the training's random state does not change."""
         self.model.eval()
+        self._last_loaded_step = NEVER
         written: list[ScoredAnswer] = []
         remaining = iter(samples)
         devices = [self.model.device] if self.model.device.type == "cuda" else []
@@ -144,6 +155,7 @@ class PolicyTrainer(LoopTrainer):
                 written += self._rollouts.score_answers(
                     batch, self._sample([list(sample.prompt_ids) for sample in batch])
                 )
+        self._last_loaded_step = NEVER
         return written
 
 
@@ -208,6 +220,7 @@ def build_rlhf_trainer(parts: TrainerParts, judge: Judge) -> PolicyTrainer:
     """Return the trainer, ready for `evaluate()`, `train()` and `show()`."""
     model, settings, loop = parts.model, parts.settings, parts.loop
     require_fit(model, settings, [*parts.train, *parts.validation])
+    require_linear_adapter(model, settings)
     stop_ids = set_end_tokens(model, parts.tokenizer, judge.stop_id)
     group = settings.num_generations or 1
     rollouts = Rollouts(parts.train, judge.scorer, parts.tokenizer, stop_ids, group)
@@ -221,12 +234,14 @@ def build_rlhf_trainer(parts: TrainerParts, judge: Judge) -> PolicyTrainer:
     ]
     is_rloo = settings.algorithm == Algorithm.RLOO
     kind, config = (LeaveOneOutTrainer, RLOOConfig) if is_rloo else (GroupTrainer, GRPOConfig)
-    return kind(
-        rollouts=rollouts,
-        held_out=parts.validation,
-        args=config(**parts.library_settings(), **_sampling_arguments(settings)),
-        **parts.trainer_arguments(train_dataset, to_prompt_dataset) | {"callbacks": callbacks},
-    )
+    engine = engine_arguments(settings, [*parts.train, *parts.validation], stop_ids)
+    with starting_engine(settings):
+        return kind(
+            rollouts=rollouts,
+            held_out=parts.validation,
+            args=config(**parts.library_settings(), **_sampling_arguments(settings), **engine),
+            **parts.trainer_arguments(train_dataset, to_prompt_dataset) | {"callbacks": callbacks},
+        )
 
 
 def _sampling_arguments(settings: Resolved) -> dict[str, Any]:
