@@ -311,7 +311,11 @@ def test_vllm_gets_what_trl_would_give_it_and_the_base_is_not_rounded(taught: Pa
 
 @pytest.mark.parametrize(
     "changes",
-    [{"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["embed_tokens"]}, {"modules_to_save": ["model.norm"]}],
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["embed_tokens"]},
+        {"modules_to_save": ["model.norm"]},
+    ],
     ids=lambda changes: str(*changes.values()),
 )
 def test_vllm_is_refused_for_an_adapter_that_it_would_get_a_part_of(
