@@ -3,8 +3,8 @@
 python tests/bench/training_speed.py [--only tiny]; exits with 1 where a ratio is below what it must reach.
 
 Two trainings on one thread each take their steps in turn, on the same rows in the same order, and measure the same
-held-out rows every ten steps, in batches as a job takes them: with fewer than 30 micro-batches of held-out rows they are
-smaller, so that the verdict has an interval. The plain script logs every ten steps, as is TRL's default, and keeps
+held-out rows every ten steps, in batches as a job takes them: with fewer than 30 micro-batches of held-out rows these
+are smaller, so that the verdict has an interval. The plain script logs every ten steps, as is TRL's default, and keeps
 nothing; ours logs every step and writes the best weights, as in a pod.
 
 What is compared is processor time, which other work on the machine does not change as it changes the clock's; the

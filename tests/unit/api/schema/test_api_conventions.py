@@ -43,6 +43,7 @@ DECIMALS = {
     "spec.rlhf.rewards[].answer.relativeTolerance",
     "spec.rlhf.temperature",
     "spec.rlhf.beta",
+    "spec.rlhf.rollouts.gpuMemoryFraction",
     "spec.distillation.temperature",
     "spec.distillation.beta",
     "spec.evaluation.gate.maxEvalLoss",
