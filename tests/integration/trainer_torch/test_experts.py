@@ -165,7 +165,7 @@ def test_a_further_adapter_is_a_reference_of_its_own(bases: dict[str, Path], met
     assert len(on_experts(model)) == 8
 
 
-def _write_gradients(rank: int, base: Path, folder: Path, port: int) -> None:
+def _write_gradients(rank: int, base: Path, folder: Path, port: int) -> DistributedDataParallel:
     """Each process trains one of two rows; DDP averages their gradients."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
@@ -175,6 +175,7 @@ def _write_gradients(rank: int, base: Path, folder: Path, port: int) -> None:
         model(input_ids=IDS[rank : rank + 1], labels=IDS[rank : rank + 1]).loss.backward()
     save_file({name: one.grad for name, one in on_experts(model.module).items()}, folder / f"{rank}.safetensors")
     dist.destroy_process_group()
+    return model
 
 
 def test_two_processes_average_the_gradients_of_factors_on_experts(bases: dict[str, Path], tmp_path: Path) -> None:
