@@ -17,6 +17,14 @@ def test_the_standard_error_is_that_of_a_mean_over_batches() -> None:
     assert token_mean([(1.0, 10), (2.0, 10), (3.0, 10)]).standard_error == pytest.approx(1 / math.sqrt(3))
 
 
+def test_batches_of_one_row_are_one_observation_of_the_standard_error() -> None:
+    pieces = [(1.0, 10), (1.0, 10), (3.0, 5), (3.0, 15)]
+    rows = [(1.0, 20), (3.0, 20)]
+    assert token_mean(pieces, {20, 40}).standard_error == token_mean(rows).standard_error
+    assert token_mean(pieces, {40}).standard_error is None
+    assert token_mean(pieces, {20}).standard_error == token_mean(rows).standard_error  # the last row may be cut
+
+
 def test_one_batch_has_no_standard_error() -> None:
     assert token_mean([(2.0, 10)]).standard_error is None
 

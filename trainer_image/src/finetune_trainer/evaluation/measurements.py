@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,16 +33,31 @@ class Measured:
         return math.exp(self.loss) if self.loss < 700 else math.inf  # the largest float is e^709
 
 
-def token_mean(batches: Sequence[tuple[float, int]]) -> Measured:
-    """Return the mean over all tokens, from each batch's mean loss and number of trained tokens."""
+def token_mean(batches: Sequence[tuple[float, int]], row_ends: Set[int] | None = None) -> Measured:
+    """Return the mean over all tokens, from each batch's mean loss and number of trained tokens.
+
+    `row_ends` are the tokens up to the end of each row, if some rows are several samples: these are not independent.
+    """
     tokens = sum(count for _, count in batches)
     loss = sum(mean * count for mean, count in batches) / max(tokens, 1)
-    kept = tuple(batches)
-    if len(batches) < 2 or not tokens:
+    kept, groups = tuple(batches), list(_join(batches, row_ends))
+    if len(groups) < 2 or not tokens:
         return Measured(loss, tokens, batches=kept)
-    squares = sum(((mean - loss) * count) ** 2 for mean, count in batches)
-    error = math.sqrt(squares * len(batches) / (len(batches) - 1)) / tokens
+    squares = sum((total - loss * count) ** 2 for total, count in groups)
+    error = math.sqrt(squares * len(groups) / (len(groups) - 1)) / tokens
     return Measured(loss, tokens, error, batches=kept)
+
+
+def _join(batches: Sequence[tuple[float, int]], row_ends: Set[int] | None) -> Iterator[tuple[float, int]]:
+    """Yield the sum and the number of tokens of each batch, or of those up to the end of a row."""
+    total, count, end = 0.0, 0, 0
+    for mean, tokens in batches:
+        total, count, end = total + mean * tokens, count + tokens, end + tokens
+        if row_ends is None or end in row_ends:
+            yield total, count
+            total, count = 0.0, 0
+    if count:
+        yield total, count
 
 
 @dataclass(frozen=True, slots=True)

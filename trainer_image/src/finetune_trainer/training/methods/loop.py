@@ -323,7 +323,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
 
     def _summarize(self, parts: Sequence[MeasuredBatch]) -> Measured:
         figures: dict[str, Any] = mean_figures(parts)
-        return replace(token_mean([(part.loss, part.weight) for part in parts]), **figures)
+        return replace(token_mean([(part.loss, part.weight) for part in parts], self._loop.row_ends), **figures)
 
     def _weight(self, inputs: dict[str, torch.Tensor]) -> int:
         """Return the number of trained tokens, pairs or rows that the batch's loss averages."""

@@ -56,6 +56,8 @@ class LoopContext:
     """The processes that train together."""
     kept: KeptWeights = NOTHING_KEPT
     """The weights of other steps to publish."""
+    row_ends: frozenset[int] | None = None
+    """The tokens with a loss up to the end of each held-out row, if some are several samples."""
     began: float = field(default_factory=time.monotonic)
     """Start of the run on the clock of `time.monotonic`, minus the duration of the runs that it resumes."""
 
