@@ -1,6 +1,7 @@
 """Start the operator: connect its parts, and exit when one of them ends."""
 
 import asyncio
+import contextlib
 import functools
 import json
 import logging
@@ -30,6 +31,8 @@ from finetune_operator.settings import Settings
 log = logging.getLogger("finetune_operator")
 WAIT_SECONDS = 2.0
 SHUTDOWN_SECONDS = 15.0
+FLUSH_SECONDS = 2.0
+"""The Lease is held for as long as the last events are posted."""
 
 
 class JsonFormatter(PrintableFormatter):
@@ -131,6 +134,7 @@ async def run(settings: Settings) -> None:
         parts = [
             *(asyncio.create_task(work_when_synced(cache, queue, reconciler)) for _ in range(settings.workers)),
             asyncio.create_task(ProgressPoller(cache, queue, settings, metrics).run()),
+            asyncio.create_task(reconciler.events.run()),
             asyncio.create_task(leader.hold()),
         ]
         more = []
@@ -150,6 +154,9 @@ async def run(settings: Settings) -> None:
         for part in [*parts, watching]:
             part.cancel()
         await asyncio.wait([*parts, watching], timeout=SHUTDOWN_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_SECONDS):
+                await reconciler.events.flush()
         for part in done or {watching}:
             part.result()
     finally:

@@ -56,18 +56,17 @@ class EventRecorder:
         self._clock = clock
         self._recent: OrderedDict[tuple[str, Event], _Series] = OrderedDict()
 
-    async def record(self, subject: Subject, event: Event) -> None:
-        """Post the event, or count it if the same one was posted a short time ago."""
-        log.info("%s: %s: %s", subject.key, event.reason, event.message)
+    async def record(self, subject: Subject, event: Event, at: datetime | None = None) -> None:
+        """Post the event of that time, by default now; or count it if the same one was posted a short time before."""
         try:
-            self._recent[subject.uid, event] = await self._send(subject, event)
+            self._recent[subject.uid, event] = await self._send(subject, event, at or self._clock())
         except ClusterError as problem:
             log.warning("%s: event not posted: %s", subject.key, problem)
         if len(self._recent) > MAX_SERIES:
             self._recent.popitem(last=False)
 
-    async def _send(self, subject: Subject, event: Event) -> _Series:
-        now, known = self._clock(), self._recent.pop((subject.uid, event), None)
+    async def _send(self, subject: Subject, event: Event, now: datetime) -> _Series:
+        known = self._recent.pop((subject.uid, event), None)
         if known and now - known.last < SERIES:
             series = {"count": known.count + 1, "lastObservedTime": _stamp(now)}
             try:

@@ -9,6 +9,7 @@ from finetune_api import names
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller import events
+from finetune_operator.controller.event_backlog import EventBacklog
 from finetune_operator.controller.event_recorder import EventRecorder
 from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.progress_budget import ProgressBudget, is_only_progress, seconds_to_news
@@ -55,7 +56,8 @@ class Reconciler:
         self._warnings = WarningEvents(cluster, clock)
         self._store = cache.store
         self._intake = Intake(cache, queue, metrics, settings, clock)
-        self._recorder = EventRecorder(cluster, settings.pod_name, clock)
+        recorder = EventRecorder(cluster, settings.pod_name, clock)
+        self.events = EventBacklog(recorder, queue.has_waiting, clock)
         self._budget = ProgressBudget(lambda: clock().timestamp())
 
     async def handle(self, key: Key) -> None:
@@ -356,7 +358,7 @@ class Reconciler:
             self._cache.confirm_event(job.key)
         self._intake.take_job(written, queues=not is_only_progress(job.status, status))
         for event in events.derive_events(job.status, status):
-            await self._recorder.record(written, event)
+            self.events.add(written, event)
         return written
 
 

@@ -52,6 +52,11 @@ class WorkQueue:
         waiting = [due for key, due in self._due.items() if key not in self._active]
         return max(0.0, self._clock() - max(min(waiting), self._taken_at)) if waiting else 0.0
 
+    def has_waiting(self) -> bool:
+        """Return whether a due key waits for a worker."""
+        self._collect_due()
+        return bool(self._ready)
+
     def add(self, key: Key, *, is_first: bool = False) -> None:
         """Schedule the key for now, unless a second writer is likely: its writes would end the backoff.
 

@@ -78,6 +78,7 @@ class ReleaseReconciler:
         """Write the status, then record what has changed as an event."""
         written = await self._cluster.patch_status(release, status)
         if event := derive_event(release.status, written.status):
+            log.info("release %s: %s: %s", release.key, event.reason, event.message)
             await self._recorder.record(written, event)
         return written
 
