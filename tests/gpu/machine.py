@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from loop_bench import make_loop
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetune_api.status import Resolved
@@ -33,6 +34,9 @@ SHAPES: Mapping[str, Mapping[str, int]] = {
            "num_key_value_heads": 32, "vocab_size": 32000},
 }  # fmt: skip
 """Llamas with the sizes of SmolLM2-135M, Llama 3.2 1B and Llama 2 7B."""
+
+
+NORM = "model.norm.weight"
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,18 @@ def write_random_model(machine: Machine, name: str, tokenizer: Path) -> Path:
                 LlamaForCausalLM(config).save_pretrained(folder)
         finally:
             torch.set_default_dtype(before)
+    return folder
+
+
+def write_teacher(machine: Machine) -> Path:
+    """Write a copy of the model that is less sure of each token: half of the last norm halves every logit."""
+    folder = machine.scratch / "teacher"
+    if not folder.exists():
+        shutil.copytree(machine.model, folder)
+        for file in folder.glob("*.safetensors"):
+            tensors = load_file(file)
+            if NORM in tensors:
+                save_file(tensors | {NORM: tensors[NORM] / 2}, file, {"format": "pt"})
     return folder
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 import training_speed
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from loop_bench import make_loop
-from machine import Machine, make_checkpoints, write_random_model
+from machine import Machine, make_checkpoints, write_random_model, write_teacher
 from ranks import start_ranks
 from results import Figure
 from safetensors.torch import load_file
@@ -98,6 +99,9 @@ def text_rows(count: int) -> list[dict[str, object]]:
     return [{"text": f"{row['prompt']} {row['chosen']}"} for row in preference_rows(count)]
 
 
+TEACHER = "s3://bucket/teacher"
+DISTILLATION = {"teacher": {"uri": TEACHER}, "maxCompletionLength": 10}
+VLLM = {"rollouts": {"engine": "VLLM", "gpuMemoryFraction": 0.3}}
 Rows = Callable[[int], list[dict[str, object]]]
 OBJECTIVES: Mapping[str, tuple[Rows, dict[str, Any]]] = {
     "Instruction": (make_rows, {}),
@@ -106,6 +110,7 @@ OBJECTIVES: Mapping[str, tuple[Rows, dict[str, Any]]] = {
     "KTO": (preference_rows, {}),
     "RewardModel": (preference_rows, {}),
     "RLHF": (prompt_rows, {"rlhf": REWARDS}),
+    "Distillation": (prompt_rows, {"distillation": DISTILLATION}),
 }
 
 
@@ -114,15 +119,32 @@ def measure_objectives(
 ) -> Iterator[Figure]:
     """Whole jobs, from rows to a verified result, one for each objective and method."""
     for objective in objectives:
-        rows, blocks = OBJECTIVES[objective]
         for method in methods:
-            name = f"{objective}, {method}"
-            hyper = FEW | {"maxSteps": machine.steps}
-            spec = make_spec(method, **SHORT | blocks, objective=objective, hyperparameters=hyper)
-            bench = Bench(machine.scratch / f"job-{objective}-{method}", machine.model, spec, rows=rows(60))
-            machine.reset_peak()
-            yield _try(name, "published", lambda bench=bench: _run_job(bench, machine))
-            shutil.rmtree(bench.root, ignore_errors=True)
+            yield _measure_job(machine, f"{objective}, {method}", objective, method)
+
+
+def measure_rollouts(machine: Machine) -> Iterator[Figure]:
+    """Whole jobs whose answers vLLM samples with the weights of each step."""
+    if not machine.is_gpu or find_spec("vllm") is None:
+        yield Figure("RLHF with vLLM", NO_GPU if not machine.is_gpu else "not measured: no vLLM", "published")
+        return
+    for method in ("LoRA", "Full"):
+        yield _measure_job(machine, f"RLHF with vLLM, {method}", "RLHF", method, {"rlhf": REWARDS | VLLM})
+
+
+def _measure_job(
+    machine: Machine, name: str, objective: str, method: str, others: Mapping[str, Any] | None = None
+) -> Figure:
+    rows, blocks = OBJECTIVES[objective]
+    hyper = FEW | {"maxSteps": machine.steps}
+    spec = make_spec(method, **SHORT | blocks | (others or {}), objective=objective, hyperparameters=hyper)
+    folder = machine.scratch / f"job-{name}"
+    known = {TEACHER: write_teacher(machine)} if objective == "Distillation" else {}
+    bench = Bench(folder, machine.model, spec, rows=rows(60), elsewhere=known)
+    machine.reset_peak()
+    figure = _try(name, "published", lambda: _run_job(bench, machine))
+    shutil.rmtree(folder, ignore_errors=True)
+    return figure
 
 
 def _run_job(bench: Bench, machine: Machine) -> tuple[str, bool]:
@@ -427,6 +449,7 @@ SECTIONS: Mapping[str, Callable[[Machine], Iterator[Figure]]] = {
     "Packed rows": measure_packing,
     "Resume": measure_resume,
     "Objectives and methods": measure_objectives,
+    "Answers by vLLM": measure_rollouts,
     "Speed against a plain TRL script": measure_speed,
     "Two GPUs": measure_ranks,
     "Estimate and measured peak": measure_estimates,

@@ -27,6 +27,7 @@ from measures import (
     measure_packing,
     measure_ranks,
     measure_resume,
+    measure_rollouts,
     measure_speed,
 )
 from results import Figure, Section, is_missed, render
@@ -105,6 +106,11 @@ def test_objectives_are_trained_and_published(machine: Machine, objectives: list
     assert {name: one.measured for name, one in found.items() if one.verdict != "met"} == {}
 
 
+def test_vllm_is_measured_on_a_gpu_alone(machine: Machine) -> None:
+    (found,) = measure_rollouts(machine)
+    assert (found.measured, found.verdict) == ("not measured: no GPU", "not measured")
+
+
 def test_the_estimate_is_computed_for_each_shape_and_judged_on_a_gpu_alone(machine: Machine) -> None:
     found = figures(measure_estimates(machine))
     assert list(found) == ["tiny, QLoRA", "tiny, LoRA", "tiny, Full"]
@@ -135,4 +141,4 @@ def test_a_random_model_has_the_shape_and_the_number_format(machine: Machine) ->
 
 
 def test_every_section_has_a_measure() -> None:
-    assert len(SECTIONS) == 9
+    assert len(SECTIONS) == 10
