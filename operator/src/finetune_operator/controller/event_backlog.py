@@ -1,4 +1,4 @@
-"""Events of jobs that wait until the work on jobs is done: those of a burst must not compete with its Jobs."""
+"""Events of jobs, which are posted while no job is worked on: those of a burst must not compete with its Jobs."""
 
 import asyncio
 import logging
@@ -38,7 +38,7 @@ class _Waiting(NamedTuple):
 
 
 class EventBacklog:
-    """Post events one after the other while no key waits for a worker, and after `LONGEST_WAIT` in any case.
+    """Post events one after the other while the work queue is idle, and after `LONGEST_WAIT` in any case.
 
     Not thread-safe. What waits when the process is killed is lost, as with the recorder of client-go.
     """
@@ -46,12 +46,12 @@ class EventBacklog:
     def __init__(
         self,
         recorder: EventRecorder,
-        is_busy: Callable[[], bool],
+        is_idle: Callable[[], bool],
         wall_clock: Callable[[], datetime],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._recorder = recorder
-        self._is_busy = is_busy
+        self._is_idle = is_idle
         self._wall_clock = wall_clock
         self._clock = clock
         self._waiting = deque[_Waiting](maxlen=MOST_EVENTS)
@@ -70,7 +70,7 @@ class EventBacklog:
         """Post until the task is cancelled."""
         while True:
             await self._added.wait()
-            if self._is_busy() and self._clock() - self._waiting[0].since < LONGEST_WAIT:
+            if not self._is_idle() and self._clock() - self._waiting[0].since < LONGEST_WAIT:
                 await asyncio.sleep(PAUSE)
             else:
                 await self._post_first()

@@ -57,7 +57,7 @@ class Reconciler:
         self._store = cache.store
         self._intake = Intake(cache, queue, metrics, settings, clock)
         recorder = EventRecorder(cluster, settings.pod_name, clock)
-        self.events = EventBacklog(recorder, queue.has_waiting, clock)
+        self.events = EventBacklog(recorder, queue.is_idle, clock)
         self._budget = ProgressBudget(lambda: clock().timestamp())
 
     async def handle(self, key: Key) -> None:

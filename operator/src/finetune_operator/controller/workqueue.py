@@ -52,10 +52,10 @@ class WorkQueue:
         waiting = [due for key, due in self._due.items() if key not in self._active]
         return max(0.0, self._clock() - max(min(waiting), self._taken_at)) if waiting else 0.0
 
-    def has_waiting(self) -> bool:
-        """Return whether a due key waits for a worker."""
+    def is_idle(self) -> bool:
+        """Return whether no key is due or held by a worker."""
         self._collect_due()
-        return bool(self._ready)
+        return not (self._ready or self._active)
 
     def add(self, key: Key, *, is_first: bool = False) -> None:
         """Schedule the key for now, unless a second writer is likely: its writes would end the backoff.

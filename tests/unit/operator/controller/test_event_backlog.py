@@ -28,7 +28,7 @@ class Posting:
         api: Any = self
         clock = lambda: NOW + timedelta(seconds=self.seconds)  # noqa: E731
         recorder = EventRecorder(api, "operator-1", clock)
-        self.backlog = EventBacklog(recorder, lambda: self.is_busy, clock, lambda: self.seconds)
+        self.backlog = EventBacklog(recorder, lambda: not self.is_busy, clock, lambda: self.seconds)
 
     async def post_event(self, event: dict[str, Any]) -> None:
         self.posted.append(event)

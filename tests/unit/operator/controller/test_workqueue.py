@@ -31,6 +31,18 @@ async def test_a_key_has_one_worker_and_an_add_in_the_meantime_is_kept() -> None
     assert await asyncio.wait_for(second, 1) == A
 
 
+async def test_a_queue_is_idle_while_no_key_is_due_or_held() -> None:
+    queue = WorkQueue(8)
+    queue.add_after(A, 60)
+    assert queue.is_idle()
+    queue.add(B)
+    assert not queue.is_idle()
+    await queue.get()
+    assert not queue.is_idle()
+    queue.done(B)
+    assert queue.is_idle()
+
+
 async def test_the_earliest_due_time_wins() -> None:
     queue = WorkQueue(8)
     queue.add_after(A, 60)
