@@ -14,8 +14,14 @@ from finetune_operator.settings import Settings
 SLACK_SECONDS = 0.5
 MAX_WAIT_SECONDS = 31_536_000.0
 """After a year the rest is computed again: the end of a wait must be a time, whatever a status contains."""
-_WAITING = frozenset({Reason.ACCEPTED, Reason.API_DENIED, Reason.API_UNAVAILABLE, Reason.NAME_CONFLICT})
-"""Waiting for a right, a webhook or a name counts as waiting; being refused or waiting for a parent does not."""
+_WAITING = frozenset(
+    {
+        *(Reason.ACCEPTED, Reason.API_DENIED, Reason.API_UNAVAILABLE, Reason.NAME_CONFLICT),
+        Reason.MULTIKUEUE_UNSUPPORTED,
+    }
+)
+"""Waiting for a right, a webhook, a name or a queue of this cluster counts as waiting; being refused for another reason
+or waiting for a parent does not."""
 _OUTLOOK = re.compile(r"; the (?:job|pod) then (?:continues|starts)")
 """The part of a message that is no longer true when the deadline has passed."""
 
