@@ -95,6 +95,12 @@ class Observed:
         """Return the Workload of that Job."""
         return next((one for one in self.workloads or () if one.job_uid == child.uid), None)
 
+    def is_for_other_cluster(self, child: Job) -> bool:
+        """Return whether only MultiKueue could run that Job; one that still runs here is not stopped for it."""
+        workload = self.workload_of(child)
+        is_rejected = workload is not None and workload.is_for_other_cluster
+        return child.is_for_other_cluster or (child.is_suspended and is_rejected)
+
     def pods_of(self, job_uid: str) -> tuple[Pod, ...]:
         """Return the pods whose controller is that Job, oldest first."""
         owned = [pod for pod in self.pods if pod.job_uid and pod.job_uid == job_uid]

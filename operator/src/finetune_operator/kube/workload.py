@@ -36,6 +36,8 @@ class Workload:
     eviction_reason: str
     """Why Kueue evicted it, until it is admitted again."""
     eviction_message: str
+    is_for_other_cluster: bool = False
+    """Whether MultiKueue has rejected it, because its Job was created before the queue became one of MultiKueue."""
     version: int = field(default=0, compare=False)
 
     @classmethod
@@ -45,6 +47,7 @@ class Workload:
         found = {one["type"]: one for one in status.get("conditions") or []}
         reserved, evicted = found.get("QuotaReserved", {}), found.get("Evicted", {})
         is_evicted = evicted.get("status") == "True"
+        rejections = [one for one in status.get("admissionChecks") or [] if one.get("state") == "Rejected"]
         return cls(
             name=meta["name"],
             uid=meta["uid"],
@@ -57,5 +60,7 @@ class Workload:
             message=reserved.get("message", ""),
             eviction_reason=evicted.get("reason", "") if is_evicted else "",
             eviction_message=evicted.get("message", "") if is_evicted else "",
+            # Only the message names the controller of a check, and only of this controller `spec.managedBy`.
+            is_for_other_cluster=any(names.MULTIKUEUE in (one.get("message") or "") for one in rejections),
             version=version_of(meta),
         )

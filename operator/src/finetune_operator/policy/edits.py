@@ -20,12 +20,12 @@ def find_cause(context: Context, child: Job) -> tuple[str, str] | None:
 
     Its pods cannot change: one that waits for a Secret with a misspelt name would wait for it forever.
     """
-    if child.is_for_other_cluster:
-        return None if context.observed.obstacle else MOVED
-    if context.is_blocked or context.observed.obstacle or not _is_outdated(context, child):
-        return None
     has_run = context.status.current_run or any(pod.is_running for pod in context.observed.pods_of(child.uid))
-    return None if has_run else REPLACED
+    if context.observed.obstacle or has_run:
+        return None
+    if context.observed.is_for_other_cluster(child):
+        return MOVED
+    return REPLACED if not context.is_blocked and _is_outdated(context, child) else None
 
 
 def announce(context: Context, child: Job) -> Effect:

@@ -71,9 +71,13 @@ def find_refusal(observed: Observed) -> str:
     A Job of a queue of MultiKueue runs in another cluster: its pods wait there for a ConfigMap that only this cluster
     has, with the GPUs of their node, and neither they nor their result can be read here.
     """
-    moved = next((one for one in observed.own if one.is_for_other_cluster and not one.is_over), None)
+    moved = next((one for one in observed.own if observed.is_for_other_cluster(one) and not one.is_over), None)
     if moved:
-        cause = f"queue {moved.queue} belongs to MultiKueue, which runs Jobs in other clusters without their ConfigMap"
+        spec = observed.job.spec
+        own = spec.preflight.queue_name if spec and spec.preflight else None
+        is_own = moved.component == Component.PREFLIGHT and moved.queue == own
+        queue = f"preflight's queue {own}" if is_own else f"queue {moved.queue}"
+        cause = f"{queue} belongs to MultiKueue, which runs Jobs in other clusters without their ConfigMap"
         return remediation.append_fix(R.MULTIKUEUE_UNSUPPORTED, cause)
     known = observed.job.status.condition(C.ACCEPTED)
     if known and known.reason == R.MULTIKUEUE_UNSUPPORTED and known.observed_generation == observed.job.generation:

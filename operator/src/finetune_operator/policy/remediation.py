@@ -53,6 +53,12 @@ FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
             "wait until the pod that holds the volume has ended, or use a claim that is ReadWriteMany",
         ),
     ),
+    R.MULTIKUEUE_UNSUPPORTED: (
+        (
+            r"^preflight's queue",
+            "set preflight.queueName to a queue of this cluster, or create the job in the other one",
+        ),
+    ),
     R.NO_MATCHING_FLAVOR: (
         (
             r"resource (?P<what>\S+) unavailable in ClusterQueue",

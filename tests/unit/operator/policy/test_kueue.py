@@ -497,6 +497,61 @@ def test_a_preflight_that_multikueue_would_run_elsewhere_is_deleted_and_the_job_
     assert one.condition("Accepted")["status"] == "True"
 
 
+def test_the_queue_of_preflight_alone_is_named_with_its_own_field(scene: Build) -> None:
+    one = scene(preflight={"queueName": "team-a"}, scheduling={"queueName": "team-b"})
+    one.settle()
+    dispatch(one, "one-preflight")
+    one.settle()
+    message = one.condition("Accepted")["message"]
+    assert "preflight's queue team-a belongs to MultiKueue" in message
+    assert "set preflight.queueName to a queue of this cluster, or create the job in the other one" in message
+
+
+def rejected(job: str, expected: str = "kueue.x-k8s.io/multikueue") -> Workload:
+    """Kueue's record of a Job that was in the queue before this became one of MultiKueue."""
+    words = f'The owner is not managed by Kueue: Expecting spec.managedBy to be "{expected}" not ""'
+    meta = {"name": f"job-{job}", "uid": "workload-uid", "labels": {names.LABEL_QUEUED_JOB_UID: f"{job}-uid"}}
+    check = {"name": "elsewhere", "state": "Rejected", "message": words}
+    return Workload.from_object({"metadata": meta, "status": {"admissionChecks": [check]}})
+
+
+def test_a_waiting_job_whose_queue_becomes_one_of_multikueue_is_refused_until_it_is_edited(scene: Build) -> None:
+    one = waiting(scene, "LocalQueue team-a doesn't exist")
+    one.extra["workloads"] = (rejected("one-preflight"),)
+    one.settle()
+    accepted = one.condition("Accepted")
+    assert (accepted["status"], accepted["reason"], one.children) == ("False", "MultiKueueUnsupported", {})
+    assert "queue team-a belongs to MultiKueue" in accepted["message"]
+    one.extra["workloads"] = ()
+    one.object["spec"]["scheduling"] = {"queueName": "team-b"}
+    one.object["metadata"]["generation"] += 1
+    one.settle()
+    assert (list(one.children), one.condition("Accepted")["status"]) == (["one-preflight"], "True")
+
+
+def test_a_rejection_by_another_admission_check_refuses_nothing(scene: Build) -> None:
+    one = waiting(scene, "")
+    one.extra["workloads"] = (rejected("one-preflight", "example.com/other"),)
+    one.settle()
+    assert (list(one.children), one.condition("Accepted")["status"]) == (["one-preflight"], "True")
+
+
+def test_a_trainer_whose_queue_becomes_one_of_multikueue_ends_by_itself_and_counts_as_a_preemption(
+    scene: Build,
+) -> None:
+    one, pod = training(scene)
+    one.extra["workloads"] = (rejected("one-1"),)
+    one.settle()
+    assert one.condition("Accepted")["status"] == "True"
+    one.suspend("one-1")
+    one.delete_pod(pod)
+    one.settle()
+    assert ("one-1" in one.children, one.condition("Accepted")["reason"]) == (True, "MultiKueueUnsupported")
+    one.end(pod, 75, one.report("Preempted"))
+    one.settle()
+    assert ("one-1" in one.children, one.status["preemptions"], one.status.get("failures", 0)) == (False, 1, 0)
+
+
 def test_a_trainer_that_multikueue_would_run_elsewhere_is_no_failed_attempt(scene: Build) -> None:
     one = scene(**QUEUE, preflight={"enabled": False})
     one.settle()
