@@ -311,9 +311,9 @@ serving: setup $(VENV)/servers/installed $(VENV)/rollouts/installed ## Serve res
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/servers --ignore=tests/servers/controllers $(SERVERS_ARGS)
 
 .PHONY: controllers
-controllers: setup prometheus ## The Prometheus Operator, Flux, Argo CD and KServe as processes on a real API server (builds them once)
+controllers: setup prometheus ## The Prometheus Operator, Flux, Argo CD, KServe and Kueue as processes on real API servers (builds them once)
 	$(CLUSTER_PY) build $(CONTROL_PLANE) prometheus-operator source-controller kustomize-controller argocd kustomize \
-	  llmisvc
+	  llmisvc kueue
 	$(BIN)/pytest tests/servers/controllers $(SERVERS_ARGS)
 
 ARCHITECTURES_ARGS ?=

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,9 @@ CLUSTER_PY = [sys.executable, str(ROOT / "tests" / "cluster" / "cluster.py")]
 CLUSTER = [*CLUSTER_PY, "control-plane"]
 
 
-@pytest.fixture(scope="session")
-def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Path of an administrator's kubeconfig; the FineTuneJob CRD is installed."""
-    folder = str(tmp_path_factory.mktemp("control-plane"))
+@contextmanager
+def started_control_plane(folder: str) -> Iterator[Path]:
+    """Start one; path of an administrator's kubeconfig; the FineTuneJob CRD is installed."""
     command = [*CLUSTER, "up", "--dir", folder, "--controller-manager"]
     run = subprocess.run(command, check=False, capture_output=True, text=True)
     if run.returncode:
@@ -34,6 +34,13 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield kubeconfig
     finally:
         subprocess.run([*CLUSTER, "down", "--dir", folder], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The control plane of all tests: path of an administrator's kubeconfig."""
+    with started_control_plane(str(tmp_path_factory.mktemp("control-plane"))) as kubeconfig:
+        yield kubeconfig
 
 
 @pytest.fixture(scope="session")

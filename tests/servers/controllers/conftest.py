@@ -69,18 +69,25 @@ def source() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def install(kubectl: Callable[..., str]) -> Callable[[Path], None]:
-    """Create the definitions in a folder or a file, and wait until they are served."""
+def other_control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A second cluster: path of an administrator's kubeconfig."""
+    with _control_plane.started_control_plane(str(tmp_path_factory.mktemp("other"))) as kubeconfig:
+        yield kubeconfig
 
-    def create(path: Path) -> None:
-        names = kubectl("apply", "--server-side", "-o", "name", "-f", str(path)).split()
+
+@pytest.fixture(scope="session")
+def install(kubectl: Callable[..., str]) -> Callable[..., None]:
+    """Create the definitions in a folder or a file, with options of kubectl, and wait until they are served."""
+
+    def create(path: Path, *options: str) -> None:
+        names = kubectl("apply", "--server-side", "-o", "name", "-f", str(path), *options).split()
 
         def is_served(definition: Any) -> bool:
             states = definition.get("status", {}).get("conditions") or []
             return any((one["type"], one["status"]) == ("Established", "True") for one in states)
 
         def are_served() -> bool:  # `kubectl wait` fails for a definition without conditions, as each is at first
-            found = json.loads(kubectl("get", "-o", "json", *names))
+            found = json.loads(kubectl("get", "-o", "json", *names, *options))
             return all(map(is_served, found.get("items", [found])))
 
         wait_until(are_served, f"{path} is not served")
@@ -110,6 +117,21 @@ def running(control_plane: Path, tmp_path_factory: pytest.TempPathFactory) -> Pr
                 process.wait()
 
     return run
+
+
+@pytest.fixture(scope="module")
+def operator_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Any]]:
+    """Run the operator for all namespaces of a cluster, with its documented rights, during the tests of a file."""
+    started: list[Any] = []
+
+    def start(kubeconfig: Path) -> Any:
+        folder = tmp_path_factory.mktemp("operator")
+        started.append(_operator.Operator(_operator.Access(kubeconfig, folder), "", folder))
+        return started[-1].start()
+
+    yield start
+    for one in started:
+        one.kill()
 
 
 @pytest.fixture(scope="session")
