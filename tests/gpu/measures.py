@@ -24,13 +24,13 @@ from machine import Machine, make_checkpoints, write_random_model, write_teacher
 from ranks import start_ranks
 from results import Figure
 from safetensors.torch import load_file
+from trainer_bench import OWN
 from training_bench import Bench, make_rows, make_spec, preference_rows
 from transformers import TrainerCallback
 
 from finetune_api.handoff import Outcome
 from finetune_api.spec import Objective
-from finetune_api.status import Resolved
-from finetune_trainer.distributed.world import join
+from finetune_trainer.distributed.world import ALONE, World, join
 from finetune_trainer.models.attention import find_flash_fault
 from finetune_trainer.models.base_model import read_config
 from finetune_trainer.models.device import DRIVER_FILE, find_device
@@ -38,11 +38,13 @@ from finetune_trainer.models.loading import load_for_training, load_tokenizer
 from finetune_trainer.models.memory_estimate import RESERVE, estimate, format_bytes
 from finetune_trainer.models.shape import read_shape
 from finetune_trainer.models.tensor_files import TensorFiles
+from finetune_trainer.tokenization.labeler import UNTRAINED
+from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair
 from finetune_trainer.training.callbacks import save_trained
+from finetune_trainer.training.methods import build_trainer, traits_of
 from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.packed import ROW_TOKENS
 from finetune_trainer.training.methods.parts import TrainerParts
-from finetune_trainer.training.methods.sft import build_sft_trainer
 
 METHODS = ("QLoRA", "LoRA", "Full")
 NO_GPU = "not measured: no GPU"
@@ -52,6 +54,7 @@ LARGEST_LOSS_DIFFERENCE = 0.01
 """Relative difference of the loss of packed rows from that of single ones: rounding of 16-bit numbers."""
 WARM_UP = 2
 RANKS_TIMEOUT = timedelta(minutes=3)
+TOGETHER = (("Chat", "LoRA"), ("Chat", "Full"), ("KTO", "LoRA"), ("RewardModel", "LoRA"))
 
 
 def measure_image(machine: Machine) -> Iterator[Figure]:
@@ -392,19 +395,18 @@ def measure_ranks(machine: Machine) -> Iterator[Figure]:
     if machine.ranks < 2:
         yield Figure("two GPUs", "not measured: one GPU", "the losses of one process")
         return
-    for method in ("LoRA", "Full"):
-        yield _try(f"{method} on two processes", "the losses of one process", lambda m=method: _compare(machine, m))
+    for objective, method in TOGETHER:
+        name = f"{objective}, {method} on two processes"
+        yield _try(name, "the losses of one process", lambda one=(objective, method): _compare(machine, *one))
 
 
-def _compare(machine: Machine, method: str) -> tuple[str, bool]:
-    folder = machine.scratch / f"ranks-{method}"
+def _compare(machine: Machine, objective: str, method: str) -> tuple[str, bool]:
+    folder = machine.scratch / f"ranks-{objective}-{method}"
     folder.mkdir()
-    alone = _losses(
-        machine, machine.settings(method, gradient_accumulation_steps=2, global_batch_size=4), folder / "one"
-    )
+    alone = _losses(_train(machine, objective, method, folder / "one"))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    arguments = (replace(machine, shapes={}), method, folder, port)
+    arguments = (replace(machine, shapes={}), (objective, method), folder, port)
     start_ranks(_train_rank, arguments, machine.ranks, "spawn" if machine.is_gpu else "fork")
     ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(machine.ranks)]
     difference = max(abs(one - other) / other for one, other in zip(ranks[0]["losses"], alone, strict=True))
@@ -412,34 +414,51 @@ def _compare(machine: Machine, method: str) -> tuple[str, bool]:
     return f"largest difference {difference:.2%}, peak of each {peaks}", difference <= LARGEST_LOSS_DIFFERENCE
 
 
-def _losses(machine: Machine, settings: Resolved, folder: Path) -> list[float]:
-    samples = training_speed.to_samples(machine.model, training_speed.short_pairs(64), machine.length)
-    trainer = machine.trainer(machine.model, settings, samples, folder)
+def _train(machine: Machine, objective: str, method: str, folder: Path, world: World = ALONE) -> LoopTrainer:
+    """Train with four rows a step, in one batch of each process, because KTO has a divergence over the batch."""
+    batch = {"per_device_train_batch_size": 4 // world.size, "global_batch_size": 4}
+    settings = machine.settings(method, **batch, **OWN.get(objective, {}))
+    folder.mkdir()
+    writes_text = traits_of(objective).writes_text
+    model = load_for_training(machine.model, settings, machine.device, writes_text=writes_text, world=world)
+    loop, samples = replace(make_loop(folder), world=world), _samples(machine, objective)
+    trainer = build_trainer(
+        objective, TrainerParts(model, load_tokenizer(machine.model), settings, loop, samples, [], folder / "scratch")
+    )
     trainer.train()
+    return trainer
+
+
+def _losses(trainer: LoopTrainer) -> list[float]:
     return [float(one["loss"]) for one in trainer.state.log_history if "loss" in one]
 
 
-def _train_rank(rank: int, machine: Machine, method: str, folder: Path, port: int) -> None:
-    """Train in one of several processes, and write its losses and peak."""
+def _samples(machine: Machine, objective: str) -> Sequence[Any]:
+    """Return short rows; the rejected answer of a pair is that of the row before."""
+    rows = training_speed.to_samples(machine.model, training_speed.short_pairs(64), machine.length)
+    if objective not in {"KTO", "RewardModel"}:
+        return rows
+    starts = [next(at for at, label in enumerate(row.labels) if label != UNTRAINED) for row in rows]
+    prompts = [row.input_ids[:start] for row, start in zip(rows, starts, strict=True)]
+    answers = [row.input_ids[start:] for row, start in zip(rows, starts, strict=True)]
+    if objective == "KTO":
+        return [EncodedLabelled(prompts[at], answers[at], at % 3 == 0) for at in range(len(rows))]
+    return [EncodedPair(prompts[at], answers[at], answers[at - 1]) for at in range(len(rows))]
+
+
+def _train_rank(rank: int, machine: Machine, what: tuple[str, str], folder: Path, port: int) -> LoopTrainer:
+    """Train an objective with a method in one of several processes, and write its losses and peak."""
     size = machine.ranks
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     world = join(rank, size, (rank, size), ("127.0.0.1", port), lambda: None, timeout=RANKS_TIMEOUT)
-    device = find_device(world)
-    own = replace(machine, device=device, scratch=folder / f"scratch-{rank}")
-    settings = own.settings(method, gradient_accumulation_steps=1, global_batch_size=4)
-    samples = training_speed.to_samples(machine.model, training_speed.short_pairs(64), machine.length)
-    own.scratch.mkdir()
-    loop = replace(make_loop(own.scratch), world=world)
-    model = load_for_training(machine.model, settings, device, world=world)
-    parts = TrainerParts(model, load_tokenizer(machine.model), settings, loop, samples, [], own.scratch / "scratch")
+    own = replace(machine, device=find_device(world))
     own.reset_peak()
-    trainer = build_sft_trainer(parts)
-    trainer.train()
-    losses = [float(one["loss"]) for one in trainer.state.log_history if "loss" in one]
-    (folder / f"rank-{rank}.json").write_text(json.dumps({"losses": losses, "peak": own.peak()}))
+    trainer = _train(own, *what, folder / f"scratch-{rank}", world)
+    (folder / f"rank-{rank}.json").write_text(json.dumps({"losses": _losses(trainer), "peak": own.peak()}))
     torch.distributed.barrier()  # the first process holds the others' store
+    return trainer
 
 
 SECTIONS: Mapping[str, Callable[[Machine], Iterator[Figure]]] = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from finetune_api.hyperparameters import Hyperparameters, Schedule
-from finetune_api.objectives import SAMPLED, Dpo, Kto, LossType, Objective, Rlhf, RolloutEngine
+from finetune_api.objectives import SAMPLED, SMALLEST_KTO_BATCH, Dpo, Kto, LossType, Objective, Rlhf, RolloutEngine
 from finetune_api.recipes import RECIPES, Recipe
 from finetune_api.spec import FineTuneJobSpec, Lora, Method, Mode
 from finetune_api.status import Resolved
@@ -102,8 +102,9 @@ def _batch(spec: FineTuneJobSpec, method: Method, rows: int) -> tuple[int, int]:
     hyper = spec.hyperparameters
     wanted = RECIPES[spec.objective].effective_batch(method)
     if spec.rlhf is None:
-        wanted = max(1, wanted // spec.resources.ranks)
-        batch = hyper.per_device_train_batch_size or min(2, wanted, max(rows, 1))
+        fewest = SMALLEST_KTO_BATCH if spec.objective is Objective.KTO else 1
+        wanted = max(fewest, wanted // spec.resources.ranks)
+        batch = hyper.per_device_train_batch_size or min(2, wanted, max(rows, fewest))
         return batch, hyper.gradient_accumulation_steps or max(1, wanted // batch)
     group = spec.rlhf.num_generations
     if hyper.gradient_accumulation_steps:

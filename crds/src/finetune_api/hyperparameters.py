@@ -181,8 +181,8 @@ class Hyperparameters(Block):
     The default `learningRate` is for AdamW: Lion needs a third of it or less, `sgd` far more.
     Default: `paged_adamw_8bit` with QLoRA on a GPU, else `adamw_torch_fused`."""
     per_device_train_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Rows per batch and GPU. Default: 2; with neither this nor `gradientAccumulationSteps`, the trainer takes as many
-    as fit its GPU, with the same effective batch (not with KTO)."""
+    """Rows per batch and GPU; with KTO at least 2. Default: 2; with neither this nor `gradientAccumulationSteps`, the
+    trainer takes as many as fit its GPU, with the same effective batch (not with KTO)."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Batches accumulated before a step. Default: the number that makes the effective batch
     {batch}."""

@@ -25,6 +25,8 @@ class Objective(StrEnum):
 
 SAMPLED = frozenset({Objective.RLHF, Objective.DISTILLATION})
 """Objectives whose model answers prompts in the training."""
+SMALLEST_KTO_BATCH = 2
+"""The divergence is a mean over a batch, clipped at zero: over one row it would be noise with a positive bias."""
 
 
 class LossType(StrEnum):

@@ -281,6 +281,13 @@ class FineTuneJobSpec(Block):
                 ".rlhf.numGenerations",
             ),
             cel(
+                "self.objective != 'KTO' || !has(self.hyperparameters.perDeviceTrainBatchSize) || "
+                "self.hyperparameters.perDeviceTrainBatchSize > 1",
+                "objective KTO measures its divergence over the rows of a batch: set perDeviceTrainBatchSize to 2 or "
+                "more",
+                ".hyperparameters.perDeviceTrainBatchSize",
+            ),
+            cel(
                 MERGED_FOR_VLLM,
                 "engine VLLM gets the adapter merged into its base, which 4 bits would round away: set tuning.method "
                 "LoRA or Full, or rlhf.rollouts.engine Transformers",
@@ -305,15 +312,16 @@ class FineTuneJobSpec(Block):
                 ".preflight.enabled",
             ),
             cel(
-                f"({_ONE_PROCESS}) || !(self.objective in ['KTO', 'RewardModel', 'RLHF', 'Distillation'])",
-                "objectives KTO, RewardModel, RLHF and Distillation train in one process: set resources.numNodes 1 and "
+                f"({_ONE_PROCESS}) || !(self.objective in ['RLHF', 'Distillation'])",
+                "objectives RLHF and Distillation train in one process: set resources.numNodes 1 and "
                 "resources.gpusPerNode 1",
                 ".resources",
             ),
             cel(
-                f"({_ONE_PROCESS}) || self.objective != 'DPO' || self.tuning.method in ['LoRA', 'QLoRA']",
-                "objective DPO trains on several GPUs or nodes with an adapter only: set tuning.method LoRA or QLoRA, "
-                "or resources.numNodes 1 and resources.gpusPerNode 1",
+                f"({_ONE_PROCESS}) || !(self.objective in ['DPO', 'KTO', 'RewardModel']) || "
+                "self.tuning.method in ['LoRA', 'QLoRA']",
+                "objectives DPO, KTO and RewardModel train on several GPUs or nodes with an adapter only: set "
+                "tuning.method LoRA or QLoRA, or resources.numNodes 1 and resources.gpusPerNode 1",
                 ".resources",
             ),
             cel(

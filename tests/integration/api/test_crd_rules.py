@@ -67,8 +67,9 @@ NO_ANSWERS = "a reward model generates no answers"
 PACKING = "packing works with objectives"
 FLASH = "FlashAttention works with objectives"
 DROPOUT = "objectives DPO, KTO, RLHF and Distillation train without dropout"
-ONE_PROCESS = "objectives KTO, RewardModel, RLHF and Distillation train in one process"
-WITH_ADAPTER = "objective DPO trains on several GPUs or nodes with an adapter only"
+ONE_PROCESS = "objectives RLHF and Distillation train in one process"
+WITH_ADAPTER = "objectives DPO, KTO and RewardModel train on several GPUs or nodes with an adapter only"
+ROWS_OF_KTO = "objective KTO measures its divergence over the rows of a batch"
 WANDB_KEY = "credentialsSecretRef is required with mode Online"
 WANDB_URL = "endpoint and caSecretRef have no effect with mode Offline"
 MERGED = "engine VLLM gets the adapter merged into its base"
@@ -590,17 +591,28 @@ AT_CREATION = [
     *(
         (ONE_PROCESS, base(objective, "Auto"), base(objective, "Auto") | {"resources": many}, "spec.resources")
         for objective, many in (
-            ("KTO", {"numNodes": 2}),
-            ("RewardModel", {"gpusPerNode": 2}),
             ("RLHF", {"numNodes": 3}),
-            ("Distillation", {"numNodes": 2}),
+            ("Distillation", {"gpusPerNode": 2}),
+        )
+    ),
+    *(
+        (
+            WITH_ADAPTER,
+            {"objective": objective, "tuning": {"method": good}, "resources": many},
+            {"objective": objective, "tuning": {"method": bad}, "resources": many},
+            "spec.resources",
+        )
+        for objective, good, bad, many in (
+            ("DPO", "LoRA", "Full", {"numNodes": 2, "gpusPerNode": 0}),
+            ("KTO", "QLoRA", "Auto", {"numNodes": 2}),
+            ("RewardModel", "LoRA", "Full", {"gpusPerNode": 2}),
         )
     ),
     (
-        WITH_ADAPTER,
-        {"objective": "DPO", "tuning": {"method": "LoRA"}, "resources": {"numNodes": 2, "gpusPerNode": 0}},
-        {"objective": "DPO", "tuning": {"method": "Full"}, "resources": {"numNodes": 2, "gpusPerNode": 0}},
-        "spec.resources",
+        ROWS_OF_KTO,
+        {"objective": "KTO", "hyperparameters": {"perDeviceTrainBatchSize": 2}},
+        {"objective": "KTO", "hyperparameters": {"perDeviceTrainBatchSize": 1}},
+        "spec.hyperparameters.perDeviceTrainBatchSize",
     ),
     (ONE_OR_SEVERAL, blend({}), blend({}, uri="s3://data/x"), "spec.dataset.train.uri"),
     (ONE_OR_SEVERAL, source("s3://data/x"), {"dataset": {"train": {}}}, "spec.dataset.train.uri"),

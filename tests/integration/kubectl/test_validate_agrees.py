@@ -88,6 +88,8 @@ CHANGES: list[dict[str, Any]] = [
     {"trainer": {"env": [{"name": "A", "value": "1"}, {"name": "B", "value": "1"}]}},
     {"trainer": {"imagePullSecrets": [{"name": "a"}, {"name": "a"}]}},
     {"objective": "KTO", "resources": {"numNodes": 2}},
+    {"objective": "KTO", "resources": {"numNodes": 2}, "tuning": {"method": "QLoRA"}},
+    {"objective": "KTO", "hyperparameters": {"perDeviceTrainBatchSize": 1}},
     {"storage": {"endpoint": "http://user:secret@minio:9000"}},
     {"lineage": {"annotations": {"ticket": 5}}},
     {"dpo": {"beta": 0.1}},

@@ -167,7 +167,7 @@ def make_job(server: Any, bucket: str, root: Path, method: str, python: str, **b
         output={"uri": f"s3://{bucket}/output"},
         hyperparameters=HYPERPARAMETERS | {"packing": "Never", "maxSteps": 12},
     )
-    rows = preference_rows(60) if blocks.get("objective") == "DPO" else make_rows(60)
+    rows = make_rows(60) if blocks.get("objective", "Instruction") == "Instruction" else preference_rows(60)
     return Job.make(server, bucket, root / bucket, spec | blocks, rows, python=python)
 
 
@@ -390,6 +390,39 @@ def test_other_ways_to_train_end_as_one_process(
     assert report.evaluation
     assert report.evaluation.merge_gate == "Passed"
     require_as_alone(job, report)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("objective", ["KTO", "RewardModel"])
+def test_answers_judged_one_by_one_and_a_score_are_stopped_and_resumed_by_one_process_and_by_two(
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, objective: str
+) -> None:
+    """KTO ends with a full model; both are measured as served, which the first process does alone."""
+    bucket = f"ranks-{objective.lower()}"
+    output = {"uri": f"s3://{bucket}/output", "merge": "FP32" if objective == "KTO" else "None"}
+    # One process has these rows in one batch, as two have them together: over it KTO measures its divergence.
+    rows = HYPERPARAMETERS | {"perDeviceTrainBatchSize": 8, "gradientAccumulationSteps": 1, "maxSteps": 12}
+    blocks = {"objective": objective, "evaluation": {"steps": 6}, "output": output, "hyperparameters": rows}
+    job = make_job(s3_server, bucket, tmp_path, "QLoRA", trainer_python, **blocks)
+    attempt = job.start("stopped", gpus=2, environment=slowly(tmp_path))
+    attempt.wait_for_step(2)
+    attempt.processes[0].send_signal(signal.SIGTERM)
+    assert attempt.codes() == [75], attempt.errors()
+    assert attempt.report().last_step == checkpoint_step(job)
+    alone = alone_from_checkpoint(job)
+
+    attempt = job.start("last", gpus=2)
+    assert attempt.codes() == [0], attempt.errors()
+    last = attempt.report()
+    assert last.resumed_from_step == alone.resumed_from_step == checkpoint_step(job)
+    assert last.metrics
+    assert last.evaluation
+    assert alone.metrics
+    assert "not measured as it will be served" not in attempt.errors()
+    assert last.evaluation.merge_gate == ("Passed" if objective == "KTO" else None)
+    for name in ("eval_loss", "reward_margin", "reward_accuracy"):
+        assert getattr(last.metrics, name) == pytest.approx(getattr(alone.metrics, name), rel=5e-3), name
+    require_as_alone(job, last)
 
 
 OUT_OF_MEMORY_ON_RANK_1 = """

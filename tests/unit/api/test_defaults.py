@@ -118,6 +118,11 @@ def test_the_rows_of_a_step_are_divided_among_all_processes(
     assert it.total_steps == 3 * -(-1000 // whole)
 
 
+def test_each_of_many_processes_of_kto_gets_two_rows() -> None:
+    it = resolved(objective="KTO", tuning={"method": "LoRA"}, resources={"numNodes": 16})
+    assert (it.per_device_train_batch_size, it.gradient_accumulation_steps, it.global_batch_size) == (2, 1, 32)
+
+
 @pytest.mark.parametrize(
     ("rows", "steps", "epochs"),
     [(49, 6, 48 / 49), (49, 7, 1.0), (49, 10, 1 + 24 / 49), (49, 14, 2.0), (48, 6, 1.0), (5, 3, 3.0)],

@@ -333,12 +333,18 @@ CONDITIONS: dict[str, Condition] = {
         spec.has_preflight or (spec.resources.ranks == 1 and spec.resources.merge is None)
     ),
     "(self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1) || "
-    "!(self.objective in ['KTO', 'RewardModel', 'RLHF', 'Distillation'])": lambda spec: (
-        spec.resources.ranks == 1 or spec.objective not in {"KTO", "RewardModel", "RLHF", "Distillation"}
+    "!(self.objective in ['RLHF', 'Distillation'])": lambda spec: (
+        spec.resources.ranks == 1 or spec.objective not in {"RLHF", "Distillation"}
     ),
-    "(self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1) || self.objective != 'DPO' || "
-    "self.tuning.method in ['LoRA', 'QLoRA']": lambda spec: (
-        spec.resources.ranks == 1 or spec.objective != "DPO" or spec.tuning.method in {"LoRA", "QLoRA"}
+    "(self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1) || "
+    "!(self.objective in ['DPO', 'KTO', 'RewardModel']) || self.tuning.method in ['LoRA', 'QLoRA']": lambda spec: (
+        spec.resources.ranks == 1
+        or spec.objective not in {"DPO", "KTO", "RewardModel"}
+        or spec.tuning.method in {"LoRA", "QLoRA"}
+    ),
+    "self.objective != 'KTO' || !has(self.hyperparameters.perDeviceTrainBatchSize) || "
+    "self.hyperparameters.perDeviceTrainBatchSize > 1": lambda spec: (
+        spec.objective != "KTO" or spec.hyperparameters.per_device_train_batch_size != 1
     ),
     IN_BYTES: lambda pod: (
         not any(_is_below_a_mebibyte((one or {}).get("memory")) for one in (pod.requests, pod.limits))

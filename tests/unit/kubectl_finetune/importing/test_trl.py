@@ -160,6 +160,15 @@ def test_a_null_limit_of_gradients_is_no_limit(read: Read) -> None:
     assert spec_of(read())["hyperparameters"]["maxGradNorm"] == 1.0
 
 
+@pytest.mark.parametrize("objective", ["KTO", "RewardModel"])
+def test_preferences_on_several_gpus_need_an_adapter(read: Read, objective: str) -> None:
+    done = read(Options(objective=objective, gpus=4), use_peft=True)
+    assert done.problems == []
+    assert spec_of(done)["resources"] == {"gpusPerNode": 4}
+    (problem,) = read(Options(objective=objective, gpus=4)).problems
+    assert "train on several GPUs or nodes with an adapter only" in problem.message
+
+
 def test_processes_are_gpus_and_part_of_a_step(read: Read) -> None:
     done = read(num_processes=4, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     assert spec_of(done)["resources"] == {"gpusPerNode": 4}

@@ -108,6 +108,24 @@ def test_a_step_keeps_its_rows_whatever_the_number_of_processes(
     assert found.global_batch_size == whole
 
 
+@pytest.mark.parametrize(
+    ("micro", "whole", "ranks", "shared"), [(2, 16, 8, (2, 1)), (2, 24, 8, (3, 1)), (4, 24, 2, (4, 3))]
+)
+def test_each_process_of_kto_gets_batches_of_two_rows_or_more(
+    micro: int, whole: int, ranks: int, shared: tuple[int, int]
+) -> None:
+    batch = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": whole // micro}
+    found = share_batch(settings(**batch, global_batch_size=whole, desirable_weight=1.0), ranks)
+    assert (found.per_device_train_batch_size, found.gradient_accumulation_steps) == shared
+
+
+def test_a_step_of_kto_with_one_row_for_each_process_is_refused() -> None:
+    kto = settings(per_device_train_batch_size=2, gradient_accumulation_steps=8, desirable_weight=1.0)
+    with pytest.raises(TrainerError, match="16 rows, one for each of 16 processes, and KTO needs two") as caught:
+        share_batch(kto, 16)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
 def test_a_step_that_cannot_be_shared_evenly_is_refused_with_both_numbers() -> None:
     with pytest.raises(TrainerError, match="a step has 16 rows, which 3 processes cannot share evenly") as caught:
         share_batch(settings(per_device_train_batch_size=2, gradient_accumulation_steps=8), 3)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from math import ceil, prod
 
 from finetune_api.handoff import ExitCode
-from finetune_api.objectives import SAMPLED
+from finetune_api.objectives import SAMPLED, SMALLEST_KTO_BATCH
 from finetune_api.spec import Method, Objective
 from finetune_api.status import Resolved
 from finetune_api.tuning import InitLoraWeights
@@ -138,7 +138,7 @@ def micro_batches(settings: Resolved) -> Iterator[Resolved]:
     yield settings
     micro = settings.per_device_train_batch_size or 1
     whole = micro * (settings.gradient_accumulation_steps or 1)
-    fewest = 1 if settings.desirable_weight is None else 2
+    fewest = _fewest_rows(settings)
     for smaller in range(micro // 2, fewest - 1, -1):
         if smaller <= micro // 2 and whole % smaller == 0:
             micro = smaller
@@ -161,9 +161,21 @@ def share_batch(settings: Resolved, ranks: int) -> Resolved:
             f"resources.gpusPerNode so that their product divides {whole}, or run the job again",
         )
     own = whole // ranks
-    micro = max(size for size in range(1, min(micro, own) + 1) if own % size == 0)
+    sizes = [size for size in range(_fewest_rows(settings), own + 1) if own % size == 0]
+    if not sizes:
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"a step has {whole} rows, one for each of {ranks} processes, and KTO needs two or more: set "
+            "resources.numNodes and resources.gpusPerNode to a smaller product, or run the job again",
+        )
+    micro = max((size for size in sizes if size <= micro), default=sizes[0])
     changes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": own // micro}
     return settings.model_copy(update=changes)
+
+
+def _fewest_rows(settings: Resolved) -> int:
+    """Return the rows that a micro-batch has at least."""
+    return 1 if settings.desirable_weight is None else SMALLEST_KTO_BATCH
 
 
 def format_bytes(size: int) -> str:

@@ -12,6 +12,7 @@ from trl import KTOConfig, KTOTrainer
 from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
+from finetune_api.objectives import SMALLEST_KTO_BATCH
 from finetune_api.spec import Method
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.measurements import Measured, token_mean
@@ -21,9 +22,6 @@ from finetune_trainer.training.methods.columns import to_dataset
 from finetune_trainer.training.methods.loop import MeasuredBatch, mean_figures
 from finetune_trainer.training.methods.parts import TrainerParts
 from finetune_trainer.training.methods.reference import ReferencedTrainer
-
-SMALLEST_BATCH = 2
-"""The divergence is a mean over a batch, clipped at zero: over one row it would be noise with a positive bias."""
 
 
 class LabelledTrainer(ReferencedTrainer, KTOTrainer):  # type: ignore[misc]  # the library has no types
@@ -37,7 +35,7 @@ class LabelledTrainer(ReferencedTrainer, KTOTrainer):  # type: ignore[misc]  # t
     def _figures(self, inputs: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
         good = int(inputs["label"].sum())
         found = (("rewards/chosen", good), ("rewards/rejected", self._weight(inputs) - good))
-        return {name: (self._last_figure(name), rows) for name, rows in found if rows}
+        return {name: (self._last_figure(name) if rows else 0.0, rows) for name, rows in found}
 
     def _summarize(self, parts: Sequence[MeasuredBatch]) -> Measured:
         measured, means = token_mean([(part.loss, part.weight) for part in parts]), mean_figures(parts)
@@ -55,7 +53,7 @@ class LabelledTrainer(ReferencedTrainer, KTOTrainer):  # type: ignore[misc]  # t
 def build_kto_trainer(parts: TrainerParts) -> LabelledTrainer:
     """Return the trainer, ready for `evaluate()`, `train()` and `measure()`."""
     settings = parts.settings
-    if (settings.per_device_train_batch_size or 1) < SMALLEST_BATCH:
+    if (settings.per_device_train_batch_size or 1) < SMALLEST_KTO_BATCH:
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
             "KTO measures its divergence over each batch, which needs at least two rows: set "

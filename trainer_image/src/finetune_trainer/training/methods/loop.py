@@ -330,7 +330,10 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         raise NotImplementedError
 
     def _figures(self, inputs: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
-        """Return figures of the batch just measured, by the names of `Measured`, each with its weight."""
+        """Return figures of the batch just measured, by the names of `Measured`, each with its weight.
+
+        All batches of a measurement have the same names; one without the figure gives it a weight of zero.
+        """
         return {}
 
     def _last_figure(self, name: str) -> float:
@@ -349,12 +352,12 @@ def local_metrics(accelerator: Any) -> Iterator[None]:
 
 
 def mean_figures(parts: Sequence[MeasuredBatch]) -> dict[str, float]:
-    """Return each figure's weighted mean over the batches that have it."""
-    names = {name for part in parts for name in part.figures}
+    """Return each figure's weighted mean over the batches that have it; none of a figure that no batch has."""
     means = {}
-    for name in sorted(names):
+    for name in sorted({name for part in parts for name in part.figures}):
         found = [part.figures[name] for part in parts if name in part.figures]
-        means[name] = sum(value * weight for value, weight in found) / max(sum(weight for _, weight in found), 1)
+        if weights := sum(weight for _, weight in found):
+            means[name] = sum(value * weight for value, weight in found) / weights
     return means
 
 

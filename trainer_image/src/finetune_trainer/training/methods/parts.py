@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from finetune_api.hyperparameters import Schedule
+from finetune_api.objectives import SMALLEST_KTO_BATCH
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.evaluation.early_stopping import Plateau
@@ -159,6 +160,10 @@ def schedule_arguments(settings: Resolved) -> dict[str, Any] | None:
 
 def eval_batch_size(rows: int, settings: Resolved) -> int:
     """Return the number of held-out samples that are measured together: such that about `COMPARED_GROUPS` batches or
-    more end where a row does, where there are rows enough. From their differences the verdict takes its interval."""
-    smallest = 2 if settings.desirable_weight is not None else 1  # KTO measures its divergence over each batch
-    return max(smallest, min(settings.per_device_train_batch_size or 1, rows // COMPARED_GROUPS))
+    more end where a row does, where there are rows enough. From their differences the verdict takes its interval.
+
+    KTO's loss has a divergence over each batch: it must not depend on how many rows fit a GPU or on the number of GPUs.
+    """
+    if settings.desirable_weight is not None:
+        return SMALLEST_KTO_BATCH
+    return max(1, min(settings.per_device_train_batch_size or 1, rows // COMPARED_GROUPS))
