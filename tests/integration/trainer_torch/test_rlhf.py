@@ -1,7 +1,6 @@
 """Learning from rewards: prompts, rewards, measurements, and a higher reward after training."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from loop_bench import COLOURS, CPU, THINGS, make_loop, make_settings, question, teach
+from policy_bench import LONGEST, Listener, make_policy, prompts_of
 from trl import GRPOConfig, RLOOConfig
 from trl.distributed import DistributedBackend
 from trl.generation.vllm_generation import VLLMGeneration
@@ -17,85 +17,24 @@ from trl.generation.vllm_generation import VLLMGeneration
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Reward
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.models.adapters.saved import continue_adapter, save_adapter
-from finetune_trainer.models.loading import load_for_training, load_plain, load_tokenizer, trained_tensors
-from finetune_trainer.rewards.completion import Completion
-from finetune_trainer.rewards.computed import ComputedRewards, Judge, Scorer
+from finetune_trainer.models.adapters.saved import save_adapter
+from finetune_trainer.models.loading import load_for_training, load_plain, trained_tensors
+from finetune_trainer.rewards.computed import ComputedRewards
 from finetune_trainer.rewards.scorer import RewardModel
 from finetune_trainer.tokenization.labeler import Labeler
-from finetune_trainer.tokenization.samples import EncodedPrompt
-from finetune_trainer.training.methods import build_trainer
-from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
 from finetune_trainer.training.methods.rlhf import PolicyTrainer
 from finetune_trainer.training.methods.rollout_engine import engine_arguments, merged_tensors
 
 METHODS = ["LoRA", "QLoRA", "Full"]
-RED = Reward.model_validate({"type": "Regex", "pattern": r"\bred\b"})
 NAMED = Reward.model_validate(
     {"type": "Answer", "answer": {"match": "Exact", "extract": "Pattern", "pattern": r"^It is (\w+)\.$"}}
 )
-LONGEST = 10
 
 
 @pytest.fixture(scope="module")
 def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that answers with one of four colours."""
     return teach(tiny_model, tmp_path_factory.mktemp("taught") / "model", steps=60)
-
-
-def prompts_of(model: Path) -> list[EncodedPrompt]:
-    """A prompt for each thing, whose row has one of the colours as its answer."""
-    labeler = Labeler(model)
-    return [
-        EncodedPrompt(labeler.render_prompt(row)[1], row, reference={"answer": COLOURS[at % len(COLOURS)]})
-        for at, row in enumerate(map(question, THINGS))
-    ]
-
-
-def make_trainer(
-    model: Path,
-    tmp_path: Path,
-    method: str = "LoRA",
-    *,
-    scorer: Scorer | None = None,
-    loop: LoopContext | None = None,
-    adapter: Path | None = None,
-    evaluates: bool = True,
-    **changes: Any,
-) -> PolicyTrainer:
-    sampling = {"algorithm": "GRPO", "num_generations": 4, "max_completion_length": LONGEST, "temperature": 1.0}
-    batch = {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 1, "global_batch_size": 32}
-    settings = make_settings(method, **(sampling | batch | {"beta": 0.04, "eval_steps": 100} | changes))
-    policy = load_for_training(model, settings, CPU)
-    if adapter:
-        continue_adapter(policy, adapter)
-    parts = TrainerParts(
-        policy,
-        load_tokenizer(model),
-        settings,
-        loop or make_loop(tmp_path),
-        prompts_of(model),
-        prompts_of(model) if evaluates else [],
-        tmp_path / "scratch",
-    )
-    trainer = build_trainer("RLHF", parts, Judge(scorer or ComputedRewards([RED]), Labeler(model).stop_id()))
-    assert isinstance(trainer, PolicyTrainer)
-    return trainer
-
-
-class Listener:
-    """Give the configured rewards, and record every answer."""
-
-    def __init__(self, scorer: Scorer | None = None) -> None:
-        self.heard: list[Completion] = []
-        self.rewards: list[float] = []
-        self._scorer = scorer or ComputedRewards([RED])
-
-    def __call__(self, completions: Sequence[Completion]) -> list[float]:
-        self.heard += completions
-        rewards = self._scorer(completions)
-        self.rewards += rewards
-        return rewards
 
 
 def listen(trainer: PolicyTrainer) -> list[torch.Tensor]:
@@ -119,7 +58,7 @@ def listen(trainer: PolicyTrainer) -> list[torch.Tensor]:
 )
 def test_the_reward_increases(taught: Path, tmp_path: Path, method: str, algorithm: str) -> None:
     rate = 2e-3 if method == "Full" else 6e-3
-    trainer = make_trainer(taught, tmp_path, method, algorithm=algorithm, total_steps=10, learning_rate=rate)
+    trainer = make_policy(taught, tmp_path, method, algorithm=algorithm, total_steps=10, learning_rate=rate)
     trainer.train()
     points = trainer._loop.history.train
     earned = [point.reward or 0 for point in points]
@@ -133,7 +72,7 @@ def test_the_reward_increases(taught: Path, tmp_path: Path, method: str, algorit
 
 def test_a_step_with_five_of_eight_prompts_is_five_eighths_of_an_epoch(taught: Path, tmp_path: Path) -> None:
     batch = {"per_device_train_batch_size": 20, "global_batch_size": 20}
-    trainer = make_trainer(taught, tmp_path, total_steps=2, evaluates=False, **batch)
+    trainer = make_policy(taught, tmp_path, total_steps=2, evaluates=False, **batch)
     trainer.train()
     assert [point.epoch for point in trainer._loop.history.train] == [0.625, 1.25]
 
@@ -147,7 +86,7 @@ def test_a_continued_adapter_is_held_to_what_it_was_and_published_alone(
     for tensor in trained_tensors(earlier).values():
         torch.nn.init.normal_(tensor, std=0.05)
     save_adapter(earlier, tmp_path / "earlier", "s3://bucket/model")
-    trainer = make_trainer(taught, tmp_path, adapter=tmp_path / "earlier", algorithm=algorithm, total_steps=1)
+    trainer = make_policy(taught, tmp_path, adapter=tmp_path / "earlier", algorithm=algorithm, total_steps=1)
     trainer.train()
     assert trainer._loop.history.train[0].kl == pytest.approx(0, abs=1e-4)
     save_adapter(trainer.model, tmp_path / "adapter", "s3://bucket/model")
@@ -159,7 +98,7 @@ def test_a_continued_adapter_is_held_to_what_it_was_and_published_alone(
 def test_a_step_costs_one_position_a_token_and_a_reference_only_where_it_counts(
     taught: Path, tmp_path: Path, method: str, beta: float, reference_passes: int
 ) -> None:
-    trainer = make_trainer(taught, tmp_path, method, beta=beta, total_steps=1, evaluates=False)
+    trainer = make_policy(taught, tmp_path, method, beta=beta, total_steps=1, evaluates=False)
     passes = listen(trainer)
     reference: list[torch.Tensor] = []
     if trainer.ref_model is not None:
@@ -174,7 +113,7 @@ def test_a_step_costs_one_position_a_token_and_a_reference_only_where_it_counts(
 
 
 def test_the_policy_gets_prompts_as_at_inference(taught: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(taught, tmp_path)
+    trainer = make_policy(taught, tmp_path)
     passes = listen(trainer)
     prompts = prompts_of(taught)
     trainer.show(prompts)
@@ -189,7 +128,7 @@ def test_answers_are_scored_without_their_end_and_a_truncated_one_is_distinguish
     taught: Path, tmp_path: Path
 ) -> None:
     listener = Listener()
-    trainer = make_trainer(taught, tmp_path, scorer=listener)
+    trainer = make_policy(taught, tmp_path, scorer=listener)
     trainer.show(prompts_of(taught))
     assert [one.prompt for one in listener.heard] == [question(thing) for thing in THINGS]
     assert {one.ended for one in listener.heard} == {True, False}
@@ -200,7 +139,7 @@ def test_answers_are_scored_without_their_end_and_a_truncated_one_is_distinguish
 
 def test_each_answer_is_compared_with_the_reference_of_its_own_row(taught: Path, tmp_path: Path) -> None:
     listener = Listener(ComputedRewards([NAMED]))
-    trainer = make_trainer(taught, tmp_path, scorer=listener, total_steps=1)
+    trainer = make_policy(taught, tmp_path, scorer=listener, total_steps=1)
     trainer.train()
     colours = {question(thing)[0]["content"]: COLOURS[at % len(COLOURS)] for at, thing in enumerate(THINGS)}
     expected = [float(one.text == f"It is {colours[one.prompt[0]['content']]}.") for one in listener.heard]
@@ -211,7 +150,7 @@ def test_each_answer_is_compared_with_the_reference_of_its_own_row(taught: Path,
 def test_an_answer_that_is_similar_to_its_reference_has_a_part_of_the_reward(taught: Path, tmp_path: Path) -> None:
     named = {"match": "Similar", "similarity": "FuzzyMatch", "extract": "Pattern", "pattern": r"^It is (\w+)\.$"}
     listener = Listener(ComputedRewards([Reward.model_validate({"type": "Answer", "answer": named})]))
-    make_trainer(taught, tmp_path, scorer=listener, total_steps=1).train()
+    make_policy(taught, tmp_path, scorer=listener, total_steps=1).train()
     colours = {question(thing)[0]["content"]: COLOURS[at % len(COLOURS)] for at, thing in enumerate(THINGS)}
     right = [one.text == f"It is {colours[one.prompt[0]['content']]}." for one in listener.heard]
     assert [reward == 1 for reward in listener.rewards] == right
@@ -223,7 +162,7 @@ def test_a_reward_model_rewards_as_it_scores(taught: Path, tiny_model: Path, tmp
         load_plain(tiny_model, torch.float32, CPU, writes_text=False), Labeler(tiny_model), lambda: None
     )
     listener = Listener(judge)
-    trainer = make_trainer(taught, tmp_path, scorer=listener, total_steps=1)
+    trainer = make_policy(taught, tmp_path, scorer=listener, total_steps=1)
     trainer.train()
     in_training, heard = listener.rewards[:32], listener.heard[:32]
     assert [judge([one])[0] for one in heard] == pytest.approx(in_training, abs=1e-5)
@@ -232,7 +171,7 @@ def test_a_reward_model_rewards_as_it_scores(taught: Path, tiny_model: Path, tmp
 
 def test_the_most_rewarded_weights_are_restored_and_measured_again(taught: Path, tmp_path: Path) -> None:
     """The learning rate ruins the model: the first evaluation is better than the later ones."""
-    trainer = make_trainer(taught, tmp_path, total_steps=4, eval_steps=1, learning_rate=0.3)
+    trainer = make_policy(taught, tmp_path, total_steps=4, eval_steps=1, learning_rate=0.3)
     trainer.train()
     history, plateau = trainer._loop.history, trainer._loop.plateau
     best = max(history.rewards, key=lambda point: point.reward)
@@ -243,14 +182,14 @@ def test_the_most_rewarded_weights_are_restored_and_measured_again(taught: Path,
 
 
 def test_rewards_that_never_differ_are_refused_for_nothing_is_learnt(taught: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(taught, tmp_path, scorer=lambda answers: [0.5] * len(answers), total_steps=1)
+    trainer = make_policy(taught, tmp_path, scorer=lambda answers: [0.5] * len(answers), total_steps=1)
     with pytest.raises(TrainerError, match=r"raise rlhf\.temperature or rlhf\.numGenerations") as caught:
         trainer.train()
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
 
 def test_a_reward_that_is_not_finite_ends_the_run(taught: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(taught, tmp_path, scorer=lambda answers: [math.nan] * len(answers), total_steps=1)
+    trainer = make_policy(taught, tmp_path, scorer=lambda answers: [math.nan] * len(answers), total_steps=1)
     with pytest.raises(TrainerError, match="reward is not finite") as caught:
         trainer.train()
     assert caught.value.code is ExitCode.DIVERGED
@@ -258,7 +197,7 @@ def test_a_reward_that_is_not_finite_ends_the_run(taught: Path, tmp_path: Path) 
 
 def test_a_stop_is_seen_within_a_token(taught: Path, tmp_path: Path) -> None:
     loop = make_loop(tmp_path)
-    trainer = make_trainer(taught, tmp_path, loop=loop)
+    trainer = make_policy(taught, tmp_path, loop=loop)
     passes = listen(trainer)
     model = trainer.model.get_base_model()
     model.register_forward_hook(lambda *_: loop.stop.set() if len(passes) == 3 else None)
@@ -278,7 +217,7 @@ def test_settings_that_cannot_work_are_refused_by_name(
     taught: Path, tmp_path: Path, changes: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(TrainerError, match=told) as caught:
-        make_trainer(taught, tmp_path, **changes)
+        make_policy(taught, tmp_path, **changes)
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
 
@@ -322,7 +261,7 @@ def test_vllm_is_refused_for_an_adapter_that_it_would_get_a_part_of(
     taught: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     with pytest.raises(TrainerError, match="gets adapters on linear layers inside the model only") as caught:
-        make_trainer(taught, tmp_path, rollouts_gpu_memory_fraction=0.3, **changes)
+        make_policy(taught, tmp_path, rollouts_gpu_memory_fraction=0.3, **changes)
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
 

@@ -64,7 +64,9 @@ def test_each_answer_is_judged_with_the_prompt_of_its_row() -> None:
 
 def test_groups_whose_answers_differ_in_reward_are_counted() -> None:
     policy = rollouts(by_length)
-    policy.reward(completion_ids=[[97, END], [98, END], [97, END], [97, 98, END]], row=[0, 0, 1, 1])
+    policy.count_groups(
+        policy.reward(completion_ids=[[97, END], [98, END], [97, END], [97, 98, END]], row=[0, 0, 1, 1])
+    )
     assert (policy.groups, policy.groups_with_spread) == (2, 1)
 
 

@@ -40,6 +40,8 @@ class World:
     size = 1
     local_rank = 0
     node = 0
+    timeout_seconds = 0.0
+    """How long a process waits for one that does nothing."""
 
     @property
     def is_first(self) -> bool:
@@ -64,6 +66,18 @@ class World:
 
     def set_key(self, name: str, value: str = "") -> None:
         """Set a key in the store of the processes."""
+
+    def find_key(self, name: str) -> str | None:
+        """Return the key's value, or None if it is not set."""
+        return ""
+
+    def choose(self, name: str, value: str) -> str:
+        """Set a key unless it is set; return its value, which is the same in all processes."""
+        return value
+
+    def add(self, name: str, amount: int) -> int:
+        """Add to a number in the store, and return it."""
+        return amount
 
     def wait_key(self, name: str, on_poll: OnPoll) -> str:
         """Return the key's value; wait for it without limit, calling `on_poll`, which may raise."""
@@ -101,6 +115,7 @@ class ManyRanks(World):
     ) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self.node = rank // local_size
+        self.timeout_seconds = timeout.total_seconds()
         self._store = store
         self._control = dist.new_group(backend="gloo", timeout=timeout)
 
@@ -121,11 +136,23 @@ class ManyRanks(World):
         self._store.set(name, value)
 
     @override
+    def find_key(self, name: str) -> str | None:
+        return str(self._store.get(name), "utf-8") if self._store.check([name]) else None
+
+    @override
+    def choose(self, name: str, value: str) -> str:
+        return str(self._store.compare_set(name, "", value), "utf-8")
+
+    @override
+    def add(self, name: str, amount: int) -> int:
+        return self._store.add(name, amount)
+
+    @override
     def wait_key(self, name: str, on_poll: OnPoll) -> str:
-        while not self._store.check([name]):
+        while (value := self.find_key(name)) is None:
             on_poll()
             time.sleep(POLL_SECONDS)
-        return str(self._store.get(name), "utf-8")
+        return value
 
     @override
     def destroy_group(self, on_poll: OnPoll) -> None:
@@ -156,15 +183,15 @@ class AgreedStop(StopFlag):
 
     def __init__(self, stop: StopFlag, world: World) -> None:
         super().__init__()
-        self._stop, self._world = stop, world
+        self.own, self._world = stop, world
 
     @override
     def is_set(self) -> bool:
-        return self._world.any_rank(self._stop.is_set())
+        return self._world.any_rank(self.own.is_set())
 
     @override
     def raise_if_set(self) -> None:
-        is_asked = self._stop.is_set()
+        is_asked = self.own.is_set()
         if self._world.any_rank(is_asked):
             raise Stopped if is_asked else Stopped("stopped together with a pod that received SIGTERM")
 

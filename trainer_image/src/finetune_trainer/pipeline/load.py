@@ -27,7 +27,7 @@ from finetune_trainer.rewards.computed import ComputedRewards, Judge, Scorer
 from finetune_trainer.rewards.scorer import load_reward_model
 from finetune_trainer.training.checkpoint_files import REFERENCE
 from finetune_trainer.training.methods import traits_of
-from finetune_trainer.training.methods.parts import Teacher
+from finetune_trainer.training.methods.parts import LoopContext, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +66,14 @@ def load_model(
     return model, settings.model_copy(update=changes)
 
 
-def build_judge(inputs: Inputs, settings: Resolved, device: torch.device) -> Judge | None:
+def build_judge(inputs: Inputs, settings: Resolved, device: torch.device, loop: LoopContext) -> Judge | None:
     """Return the judge that rewards a policy's answers, with the reward model if the job has one."""
     rlhf = inputs.run.config.spec.rlhf
     if rlhf is None:
         return None
-    scorer: Scorer = ComputedRewards(rlhf.rewards or [], inputs.run.stop, inputs.run.on_work)
+    scorer: Scorer = ComputedRewards(rlhf.rewards or [], loop.pace, loop.on_own_work)
     if inputs.reward:
-        scorer = load_reward_model(inputs.reward, DTYPES[str(settings.precision)], device, inputs.run.on_work)
+        scorer = load_reward_model(inputs.reward, DTYPES[str(settings.precision)], device, loop.on_own_work)
     return Judge(scorer, inputs.labeler.stop_id())
 
 

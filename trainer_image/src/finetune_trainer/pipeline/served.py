@@ -86,7 +86,7 @@ def _measure(inputs: Inputs, trained: TrainingResult, device: torch.device) -> T
     few = inputs.train[:TRAIN_SAMPLES]
     parts = TrainerParts(model, load_tokenizer(inputs.model), settings, loop, few, inputs.validation, scratch)
     teacher = load_teacher(inputs, settings, device)
-    trainer = build_trainer(spec.objective, parts, build_judge(inputs, settings, device), teacher)
+    trainer = build_trainer(spec.objective, parts, build_judge(inputs, settings, device, loop), teacher)
     is_compared = spec.evaluation.baseline and inputs.validation
     before = trainer.measure_again(trained.history.baseline_reward()) if is_compared else None
     base, known = answer_prompts(inputs, trainer, loop), measure_ability(inputs, trainer, loop)

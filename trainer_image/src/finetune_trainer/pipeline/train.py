@@ -229,7 +229,7 @@ def train_once(
     tokenizer, scratch = load_tokenizer(inputs.model), inputs.run.workspace / "trainer"
     parts = TrainerParts(model, tokenizer, settings, loop, inputs.train, inputs.validation, scratch)
     teacher = load_teacher(inputs, settings, device)
-    trainer = build_trainer(spec.objective, parts, build_judge(inputs, settings, device), teacher)
+    trainer = build_trainer(spec.objective, parts, build_judge(inputs, settings, device, loop), teacher)
     reporter.start.end("trainer")
     parameters = sum(tensor.numel() for tensor in trained_tensors(model).values())
     reporter.update(resolved=settings, metrics={"trainable_parameters": parameters})
@@ -271,7 +271,7 @@ def restore_checkpoint(run: RunContext, checkpoints: Checkpoints, world: World) 
             world.set_key("resumed", str(checkpoints.last_step))
     if found and world.is_first and count_ranks(found) != world.size:
         note = f"the checkpoint was saved by {count_ranks(found)} processes, not {world.size}: the rows of each step"
-        run.reporter.update(progress={"note": f"{note} stay the same, dropout differs"})
+        run.reporter.update(progress={"note": f"{note} stay the same, dropout and sampled answers differ"})
     return found
 
 

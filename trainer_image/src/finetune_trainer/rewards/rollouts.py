@@ -78,14 +78,15 @@ class Rollouts:
         self._group = group
 
     def reward(self, *, completion_ids: Sequence[list[int]], row: Sequence[int], **_: Any) -> list[float]:
-        """Score the answers of whole groups, as TRL's reward function; `row` is each answer's training row."""
-        scored = self.score_answers([self._samples[number] for number in row], completion_ids)
-        rewards = [one.reward for one in scored]
+        """Score answers, as TRL's reward function; `row` is each answer's training row."""
+        return [one.reward for one in self.score_answers([self._samples[number] for number in row], completion_ids)]
+
+    def count_groups(self, rewards: Sequence[float]) -> None:
+        """Count the groups of a step's rewards, those of all processes, which may share a group."""
         for start in range(0, len(rewards), self._group):
             found = rewards[start : start + self._group]
             self.groups += 1
             self.groups_with_spread += max(found) > min(found)
-        return rewards
 
     def score_answers(self, samples: Sequence[EncodedPrompt], answers: Sequence[list[int]]) -> list[ScoredAnswer]:
         """Return the answers to these prompts with their rewards; a reward that is not finite ends the run."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from transformers import (
 from finetune_api.hyperparameters import Schedule
 from finetune_api.objectives import SMALLEST_KTO_BATCH
 from finetune_api.status import Resolved
-from finetune_trainer.distributed.world import ALONE, World
+from finetune_trainer.distributed.own_pace import OwnPace
+from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.models.device import allows_tf32
@@ -66,6 +68,16 @@ class LoopContext:
     def on_work(self) -> Callable[[], None]:
         """A callback for each piece of work; it counts a heartbeat and raises `Stopped` in all processes together."""
         return work_beat(self.reporter, self.stop)
+
+    @cached_property
+    def pace(self) -> OwnPace:
+        """Work that each process does at its own pace."""
+        return OwnPace(self.stop.own if isinstance(self.stop, AgreedStop) else self.stop, self.world)
+
+    @property
+    def on_own_work(self) -> Callable[[], None]:
+        """A callback for each piece of work that a process does at its own pace; it stops nothing between blocks."""
+        return work_beat(self.reporter, self.pace)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
+import orjson
 import torch
 from peft import PeftModel
 from transformers import (
@@ -21,6 +21,8 @@ from typing_extensions import override
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Algorithm
 from finetune_api.status import Resolved
+from finetune_trainer.distributed.sharding import require_same_gradients
+from finetune_trainer.distributed.world import World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.measurements import RewardPoint, reward_mean
 from finetune_trainer.models.adapters.saved import ZERO_AT_START
@@ -65,16 +67,34 @@ class PolicyTrainer(LoopTrainer):
     ) -> None:
         self._rollouts = rollouts
         self._held_out = held_out
-        super().__init__(loop, reward_funcs=[rollouts.reward], **arguments)
+        super().__init__(loop, reward_funcs=[self._reward], **arguments)
         _reduce_reference(self)
-        beat_per_token(self.model, loop.on_work)
+        beat_per_token(self.model, loop.on_own_work)
         if self.use_vllm:
-            attach_engine(self, loop.on_work)
+            attach_engine(self, loop.on_own_work)
 
     @override
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Return the prompts as preflight tokenised them; TRL would render and tokenise messages again."""
         return [list(ids) for ids in prompts], None, {}
+
+    @override
+    def _generate_single_turn(self, *arguments: Any, **options: Any) -> Any:
+        """Sample this process's answers; collectives follow when all processes have theirs."""
+        with self._loop.pace.block(self._loop.reporter.beat):
+            return super()._generate_single_turn(*arguments, **options)
+
+    def _reward(self, **options: Any) -> list[float]:
+        """Score this process's answers, as TRL's reward function."""
+        with self._loop.pace.block(self._loop.reporter.beat):
+            return self._rollouts.reward(**options)
+
+    @override
+    def _calculate_rewards(self, *arguments: Any) -> torch.Tensor:
+        """Return the rewards of all processes' answers, group by group."""
+        rewards: torch.Tensor = super()._calculate_rewards(*arguments)
+        self._rollouts.count_groups(rewards[:, 0].tolist())
+        return rewards
 
     def _sample(self, prompts: list[list[int]]) -> list[list[int]]:
         """Return one sampled answer to each prompt, including its end token."""
@@ -143,20 +163,24 @@ class PolicyTrainer(LoopTrainer):
         return replace(self.measure_reward(self.args.seed + bool(sampled.step)), step=sampled.step)
 
     def show(self, samples: Sequence[EncodedPrompt], seed: int | None = None) -> list[ScoredAnswer]:
-        """Return one sampled answer to each prompt with its reward; the training's random state does not change."""
+        """Return one sampled answer to each prompt with its reward; the training's random state does not change.
+
+        Several processes share the batches, each of which has a seed: the answers do not depend on their number.
+        """
         self.model.eval()
         self._last_loaded_step = NEVER
-        written: list[ScoredAnswer] = []
-        remaining = iter(samples)
+        world, first = self._loop.world, self.args.seed if seed is None else seed
+        size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        batches = [samples[start : start + size] for start in range(0, len(samples), size)]
+        own: list[list[ScoredAnswer]] = []
         devices = [self.model.device] if self.model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self.args.seed if seed is None else seed)
-            while batch := list(islice(remaining, self.args.generation_batch_size)):
-                written += self._rollouts.score_answers(
-                    batch, self._sample([list(sample.prompt_ids) for sample in batch])
-                )
+        with torch.random.fork_rng(devices), self._loop.pace.block(self._loop.reporter.beat):
+            for number in range(world.rank, len(batches), world.size):
+                torch.manual_seed(first + 2 * number)  # the other seed of a measurement is one higher
+                answers = self._sample([list(sample.prompt_ids) for sample in batches[number]])
+                own.append(self._rollouts.score_answers(batches[number], answers))
         self._last_loaded_step = NEVER
-        return written
+        return _gather_answers(own, len(batches), world)
 
 
 class GroupTrainer(PolicyTrainer, GRPOTrainer):  # type: ignore[misc]  # the library has no types
@@ -204,8 +228,8 @@ class KeepMostRewarded(TrainerCallback):  # type: ignore[misc]  # the library ha
 class RequireGradientFromSpread(TrainerCallback):  # type: ignore[misc]  # the library has no types
     """Check the gradients of the first step whose groups had a spread: equal rewards give no gradient."""
 
-    def __init__(self, rollouts: Rollouts) -> None:
-        self._rollouts = rollouts
+    def __init__(self, rollouts: Rollouts, world: World) -> None:
+        self._rollouts, self._world = rollouts, world
         self._is_done = False
 
     def on_pre_optimizer_step(self, *arguments: Any, **kwargs: Any) -> None:
@@ -213,7 +237,8 @@ class RequireGradientFromSpread(TrainerCallback):  # type: ignore[misc]  # the l
         if self._is_done or not self._rollouts.groups_with_spread:
             return
         self._is_done = True
-        require_gradient(kwargs["model"])
+        require_gradient(kwargs["model"], self._world)
+        require_same_gradients(kwargs["model"], self._world)
 
 
 def build_rlhf_trainer(parts: TrainerParts, judge: Judge) -> PolicyTrainer:
@@ -229,7 +254,7 @@ def build_rlhf_trainer(parts: TrainerParts, judge: Judge) -> PolicyTrainer:
     callbacks = [
         ReportProgress(loop.reporter, loop.history, loop.world, rows=len(parts.train) * group, has_full_steps=True),
         KeepMostRewarded(loop, rollouts),
-        RequireGradientFromSpread(rollouts),
+        RequireGradientFromSpread(rollouts, loop.world),
         KeepWeights(loop.kept, loop.history, lambda: has_spread(rollouts, loop)),
     ]
     is_rloo = settings.algorithm == Algorithm.RLOO
@@ -249,6 +274,7 @@ def _sampling_arguments(settings: Resolved) -> dict[str, Any]:
     return {
         "num_generations": settings.num_generations,
         "num_generations_eval": 1,
+        "generation_batch_size": settings.global_batch_size,
         "max_completion_length": settings.max_completion_length,
         "temperature": settings.temperature,
         "beta": settings.beta,
@@ -264,9 +290,19 @@ def require_fit(model: PreTrainedModel | PeftModel, settings: Resolved, samples:
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
             f"rlhf.numGenerations {group} does not divide the {batch} answers of a step: change "
-            "perDeviceTrainBatchSize x gradientAccumulationSteps to a multiple of it",
+            "perDeviceTrainBatchSize x gradientAccumulationSteps, times all GPUs, to a multiple of it",
         )
     require_context(model, samples, settings.max_completion_length or 0, "rlhf")
+
+
+def _gather_answers(own: list[list[ScoredAnswer]], count: int, world: World) -> list[ScoredAnswer]:
+    """Return the answers of all batches in their order; process after process has one."""
+    shares = [orjson.loads(share) for share in world.gather_bytes(orjson.dumps(own))]
+    return [
+        ScoredAnswer(**one | {"parts": tuple(one["parts"])})
+        for number in range(count)
+        for one in shares[number % world.size][number // world.size]
+    ]
 
 
 def choose_prompts(samples: Sequence[EncodedPrompt], seed: int) -> list[EncodedPrompt]:
