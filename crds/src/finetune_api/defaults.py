@@ -98,20 +98,19 @@ def _method(spec: FineTuneJobSpec) -> tuple[Method, str]:
 
 def _batch(spec: FineTuneJobSpec, method: Method, rows: int) -> tuple[int, int]:
     """Return batch size and accumulation steps of a process; under RLHF rows are sampled answers, and a step contains
-    whole groups."""
-    hyper = spec.hyperparameters
-    wanted = RECIPES[spec.objective].effective_batch(method)
+    whole groups, which processes may share."""
+    hyper, ranks = spec.hyperparameters, spec.resources.ranks
+    wanted = max(1, RECIPES[spec.objective].effective_batch(method) // ranks)
     if spec.rlhf is None:
         fewest = SMALLEST_KTO_BATCH if spec.objective is Objective.KTO else 1
-        wanted = max(fewest, wanted // spec.resources.ranks)
+        wanted = max(fewest, wanted)
         batch = hyper.per_device_train_batch_size or min(2, wanted, max(rows, fewest))
         return batch, hyper.gradient_accumulation_steps or max(1, wanted // batch)
     group = spec.rlhf.num_generations
-    if hyper.gradient_accumulation_steps:
-        batch = hyper.per_device_train_batch_size or group // math.gcd(group, hyper.gradient_accumulation_steps)
-        return batch, hyper.gradient_accumulation_steps
-    batch = hyper.per_device_train_batch_size or 2
-    unit = group // math.gcd(group, batch)
+    if accumulation := hyper.gradient_accumulation_steps:
+        return hyper.per_device_train_batch_size or group // math.gcd(group, accumulation * ranks), accumulation
+    batch = hyper.per_device_train_batch_size or min(2, wanted)
+    unit = group // math.gcd(group, batch * ranks)
     return batch, unit * max(1, wanted // (batch * unit))
 
 

@@ -208,6 +208,23 @@ def test_a_step_of_rlhf_holds_whole_groups_of_answers(generations: int, hyper: d
     assert hyper.get("gradientAccumulationSteps") in {None, it.gradient_accumulation_steps}
 
 
+@pytest.mark.parametrize("generations", [2, 3, 8, 12, 64])
+@pytest.mark.parametrize("gpus", [2, 3, 4, 16])
+@pytest.mark.parametrize("hyper", [{}, {"perDeviceTrainBatchSize": 6}, {"gradientAccumulationSteps": 7}])
+def test_several_gpus_share_the_whole_groups_of_a_step(generations: int, gpus: int, hyper: dict[str, int]) -> None:
+    rlhf = REWARDED | {"numGenerations": generations}
+    it = resolved(objective="RLHF", rlhf=rlhf, hyperparameters=hyper, resources={"gpusPerNode": gpus})
+    own = it.per_device_train_batch_size * it.gradient_accumulation_steps
+    assert it.global_batch_size == gpus * own
+    assert it.global_batch_size % generations == 0
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8, 16])
+def test_a_step_of_rlhf_has_the_answers_of_one_gpu(gpus: int) -> None:
+    it = resolved(objective="RLHF", rlhf=REWARDED, resources={"gpusPerNode": gpus})
+    assert (it.global_batch_size, it.total_steps) == (16, 1000 * 8 // 16)
+
+
 def test_an_epoch_of_rlhf_asks_every_prompt_once_with_all_its_answers() -> None:
     assert resolved(objective="RLHF", rlhf=REWARDED).total_steps == 1000 * 8 // 16
 

@@ -89,6 +89,11 @@ def test_several_gpus_each_hold_the_base_under_an_adapter(llama: ModelShape) -> 
     assert together.reserve == alone.reserve + GIB // 2
 
 
+def test_several_gpus_share_the_answers_that_are_sampled_at_once(llama: ModelShape) -> None:
+    alone, shared = (estimate(llama, settings("LoRA"), Objective.RLHF, ranks=ranks).generation for ranks in (1, 8))
+    assert shared == alone // 8
+
+
 @pytest.mark.parametrize(
     ("micro", "accumulation", "whole", "ranks", "shared"),
     [

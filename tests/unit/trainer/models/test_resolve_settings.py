@@ -290,3 +290,7 @@ def test_a_micro_batch_of_rlhf_grows_by_whole_groups() -> None:
     micro, steps = batches(grow(80 * GIB, small, objective="RLHF", rlhf=rlhf | {"maxCompletionLength": 64}))
     assert (micro or 0) % 8 == 0
     assert (micro or 0) * (steps or 0) == 16
+    shared = grow(
+        80 * GIB, small, objective="RLHF", rlhf=rlhf | {"maxCompletionLength": 64}, resources={"gpusPerNode": 4}
+    )
+    assert batches(shared) == (4, 1), "half of a group in each process"

@@ -95,6 +95,7 @@ def estimate(
     gathered = _gathered(shape) if shares > 1 else 0
     copies = 2 if ranks > shares else 1
     share = settings.rollouts_gpu_memory_fraction
+    answers = ceil((settings.global_batch_size or 1) / ranks)
     training = MemoryEstimate(
         weights=ceil(weights / shares) + (gathered // 2 if is_cast else gathered),
         adapter=0 if is_full else (parameters + first) * FULL_WIDTH,
@@ -105,7 +106,7 @@ def estimate(
         reference=_reference(shape, settings, objective),
         reward_model=shape.parameters * compute_width(settings) if has_reward_model else 0,
         teacher=_teacher(shape.teacher, settings, objective) if shape.teacher else 0,
-        generation=_generation(shape, settings) if objective in SAMPLED and share is None else 0,
+        generation=_generation(shape, settings, answers) if objective in SAMPLED and share is None else 0,
         reserve=RESERVE + (COMMUNICATION if ranks > 1 else 0),
     )
     return replace(training, rollouts=_rollouts(shape, settings, share, training.total)) if share else training
@@ -227,16 +228,15 @@ def _teacher(shape: ModelShape, settings: Resolved, objective: Objective) -> int
 
 def _rollouts(shape: ModelShape, settings: Resolved, share: float, training: int) -> int:
     """Return vLLM's share of the smallest GPU whose rest holds the training: a copy of the model and one answer fit."""
-    one = settings.model_copy(update={"global_batch_size": 1})
-    copy = shape.parameters * compute_width(settings) + _generation(shape, one)
+    copy = shape.parameters * compute_width(settings) + _generation(shape, settings, answers=1)
     return ceil(max(training / (1 - share), copy / share)) - training
 
 
-def _generation(shape: ModelShape, settings: Resolved) -> int:
-    """Return the keys and values of all answers of one step, which are sampled together; the teacher answers as many
-    held-out prompts at once."""
+def _generation(shape: ModelShape, settings: Resolved, answers: int) -> int:
+    """Return the keys and values of answers that are sampled together; the teacher answers as many held-out prompts at
+    once."""
     length = (settings.max_length or 0) + (settings.max_completion_length or 0)
     models = [shape, *([shape.teacher] if shape.teacher else [])]
     widest = max(one.layers * one.key_value_heads * one.head_size for one in models)
     per_token = 2 * widest * compute_width(settings)
-    return (settings.global_batch_size or 1) * length * per_token
+    return answers * length * per_token

@@ -1,6 +1,7 @@
 """The settings of a job: the method for `Auto`, and settings that fit the memory budget, if there is one."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -119,7 +120,8 @@ def grow_micro_batch(spec: FineTuneJobSpec, settings: Resolved, shape: ModelShap
     """Return the settings with the largest micro-batch of the same effective batch whose estimate is within 90 % of
     `free` bytes and within the budget, if the job sets neither batch size nor accumulation.
 
-    KTO keeps its micro-batch, over which it measures the divergence; of RLHF a micro-batch holds whole groups.
+    KTO keeps its micro-batch, over which it measures the divergence; of RLHF a micro-batch holds whole groups, unless
+    the process itself has a part of one.
     """
     hyper = spec.hyperparameters
     is_open = hyper.per_device_train_batch_size is None and hyper.gradient_accumulation_steps is None
@@ -128,8 +130,9 @@ def grow_micro_batch(spec: FineTuneJobSpec, settings: Resolved, shape: ModelShap
     limit = min(int(FILLED * free), _budget(spec) or free)
     micro = settings.per_device_train_batch_size or 1
     whole = micro * (settings.gradient_accumulation_steps or 1)
+    group = math.gcd(whole, settings.num_generations or 1)
     for larger in range(whole, micro, -1):
-        if whole % larger or larger % (settings.num_generations or 1):
+        if whole % larger or larger % group:
             continue
         changes = {"per_device_train_batch_size": larger, "gradient_accumulation_steps": whole // larger}
         grown = settings.model_copy(update=changes)
