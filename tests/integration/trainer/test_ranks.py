@@ -1,5 +1,6 @@
 """Several training processes, in one pod or two: same result as one process, joint stops, and no process is left."""
 
+import itertools
 import json
 import os
 import re
@@ -11,12 +12,14 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from free_ports import free_port
+from graders import grading, respond_with_lengths, send
 from listening import beyond_loopback, descendants, listening
 from preloaded import fork_of
 from published_result import find_result_faults
@@ -167,7 +170,11 @@ def make_job(server: Any, bucket: str, root: Path, method: str, python: str, **b
         output={"uri": f"s3://{bucket}/output"},
         hyperparameters=HYPERPARAMETERS | {"packing": "Never", "maxSteps": 12},
     )
-    rows = make_rows(60) if blocks.get("objective", "Instruction") == "Instruction" else preference_rows(60)
+    objective, rows = blocks.get("objective", "Instruction"), make_rows(60)
+    if objective == "RLHF":
+        rows = [{"prompt": row["prompt"]} for row in preference_rows(60)]
+    elif objective != "Instruction":
+        rows = preference_rows(60)
     return Job.make(server, bucket, root / bucket, spec | blocks, rows, python=python)
 
 
@@ -423,6 +430,81 @@ def test_answers_judged_one_by_one_and_a_score_are_stopped_and_resumed_by_one_pr
     for name in ("eval_loss", "reward_margin", "reward_accuracy"):
         assert getattr(last.metrics, name) == pytest.approx(getattr(alone.metrics, name), rel=5e-3), name
     require_as_alone(job, last)
+
+
+def policy_blocks(*rewards: dict[str, Any]) -> dict[str, Any]:
+    """A step is one group of answers, half of it in each process."""
+    rlhf = {"numGenerations": 8, "maxCompletionLength": 6, "rewards": list(rewards)}
+    return {"objective": "RLHF", "rlhf": rlhf, "evaluation": {"steps": 4, "maxNewTokens": 4}}
+
+
+@pytest.mark.nightly
+def test_a_policy_is_stopped_while_it_samples_and_resumed_by_another_number_of_processes(
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
+) -> None:
+    blocks = policy_blocks({"type": "Regex", "pattern": "[a-e]"})
+    job = make_job(s3_server, "ranks-policy", tmp_path, "LoRA", trainer_python, **blocks)
+    attempt = job.start("stopped", nodes=2, environment=slowly(tmp_path))
+    attempt.wait_for_step(2)
+    attempt.processes[1].send_signal(signal.SIGTERM)
+    assert attempt.codes() == [75, 75], attempt.errors()
+    stopped = attempt.report()
+    assert stopped.reason == "PeerLost"
+    assert stopped.checkpoint
+    assert stopped.checkpoint.step == stopped.last_step == checkpoint_step(job)
+    assert alone_from_checkpoint(job).resumed_from_step == stopped.last_step
+
+    attempt = job.start("last", gpus=2)
+    assert attempt.codes() == [0], attempt.errors()
+    report = attempt.report()
+    assert report.resumed_from_step == stopped.last_step
+    lines = figures(job)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 13))
+    held_out = {line["step"]: line["reward"] for line in lines if line["kind"] == "eval"}
+    assert sorted(held_out) == [0, 4, 8, 12]
+    assert report.metrics
+    assert report.metrics.baseline_eval_reward == pytest.approx(held_out[0])
+    assert report.metrics.best_step == max((4, 8, 12), key=lambda step: held_out[step])
+    assert find_result_faults(job.config.output_key(), job.storage) == []
+
+
+WITHOUT_RETRIES = """
+import sys
+
+if "torch" in sys.modules:
+    from finetune_trainer.rewards import service
+
+    service.RETRY_SECONDS = 0.0
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("pods", [1, 2])
+def test_a_reward_server_that_fails_for_one_process_ends_the_attempt_with_its_reason(
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, pods: int
+) -> None:
+    """One request fails, which is of one process; the other one waits for it."""
+    asked = itertools.count()
+
+    def respond(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        if next(asked) == 12:
+            send(handler, b"out of memory", 500)
+        else:
+            respond_with_lengths(handler, body)
+
+    (tmp_path / "fault").mkdir()
+    (tmp_path / "fault" / "sitecustomize.py").write_text(WITHOUT_RETRIES)
+    path = os.pathsep.join([str(tmp_path / "fault"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with grading() as server:
+        server.respond = respond
+        blocks = policy_blocks({"type": "Service", "service": {"endpoint": server.endpoint}})
+        job = make_job(s3_server, f"ranks-graded-{pods}", tmp_path, "LoRA", trainer_python, **blocks)
+        attempt = job.start("fails", nodes=pods, gpus=2 // pods, environment={"PYTHONPATH": path})
+        codes = attempt.codes()
+    assert sorted(codes) == [75, 81][-pods:], attempt.errors()
+    report = attempt.report(codes.index(81))
+    assert report.reason == "RewardUnavailable"
+    assert "responded with 500 (out of memory)" in report.message
 
 
 OUT_OF_MEMORY_ON_RANK_1 = """
