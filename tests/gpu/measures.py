@@ -3,15 +3,10 @@
 Every function runs on the CPU too, with a tiny model and without the figures that only a GPU has; a test runs them so.
 """
 
-import json
-import os
 import shutil
-import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,32 +14,25 @@ from typing import Any
 import torch
 import training_speed
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-from loop_bench import make_loop
 from machine import Machine, make_checkpoints, write_random_model, write_teacher
-from ranks import start_ranks
-from results import Figure
+from results import Figure, try_figure
 from safetensors.torch import load_file
-from trainer_bench import OWN
+from several_gpus import measure_ranks
 from training_bench import Bench, make_rows, make_spec, preference_rows
 from transformers import TrainerCallback
 
 from finetune_api.handoff import Outcome
 from finetune_api.spec import Objective
-from finetune_trainer.distributed.world import ALONE, World, join
 from finetune_trainer.models.attention import find_flash_fault
 from finetune_trainer.models.base_model import read_config
-from finetune_trainer.models.device import DRIVER_FILE, find_device
-from finetune_trainer.models.loading import load_for_training, load_tokenizer
+from finetune_trainer.models.device import DRIVER_FILE
+from finetune_trainer.models.loading import load_for_training
 from finetune_trainer.models.memory_estimate import RESERVE, estimate, format_bytes
 from finetune_trainer.models.shape import read_shape
 from finetune_trainer.models.tensor_files import TensorFiles
-from finetune_trainer.tokenization.labeler import UNTRAINED
-from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair
 from finetune_trainer.training.callbacks import save_trained
-from finetune_trainer.training.methods import build_trainer, traits_of
 from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.packed import ROW_TOKENS
-from finetune_trainer.training.methods.parts import TrainerParts
 
 METHODS = ("QLoRA", "LoRA", "Full")
 NO_GPU = "not measured: no GPU"
@@ -53,8 +41,6 @@ LEAST_OF_PLAIN = 0.97
 LARGEST_LOSS_DIFFERENCE = 0.01
 """Relative difference of the loss of packed rows from that of single ones: rounding of 16-bit numbers."""
 WARM_UP = 2
-RANKS_TIMEOUT = timedelta(minutes=3)
-TOGETHER = (("Chat", "LoRA"), ("Chat", "Full"), ("KTO", "LoRA"), ("RewardModel", "LoRA"))
 
 
 def measure_image(machine: Machine) -> Iterator[Figure]:
@@ -145,7 +131,7 @@ def _measure_job(
     known = {TEACHER: write_teacher(machine)} if objective == "Distillation" else {}
     bench = Bench(folder, machine.model, spec, rows=rows(60), elsewhere=known)
     machine.reset_peak()
-    figure = _try(name, "published", lambda: _run_job(bench, machine))
+    figure = try_figure(name, "published", lambda: _run_job(bench, machine))
     shutil.rmtree(folder, ignore_errors=True)
     return figure
 
@@ -160,15 +146,6 @@ def _run_job(bench: Bench, machine: Machine) -> tuple[str, bool]:
 
 def _peak(machine: Machine) -> str:
     return f"peak {format_bytes(machine.peak())}" if machine.is_gpu else "peak not measured"
-
-
-def _try(name: str, required: str, run: Callable[[], tuple[str, bool | None]]) -> Figure:
-    """Return the figure of one measurement; an error is a missed one, and the suite continues."""
-    try:
-        measured, is_met = run()
-    except Exception as error:  # noqa: BLE001 - whatever a library raises is the result
-        return Figure(name, f"{type(error).__name__}: {error}"[:300], required, False)
-    return Figure(name, measured, required, is_met)
 
 
 # --- flash attention ----------------------------------------------------------
@@ -187,7 +164,7 @@ def measure_attention(machine: Machine) -> Iterator[Figure]:
         found = find_flash_fault(model, str(settings.precision), machine.device)
         return found or "nothing", found is None
 
-    yield _try(name, "nothing", compare)
+    yield try_figure(name, "nothing", compare)
 
 
 # --- packed rows --------------------------------------------------------------
@@ -204,7 +181,7 @@ def measure_packing(machine: Machine) -> Iterator[Figure]:
         trainer = machine.trainer(machine.model, settings, samples, machine.scratch / "packed")
         return f"none, with attention {trainer.model.config._attn_implementation}", True
 
-    yield _try("effect of a row on the next one", "none", build)
+    yield try_figure("effect of a row on the next one", "none", build)
     if trainer is None:
         return
     batch = next(iter(trainer.get_train_dataloader()))
@@ -275,7 +252,7 @@ def measure_resume(machine: Machine) -> Iterator[Figure]:
         noise, found = _largest_difference(whole, again), _largest_difference(again, resumed)
         return f"{found:.3g} (two uninterrupted ones: {noise:.3g})", found <= max(2 * noise, 1e-7)
 
-    yield _try(f"largest difference of a weight after a resume, {optim}", "at most twice the noise", compare)
+    yield try_figure(f"largest difference of a weight after a resume, {optim}", "at most twice the noise", compare)
 
 
 def _largest_difference(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
@@ -310,7 +287,9 @@ def measure_estimates(machine: Machine) -> Iterator[Figure]:
     for at, name in enumerate(machine.shapes):
         model = write_random_model(machine, name, machine.model)
         for method in METHODS if at == 0 else METHODS[:2]:
-            yield _try(f"{name}, {method}", f"within {WITHIN:.0%}", lambda m=method, f=model: _estimate(machine, f, m))
+            yield try_figure(
+                f"{name}, {method}", f"within {WITHIN:.0%}", lambda m=method, f=model: _estimate(machine, f, m)
+            )
         shutil.rmtree(model)
 
 
@@ -385,80 +364,6 @@ def measure_speed(machine: Machine) -> Iterator[Figure]:
     yield Figure(
         "ratio", f"{ratio:.3f}", f"at least {LEAST_OF_PLAIN}", ratio >= LEAST_OF_PLAIN if machine.is_gpu else None
     )
-
-
-# --- several GPUs ---------------------------------------------------------------
-
-
-def measure_ranks(machine: Machine) -> Iterator[Figure]:
-    """Two processes, LoRA with DDP and method Full with shards, against one process with the same effective batch."""
-    if machine.ranks < 2:
-        yield Figure("two GPUs", "not measured: one GPU", "the losses of one process")
-        return
-    for objective, method in TOGETHER:
-        name = f"{objective}, {method} on two processes"
-        yield _try(name, "the losses of one process", lambda one=(objective, method): _compare(machine, *one))
-
-
-def _compare(machine: Machine, objective: str, method: str) -> tuple[str, bool]:
-    folder = machine.scratch / f"ranks-{objective}-{method}"
-    folder.mkdir()
-    alone = _losses(_train(machine, objective, method, folder / "one"))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    arguments = (replace(machine, shapes={}), (objective, method), folder, port)
-    start_ranks(_train_rank, arguments, machine.ranks, "spawn" if machine.is_gpu else "fork")
-    ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(machine.ranks)]
-    difference = max(abs(one - other) / other for one, other in zip(ranks[0]["losses"], alone, strict=True))
-    peaks = ", ".join(format_bytes(one["peak"]) for one in ranks) if machine.is_gpu else "not measured"
-    return f"largest difference {difference:.2%}, peak of each {peaks}", difference <= LARGEST_LOSS_DIFFERENCE
-
-
-def _train(machine: Machine, objective: str, method: str, folder: Path, world: World = ALONE) -> LoopTrainer:
-    """Train with four rows a step, in one batch of each process, because KTO has a divergence over the batch."""
-    batch = {"per_device_train_batch_size": 4 // world.size, "global_batch_size": 4}
-    settings = machine.settings(method, **batch, **OWN.get(objective, {}))
-    folder.mkdir()
-    writes_text = traits_of(objective).writes_text
-    model = load_for_training(machine.model, settings, machine.device, writes_text=writes_text, world=world)
-    loop, samples = replace(make_loop(folder), world=world), _samples(machine, objective)
-    trainer = build_trainer(
-        objective, TrainerParts(model, load_tokenizer(machine.model), settings, loop, samples, [], folder / "scratch")
-    )
-    trainer.train()
-    return trainer
-
-
-def _losses(trainer: LoopTrainer) -> list[float]:
-    return [float(one["loss"]) for one in trainer.state.log_history if "loss" in one]
-
-
-def _samples(machine: Machine, objective: str) -> Sequence[Any]:
-    """Return short rows; the rejected answer of a pair is that of the row before."""
-    rows = training_speed.to_samples(machine.model, training_speed.short_pairs(64), machine.length)
-    if objective not in {"KTO", "RewardModel"}:
-        return rows
-    starts = [next(at for at, label in enumerate(row.labels) if label != UNTRAINED) for row in rows]
-    prompts = [row.input_ids[:start] for row, start in zip(rows, starts, strict=True)]
-    answers = [row.input_ids[start:] for row, start in zip(rows, starts, strict=True)]
-    if objective == "KTO":
-        return [EncodedLabelled(prompts[at], answers[at], at % 3 == 0) for at in range(len(rows))]
-    return [EncodedPair(prompts[at], answers[at], answers[at - 1]) for at in range(len(rows))]
-
-
-def _train_rank(rank: int, machine: Machine, what: tuple[str, str], folder: Path, port: int) -> LoopTrainer:
-    """Train an objective with a method in one of several processes, and write its losses and peak."""
-    size = machine.ranks
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    world = join(rank, size, (rank, size), ("127.0.0.1", port), lambda: None, timeout=RANKS_TIMEOUT)
-    own = replace(machine, device=find_device(world))
-    own.reset_peak()
-    trainer = _train(own, *what, folder / f"scratch-{rank}", world)
-    (folder / f"rank-{rank}.json").write_text(json.dumps({"losses": _losses(trainer), "peak": own.peak()}))
-    torch.distributed.barrier()  # the first process holds the others' store
-    return trainer
 
 
 SECTIONS: Mapping[str, Callable[[Machine], Iterator[Figure]]] = {

@@ -1,6 +1,6 @@
 """Figures of the GPU suite, and the page that shows them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,6 +33,15 @@ class Section:
     title: str
     figures: Sequence[Figure] = field(default_factory=tuple)
     seconds: float = 0.0
+
+
+def try_figure(name: str, required: str, run: Callable[[], tuple[str, bool | None]]) -> Figure:
+    """Return the figure of one measurement; an error is a missed one, and the suite continues."""
+    try:
+        measured, is_met = run()
+    except Exception as error:  # noqa: BLE001 - whatever a library raises is the result
+        return Figure(name, f"{type(error).__name__}: {error}"[:300], required, False)
+    return Figure(name, measured, required, is_met)
 
 
 def is_missed(sections: Sequence[Section]) -> bool:
