@@ -286,6 +286,7 @@ class FineTuneJobSpec(Block):
                 "objective KTO measures its divergence over the rows of a batch: set perDeviceTrainBatchSize to 2 or "
                 "more",
                 ".hyperparameters.perDeviceTrainBatchSize",
+                at_creation=True,
             ),
             cel(
                 MERGED_FOR_VLLM,
@@ -312,15 +313,14 @@ class FineTuneJobSpec(Block):
                 ".preflight.enabled",
             ),
             cel(
-                f"({_ONE_PROCESS}) || !(self.objective in ['RLHF', 'Distillation'])",
-                "objectives RLHF and Distillation train in one process: set resources.numNodes 1 and "
-                "resources.gpusPerNode 1",
+                f"({_ONE_PROCESS}) || self.objective != 'Distillation'",
+                "objective Distillation trains in one process: set resources.numNodes 1 and resources.gpusPerNode 1",
                 ".resources",
             ),
             cel(
-                f"({_ONE_PROCESS}) || !(self.objective in ['DPO', 'KTO', 'RewardModel']) || "
+                f"({_ONE_PROCESS}) || !(self.objective in ['DPO', 'KTO', 'RewardModel', 'RLHF']) || "
                 "self.tuning.method in ['LoRA', 'QLoRA']",
-                "objectives DPO, KTO and RewardModel train on several GPUs or nodes with an adapter only: set "
+                "objectives DPO, KTO, RewardModel and RLHF train on several GPUs or nodes with an adapter only: set "
                 "tuning.method LoRA or QLoRA, or resources.numNodes 1 and resources.gpusPerNode 1",
                 ".resources",
             ),

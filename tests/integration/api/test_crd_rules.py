@@ -67,8 +67,8 @@ NO_ANSWERS = "a reward model generates no answers"
 PACKING = "packing works with objectives"
 FLASH = "FlashAttention works with objectives"
 DROPOUT = "objectives DPO, KTO, RLHF and Distillation train without dropout"
-ONE_PROCESS = "objectives RLHF and Distillation train in one process"
-WITH_ADAPTER = "objectives DPO, KTO and RewardModel train on several GPUs or nodes with an adapter only"
+ONE_PROCESS = "objective Distillation trains in one process"
+WITH_ADAPTER = "objectives DPO, KTO, RewardModel and RLHF train on several GPUs or nodes with an adapter only"
 ROWS_OF_KTO = "objective KTO measures its divergence over the rows of a batch"
 WANDB_KEY = "credentialsSecretRef is required with mode Online"
 WANDB_URL = "endpoint and caSecretRef have no effect with mode Offline"
@@ -591,21 +591,22 @@ AT_CREATION = [
     *(
         (ONE_PROCESS, base(objective, "Auto"), base(objective, "Auto") | {"resources": many}, "spec.resources")
         for objective, many in (
-            ("RLHF", {"numNodes": 3}),
+            ("Distillation", {"numNodes": 3}),
             ("Distillation", {"gpusPerNode": 2}),
         )
     ),
     *(
         (
             WITH_ADAPTER,
-            {"objective": objective, "tuning": {"method": good}, "resources": many},
-            {"objective": objective, "tuning": {"method": bad}, "resources": many},
+            of_objective | {"tuning": {"method": good}, "resources": many},
+            of_objective | {"tuning": {"method": bad}, "resources": many},
             "spec.resources",
         )
-        for objective, good, bad, many in (
-            ("DPO", "LoRA", "Full", {"numNodes": 2, "gpusPerNode": 0}),
-            ("KTO", "QLoRA", "Auto", {"numNodes": 2}),
-            ("RewardModel", "LoRA", "Full", {"gpusPerNode": 2}),
+        for of_objective, good, bad, many in (
+            ({"objective": "DPO"}, "LoRA", "Full", {"numNodes": 2, "gpusPerNode": 0}),
+            ({"objective": "KTO"}, "QLoRA", "Auto", {"numNodes": 2}),
+            ({"objective": "RewardModel"}, "LoRA", "Full", {"gpusPerNode": 2}),
+            (rlhf(rewards=LENGTHS), "LoRA", "Auto", {"numNodes": 2, "gpusPerNode": 0}),
         )
     ),
     (

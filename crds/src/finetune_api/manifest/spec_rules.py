@@ -333,13 +333,12 @@ CONDITIONS: dict[str, Condition] = {
         spec.has_preflight or (spec.resources.ranks == 1 and spec.resources.merge is None)
     ),
     "(self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1) || "
-    "!(self.objective in ['RLHF', 'Distillation'])": lambda spec: (
-        spec.resources.ranks == 1 or spec.objective not in {"RLHF", "Distillation"}
-    ),
+    "self.objective != 'Distillation'": lambda spec: spec.resources.ranks == 1 or spec.objective != "Distillation",
     "(self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1) || "
-    "!(self.objective in ['DPO', 'KTO', 'RewardModel']) || self.tuning.method in ['LoRA', 'QLoRA']": lambda spec: (
+    "!(self.objective in ['DPO', 'KTO', 'RewardModel', 'RLHF']) || "
+    "self.tuning.method in ['LoRA', 'QLoRA']": lambda spec: (
         spec.resources.ranks == 1
-        or spec.objective not in {"DPO", "KTO", "RewardModel"}
+        or spec.objective not in {"DPO", "KTO", "RewardModel", "RLHF"}
         or spec.tuning.method in {"LoRA", "QLoRA"}
     ),
     "self.objective != 'KTO' || !has(self.hyperparameters.perDeviceTrainBatchSize) || "
