@@ -79,8 +79,8 @@ def kueue(source: Any, program: Any, running: Any, free_port: Any, install: Any)
             certificate, settings = make_certificate(Path(folder)), Path(folder) / "settings.yaml"
             settings.write_text(yaml.safe_dump(settings_of(certificate.parent, webhook, health)))
             command = [*IN_ITS_IMAGE, str(certificate.parent), program("kueue"), f"--config={settings}"]
-            with running(command, KUBECONFIG=str(kubeconfig), TMPDIR=folder):
-                wait_until(lambda: is_ready(health), "Kueue is ready", seconds=180)
+            with running(command, KUBECONFIG=str(kubeconfig), TMPDIR=folder) as log:
+                wait_until(lambda: is_ready(health), lambda: log.read_text()[-3000:], seconds=180)
                 hooks = components / "webhook" / "manifests.yaml"
                 yield list(configurations(hooks, "kueue", webhook, certificate))
 
