@@ -128,12 +128,21 @@ PLAIN_HEAD = (
     "(!has(self.tuning.lora.targetModules) || "
     "!self.tuning.lora.targetModules.exists(one, one == 'lm_head' || one.endsWith('.lm_head'))))"
 )
+_ONE_PROCESS = "self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1"
 _WITH_VLLM = "has(self.rlhf) && has(self.rlhf.rollouts) && self.rlhf.rollouts.engine == 'VLLM'"
 MERGED_FOR_VLLM = f"!({_WITH_VLLM}) || self.tuning.method in ['LoRA', 'Full']"
 LINEAR_FOR_VLLM = (
     f"!({_WITH_VLLM}) || !has(self.tuning.lora) || (!has(self.tuning.lora.modulesToSave) && "
     "(!has(self.tuning.lora.targetExperts) || !self.tuning.lora.targetExperts))"
 )
+HOLDS_WHOLE_GROUPS = (
+    "!has(self.rlhf) || !has(self.hyperparameters.perDeviceTrainBatchSize) || "
+    "!has(self.hyperparameters.gradientAccumulationSteps) || "
+    "self.hyperparameters.perDeviceTrainBatchSize * self.hyperparameters.gradientAccumulationSteps * "
+    "self.resources.numNodes * (self.resources.gpusPerNode > 0 ? self.resources.gpusPerNode : 1) % "
+    "self.rlhf.numGenerations == 0"
+)
+ALONE_FOR_VLLM = f"!({_WITH_VLLM}) || ({_ONE_PROCESS})"
 KEEPS_ADAPTERS = "self.checkpoint.keep == 0 || self.tuning.method != 'Full'"
 FORMAT = f"self.dataset.format == 'Auto' || self.dataset.format in {FORMATS}[self.objective]"
 FORMAT_OF_SOURCES = (
@@ -141,7 +150,6 @@ FORMAT_OF_SOURCES = (
     f"one.format in {FORMATS}[self.objective])"
 )
 _FORMATS = "; ".join(f"{', '.join(formats)} (objective {objective})" for objective, formats in FORMATS.items())
-_ONE_PROCESS = "self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1"
 
 
 def _fixed(name: str) -> Any:
@@ -272,13 +280,11 @@ class FineTuneJobSpec(Block):
                 ".hyperparameters.attention",
             ),
             cel(
-                "!has(self.rlhf) || !has(self.hyperparameters.perDeviceTrainBatchSize) || "
-                "!has(self.hyperparameters.gradientAccumulationSteps) || "
-                "self.hyperparameters.perDeviceTrainBatchSize * self.hyperparameters.gradientAccumulationSteps % "
-                "self.rlhf.numGenerations == 0",
-                "a step must contain whole groups of answers: perDeviceTrainBatchSize times gradientAccumulationSteps "
-                "must be a multiple of rlhf.numGenerations",
+                HOLDS_WHOLE_GROUPS,
+                "a step must contain whole groups of answers: perDeviceTrainBatchSize times gradientAccumulationSteps, "
+                "times all GPUs, must be a multiple of rlhf.numGenerations",
                 ".rlhf.numGenerations",
+                at_creation=True,  # a step keeps its answers if a later attempt has other GPUs
             ),
             cel(
                 "self.objective != 'KTO' || !has(self.hyperparameters.perDeviceTrainBatchSize) || "
@@ -298,6 +304,12 @@ class FineTuneJobSpec(Block):
                 LINEAR_FOR_VLLM,
                 "engine VLLM gets adapters on linear layers only: remove tuning.lora.modulesToSave and targetExperts, "
                 "or set rlhf.rollouts.engine Transformers",
+                ".rlhf.rollouts.engine",
+            ),
+            cel(
+                ALONE_FOR_VLLM,
+                "engine VLLM samples in one process: set resources.numNodes 1 and resources.gpusPerNode 1, or "
+                "rlhf.rollouts.engine Transformers",
                 ".rlhf.rollouts.engine",
             ),
             cel(

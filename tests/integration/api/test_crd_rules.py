@@ -74,6 +74,7 @@ WANDB_KEY = "credentialsSecretRef is required with mode Online"
 WANDB_URL = "endpoint and caSecretRef have no effect with mode Offline"
 MERGED = "engine VLLM gets the adapter merged into its base"
 LINEAR = "engine VLLM gets adapters on linear layers only"
+ALONE = "engine VLLM samples in one process"
 OF_VLLM = "gpuMemoryFraction is of engine VLLM"
 GROUPS = "a step must contain whole groups of answers"
 
@@ -123,6 +124,12 @@ def rlhf(**fields: Any) -> Spec:
 def by_vllm(method: str, **lora: Any) -> Spec:
     tuning = {"method": method} | ({"lora": lora} if lora else {})
     return rlhf(rewards=LENGTHS, rollouts={"engine": "VLLM"}) | {"tuning": tuning}
+
+
+def shared_groups(resources: Spec) -> Spec:
+    """Return a job whose processes have two answers of a step each, and groups of eight."""
+    hyper = {"perDeviceTrainBatchSize": 1, "gradientAccumulationSteps": 2}
+    return rlhf(rewards=LENGTHS) | {"tuning": {"method": "LoRA"}, "hyperparameters": hyper, "resources": resources}
 
 
 def distillation(**teacher: Any) -> Spec:
@@ -361,6 +368,7 @@ AT_CREATION = [
     (MERGED, by_vllm("Full"), by_vllm("Auto"), "spec.rlhf.rollouts.engine"),
     (LINEAR, by_vllm("LoRA", useDora=True), by_vllm("LoRA", modulesToSave=["norm"]), "spec.rlhf.rollouts.engine"),
     (LINEAR, by_vllm("LoRA", targetExperts=False), by_vllm("LoRA", targetExperts=True), "spec.rlhf.rollouts.engine"),
+    (ALONE, by_vllm("LoRA"), by_vllm("LoRA") | {"resources": {"gpusPerNode": 2}}, "spec.rlhf.rollouts.engine"),
     (REWARDS, rlhf(rewards=LENGTHS), rlhf(rewards=LENGTHS, rewardModel={"uri": "s3://m/r"}), "spec.rlhf.rewardModel"),
     (TARGET, rlhf(rewards=LENGTHS), rlhf(rewards=[{"type": "Length"}]), "spec.rlhf.rewards[0].targetTokens"),
     (
@@ -586,6 +594,13 @@ AT_CREATION = [
         GROUPS,
         rlhf(rewards=LENGTHS) | {"hyperparameters": {"perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 2}},
         rlhf(rewards=LENGTHS) | {"hyperparameters": {"perDeviceTrainBatchSize": 3, "gradientAccumulationSteps": 2}},
+        "spec.rlhf.numGenerations",
+    ),
+    (GROUPS, shared_groups({"gpusPerNode": 4}), shared_groups({"gpusPerNode": 3}), "spec.rlhf.numGenerations"),
+    (
+        GROUPS,
+        shared_groups({"numNodes": 4, "gpusPerNode": 0}),
+        shared_groups({"numNodes": 2}),
         "spec.rlhf.numGenerations",
     ),
     *(

@@ -34,10 +34,12 @@ from finetune_api.pods.resources import GPUS_BY_COUNT, IN_BYTES, WITHIN_LIMITS
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.scalars import read_quantity
 from finetune_api.spec import (
+    ALONE_FOR_VLLM,
     BLOCKS,
     FORMAT,
     FORMAT_OF_SOURCES,
     FORMATS,
+    HOLDS_WHOLE_GROUPS,
     KEEPS_ADAPTERS,
     LINEAR_FOR_VLLM,
     MERGED_FOR_VLLM,
@@ -308,16 +310,14 @@ CONDITIONS: dict[str, Condition] = {
             or spec.objective in {"Instruction", "Chat", "DomainAdaptation"}
         )
     ),
-    "!has(self.rlhf) || !has(self.hyperparameters.perDeviceTrainBatchSize) || "
-    "!has(self.hyperparameters.gradientAccumulationSteps) || "
-    "self.hyperparameters.perDeviceTrainBatchSize * self.hyperparameters.gradientAccumulationSteps % "
-    "self.rlhf.numGenerations == 0": lambda spec: spec.rlhf is None or _holds_whole_groups(spec),
+    HOLDS_WHOLE_GROUPS: lambda spec: spec.rlhf is None or _holds_whole_groups(spec),
     MERGED_FOR_VLLM: lambda spec: not _uses_vllm(spec) or spec.tuning.method in {"LoRA", "Full"},
     LINEAR_FOR_VLLM: lambda spec: (
         not _uses_vllm(spec)
         or spec.tuning.lora is None
         or not (spec.tuning.lora.modules_to_save or spec.tuning.lora.target_experts)
     ),
+    ALONE_FOR_VLLM: lambda spec: not _uses_vllm(spec) or spec.resources.ranks == 1,
     HAS_SHARE: lambda rollouts: rollouts.engine == "VLLM" or rollouts.gpu_memory_fraction is None,
     "!has(self.tuning.initialAdapter) || !has(self.tuning.initialAdapter.fromParent) || "
     "(has(self.lineage) && has(self.lineage.parentRef))": lambda spec: (
@@ -434,7 +434,9 @@ def _holds_whole_groups(spec: Any) -> bool:
         spec.hyperparameters.per_device_train_batch_size,
         spec.hyperparameters.gradient_accumulation_steps,
     )
-    return batch is None or accumulation is None or batch * accumulation % spec.rlhf.num_generations == 0
+    if batch is None or accumulation is None:
+        return True
+    return batch * accumulation * spec.resources.ranks % spec.rlhf.num_generations == 0
 
 
 def _uses_vllm(spec: Any) -> bool:
