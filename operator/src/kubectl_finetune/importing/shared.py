@@ -194,7 +194,7 @@ def put_trainer_hub(draft: Draft) -> None:
 def put_gpus(draft: Draft, key: str = "--gpus", found: int = 1) -> None:
     """Set the GPUs, spread over nodes of at most eight."""
     gpus = found if draft.options.gpus is None else draft.options.gpus
-    if gpus > 1 and draft.at("objective") in SAMPLED:
+    if gpus > 1 and draft.at("objective") == Objective.DISTILLATION.value:
         steps = gpus * (draft.at(f"{HYPER}.gradientAccumulationSteps") or 1)
         fix = "use --gpus 1"
         if "gradient_accumulation_steps" in draft.defaults:

@@ -527,15 +527,17 @@ def test_rows_with_noise_on_embeddings_are_not_packed_which_is_named(read: Read,
     ]
 
 
-def test_several_gpus_are_refused_for_grpo_with_the_same_batch_on_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("answers", "problems"), [(4, []), (32, []), (24, ["trl.num_generations: spec.rlhf.numGenerations"])]
+)
+def test_several_gpus_share_the_groups_of_grpo(tmp_path: Path, answers: int, problems: list[str]) -> None:
+    """A step has 32 answers: 2 rows x 8 (accumulation) x 2 GPUs."""
     path = tmp_path / "grpo.yml"
-    trl = {"num_generations": 4, "reward_funcs": ["think_format_reward"]}
+    trl = {"num_generations": answers, "reward_funcs": ["think_format_reward"]}
     path.write_text(yaml.safe_dump(yaml.safe_load(BASE) | {"rl": "grpo", "trl": trl}))
-    (refused,) = import_file(path, "axolotl", Options(gpus=2)).refused
-    assert (refused.key, refused.reason) == ("--gpus", "objective RLHF trains on one GPU")
-    assert refused.fix == "use --gpus 1, and gradient_accumulation_steps: 16 in the file, for the same batch"
-    alone = spec_of(import_file(path, "axolotl", Options(gpus=1)))
-    assert alone["resources"] == {"gpusPerNode": 1}
+    done = import_file(path, "axolotl", Options(gpus=2))
+    assert spec_of(done)["resources"] == {"gpusPerNode": 2}
+    assert [one.field for one in done.problems] == problems
 
 
 @pytest.mark.parametrize(
