@@ -436,7 +436,7 @@ def _holds_whole_groups(spec: Any) -> bool:
     )
     if batch is None or accumulation is None:
         return True
-    return batch * accumulation * spec.resources.ranks % spec.rlhf.num_generations == 0
+    return bool(batch * accumulation * spec.resources.ranks % spec.rlhf.num_generations == 0)
 
 
 def _uses_vllm(spec: Any) -> bool:
