@@ -1,6 +1,7 @@
 """What a release asks the API server for, by the client of jobs, within its limits."""
 
 from dataclasses import replace
+from datetime import datetime
 
 from finetune_api import names
 from finetune_api.release import FineTuneReleaseStatus, KServeTarget
@@ -10,7 +11,7 @@ from finetune_operator.kube.errors import AlreadyExists, Gone, NameTaken, Outdat
 from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod, controller_of
 from finetune_operator.manifests.planted import find_foreign_content
 from finetune_operator.release.manifests import build_selector, set_adapter
-from finetune_operator.release.objects import Release, Service, explain_rollout
+from finetune_operator.release.objects import Release, Service, count_ending, explain_rollout
 
 PATHS = {
     "ConfigMap": "/api/v1/namespaces/{}/configmaps",
@@ -53,21 +54,23 @@ class ReleaseCluster:
         pods = sorted(page["items"], key=lambda one: str(one["metadata"].get("creationTimestamp")))
         return tuple(map(Pod.from_object, pods))
 
-    async def get_service(self, namespace: str, target: KServeTarget) -> Service | None:
+    async def get_service(self, namespace: str, target: KServeTarget, now: datetime) -> Service | None:
         """Read an LLMInferenceService and its Deployments; None if it, or its definition, does not exist."""
         try:
             service = Service.from_object(await self._cluster.request("GET", _service(namespace, target)))
         except Gone:
             return None
-        rollouts = [await self._explain_rollout(namespace, name) for name in service.deployments]
-        return replace(service, rollout="; ".join(filter(None, rollouts)))
-
-    async def _explain_rollout(self, namespace: str, name: str) -> str:
-        try:
-            path = f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}"
-            return explain_rollout(await self._cluster.request("GET", path))
-        except Gone:
-            return f"Deployment {name} does not exist"
+        rollouts, ending = [], 0
+        for name in service.deployments:
+            try:
+                path = f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}"
+                deployment = await self._cluster.request("GET", path)
+            except Gone:
+                rollouts.append(f"Deployment {name} does not exist")
+            else:
+                rollouts.append(explain_rollout(deployment))
+                ending += count_ending(deployment, now)
+        return replace(service, rollout="; ".join(filter(None, rollouts)), ending=ending)
 
     async def set_adapter(self, namespace: str, target: KServeTarget, service: Service, uri: str | None) -> None:
         """Set the URI of one adapter of an LLMInferenceService, as it was read."""

@@ -2,14 +2,24 @@
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Self
 
 from pydantic import ValidationError
 
 from finetune_api.release import FineTuneReleaseSpec, FineTuneReleaseStatus, ReleaseConditionType
 from finetune_operator.kube.errors import ClusterError
-from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod, describe_faults, version_of
+from finetune_operator.kube.objects import (
+    MAX_GRACE_SECONDS,
+    FineTuneJob,
+    Job,
+    Key,
+    Object,
+    Pod,
+    describe_faults,
+    moment,
+    version_of,
+)
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 """Names that need no escaping in a path."""
@@ -75,6 +85,8 @@ class Service:
     """Names of the Deployments of its pods."""
     rollout: str = ""
     """Why not only pods with its current adapters answer; empty if only those do. Ready is True before that."""
+    ending: int = 0
+    """How many deleted pods may still answer, by connections or routes of before."""
 
     @classmethod
     def from_object(cls, obj: Object) -> Self:
@@ -119,6 +131,18 @@ def explain_rollout(deployment: Object) -> str:
     stuck = (one for one in conditions if one.get("type") == "Progressing" and one.get("status") == "False")
     causes = [str(one.get("message")) for one in stuck]
     return ": ".join([f"Deployment {meta['name']}", text, *causes])
+
+
+def count_ending(deployment: Object, now: datetime) -> int:
+    """Return how many deleted pods of a Deployment may still answer; Kubernetes counts them since 1.35.
+
+    Of a lost node they stay for longer than their grace period, and answer no more.
+    """
+    status, pod = deployment.get("status") or {}, deployment["spec"]["template"]["spec"]
+    conditions: list[Object] = status.get("conditions") or []
+    over = next((moment(one.get("lastUpdateTime")) for one in conditions if one.get("type") == "Progressing"), None)
+    grace = timedelta(seconds=min(pod.get("terminationGracePeriodSeconds") or 0, MAX_GRACE_SECONDS))
+    return int(status.get("terminatingReplicas") or 0) if over and now <= over + grace else 0
 
 
 @dataclass(frozen=True)

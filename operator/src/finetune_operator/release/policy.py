@@ -172,8 +172,7 @@ def _serve(
     detail = service.rollout or service.message or "its controller has not reported on it"
     answering = candidate.model_copy(update={"released_time": seen.now})
     if is_set and service.ready == "True" and not service.rollout:
-        report = _report(seen, ReleaseOutcome.RELEASED, answering)
-        return _end(seen, R.RELEASED, f"LLMInferenceService {target.name} is ready with it.", report)
+        return _end_once_alone(seen, target, service, answering)
     if _is_late(seen, spec, begun):
         problem, written = (
             f"LLMInferenceService {target.name} was not ready within progressDeadlineSeconds",
@@ -189,6 +188,14 @@ def _serve(
         return _end(seen, R.FAILED, f"{message}: let one of the two set it, then edit the release.")
     waiting = _wait_for(seen, f"LLMInferenceService {target.name} is not ready with it yet: {detail}")
     return replace(waiting, sets_adapter=not is_set, adapter_uri=wanted)
+
+
+def _end_once_alone(seen: Seen, target: KServeTarget, service: Service, answering: ReleasedResult) -> Plan:
+    """End the release of a service that is ready once no other pod answers: a matter of seconds, so never too late."""
+    message = f"LLMInferenceService {target.name} is ready with it"
+    if service.ending:
+        return _wait_for(seen, f"{message}; pods that are being deleted may still answer: {service.ending}.")
+    return _end(seen, R.RELEASED, f"{message}.", _report(seen, ReleaseOutcome.RELEASED, answering))
 
 
 def _undo_trial(seen: Seen, spec: FineTuneReleaseSpec) -> Plan | None:

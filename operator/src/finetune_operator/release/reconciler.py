@@ -86,6 +86,7 @@ class ReleaseReconciler:
         seen, spec, namespace = Seen(release, self._clock()), release.spec, release.key.namespace
         if spec is None:
             return seen
+        kserve = spec.target.kserve
         try:
             await self._stop_earlier(release)
             return replace(
@@ -94,7 +95,7 @@ class ReleaseReconciler:
                 # Before the pods, which are then never older than the counts of their Job.
                 child=await self._cluster.get_child(release, build_name(release)),
                 pods=await self._cluster.list_pods(release.key),
-                service=await self._cluster.get_service(namespace, spec.target.kserve) if spec.target.kserve else None,
+                service=await self._cluster.get_service(namespace, kserve, seen.now) if kserve else None,
             )
         except (Denied, NameTaken) as problem:
             return replace(seen, problem=problem)

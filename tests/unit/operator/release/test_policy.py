@@ -12,7 +12,7 @@ from finetune_api.release import ReleaseConfig, ReleasedResult
 from finetune_operator.kube.errors import Denied, NameTaken, Refused
 from finetune_operator.kube.objects import FineTuneJob, Job, Pod
 from finetune_operator.release.manifests import build_carrier, build_children, build_name, set_adapter
-from finetune_operator.release.objects import Release, Seen, Service, explain_rollout
+from finetune_operator.release.objects import Release, Seen, Service, count_ending, explain_rollout
 from finetune_operator.release.policy import Plan, is_settled, plan
 from finetune_operator.settings import Settings
 
@@ -353,6 +353,25 @@ def test_a_rollout_is_over_once_only_new_pods_answer(status: Object, words: str)
     found = explain_rollout(deployment(**status))
     assert found.endswith(words)
     assert bool(found) == bool(words)
+
+
+@pytest.mark.parametrize(("ending", "seconds", "counted"), [(1, 60, 1), (1, 61, 0), (0, 1, 0), (None, 1, 0)], ids=str)
+def test_pods_of_before_that_end_are_counted_for_their_grace_period_after_the_rollout(
+    ending: int | None, seconds: int, counted: int
+) -> None:
+    rolled_out = {"type": "Progressing", "status": "True", "lastUpdateTime": WIRE}
+    found = deployment(terminatingReplicas=ending, conditions=[rolled_out])
+    found["spec"]["template"] = {"spec": {"terminationGracePeriodSeconds": 60}}
+    assert count_ending(found, NOW + timedelta(seconds=seconds)) == counted
+
+
+def test_a_result_is_released_once_the_pods_of_before_have_ended_which_is_never_too_late() -> None:
+    seen = replace(tried(), now=LATE, service=replace(service(WANTED, "True"), ending=1))
+    waiting = plan(seen, SETTINGS)
+    assert (waiting.status.reason, waiting.sets_adapter) == ("WaitingForServer", False)
+    assert "pods that are being deleted may still answer: 1" in (waiting.status.message or "")
+    ended = replace(after(seen, waiting), service=service(WANTED, "True"))
+    assert plan(ended, SETTINGS).status.reason == "Released"
 
 
 def test_a_service_names_its_deployments_and_why_it_is_not_ready() -> None:
