@@ -123,6 +123,16 @@ def build_images() -> None:
 
 
 @app.command()
+def build_image(name: str, folder: Path) -> None:
+    """Build the Dockerfile of a folder from the base image into the node; prints the reference and nothing else."""
+    layout = full_cluster()
+    _require_running(layout)
+    with _alone(layout), _stdout_is_for_the_answer():
+        reference = images.build_folder(layout, name, folder.resolve())
+    print(reference)
+
+
+@app.command()
 def load_image(
     reference: Annotated[str, typer.Argument(help="An image archive, or an image of the Docker here.")],
 ) -> None:

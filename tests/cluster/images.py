@@ -6,7 +6,7 @@ import hashlib
 import json
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +85,16 @@ def build_all(layout: Layout) -> dict[str, str]:
     return references
 
 
+def build_folder(layout: Layout, name: str, folder: Path) -> str:
+    """Build the Dockerfile of a folder from the base image; the reference."""
+    base = ensure_base_image(layout)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    reference = f"{name}:{_digest(base, folder, files)}"
+    if f"{LIBRARY}{reference}" not in containers.images(layout):
+        _build(layout, Image(name, "Dockerfile", ()), reference, base, folder)
+    return reference
+
+
 def remove_old(layout: Layout, references: Mapping[str, str]) -> None:
     """Removes earlier builds that no object in the cluster names, neither by tag nor by digest."""
     named = kubectl.text_of_all(layout, "pods,jobs.batch,deployments.apps")
@@ -113,7 +123,7 @@ def environment(layout: Layout) -> dict[str, str]:
     return {f"FINETUNE_{role.upper()}_IMAGE": reference for role, reference in references.items()}
 
 
-def _build(layout: Layout, image: Image, reference: str, base: str) -> None:
+def _build(layout: Layout, image: Image, reference: str, base: str, context: Path = CHECKOUT) -> None:
     print(f"building {reference} … ", end="", flush=True)
     begin = time.monotonic()
     _start_builder(layout)
@@ -125,8 +135,8 @@ def _build(layout: Layout, image: Image, reference: str, base: str) -> None:
             "build",
             "--progress=plain",
             "--frontend=dockerfile.v0",
-            f"--local=context={CHECKOUT}",
-            f"--local=dockerfile={CHECKOUT}",
+            f"--local=context={context}",
+            f"--local=dockerfile={context}",
             f"--opt=filename={image.dockerfile}",
             f"--opt=build-arg:BASE_IMAGE={base}",
             *([f"--opt=target={image.target}"] if image.target else []),
@@ -153,9 +163,13 @@ def _buildctl(layout: Layout) -> list[str]:
 
 
 def _content_hash(image: Image, base: str) -> str:
-    digest = hashlib.sha256(f"{base}\n{image.target}".encode())
-    for path in _files(image):
-        digest.update(f"\n{path.relative_to(CHECKOUT)}\n".encode())
+    return _digest(f"{base}\n{image.target}", CHECKOUT, _files(image))
+
+
+def _digest(first: str, folder: Path, files: Iterable[Path]) -> str:
+    digest = hashlib.sha256(first.encode())
+    for path in files:
+        digest.update(f"\n{path.relative_to(folder)}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -31,6 +31,8 @@ def _loaded(name: str, path: Path) -> ModuleType:
 
 _control_plane = _loaded("fixtures_of_integration_tests", INTEGRATION / "conftest.py")
 _operator = _loaded("fixtures_of_operator_tests", INTEGRATION / "operator" / "conftest.py")
+CLUSTER_PY = _control_plane.CLUSTER_PY
+World = _operator.World
 control_plane = _control_plane.control_plane
 program = _control_plane.program
 tool_path = _control_plane.tool_path
