@@ -313,7 +313,7 @@ serving: setup $(VENV)/servers/installed $(VENV)/rollouts/installed ## Serve res
 .PHONY: controllers
 controllers: setup prometheus ## The Prometheus Operator, Flux, Argo CD, KServe and Kueue as processes on real API servers (builds them once)
 	$(CLUSTER_PY) build $(CONTROL_PLANE) prometheus-operator source-controller kustomize-controller argocd kustomize \
-	  llmisvc kueue
+	  llmisvc kserve kueue
 	$(BIN)/pytest tests/servers/controllers $(SERVERS_ARGS)
 
 .PHONY: serving-pods

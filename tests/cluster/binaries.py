@@ -77,12 +77,13 @@ PROGRAMS = {
         Program("source-controller", "flux", f"{FLUX}/source-controller", f"{FLUX}/source-controller"),
         Program("kustomize-controller", "flux", f"{FLUX}/kustomize-controller", f"{FLUX}/kustomize-controller"),
         Program("llmisvc", "kserve", KSERVE, f"{KSERVE}/cmd/llmisvc"),
+        Program("kserve", "kserve", KSERVE, f"{KSERVE}/cmd/manager"),
     )
 }
 ON_DEMAND = (
     *("kueue", "health", "registry", "actionlint", "kubeadm", "jobset", "kubeflow-trainer"),
     *("kube-router", "prometheus-operator", "source-controller", "kustomize-controller", "argocd", "kustomize"),
-    "llmisvc",
+    *("llmisvc", "kserve"),
 )
 BASIC = tuple(name for name in PROGRAMS if name not in ON_DEMAND)
 """What every cluster needs; Kueue takes minutes to build and is built when it is asked for, as are the tests' tools."""

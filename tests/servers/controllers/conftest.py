@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from kserve_world import KServe
 from waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -145,3 +146,11 @@ def free_port() -> Callable[[], int]:
             return int(free.getsockname()[1])
 
     return find
+
+
+@pytest.fixture(scope="session")
+def kserve(source: Any, kubectl: Any) -> KServe:
+    """KServe with its own configuration, which its controllers share."""
+    found = KServe(source("llmisvc"), kubectl)
+    found.configure()
+    return found

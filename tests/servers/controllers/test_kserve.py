@@ -28,13 +28,10 @@ def place(namespace: str, job: str = "support.bot") -> Place:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _controller(
-    *, source: Any, install: Any, program: Any, running: Any, kubectl: Kubectl, tmp_path_factory: Any
-) -> Iterator[None]:
-    kserve = KServe(source("llmisvc"), kubectl)
+def _controller(*, install: Any, program: Any, running: Any, kserve: KServe, tmp_path_factory: Any) -> Iterator[None]:
     for path in [*kserve.definitions(), ROOT / "crds" / "finetunereleases.yaml"]:
         install(path)
-    kserve.configure()
+    kserve.add_presets()
     with kserve.controller(program("llmisvc"), running, tmp_path_factory.mktemp("kserve")):
         yield
 

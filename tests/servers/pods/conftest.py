@@ -109,6 +109,7 @@ def kserve(
         for path in found.definitions():
             install(path)
         found.configure()
+        found.add_presets()
         found.set_storage_initializer(image)
         with found.controller(program("llmisvc"), running, tmp_path_factory.mktemp("kserve")):
             yield found

@@ -148,8 +148,11 @@ def test_an_llm_service_of_kserve_names_the_adapter_its_rank_and_its_template() 
 
 
 def test_the_base_is_called_otherwise_if_the_job_has_the_name_of_the_adapter() -> None:
-    model = yaml.safe_load(kserve_llm_adapter(replace(PLACE, name="Tuned"), 24))["spec"]["model"]
+    place = replace(PLACE, name="Tuned")
+    model = yaml.safe_load(kserve_llm_adapter(place, 24))["spec"]["model"]
     assert (model["name"], model["lora"]["adapters"][0]["name"]) == ("tuned-base", "tuned")
+    arguments = yaml.safe_load(kserve_adapter(place, 24))["spec"]["predictor"]["model"]["args"]
+    assert {"--model_name=tuned-base", f"--lora-modules=tuned={FOLDER}"} <= {*arguments}
 
 
 @pytest.mark.parametrize("base", ["s3://bucket/models/base", "s3://bucket/models/base/"])
@@ -164,6 +167,10 @@ def test_a_base_in_a_claim_is_served_from_it() -> None:
     place = replace(PLACE, base="pvc://models/llama/8b/")
     assert fetch_base(place) == "# base: llama/8b in the PersistentVolumeClaim models, mounted or copied"
     assert yaml.safe_load(kserve_llm_adapter(place, 16))["spec"]["model"]["uri"] == "pvc://models/llama/8b"
+    for base, folder in (("pvc://models/llama/8b/", "base/llama/8b"), ("pvc://models", "base")):
+        predictor = yaml.safe_load(kserve_adapter(replace(PLACE, base=base), 16))["spec"]["predictor"]
+        assert predictor["storageUris"][0] == {"uri": base.rstrip("/"), "mountPath": "/mnt/models/base"}
+        assert f"--model_dir=/mnt/models/{folder}" in predictor["model"]["args"]
 
 
 def test_kserve_is_given_the_address_of_another_hub_if_the_base_is_there() -> None:
@@ -186,10 +193,21 @@ def test_odd_addresses_stay_one_value_in_yaml_and_one_word_of_a_shell(output: st
 
 
 @pytest.mark.parametrize(
-    ("name", "label"), [("support-bot", "support-bot"), ("a.b.c", "a-b-c"), ("1st", "m-1st"), ("x" * 60, "x" * 50)]
+    ("name", "label"),
+    [("support-bot", "support-bot"), ("a.b.c", "a-b-c"), ("1st", "m-1st"), ("x" * 60, "x" * 50), ("---", "m")],
 )
 def test_the_service_has_a_name_that_dns_takes(name: str, label: str) -> None:
     assert service_name(name) == label
+
+
+@pytest.mark.parametrize(("namespace", "longest"), [("ml", 50), ("team-of-support", 37), ("n" * 63, 1)])
+def test_name_and_namespace_of_an_inference_service_fit_into_the_host_that_kserve_makes(
+    namespace: str, longest: int
+) -> None:
+    place = replace(PLACE, name="x" * 60, namespace=namespace)
+    for manifest in (kserve_merged(place), kserve_adapter(place, 16)):
+        assert yaml.safe_load(manifest)["metadata"]["name"] == "x" * longest
+    assert yaml.safe_load(kserve_llm_adapter(place, 16))["metadata"]["name"] == "x" * 50
 
 
 def test_snippets_are_python_and_words_of_a_shell() -> None:

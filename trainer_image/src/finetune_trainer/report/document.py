@@ -172,6 +172,7 @@ def _place(config: JobConfig) -> serving.Place:
         is_local=config.is_local,
         image=pushed if oci and oci.format is PackageFormat.IMAGE else None,
         artifact=pushed if oci and oci.format is PackageFormat.MODEL_PACK else None,
+        namespace=config.namespace,
     )
 
 

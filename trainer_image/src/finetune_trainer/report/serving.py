@@ -23,6 +23,7 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 UNSERVED_MODULES = ("embed_tokens", "wte", "lm_head", "embed_out")
 MERGE_INSTEAD = "set `output.merge` and serve `merged/`"
 LONGEST_NAME = 50
+LONGEST_LABEL = 63
 RESOURCES = {"limits": {"cpu": "4", "memory": "24Gi", "nvidia.com/gpu": "1"}}
 ADAPTER_NAME = "tuned"
 """The model's name in requests to a server of the snippets."""
@@ -59,6 +60,7 @@ class Place:
     """The result in a registry, as `host/path:tag`, if it is pushed to one as an image."""
     artifact: str | None = None
     """The same, if it is pushed as a ModelPack artifact."""
+    namespace: str = "default"
 
 
 def max_lora_rank(rank: int) -> int | None:
@@ -218,17 +220,19 @@ def kserve_merged(place: Place) -> str:
 
 def kserve_adapter(place: Place, rank: int) -> str:
     """Return an InferenceService of base and adapter; several URIs for one model need KServe 0.16."""
-    folder = "/mnt/models/adapter"
+    folder, base = "/mnt/models/adapter", "/mnt/models/base"
+    # Of a claim, KServe mounts the top folder there, whatever path the URI has.
+    path = split_claim_uri(place.base)[1] if is_claim_uri(place.base) else ""
     arguments = [
-        f"--model_name={service_name(place.name)}",
-        "--model_dir=/mnt/models/base",
+        f"--model_name={_base_name(place)}",
+        f"--model_dir={'/'.join(filter(None, (base, path)))}",
         "--enable-lora",
         f"--max-lora-rank={max_lora_rank(rank) or VLLM_RANKS[-1]}",
         f"--lora-modules={ADAPTER_NAME}={folder}",
         *_settings_of(folder, "="),
     ]
     uris = [
-        {"uri": _kserve_uri(place), "mountPath": "/mnt/models/base"},
+        {"uri": _kserve_uri(place), "mountPath": base},
         {"uri": f"{place.output}/adapter/", "mountPath": folder},
     ]
     return _service(place, arguments, {}, {"storageUris": uris})
@@ -243,8 +247,8 @@ def kserve_llm_adapter(place: Place, rank: int) -> str:
         "maxRank": max_lora_rank(rank) or VLLM_RANKS[-1],
         "adapters": [{"name": ADAPTER_NAME, "uri": f"{place.output}/adapter/"}],
     }
-    # KServe names the base like the service, and refuses an adapter of the same name.
-    base = {"name": f"{ADAPTER_NAME}-base"} if service_name(place.name) == ADAPTER_NAME else {}
+    # KServe names the base like the service.
+    base = {"name": name} if (name := _base_name(place)) != service_name(place.name) else {}
     server = {"name": "main", "args": _settings_of(f"/mnt/lora/{ADAPTER_NAME}", "="), "resources": RESOURCES}
     template: dict[str, Any] = {"containers": [server]}
     if names_hub(place):
@@ -256,7 +260,7 @@ def kserve_llm_adapter(place: Place, rank: int) -> str:
         "router": {"gateway": {}, "route": {}},
         "template": template,
     }
-    return _manifest("serving.kserve.io/v1alpha2", "LLMInferenceService", place, spec)
+    return _manifest("serving.kserve.io/v1alpha2", "LLMInferenceService", service_name(place.name), spec)
 
 
 def image_volume(image: str) -> str:
@@ -277,10 +281,16 @@ def names_hub(place: Place) -> bool:
     return bool(place.hub_endpoint) and is_hub_uri(place.base)
 
 
-def service_name(name: str) -> str:
+def service_name(name: str, longest: int = LONGEST_NAME) -> str:
     """Return the job's name as a DNS label, as a service needs: no dots, no digit at the start."""
-    label = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:LONGEST_NAME].rstrip("-")
-    return label if label[:1].isalpha() else f"m-{label}".rstrip("-")
+    label = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+    return (label if label[:1].isalpha() else f"m-{label}")[:longest].rstrip("-")
+
+
+def _base_name(place: Place) -> str:
+    """Return a name for the base under which no request for the adapter reaches it; KServe refuses equal names."""
+    name = service_name(place.name)
+    return f"{ADAPTER_NAME}-base" if name == ADAPTER_NAME else name
 
 
 def _service(
@@ -293,11 +303,14 @@ def _service(
         "resources": RESOURCES,
     }
     spec = {"predictor": {"model": model, **(adapter or {})}}
-    return _manifest("serving.kserve.io/v1beta1", "InferenceService", place, spec)
+    # KServe creates nothing if this label of its host is too long: NAME-predictor-NAMESPACE.
+    longest = LONGEST_LABEL - len(f"-predictor-{place.namespace}")
+    name = service_name(place.name, max(1, min(LONGEST_NAME, longest)))
+    return _manifest("serving.kserve.io/v1beta1", "InferenceService", name, spec)
 
 
-def _manifest(version: str, kind: str, place: Place, spec: Mapping[str, Any]) -> str:
-    manifest = {"apiVersion": version, "kind": kind, "metadata": {"name": service_name(place.name)}, "spec": spec}
+def _manifest(version: str, kind: str, name: str, spec: Mapping[str, Any]) -> str:
+    manifest = {"apiVersion": version, "kind": kind, "metadata": {"name": name}, "spec": spec}
     return yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=1000).rstrip()
 
 
