@@ -468,6 +468,20 @@ def test_a_policy_is_stopped_while_it_samples_and_resumed_by_another_number_of_p
     assert find_result_faults(job.config.output_key(), job.storage) == []
 
 
+@pytest.mark.nightly
+def test_a_policy_on_a_quantised_base_is_measured_as_it_is_served_after_the_processes_have_parted(
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
+) -> None:
+    """One process measures, whose own batch is half of a group."""
+    blocks = policy_blocks({"type": "Regex", "pattern": "[a-e]"})
+    short = HYPERPARAMETERS | {"maxSteps": 4}
+    job = make_job(s3_server, "ranks-served", tmp_path, "QLoRA", trainer_python, **blocks | {"hyperparameters": short})
+    attempt = job.start("quantised", gpus=2)
+    assert attempt.codes() == [0], attempt.errors()
+    text = (job.storage.read(f"{job.config.output_key()}/{Artifact.REPORT}") or b"").decode()
+    assert "as served (16-bit base)" in text
+
+
 WITHOUT_RETRIES = """
 import sys
 

@@ -165,7 +165,7 @@ class PolicyTrainer(LoopTrainer):
     def show(self, samples: Sequence[EncodedPrompt], seed: int | None = None) -> list[ScoredAnswer]:
         """Return one sampled answer to each prompt with its reward; the training's random state does not change.
 
-        Several processes share the batches, each of which has a seed: the answers do not depend on their number.
+        Several processes share the batches. Each batch has a seed of its own, so that one process can repeat all.
         """
         self.model.eval()
         self._last_loaded_step = NEVER
