@@ -35,6 +35,8 @@ from finetune_trainer.training.methods.rlhf import PolicyTrainer, build_rlhf_tra
 
 RANKS_TIMEOUT = timedelta(minutes=3)
 TOGETHER = (("Chat", "LoRA"), ("Chat", "Full"), ("KTO", "LoRA"), ("RewardModel", "LoRA"))
+LETTERS = ("a", "e", "i", "o", "s", "t", "[0-9]", "[A-Z]")
+"""Patterns that some answers of a group have, also those of a random model."""
 LARGEST_LOSS_DIFFERENCE = 0.01
 """Relative difference of the loss of two processes from that of one: rounding of 16-bit numbers."""
 
@@ -125,7 +127,7 @@ def _compare_policies(machine: Machine) -> tuple[str, bool]:
 
 
 def _policy(machine: Machine, world: World, folder: Path) -> PolicyTrainer:
-    """Return a trainer that rewards short answers; each process has half of the answers of a prompt."""
+    """Return a trainer that rewards kinds of letters; each process has half of the answers of a prompt."""
     sampling = {
         "algorithm": "GRPO",
         "num_generations": 4,
@@ -140,9 +142,8 @@ def _policy(machine: Machine, world: World, folder: Path) -> PolicyTrainer:
     prompts = prompts_of(machine.model)
     model = load_for_training(machine.model, settings, machine.device, world=world)
     parts = TrainerParts(model, load_tokenizer(machine.model), settings, loop, prompts, prompts, folder / "scratch")
-    length = Reward.model_validate({"type": "Length", "targetTokens": 4})
-    regex = Reward.model_validate({"type": "Regex", "pattern": "[a-e]"})
-    judge = Judge(ComputedRewards([length, regex]), Labeler(machine.model).stop_id())
+    rewards = [Reward.model_validate({"type": "Regex", "pattern": pattern}) for pattern in LETTERS]
+    judge = Judge(ComputedRewards(rewards), Labeler(machine.model).stop_id())
     return build_rlhf_trainer(parts, judge)
 
 
