@@ -304,11 +304,11 @@ gpu: setup ## Measure on a GPU what no CPU can show, at most ten minutes (apart 
 SERVERS_ARGS ?=
 
 .PHONY: servers
-servers: serving controllers serving-pods ## Programs of other projects (apart from `make test`): serving, controllers and serving-pods, one after the other
+servers: serving controllers serving-pods monitoring ## Programs of other projects (apart from `make test`): the four, one after the other
 
 .PHONY: serving
 serving: setup $(VENV)/servers/installed $(VENV)/rollouts/installed ## Serve results with a real vLLM on the CPU, by the commands of their reports, and sample rollouts with one (6 GB each in environments of their own)
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/servers $(addprefix --ignore=tests/servers/,controllers pods) $(SERVERS_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/servers $(addprefix --ignore=tests/servers/,controllers pods monitoring) $(SERVERS_ARGS)
 
 .PHONY: controllers
 controllers: setup prometheus ## The Prometheus Operator, Flux, Argo CD, KServe and Kueue as processes on real API servers (builds them once)
@@ -321,6 +321,12 @@ serving-pods: setup $(VENV)/servers/installed ## Serve results with a real vLLM 
 	$(CLUSTER_PY) build llmisvc
 	$(MAKE) deploy CLUSTER=native
 	eval "$$($(MAKE) -s env CLUSTER=native)"; $(BIN)/pytest tests/servers/pods $(SERVERS_ARGS)
+
+.PHONY: monitoring
+monitoring: setup ## The Prometheus Operator and its Prometheus as pods of the cluster of tests/cluster (builds them once)
+	$(CLUSTER_PY) build prometheus-operator prometheus-config-reloader prometheus
+	$(MAKE) deploy CLUSTER=native
+	eval "$$($(MAKE) -s env CLUSTER=native)"; $(BIN)/pytest tests/servers/monitoring $(SERVERS_ARGS)
 
 ARCHITECTURES_ARGS ?=
 

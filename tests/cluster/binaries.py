@@ -18,6 +18,7 @@ from layout import CACHE, ClusterError
 MODULES = Path(__file__).parent / "binaries"
 KUBERNETES = "k8s.io/kubernetes"
 PROMETHEUS_OPERATOR = "github.com/prometheus-operator/prometheus-operator"
+PROMETHEUS = "github.com/prometheus/prometheus"
 FLUX = "github.com/fluxcd"
 ARGO_CD = "github.com/argoproj/argo-cd/v3"
 KUSTOMIZE = "sigs.k8s.io/kustomize/kustomize/v5"
@@ -37,6 +38,7 @@ class Program:
     folder: str
     module: str
     package: str
+    tags: str = ""
 
 
 def _kubernetes(name: str) -> Program:
@@ -74,6 +76,19 @@ PROGRAMS = {
         Program(
             "prometheus-operator", "prometheus-operator", PROMETHEUS_OPERATOR, f"{PROMETHEUS_OPERATOR}/cmd/operator"
         ),
+        Program(
+            "prometheus-config-reloader",
+            "prometheus-operator",
+            PROMETHEUS_OPERATOR,
+            f"{PROMETHEUS_OPERATOR}/cmd/prometheus-config-reloader",
+        ),
+        Program(  # with the discovery of Kubernetes alone, and without its web pages
+            "prometheus",
+            "prometheus",
+            PROMETHEUS,
+            f"{PROMETHEUS}/cmd/prometheus",
+            tags="remove_all_sd,enable_kubernetes_sd",
+        ),
         Program("source-controller", "flux", f"{FLUX}/source-controller", f"{FLUX}/source-controller"),
         Program("kustomize-controller", "flux", f"{FLUX}/kustomize-controller", f"{FLUX}/kustomize-controller"),
         Program("llmisvc", "kserve", KSERVE, f"{KSERVE}/cmd/llmisvc"),
@@ -83,7 +98,7 @@ PROGRAMS = {
 ON_DEMAND = (
     *("kueue", "health", "registry", "actionlint", "kubeadm", "jobset", "kubeflow-trainer"),
     *("kube-router", "prometheus-operator", "source-controller", "kustomize-controller", "argocd", "kustomize"),
-    *("llmisvc", "kserve"),
+    *("llmisvc", "kserve", "prometheus-config-reloader", "prometheus"),
 )
 BASIC = tuple(name for name in PROGRAMS if name not in ON_DEMAND)
 """What every cluster needs; Kueue takes minutes to build and is built when it is asked for, as are the tests' tools."""
@@ -142,7 +157,7 @@ def _download(program: Program) -> None:
     for attempt in range(DOWNLOAD_ATTEMPTS):
         with _log(f"download-{program.name}").open("wb") as log:
             done = subprocess.run(
-                ["go", "list", "-deps", program.package],
+                ["go", "list", "-deps", f"-tags={program.tags}", program.package],
                 cwd=MODULES / program.folder,
                 env=_environment(),
                 check=False,
@@ -160,9 +175,10 @@ def _build(program: Program) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     log = _log(f"build-{program.name}")
     partial = target.with_suffix(f".{os.getpid()}")
+    flags = ["-trimpath", f"-tags={program.tags}", "-ldflags", _linker_flags(program)]
     with log.open("wb") as output:
         result = subprocess.run(
-            ["go", "build", "-trimpath", "-ldflags", _linker_flags(program), "-o", str(partial), program.package],
+            ["go", "build", *flags, "-o", str(partial), program.package],
             cwd=MODULES / program.folder,
             env=_environment(),
             check=False,

@@ -146,6 +146,19 @@ def load_image(
 
 
 @app.command()
+def program_image(
+    name: str, path: Annotated[str, typer.Argument(help="Where the program is in the image, which starts it.")]
+) -> None:
+    """Put one of the programs into the node as an image of this file alone; prints its reference and nothing else."""
+    layout = full_cluster()
+    with _stdout_is_for_the_answer():
+        _require_running(layout)
+        with _alone(layout):
+            reference = images.ensure_program(layout, name, path)
+    print(reference)
+
+
+@app.command()
 def env() -> None:
     """Shell exports of the cluster, its programs, its storage and its images."""
     layout = full_cluster()

