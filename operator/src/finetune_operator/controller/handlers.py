@@ -1,6 +1,7 @@
 """The shell: kopf logs in, and ends the process in order; reflectors watch with its client."""
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import os
@@ -14,7 +15,7 @@ from finetune_api import names
 from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.reflector import Reflector
 from finetune_operator.controller.rotating_ca import RotatingConnection
-from finetune_operator.controller.store import Kind
+from finetune_operator.controller.store import Kind, Store
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.kube.errors import Refused
 from finetune_operator.policy import kueue
@@ -24,6 +25,8 @@ PAGE = 700
 """Objects of one answer to a list: at about 10 KB each, some megabytes."""
 KUEUE_SECONDS = 60.0
 """How often Kueue is looked for while a Job waits for it: it may be installed after the operator."""
+KUEUE_PAUSE_SECONDS = 5.0
+"""Pause after a search that found none, however many such Jobs are looked at."""
 LOGIN_PAUSE_SECONDS = 2.0
 FindKueue = Callable[[], Awaitable[str | None]]
 Watch = Callable[[], Coroutine[Any, Any, None]]
@@ -158,6 +161,16 @@ async def _reflect(intake: Intake, cache: WatchCache, settings: Settings, find_k
         is_watched = await run_workloads()
         store.is_synced.set()
         while not is_watched:
-            await asyncio.sleep(KUEUE_SECONDS)
+            await _wait_for_need(store)
             is_watched = any(kueue.may_hold(one) for one in store.children) and await run_workloads()
+            if not is_watched:
+                await asyncio.sleep(KUEUE_PAUSE_SECONDS)
         intake.queue_open_jobs()
+
+
+async def _wait_for_need(store: Store) -> None:
+    """Wait until a Job that Kueue may hold was looked at, and for `KUEUE_SECONDS` at most."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(KUEUE_SECONDS):
+            await store.needs_kueue.wait()
+    store.needs_kueue.clear()

@@ -179,7 +179,10 @@ class Reconciler:
 
     def _recall_workloads(self, observed: Observed) -> Observed:
         """Add the Workloads of the Jobs that Kueue may hold; None if there are no such Jobs or no Kueue."""
-        if not self._store.has_kueue or not any(kueue.may_hold(one) for one in observed.own):
+        if not any(kueue.may_hold(one) for one in observed.own):
+            return replace(observed, workloads=None)
+        if not self._store.has_kueue:
+            self._store.needs_kueue.set()
             return replace(observed, workloads=None)
         problem = self._store.find_problem(observed.job.key.namespace, "workloads")
         if problem:

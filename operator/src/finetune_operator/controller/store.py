@@ -53,6 +53,8 @@ class Store:
     """Why a kind cannot be listed in a namespace, or in all; what is known of it may then be old, or nothing."""
     has_kueue: bool = False
     """Whether Workloads are watched."""
+    needs_kueue: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a Job that Kueue may hold was looked at without Workloads."""
     is_synced: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once every watch has listed its objects, or cannot."""
 

@@ -18,6 +18,7 @@ from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.errors import Outdated, RetryLater
+from finetune_operator.kube.objects import Job
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.settings import Settings
 
@@ -142,3 +143,48 @@ async def test_a_request_without_an_answer_does_not_make_a_cluster_one_without_k
         watching.cancel()
         await asyncio.wait([watching])
     assert cache.store.has_kueue
+
+
+QUEUED: dict[str, Any] = {
+    "metadata": {
+        "name": "job-1",
+        "namespace": KEY.namespace,
+        "uid": "uid-1",
+        "resourceVersion": "1",
+        "labels": {"kueue.x-k8s.io/queue-name": "gpus"},
+    },
+    "spec": {"suspend": True, "template": {"spec": {"containers": [{}]}}},
+}
+
+
+async def test_kueue_is_looked_for_as_soon_as_a_job_waits_for_it(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions, found = [None, "v1beta1"], asyncio.Event()
+
+    async def find() -> str | None:
+        if len(versions) == 1:
+            found.set()
+        return versions.pop(0)
+
+    cache, queue = WatchCache(), WorkQueue(1)
+    with CountingApi().serving(tmp_path) as kubeconfig:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        watching = asyncio.create_task(watch(Intake(cache, queue, Metrics(), settings), cache, settings, find))
+        await asyncio.wait_for(cache.store.is_synced.wait(), 30)
+        assert not cache.store.has_kueue
+        cache.store.children.put(KEY, Job.from_object(QUEUED))
+        cache.store.needs_kueue.set()
+        await asyncio.wait_for(found.wait(), 30)
+        watching.cancel()
+        await asyncio.wait([watching])
+    assert versions == []
+
+
+def test_a_look_at_a_job_that_waits_in_a_queue_asks_for_kueue(operate: Operate) -> None:
+    operator = operate(World(scheduling={"queueName": "gpus"}))
+    operator.look()
+    assert operator.cache.store.needs_kueue.is_set()
+    operator = operate(World())
+    operator.look()
+    assert not operator.cache.store.needs_kueue.is_set()
