@@ -20,4 +20,4 @@ chart = _e2e.chart
 
 @pytest.fixture(scope="session", autouse=True)
 def _programs() -> None:
-    """vLLM, which the other tests of this folder need, is not needed here."""
+    """Require no vLLM, which the tests in the folder above need."""

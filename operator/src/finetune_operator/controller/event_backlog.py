@@ -84,4 +84,7 @@ class EventBacklog:
         _, at, subject, event = self._waiting.popleft()
         if not self._waiting:
             self._added.clear()
-        await self._recorder.record(subject, event, at)
+        try:
+            await self._recorder.record(subject, event, at)
+        except Exception:  # an unexpected error of one event must not end the operator
+            log.exception("%s: event not posted", subject.key)

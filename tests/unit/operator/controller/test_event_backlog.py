@@ -15,6 +15,7 @@ from finetune_operator.controller.event_recorder import EventRecorder
 from finetune_operator.controller.events import Event
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+BROKEN = "an event that cannot be posted"
 
 
 class Posting:
@@ -31,6 +32,8 @@ class Posting:
         self.backlog = EventBacklog(recorder, lambda: not self.is_busy, clock, lambda: self.seconds)
 
     async def post_event(self, event: dict[str, Any]) -> None:
+        if event["note"] == BROKEN:
+            raise ValueError("broken")
         self.posted.append(event)
 
     def add(self, *messages: str) -> None:
@@ -92,6 +95,13 @@ async def test_no_event_waits_for_longer_than_the_longest_wait(posting: Posting)
         await turns()
         assert posting.notes == ["one"]
         posting.seconds = LONGEST_WAIT + 1
+        await turns()
+    assert posting.notes == ["one", "two"]
+
+
+async def test_an_unexpected_error_of_one_event_does_not_end_the_posting_of_the_others(posting: Posting) -> None:
+    async with posting.running():
+        posting.add("one", BROKEN, "two")
         await turns()
     assert posting.notes == ["one", "two"]
 
