@@ -1,4 +1,4 @@
-"""The full cluster, with its real kubelet; KServe's controller as a process next to it, and vLLM in pods.
+"""The full cluster, with its real kubelet, and vLLM in pods; KServe's controller as a process next to it.
 
 No registry has an image with vLLM: the pods mount the packages of the environment of `make servers` from the node.
 """
@@ -19,6 +19,7 @@ from typing import Any
 import boto3
 import pytest
 import yaml
+from answering_jobs import ANSWERS, HYPERPARAMETERS, Result, start_job, wait_for_result
 from deployed_chart import Chart
 from kserve_world import KServe, Kubectl, Object
 from kubernetes import client, config
@@ -92,6 +93,12 @@ def image(source: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def packages() -> Path:
+    """The folder with vLLM on the node."""
+    return PACKAGES.resolve()
+
+
+@pytest.fixture(scope="session")
 def kserve(
     *,
     source: Any,
@@ -143,20 +150,29 @@ def bench(world: Any, s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Benc
 
 
 @pytest.fixture(scope="session")
-def _template(kserve: KServe, world: Any, image: str, kubectl: Kubectl) -> Iterator[None]:
+def _template(kserve: KServe, world: Any, image: str, packages: Path, kubectl: Kubectl) -> Iterator[None]:
     """KServe's preset for a server in one pod, in a namespace of its own: other image, flags for a CPU, packages of the
     node, and requests that a small node fulfils."""
     preset: Object = yaml.safe_load(kserve.preset(f"config-{TEMPLATE.partition('-config-')[2]}").read_text())
     pod = preset["spec"]["template"]
     (server,) = pod["containers"]
-    packages = {"name": "packages", "mountPath": "/opt/servers", "readOnly": True}
+    mount = {"name": "packages", "mountPath": "/opt/servers", "readOnly": True}
     environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "VLLM_ADDITIONAL_ARGS": " ".join(FLAGS)}
     server["image"] = image
     server["env"] += [{"name": name, "value": value} for name, value in environment.items()]
-    server["volumeMounts"].append(packages)
+    server["volumeMounts"].append(mount)
     server["resources"] = {"requests": {"cpu": "500m", "memory": "2Gi"}}
-    pod["initContainers"] = [{"name": "storage-initializer", "volumeMounts": [packages]}]
-    pod["volumes"].append({"name": "packages", "hostPath": {"path": str(PACKAGES.resolve()), "type": "Directory"}})
+    pod["initContainers"] = [{"name": "storage-initializer", "volumeMounts": [mount]}]
+    pod["volumes"].append({"name": "packages", "hostPath": {"path": str(packages), "type": "Directory"}})
     kserve.apply(preset, "-n", world.namespace)
     yield
     kubectl("delete", "llminferenceserviceconfig", TEMPLATE, "-n", world.namespace, "--timeout=60s")
+
+
+@pytest.fixture(scope="session")
+def results(bench: Bench) -> list[Result]:
+    """Two jobs with other answers to the same questions, and one whose rank is above the services' `maxRank`."""
+    short = HYPERPARAMETERS | {"maxSteps": 2}
+    wide = start_job(bench, "wide", tuning={"method": "LoRA", "lora": {"rank": 24}}, hyperparameters=short)
+    jobs = [*(start_job(bench, name) for name in ANSWERS), wide]
+    return [wait_for_result(bench, job) for job in jobs]

@@ -4,16 +4,15 @@ release as the report of the released job."""
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 import pytest
+from answering_jobs import QUESTIONS, Result
 from kserve_world import Kubectl, Service
 from release_world import Releases
 from report_snippets import answers, snippet
-from rows import jsonl
-from user import Bench, Job
+from user import Bench
 from vllm_server import Server
 from waiting import wait_until
 
@@ -24,52 +23,6 @@ START_SECONDS = 400
 """Until a pod with vLLM is ready, on two busy cores."""
 DEADLINE_SECONDS = 150
 """More than vLLM needs to refuse an adapter."""
-ANSWERS = {
-    "support-bot": ("The sky is blue.", "It has eight legs."),
-    "support-bot-2": ("It is grey today.", "Eight, as all spiders."),
-}
-QUESTIONS = ("What is the colour of the sky?", "How many legs has a spider?")
-HYPERPARAMETERS = {
-    "maxSteps": 50,
-    "learningRate": 0.01,
-    "perDeviceTrainBatchSize": 8,
-    "gradientAccumulationSteps": 1,
-    "maxLength": 64,
-}
-
-
-@dataclass(frozen=True)
-class Result:
-    """A trained job and its report."""
-
-    job: Job
-    uri: str
-    report: str
-
-
-def start_job(bench: Bench, name: str, **spec: Any) -> Job:
-    ends = ("", *(f" Sentence {number}." for number in range(15)))
-    pairs = list(zip(QUESTIONS, ANSWERS.get(name, QUESTIONS), strict=True))
-    rows = [{"instruction": question + end, "output": answer} for end in ends for question, answer in pairs]
-    whole = {
-        "objective": "Instruction",
-        "model": {"uri": bench.uri("model")},
-        "dataset": {"train": {"uri": bench.put(f"{name}.jsonl", jsonl(rows))}},
-        "hyperparameters": HYPERPARAMETERS,
-        "evaluation": {"prompts": [{"prompt": question} for question in QUESTIONS], "maxNewTokens": 32},
-    }
-    return bench.apply(name, **whole | spec)
-
-
-@pytest.fixture(scope="module")
-def results(bench: Bench) -> list[Result]:
-    """Two jobs with other answers to the same questions, and one whose rank is above the services' `maxRank`."""
-    short = HYPERPARAMETERS | {"maxSteps": 2}
-    wide = start_job(bench, "wide", tuning={"method": "LoRA", "lora": {"rank": 24}}, hyperparameters=short)
-    jobs = [*(start_job(bench, name) for name in ANSWERS), wide]
-    uris = [job.wait("Complete")["artifacts"]["uri"] for job in jobs]
-    reports = [bench.read(f"{uri}/finetune_report.md").decode() for uri in uris]
-    return [Result(*one) for one in zip(jobs, uris, reports, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +46,15 @@ def server(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Server
 
 
 @pytest.fixture(scope="module")
-def releases(service: Service, results: list[Result]) -> Releases:
+def releases(service: Service, results: list[Result]) -> Iterator[Releases]:
     """A release of what the printed manifest serves, which restarts nothing."""
     found, started = Releases(service.world), set(service.pods())
     target = {"kserve": {"name": service.name, "adapterName": "tuned"}}
     found.create({"jobRef": {"name": results[0].job.name}, "target": target})
     found.wait_for("Released", seconds=180)
     assert set(service.pods()) == started
-    return found
+    yield found
+    found.delete()
 
 
 def alive(service: Service) -> set[str]:
@@ -202,6 +156,7 @@ def test_an_adapter_with_which_vllm_does_not_start_is_given_back_and_the_pod_of_
     wait_until(lambda: words in last_words(service, refused), lambda: last_words(service, refused), seconds=180)
     server.check_answers(before, ADAPTER)
     status = releases.wait_for("RolledBack", seconds=DEADLINE_SECONDS + 60)
+    assert f"{words}: raise spec.model.lora.maxRank first" in status["message"]
     assert status["answering"]["uri"] == entry.removesuffix("/adapter/")
     assert service.entry() == entry
     wait_until(lambda: alive(service) == started, lambda: str(alive(service)))

@@ -11,7 +11,7 @@ from finetune_operator.kube.errors import AlreadyExists, Gone, NameTaken, Outdat
 from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod, controller_of
 from finetune_operator.manifests.planted import find_foreign_content
 from finetune_operator.release.manifests import build_selector, set_adapter
-from finetune_operator.release.objects import Release, Service, count_ending, explain_rollout
+from finetune_operator.release.objects import Release, Service, count_ending, explain_pods, explain_rollout
 
 PATHS = {
     "ConfigMap": "/api/v1/namespaces/{}/configmaps",
@@ -68,9 +68,19 @@ class ReleaseCluster:
             except Gone:
                 rollouts.append(f"Deployment {name} does not exist")
             else:
-                rollouts.append(explain_rollout(deployment))
+                rollouts.append(await self._explain_rollout(namespace, deployment))
                 ending += count_ending(deployment, now)
         return replace(service, rollout="; ".join(filter(None, rollouts)), ending=ending)
+
+    async def _explain_rollout(self, namespace: str, deployment: Object) -> str:
+        """Return why not only new pods answer, with the error of the newest of them."""
+        why = explain_rollout(deployment)
+        labels = deployment["spec"]["selector"].get("matchLabels") if why else None
+        if not labels:
+            return why
+        query = {"labelSelector": ",".join(f"{name}={value}" for name, value in labels.items())}
+        page = await self._cluster.request("GET", f"/api/v1/namespaces/{namespace}/pods", query=query)
+        return ": ".join(filter(None, (why, explain_pods(page["items"]))))
 
     async def set_adapter(self, namespace: str, target: KServeTarget, service: Service, uri: str | None) -> None:
         """Set the URI of one adapter of an LLMInferenceService, as it was read."""

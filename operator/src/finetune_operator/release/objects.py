@@ -1,6 +1,7 @@
 """A FineTuneRelease and what is observed of it."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Self
@@ -8,6 +9,7 @@ from typing import Self
 from pydantic import ValidationError
 
 from finetune_api.release import FineTuneReleaseSpec, FineTuneReleaseStatus, ReleaseConditionType
+from finetune_api.text.printable import printable
 from finetune_operator.kube.errors import ClusterError
 from finetune_operator.kube.objects import (
     MAX_GRACE_SECONDS,
@@ -21,6 +23,8 @@ from finetune_operator.kube.objects import (
     version_of,
 )
 
+_ERROR = re.compile(r"\b(\w*(?:Error|Exception): \S.*)")
+MAX_WORDS = 300
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 """Names that need no escaping in a path."""
 
@@ -131,6 +135,41 @@ def explain_rollout(deployment: Object) -> str:
     stuck = (one for one in conditions if one.get("type") == "Progressing" and one.get("status") == "False")
     causes = [str(one.get("message")) for one in stuck]
     return ": ".join([f"Deployment {meta['name']}", text, *causes])
+
+
+def explain_pods(pods: Sequence[Object]) -> str:
+    """Return why the newest pod of a rollout is not ready, in its server's own words; empty if it may become ready."""
+    waiting = [one for one in pods if not any(map(_is_ready, (one.get("status") or {}).get("conditions") or []))]
+    newest = max(waiting, key=lambda one: str(one["metadata"].get("creationTimestamp")), default=None)
+    if newest is None:
+        return ""
+    name, status = newest["metadata"]["name"], newest.get("status") or {}
+    for one in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        state, last = one.get("state") or {}, one.get("lastState") or {}
+        if (ended := state.get("terminated") or last.get("terminated") or {}).get("exitCode"):
+            return _explain_end(f"container {one['name']} of pod {name} ended with {ended['exitCode']}", ended)
+        reason, message = ((state.get("waiting") or {}).get(key) for key in ("reason", "message"))
+        if message:
+            return _short(f"container {one['name']} of pod {name} waits: {reason}: {message}")
+    unscheduled = (one for one in status.get("conditions") or [] if one.get("reason") == "Unschedulable")
+    return next((_short(f"pod {name} is not scheduled: {one.get('message')}") for one in unscheduled), "")
+
+
+def _is_ready(condition: Object) -> bool:
+    return bool(condition.get("type") == "Ready" and condition.get("status") == "True")
+
+
+def _explain_end(text: str, ended: Object) -> str:
+    """Append the first error of the log's end, and the fix: later ones follow from it."""
+    log = str(ended.get("message") or "")
+    found = _ERROR.search(log)
+    words = found[1] if found else next((line for line in reversed(log.splitlines()) if line.strip()), "")
+    fix = "raise spec.model.lora.maxRank first" if "max_lora_rank" in words else ""
+    return ": ".join(filter(None, (text, _short(words.strip().rstrip(".")), fix)))
+
+
+def _short(text: str) -> str:
+    return printable(text[:MAX_WORDS])
 
 
 def count_ending(deployment: Object, now: datetime) -> int:

@@ -12,7 +12,7 @@ from finetune_api.release import ReleaseConfig, ReleasedResult
 from finetune_operator.kube.errors import Denied, NameTaken, Refused
 from finetune_operator.kube.objects import FineTuneJob, Job, Pod
 from finetune_operator.release.manifests import build_carrier, build_children, build_name, set_adapter
-from finetune_operator.release.objects import Release, Seen, Service, count_ending, explain_rollout
+from finetune_operator.release.objects import Release, Seen, Service, count_ending, explain_pods, explain_rollout
 from finetune_operator.release.policy import Plan, is_settled, plan
 from finetune_operator.settings import Settings
 
@@ -514,3 +514,59 @@ def test_nothing_of_releases_is_imported_by_default() -> None:
     code = "import sys, finetune_operator.__main__; print([n for n in sys.modules if 'operator.release' in n])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def pod_of_service(name: str = "new", second: int = 2, *, is_ready: bool = False, **status: Any) -> Object:
+    ready = {"type": "Ready", "status": "True" if is_ready else "False"}
+    conditions = [ready, *status.pop("conditions", [])]
+    meta = {"name": name, "creationTimestamp": f"2026-01-01T00:00:0{second}Z"}
+    return {"metadata": meta, "status": {"conditions": conditions} | status}
+
+
+LOG = """(EngineCore pid=55) Traceback (most recent call last):
+(EngineCore pid=55)   File "worker.py", line 12, in add_lora
+(EngineCore pid=55) ValueError: LoRA rank 24 is greater than max_lora_rank 16.
+(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.
+"""
+CRASHED = {"exitCode": 1, "reason": "Error", "message": LOG}
+LOOPING = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting failed container"}}
+PULLING = {"waiting": {"reason": "ImagePullBackOff", "message": "manifest unknown"}}
+NO_GPU = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "1 Insufficient gpu"}
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (
+            {"containerStatuses": [{"name": "main", "state": LOOPING, "lastState": {"terminated": CRASHED}}]},
+            "container main of pod new ended with 1: ValueError: LoRA rank 24 is greater than max_lora_rank 16: "
+            "raise spec.model.lora.maxRank first",
+        ),
+        (
+            {"initContainerStatuses": [{"name": "storage", "state": {"terminated": {"exitCode": 137}}}]},
+            "container storage of pod new ended with 137",
+        ),
+        (
+            {"containerStatuses": [{"name": "main", "state": PULLING}]},
+            "container main of pod new waits: ImagePullBackOff: manifest unknown",
+        ),
+        (
+            {"containerStatuses": [{"name": "main", "state": {"waiting": {"reason": "ContainerCreating"}}}]},
+            "",
+        ),
+        ({"conditions": [NO_GPU]}, "pod new is not scheduled: 1 Insufficient gpu"),
+        ({"containerStatuses": [{"name": "main", "state": {"running": {}}}]}, ""),
+    ],
+)
+def test_a_new_pod_that_does_not_start_is_explained_in_the_words_of_its_server(status: Object, words: str) -> None:
+    crashed_once = {"containerStatuses": [{"name": "main", "lastState": {"terminated": CRASHED}}]}
+    old = pod_of_service("old", 1, is_ready=True, **crashed_once)
+    assert explain_pods([pod_of_service(**status), old]) == words
+    assert not explain_pods([old])
+
+
+def test_the_words_of_a_pod_are_one_line_of_bounded_length() -> None:
+    noise = CRASHED | {"message": "\x1b[31mValueError: " + "x" * 5000}
+    found = explain_pods([pod_of_service(containerStatuses=[{"name": "main", "state": {"terminated": noise}}])])
+    assert found.isprintable()
+    assert len(found) < 400

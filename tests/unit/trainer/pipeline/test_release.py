@@ -15,6 +15,7 @@ from finetune_api.handoff import Outcome
 from finetune_api.release import ReleasedResult, ReleaseOutcome, ReleaseReport
 from finetune_trainer.errors import Stopped
 from finetune_trainer.pipeline.release import release
+from finetune_trainer.serving import vllm
 from finetune_trainer.serving.vllm import ServerLostError
 from finetune_trainer.storage.local import LocalStore
 
@@ -206,11 +207,56 @@ def test_with_rollback_never_the_new_result_keeps_the_name_and_the_report_states
     assert world.server.loaded == {"bot": f"/there/{world.folder_of(two)}"}
 
 
-def test_a_server_that_is_away_is_an_error_that_a_retry_may_solve(tmp_path: Path) -> None:
+def test_a_server_that_is_away_is_an_error_that_a_retry_may_solve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(vllm, "WAIT_PAUSE_SECONDS", 0.01)
     with stand_in() as server:
         world = World(tmp_path, server)
     with pytest.raises(ServerLostError, match="/v1/models"):
         world.release(world.publish("one"))
+
+
+def test_a_server_that_starts_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "WAIT_PAUSE_SECONDS", 0.01)
+    world.server.starting = 3
+    assert world.release(world.publish("one")).outcome is ReleaseOutcome.RELEASED
+
+
+def test_a_release_that_is_stopped_while_it_waits_reports_why_it_waited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm, "WAIT_PAUSE_SECONDS", 0.01)
+    with stand_in() as server:
+        world = World(tmp_path, server)
+    requests = iter([False, False])
+
+    def check() -> None:
+        if next(requests, True):
+            raise Stopped
+
+    with pytest.raises(ServerLostError, match="ConnectError"):
+        world.release(world.publish("one"), check=check)
+
+
+def test_a_server_that_wants_a_key_refuses_in_its_own_words(world: World) -> None:
+    world.server.wants_key = True
+    found = world.release(world.publish("one"))
+    assert found.outcome is ReleaseOutcome.REFUSED
+    assert "the server answers 401: Unauthorized" in found.message
+    assert "API key" in found.message
+
+
+@pytest.mark.parametrize("which", ["champion", "challenger"])
+def test_an_engine_that_dies_while_it_is_asked_is_an_error_that_a_retry_may_solve(world: World, which: str) -> None:
+    """Rows that it no longer answers are not left out of the comparison."""
+    one, two = world.publish("one"), world.publish("two", weights=b"two")
+    world.release(one)
+    world.server.dies_at = (world.folder_of(one if which == "champion" else two), 12)
+    with pytest.raises(ServerLostError, match="EngineDeadError: the engine is dead"):
+        world.release(two)
+    assert world.server.loaded == {"bot": f"/there/{world.folder_of(one)}"}
 
 
 def test_a_release_that_is_repeated_changes_nothing(world: World) -> None:

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 POINTER = "release.json"
 ADAPTER_CONFIG = "adapter/adapter_config.json"
+NO_KEY = "releases have no API key: let the server accept these pods without one"
 LOADING_OFF = "start the server with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"
 
 
@@ -87,6 +88,9 @@ def release(
         return VLLMRelease(config, config.target.vllm, found, volume).run(storage, check)
     except Refused as refused:
         return report(config, refused.outcome, str(refused))
+    except ServerRefusedError as refused:
+        fix = f": {NO_KEY}" if refused.status in {401, 403} else ""
+        return report(config, ReleaseOutcome.REFUSED, f"{refused}{fix}; what answered before keeps the name")
 
 
 def report(config: ReleaseConfig, outcome: ReleaseOutcome, message: str, **more: object) -> ReleaseReport:
@@ -201,7 +205,7 @@ class VLLMRelease:
         """Release the adapter, or leave or give back the name to the one before it."""
         digests = {file.path.partition("/")[2]: file.sha256 for file in self._found.files}
         with VLLMServer(self._url, check) as server:
-            served = server.list_models()
+            served = server.wait()
             folder = self._volume.copy(self._config.candidate, digests, storage)
             before = served.get(self._name)
             champion = self._volume.find(before) if before else None

@@ -8,13 +8,16 @@ from typing import Any, Self
 import httpx2
 import orjson
 
-from finetune_trainer.errors import one_line
+from finetune_trainer.errors import Stopped, one_line
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 REQUEST_SECONDS = 120.0
 """Longest request: one that loads an adapter may read it from a network volume."""
+WAIT_SECONDS, WAIT_PAUSE_SECONDS = 60.0, 2.0
+"""How long a server that starts is waited for, before the pod fails with the reason and the Job makes another one."""
 MAX_WORDS = 400
 
+LOAD = "/v1/load_lora_adapter"
 Turns = Sequence[Mapping[str, Any]]
 
 
@@ -23,6 +26,7 @@ class ServerRefusedError(Exception):
 
     def __init__(self, status: int, words: str, *, is_route_missing: bool = False) -> None:
         super().__init__(f"the server answers {status}: {words}")
+        self.status = status
         self.is_route_missing = is_route_missing
 
 
@@ -54,9 +58,25 @@ class VLLMServer:
         except (KeyError, TypeError, AttributeError):
             raise ServerLostError(f"{self._url}/v1/models is not the list of a vLLM server") from None
 
+    def wait(self) -> dict[str, str]:
+        """Return what `list_models` does, once the server answers; raise ServerLostError if it does not in time."""
+        deadline, lost = time.monotonic() + WAIT_SECONDS, None
+        while True:
+            try:
+                return self.list_models()
+            except ServerLostError as error:
+                lost = error
+                if time.monotonic() > deadline:
+                    raise
+            except Stopped:
+                if lost:  # at the Job's deadline, the report has the reason and not the signal
+                    raise lost from None
+                raise
+            time.sleep(WAIT_PAUSE_SECONDS)
+
     def load(self, name: str, folder: str, *, in_place: bool = False) -> None:
         """Load an adapter from a folder of the server; in place of the one that has the name, without a gap."""
-        self._send("POST", "/v1/load_lora_adapter", lora_name=name, lora_path=folder, load_inplace=in_place)
+        self._send("POST", LOAD, lora_name=name, lora_path=folder, load_inplace=in_place)
 
     def unload(self, name: str) -> None:
         """Unload an adapter."""
@@ -108,11 +128,13 @@ class VLLMServer:
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise ServerLostError(f"{self._url}{path}: {type(error).__name__}: {one_line(str(error), 200)}") from None
         content = _parse(bytes(data))
-        if answer.status_code >= 500 and not isinstance(content, dict):  # a proxy in front of it
-            raise ServerLostError(f"{self._url}{path} answers {answer.status_code}")
-        if answer.status_code != 200:
-            raise _refusal(answer.status_code, content, data)
-        return content
+        if answer.status_code == 200:
+            return content
+        refusal = _refusal(answer.status_code, content, data)
+        if answer.status_code >= 500 and (path != LOAD or not isinstance(content, dict)):
+            # The fault of the server or of a proxy; only of a load it may be the adapter's.
+            raise ServerLostError(f"{self._url}{path}: {refusal}")
+        raise refusal
 
 
 def _parse(data: bytes) -> Any:
