@@ -23,7 +23,8 @@ from finetune_operator.kube.objects import (
     version_of,
 )
 
-_ERROR = re.compile(r"\b(\w*(?:Error|Exception): \S.*)")
+_ERROR = re.compile(r"(?:^|[])] +)([\w.]*(?:Error|Exception): \S.*)", re.MULTILINE)
+"""An error in a log; vLLM puts its process before it, and mentions other errors within warnings."""
 MAX_WORDS = 300
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 """Names that need no escaping in a path."""
