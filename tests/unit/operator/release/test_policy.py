@@ -523,7 +523,7 @@ def pod_of_service(name: str = "new", second: int = 2, *, is_ready: bool = False
     return {"metadata": meta, "status": {"conditions": conditions} | status}
 
 
-LOG = """(APIServer pid=1) WARNING 01-01 00:00:00 [utils.py:255] The limit may cause errors like `OSError: [Errno 24] Too many`.
+LOG = """(APIServer pid=1) WARNING 01-01 00:00:00 [utils.py:255] It may cause errors like `OSError: [Errno 24]`.
 (EngineCore pid=55) Traceback (most recent call last):
 (EngineCore pid=55)   File "worker.py", line 12, in add_lora
 (EngineCore pid=55) ValueError: LoRA rank 24 is greater than max_lora_rank 16.
