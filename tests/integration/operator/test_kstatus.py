@@ -1,7 +1,6 @@
 """What kstatus, with which Helm and Flux wait, says of every state of a job; and Flux by its own expressions."""
 
 import copy
-import importlib.util
 import random
 import re
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import Any
 
 import job_statuses
 import yaml
+from other_tests import load_tests
 
 from finetune_api import names
 from finetune_operator.controller.store import KINDS
@@ -20,22 +20,11 @@ Object = dict[str, Any]
 Judge = Callable[..., list[str]]
 
 
-def simulator() -> Any:
-    """The simulator of the unit tests: any sequence of events around one job."""
-    path = ROOT / "tests" / "unit" / "operator" / "test_simulator.py"
-    spec = importlib.util.spec_from_file_location("simulator_of_jobs", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Simulator
-
-
 def explored() -> list[Object]:
     """One job for each combination of phase and conditions that is met on many walks through the simulator."""
     found: dict[str, Object] = {}
     draw = random.Random(7)
-    machine = simulator()
+    machine = load_tests("unit/operator/test_simulator.py").Simulator  # any sequence of events around one job
     for _ in range(70):
         one = machine()
         one.create(

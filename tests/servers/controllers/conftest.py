@@ -1,37 +1,22 @@
 """Controllers of other projects as processes, against the API server of the integration tests: there is no node, the
 test plays the kubelet. Their definitions come from their Go modules."""
 
-import importlib.util
 import json
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from kserve_world import KServe
+from other_tests import load_tests
 from waiting import wait_until
 
-ROOT = Path(__file__).parents[3]
-INTEGRATION = ROOT / "tests" / "integration"
-
-
-def _loaded(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec
-    assert spec.loader
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_control_plane = _loaded("fixtures_of_integration_tests", INTEGRATION / "conftest.py")
-_operator = _loaded("fixtures_of_operator_tests", INTEGRATION / "operator" / "conftest.py")
+_control_plane = load_tests("integration/conftest.py")
+_operator = load_tests("integration/operator/conftest.py")
 CLUSTER_PY = _control_plane.CLUSTER_PY
 World = _operator.World
 control_plane = _control_plane.control_plane

@@ -4,16 +4,13 @@ No registry has an image with vLLM: the pods mount the packages of the environme
 """
 
 import contextlib
-import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import boto3
@@ -23,6 +20,7 @@ from answering_jobs import ANSWERS, HYPERPARAMETERS, Result, start_job, wait_for
 from deployed_chart import Chart
 from kserve_world import KServe, Kubectl, Object
 from kubernetes import client, config
+from other_tests import load_tests
 from tiny_model import make_tiny_model
 from user import BUCKET, Bench, secret
 from vllm_server import ENVIRONMENT, FLAGS, PROGRAMS
@@ -34,17 +32,7 @@ TEMPLATE = "kserve-config-llm-template"
 HEADS = 2
 """vLLM serves no narrower heads on a CPU."""
 
-
-def _loaded(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec
-    assert spec.loader
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_controllers = _loaded("fixtures_of_controller_tests", HERE.parent / "controllers" / "conftest.py")
+_controllers = load_tests("servers/controllers/conftest.py")
 install = _controllers.install
 kubectl = _controllers.kubectl
 program = _controllers.program
