@@ -156,7 +156,8 @@ def test_an_adapter_with_which_vllm_does_not_start_is_given_back_and_the_pod_of_
     wait_until(lambda: words in last_words(service, refused), lambda: last_words(service, refused), seconds=180)
     server.check_answers(before, ADAPTER)
     status = releases.wait_for("RolledBack", seconds=DEADLINE_SECONDS + 60)
-    assert f"{words}: raise spec.model.lora.maxRank first" in status["message"]
+    assert words in status["message"]
+    assert "raise spec.model.lora.maxRank first" in status["message"]
     assert status["answering"]["uri"] == entry.removesuffix("/adapter/")
     assert service.entry() == entry
     wait_until(lambda: alive(service) == started, lambda: str(alive(service)))
