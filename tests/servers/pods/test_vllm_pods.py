@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(1800)
 
 NAME = "inference"
 ADAPTER = "The adapter"
-PORT, USER, GROUP = 8000, 1000, 65532
+PORT, USER = 8000, 1000
 START_SECONDS = 400
 """Until a pod with vLLM is ready, on two busy cores."""
 WAIT_SECONDS = 150
@@ -73,9 +73,19 @@ def volume_of(bench: Bench, folder: Path) -> list[dict[str, Any]]:
 def deployment_of(image: str, packages: Path, base: Path) -> dict[str, Any]:
     environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "HOME": "/tmp"}
     folders = {"packages": (packages, "/opt/servers"), "base": (base, "/base")}
-    mounts = [{"name": name, "mountPath": there, "readOnly": True} for name, (_, there) in folders.items()]
+    mounts: list[dict[str, Any]] = [
+        {"name": name, "mountPath": there, "readOnly": True} for name, (_, there) in folders.items()
+    ]
     volumes: list[dict[str, Any]] = [
         {"name": name, "hostPath": {"path": str(here), "type": "Directory"}} for name, (here, _) in folders.items()
+    ]
+    mounts += [
+        {"name": "shm", "mountPath": "/dev/shm"},
+        {"name": "adapters", "mountPath": "/adapters", "readOnly": True},
+    ]
+    volumes += [
+        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+        {"name": "adapters", "persistentVolumeClaim": {"claimName": "adapters"}},
     ]
     container = {
         "name": "vllm",
@@ -84,12 +94,12 @@ def deployment_of(image: str, packages: Path, base: Path) -> dict[str, Any]:
         "env": [{"name": name, "value": value} for name, value in environment.items()],
         "readinessProbe": {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": 2},
         "resources": {"requests": {"cpu": "500m", "memory": "2Gi"}},
-        "volumeMounts": [*mounts, {"name": "adapters", "mountPath": "/adapters", "readOnly": True}],
+        "volumeMounts": mounts,
     }
     pod = {
         "securityContext": {"runAsUser": USER, "runAsGroup": USER, "runAsNonRoot": True},
         "containers": [container],
-        "volumes": [*volumes, {"name": "adapters", "persistentVolumeClaim": {"claimName": "adapters"}}],
+        "volumes": volumes,
     }
     template = {"metadata": {"labels": {"app": NAME}}, "spec": pod}
     spec = {"replicas": 0, "strategy": {"type": "Recreate"}, "selector": {"matchLabels": {"app": NAME}}}
