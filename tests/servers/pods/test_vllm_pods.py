@@ -2,8 +2,9 @@
 the next one survives the end of the server in the middle."""
 
 import json
+import os
+import signal
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 from answering_jobs import QUESTIONS, Result
 from kserve_world import Kubectl
+from kubernetes.client import CoreV1Api
 from release_world import Releases
 from report_snippets import answers
-from user import Bench, first_node, local_volume
+from user import Bench, first_node, local_volume, process_of
 from vllm_server import ENVIRONMENT, FLAGS, Server
 from waiting import wait_until
 
@@ -36,6 +38,7 @@ class Deployed:
     namespace: str
     kubectl: Kubectl
     server: Server
+    adapters: Path
 
     def scale(self, replicas: int) -> None:
         self.kubectl("scale", "deployment", NAME, "-n", self.namespace, f"--replicas={replicas}")
@@ -47,18 +50,13 @@ class Deployed:
         self.kubectl("patch", *of_it, "--type=json", "-p", json.dumps(change))
         self.kubectl("rollout", "status", *of_it, f"--timeout={START_SECONDS}s")
 
-    def kill(self) -> None:
-        """End its pod without a warning."""
-        selector = f"app={NAME}"
-        self.kubectl(
-            "delete", "pod", "-n", self.namespace, "-l", selector, "--grace-period=0", "--force", "--wait=false"
-        )
-
-    def is_trying(self) -> bool:
-        """Whether the server has an adapter that is tried."""
-        with suppress(OSError):  # it is away
-            return any(name.startswith("tuned.") for name in self.server.models())
-        return False
+    def kill_in_the_middle(self) -> None:
+        """Kill its processes once the next adapter is on the volume, after which champion and challenger are asked."""
+        pods = CoreV1Api().list_namespaced_pod(self.namespace, label_selector=f"app={NAME}").items
+        (process,) = [found for pod in pods if (found := process_of(pod))]
+        before = set(self.adapters.iterdir())
+        wait_until(lambda: set(self.adapters.glob("tuned.*")) - before, "no adapter", seconds=WAIT_SECONDS, pause=0.005)
+        os.kill(process, signal.SIGKILL)
 
 
 def volume_of(bench: Bench, folder: Path) -> list[dict[str, Any]]:
@@ -124,7 +122,8 @@ def deployed(
     for one in (*volume_of(bench, folder / "adapters"), service, deployment_of(image, packages, base)):
         kubectl("apply", "-n", bench.namespace, "-f", "-", stdin=json.dumps(one))
     where = ("service", NAME, "-n", bench.namespace, "-o", "jsonpath={.spec.clusterIP}")
-    yield Deployed(bench.namespace, kubectl, Server(f"http://{kubectl('get', *where)}:{PORT}", folder))
+    server = Server(f"http://{kubectl('get', *where)}:{PORT}", folder)
+    yield Deployed(bench.namespace, kubectl, server, folder / "adapters")
     kubectl("delete", "deployment", NAME, "-n", bench.namespace, "--timeout=60s")
     kubectl("delete", "pvc", "adapters", "-n", bench.namespace, "--wait=false")
     kubectl("delete", "pv", f"adapters-{bench.namespace}", "--wait=false")
@@ -153,11 +152,10 @@ def test_releases_wait_for_a_server_replace_what_it_answers_survive_its_end_and_
     deployed.server.check_answers(first.report, ADAPTER)
 
     releases.patch({"jobRef": {"name": second.job.name}})
-    wait_until(deployed.is_trying, said, seconds=WAIT_SECONDS, pause=0.05)
-    deployed.kill()
+    deployed.kill_in_the_middle()
     wait_until(lambda: "tries again" in said(), said, seconds=WAIT_SECONDS)
     status = releases.wait_for("Released", seconds=2 * START_SECONDS)
-    assert (status["comparison"]["verdict"], status["comparison"]["rows"] >= 3) == ("Better", True)
+    assert (status["comparison"]["verdict"], status["comparison"]["rows"] >= 5) == ("Better", True)
     assert [status[one]["uri"] for one in ("answering", "previous")] == [second.uri, first.uri]
     deployed.server.check_answers(second.report, ADAPTER)
 
