@@ -317,7 +317,7 @@ controllers: setup prometheus ## The Prometheus Operator, Flux, Argo CD, KServe 
 	$(BIN)/pytest tests/servers/controllers $(SERVERS_ARGS)
 
 .PHONY: serving-pods
-serving-pods: setup $(VENV)/servers/installed ## Serve results with a real vLLM in pods of the full cluster, by KServe's controller and the manifests of their reports
+serving-pods: setup $(VENV)/servers/installed ## Serve results with a real vLLM in pods of the full cluster, by KServe's controller and the manifests of their reports, and by releases
 	$(CLUSTER_PY) build llmisvc
 	$(MAKE) deploy CLUSTER=native
 	eval "$$($(MAKE) -s env CLUSTER=native)"; $(BIN)/pytest tests/servers/pods $(SERVERS_ARGS)
