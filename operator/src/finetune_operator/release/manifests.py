@@ -14,8 +14,7 @@ from finetune_operator.release.objects import Release
 from finetune_operator.settings import Settings
 
 LABEL = names.ANNOTATION_RELEASE_NAME
-BACKOFF_LIMIT = 20
-"""Two hours of retries: a server that loads a large model for long is waited for, until `progressDeadlineSeconds`."""
+BACKOFF_LIMIT = 3
 OF_A_JOB = ("storage", "trainer", "scheduling", "preflight", "resources")
 """The blocks of a job's spec that the pod of its release takes over."""
 

@@ -50,7 +50,7 @@ def _release(
     config: ReleaseConfig, state: RunState, workspace: Path, volume: Path
 ) -> tuple[ReleaseReport, handoff.ExitCode]:
     from finetune_trainer.pipeline.release import release, report
-    from finetune_trainer.serving.vllm import ServerLostError
+    from finetune_trainer.serving.vllm import ServerAwayError, ServerLostError
     from finetune_trainer.storage.s3 import S3Store
     from finetune_trainer.storage.s3_client import connect_s3
 
@@ -60,7 +60,9 @@ def _release(
         return release(config, storage, workspace, volume, state.stop.raise_if_set), handoff.ExitCode.OK
     except ServerLostError as lost:
         message = f"{lost}; what answered before keeps the name"
-        return report(config, ReleaseOutcome.FAILED, message), handoff.ExitCode.STORAGE_UNAVAILABLE
+        # One that starts is waited for until the Job's deadline: this end does not count.
+        code = handoff.ExitCode.PREEMPTED if isinstance(lost, ServerAwayError) else handoff.ExitCode.STORAGE_UNAVAILABLE
+        return report(config, ReleaseOutcome.FAILED, message), code
     except TrainerError as error:
         return report(config, ReleaseOutcome.FAILED, one_line(error.message)), error.code
 

@@ -90,7 +90,9 @@ def release(
         return report(config, refused.outcome, str(refused))
     except ServerRefusedError as refused:
         fix = f": {NO_KEY}" if refused.status in {401, 403} else ""
-        return report(config, ReleaseOutcome.REFUSED, f"{refused}{fix}; what answered before keeps the name")
+        # A question may be what ends the server: it is not asked again.
+        outcome = ReleaseOutcome.FAILED if refused.status >= 500 else ReleaseOutcome.REFUSED
+        return report(config, outcome, f"{refused}{fix}; what answered before keeps the name")
 
 
 def report(config: ReleaseConfig, outcome: ReleaseOutcome, message: str, **more: object) -> ReleaseReport:
@@ -223,15 +225,19 @@ class VLLMRelease:
         champion = self._questions.ask(server, self._name) if has_champion else None
         try:
             if not is_loaded:
-                server.load(folder, self._volume.path_of(folder))
+                self._load(server, folder)
             return compare_answers(champion, self._questions.ask(server, folder))
-        except ServerRefusedError as refused:
-            raise Refused(self._explain(refused)) from None
         finally:
             check, server.check = server.check, lambda: None  # it is unloaded after SIGTERM too
             with suppress(ServerRefusedError, ServerLostError):
                 server.unload(folder)
             server.check = check
+
+    def _load(self, server: VLLMServer, folder: str) -> None:
+        try:
+            server.load(folder, self._volume.path_of(folder))
+        except ServerRefusedError as refused:
+            raise Refused(self._explain(refused)) from None
 
     def _explain(self, refused: ServerRefusedError) -> str:
         """Return the server's words with the fix."""

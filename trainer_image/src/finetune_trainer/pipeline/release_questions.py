@@ -66,7 +66,9 @@ class Questions:
                 if at not in self._starts:
                     self._starts[at] = server.count_tokens(model, turns[:-1])
                 found = server.measure(model, turns)[max(self._starts[at] - 1, 0) :]
-        except ServerRefusedError:
+        except ServerRefusedError as refused:
+            if refused.status >= 500:  # it is not the row that the server cannot answer
+                raise
             return None
         return (-sum(found) / len(found), len(found)) if found else None
 

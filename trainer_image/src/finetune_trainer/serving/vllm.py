@@ -17,7 +17,6 @@ WAIT_SECONDS, WAIT_PAUSE_SECONDS = 60.0, 2.0
 """How long a server that starts is waited for, before the pod fails with the reason and the Job makes another one."""
 MAX_WORDS = 400
 
-LOAD = "/v1/load_lora_adapter"
 Turns = Sequence[Mapping[str, Any]]
 
 
@@ -32,6 +31,10 @@ class ServerRefusedError(Exception):
 
 class ServerLostError(Exception):
     """The server does not answer, or not as vLLM does."""
+
+
+class ServerAwayError(ServerLostError):
+    """The server has not answered at all yet, for example because it starts."""
 
 
 class VLLMServer:
@@ -59,24 +62,28 @@ class VLLMServer:
             raise ServerLostError(f"{self._url}/v1/models is not the list of a vLLM server") from None
 
     def wait(self) -> dict[str, str]:
-        """Return what `list_models` does, once the server answers; raise ServerLostError if it does not in time."""
-        deadline, lost = time.monotonic() + WAIT_SECONDS, None
+        """Return what `list_models` does, once the server answers; raise ServerAwayError if it does not in time."""
+        deadline, away = time.monotonic() + WAIT_SECONDS, ""
         while True:
             try:
                 return self.list_models()
-            except ServerLostError as error:
-                lost = error
-                if time.monotonic() > deadline:
+            except ServerLostError as lost:
+                away = str(lost)
+            except ServerRefusedError as refused:
+                if refused.status < 500:
                     raise
+                away = f"{self._url}: {refused}"
             except Stopped:
-                if lost:  # at the Job's deadline, the report has the reason and not the signal
-                    raise lost from None
+                if away:  # at the Job's deadline, the report has the reason and not the signal
+                    raise ServerAwayError(away) from None
                 raise
+            if time.monotonic() > deadline:
+                raise ServerAwayError(away)
             time.sleep(WAIT_PAUSE_SECONDS)
 
     def load(self, name: str, folder: str, *, in_place: bool = False) -> None:
         """Load an adapter from a folder of the server; in place of the one that has the name, without a gap."""
-        self._send("POST", LOAD, lora_name=name, lora_path=folder, load_inplace=in_place)
+        self._send("POST", "/v1/load_lora_adapter", lora_name=name, lora_path=folder, load_inplace=in_place)
 
     def unload(self, name: str) -> None:
         """Unload an adapter."""
@@ -128,13 +135,11 @@ class VLLMServer:
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise ServerLostError(f"{self._url}{path}: {type(error).__name__}: {one_line(str(error), 200)}") from None
         content = _parse(bytes(data))
-        if answer.status_code == 200:
-            return content
-        refusal = _refusal(answer.status_code, content, data)
-        if answer.status_code >= 500 and (path != LOAD or not isinstance(content, dict)):
-            # The fault of the server or of a proxy; only of a load it may be the adapter's.
-            raise ServerLostError(f"{self._url}{path}: {refusal}")
-        raise refusal
+        if answer.status_code >= 500 and not isinstance(content, dict):  # a proxy in front of it
+            raise ServerLostError(f"{self._url}{path} answers {answer.status_code}")
+        if answer.status_code != 200:
+            raise _refusal(answer.status_code, content, data)
+        return content
 
 
 def _parse(data: bytes) -> Any:
