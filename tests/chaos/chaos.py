@@ -120,9 +120,9 @@ def scale(replicas: int) -> None:
     kubectl("rollout", "status", "deployment", *names, "--timeout=120s")
 
 
-def hand_overs(killer: OperatorKiller) -> str:
+def describe(seconds: list[float]) -> str:
     """How long nobody led after the death of a leader."""
-    found = sorted(killer.hand_overs)
+    found = sorted(seconds)
     return f"{len(found)}; median {found[len(found) // 2]:.1f}, longest {found[-1]:.1f}" if found else "none"
 
 
@@ -149,7 +149,10 @@ def table(
         "duration": f"{(time.monotonic() - BEGAN) / 60:.1f} minutes",
         "kills of the operator": f"{killer.done} ({killer.by_process} SIGKILL, {killer.by_pod} pods deleted by force)",
         "replicas of the operator": asked.replicas,
-        "deaths of a leader, and seconds until there was one again": hand_overs(killer),
+        "deaths of a leader while a standby was ready, and seconds until there was one again": describe(
+            killer.hand_overs
+        ),
+        "the same while none was ready yet": describe(killer.restarts),
         "SIGKILLs of trainers": sum(one.kills for one in lived),
         "evictions of trainers": sum(one.evictions for one in lived),
         "evictions counted as preemptions": sum(one.status.get("preemptions", 0) for one in lived),

@@ -63,7 +63,9 @@ class OperatorKiller(threading.Thread):
         self._replicas = replicas
         self.by_process, self.by_pod = 0, 0
         self.hand_overs: list[float] = []
-        """Seconds from the death of a leader to the next renewal of the Lease, by whichever process."""
+        """Seconds from the death of a leader, while a standby was ready, to the next renewal of the Lease."""
+        self.restarts: list[float] = []
+        """The same while no standby was ready: another kill was too recent."""
 
     @property
     def done(self) -> int:
@@ -80,9 +82,10 @@ class OperatorKiller(threading.Thread):
             if self._until.wait(self._random.uniform(0, self._longest)):
                 return
             leader = _read_lease() if self._replicas > 1 else None
+            found = self.hand_overs if _is_another_ready(pod) else self.restarts
             self._kill(pod)
             if leader and pod.metadata.name in (leader.spec.holder_identity or ""):
-                self._wait_for_leader(leader, pod)
+                found.append(self._wait_for_leader(leader, pod))
 
     def _kill(self, pod: Any) -> None:
         # The kubelet starts a killed container again at once only the first time; after that the pod is replaced.
@@ -93,8 +96,8 @@ class OperatorKiller(threading.Thread):
         done = kubectl("delete", "pod", pod.metadata.name, "-n", SYSTEM, *gone, check=False)
         self.by_pod += done.returncode == 0
 
-    def _wait_for_leader(self, before: Any, pod: Any) -> None:
-        """Wait until the dead leader has a successor, or, started again in its pod, renews the Lease itself."""
+    def _wait_for_leader(self, before: Any, pod: Any) -> float:
+        """Return the seconds until the dead leader has a successor, or, started again in its pod, renews the Lease."""
         killed = time.monotonic()
         while process_of(pod) and time.monotonic() - killed < LONGEST_HAND_OVER:
             time.sleep(0.1)  # the kubelet ends the process of a pod that was deleted by force a little later
@@ -104,16 +107,11 @@ class OperatorKiller(threading.Thread):
             if now and now.spec.holder_identity and now.spec.renew_time != seen.spec.renew_time:
                 break
             time.sleep(0.1)
-        self.hand_overs.append(time.monotonic() - died)
+        return time.monotonic() - died
 
     def _victim(self) -> Any:
         """A replica to kill, of several three times in four the leader; none while they are not all there."""
-        selector = "app.kubernetes.io/component=operator"
-        try:
-            pods = client.CoreV1Api().list_namespaced_pod(SYSTEM, label_selector=selector).items
-        except ApiException:
-            return None
-        alive = [pod for pod in pods if not pod.metadata.deletion_timestamp and process_of(pod)]
+        alive = [pod for pod in _operators() if process_of(pod)]
         if len(alive) < self._replicas:
             return None
         lease = _read_lease() if self._replicas > 1 else None
@@ -122,6 +120,22 @@ class OperatorKiller(threading.Thread):
         others = [pod for pod in alive if pod not in leaders]
         choice = leaders if not others or (leaders and self._random.random() < LEADER_SHARE) else others
         return choice[0] if choice else None
+
+
+def _operators() -> list[Any]:
+    """The pods of the operator that are not being deleted; none if they cannot be read now."""
+    selector = "app.kubernetes.io/component=operator"
+    try:
+        pods = client.CoreV1Api().list_namespaced_pod(SYSTEM, label_selector=selector).items
+    except ApiException:
+        return []
+    return [pod for pod in pods if not pod.metadata.deletion_timestamp]
+
+
+def _is_another_ready(pod: Any) -> bool:
+    """Whether another pod of the operator is ready."""
+    states = [one.status.conditions or [] for one in _operators() if one.metadata.uid != pod.metadata.uid]
+    return any((state.type, state.status) == ("Ready", "True") for one in states for state in one)
 
 
 def _read_lease() -> Any:
