@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from answering_jobs import HYPERPARAMETERS
 from hub import Hub
 from preloaded import preloaded_python
 from s3_world import S3Server, s3_server
@@ -22,13 +23,6 @@ ROWS = [
     for end in ("", *(f" Sentence {number}." for number in range(15)))
     for question, answer in QUESTIONS.items()
 ]
-HYPERPARAMETERS = {
-    "maxSteps": 50,
-    "learningRate": 0.01,
-    "perDeviceTrainBatchSize": 8,
-    "gradientAccumulationSteps": 1,
-    "maxLength": 64,
-}
 BUCKET = "servers"
 HEADS = 2
 """vLLM serves no narrower heads on a CPU."""
