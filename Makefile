@@ -343,13 +343,15 @@ mutants: setup ## Sample random mutants, and print which of them the unit tests 
 	$(BIN)/python tests/mutants.py --count $(COUNT) $(PACKAGES) $(MUTANTS_ARGS)
 
 .PHONY: bench
-bench: setup ## Speed of the data front door, of training and of the operator (apart from `make test`)
+bench: setup ## Speed of the data front door, of training and of the operator (apart from `make test`); all run, and the end names what missed its figures
 	$(CLUSTER_PY) build $(CONTROL_PLANE)
-	for script in check_data load_samples trainer_start training_speed report_speed; do $(BIN)/python tests/bench/$$script.py; done
-	$(BIN)/python tests/bench/store_speed.py
-	$(BIN)/python tests/bench/many_rows.py --rows 1000000
-	$(BIN)/python tests/bench/operator_memory.py
-	$(BIN)/python tests/bench/operator_burst.py --jobs 100 --queued 200 --life --steady 100
+	missed=; \
+	run() { echo; echo "tests/bench/$$*"; $(BIN)/python tests/bench/"$$@" || missed+=" $$1"; }; \
+	for script in check_data load_samples trainer_start training_speed report_speed store_speed; do run $$script.py; done; \
+	run many_rows.py --rows 1000000; \
+	run operator_memory.py; \
+	run operator_burst.py --jobs 100 --queued 200 --life --steady 100; \
+	test -z "$$missed" || { echo "Missed:$$missed"; exit 1; }
 
 PEER_ARGS ?=
 
