@@ -96,7 +96,7 @@ def compare(folder: Path, rows: int) -> tuple[dict[str, float], dict[str, float]
 
 
 def main() -> None:
-    """Prints the table; exits with 1 where the ratio is missed."""
+    """Print the table; exit with 1 if the ratio is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)

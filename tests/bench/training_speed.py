@@ -1,17 +1,17 @@
 """Speed of the training loop against a plain TRL script, and of packed rows against padded ones, as ratios.
 
-python tests/bench/training_speed.py [--only tiny]; exits with 1 where a ratio is below what it must reach.
+python tests/bench/training_speed.py [--only tiny]; exits with 1 if a ratio is below the required one.
 
 Two trainings on one thread each take their steps in turn, on the same rows in the same order, and measure the same
 held-out rows every ten steps, in batches as a job takes them: with fewer than 30 micro-batches of held-out rows these
 are smaller, so that the verdict has an interval. The plain script logs every ten steps, as is TRL's default, and keeps
 nothing; ours logs every step and writes the best weights, as in a pod.
 
-What is compared is processor time, which other work on the machine does not change as it changes the clock's; the
-clock's ratio, which also has waiting in it, is shown beside it. A ratio is the median over blocks of ten steps.
+Processor time is compared, which other work on the machine changes less than the clock's; the clock's ratio, which
+includes waiting, is shown next to it. A ratio is the median over blocks of ten steps.
 """
 
-# ruff: noqa: E402 - where the modules lie, and what torch reads when it is imported, is said before the imports
+# ruff: noqa: E402 - the modules' folders, and what torch reads when it is imported, are set before the imports
 
 import argparse
 import itertools
@@ -72,7 +72,7 @@ def now() -> Times:
 
 @dataclass
 class Turn(TrainerCallback):  # type: ignore[misc]  # the library has no types
-    """Holds a training at each step's beginning until the other one has taken its own; times what lies between."""
+    """Let two trainings take their steps in turn, and time those of one."""
 
     mine: threading.Semaphore
     other: threading.Semaphore
@@ -100,7 +100,7 @@ class Turn(TrainerCallback):  # type: ignore[misc]  # the library has no types
 
 
 def take_turns(first: Trainer, second: Trainer) -> tuple[list[Times], list[Times]]:
-    """Trains both, a step each in turn; returns the times of every step after the warm-up."""
+    """Train both, a step each in turn; return the times of every step after the warm-up."""
     starts, waits = threading.Semaphore(1), threading.Semaphore(0)
     turns = [Turn(starts, waits), Turn(waits, starts)]
 
@@ -379,7 +379,7 @@ def measure(scratch: Path, only: str) -> Iterator[Result]:
 
 
 def main() -> None:
-    """Prints the table; exits with 1 where a ratio is missed."""
+    """Print the table; exit with 1 if a ratio is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=["tiny", "135M", "all"], default="all")
     parser.add_argument("--scratch", type=Path, help="keeps the 135M model here for the next time")

@@ -170,7 +170,7 @@ def table(
 
 
 def write(section: str) -> None:
-    """Puts a section above the earlier ones."""
+    """Put a section above the earlier ones."""
     head, mark, earlier = RESULTS.read_text(encoding="utf-8").partition("\n## ")
     RESULTS.write_text(f"{head.rstrip()}\n\n{section}{mark}{earlier}", encoding="utf-8")
 

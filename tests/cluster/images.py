@@ -110,7 +110,7 @@ def ensure_program(layout: Layout, name: str, path: str) -> str:
 
 
 def remove_old(layout: Layout, references: Mapping[str, str]) -> None:
-    """Removes earlier builds that no object in the cluster names, neither by tag nor by digest."""
+    """Remove earlier builds that no object in the cluster names, neither by tag nor by digest."""
     named = kubectl.text_of_all(layout, "pods,jobs.batch,deployments.apps")
     jobs = kubectl.text_of_all(layout, "finetunejobs.finetune.dev") or ""
     if named is None:

@@ -21,7 +21,7 @@ CHANGED = (
 
 
 def remember(layout: Layout) -> None:
-    """Writes down what the settings are, unless that was done when this cluster was started."""
+    """Record the settings, unless that was done when this cluster was started."""
     record = _record(layout)
     if not record.exists():
         found = {name: (KERNEL / name).read_text().strip() for name in CHANGED if (KERNEL / name).exists()}
@@ -29,7 +29,7 @@ def remember(layout: Layout) -> None:
 
 
 def restore(layout: Layout) -> None:
-    """Sets them back, and forgets them."""
+    """Restore them and delete the record."""
     record = _record(layout)
     if not record.exists():
         return

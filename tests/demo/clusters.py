@@ -35,12 +35,12 @@ def choose(asked: str) -> str:
 
 
 def start(cluster: str) -> Environment:
-    """Brings the cluster up, with both images and an S3 server, and returns how to reach them."""
+    """Start the cluster with both images and an S3 server; return how to reach them."""
     return {"native": start_native, "kind": kind.start, "current": start_current}[cluster]()
 
 
 def stop(asked: str) -> None:
-    """Removes what `start` started, whether it came to its end or not; `auto`: wherever that was."""
+    """Remove what `start` started, even if it did not finish; `auto`: wherever that was."""
     ends = {"kind": kind.stop, "native": lambda: native("down"), "current": leave_current}
     failures = []
     for cluster in ends if asked == "auto" else [asked]:

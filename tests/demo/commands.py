@@ -14,7 +14,7 @@ def say(text: str) -> None:
 
 
 def run(*command: str, stdin: str | None = None) -> None:
-    """Runs a command in the foreground; its failure ends this process with its status."""
+    """Run a command in the foreground; if it fails, exit with its status."""
     done = subprocess.run(command, check=False, input=stdin, text=True)
     if done.returncode:
         sys.exit(f"`{' '.join(command[:6])} …` failed with status {done.returncode}")

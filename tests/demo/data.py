@@ -67,7 +67,7 @@ def _row(index: int, question: str, answer: str) -> dict[str, Any]:
 
 
 def write_rows(path: Path) -> int:
-    """Writes the rows and returns how many."""
+    """Write the rows and return how many."""
     lines = list(rows())
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -75,7 +75,7 @@ def write_rows(path: Path) -> int:
 
 
 def write_model(directory: Path) -> None:
-    """Dequantises the GGUF of the package into a plain 16-bit safetensors folder; nothing is done where it exists."""
+    """Dequantise the GGUF of the package into a 16-bit safetensors folder, unless it exists."""
     if (directory / "model.safetensors").exists():
         return
     source = next(
@@ -115,7 +115,7 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    """Writes model and rows into the folder that is given."""
+    """Write model and rows into the given folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
     directory = parser.parse_args().directory

@@ -52,7 +52,7 @@ def deploy(asked: str) -> None:
 
 
 def install_chart(deployed: Environment) -> None:
-    """Installs or upgrades the release and waits until the operator is ready."""
+    """Install or upgrade the release and wait until the operator is ready."""
     operator, trainer = (image.rpartition(":") for image in (deployed.operator_image, deployed.trainer_image))
     values: dict[str, Any] = {
         "image": {"repository": operator[0], "tag": operator[2]},
@@ -119,7 +119,7 @@ def s3() -> Any:
 
 
 def put_data(spec: dict[str, Any]) -> None:
-    """Puts model and rows where the manifest looks for them; the model only once."""
+    """Upload model and rows to where the manifest expects them; the model only once."""
     local = STATE / "demo"
     local.mkdir(parents=True, exist_ok=True)
     write_rows(local / "rows.jsonl")
@@ -217,7 +217,7 @@ def explain(metadata: dict[str, str], failure: JobIsStill) -> None:
 
 
 def update(bar: "tqdm[Any]", progress: dict[str, Any], metrics: dict[str, Any]) -> None:
-    """Moves the bar, with the losses behind it."""
+    """Move the bar, with the losses behind it."""
     bar.n = progress.get("step", 0)
     losses = {name: metrics[name] for name in ("trainLoss", "evalLoss", "learningRate") if name in metrics}
     bar.set_postfix(losses | {"stage": progress.get("stage", "")}, refresh=True)
@@ -248,7 +248,7 @@ def show(uri: str, status: dict[str, Any]) -> None:
 
 
 def command(*words: str) -> int:
-    """Shows a command as a user would type it, and runs it."""
+    """Show a command as a user would type it, and run it."""
     say(f"$ {shlex.join(Path(words[0]).name if index == 0 else word for index, word in enumerate(words))}")
     return subprocess.run(words, check=False).returncode
 
@@ -264,7 +264,7 @@ def print_env(cluster: str) -> None:
 
 
 def main() -> int:
-    """Runs the command that is given."""
+    """Run the given command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=["deploy", "run", "env", "down"])
     parser.add_argument("--cluster", choices=["auto", "kind", "native", "current"], default="auto")

@@ -46,7 +46,7 @@ class Environment:
         }
 
     def save(self) -> None:
-        """Remembers the environment for `make env` and `make e2e`, as the last one that was deployed."""
+        """Store the environment for `make env` and `make e2e`, as the last one that was deployed."""
         ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
         file = _file(self.cluster)
         file.touch(mode=0o600)

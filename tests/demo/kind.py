@@ -48,7 +48,7 @@ def start() -> Environment:
 
 
 def stop() -> None:
-    """Deletes the cluster if it was made here."""
+    """Delete the cluster if it was made here."""
     if not CREATED.exists():
         say("no kind cluster was made here")
         return
@@ -72,7 +72,7 @@ def _ensure_cluster() -> None:
 
 
 def _load(name: str, folder: str) -> str:
-    """Builds an image and puts it into the node under a tag of its content, so that a change is a new reference."""
+    """Build an image and load it into the node under a tag of its content, so that a change is a new reference."""
     # An attestation holds the time of the build, and with it the same content would get another id each time.
     os.environ["BUILDX_NO_DEFAULT_ATTESTATIONS"] = "1"
     base = ("--build-arg", f"BASE_IMAGE={BASE_IMAGE}") if BASE_IMAGE else ()

@@ -19,13 +19,13 @@ class Chart:
         self.values = yaml.safe_load(helm("get", "values", RELEASE, "--output", "yaml")) or {}
 
     def install(self, folder: Path, chart: Path = CHART, **values: Any) -> None:
-        """Installs or upgrades it, until another operator than before is ready and alone."""
+        """Install or upgrade it, and wait until only a new operator is ready."""
         before = {pod.metadata.uid for pod in operators()}
         self.put_back(folder, chart, **values)
         wait_for("another operator, alone", lambda: self._alone(before), state=lambda: list(map(name_of, operators())))
 
     def put_back(self, folder: Path, chart: Path = CHART, **values: Any) -> None:
-        """Installs or upgrades it, until it is ready; without values as it was deployed."""
+        """Install or upgrade it, and wait until it is ready; without values as it was deployed."""
         file = folder / "values.yaml"
         file.write_text(yaml.safe_dump(self.values | values), encoding="utf-8")
         helm("upgrade", "--install", RELEASE, str(chart), "--values", str(file), "--wait", "--timeout", "180s")

@@ -17,7 +17,7 @@ LIMIT = 900_000
 
 
 def start_hub(namespace: str, repositories: Mapping[str, Path]) -> str:
-    """Serves each folder as that repository (`models/owner/name` or `datasets/owner/name`); returns the endpoint. A
+    """Serve each folder as that repository (`models/owner/name` or `datasets/owner/name`); return the endpoint. A
     folder that is served under several names is held once."""
     folders = list(dict.fromkeys(repositories.values()))
     objects = [_config(namespace, "hub", SERVER)]

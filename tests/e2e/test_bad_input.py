@@ -9,7 +9,7 @@ from user import Bench, Job, kubectl, wait_for
 
 
 def failed(job: Job, reason: str) -> dict[str, Any]:
-    """Waits for the failure, and checks that no trainer Job was ever made for it."""
+    """Wait for the failure, and check that no trainer Job was ever made for it."""
     status = job.wait("Failed")
     assert (status["phase"], status["reason"]) == ("Failed", reason)
     assert job.condition("Stalled")["status"] == "True"

@@ -100,7 +100,7 @@ def patch(bench: Bench, kind: str, name: str, spec: dict[str, Any]) -> None:
 
 
 def quota(job: Job, reason: str, words: str = "") -> Callable[[], str]:
-    """Looks for the reason on condition QuotaReserved, with these words, and gives what kubectl shows then."""
+    """Wait for the reason on condition QuotaReserved, with these words; return what kubectl shows then."""
 
     def look() -> str:
         found = job.condition("QuotaReserved")

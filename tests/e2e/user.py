@@ -121,7 +121,7 @@ class Job:
         return next((one for one in self.status().get("conditions", []) if one["type"] == kind), {})
 
     def wait(self, kind: str, *, seconds: float = 900) -> dict[str, Any]:
-        """Waits until the condition is True and returns the status; a job that ended otherwise fails at once."""
+        """Wait until the condition is True and return the status; a job that ended otherwise fails at once."""
 
         def look() -> dict[str, Any] | None:
             status = self.status()

@@ -43,7 +43,7 @@ def note_after(run: Any, folder: Path) -> str:
 
 @contextmanager
 def endless_server(parts: Iterable[bytes], encoding: str) -> Iterator[tuple[str, list[int]]]:
-    """Answers with these parts for as long as somebody reads them; also how much was read of each answer."""
+    """Answer with these parts for as long as the client reads them; also yield how much was read of each answer."""
     sent: list[int] = []
 
     class Endless(BaseHTTPRequestHandler):

@@ -19,7 +19,7 @@ MAY = {"view": READ, "edit": READ | WRITE, "admin": READ | WRITE}
 
 @pytest.fixture(scope="module")
 def review(helm: str, kubectl: Callable[..., str], control_plane: Path) -> Iterator[Callable[..., bool]]:
-    """Asks the API server whether somebody with one of its roles may do something in `default`."""
+    """Ask the API server whether a user with one of its roles may do something in `default`."""
     roles = [
         one for one in of_kind(render(helm), "ClusterRole") if one["metadata"]["name"].endswith(("-view", "-edit"))
     ]

@@ -76,7 +76,7 @@ class Access:
         self.kubeconfig.write_text(yaml.safe_dump(admin))
 
     def set_rules(self, wanted: list[Object]) -> None:
-        """Changes the role and returns once the API server judges by it."""
+        """Change the role and return once the API server judges by it."""
         client.RbacAuthorizationV1Api(self.api).patch_cluster_role(self.name, {"rules": wanted})
         granted = _rights(wanted)
         for right in _rights(rules()) | granted:
@@ -129,7 +129,7 @@ class Operator:
         self.process: subprocess.Popen[bytes] | None = None
 
     def launch(self, *wrapper: str) -> "Operator":
-        """Starts it, with the command of the wrapper around it, and does not wait."""
+        """Start it, with the command of the wrapper around it, without waiting."""
         with self.log.open("ab") as log:
             command = [*wrapper, sys.executable, "-m", "finetune_operator"]
             self.process = subprocess.Popen(command, env=self.env, stderr=log, stdout=log)
@@ -332,7 +332,7 @@ class World:
         return self.report("Validated", name, **validated_blocks())
 
     def pass_preflight(self, name: str = "one") -> Any:
-        """Brings a job to its first trainer pod."""
+        """Bring a job to its first trainer pod."""
         pod = self.pod_of(f"{slug(name)}-preflight")
         self.run(pod)
         self.end(pod, 0, self.validated(name))
@@ -397,7 +397,7 @@ def _has_default_account(core: client.CoreV1Api, namespace: str) -> bool:
 
 @pytest.fixture
 def operator_in(tmp_path: Path) -> Iterator[Callable[..., Operator]]:
-    """Makes an operator for a namespace with another kubeconfig or other settings; it ends with the test."""
+    """Make an operator for a namespace with another kubeconfig or other settings; it ends with the test."""
     made: list[Operator] = []
 
     def make(namespace: str, kubeconfig: Path, **settings: str) -> Operator:
@@ -413,7 +413,7 @@ def operator_in(tmp_path: Path) -> Iterator[Callable[..., Operator]]:
 
 @pytest.fixture
 def operator_with(world: World, operator_in: Callable[..., Operator]) -> Callable[..., Operator]:
-    """Makes an operator for the world's namespace."""
+    """Make an operator for the world's namespace."""
     return partial(operator_in, world.namespace)
 
 

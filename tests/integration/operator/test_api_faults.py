@@ -209,7 +209,7 @@ def test_the_operator_waits_for_an_api_server_that_is_killed_and_restarted(
 
 
 def restart_api_server(folder: Path) -> None:
-    """Kills the process by its record in the folder, and lets `cluster.py` start it again."""
+    """Kill the process by its record in the folder, and let `cluster.py` start it again."""
     tools = ROOT / "tests" / "cluster"
     end = "from daemons import stop; from layout import control_plane_only; from pathlib import Path; import sys; "
     end += "assert stop(control_plane_only(Path(sys.argv[1])), 'kube-apiserver', 0)"

@@ -78,7 +78,7 @@ def values(request: pytest.FixtureRequest, world: Any, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def install(helm: str, control_plane: Path, wait: Callable[..., Any]) -> Iterator[Callable[..., Installed]]:
-    """Installs the chart in a namespace of its own, for jobs in that namespace; it is uninstalled at the end."""
+    """Install the chart in a namespace of its own, for jobs in that namespace; it is uninstalled at the end."""
     made: list[Installed] = []
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
 

@@ -33,7 +33,7 @@ def cells() -> list[str]:
 
 
 def run(code: str, variables: dict[str, Any]) -> Any:
-    """Runs a cell as a kernel does, with `await` at its top level; returns the value of its last expression."""
+    """Run a cell as a kernel does, with `await` at its top level; return the value of its last expression."""
     tree = ast.parse(code)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     found = None
@@ -47,7 +47,7 @@ def run(code: str, variables: dict[str, Any]) -> Any:
 
 
 def publish(s3: Any, bucket: str) -> str:
-    """Puts a result where the trainer would; returns the digest of its manifest."""
+    """Put a result where the trainer would; return the digest of its manifest."""
     files = [
         {"path": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in FILES.items()
     ]
@@ -83,7 +83,7 @@ def trained(  # noqa: PLR0917
     monkeypatch: pytest.MonkeyPatch,
     wait: Any,
 ) -> Callable[[], tuple[str, str]]:
-    """Brings the job to its end while the test waits; returns where its result is, and the digest."""
+    """Bring the job to its end while the test waits; return where its result is, and the digest."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
     digest, uri = publish(s3_server.client(), bucket), f"s3://{bucket}/support-bot"
 

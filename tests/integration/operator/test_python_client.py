@@ -53,7 +53,7 @@ def finetune(control_plane: Path, world: Any) -> FineTuneClient:
 
 @pytest.fixture
 def lately() -> Callable[..., threading.Thread]:
-    """Runs a step of the test while the main thread waits for the client."""
+    """Run a step of the test while the main thread waits for the client."""
 
     def start(step: Callable[[], Any]) -> threading.Thread:
         thread = threading.Thread(target=step, daemon=True)
@@ -192,7 +192,7 @@ EDIT = ["create", "update", "patch", "delete", "deletecollection"]
 
 @pytest.fixture
 def user(control_plane: Path, world: Any, wait: Any) -> Callable[[list[str]], dict[str, Any]]:
-    """Makes an account of the namespace that may do so much with FineTuneJobs; returns its kubeconfig."""
+    """Make an account of the namespace with these rights to FineTuneJobs; return its kubeconfig."""
 
     def make(verbs: list[str]) -> dict[str, Any]:
         api, space, meta = config.new_client_from_config(str(control_plane)), world.namespace, {"name": "user"}

@@ -25,7 +25,7 @@ def api() -> CountingApi:
 def operate(
     api: CountingApi, operator_in: Callable[..., Any], tmp_path: Path, wait: Any
 ) -> Iterator[Callable[..., Any]]:
-    """Starts an operator, and returns it once it has listed everything."""
+    """Start an operator, and return it once it has listed everything."""
 
     def start(**settings: str) -> Any:
         one = operator_in("team", kubeconfig, **settings).launch()

@@ -86,7 +86,7 @@ def has_traps_beside(folder: Path) -> None:
 
 @pytest.fixture(params=["s3", "hub"])
 def serve(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[Change], StoredModel]]:
-    """Puts the changed model into a store of either kind."""
+    """Put the changed model into a store of either kind."""
     folder = tmp_path / "models" / MODEL
     if request.param == "s3":
         request.getfixturevalue("aws_environment")

@@ -40,7 +40,7 @@ def keys(access: str, secret: str) -> dict[str, str]:
 
 @pytest.fixture
 def silent_endpoint() -> Iterator[str]:
-    """Takes connections and never answers."""
+    """Accept connections and never answer."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 

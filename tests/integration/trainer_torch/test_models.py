@@ -26,7 +26,7 @@ Change = Callable[[Path], None]
 
 
 def rewrite(path: Path, **changes: Any) -> None:
-    """Sets fields of a JSON file; None removes one."""
+    """Set fields of a JSON file; None removes one."""
     content = json.loads(path.read_text(encoding="utf-8")) | changes
     path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
 

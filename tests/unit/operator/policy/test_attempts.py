@@ -166,7 +166,7 @@ def test_a_silent_trainer_is_a_message_and_still_runs(scene: Any) -> None:
 
 
 def preempt(one: Any, times: int) -> None:
-    """Ends that many runs with a preemption, and writes each."""
+    """End that many runs with a preemption, and write each."""
     for _ in range(times):
         one.end(one.pod("one-1"), 75, one.report("Preempted"))
         one.object["status"] = one.look().status.to_wire()

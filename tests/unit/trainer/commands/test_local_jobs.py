@@ -47,7 +47,7 @@ def refusal(*jobs: JobConfig) -> str:
 
 
 def leave_result(folder: Path, job: JobConfig) -> str:
-    """Writes what a finished run leaves, as far as it is read; returns the manifest's digest."""
+    """Write what is read of a finished run; return the manifest's digest."""
     report = Report(outcome=Outcome.PUBLISHED, reason="", message="", job_uid=job.uid, config_sha256="0" * 64)
     manifest = Manifest(
         namespace="default", name=job.name, uid=job.uid, config_sha256="0" * 64, files=[], result=report

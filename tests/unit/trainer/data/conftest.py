@@ -14,7 +14,7 @@ Check = Callable[..., tuple[list[Row | Rejected], Summary]]
 
 @pytest.fixture
 def check(tmp_path: Path) -> Check:
-    """Checks the given rows (objects or raw bytes) as one file and returns the results and the summary."""
+    """Check the given rows (objects or raw bytes) as one file; return the results and the summary."""
 
     def run(*rows: Any, name: str = "rows.jsonl", **options: Any) -> tuple[list[Row | Rejected], Summary]:
         path = tmp_path / name

@@ -52,7 +52,7 @@ def write_model(
 
 @pytest.fixture
 def build_model(tmp_path: Path) -> BuildModel:
-    """Writes a tokenizer that knows the control tokens of a chat template, and returns its directory."""
+    """Write a tokenizer with the special tokens of a chat template; return its directory."""
     return functools.partial(write_model, tmp_path)
 
 

@@ -92,7 +92,7 @@ class Pod:
         self.checkpoints = Checkpoints(run, self.base_sha256, self.rows)
 
     def save(self, *steps: int) -> "Pod":
-        """Saves checkpoints of two files."""
+        """Save checkpoints of two files."""
         for step in steps:
             self.checkpoints.save(step, lambda folder, step=step: write(folder, step))  # type: ignore[misc]
         return self

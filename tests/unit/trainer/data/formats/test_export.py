@@ -28,7 +28,7 @@ OPENAI, SHAREGPT, ALPACA, PREFERENCE, TEXT = ExportFormat
 
 
 def read(row: dict[str, Any]) -> Row:
-    """Reads a row as the front door does, from its bytes on."""
+    """Read a row as the front door does, from its bytes on."""
     again = orjson.loads(orjson.dumps(row))
     return check_structure(convert_row(again, detect_format(again), SOURCE, set()), set(), prompts_wanted=True)
 
