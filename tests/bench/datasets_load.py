@@ -1,9 +1,11 @@
 """The same conversion as people write it with the datasets library: load_dataset("json"), then a map.
 
-python tests/bench/datasets_load.py FOLDER ROWS_PER_CALL, where 1 calls the function for each row by itself.
+python tests/bench/datasets_load.py FOLDER ROWS_PER_CALL, where 1 calls the function for each row by itself. The
+library's cache is of this process alone: with an earlier one it would convert nothing.
 """
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,9 @@ def from_openai(row: Row) -> Row:
     return {"messages": [{"role": turn["role"], "content": turn["content"]} for turn in row["messages"]]}
 
 
-def convert(folder: Path, name: str, rows_per_call: int) -> int:
+def convert(folder: Path, cache: str, name: str, rows_per_call: int) -> int:
     convert_row = {"alpaca": from_alpaca, "sharegpt": from_sharegpt, "openai": from_openai}[name]
-    file, cache = str(folder / f"{name}.jsonl"), str(folder / "cache")
-    rows = load_dataset("json", data_files=file, split="train", cache_dir=cache)
+    rows = load_dataset("json", data_files=str(folder / f"{name}.jsonl"), split="train", cache_dir=cache)
 
     def convert_rows(batch: Row) -> Row:
         of_each = ({key: values[at] for key, values in batch.items()} for at in range(len(next(iter(batch.values())))))
@@ -45,5 +46,6 @@ def convert(folder: Path, name: str, rows_per_call: int) -> int:
 
 
 if __name__ == "__main__":
-    total = sum(convert(Path(sys.argv[1]), name, int(sys.argv[2])) for name in ("alpaca", "sharegpt", "openai"))
-    print(total)
+    source, rows_per_call = Path(sys.argv[1]), int(sys.argv[2])
+    with tempfile.TemporaryDirectory(dir=source) as cache:
+        print(sum(convert(source, cache, name, rows_per_call) for name in ("alpaca", "sharegpt", "openai")))
