@@ -4,6 +4,7 @@ Each gives the same `Environment`; nothing after this file knows which it was.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,9 @@ ABOUT = {
     "current": "the one of the current kubeconfig",
 }
 
+NEEDED = {"native": (), "kind": ("docker", "kind", "kubectl", "helm"), "current": ("kubectl", "helm")}
+"""Programs of the user; the cluster of tests/cluster builds its own."""
+
 
 def choose(asked: str) -> str:
     """Return the cluster to use; `auto` is the tested one, and never another because of what is installed."""
@@ -36,6 +40,8 @@ def choose(asked: str) -> str:
 
 def start(cluster: str) -> Environment:
     """Start the cluster with both images and an S3 server; return how to reach them."""
+    if missing := [name for name in NEEDED[cluster] if not shutil.which(name)]:
+        sys.exit(f"CLUSTER={cluster} needs these programs in PATH: {', '.join(missing)}")
     return {"native": start_native, "kind": kind.start, "current": start_current}[cluster]()
 
 

@@ -37,3 +37,13 @@ def test_where_the_tested_cluster_cannot_run_the_others_are_named(
 @pytest.mark.parametrize("asked", ["kind", "native", "current"])
 def test_a_cluster_that_is_named_is_taken(asked: str) -> None:
     assert clusters.choose(asked) == asked
+
+
+@pytest.mark.usefixtures("docker_with_kind")
+@pytest.mark.parametrize(("cluster", "missing"), [("kind", "kubectl, helm"), ("current", "kubectl, helm")])
+def test_a_missing_program_is_named_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cluster: str, missing: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match=f"CLUSTER={cluster} needs these programs in PATH: {missing}"):
+        clusters.start(cluster)
