@@ -82,5 +82,10 @@ def _load(name: str, folder: str) -> str:
         image = file.read_text(encoding="utf-8").strip()
     reference = f"{name}:{image.removeprefix('sha256:')[:12]}"
     run("docker", "tag", image, reference)
+    # `kind load` asks crictl, which the node image of tests/kind does not have, and would copy the image again.
+    listing = ("ctr", "--namespace", "k8s.io", "images", "list", "--quiet", f"name==docker.io/library/{reference}")
+    node = ("docker", "exec", f"{NAME}-control-plane")
+    if subprocess.run((*node, *listing), capture_output=True, text=True, check=False).stdout.strip():
+        return reference
     run("kind", "load", "docker-image", reference, "--name", NAME)
     return reference

@@ -43,3 +43,15 @@ def test_the_projects_images_have_the_base_that_was_asked_for_or_that_of_their_d
     monkeypatch.setattr(kind, "BASE_IMAGE", base)
     assert kind._load("finetune-operator", "operator") == "finetune-operator:0123456789ab"
     assert [word for word in commands[0] if word.startswith("BASE_IMAGE=")] == expected
+
+
+@pytest.mark.parametrize(
+    ("listed", "is_loaded"), [("", True), ("docker.io/library/finetune-operator:0123456789ab\n", False)]
+)
+def test_an_image_that_is_on_the_node_is_not_copied_again(
+    commands: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, listed: str, is_loaded: bool
+) -> None:
+    found = subprocess.CompletedProcess([], 0, stdout=listed)
+    monkeypatch.setattr(kind.subprocess, "run", lambda *_, **__: found)
+    kind._load("finetune-operator", "operator")
+    assert (("kind", "load", "docker-image") in [command[:3] for command in commands]) == is_loaded
