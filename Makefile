@@ -343,7 +343,7 @@ mutants: setup ## Sample random mutants, and print which of them the unit tests 
 	$(BIN)/python tests/mutants.py --count $(COUNT) $(PACKAGES) $(MUTANTS_ARGS)
 
 .PHONY: bench
-bench: setup ## Speed of the data front door, of training and of the operator (apart from `make test`); all run, and the end names what missed its figures
+bench: setup ## Speed of the data front door, of training and of the operator (apart from `make test`); the end names what missed
 	$(CLUSTER_PY) build $(CONTROL_PLANE)
 	missed=; \
 	run() { echo; echo "tests/bench/$$*"; $(BIN)/python tests/bench/"$$@" || missed+=" $$1"; }; \

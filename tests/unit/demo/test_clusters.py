@@ -40,10 +40,10 @@ def test_a_cluster_that_is_named_is_taken(asked: str) -> None:
 
 
 @pytest.mark.usefixtures("docker_with_kind")
-@pytest.mark.parametrize(("cluster", "missing"), [("kind", "kubectl, helm"), ("current", "kubectl, helm")])
+@pytest.mark.parametrize("cluster", ["kind", "current"])
 def test_a_missing_program_is_named_before_anything_is_started(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cluster: str, missing: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cluster: str
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SystemExit, match=f"CLUSTER={cluster} needs these programs in PATH: {missing}"):
+    with pytest.raises(SystemExit, match=f"CLUSTER={cluster} needs these programs in PATH: kubectl, helm"):
         clusters.start(cluster)
