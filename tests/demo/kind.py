@@ -82,10 +82,14 @@ def _load(name: str, folder: str) -> str:
         image = file.read_text(encoding="utf-8").strip()
     reference = f"{name}:{image.removeprefix('sha256:')[:12]}"
     run("docker", "tag", image, reference)
-    # `kind load` asks crictl, which the node image of tests/kind does not have, and would copy the image again.
-    listing = ("ctr", "--namespace", "k8s.io", "images", "list", "--quiet", f"name==docker.io/library/{reference}")
-    node = ("docker", "exec", f"{NAME}-control-plane")
-    if subprocess.run((*node, *listing), capture_output=True, text=True, check=False).stdout.strip():
-        return reference
-    run("kind", "load", "docker-image", reference, "--name", NAME)
+    nodes = subprocess.run(("kind", "get", "nodes", "--name", NAME), capture_output=True, text=True, check=True)
+    if not all(_has_image(node, reference) for node in nodes.stdout.split()):
+        run("kind", "load", "docker-image", reference, "--name", NAME)
     return reference
+
+
+def _has_image(node: str, reference: str) -> bool:
+    """Return whether the node has the image; `kind load` asks crictl, which the image of tests/kind does not have."""
+    listing = ("ctr", "--namespace", "k8s.io", "images", "list", "--quiet", f"name==docker.io/library/{reference}")
+    found = subprocess.run(("docker", "exec", node, *listing), capture_output=True, text=True, check=False)
+    return bool(found.stdout.strip())

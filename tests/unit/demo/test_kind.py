@@ -46,12 +46,23 @@ def test_the_projects_images_have_the_base_that_was_asked_for_or_that_of_their_d
 
 
 @pytest.mark.parametrize(
-    ("listed", "is_loaded"), [("", True), ("docker.io/library/finetune-operator:0123456789ab\n", False)]
+    ("nodes_with_it", "is_loaded"),
+    [
+        (set(), True),
+        ({"finetune-demo-control-plane"}, True),
+        ({"finetune-demo-control-plane", "finetune-demo-worker"}, False),
+    ],
 )
-def test_an_image_that_is_on_the_node_is_not_copied_again(
-    commands: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, listed: str, is_loaded: bool
+def test_an_image_that_every_node_has_is_not_copied_again(
+    commands: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, nodes_with_it: set[str], is_loaded: bool
 ) -> None:
-    found = subprocess.CompletedProcess([], 0, stdout=listed)
-    monkeypatch.setattr(kind.subprocess, "run", lambda *_, **__: found)
+    def answer(command: tuple[str, ...], **_: object) -> subprocess.CompletedProcess[str]:
+        if command[:3] == ("kind", "get", "nodes"):
+            return subprocess.CompletedProcess([], 0, stdout="finetune-demo-control-plane\nfinetune-demo-worker\n")
+        assert command[:2] == ("docker", "exec")
+        has_it = command[2] in nodes_with_it
+        return subprocess.CompletedProcess([], 0, stdout=command[-1].removeprefix("name==") if has_it else "")
+
+    monkeypatch.setattr(kind.subprocess, "run", answer)
     kind._load("finetune-operator", "operator")
     assert (("kind", "load", "docker-image") in [command[:3] for command in commands]) == is_loaded
