@@ -103,12 +103,12 @@ def test_the_service_of_a_full_model_copies_it_with_the_keys_of_its_account_and_
     (initializer,), (server,) = pod.spec.init_containers, pod.spec.containers
     assert copied(initializer) == {"/mnt/models": f"s3://bucket/{namespace}/one/merged/"}
     require_credentials(initializer)
-    assert service.get()["status"]["clusterServingRuntimeName"] == "kserve-huggingfaceserver"
     assert server.image == "kserve/huggingfaceserver:latest-gpu"
     assert server.args == ["--model_name=support-bot", "--model_name=tuned"], "a parser takes the last"
     assert {"/mnt/models"} == {one.mount_path for one in server.volume_mounts if one.name.startswith("kserve-")}
     assert (server.resources.limits["nvidia.com/gpu"], server.resources.limits["memory"]) == ("1", "24Gi")
-    become_ready(service)
+    become_ready(service)  # whose status KServe may write after the pod's Deployment
+    assert service.get()["status"]["clusterServingRuntimeName"] == "kserve-huggingfaceserver"
 
 
 def test_the_service_of_an_adapter_copies_it_and_the_base_of_a_hub_and_becomes_ready(service: Service) -> None:

@@ -5,13 +5,15 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import convert_outputs_to_fp32
 from peft.optimizers import create_loraplus_optimizer
 from transformers import (
     PrinterCallback,
@@ -71,6 +73,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         self._lora_plus_lr_ratio = lora_plus_lr_ratio
         with keep_in_fp32(arguments["model"]):
             super().__init__(**arguments)
+        cast_forward(self.model, self.accelerator)
         self._saves = 0
         self.remove_callback(PrinterCallback)  # standard output belongs to the reporter
         self._random_state = RandomState.take()
@@ -339,6 +342,14 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     def _last_figure(self, name: str) -> float:
         """Return TRL's metric of this name for the batch just measured."""
         return float(self._metrics["eval"][name][-1])
+
+
+def cast_forward(model: torch.nn.Module, accelerator: Accelerator) -> None:
+    """Compute in the training's number format from now on, with outputs in FP32, as accelerate does from the first step
+    on: the baseline, the reference and the checks before it would have another rounding than what they stand for."""
+    if accelerator.native_amp:
+        cast: Callable[..., Any] = accelerator.autocast()(model.forward)
+        model.forward = convert_outputs_to_fp32(cast)
 
 
 @contextmanager
