@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainer_bench import make_trainer
 from training_bench import make_spec
+from transformers import TrainingArguments
 
 from finetune_api.handoff import ExitCode, JobConfig, config_sha256
 from finetune_api.spec import FineTuneJobSpec
@@ -17,6 +19,7 @@ from finetune_trainer.models.device import (
     explain_missing_gpus,
     explain_missing_kernels,
     has_kernels,
+    set_tf32,
 )
 
 WHEEL = torch._C._cuda_getArchFlags().split()
@@ -117,10 +120,36 @@ def _config(*, simulated_gpus: bool = False, **blocks: object) -> JobConfig:
         ("BF16", (12, 0), True),
         ("FP16", (7, 5), False),
         ("FP32", (9, 0), False),
-        ("BF16", None, False),
     ],
 )
 def test_what_stays_in_fp32_is_computed_in_tf32_where_the_gpu_has_it_unless_the_job_requests_fp32(
-    precision: str, capability: tuple[int, int] | None, is_used: bool
+    precision: str, capability: tuple[int, int], is_used: bool
 ) -> None:
     assert choose_tf32(precision, capability) is is_used
+
+
+def test_a_job_in_fp32_after_one_in_bf16_in_the_same_process_is_not_computed_in_tf32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends, "fp32_precision", torch.backends.fp32_precision)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    found = []
+    for precision in ("BF16", "FP32", "BF16"):
+        set_tf32(precision, torch.device("cuda"))
+        found.append(torch.backends.fp32_precision)
+    assert found == ["tf32", "ieee", "tf32"]
+
+
+@pytest.mark.parametrize("objective", ["Instruction", "DPO", "KTO", "RewardModel", "RLHF", "Distillation"])
+def test_a_process_that_sees_two_gpus_trains_on_one(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    complete = TrainingArguments.__post_init__
+
+    def see_two(arguments: TrainingArguments) -> None:
+        complete(arguments)
+        _ = arguments.device
+        arguments._n_gpu = 2
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", see_two)
+    assert make_trainer(objective, tiny_model, tmp_path).args.n_gpu == 1

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.nn import Params4bit
 from safetensors.numpy import load_file, save_file
 from tiny_model import make_tiny_model
 from training_bench import HYPERPARAMETERS, Bench
@@ -190,6 +191,20 @@ def test_a_gpu_too_small_for_one_row_has_its_own_exit_code(
     monkeypatch.setattr(story, "train_once", no_memory)
     with pytest.raises(TrainerError, match="is too small for one row") as caught:
         make_bench().run()
+    assert caught.value.code is ExitCode.GPU_OUT_OF_MEMORY
+
+
+def test_a_gpu_too_small_for_the_weights_in_4_bits_has_its_own_exit_code(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers catches what a conversion raises, and ends with an error that refers to its log."""
+
+    def no_memory(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Params4bit, "_quantize", no_memory)
+    with pytest.raises(TrainerError, match="is too small for one row") as caught:
+        make_bench("QLoRA").run()
     assert caught.value.code is ExitCode.GPU_OUT_OF_MEMORY
 
 

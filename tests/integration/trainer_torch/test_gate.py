@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, peft_model
 from published_result import find_result_faults
 from safetensors.torch import load_file, save_file
 from thin_slice import thin_slice
@@ -211,6 +211,25 @@ def test_if_one_model_does_not_fit_the_gate_is_not_run_and_reports_how_much_it_n
     monkeypatch.setattr("finetune_trainer.merging.gate.available_bytes", lambda: needed_bytes(plan) - 1)
     with pytest.raises(GateNotRun, match=r"takes 0\.7 GiB of memory, and .* free: raise resources\.limits\.memory"):
         run_gate(plan, tmp_path, lambda: None, StopFlag())
+
+
+def test_a_gate_on_the_cpu_reads_the_adapter_into_the_hosts_memory(
+    plan: GatePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT would read it onto the GPU, which may have no room: that is why the gate runs on the CPU."""
+    monkeypatch.setattr(peft_model, "infer_device", lambda: "cuda")
+    assert not found(plan)
+
+
+def test_an_adapter_that_does_not_fit_the_gpus_memory_is_not_called_one_of_another_base(
+    plan: GatePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(peft_model, "load_peft_weights", no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        found(plan)
 
 
 @pytest.mark.parametrize(

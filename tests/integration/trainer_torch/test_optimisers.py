@@ -1,5 +1,7 @@
 """Every optimiser: its first step is that of its formula, its state has the counted size, and a saved one continues."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,16 @@ def test_the_first_step_is_that_of_the_formula(tiny_model: Path, tmp_path: Path,
         moved += int(clear.sum())
         assert torch.allclose(step[clear], expected_step(optim, gradient)[clear], rtol=5e-3, atol=1e-4), name
     assert moved > 1000
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_a_training_with_8_bits_leaves_no_weight_in_memory(tiny_model: Path, tmp_path: Path) -> None:
+    trainer, _ = build(tiny_model, tmp_path, Optimiser.PAGED_ADAMW_8BIT)
+    embedding = weakref.ref(trainer.model.get_input_embeddings())
+    trainer.train()
+    del trainer, _
+    gc.collect()
+    assert embedding() is None
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")

@@ -38,7 +38,10 @@ def load_answerers(tuned: TunedFolder, base: Path | None, dtype: torch.dtype, de
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """Put an adapter on its base; one that leaves out weights or has others is refused, as PEFT only warns of it."""
     try:
-        model = PeftModel.from_pretrained(base, str(folder))
+        # Without a device PEFT reads the weights onto the GPU, although the base may be on the CPU for lack of room.
+        model = PeftModel.from_pretrained(base, str(folder), torch_device=str(base.device))
+    except torch.OutOfMemoryError:
+        raise
     except (ValueError, RuntimeError, KeyError) as error:
         raise _unfit(one_line(str(error).replace(str(folder), "the adapter"), 300)) from error
     with TensorFiles(folder / ADAPTER_WEIGHTS) as files:

@@ -151,15 +151,26 @@ def complete_settings(resolved: Resolved, device: torch.device) -> Resolved:
     return resolved.model_copy(update={"precision": _precision(resolved.precision, device), "optim": optim})
 
 
-def allows_tf32(precision: str | None, device: torch.device) -> bool:
-    """Return whether the GPU may compute what stays in FP32 in TF32; a job that sets precision FP32 gets FP32."""
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    return choose_tf32(precision, capability)
+def set_tf32(precision: str | None, device: torch.device) -> None:
+    """Let the GPU compute what stays in FP32 in TF32, or no longer; a job that sets precision FP32 gets FP32.
+
+    transformers switches it on and never off, and a process may train again with another number format.
+    """
+    if device.type == "cuda":
+        is_used = choose_tf32(precision, torch.cuda.get_device_capability(device))
+        torch.backends.fp32_precision = "tf32" if is_used else "ieee"  # type: ignore[attr-defined]  # set by torch
 
 
-def choose_tf32(precision: str | None, capability: tuple[int, int] | None) -> bool:
-    """Return whether TF32 is used, by the job's number format and the GPU's compute capability (None: no GPU)."""
-    return capability is not None and capability >= (8, 0) and precision != Precision.FP32
+def choose_tf32(precision: str | None, capability: tuple[int, int]) -> bool:
+    """Return whether TF32 is used, by the job's number format and the GPU's compute capability."""
+    return capability >= (8, 0) and precision != Precision.FP32
+
+
+def reset_peak(device: torch.device) -> None:
+    """Measure the peak of GPU memory from now on: that of an earlier training, or of a micro-batch that did not fit,
+    is not this one's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _precision(asked: str | None, device: torch.device) -> str:

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from finetune_trainer.models.adapters.patterns import require_expressions, requi
 from finetune_trainer.models.adapters.starts import CHOICES, lora_layers, start_from_weights
 from finetune_trainer.models.adapters.whole_modules import choose_whole_modules, is_inside, keep_whole_modules
 from finetune_trainer.models.architectures import find_class, text_modules, text_prefix
+from finetune_trainer.models.device import set_tf32
 from finetune_trainer.models.experts import (
     expert_parameters,
     expert_targets,
@@ -81,6 +83,7 @@ def load_for_training(
     A model that writes no text has one score instead of the language head, which is trained whole.
     """
     compute = DTYPES[str(settings.precision)]
+    set_tf32(settings.precision, device)
     torch.manual_seed(settings.seed or 0)  # loading draws the first weights of a score
     if settings.method == Method.FULL and world.size > 1:
         refuse_sharded_optimiser(settings, world.size)
@@ -217,13 +220,21 @@ def _name_experts(model: PreTrainedModel) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the library's table of missing weights, which are an error here."""
-    level = LOADING.level
-    LOADING.setLevel(logging.ERROR)
+    """Keep the library's table of missing weights, which are an error here, out of the log. An error that refers to the
+    table gets it: where a weight could not be quantised, only the table has the cause, such as a lack of memory."""
+    kept = BufferingHandler(capacity=1000)
+    level, handlers, propagates = LOADING.level, LOADING.handlers, LOADING.propagate
+    LOADING.setLevel(logging.WARNING)
+    LOADING.handlers, LOADING.propagate = [kept], False
     try:
         yield
+    except RuntimeError as error:
+        if "above report" not in str(error):
+            raise
+        raise RuntimeError("\n".join([str(error), *(one.getMessage() for one in kept.buffer)])) from error
     finally:
         LOADING.setLevel(level)
+        LOADING.handlers, LOADING.propagate = handlers, propagates
 
 
 def _keep_gradients_on_cpu(model: PreTrainedModel) -> None:

@@ -24,7 +24,7 @@ from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.models.adapters.eva import EVA, start_from_inputs
 from finetune_trainer.models.adapters.saved import continue_adapter
-from finetune_trainer.models.device import complete_settings, find_device, require_gpus
+from finetune_trainer.models.device import complete_settings, find_device, require_gpus, reset_peak
 from finetune_trainer.models.loading import (
     load_tokenizer,
     model_errors,
@@ -217,6 +217,7 @@ def train_once(
     compare it with their reference then; `train` loads the checkpoint's weights.
     """
     spec, reporter = inputs.run.config.spec, inputs.run.reporter
+    reset_peak(device)
     resumed = restore_checkpoint(inputs.run, checkpoints, world)
     loop = start_loop(inputs, checkpoints, resumed, world)
     reporter.start.end("checkpoint")

@@ -101,7 +101,7 @@ def load_reward_model(
     labeler = load_labeler(folders.tokenizer, folders.uri)
     model = load_plain(folders.model, dtype, device, writes_text=False)
     if folders.adapter is not None:
-        model = PeftModel.from_pretrained(model, str(folders.adapter))
+        model = PeftModel.from_pretrained(model, str(folders.adapter), torch_device=str(device))
     return RewardModel(model, labeler, on_work)
 
 

@@ -4,6 +4,7 @@ import functools
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,7 @@ from transformers import (
     Trainer,
     TrainerControl,
     TrainerState,
+    TrainingArguments,
 )
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from typing_extensions import override
@@ -71,6 +73,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     def __init__(self, loop: LoopContext, *, lora_plus_lr_ratio: float | None = None, **arguments: Any) -> None:
         self._loop = loop
         self._lora_plus_lr_ratio = lora_plus_lr_ratio
+        use_one_gpu(arguments["args"])
         with keep_in_fp32(arguments["model"]):
             super().__init__(**arguments)
         cast_forward(self.model, self.accelerator)
@@ -94,6 +97,8 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
                 self._random_state.put()
                 self._save_checkpoint()
             raise
+        finally:
+            drop_overrides()
 
     def _is_finished_at(self, folder: Path) -> bool:
         """Return whether no step is left; run the evaluation that was due after the checkpoint."""
@@ -342,6 +347,20 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     def _last_figure(self, name: str) -> float:
         """Return TRL's metric of this name for the batch just measured."""
         return float(self._metrics["eval"][name][-1])
+
+
+def drop_overrides() -> None:
+    """Empty bitsandbytes' list of the embeddings whose optimiser state has 32 bits: it would keep them, and their GPU
+    memory, as long as the process runs, and another training's weights in the same places would have 32 bits too."""
+    if optimisers := sys.modules.get("bitsandbytes.optim"):
+        optimisers.GlobalOptimManager.get_instance().initialize()
+
+
+def use_one_gpu(arguments: TrainingArguments) -> None:
+    """Leave further GPUs that this process sees alone: the library would replicate the model on them, which TRL
+    refuses. Several GPUs have a process each."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
 
 
 def cast_forward(model: torch.nn.Module, accelerator: Accelerator) -> None:

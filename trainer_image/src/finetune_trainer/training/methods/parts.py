@@ -21,7 +21,6 @@ from finetune_trainer.distributed.own_pace import OwnPace
 from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
-from finetune_trainer.models.device import allows_tf32
 from finetune_trainer.models.loading import NON_REENTRANT
 from finetune_trainer.monitoring.reporter import Reporter, work_beat
 from finetune_trainer.sigterm import StopFlag
@@ -142,7 +141,6 @@ class TrainerParts:
             "activation_checkpointing_kwargs": dict(NON_REENTRANT),
             "bf16": settings.precision == "BF16",
             "fp16": settings.precision == "FP16",
-            "tf32": allows_tf32(settings.precision, self.model.device) or None,
             "use_cpu": self.model.device.type == "cpu",
             "seed": settings.seed,
             "data_seed": settings.seed,
