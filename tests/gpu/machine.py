@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetune_api.status import Resolved
 from finetune_trainer.config.run_context import RunContext
+from finetune_trainer.models.base_model import read_config
 from finetune_trainer.models.device import complete_settings, describe_device, peak_memory_bytes
 from finetune_trainer.models.loading import load_for_training, load_tokenizer
 from finetune_trainer.monitoring.reporter import Reporter
@@ -126,15 +127,18 @@ class Machine:
             torch.cuda.synchronize(self.device)
 
 
-def write_random_model(machine: Machine, name: str, tokenizer: Path) -> Path:
-    """Write a random Llama of one of the machine's shapes in BF16, with the files of the model's tokenizer."""
+def write_random_model(machine: Machine, name: str, tokenizer: Path, *, has_few_tokens: bool = False) -> Path:
+    """Write a random Llama of one of the machine's shapes in BF16, with the files of the model's tokenizer.
+
+    With few tokens, those of the tokenizer's model: what it writes is text then, and rewards differ.
+    """
     folder = machine.scratch / f"random-{name}"
     if not folder.exists():
         shutil.copytree(tokenizer, folder, ignore=shutil.ignore_patterns("*.safetensors*", "config.json"))
         torch.manual_seed(0)
-        config = LlamaConfig(
-            **machine.shapes[name], tie_word_embeddings=False, pad_token_id=2, max_position_embeddings=4096
-        )
+        few = {"vocab_size": read_config(tokenizer)["vocab_size"]} if has_few_tokens else {}
+        shape = {**machine.shapes[name], **few}
+        config = LlamaConfig(**shape, tie_word_embeddings=False, pad_token_id=2, max_position_embeddings=4096)
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.bfloat16)
         try:

@@ -1,9 +1,11 @@
 """Figures of the GPU suite, and the page that shows them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
+Fact = tuple[str, str]
 Verdict = Literal["met", "MISSED", "not judged", "not measured"]
 
 
@@ -49,16 +51,31 @@ def is_missed(sections: Sequence[Section]) -> bool:
     return any(figure.verdict == "MISSED" for section in sections for figure in section.figures)
 
 
-def render(facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
-    """Return the page: the card and the versions, then one table a section."""
+def render(facts: Sequence[Fact], sections: Sequence[Section], earlier: Mapping[str, str] | None = None) -> str:
+    """Return the page: the card and the versions, then one table a section; `earlier` has texts of others by title."""
+    texts = dict(earlier or {}) | {one.title: _render_section(one) for one in sections}
+    return "\n".join([_render_facts(facts), *texts.values()])
+
+
+def read_sections(page: Path, facts: Sequence[Fact]) -> dict[str, str]:
+    """Return the sections of a page by title; none if it has other facts, such as another card."""
+    head, *sections = page.read_text(encoding="utf-8").split("\n## ") if page.exists() else [""]
+    if head != _render_facts(facts):
+        return {}
+    return {one.partition("\n")[0]: f"## {one.rstrip()}\n" for one in sections}
+
+
+def _render_facts(facts: Sequence[Fact]) -> str:
     lines = ["# Results of the GPU suite", "", "Written by `make gpu`.", "", "| | |", "| --- | --- |"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in facts]
-    for section in sections:
-        lines += ["", f"## {section.title}", "", f"{section.seconds:.0f} s.", ""]
-        lines += ["| | measured | required | |", "| --- | --- | --- | --- |"]
-        lines += [
-            f"| {one.name} | {_cell(one.measured)} | {_cell(one.required)} | {one.verdict} |" for one in section.figures
-        ]
+    return "\n".join([*lines, *(f"| {name} | {_cell(value)} |" for name, value in facts)]) + "\n"
+
+
+def _render_section(section: Section) -> str:
+    lines = [f"## {section.title}", "", f"{section.seconds:.0f} s.", ""]
+    lines += ["| | measured | required | |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {one.name} | {_cell(one.measured)} | {_cell(one.required)} | {one.verdict} |" for one in section.figures
+    ]
     return "\n".join(lines) + "\n"
 
 

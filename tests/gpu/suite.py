@@ -1,6 +1,8 @@
 """Measure on a GPU what no CPU can show, and write tests/gpu/RESULTS.md with the card's name.
 
-python tests/gpu/suite.py [--require] [--only NAME…]; exits with 1 if a requirement is missed.
+python tests/gpu/suite.py [--require] [--only NAME…] [--limit SECONDS] [--results FILE]; exits with 1 if a requirement
+is missed. The page is written after every figure, and keeps the sections that were measured on the same card with the
+same versions before. The project need not be installed, only the libraries of the trainer.
 
 Without a GPU nothing is measured and nothing is written: the suite prints why and exits with 0, with --require with 1.
 """
@@ -11,20 +13,19 @@ import argparse
 import os
 import sys
 import tempfile
-import time
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), *(str(HERE.parent / name) for name in ("fixtures", "demo", "bench"))]
+PROJECT = [str(HERE.parents[1] / name / "src") for name in ("crds", "operator", "trainer_image")]
+sys.path[:0] = [str(HERE), *(str(HERE.parent / name) for name in ("fixtures", "demo", "bench")), *PROJECT]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*PROJECT, os.environ.get("PYTHONPATH")]))  # of the processes
 
 import torch
 
 RESULTS = HERE / "RESULTS.md"
 LIMIT_SECONDS = 600
-PACKAGES = ("torch", "triton", "transformers", "trl", "peft", "accelerate", "bitsandbytes")
 
 
 def main() -> None:
@@ -32,53 +33,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--require", action="store_true", help="fail without a GPU")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="sections, by the start of their title")
+    parser.add_argument(
+        "--limit", type=float, default=LIMIT_SECONDS, metavar="SECONDS", help="for all, default %(default)s"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, metavar="FILE", help="the page, default tests/gpu/RESULTS.md"
+    )
     options = parser.parse_args()
     if not torch.cuda.is_available():
         explain_skip()
         sys.exit(1 if options.require else 0)
+    from course import find_machine, measure  # after the skip, which needs none of their libraries
+
     with tempfile.TemporaryDirectory() as folder:
-        sys.exit(measure(Path(folder), options.only))
+        machine, facts = find_machine(Path(folder))
+        sys.exit(measure(machine, facts, options.only, options.limit, options.results))
 
 
 def explain_skip() -> None:
     """Print that nothing was measured."""
     line = "SKIPPED: this machine has no CUDA device, so nothing of the GPU suite was measured"
     print(f"{'=' * len(line)}\n{line}\n{'=' * len(line)}", flush=True)
-
-
-def measure(scratch: Path, only: list[str]) -> int:
-    """Measure the sections, write the results after each, and return the exit code."""
-    from data import write_model
-    from machine import Machine, write_random_model
-    from measures import SECTIONS
-    from results import Figure, Section, is_missed, render
-    from tiny_model import make_tiny_model
-
-    began, model = time.monotonic(), scratch / "model"
-    machine = Machine(torch.device("cuda"), scratch, model, ranks=min(2, torch.cuda.device_count()))
-    name = "SmolLM2-135M"
-    try:
-        write_model(model)
-    except (ImportError, StopIteration):  # its package is only installed for the demo
-        name = "a random model of the shape of SmolLM2-135M"
-        write_random_model(machine, "135M", make_tiny_model(scratch / "tokenizer")).rename(model)
-    facts = [("card", machine.name), ("GPUs", str(torch.cuda.device_count())), ("model", name)]
-    facts += [(one, version(one)) for one in PACKAGES]
-    done: list[Section] = []
-    for title, run in SECTIONS.items():
-        if only and not any(title.lower().startswith(one.lower()) for one in only):
-            continue
-        if time.monotonic() - began > LIMIT_SECONDS:
-            done.append(Section(title, [Figure("all", f"not measured: {LIMIT_SECONDS} s were over")]))
-            RESULTS.write_text(render(facts, done), encoding="utf-8")
-            continue
-        start, figures = time.monotonic(), []
-        for figure in run(machine):
-            print(f"{title}: {figure.name}: {figure.measured} [{figure.verdict}]", flush=True)
-            figures.append(figure)
-        done.append(Section(title, figures, time.monotonic() - start))
-        RESULTS.write_text(render(facts, done), encoding="utf-8")
-    return 1 if is_missed(done) else 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ TESTS = Path(__file__).parents[2]
 SUITE = TESTS / "gpu" / "suite.py"
 sys.path += [str(TESTS / name) for name in ("gpu", "demo", "bench")]
 
+import course
 import torch
 from machine import Machine, write_random_model
 from measures import (
@@ -30,7 +31,9 @@ from measures import (
     measure_rollouts,
     measure_speed,
 )
-from results import Figure, Section, is_missed, render
+from results import Figure, Section, is_missed, read_sections, render
+
+from finetune_trainer.models.base_model import read_config
 
 TINY = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -69,6 +72,51 @@ def test_the_page_names_the_card_and_each_missed_requirement() -> None:
     assert "| DDP | not measured: one GPU | equal losses | not measured |" in page
     assert is_missed(sections)
     assert not is_missed(sections[1:])
+
+
+FACTS = [("card", "Brand X | 80 GB"), ("torch", "2.13.0")]
+
+
+def test_a_section_that_is_measured_alone_keeps_the_others_of_the_same_card(tmp_path: Path) -> None:
+    page = tmp_path / "RESULTS.md"
+    first, second = (Section(title, [Figure("ratio", title, "-", True)], 3.2) for title in ("Speed", "Two GPUs"))
+    page.write_text(render(FACTS, [first]))
+    page.write_text(render(FACTS, [second], read_sections(page, FACTS)))
+    assert page.read_text() == render(FACTS, [first, second])
+    again = Section("Speed", [Figure("ratio", "0.5", "-", False)])
+    assert render(FACTS, [again], read_sections(page, FACTS)) == render(FACTS, [again, second])
+    assert read_sections(page, [("card", "Brand Y")]) == {}
+
+
+def sections_of(page: Path, machine: Machine, limit: float, **sections: Callable[[Machine], Iterator[Figure]]) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(course, "SECTIONS", sections)
+        return course.measure(machine, FACTS, [], limit, page)
+
+
+def test_an_error_ends_its_section_alone_and_what_was_measured_is_on_the_page(machine: Machine, tmp_path: Path) -> None:
+    def breaks(_: Machine) -> Iterator[Figure]:
+        yield Figure("first", "1", "1", True)
+        raise RuntimeError("no kernel image")
+
+    page = tmp_path / "RESULTS.md"
+    assert sections_of(page, machine, 60, breaks=breaks, image=measure_image) == 1
+    assert "| first | 1 | 1 | met |" in page.read_text()
+    assert "| all others | RuntimeError: no kernel image | no error | MISSED |" in page.read_text()
+    assert "| C compiler |" in page.read_text()
+
+
+def test_after_the_time_limit_no_further_figure_is_measured(machine: Machine, tmp_path: Path) -> None:
+    page = tmp_path / "RESULTS.md"
+    assert sections_of(page, machine, 0, image=measure_image) == 0
+    assert "| all others | not measured: the time limit | - | not measured |" in page.read_text()
+    assert "C compiler" not in page.read_text()
+
+
+def test_what_the_model_without_a_package_writes_is_text(machine: Machine) -> None:
+    folder = write_random_model(machine, "tiny", machine.model, has_few_tokens=True)
+    model, own = (read_config(one)["vocab_size"] for one in (folder, machine.model))
+    assert model == own
 
 
 def test_the_image_section_shows_what_only_a_gpu_has_as_not_measured(machine: Machine) -> None:

@@ -364,8 +364,8 @@ def use_one_gpu(arguments: TrainingArguments) -> None:
 
 
 def cast_forward(model: torch.nn.Module, accelerator: Accelerator) -> None:
-    """Compute in the training's number format from now on, with outputs in FP32, as accelerate does from the first step
-    on: the baseline, the reference and the checks before it would have another rounding than what they stand for."""
+    """Compute in the number format of the training from now on, with outputs in FP32. accelerate does so from the first
+    step on, but the baseline, the reference and the checks come before it, and must have the same rounding."""
     if accelerator.native_amp:
         cast: Callable[..., Any] = accelerator.autocast()(model.forward)
         model.forward = convert_outputs_to_fp32(cast)
