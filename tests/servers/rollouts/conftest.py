@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-PYTHON = Path(os.environ.get("ROLLOUTS_PYTHON", Path(__file__).parents[3] / ".venv" / "rollouts" / "bin" / "python"))
+ROOT = Path(__file__).parents[3]
+PYTHON = Path(os.environ.get("ROLLOUTS_PYTHON", ROOT / ".venv" / "rollouts" / "bin" / "python"))
+PACKAGES = [str(ROOT / name / "src") for name in ("crds", "trainer_image")]
 VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """What vLLM needs on a small machine without a GPU."""
 
@@ -19,6 +21,6 @@ def _programs() -> None:
 @pytest.fixture
 def python(monkeypatch: pytest.MonkeyPatch) -> str:
     """A Python with the trainer's packages and vLLM."""
-    for name, value in VARIABLES.items():
+    for name, value in {**VARIABLES, "PYTHONPATH": os.pathsep.join(PACKAGES)}.items():
         monkeypatch.setenv(name, value)
     return str(PYTHON)
