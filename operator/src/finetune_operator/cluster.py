@@ -99,9 +99,9 @@ class Cluster:
         """List the pods that carry the job's name."""
         return tuple(Pod.from_object(item) for item in await self._list_named(key, _core(key.namespace, "pods")))
 
-    async def list_pods_of(self, key: Key, child: Job) -> tuple[Pod, ...]:
-        """List the pods of a Job by the label of the Job controller."""
-        query = {"labelSelector": f"{names.LABEL_CONTROLLER_UID}={child.uid}"}
+    async def list_pods_of(self, key: Key, job_uids: Iterable[str]) -> tuple[Pod, ...]:
+        """List the pods of some Jobs by the label of the Job controller."""
+        query = {"labelSelector": f"{names.LABEL_CONTROLLER_UID} in ({','.join(job_uids)})"}
         page = await self._call("GET", _core(key.namespace, "pods"), query=query)
         return tuple(Pod.from_object(item) for item in page["items"])
 

@@ -199,6 +199,18 @@ def test_an_observed_exit_code_is_kept_when_a_later_event_has_none(scene: Any) -
     assert cache.merge_ended_pods(key, []) == ()
 
 
+def test_a_pod_that_is_shown_alive_has_not_ended_unless_its_exit_code_was_seen(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    cache, key, alive = WatchCache(), Key("team", "one"), Pod.from_object(pod)
+    cache.keep_ended_pod(key, Pod.from_object(pod, gone=True))
+    assert cache.merge_ended_pods(key, [alive]) == (alive,)
+    one.end(pod, 75)
+    cache.keep_ended_pod(key, Pod.from_object(pod))
+    assert [found.exit_code for found in cache.merge_ended_pods(key, [alive])] == [75]
+
+
 def test_the_cache_is_bounded(scene: Any) -> None:
     one = scene().to_training()
     cache, key = WatchCache(), Key("team", "one")

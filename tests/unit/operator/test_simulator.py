@@ -29,6 +29,11 @@ INTERRUPTIONS = [
     "clock",
 ]
 MAX_STEPS = 200
+LABELS = [
+    {names.LABEL_MANAGED_BY: "Helm"},
+    {names.LABEL_JOB_NAME: "another"},
+    {names.LABEL_MANAGED_BY: names.MANAGED_BY, names.LABEL_JOB_NAME: "one"},
+]
 
 
 class Simulator(RuleBasedStateMachine):
@@ -195,6 +200,11 @@ class Simulator(RuleBasedStateMachine):
     @rule(data=st.data())
     def somebody_deletes_a_job(self, data: Any) -> None:
         self.world.remove_job(data.draw(st.sampled_from(sorted(self.world.jobs))))
+
+    @precondition(lambda self: self.world.pods)
+    @rule(data=st.data(), labels=st.sampled_from(LABELS))
+    def another_client_overwrites_the_labels_of_a_pod(self, data: Any, labels: dict[str, str]) -> None:
+        self.world.relabel(self.world.pods[data.draw(st.sampled_from(sorted(self.world.pods)))], **labels)
 
     @rule(is_operator_down=st.booleans())
     def a_ttl_removes_ended_jobs(self, is_operator_down: bool) -> None:

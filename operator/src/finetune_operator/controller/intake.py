@@ -15,6 +15,7 @@ from finetune_operator.kube.objects import (
     Key,
     Object,
     Pod,
+    is_removed,
     key_of_child,
     version_of,
 )
@@ -62,7 +63,7 @@ class Intake:
             self._put_pod(obj, gone=True)
         else:
             key = key_of_workload(obj) if kind == "workloads" else key_of_child(obj)
-            if self._store.mirror(kind).remove(uid) and key:
+            if self._store.mirror(kind).remove(uid, version_of(obj["metadata"])) and key:
                 self._queue.add(key)
 
     def take_job(self, job: FineTuneJob, *, queues: bool = True) -> None:
@@ -133,9 +134,9 @@ class Intake:
         key = key_of_child(obj)
         if key is None or not self._store.has_open(key):
             return
-        pod = Pod.from_object(obj, gone=gone)
+        pod = Pod.from_object(obj, gone=gone and is_removed(obj))
         self.cache.keep_ended_pod(key, pod)
-        if self._store.pods.remove(pod.uid) if gone else self._store.pods.put(key, pod):
+        if self._store.pods.remove(pod.uid, pod.version) if gone else self._store.pods.put(key, pod):
             self._queue.add(key)
 
     def _put_workload(self, obj: Object) -> None:

@@ -39,7 +39,8 @@ class Mirror(Generic[T]):
     def __init__(self) -> None:
         self._items: dict[str, tuple[Key, T]] = {}
         self._uids: dict[Key, dict[str, None]] = {}
-        self._deleted: OrderedDict[str, None] = OrderedDict()
+        self._deleted: OrderedDict[str, int] = OrderedDict()
+        """By UID, the version of the deletion, or 0."""
         self._listings: list[Listing] = []
 
     def __len__(self) -> int:
@@ -56,8 +57,10 @@ class Mirror(Generic[T]):
         """Return whether that state of an object, or a newer one, is known."""
         for listing in self._listings:
             listing.seen.add(uid)
-        known = self._items.get(uid)
-        return uid in self._deleted or (known is not None and 0 < version <= known[1].version)
+        deleted, known = self._deleted.get(uid), self._items.get(uid)
+        if deleted is not None and not 0 < deleted < version:
+            return True
+        return known is not None and 0 < version <= known[1].version
 
     def put(self, key: Key, item: T) -> bool:
         """Take a state; return whether it is newer than the known one and differs in what is read."""
@@ -68,9 +71,12 @@ class Mirror(Generic[T]):
         self._uids.setdefault(key, {})[item.uid] = None
         return known is None or known[1] != item
 
-    def remove(self, uid: str) -> bool:
-        """Remove a deleted object permanently; return whether it was known."""
-        self._deleted[uid] = None
+    def remove(self, uid: str, version: int = 0) -> bool:
+        """Remove a deleted object; return whether it was known.
+
+        It stays removed, except in a state after that version: then only its labels did not match for some time.
+        """
+        self._deleted[uid] = version
         if len(self._deleted) > MAX_DELETED:
             self._deleted.popitem(last=False)
         return self._drop(uid) is not None

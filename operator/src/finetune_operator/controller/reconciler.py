@@ -1,11 +1,11 @@
 """Reconcile one FineTuneJob: observe, plan, apply, and write the status once at the end if anything changed."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TypeVar
 
-from finetune_api import names
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller import events
@@ -19,13 +19,17 @@ from finetune_operator.controller.workqueue import CONFLICT_DELAY, WorkQueue
 from finetune_operator.kube.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused, RetryLater
 from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod
 from finetune_operator.kube.observed import Observed, Relatives
+from finetune_operator.manifests.jobs import build_selector
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy import deadlines, dependencies, kueue
 from finetune_operator.policy.conditions import acknowledge_generation
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.finality import is_final
 from finetune_operator.policy.plan import plan
+from finetune_operator.policy.pods import hidden_pods
 from finetune_operator.settings import Settings
+
+T = TypeVar("T", Job, Pod)
 
 log = logging.getLogger(__name__)
 MAX_STEPS = 6
@@ -106,7 +110,8 @@ class Reconciler:
             return
         is_live = key in self._cache.doubted
         observed = await self._observe(job) if is_live else await self._recall(job)
-        if not is_live and not observed.children_unreadable and _lacks_current(job, observed.children):
+        is_incomplete = _lacks_current(job, observed.children) or hidden_pods.are_missing(observed)
+        if not is_live and not observed.children_unreadable and is_incomplete:
             observed, is_live = await self._observe_again(observed), True
         observed, decision = await self._plan_and_act(observed, is_live=is_live)
         self._cache.doubted.discard(key)
@@ -198,28 +203,37 @@ class Reconciler:
             children = await self._cluster.list_children(key)
             hidden = await self._find_hidden(job, children)
             pods = await self._cluster.list_pods(key)
-            others = await self._cluster.list_pods_of(key, hidden) if hidden else ()
+            observed = self._combine(job, (*children, *hidden), pods, relatives)
+            searched = hidden_pods.find_jobs(observed)
+            others = await self._cluster.list_pods_of(key, searched) if searched else ()
         except Denied as problem:
             return Observed(job=job, now=self._clock(), relatives=relatives, obstacle=problem, children_unreadable=True)
-        store.children.replace(key, known[0], children)
-        store.pods.replace(key, known[1], pods)
-        if hidden:  # no watch delivers its changes, so that the store must not have it
-            children = (*children, hidden)
-            pods = tuple({pod.uid: pod for pod in (*pods, *others)}.values())
-        return await self._observe_workloads(self._combine(job, children, pods, relatives))
+        # What other labels hide is not deleted; no watch delivers its changes, so that the store must not get it.
+        store.children.replace(key, _without(known[0], hidden), children)
+        store.pods.replace(key, _without(known[1], others), pods)
+        if others:
+            self._log_hidden(key, _without(others, pods))
+            merged = {pod.uid: pod for pod in (*pods, *others)}
+            observed = self._combine(job, observed.children, tuple(merged.values()), relatives)
+        return await self._observe_workloads(observed)
 
-    async def _find_hidden(self, job: FineTuneJob, children: tuple[Job, ...]) -> Job | None:
+    async def _find_hidden(self, job: FineTuneJob, children: tuple[Job, ...]) -> tuple[Job, ...]:
         """Return the current Job if the list does not show it, because another client has overwritten its labels."""
         current = job.status.job_ref
         if current is None or not _lacks_current(job, children):
-            return None
+            return ()
         found = await self._cluster.find_child(job.key, current.name)
         if found is None or found.uid != current.uid:
-            return None
-        if found.uid not in self._hidden:
-            self._hidden.add(found.uid)
-            log.warning("%s: Job %s lacks label %s=%s", job.key, found.name, names.LABEL_MANAGED_BY, names.MANAGED_BY)
-        return found
+            return ()
+        self._log_hidden(job.key, [found])
+        return (found,)
+
+    def _log_hidden(self, key: Key, found: Iterable[Job | Pod]) -> None:
+        """Log once that a Job or pod is not in the list by labels."""
+        for one in found:
+            if one.uid not in self._hidden:
+                self._hidden.add(one.uid)
+                log.warning("%s: no list shows %s by labels %s", key, one.name, build_selector(key.name))
 
     def _combine(
         self, job: FineTuneJob, children: tuple[Job, ...], pods: tuple[Pod, ...], relatives: Relatives
@@ -369,6 +383,12 @@ def _lacks_current(job: FineTuneJob, children: tuple[Job, ...]) -> bool:
     """Return whether the Job of the current attempt is not among these."""
     current = job.status.job_ref
     return current is not None and all(one.uid != current.uid for one in children)
+
+
+def _without(known: Iterable[T], others: Iterable[T]) -> list[T]:
+    """Return the objects that are not among the others, by UID."""
+    uids = {one.uid for one in others}
+    return [one for one in known if one.uid not in uids]
 
 
 def build_merge_patch(old: Object, new: Object) -> Object:

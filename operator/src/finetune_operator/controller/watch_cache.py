@@ -84,7 +84,8 @@ class WatchCache:
         """Return the listed pods, with the kept ones that are gone or that the list shows in an earlier state."""
         merged = {pod.uid: pod for pod in pods}
         for uid, ended in self.ended_pods.get(key, {}).items():
-            if uid not in merged or not merged[uid].is_over:
+            is_proven = ended.exit_code is not None or not ended.is_gone
+            if uid not in merged or (is_proven and not merged[uid].is_over):
                 merged[uid] = ended
         return tuple(merged.values())
 

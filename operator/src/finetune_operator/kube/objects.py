@@ -74,6 +74,16 @@ def _word(reason: str) -> str:
     return found or (names.Reason.PREEMPTED.value if reason else "")
 
 
+def is_removed(pod: Object) -> bool:
+    """Return whether the last state of a pod shows that it was removed.
+
+    Before the API server removes a pod, also by force, it sets the grace period to 0. Without that, a watch shows the
+    same event if only the labels no longer match.
+    """
+    meta = pod["metadata"]
+    return bool(meta.get("deletionTimestamp")) and not meta.get("deletionGracePeriodSeconds")
+
+
 def controller_of(obj: Object) -> Object:
     """Return the owner reference of the controller, or an empty one."""
     references = obj["metadata"].get("ownerReferences") or []
@@ -220,6 +230,8 @@ class Job:
     """The resource limits of one of its pods."""
     settings_sha256: str = ""
     """Digest of the spec that it was built from."""
+    alive_pods: int = field(default=0, compare=False)
+    """Its pods that have not ended, by the Job controller, which finds them by owner and not by our labels."""
     version: int = field(default=0, compare=False)
 
     @classmethod
@@ -260,6 +272,7 @@ class Job:
             grace_seconds=pod.get("terminationGracePeriodSeconds"),
             limits={name: str(value) for name, value in limits.items()},
             settings_sha256=(meta.get("annotations") or {}).get(names.ANNOTATION_SETTINGS_SHA256, ""),
+            alive_pods=(status.get("active") or 0) + (status.get("terminating") or 0),
             version=version_of(meta),
         )
 
@@ -374,6 +387,11 @@ class Pod:
     def is_over(self) -> bool:
         """Whether its containers have ended and will not be restarted."""
         return self.exit_code is not None or self.phase in OVER or self.is_gone
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the Job controller counts it as not ended: a container of others may run on after the trainer's."""
+        return self.phase not in OVER and not self.is_gone
 
     @property
     def is_running(self) -> bool:

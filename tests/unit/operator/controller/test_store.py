@@ -310,6 +310,15 @@ def test_a_late_event_of_a_deleted_object_does_not_bring_it_back(pods: Any) -> N
     assert mirror.of(KEY) == ()
 
 
+def test_an_object_that_only_the_labels_hid_is_back_in_its_next_state(pods: Any) -> None:
+    mirror: Mirror[Pod] = Mirror()
+    mirror.put(KEY, pods("a", 1))
+    assert mirror.remove("a", 5)
+    assert not mirror.put(KEY, pods("a", 4))
+    assert mirror.put(KEY, pods("a", 6))
+    assert [pod.version for pod in mirror.of(KEY)] == [6]
+
+
 def test_what_a_live_read_does_not_show_is_gone_unless_it_came_during_the_read(pods: Any) -> None:
     mirror: Mirror[Pod] = Mirror()
     mirror.put(KEY, pods("gone", 1))
