@@ -73,6 +73,13 @@ def test_a_proxys_page_instead_of_json_is_retried() -> None:
     assert found.after_seconds == 7
 
 
+@pytest.mark.parametrize("source", ["10.244.0.1:43210", "[fd00:10:244::1]:43210"])
+def test_the_message_of_a_broken_connection_is_the_same_each_time(source: str) -> None:
+    words = 'failed calling webhook "mjob.kb.io": Post "https://kueue.svc/mutate": read tcp {}10.96.12.3:9443: reset'
+    body = orjson.dumps({"message": words.format(f"{source}->")})
+    assert str(error_from(500, body, None, PATH)) == words.format("")
+
+
 def test_a_missing_right_names_verb_resource_and_namespace() -> None:
     body = orjson.dumps({"message": 'User "x" cannot create resource "jobs" in API group "batch"'})
     assert str(error_from(403, body, None, PATH)) == "the operator may not create jobs in namespace team"

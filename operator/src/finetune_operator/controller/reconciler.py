@@ -115,7 +115,8 @@ class Reconciler:
             observed, is_live = await self._observe_again(observed), True
         observed, decision = await self._plan_and_act(observed, is_live=is_live)
         self._cache.doubted.discard(key)
-        written = await self._write(observed.job, self._hold_progress_back(observed, decision.status))
+        status = self._hold_progress_back(observed, decision.status)
+        written = await self._write(observed.job, status, queues=not _is_held_up(observed))
         if written.is_finished:
             self._cache.forget(key)
             self._budget.forget(key)
@@ -359,8 +360,8 @@ class Reconciler:
             return replace(observed, warnings=await self._warnings.read(job.key.namespace, query))
         return None
 
-    async def _write(self, job: FineTuneJob, status: FineTuneJobStatus) -> FineTuneJob:
-        """Write what has changed, and return the job as it is then."""
+    async def _write(self, job: FineTuneJob, status: FineTuneJobStatus, *, queues: bool = True) -> FineTuneJob:
+        """Write what has changed, queue the job unless only its progress has, and return it as it is then."""
         change = build_merge_patch(job.status.to_wire(), status.to_wire())
         if not change:
             return job
@@ -373,7 +374,7 @@ class Reconciler:
             raise
         if written.resource_version == job.resource_version:  # nothing changed, so there is no event
             self._cache.confirm_event(job.key)
-        self._intake.take_job(written, queues=not is_only_progress(job.status, status))
+        self._intake.take_job(written, queues=queues and not is_only_progress(job.status, status))
         for event in events.derive_events(job.status, status):
             self.events.add(written, event)
         return written
@@ -383,6 +384,11 @@ def _lacks_current(job: FineTuneJob, children: tuple[Job, ...]) -> bool:
     """Return whether the Job of the current attempt is not among these."""
     current = job.status.job_ref
     return current is not None and all(one.uid != current.uid for one in children)
+
+
+def _is_held_up(observed: Observed) -> bool:
+    """Return whether a request failed that is repeated after a delay, which the write of its message must not end."""
+    return isinstance(observed.obstacle, Refused | RetryLater) or isinstance(observed.workloads_error, RetryLater)
 
 
 def _without(known: Iterable[T], others: Iterable[T]) -> list[T]:

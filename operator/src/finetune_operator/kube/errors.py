@@ -6,6 +6,8 @@ from http import HTTPStatus
 import orjson
 
 _RBAC = re.compile(r'cannot (\w+) resource "([^"]+)"')
+_SOURCE = re.compile(r"\S{1,64}:\d{1,5}->")
+"""The API server's own end of a broken connection, whose port is another one each time."""
 
 
 class ClusterError(Exception):
@@ -65,7 +67,7 @@ def error_from(code: int, body: bytes, retry_after: str | None, path: str) -> Cl
     except orjson.JSONDecodeError:
         answer = {}
     answer = answer if isinstance(answer, dict) else {}
-    message, reason = str(answer.get("message") or f"{path}: HTTP {code}"), answer.get("reason")
+    message, reason = _SOURCE.sub("", str(answer.get("message") or f"{path}: HTTP {code}")), answer.get("reason")
     if code == HTTPStatus.FORBIDDEN:
         return _forbidden(message, path)
     if code == HTTPStatus.NOT_FOUND:

@@ -11,6 +11,7 @@ from job_world import KEY, WEBHOOK, World
 from kueue_world import QueuedWorld
 
 from finetune_api.names import ConditionType
+from finetune_operator.kube.errors import Refused, RetryLater
 
 MakeOperator = Callable[[World], Operator]
 
@@ -56,6 +57,41 @@ def test_the_backoff_stays_while_a_webhook_fails_and_nothing_is_written_again(op
         operator.look()
     assert world.version == written
     assert operator.queue.add_rate_limited(KEY) >= 30.0
+
+
+class ChangingWords(World):
+    """Every creation of a Job fails, each time with other words."""
+
+    creates = 0
+
+    def __init__(self, kind: type[Exception]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    async def create_child(self, job: Any, child: Any) -> Any:
+        await self._called()
+        self.creates += 1
+        raise self.kind(f"{WEBHOOK} (request {self.creates})")
+
+
+@pytest.mark.parametrize("kind", [RetryLater, Refused])
+def test_the_backoff_stays_if_each_failure_has_other_words(operate: MakeOperator, kind: type[Exception]) -> None:
+    world = ChangingWords(kind)
+    operator = operate(world)
+    begin = world.now
+
+    async def work() -> None:
+        while (world.now - begin).total_seconds() < 60 and world.creates < 100:
+            if operator.queue.is_idle():
+                world.pass_time(0.1)
+                continue
+            key = await operator.queue.get()
+            await operator.reconciler.handle(key)
+            operator.queue.done(key)
+
+    operator.loop.run_until_complete(work())
+    assert 2 <= world.creates <= 10
+    assert f"(request {world.creates})" in world.status().message
 
 
 def test_a_job_that_cannot_be_created_ends_at_its_start_deadline(operate: MakeOperator) -> None:
