@@ -124,3 +124,5 @@ class Internal(StatusBlock):
     """Unstable. Name of the last preflight pod that was counted."""
     last_preflight_pod_time: Time | None = None
     """Unstable. When that pod was created."""
+    unread_preflight_runs: Count | None = None
+    """Unstable. Completed preflight Jobs in succession that were run again, because no pod showed their report."""

@@ -24,6 +24,8 @@ from finetune_operator.policy.startup import watch_start
 from finetune_operator.policy.status_report import record_dataset, record_image, record_lineage, record_report
 
 C, R = ConditionType, Reason
+MAX_UNREAD = 3
+"""How often a preflight is run again whose report was not found."""
 
 
 def check(context: Context) -> tuple[bool, Effect]:
@@ -96,6 +98,7 @@ def _passing_report(context: Context, pod: Pod) -> Report | None:
 
 def _pass(context: Context, child: Job, pod: Pod, report: Report) -> tuple[bool, Effect]:
     record_report(context.status, report)
+    bookkeeping.record(context.status, unread_preflight_runs=None)
     if report.outcome is Outcome.VALIDATED:
         _record_lineage(context, report, pod)
         return True, set_condition(C.VALIDATED, "True", R.DATASET_VALID, runs.dataset_sentence(report.dataset))
@@ -126,10 +129,16 @@ def _fail(context: Context, child: Job, pods: Sequence[Pod]) -> Effect:
     outcomes = [context.outcome_of(pod) for pod in pods if pod.is_over]
     last = next((one for one in reversed(outcomes) if one.is_terminal), outcomes[-1] if outcomes else None)
     report = last.report if last else None
-    if child.completed and not any(pod.exit_code == 0 for pod in pods):
+    unread = bookkeeping.read(context.stored).unread_preflight_runs or 0
+    is_unread = child.completed and not any(pod.exit_code == 0 for pod in pods)
+    if is_unread and unread < MAX_UNREAD:
         # It passed while the operator was down, and its pod is gone: run it again.
+        if not context.observed.obstacle:
+            bookkeeping.record(context.status, unread_preflight_runs=unread + 1)
         return Effect(delete=child) + requeue_in(SOON_SECONDS)
-    if child.completed:
+    if is_unread:
+        reason, message = R.RESULT_MISSING.value, _explain_unread(child, unread + 1)
+    elif child.completed:
         reason, message = R.RESULT_MISSING.value, "preflight exited with 0 without a report: is this a trainer image?"
     elif last:
         reason, message = last.reason, last.message
@@ -144,3 +153,11 @@ def _fail(context: Context, child: Job, pods: Sequence[Pod]) -> Effect:
     else:
         validated = set_condition(C.VALIDATED, "False", reason, "Preflight failed: see condition Failed.")
     return validated + fail(context, reason, message, child, report)
+
+
+def _explain_unread(child: Job, times: int) -> str:
+    return (
+        f"Job {child.name} completed {times} times, but no pod with its report was found: its pods were removed before "
+        "the operator could read them, or lack the labels of the operator and of the Job controller; exempt them from "
+        "the policy that removes pods or changes labels"
+    )

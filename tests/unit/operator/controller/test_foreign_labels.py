@@ -76,6 +76,26 @@ def test_a_trainer_whose_labels_were_overwritten_trains_alone_to_its_end(
     assert (world.status().phase, world.status().runs, world.status().failures) == ("Succeeded", 1, None)
 
 
+class Relabelling(World):
+    """A cluster with an admission policy that overwrites a label of every pod."""
+
+    def _make_pod(self, job: Any, rank: int) -> None:
+        super()._make_pod(job, rank)
+        (pod, *_) = reversed(self.pods.values())
+        pod["metadata"]["labels"] = pod["metadata"]["labels"] | OTHERS[0]
+
+
+def test_a_job_whose_pods_are_never_shown_succeeds(bench: Any) -> None:
+    one = bench(Relabelling())
+    trainer = one.to_training()
+    one.step()
+    one.assert_training()
+    one.world.publish(trainer)
+    for _ in range(3):
+        one.step()
+    assert (one.world.status().phase, one.world.status().runs) == ("Succeeded", 1)
+
+
 @pytest.mark.parametrize("labels", OTHERS, ids=str)
 def test_a_trainer_pod_that_no_watch_shows_is_not_interrupted_by_an_edit(bench: Any, labels: dict[str, str]) -> None:
     one = bench(World())

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.kube.errors import Denied
+from finetune_operator.kube.errors import Denied, RetryLater
 
 Build = Callable[..., Any]
 ARTIFACTS = {"uri": "s3://bucket/out", "adapterURI": "s3://bucket/out/adapter", "manifestSHA256": "ab" * 32}
@@ -18,6 +18,40 @@ def test_preflight_whose_success_was_not_observed_runs_again(scene: Any) -> None
     decision = one.look()
     assert decision.delete is not None
     assert decision.delete.name == "one-preflight"
+
+
+def test_preflight_whose_pods_are_removed_before_they_are_read_runs_four_times_at_most(scene: Any) -> None:
+    one = scene()
+    one.settle()
+    for _ in range(3):
+        one.complete("one-preflight")
+        one.settle()
+        assert one.children["one-preflight"]["status"] == {}
+    one.complete("one-preflight")
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "ResultMissing")
+    for words in ("Job one-preflight", "4 times", "removed before", "label"):
+        assert words in one.status["message"]
+
+
+def test_only_preflights_in_succession_are_limited(scene: Any) -> None:
+    one = scene()
+    one.settle()
+    for _ in range(3):
+        one.complete("one-preflight")
+        one.settle()
+    one.end(one.pod("one-preflight"), 0, one.report("Validated"))
+    one.complete("one-preflight")
+    one.settle()
+    assert "unreadPreflightRuns" not in one.status.get("internal", {})
+
+
+def test_a_preflight_that_cannot_be_deleted_is_not_counted_yet(scene: Any) -> None:
+    one = scene()
+    one.settle()
+    one.complete("one-preflight")
+    assert one.look(obstacle=RetryLater("no answer")).status.internal is None
+    assert one.look().status.internal.unread_preflight_runs == 1
 
 
 def test_the_trainer_is_created_as_soon_as_preflight_has_passed(scene: Any) -> None:
