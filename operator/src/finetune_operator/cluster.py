@@ -133,6 +133,7 @@ class Cluster:
         it has the content.
 
         One that another client made in the job's name is deleted, and `Outdated` raised, so that it is created again.
+        `Outdated` is also raised while an object of an earlier job of this name is not removed yet.
         """
         namespace = job.key.namespace
         await self._create_owned(job, _core(namespace, "configmaps"), child.config_map)
@@ -154,7 +155,11 @@ class Cluster:
                 found = await self._call("GET", f"{path}/{name}")
             except Gone as problem:  # the object, not the job
                 raise Outdated(str(problem)) from problem
-            if controller_of(found).get("uid") != job.uid:
+            owner = controller_of(found)
+            if owner.get("uid") != job.uid:
+                if (owner.get("kind"), owner.get("name")) == (names.KIND, job.key.name):
+                    # A live look shows it as a leftover; its deletion then queues the job.
+                    raise Outdated(f"{body['kind']} {name} belongs to an earlier job of this name") from None
                 raise NameTaken(body["kind"], name) from None
             if field := find_foreign_content(body["kind"], body, found):
                 await self._delete(f"{path}/{name}", found["metadata"]["uid"])

@@ -12,6 +12,7 @@ from job_world import World
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller.workqueue import CONFLICT_DELAY
 from finetune_operator.kube.errors import AlreadyExists, Gone
+from finetune_operator.kube.objects import controller_of
 
 
 @pytest.fixture
@@ -130,3 +131,52 @@ def test_a_job_whose_name_is_freed_while_its_objects_are_created_gets_them_at_th
     loop.run_until_complete(asyncio.wait_for(reconcile(), 30))
     loop.close()
     assert list(world.jobs) == ["one-preflight"]
+
+
+class Uncollected(World):
+    """An API server on which the Job of an earlier job of this name still exists."""
+
+    async def create_child(self, job: Any, child: Any) -> Any:
+        if child.name not in self.jobs:
+            return await super().create_child(job, child)
+        cluster = object.__new__(Cluster)
+
+        async def call(verb: str, path: str, **_: Any) -> Any:
+            if verb == "POST" and path.endswith("/jobs"):
+                raise AlreadyExists(path)
+            return self.jobs[child.name]
+
+        cluster._call = call  # type: ignore[assignment, method-assign]
+        return await cluster.create_child(job, child)
+
+
+def test_a_job_that_is_created_again_waits_for_the_earlier_ones_job_and_no_longer() -> None:
+    world, loop = Uncollected(), asyncio.new_event_loop()
+    operator = Operator(world, loop)
+
+    def work(seconds: float) -> None:
+        """Let the time pass, and look as often as the queue asks for it."""
+        until = world.now + timedelta(seconds=seconds)
+        while world.now < until:
+            while not operator.queue.is_idle():
+                key = loop.run_until_complete(operator.queue.get())
+                loop.run_until_complete(operator.reconciler.handle(key))
+                operator.queue.done(key)
+            world.pass_time(0.1)
+
+    work(1)
+    (old_job,), (old_child,) = world.objects("finetunejobs"), world.objects("jobs")
+    operator.intake.remove("finetunejobs", old_job)
+    world.job["metadata"] |= {"uid": "uid-1", "creationTimestamp": world.stamp()}
+    world.job["status"] = {"observedGeneration": -1}
+    world.version += 1
+    operator.sync(["finetunejobs"])
+    work(2)
+    running: Any = world.status().condition("Running")
+    assert world.status().reason != "NameConflict"
+    assert (running.reason, "one-preflight of an earlier run" in running.message) == ("BackingOff", True)
+    world.remove_job("one-preflight")
+    operator.intake.remove("jobs", old_child)
+    work(1)
+    assert [controller_of(one)["uid"] for one in world.jobs.values()] == ["uid-1"]
+    loop.close()
