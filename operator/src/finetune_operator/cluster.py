@@ -337,9 +337,10 @@ class Cluster:
         query: dict[str, Any] | None = None,
         is_urgent: bool = False,
     ) -> Object:
-        """Send a request; an urgent one waits neither for the limit of requests nor for a thread that others use."""
+        """Send a request; an urgent one waits neither for the limit of requests nor for a thread that others use, and
+        not long for its answer."""
         if is_urgent:
-            return await asyncio.to_thread(self._send, verb, path, body, query or {})
+            return await asyncio.to_thread(self._send, verb, path, body, query or {}, is_urgent=True)
         async with self._limit.slot():
             self._metrics.request_limit.set(self._limit.allowed)
             if verb != "GET" and not self.may_write():
@@ -347,10 +348,13 @@ class Cluster:
             send = functools.partial(self._send, verb, path, body, query or {})
             return await asyncio.get_running_loop().run_in_executor(self._threads, send)
 
-    def _send(self, verb: str, path: str, body: Object | None, query: dict[str, Any]) -> Object:
+    def _send(
+        self, verb: str, path: str, body: Object | None, query: dict[str, Any], *, is_urgent: bool = False
+    ) -> Object:
         code = "failed"
         try:
-            answer = self._connection.request(verb, path, orjson.dumps(body) if body else None, query)
+            content = orjson.dumps(body) if body else None
+            answer = self._connection.request(verb, path, content, query, is_urgent=is_urgent)
             code = str(answer.status)
         except urllib3.exceptions.HTTPError as problem:
             raise RetryLater(f"{verb} {path}: {_ADDRESS.sub('', str(problem))}") from problem

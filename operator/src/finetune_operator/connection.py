@@ -13,6 +13,7 @@ import urllib3
 
 from finetune_api import names
 from finetune_operator.kube.errors import Overloaded
+from finetune_operator.policy.lease import REQUEST_SECONDS
 from finetune_operator.settings import Settings
 
 MAX_PAUSE_SECONDS = 60.0
@@ -31,9 +32,12 @@ class Connection:
         self._configuration.connection_pool_maxsize = settings.workers
         self._client = kubernetes.client.ApiClient(self._configuration)
         self._timeout = urllib3.Timeout(connect=settings.api_timeout_seconds, read=settings.api_timeout_seconds)
+        self._urgent_timeout = urllib3.Timeout(total=min(REQUEST_SECONDS, settings.api_timeout_seconds))
 
-    def request(self, verb: str, path: str, body: bytes | None, query: dict[str, Any]) -> urllib3.BaseHTTPResponse:
-        """Send one request, without retries: the work queue retries."""
+    def request(
+        self, verb: str, path: str, body: bytes | None, query: dict[str, Any], *, is_urgent: bool = False
+    ) -> urllib3.BaseHTTPResponse:
+        """Send one request, without retries: the work queue retries, and for an urgent one the election does."""
         wanted = {name: value for name, value in query.items() if value not in {"", None}}
         url = f"{self._configuration.host}{path}" + (f"?{urlencode(wanted)}" if wanted else "")
         content = "application/merge-patch+json" if verb == "PATCH" else "application/json"
@@ -41,8 +45,9 @@ class Connection:
         for item in self._configuration.auth_settings().values():
             if item["in"] == "header" and item["value"]:
                 headers[item["key"]] = item["value"]
+        timeout = self._urgent_timeout if is_urgent else self._timeout  # after which the connection is not used again
         pool: urllib3.PoolManager = self._client.rest_client.pool_manager
-        return pool.request(verb, url, body=body, headers=headers, timeout=self._timeout, retries=False)
+        return pool.request(verb, url, body=body, headers=headers, timeout=timeout, retries=False)
 
     def close(self) -> None:
         """Close the connections."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from finetune_operator.cluster import Cluster
 from finetune_operator.kube.errors import AlreadyExists, ClusterError, Outdated
-from finetune_operator.policy.lease import LEAD_SECONDS, POLL_SECONDS, Election
+from finetune_operator.policy.lease import LEAD_SECONDS, POLL_SECONDS, RETRY_SECONDS, Election
 from finetune_operator.settings import Settings
 
 log = logging.getLogger("finetune_operator")
@@ -71,7 +71,7 @@ class Leader:
             LeaseLostError: another process has it, or it was not renewed for `LEAD_SECONDS`.
         """
         while not self._is_alone:
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS if self._problem else POLL_SECONDS)
             is_held = await self._try()
             if not self.may_write() or not (is_held or self._problem):
                 self._is_leading = False

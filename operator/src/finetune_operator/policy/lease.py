@@ -11,6 +11,10 @@ POLL_SECONDS = 2.0
 """Pause between renewals, and between a standby's reads."""
 LEAD_SECONDS = 6.0
 """How long after its last renewal a leader still writes: less than the Lease is valid."""
+REQUEST_SECONDS = 1.5
+"""How long a request for the Lease may take: after one without an answer, two more tries fit into `LEAD_SECONDS`."""
+RETRY_SECONDS = 0.25
+"""Pause after a renewal that failed."""
 _TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 

@@ -3,13 +3,22 @@
 import asyncio
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from aiohttp import web
+from kubernetes.config import kube_config
 
+from finetune_operator import connection
+from finetune_operator.cluster import Cluster
 from finetune_operator.controller import leader
 from finetune_operator.controller.leader import Leader, LeaseLostError
 from finetune_operator.kube.errors import Outdated
+from finetune_operator.kube.objects import Key
+from finetune_operator.metrics.registry import Metrics
+from finetune_operator.policy import lease
 from finetune_operator.settings import Settings
 
 
@@ -136,3 +145,77 @@ def test_a_standby_reads_the_lease_as_soon_as_it_expires(
     asyncio.run(take_over())
     assert leases.stored is not None
     assert leases.stored["spec"]["leaseTransitions"] == 1
+
+
+JOB = {"metadata": {"namespace": "team", "name": "one", "uid": "u"}, "spec": {}}
+
+
+class TwoServers:
+    """API servers behind one address. When the first one loses its power, no request on its connections is answered;
+    new connections lead to the second."""
+
+    def __init__(self) -> None:
+        self.leases = Leases()
+        self.is_first_dead = False
+        self.connections: list[Any] = []
+        """Those to the first server, kept so that no identity is used twice."""
+        self.unanswered = 0
+
+    async def answer(self, request: web.Request) -> web.Response:
+        if not self.is_first_dead:
+            self.connections.append(request.transport)
+        elif any(request.transport is one for one in self.connections):
+            self.unanswered += 1
+            await asyncio.Event().wait()
+        if "/leases" not in request.path:
+            await asyncio.sleep(0.1)  # so that requests at the same time need a connection each
+            return web.json_response(JOB)
+        if request.method == "GET":
+            found = await self.leases.read_lease("", "")
+            return web.json_response(found or {"message": "none"}, status=200 if found else 404)
+        return web.json_response(await self.leases.write_lease(await request.json()))
+
+    async def serve(self, folder: Path) -> tuple[Path, web.AppRunner]:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self.answer)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        server = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{runner.addresses[0][1]}"}}
+        context = {"name": "x", "context": {"cluster": "c", "user": "u"}}
+        config = {"clusters": [server], "contexts": [context], "users": [{"name": "u", "user": {}}]}
+        path = folder / "kubeconfig"
+        path.write_text(yaml.safe_dump(config | {"apiVersion": "v1", "kind": "Config", "current-context": "x"}))
+        return path, runner
+
+
+async def test_a_leader_keeps_its_lease_if_the_api_server_that_it_is_connected_to_loses_its_power(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a quarter of the real times."""
+    for module, name in ((leader, "POLL"), (leader, "LEAD"), (leader, "RETRY"), (connection, "REQUEST")):
+        monkeypatch.setattr(module, f"{name}_SECONDS", getattr(lease, f"{name}_SECONDS") / 4)
+    servers = TwoServers()
+    path, runner = await servers.serve(tmp_path)
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))  # read at the import
+    cluster = Cluster(settings, Metrics())
+    one = Leader(settings.model_copy(update={"lease_namespace": "system", "identity": "first"}), cluster)
+    await one.acquire()
+    await asyncio.gather(*(cluster.get_job(Key("team", f"job-{number}")) for number in range(8)))
+    servers.is_first_dead = True
+    holding = asyncio.create_task(one.hold())
+    try:
+        await asyncio.sleep(2 * lease.LEAD_SECONDS / 4)
+        assert servers.unanswered == 1
+        assert not holding.done(), holding.exception()
+        assert one.may_write()
+    finally:
+        holding.cancel()
+        await cluster.close()
+        await runner.cleanup()
+
+
+def test_after_an_unanswered_request_two_more_are_over_while_the_leader_may_write() -> None:
+    begun = lease.POLL_SECONDS + 2 * (lease.REQUEST_SECONDS + lease.RETRY_SECONDS)
+    assert begun < lease.LEAD_SECONDS
