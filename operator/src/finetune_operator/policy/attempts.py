@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import JobRef, Progress
-from finetune_operator.kube.errors import Refused
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.kube.observed import Target
 from finetune_operator.manifests.jobs import build_attempt
@@ -53,19 +52,23 @@ def train(context: Context) -> Effect:
     if current:
         effect += check_save_time(context, current) + edits.announce(context, current)
     job = current if current and status.job_ref and current.uid == status.job_ref.uid else None
-    if surplus := _find_surplus(context, attempts, job):
+    surplus = _find_surplus(attempts, job)
+    if surplus and not context.observed.obstacle:
         return effect + Effect(delete=surplus) + requeue_in(SOON_SECONDS)
     if job and not job.is_over:
         _record_start(context, job)
     if job and (job.is_over or runs.has_succeeded(status, job)):
         return effect + _next_step(context, job)
-    return effect + _before_deadline(context, job)
+    effect += _before_deadline(context, job)
+    return effect + (_show_refusal(context, surplus) if surplus and job is None else Effect())
 
 
-def _find_surplus(context: Context, attempts: Sequence[Job], job: Job | None) -> Job | None:
+def _show_refusal(context: Context, job: Job) -> Effect:
+    return suspension.show_refused_stop(context, context.observed.pods_of(job.uid))
+
+
+def _find_surplus(attempts: Sequence[Job], job: Job | None) -> Job | None:
     """Return an attempt that is closed or not the current one, but open, so that its pods could still train."""
-    if context.observed.obstacle:
-        return None
     return next((one for one in attempts if one is not job and not one.is_over and not one.is_deleting), None)
 
 
@@ -103,11 +106,9 @@ def _before_deadline(context: Context, job: Job | None) -> Effect:
     deadline = deadlines.next_deadline(context)
     if deadline is None or not deadline.is_exceeded:
         return (deadline.wait() if deadline else Effect()) + _next_step(context, job)
-    if obstacle := context.observed.obstacle:
+    if context.observed.obstacle:
         step = _next_step(context, job)
-        if job and not job.is_over and isinstance(obstacle, Refused):
-            step += suspension.show_refused_stop(obstacle, context.observed.pods_of(job.uid))
-        return step
+        return step + (_show_refusal(context, job) if job and not job.is_over else Effect())
     if _has_counted(context):
         return requeue_in(0) + _next_step(context, job)
     if context.status.current_run:
@@ -150,7 +151,7 @@ def _continue(context: Context, current: Job) -> Effect:
     if cause:
         return endings.close(context, *cause, add_failure=False)
     if context.observed.obstacle:
-        return _watch(context, current)
+        return _watch(context, current) + _show_refusal(context, current)
     return Effect(delete=current) + endings.end_by_count(context)
 
 
@@ -229,5 +230,5 @@ def _restart(context: Context, current: Job) -> Effect:
     if stored is None or stored.stopping_reason != R.NO_PROGRESS:
         return effect + requeue_in(0)
     if context.observed.obstacle:
-        return effect
+        return effect + _show_refusal(context, current)
     return effect + Effect(delete=current) + requeue_in(SOON_SECONDS)

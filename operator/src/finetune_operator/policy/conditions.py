@@ -249,7 +249,7 @@ def _leading_condition(status: FineTuneJobStatus) -> Condition:
         return found[C.ACCEPTED]
     if status.is_true(C.SUSPENDED) and running.reason not in {R.NODE_LOST, R.STOP_REFUSED}:
         return found[C.SUSPENDED]
-    if status.is_true(C.QUEUED) and running.reason != R.NODE_LOST:
+    if status.is_true(C.QUEUED) and running.reason not in {R.NODE_LOST, R.STOP_REFUSED, R.POD_CREATION_REFUSED}:
         is_of_kueue = found[C.QUEUED].reason == R.QUEUED_BY_KUEUE
         return found.get(C.QUOTA_RESERVED, found[C.QUEUED]) if is_of_kueue else found[C.QUEUED]
     is_troubled = running.reason not in {R.NOT_STARTED, R.PODS_STARTING, R.PODS_RUNNING, R.FINISHED}

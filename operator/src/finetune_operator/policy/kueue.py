@@ -126,7 +126,7 @@ def _wait(context: Context, child: Job, workload: Workload | None) -> tuple[Reas
 
 def _inactive(context: Context, workload: Workload) -> str:
     if workload.is_ours_to_activate:
-        return "is not queued while the job is suspended"
+        return "is not queued while the job is suspended" if context.spec.suspend else "is not queued yet"
     last = f" ({workload.eviction_message})" if workload.eviction_message else ""
     return f"was deactivated{last}: set spec.active of Workload {workload.name} to true"
 

@@ -5,7 +5,16 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.errors import Denied, NameTaken, Refused, RetryLater
 from finetune_operator.kube.observed import Observed
-from finetune_operator.policy import admission, attempts, deadlines, dependencies, kueue, preflight, suspension
+from finetune_operator.policy import (
+    admission,
+    attempts,
+    deadlines,
+    dependencies,
+    kueue,
+    preflight,
+    remediation,
+    suspension,
+)
 from finetune_operator.policy.conditions import Conditions
 from finetune_operator.policy.decision import (
     OBSTACLE_SECONDS,
@@ -105,5 +114,6 @@ def _check_acceptance(observed: Observed, settings: Settings, status: FineTuneJo
             is_refused = True
             effect += requeue_in(0)
     if isinstance(obstacle, Refused):
-        effect += set_condition(C.RUNNING, "False", R.POD_CREATION_REFUSED, str(obstacle))
+        detail = remediation.append_fix(R.POD_CREATION_REFUSED, str(obstacle))
+        effect += set_condition(C.RUNNING, "False", R.POD_CREATION_REFUSED, detail)
     return Acceptance(reason, is_refused, events_forbidden), effect

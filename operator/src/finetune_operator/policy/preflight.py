@@ -70,7 +70,9 @@ def _watch(context: Context, child: Job, pods: Sequence[Pod], deadline: deadline
     held = suspension.hold_or_release(context, child, pods)
     if held and (held.resume or held.activate) and _has_noted_a_pod(context):
         return effect + requeue_in(0)  # written first: once the Job is resumed, nothing shows why its pod ended
-    return effect + (watch_start(context, child, pods) if held is None else held)
+    shown = watch_start(context, child, pods) if held is None else held
+    is_to_end = _has_too_many_preemptions(context) or (deadline and deadline.is_exceeded)
+    return effect + shown + (suspension.show_refused_stop(context, pods) if held is None or is_to_end else Effect())
 
 
 def _has_noted_a_pod(context: Context) -> bool:

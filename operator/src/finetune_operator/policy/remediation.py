@@ -85,7 +85,7 @@ FIXES_BY_REASON: dict[str, str] = {
     R.MULTIKUEUE_UNSUPPORTED: "set scheduling.queueName to a queue of this cluster, or create the job in the other one",
     R.UNSCHEDULABLE: "see what the nodes offer with kubectl describe nodes",
     R.IMAGE_PULL_FAILED: "check trainer.image and trainer.imagePullSecrets",
-    R.POD_CREATION_REFUSED: "change what is refused; the Job controller retries",
+    R.POD_CREATION_REFUSED: "change what is refused; it is tried again",
     R.MOUNT_FAILED: "fix the volume; the pod then starts",
     R.CONTAINER_ERROR: "see kubectl logs and kubectl describe pod",
     R.STOP_REFUSED: "change what is refused; the operator tries again",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from finetune_api.names import ConditionType, Reason
 from finetune_operator.kube.errors import Refused
 from finetune_operator.kube.objects import Job, Pod
-from finetune_operator.policy import kueue
+from finetune_operator.policy import kueue, remediation
 from finetune_operator.policy.conditions import suspended_since
 from finetune_operator.policy.decision import (
     OBSTACLE_SECONDS,
@@ -46,14 +46,16 @@ def hold_or_release(context: Context, child: Job, pods: Sequence[Pod]) -> Effect
         record_stop_request(context, alive)
         return _hold(context, child, alive)
     if child.is_suspended and child.is_ours_to_resume:
-        return _release(context, alive, Effect(resume=child))
+        return _release(context, child, alive, Effect(resume=child))
     workload = context.observed.workload_of(child)
     if workload and not workload.is_active and workload.is_ours_to_activate:
-        return _release(context, alive, Effect(activate=workload))
+        return _release(context, child, alive, Effect(activate=workload))
     if not context.observed.workloads_error:  # else the operator may have suspended it through its Workload
         record_stopping(context, child, alive)
     if not child.is_suspended:
         return None
+    if not alive and (refused := _check_refused_start(context, child)):
+        return refused
     reason = R.QUEUED_BY_KUEUE if kueue.is_queued(context, child) else R.JOB_SUSPENDED
     return _show_stopping(context, alive, reason, f"Job {child.name}")
 
@@ -79,7 +81,7 @@ def record_stop_request(context: Context, alive: Sequence[Pod]) -> None:
 def _hold(context: Context, child: Job, alive: Sequence[Pod]) -> Effect:
     observed, stored = context.observed, context.stored
     if isinstance(observed.obstacle, Refused):
-        return show_refused_stop(observed.obstacle, alive)
+        return show_refused_stop(context, alive)
     effect = _show_stopping(context, alive, R.NOT_STARTED)
     workload = observed.workload_of(child)
     is_written = suspended_since(stored) is not None and stored.current_run == context.status.current_run
@@ -94,10 +96,23 @@ def _hold(context: Context, child: Job, alive: Sequence[Pod]) -> Effect:
     return effect if child.is_suspended or child.is_deleting else effect + Effect(suspend=child)
 
 
-def show_refused_stop(obstacle: Refused, pods: Sequence[Pod]) -> Effect:
-    """Set condition Running of a Job that the API server refuses to suspend or to delete."""
+def show_refused_stop(context: Context, pods: Sequence[Pod]) -> Effect:
+    """Set condition Running of a Job that the API server refuses to suspend or to delete, if it does."""
+    obstacle = context.observed.obstacle
+    if not isinstance(obstacle, Refused):
+        return Effect()
     is_running = any(pod.is_running for pod in pods)
-    return set_condition(C.RUNNING, "True" if is_running else "False", R.STOP_REFUSED, str(obstacle))
+    detail = remediation.append_fix(R.STOP_REFUSED, str(obstacle))
+    return set_condition(C.RUNNING, "True" if is_running else "False", R.STOP_REFUSED, detail)
+
+
+def _check_refused_start(context: Context, child: Job) -> Effect | None:
+    """Return condition Running of a Job that the API server refuses to resume or to move; None if it does not."""
+    obstacle = context.observed.obstacle
+    if not isinstance(obstacle, Refused):
+        return None
+    detail = remediation.append_fix(R.POD_CREATION_REFUSED, f"Job {child.name} is not changed: {obstacle}")
+    return set_condition(C.RUNNING, "False", R.POD_CREATION_REFUSED, detail)
 
 
 def _show_stopping(context: Context, alive: Sequence[Pod], reason: Reason, detail: str = "") -> Effect:
@@ -110,13 +125,15 @@ def _show_stopping(context: Context, alive: Sequence[Pod], reason: Reason, detai
     return set_condition(C.RUNNING, "False", reason, detail)
 
 
-def _release(context: Context, alive: Sequence[Pod], resume: Effect) -> Effect:
+def _release(context: Context, child: Job, alive: Sequence[Pod], resume: Effect) -> Effect:
     """Resume only when no pod from before the suspension is running, because two trainers must never run at once."""
     if lost := check_lost_node(context, alive):
         return lost + requeue_in(OBSTACLE_SECONDS)
     if alive:
         detail = f"waiting until {alive[0].name} from before the suspension is gone"
         return set_condition(C.RUNNING, "False", R.BACKING_OFF, detail) + requeue_in(OBSTACLE_SECONDS)
+    if refused := _check_refused_start(context, child):
+        return refused
     effect = set_condition(C.RUNNING, "False", R.TRAINED if context.status.trained_weights else R.PODS_STARTING)
     if suspended_since(context.stored):
         return effect + requeue_in(0)

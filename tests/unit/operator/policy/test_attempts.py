@@ -203,6 +203,7 @@ def test_a_job_whose_trainer_cannot_be_removed_is_not_failed_and_tried_again(sce
     assert not decision.status.is_true("Failed")
     assert decision.status.completion_time is None
     assert decision.requeue_after is not None
+    assert str(obstacle) in (decision.status.message or "")
 
 
 def test_an_unwritten_removal_is_neither_a_deleted_job_nor_a_second_attempt(scene: Any) -> None:

@@ -179,6 +179,17 @@ def test_a_job_without_a_pod_whose_removal_is_refused_does_not_run(scene: Any) -
     assert one.status["phase"] != "Training"
 
 
+@pytest.mark.parametrize("is_queued", [False, True])
+def test_a_late_preflight_whose_removal_is_refused_shows_it(scene: Any, is_queued: bool) -> None:
+    one = scene(startDeadlineSeconds=100, **({"scheduling": {"queueName": "team"}} if is_queued else {}))
+    one.settle()
+    later(one, 200)
+    assert one.look().delete is not None
+    one.object["status"] = one.look(obstacle=Refused("a webhook denies it")).status.to_wire()
+    assert (one.status["reason"], one.condition("Running")["status"]) == ("StopRefused", "False")
+    assert "a webhook denies it" in one.status["message"]
+
+
 def test_a_published_result_is_not_lost_to_a_deadline(scene: Any) -> None:
     one, pod = running(scene, activeDeadlineSeconds=3)
     one.end(pod, 0, one.published())

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_api.names import ANNOTATION_SETTINGS_SHA256
-from finetune_operator.kube.errors import Denied
+from finetune_operator.kube.errors import Denied, Refused
 
 LATER = "takes effect with the next attempt"
 TOKEN = {"model": {"uri": "hf://owner/model", "credentialsSecretRef": {"name": "tokne"}}}
@@ -147,3 +147,19 @@ def test_without_the_right_to_delete_jobs_the_edit_waits(scene: Any) -> None:
     decision = one.look(obstacle=Denied("delete", "jobs", "team"))
     assert decision.delete is None
     assert decision.status.job_ref is not None
+
+
+@pytest.mark.parametrize("kind", ["preflight", "1"])
+def test_a_refused_replacement_of_an_edited_job_is_shown(scene: Any, kind: str) -> None:
+    one = scene()
+    one.settle()
+    if kind == "1":
+        one.to_training()
+    one.pod(f"one-{kind}")
+    edit(one, storage={"endpoint": "http://minio:9000"})
+    if kind == "1":
+        one.object["status"] = one.look().status.to_wire()  # the attempt is closed before its Job is removed
+    assert one.look().delete.name == f"one-{kind}"
+    one.object["status"] = one.look(obstacle=Refused("a policy denies it")).status.to_wire()
+    assert (one.status["reason"], one.condition("Running")["status"]) == ("StopRefused", "False")
+    assert "a policy denies it: change what is refused" in one.status["message"]

@@ -13,7 +13,7 @@ from kueue_world import QueuedWorld
 from finetune_api import names
 from finetune_api.text.printable import printable
 from finetune_operator.controller import events
-from finetune_operator.kube.errors import Denied
+from finetune_operator.kube.errors import Denied, Refused
 from finetune_operator.kube.workload import Workload
 
 Build = Callable[..., Any]
@@ -316,6 +316,29 @@ def test_a_resumed_workload_is_not_activated_while_its_pod_still_runs(scene: Bui
     assert (one.condition("Running")["status"], one.condition("Running")["reason"]) == ("False", "BackingOff")
     one.end(pod, 75, one.report("Preempted"))
     assert one.settle().activate == off
+
+
+def test_a_refused_activation_is_shown_and_the_job_does_not_count_as_suspended(scene: Build) -> None:
+    one = waiting(scene, "")
+    one.extra["workloads"] = (workload("one-preflight", is_active=False, is_ours_to_activate=True),)
+    assert one.settle().activate is not None
+    assert "while the job is suspended" not in one.condition("QuotaReserved")["message"]
+    one.object["status"] = one.look(obstacle=Refused("a policy denies it")).status.to_wire()
+    assert (one.status["phase"], one.status["reason"]) == ("Queued", "PodCreationRefused")
+    assert "a policy denies it: change what is refused" in one.status["message"]
+    one.settle()
+    assert one.status["reason"] == "WorkloadInactive"
+    one.object["spec"]["suspend"] = True
+    one.settle()
+    assert "while the job is suspended" in one.condition("QuotaReserved")["message"]
+
+
+def test_a_refused_move_to_another_queue_is_shown(scene: Build) -> None:
+    one = waiting(scene, "insufficient unused quota")
+    one.object["spec"]["scheduling"] = {"queueName": "team-b"}
+    assert one.look().move_to_queue is not None
+    one.object["status"] = one.look(obstacle=Refused("a policy denies it")).status.to_wire()
+    assert "a policy denies it" in one.status["message"]
 
 
 def test_a_workload_deactivated_by_another_controller_is_not_activated(scene: Build) -> None:

@@ -49,7 +49,7 @@ REFUSALS = [
     ('pods "x" is forbidden: no PriorityClass with name high was found', "scheduling.priorityClassName"),
     ('pods "x" is forbidden: pod rejected: RuntimeClass "kata" not found', "scheduling.runtimeClassName"),
     ('admission webhook "policy.example" denied the request', "ask the owner of this webhook"),
-    ("something new", "the Job controller retries"),
+    ("something new", "it is tried again"),
 ]
 MOUNTS = [
     ('MountVolume.SetUp failed for volume "credentials" : secret "s3" not found', "create this Secret"),

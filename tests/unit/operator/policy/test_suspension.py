@@ -339,6 +339,29 @@ def test_a_job_that_is_no_longer_allowed_is_not_resumed(scene: Any) -> None:
     assert one.status["reason"] == "Forbidden"
 
 
+def test_a_refused_resumption_is_shown_with_its_fix(scene: Any) -> None:
+    one, pod = running(scene)
+    one.object["spec"]["suspend"] = True
+    one.settle()
+    stop(one, pod)
+    one.settle()
+    one.object["spec"]["suspend"] = False
+    one.object["status"] = one.look().status.to_wire()
+    assert one.look().resume is not None
+    before = one.job.status
+    decision = one.look(obstacle=Refused('admission webhook "policy.example" denied the request: image not signed'))
+    one.object["status"] = decision.status.to_wire()
+    assert (one.status["phase"], one.status["reason"]) == ("Starting", "PodCreationRefused")
+    assert "Job one-1 is not changed" in one.status["message"]
+    assert "image not signed: ask the owner of this webhook" in one.status["message"]
+    assert decision.requeue_after == 20.0
+    shown = [event.reason for event in derive_events(before, decision.status) if event.is_warning]
+    assert shown == ["PodCreationRefused"]
+    one.settle()
+    assert one.children["one-1"]["spec"]["suspend"] is False
+    assert "not signed" not in one.status["message"]
+
+
 def test_a_result_published_in_the_moment_of_the_suspension_is_found_by_the_next_run(scene: Any) -> None:
     one, pod = running(scene)
     one.object["spec"]["suspend"] = True
