@@ -17,7 +17,7 @@ from finetune_operator.policy.conditions import acknowledge_generation
 from finetune_operator.policy.history import clocks
 
 COUNTERS = ("attempts", "runs", "failures", "preemptions", "active_seconds", "gpu_seconds")
-CODES = [0, 1, 65, 69, 70, 75, 76, 79, 137, 143]
+CODES = [0, 1, 65, 69, 70, 75, 76, 79, 80, 137, 143]
 INTERRUPTIONS = [
     "crash",
     "lost answer",
@@ -381,7 +381,7 @@ class PairSimulator(Simulator):
         assert (status.failures or 0) <= (status.attempts or 0) + stalls
 
     @precondition(lambda self: self.world.pods_in("Running"))
-    @rule(which=st.integers(0, 1), code=st.sampled_from([1, 65, 75, 137]), is_seen=st.booleans())
+    @rule(which=st.integers(0, 1), code=st.sampled_from([1, 65, 75, 80, 137]), is_seen=st.booleans())
     def a_pod_ends_and_the_other_follows(self, which: int, code: int, is_seen: bool) -> None:
         self.world.end(self._one_of("Running", which), code, "last words")
         if is_seen:

@@ -74,7 +74,8 @@ def judge(pod: Pod, report: Report | None, *, failed_unseen: bool = False) -> Po
     if code in TERMINAL_EXIT_CODES:
         reason = ExitCode(code).reason
         return PodOutcome(RESULT_FAILED, reason, _message(pod, report, reason), is_terminal=True, report=report)
-    if code == ExitCode.PREEMPTED or pod.disruption:  # exactly as the Job's podFailurePolicy
+    is_disrupted = bool(pod.disruption) and code != ExitCode.GPU_FAULT
+    if code == ExitCode.PREEMPTED or is_disrupted:  # by the first rule that matches, as the Job's podFailurePolicy
         lost_peer = report is not None and report.reason == Reason.PEER_LOST
         reason = pod.disruption or (Reason.PEER_LOST if lost_peer else Reason.PREEMPTED)
         return PodOutcome(RESULT_PREEMPTED, reason[:64], _message(pod, report, reason), report=report)

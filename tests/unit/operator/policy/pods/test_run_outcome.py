@@ -4,6 +4,11 @@ from typing import Any
 
 import pytest
 
+from finetune_api.handoff import ExitCode
+from finetune_operator.manifests.jobs import build_pod_failure_policy
+
+CODES = [*(int(code) for code in ExitCode if code), 1, 137, 143]
+
 
 @pytest.mark.parametrize(
     "message",
@@ -63,3 +68,42 @@ def test_a_pod_of_another_controller_proves_nothing(scene: Any) -> None:
     one.complete("one-1")
     one.settle()
     assert one.status["phase"] == "Failed"
+
+
+def action_of_the_job(code: int, disruption: str) -> str:
+    """What the Job controller does: the first rule that matches decides."""
+    for rule in build_pod_failure_policy()["rules"]:
+        matches = code in rule["onExitCodes"]["values"] if "onExitCodes" in rule else bool(disruption)
+        if matches:
+            return str(rule["action"])
+    return "Count"
+
+
+@pytest.mark.parametrize("disruption", ["", "EvictionByEvictionAPI"])
+@pytest.mark.parametrize("code", CODES)
+def test_a_pod_counts_once_and_as_its_job_counts_it(scene: Any, code: int, disruption: str) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    one.end(pod, code, disruption=disruption)
+    action = action_of_the_job(code, disruption)
+    if action == "FailJob":
+        one.fail("one-1", message=f"Container trainer for pod team/one-1 failed with exit code {code} matching FailJob")
+    elif action == "Count":
+        one.children["one-1"]["status"] = {"failed": 1}
+    one.settle()
+    expected = (0, 1) if action == "Ignore" else (1, 0)
+    assert (one.status.get("failures", 0), one.status.get("preemptions", 0)) == expected
+
+
+def test_the_node_of_a_gpu_that_failed_during_a_drain_is_avoided(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    pod["spec"] = pod["spec"] | {"nodeName": "gpu-a"}
+    one.run(pod)
+    one.settle()
+    one.end(pod, ExitCode.GPU_FAULT, one.report("Failed"), disruption="EvictionByEvictionAPI")
+    one.fail("one-1", message="Container trainer for pod team/one-1 failed with exit code 80 matching FailJob")
+    one.settle()
+    assert (one.status["attempts"], one.status["avoidedNodeNames"]) == (2, ["gpu-a"])
