@@ -49,9 +49,9 @@ def record_eligible_time(context: Context) -> None:
     status = context.status
     if status.start_time:
         return
-    if context.spec.suspend:
+    if context.spec.suspend or context.acceptance.reason not in _WAITING:
         status.eligible_time = None
-    elif status.eligible_time is None and context.acceptance.reason in _WAITING:
+    elif status.eligible_time is None:
         status.eligible_time = context.observed.now
 
 

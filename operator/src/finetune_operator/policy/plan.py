@@ -42,6 +42,7 @@ def plan(observed: Observed, settings: Settings) -> Decision:
     if spec is None:
         unread = f"this version of the operator cannot read it: {observed.job.spec_error}"
         effect = set_condition(C.ACCEPTED, "False", R.INVALID_SPEC, unread)
+        status.eligible_time = status.eligible_time if status.start_time else None
     else:
         effect = _decide(observed, settings, spec, status)
     for kind, truth, *words, prefix in effect.conditions:

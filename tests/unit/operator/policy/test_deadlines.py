@@ -71,6 +71,31 @@ def test_the_wait_counts_from_when_the_job_could_start(scene: Any) -> None:
     assert one.status["reason"] == "StartDeadlineExceeded"
 
 
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [({"trainer": {"serviceAccountName": "admin"}}, "Forbidden"), ({"objective": "Later"}, "InvalidSpec")],
+)
+def test_a_job_that_is_refused_later_waits_from_the_beginning_once_it_may_start(
+    scene: Any, problem: Any, reason: str
+) -> None:
+    one = scene(startDeadlineSeconds=60)
+    one.settle()
+    assert one.status["eligibleTime"] == "2026-03-01T12:00:00Z"
+    accepted = one.object["spec"]
+    one.object["spec"] = accepted | problem
+    one.settle()
+    assert (one.status["reason"], one.status.get("eligibleTime")) == (reason, None)
+    later(one, 1000)
+    one.settle()
+    assert (one.job.is_finished, one.status["reason"]) == (False, reason)
+    one.object["spec"] = accepted
+    one.settle()
+    assert one.status["eligibleTime"] == "2026-03-01T12:16:40Z"
+    later(one, 61)
+    one.settle()
+    assert one.status["reason"] == "StartDeadlineExceeded"
+
+
 def test_a_job_that_may_not_be_created_ends_by_its_start_deadline_too(scene: Any) -> None:
     one = scene(startDeadlineSeconds=60)
     one.object["status"] = one.look(obstacle=Denied("create", "jobs", "team")).status.to_wire()
