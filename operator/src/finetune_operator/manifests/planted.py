@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune_api import handoff
+from finetune_api.scalars import read_quantity
 from finetune_operator.manifests.network import is_token
 
 Object = dict[str, Any]
@@ -19,6 +20,8 @@ NEVER_SET = (
 OF_A_CONTAINER = ("command", "args", "image", "env", "envFrom", "lifecycle", "securityContext", "volumeMounts")
 DEFAULTED = frozenset({"apiVersion", "defaultMode", "optional", "protocol", "targetPort", "readOnly", "divisor"})
 """Fields that the API server adds to what the operator writes."""
+QUANTITIES = frozenset({"sizeLimit", "storage"})
+"""Fields that the API server spells in its own way: it stores 1024Mi as 1Gi."""
 OF_A_POD = ("automountServiceAccountToken", "serviceAccountName", "securityContext", "volumes")
 
 
@@ -60,12 +63,32 @@ def _contains(found: Object, built: Object, names: Sequence[str]) -> bool:
     return all(_is_subset(built.get(name), found.get(name)) for name in names)
 
 
-def _is_subset(built: Any, found: Any) -> bool:
+def _is_subset(built: Any, found: Any, name: str = "") -> bool:
     """Return whether everything that was built is there, in lists of the same length; the API server adds defaults."""
     if isinstance(built, dict) and isinstance(found, dict):
-        return all(_is_subset(value, found.get(name)) for name, value in built.items()) and not (
-            found.keys() - built.keys() - DEFAULTED
+        added = found.keys() - built.keys()
+        return all(_is_subset(value, found.get(key), key) for key, value in built.items()) and all(
+            _is_default(key, found[key]) for key in added
         )
     if isinstance(built, list) and isinstance(found, list):
         return len(built) == len(found) and all(map(_is_subset, built, found))
-    return bool(built == found) or (not built and not found)
+    is_same = bool(built == found) or (not built and not found)
+    return is_same or (name in QUANTITIES and _is_same_quantity(built, found))
+
+
+def _is_default(name: str, value: Any) -> bool:
+    """Return whether the API server adds a field with that value."""
+    match name:
+        case "volumeMode":  # of a volume's claim, as the metadata
+            return bool(value == "Filesystem")
+        case "metadata":
+            return not any(value.values())
+        case _:
+            return name in DEFAULTED
+
+
+def _is_same_quantity(built: Any, found: Any) -> bool:
+    try:
+        return read_quantity(built) == read_quantity(found)
+    except ValueError:
+        return False

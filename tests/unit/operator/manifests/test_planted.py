@@ -91,6 +91,46 @@ def test_a_job_with_another_pod_is_recognised(child: Child, change: Callable[[Ob
     assert find_foreign_content("Job", child.job, found) == field
 
 
+@pytest.fixture
+def claiming(scene: Any, settings: Settings) -> Object:
+    """A Job whose pod gets a volume of its own, with quantities that the API server spells otherwise."""
+    workspace = {"sizeLimit": "1.5Ti", "storageClassName": "fast"}
+    one = scene(resources={"shmSize": "1024Mi", "workspace": workspace}).to_training()
+    return build_attempt(one.job, settings, "x/y:1", 1).job
+
+
+def stored_claim(job: Object) -> tuple[Object, Object, Object]:
+    """The Job as the API server stores it, the template of its claim, and its shared memory."""
+    found = stored(job)
+    volumes = {one["name"]: one for one in pod_of(found)["volumes"]}
+    claim, memory = volumes["workspace"]["ephemeral"]["volumeClaimTemplate"], volumes["shm"]["emptyDir"]
+    claim["metadata"] = {"creationTimestamp": None}
+    claim["spec"] |= {"volumeMode": "Filesystem", "resources": {"requests": {"storage": "1536Gi"}}}
+    memory["sizeLimit"] = "1Gi"
+    return found, claim, memory
+
+
+def test_the_defaults_and_the_spelling_of_a_volume_are_those_of_the_api_server(claiming: Object) -> None:
+    assert find_foreign_content("Job", claiming, stored_claim(claiming)[0]) == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda claim, _: claim["spec"].update(volumeMode="Block"),
+        lambda claim, _: claim["spec"].update(volumeName="of-another"),
+        lambda claim, _: claim["spec"]["resources"]["requests"].update(storage="1536Mi"),
+        lambda claim, _: claim["spec"]["resources"]["requests"].update(storage="much"),
+        lambda claim, _: claim["metadata"].update(labels={"a": "b"}),
+        lambda _, memory: memory.update(sizeLimit="2Gi"),
+    ],
+)
+def test_another_volume_is_recognised(claiming: Object, change: Callable[[Object, Object], None]) -> None:
+    found, claim, memory = stored_claim(claiming)
+    change(claim, memory)
+    assert find_foreign_content("Job", claiming, found) == "volumes"
+
+
 def test_a_config_map_and_a_service_with_another_content_are_not_the_operators(child: Child) -> None:
     config = stored(child.config_map)
     config["data"]["config.json"] = config["data"]["config.json"].replace("s3://", "s3://evil-")
