@@ -33,6 +33,8 @@ ANNOTATION_SUSPENDED_BY = f"{GROUP}/suspended-by"
 
 ANNOTATION_RELEASE_NAME = f"{GROUP}/release-name"
 """On the Job of a release: the FineTuneRelease's full name."""
+LABEL_RELEASE_GENERATION = f"{GROUP}/release-generation"
+"""On the children and pods of a release: the generation of the spec that they were made for."""
 
 KUEUE_GROUP = "kueue.x-k8s.io"
 KUEUE_VERSIONS = ("v1beta2", "v1beta1")

@@ -79,7 +79,7 @@ def serving(
     own = type(access)(control_plane, tmp_path)
     rules = client.RbacAuthorizationV1Api(own.api).read_cluster_role(own.name).rules
     own.set_rules([*(own.api.sanitize_for_serialization(one) for one in rules), *RIGHTS])
-    releases.operator = operator_with(own.kubeconfig, FINETUNE_RELEASES="true").start()
+    releases.operator = operator_with(own.kubeconfig, FINETUNE_RELEASES="true", FINETUNE_POD_EGRESS="[]").start()
     return releases
 
 
@@ -111,6 +111,14 @@ def test_the_releases_of_the_guide_are_accepted(releases: Releases) -> None:
         releases.create(one["spec"], dry_run=True)
 
 
+def left_by_releases(world: Any) -> list[str]:
+    """The names of the ConfigMaps and NetworkPolicies of releases, without the digest of a content."""
+    selector = {"label_selector": "app.kubernetes.io/component=release"}
+    policies = client.NetworkingV1Api(world.core.api_client).list_namespaced_network_policy(world.namespace, **selector)
+    maps = world.core.list_namespaced_config_map(world.namespace, **selector)
+    return ["-".join(one.metadata.name.split("-")[:2]) for one in (*maps.items, *policies.items)]
+
+
 def test_a_release_waits_for_its_job_replaces_rolls_back_by_its_spec_and_leaves_nothing(
     world: Any, wait: Callable[..., Any], serving: Releases
 ) -> None:
@@ -140,6 +148,7 @@ def test_a_release_waits_for_its_job_replaces_rolls_back_by_its_spec_and_leaves_
     serving.patch({"jobRef": None, **OLD})
     serving.end("bot-r2", "Held")
     status = serving.wait_for("Held")
+    assert left_by_releases(world) == ["bot-r2", "bot-r2"]
     assert status["answering"] == answering
     assert status["lastRefusal"]["manifestSHA256"] == OLD["manifestSHA256"]
     wait(lambda: "bot-r1" not in world.jobs(), lambda: str(world.jobs()))

@@ -1,5 +1,6 @@
 """What a release asks the API server for, by the client of jobs, within its limits."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -104,9 +105,23 @@ class ReleaseCluster:
 
     async def delete_child(self, namespace: str, child: Job) -> None:
         """Delete exactly that Job (by UID), and its pods."""
-        body = {"propagationPolicy": "Background", "preconditions": {"uid": child.uid}}
+        await self._delete(f"{PATHS['Job'].format(namespace)}/{child.name}", child.uid)
+
+    async def remove_earlier(self, release: Release, children: list[Object], kinds: Sequence[str]) -> None:
+        """Delete the objects of these kinds that earlier generations of a release have left."""
+        kept = {(one["kind"], one["metadata"]["name"]) for one in children}
+        query = {"labelSelector": build_selector(release.key.name)}
+        for kind in kinds:
+            path = PATHS[kind].format(release.key.namespace)
+            for item in (await self._cluster.request("GET", path, query=query))["items"]:
+                meta = item["metadata"]
+                if controller_of(item).get("uid") == release.uid and (kind, meta["name"]) not in kept:
+                    await self._delete(f"{path}/{meta['name']}", meta["uid"])
+
+    async def _delete(self, path: str, uid: str) -> None:
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         try:
-            await self._cluster.request("DELETE", f"{PATHS['Job'].format(namespace)}/{child.name}", body=body)
+            await self._cluster.request("DELETE", path, body=body)
         except (Gone, Outdated):
             return
 

@@ -79,6 +79,7 @@ def build_children(
         names.LABEL_COMPONENT: names.Component.RELEASE.value,
         names.LABEL_MANAGED_BY: names.MANAGED_BY,
         LABEL: selector_value(release.key.name),
+        names.LABEL_RELEASE_GENERATION: str(release.generation),
     }
     owner = {
         "apiVersion": names.API_VERSION,
@@ -130,7 +131,7 @@ def build_children(
         "kind": "NetworkPolicy",
         "metadata": meta,
         "spec": {
-            "podSelector": {"matchLabels": {LABEL: labels[LABEL]}},
+            "podSelector": {"matchLabels": {label: labels[label] for label in (LABEL, names.LABEL_RELEASE_GENERATION)}},
             "policyTypes": ["Egress"],
             "egress": [build_dns_rule(settings), *(settings.pod_egress or [])],
         },

@@ -125,4 +125,7 @@ class ReleaseReconciler:
         if candidate := release.status.candidate:
             carrier = build_carrier(release, spec, seen.job)
             children = build_children(release, spec, candidate, carrier, self._settings)
+            # No earlier pod is alive, and the rights on NetworkPolicies are granted with these settings only.
+            kinds = ("ConfigMap", "NetworkPolicy") if self._settings.has_network_policies else ("ConfigMap",)
+            await self._cluster.remove_earlier(release, children, kinds)
             await self._cluster.create(release, children)

@@ -145,6 +145,18 @@ def test_limited_egress_holds_for_the_pod_of_a_release_too() -> None:
     assert children[1]["spec"]["policyTypes"] == ["Egress"]
 
 
+def test_the_egress_of_one_generation_does_not_hold_for_the_next_because_policies_add_up() -> None:
+    limited, found = SETTINGS.model_copy(update={"pod_egress": []}), []
+    for generation in (1, 2):
+        one = release(generation=generation)
+        assert one.spec
+        candidate = ReleasedResult(uri="s3://bucket/new", manifest_sha256=DIGEST)
+        _, policy, job = build_children(one, one.spec, candidate, build_carrier(one, one.spec, None), limited)
+        selected = policy["spec"]["podSelector"]["matchLabels"].items()
+        found.append((selected, job["spec"]["template"]["metadata"]["labels"].items()))
+    assert [[selected <= labels for selected, _ in found] for _, labels in found] == [[True, False], [False, True]]
+
+
 @pytest.mark.parametrize(
     ("spec", "settings", "words"),
     [

@@ -4,6 +4,8 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import pytest
+
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.errors import ClusterError, Gone, Refused
@@ -29,6 +31,9 @@ class Server:
         self.writes: list[str] = []
         self.events: list[str] = []
         self.created: list[str] = []
+        self.left: list[Object] = []
+        """ConfigMaps and NetworkPolicies that exist."""
+        self.deleted: list[str] = []
 
     async def request(self, verb: str, path: str, *, body: Object | None = None, **_: Any) -> Object:
         if verb == "POST" and body:
@@ -50,6 +55,12 @@ class Server:
             return self.release
         if path.endswith("/pods"):
             return {"items": []}
+        if verb == "DELETE":
+            self.deleted.append(path.partition("/namespaces/team/")[2])
+            return {}
+        for kind in ("ConfigMap", "NetworkPolicy"):
+            if path.endswith(f"/{kind.lower()}s".replace("policys", "policies")):
+                return {"items": [one for one in self.left if one["kind"] == kind]}
         raise Gone("not found")
 
     async def post_event(self, body: Object) -> None:
@@ -75,6 +86,36 @@ async def test_a_refusal_that_lasts_is_written_once_and_is_one_event() -> None:
     assert "Job" in server.created
     assert server.writes[2:] == ["Releasing"]
     assert server.events[2:] == ["again"], "counted in the series of the first one"
+
+
+@pytest.mark.parametrize(
+    ("settings", "deleted"),
+    [
+        ({}, ["configmaps/bot-r0-old"]),
+        ({"pod_egress": []}, ["configmaps/bot-r0-old", "networkpolicies/bot-r0"]),
+        ({"isolate_training_pods": True}, ["configmaps/bot-r0-old", "networkpolicies/bot-r0"]),
+    ],
+)
+async def test_what_an_earlier_spec_has_left_is_deleted_before_the_next_job_is_made(
+    settings: Object, deleted: list[str]
+) -> None:
+    server = Server()
+    for kind, name, owner in (
+        ("ConfigMap", "bot-r0-old", "uid-1"),
+        ("ConfigMap", "of-another", "uid-2"),
+        ("NetworkPolicy", "bot-r0", "uid-1"),
+        ("NetworkPolicy", "bot-r1", "uid-1"),
+    ):
+        owners = [{"kind": "FineTuneRelease", "uid": owner, "controller": True}]
+        server.left.append({"kind": kind, "metadata": {"name": name, "uid": name, "ownerReferences": owners}})
+    if "pod_egress" not in settings:
+        server.left.pop()
+    one = ReleaseReconciler(cast("Cluster", server), WorkQueue(1), SETTINGS.model_copy(update=settings), lambda: NOW)
+    await one.handle(KEY)
+    assert (server.deleted, server.created) == (deleted, [])
+    server.refusal = None
+    await one.handle(KEY)
+    assert "Job" in server.created
 
 
 class Serving(Server):
