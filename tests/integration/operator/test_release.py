@@ -184,3 +184,15 @@ def test_the_adapter_of_an_existing_service_is_set_and_waited_for(world: Any, wa
     status = {"observedGeneration": current()["metadata"]["generation"], "conditions": [ready]}
     world.custom.patch_namespaced_custom_object_status(*where, "service", {"status": status})
     assert serving.wait_for("Released")["answering"]["uri"] == NEW["uri"]
+
+
+def test_a_pod_that_does_not_start_is_shown_with_its_cause(world: Any, wait: Any, serving: Releases) -> None:
+    serving.create(NEW | {"target": {"vllm": VLLM}})
+    pod = world.pod_of("bot-r1")
+    world.wait_for_image(pod, "ImagePullBackOff", "manifest unknown")
+
+    def shown() -> str:
+        return str(serving.get()["status"].get("message"))
+
+    wait(lambda: "The image cannot be pulled: " in shown() and "check the name and the tag" in shown(), shown)
+    assert serving.wait_for("Releasing")["conditions"][0]["status"] == "Unknown"

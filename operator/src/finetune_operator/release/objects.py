@@ -22,6 +22,7 @@ from finetune_operator.kube.objects import (
     moment,
     version_of,
 )
+from finetune_operator.kube.observed import Warnings
 
 _ERROR = re.compile(r"(?:^|[])] +)([\w.]*(?:Error|Exception): \S.*)", re.MULTILINE)
 """An error in a log; vLLM puts its process before it, and mentions other errors within warnings."""
@@ -198,5 +199,7 @@ class Seen:
     pods: tuple[Pod, ...] = ()
     """All pods of this release, also those of earlier generations."""
     service: Service | None = None
+    warnings: Warnings | None = None
+    """The Warning events of a pod, or of the Job, that does not start."""
     problem: ClusterError | None = None
     """Why something could not be read or created."""

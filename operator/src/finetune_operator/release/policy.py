@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from finetune_api.handoff import TERMINATION_LIMIT_BYTES, Artifact
-from finetune_api.names import ConditionType
+from finetune_api.names import ConditionType, Reason
 from finetune_api.release import (
     FineTuneReleaseSpec,
     FineTuneReleaseStatus,
@@ -26,6 +26,9 @@ from finetune_api.text.printable import printable
 from finetune_operator.kube.errors import ClusterError, NameTaken, Refused
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.policy.admission import find_refusal, is_metadata_address
+from finetune_operator.policy.conditions import MESSAGES
+from finetune_operator.policy.pods import pod_diagnosis
+from finetune_operator.policy.pods.pod_diagnosis import Diagnosis, EventQuery
 from finetune_operator.release.manifests import build_carrier, build_name
 from finetune_operator.release.objects import Release, Seen, Service
 from finetune_operator.settings import Settings
@@ -139,22 +142,57 @@ def _follow(seen: Seen, spec: FineTuneReleaseSpec, candidate: ReleasedResult, ch
     reports = [found for pod in ended if (found := read_report(pod, seen.release))]
     found = reports[-1] if reports else None
     if not child.is_over:
-        message = f"Job {child.name} verifies the result and asks the server."
-        if found:
-            message = f"Job {child.name} tries again: {found.message}"
-        return _waiting(seen, "Unknown", R.RELEASING, message, SOON_SECONDS)
+        after = SLOW_SECONDS if child.is_suspended else SOON_SECONDS
+        return _waiting(seen, "Unknown", R.RELEASING, _describe(seen, child, found), after)
     if found is None:
-        words = child.failed_message or "its pod has left no report"
-        message = (
-            f"Job {child.name} ended without a report: {words}. See its pod's log, then edit or recreate the release."
-        )
-        return _end(seen, R.FAILED, message)
+        return _end(seen, R.FAILED, _explain_silence(seen, child))
     if child.failed or found.outcome is ReleaseOutcome.FAILED:
         deadline = " (progressDeadlineSeconds)" if child.failed_reason == "DeadlineExceeded" else ""
         return _end(seen, R.FAILED, f"{found.message}{deadline}", found)
     if found.outcome is ReleaseOutcome.VERIFIED and spec.target.kserve and seen.service:
         return _serve(seen, spec, candidate, spec.target.kserve, seen.service)
     return _end(seen, ReleaseReason(found.outcome.value), found.message, found)
+
+
+def find_query(seen: Seen) -> EventQuery | None:
+    """Return whose Warning events may name why no pod of the Job runs; None if it needs none."""
+    child = seen.child
+    if child is None or child.is_over or child.is_suspended or _is_running(seen, child):
+        return None
+    return _diagnose(seen, child).query
+
+
+def _describe(seen: Seen, child: Job, found: ReleaseReport | None) -> str:
+    """Return what an open Job waits for, or what its pod does."""
+    if child.is_suspended and child.queue:
+        return f"Job {child.name} waits in queue {child.queue}."
+    if child.is_suspended:
+        return f"Job {child.name} was suspended by another controller or user, who must resume it."
+    is_running, problem = _is_running(seen, child), _diagnose(seen, child)
+    if not is_running and problem.reason is not Reason.PODS_STARTING:
+        return MESSAGES[ConditionType.RUNNING, problem.reason].format(detail=problem.detail.rstrip(".")) + "."
+    if found:
+        return f"Job {child.name} tries again: {found.message}"
+    doing = f"Job {child.name} verifies the result and asks the server."
+    return doing if is_running else f"The pod of Job {child.name} is starting."
+
+
+def _explain_silence(seen: Seen, child: Job) -> str:
+    """Return how a Job ended without a report; a pod that never started is gone by then, and so is its cause."""
+    words = child.failed_message or "its pod has left no report"
+    if child.failed_reason == "DeadlineExceeded":
+        words = f"progressDeadlineSeconds has passed; the last state: {(seen.release.status.message or '').rstrip('.')}"
+    return f"Job {child.name} ended without a report: {words}. See its pod's log, then edit or recreate the release."
+
+
+def _is_running(seen: Seen, child: Job) -> bool:
+    own = [pod for pod in seen.pods if pod.job_uid == child.uid]
+    return any(pod.is_running and not pod_diagnosis.is_lost(pod, seen.now) for pod in own)
+
+
+def _diagnose(seen: Seen, child: Job) -> Diagnosis:
+    own = [pod for pod in seen.pods if pod.job_uid == child.uid]
+    return pod_diagnosis.diagnose(child, own, seen.warnings, seen.now)
 
 
 def _serve(

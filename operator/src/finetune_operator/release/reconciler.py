@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -9,6 +10,7 @@ from finetune_api import names
 from finetune_api.release import FineTuneReleaseSpec, FineTuneReleaseStatus
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller.event_recorder import EventRecorder
+from finetune_operator.controller.warning_events import WarningEvents
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused
 from finetune_operator.kube.objects import Key
@@ -16,7 +18,7 @@ from finetune_operator.release.cluster import ReleaseCluster
 from finetune_operator.release.events import derive_event
 from finetune_operator.release.manifests import build_carrier, build_children, build_name
 from finetune_operator.release.objects import Release, Seen
-from finetune_operator.release.policy import Plan, is_refused, is_settled, plan
+from finetune_operator.release.policy import Plan, find_query, is_refused, is_settled, plan
 from finetune_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ class ReleaseReconciler:
         self._queue = queue
         self._settings = settings
         self._clock = clock
+        self._warnings = WarningEvents(cluster, clock)
         self._recorder = EventRecorder(cluster, settings.pod_name, clock, names.RELEASE_KIND)
 
     async def handle(self, key: Key) -> None:
@@ -89,7 +92,7 @@ class ReleaseReconciler:
         kserve = spec.target.kserve
         try:
             await self._stop_earlier(release)
-            return replace(
+            seen = replace(
                 seen,
                 job=await self._cluster.get_job(Key(namespace, spec.job_ref.name)) if spec.job_ref else None,
                 # Before the pods, which are then never older than the counts of their Job.
@@ -99,6 +102,10 @@ class ReleaseReconciler:
             )
         except (Denied, NameTaken) as problem:
             return replace(seen, problem=problem)
+        query = find_query(seen)
+        with suppress(Denied):  # the events only explain
+            return replace(seen, warnings=await self._warnings.read(namespace, query)) if query else seen
+        return seen
 
     async def _stop_earlier(self, release: Release) -> None:
         """Delete the Job of an earlier generation: two pods must not ask for the same name."""

@@ -11,9 +11,11 @@ from finetune_api import handoff
 from finetune_api.release import ReleaseConfig, ReleasedResult
 from finetune_operator.kube.errors import Denied, NameTaken, Refused
 from finetune_operator.kube.objects import FineTuneJob, Job, Pod
+from finetune_operator.kube.observed import Warnings
+from finetune_operator.policy.pods.pod_diagnosis import EventQuery
 from finetune_operator.release.manifests import build_carrier, build_children, build_name, set_adapter
 from finetune_operator.release.objects import Release, Seen, Service, count_ending, explain_pods, explain_rollout
-from finetune_operator.release.policy import Plan, is_settled, plan
+from finetune_operator.release.policy import Plan, find_query, is_settled, plan
 from finetune_operator.settings import Settings
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -250,6 +252,53 @@ def test_a_server_that_is_away_is_tried_again_and_its_words_are_shown() -> None:
     assert "tries again: http://vllm: ConnectError" in (running.status.message or "")
     ended = plan(replace(begun(), child=child(**FAILED), pods=(lost,)), SETTINGS)
     assert (ended.status.reason, ended.status.message) == ("Failed", "http://vllm: ConnectError")
+
+
+def test_a_job_that_waits_in_a_queue_is_shown_so_and_asked_for_less_often() -> None:
+    waiting = plan(replace(begun(), child=replace(child(), is_suspended=True, queue="team-a")), SETTINGS)
+    assert (waiting.status.reason, waiting.requeue_after) == ("Releasing", 30)
+    assert waiting.status.message == "Job bot-r1 waits in queue team-a."
+    held = plan(replace(begun(), child=replace(child(), is_suspended=True)), SETTINGS)
+    assert "suspended by another controller or user" in (held.status.message or "")
+
+
+def test_a_pod_that_works_and_one_that_starts_are_shown_as_that() -> None:
+    seen = replace(begun(), child=child(), pods=(pod(None, is_over=False),))
+    assert plan(seen, SETTINGS).status.message == "The pod of Job bot-r1 is starting."
+    running = replace(seen.pods[0], started=NOW)
+    message = plan(replace(seen, pods=(running,)), SETTINGS).status.message or ""
+    assert message == "Job bot-r1 verifies the result and asks the server."
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning", "words"),
+    [
+        ({"waiting_reason": "ImagePullBackOff", "waiting_message": "x:1: not found"}, (), "check the name and the tag"),
+        ({"unschedulable": "0/4 nodes are available: 4 Insufficient cpu."}, (), "No node can run the pod: 0/4 nodes"),
+        ({}, ("FailedMount", 'secret "s3" not found'), "create this Secret"),
+    ],
+)
+def test_why_the_pod_does_not_start_is_shown_and_stays_in_the_end(changes: Any, warning: Any, words: str) -> None:
+    waiting = replace(pod(None, is_over=False), **changes)
+    warnings = Warnings(waiting.uid, (warning,)) if warning else None
+    seen = replace(begun(), child=child(), pods=(waiting,), warnings=warnings)
+    decided = plan(seen, SETTINGS)
+    assert (decided.status.reason, decided.requeue_after) == ("Releasing", 3)
+    assert words in (decided.status.message or "")
+    late = child(conditions=[FAILED["conditions"][0] | {"reason": "DeadlineExceeded", "message": "too long"}])
+    ended = plan(replace(after(seen, decided), child=late, pods=()), SETTINGS)
+    assert ended.status.reason == "Failed"
+    assert "progressDeadlineSeconds" in (ended.status.message or "")
+    assert words in (ended.status.message or "")
+
+
+def test_events_are_read_only_of_a_pod_that_does_not_start() -> None:
+    seen = replace(begun(), child=child(), pods=(pod(None, is_over=False),))
+    assert find_query(seen) == EventQuery("Pod", "pod-uid")
+    assert find_query(replace(seen, pods=())) == EventQuery("Job", "bot-r1-uid")
+    for other in (None, child(**COMPLETE), replace(child(), is_suspended=True)):
+        assert find_query(replace(seen, child=other)) is None
+    assert find_query(replace(seen, pods=(replace(seen.pods[0], started=NOW),))) is None
 
 
 def test_an_edited_release_starts_once_no_pod_of_the_earlier_spec_is_alive() -> None:

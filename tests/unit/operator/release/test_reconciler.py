@@ -8,8 +8,9 @@ import pytest
 
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller.workqueue import WorkQueue
-from finetune_operator.kube.errors import ClusterError, Gone, Refused
+from finetune_operator.kube.errors import ClusterError, Denied, Gone, Refused
 from finetune_operator.kube.objects import Key, Object
+from finetune_operator.kube.observed import Warnings
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.release.reconciler import ReleaseReconciler
 from finetune_operator.release.watch import ReleaseController
@@ -116,6 +117,33 @@ async def test_what_an_earlier_spec_has_left_is_deleted_before_the_next_job_is_m
     server.refusal = None
     await one.handle(KEY)
     assert "Job" in server.created
+
+
+class Starting(Server):
+    """An API server with a release whose pod does not start, and which shows no events."""
+
+    async def request(self, verb: str, path: str, *, body: Object | None = None, **more: Any) -> Object:
+        if path.endswith("/jobs/bot-r1"):
+            owner = {"kind": "FineTuneRelease", "uid": "uid-1", "controller": True}
+            meta = {"namespace": "team", "name": "bot-r1", "uid": "job-uid", "ownerReferences": [owner]}
+            return {"metadata": meta, "spec": {"template": {"spec": {"containers": [{"name": "trainer"}]}}}}
+        return await super().request(verb, path, body=body, **more)
+
+    async def list_warnings(self, namespace: str, kind: str) -> dict[str, Warnings]:
+        if self.refusal:
+            raise self.refusal
+        return {"job-uid": Warnings("job-uid", (("FailedCreate", "exceeded quota: small"),))}
+
+
+async def test_the_events_of_a_job_without_a_pod_explain_it_and_need_not_be_readable() -> None:
+    server = Starting()
+    server.refusal = Denied("list", "events", "team")
+    one = reconciler(server)
+    await one.handle(KEY)
+    assert server.release["status"]["message"] == "The pod of Job bot-r1 is starting."
+    server.refusal = None
+    await one.handle(KEY)
+    assert "exceeded quota: small: request less in resources" in server.release["status"]["message"]
 
 
 class Serving(Server):
