@@ -8,6 +8,7 @@ from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import FineTuneJobStatus, JobRef, TrainedWeights
 from finetune_operator.kube.objects import Job
 from finetune_operator.manifests.jobs import count_failures, count_nodes
+from finetune_operator.policy import suspension
 from finetune_operator.policy.decision import (
     SOON_SECONDS,
     Context,
@@ -207,7 +208,7 @@ def _check_again(context: Context, reason: Reason, detail: str, *, add_failure: 
     """Run preflight again, which holds no GPU: the last pod may have published, and preflight adopts its result."""
     effect = set_condition(C.RUNNING, "False", R.BACKING_OFF, f"{reason}: {detail}")
     if context.observed.obstacle:
-        return effect
+        return effect + suspension.show_refused_stop(context, ())
     own = context.observed.own
     passed = next((one for one in own if one.component == Component.PREFLIGHT and not one.is_deleting), None)
     _record_closed(context, reason if add_failure else None)

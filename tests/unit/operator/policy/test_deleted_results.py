@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from finetune_operator.kube.errors import Refused
+
 Build = Callable[..., Any]
 ARTIFACTS = {"uri": "s3://bucket/out", "manifestSHA256": "ab" * 32}
 
@@ -114,3 +116,18 @@ def test_a_forged_report_of_a_removed_job_is_not_a_result(scene: Build) -> None:
     one = remove_ended_job(scene, 0, lambda one: one.published().replace("job-uid", "another"))
     assert one.status["phase"] == "Preflight"
     assert one.status["failuresByReason"] == {"JobDeleted": 1}
+
+
+def test_a_refused_removal_of_the_preflight_that_has_passed_is_shown(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    del one.children["one-1"]
+    one.pods.pop(pod["metadata"]["name"])
+    one.settle()
+    one.now += timedelta(seconds=6)
+    assert one.look().delete.name == "one-preflight"
+    one.object["status"] = one.look(obstacle=Refused("a policy denies it")).status.to_wire()
+    assert one.status["reason"] == "StopRefused"
+    assert "a policy denies it: change what is refused" in one.status["message"]
