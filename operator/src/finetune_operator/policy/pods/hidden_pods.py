@@ -20,7 +20,8 @@ def find_jobs(observed: Observed) -> tuple[str, ...]:
 
 
 def _lacks_alive(observed: Observed, child: Job) -> bool:
-    alive = sum(pod.is_alive for pod in observed.pods_of(child.uid))
+    # The Job controller counts a pod that ended after its last look as alive: every end would cost a live read.
+    alive = sum(pod.is_alive or pod.version > child.version for pod in observed.pods_of(child.uid))
     return alive < child.alive_pods and not child.is_for_other_cluster
 
 
