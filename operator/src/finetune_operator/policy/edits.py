@@ -7,6 +7,7 @@ from finetune_api.names import ConditionType, Reason
 from finetune_operator.kube.objects import Job
 from finetune_operator.manifests.settings_digest import digest_settings
 from finetune_operator.policy.decision import Context, Effect, set_condition
+from finetune_operator.policy.history import runs
 
 C, R = ConditionType, Reason
 REPLACED = ("Edited", "the spec was changed, and no pod was running")
@@ -15,13 +16,13 @@ LATER = "The spec was edited, which takes effect with the next attempt. "
 
 
 def find_cause(context: Context, child: Job) -> tuple[str, str] | None:
-    """Return why a Job must be replaced: it is not for this cluster, or has other settings than the spec, and no pod
-    that a replacement would interrupt.
+    """Return why a Job must be replaced: it is not for this cluster, or has other settings than the spec, and neither a
+    pod that a replacement would interrupt nor a result.
 
     Its pods cannot change: one that waits for a Secret with a misspelt name would wait for it forever.
     """
     has_run = context.status.current_run or any(pod.is_running for pod in context.observed.pods_of(child.uid))
-    if context.observed.obstacle or has_run:
+    if context.observed.obstacle or has_run or runs.has_succeeded(context.status, child):
         return None
     if context.observed.is_for_other_cluster(child):
         return MOVED

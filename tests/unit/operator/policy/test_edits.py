@@ -42,6 +42,22 @@ def test_a_misspelt_secret_of_preflight_is_corrected_by_an_edit(scene: Any) -> N
     assert tokens(one, "one-1") == ["token"]
 
 
+def test_an_edited_job_that_has_published_is_not_trained_again(scene: Any) -> None:
+    """Its Job completes a moment after its pod."""
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    edit(one, storage={"endpoint": "http://minio:9000"})
+    one.settle()
+    one.end(pod, 0, one.published())
+    one.settle()
+    assert set(one.children) == {"one-preflight", "one-1"}
+    one.complete("one-1")
+    one.settle()
+    assert (one.status["phase"], one.status["attempts"]) == ("Succeeded", 1)
+
+
 def test_a_misspelt_secret_of_a_waiting_trainer_is_corrected_by_an_edit_and_nothing_counts(scene: Any) -> None:
     one = scene().to_training()
     stuck = one.pod("one-1")
