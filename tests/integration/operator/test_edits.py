@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from kubernetes.client.exceptions import ApiException
 
+from finetune_api import names
+
 MODEL = {"uri": "hf://acme/tiny", "credentialsSecretRef": {"name": "tokne"}}
 CORRECTED = {"model": {"credentialsSecretRef": {"name": "token"}}}
 
@@ -68,6 +70,25 @@ def test_a_running_trainer_keeps_its_settings_and_the_next_attempt_has_the_edite
     second = world.pod_of("one-2")
     assert second.spec.termination_grace_period_seconds == 77
     wait(lambda: "next attempt" not in world.condition("Accepted")["message"], "no announcement")
+
+
+def test_a_running_trainer_whose_labels_were_overwritten_is_not_interrupted_by_an_edit(
+    world: Any, operator: Any, wait: Any
+) -> None:
+    """The watch reports its pod as deleted."""
+    world.create(backoffLimit=0)
+    pod = world.pass_preflight()
+    world.run(pod)
+    world.wait_phase("Training")
+    labels = {names.LABEL_MANAGED_BY: "Helm"}
+    world.core.patch_namespaced_pod(pod.metadata.name, world.namespace, {"metadata": {"labels": labels}})
+    wait(lambda: f"no list shows {pod.metadata.name}" in operator.log.read_text(), "the pod is found by its Job")
+    world.patch_spec("one", {"checkpoint": {"gracePeriodSeconds": 77}})
+    wait(lambda: "takes effect with the next attempt" in world.condition("Accepted")["message"], "an announcement")
+    assert (world.condition("Running")["status"], world.jobs()) == ("True", ["one-1", "one-preflight"])
+    world.end(pod, 0, world.published())
+    status = world.wait_phase("Succeeded")
+    assert [run["result"] for run in status["history"]] == ["Succeeded"]
 
 
 def test_what_a_job_trains_cannot_be_edited(world: Any, operator: Any) -> None:
