@@ -36,7 +36,7 @@ def bucket(tmp_path: Path) -> Bucket:
 
 
 def found(storage: Store, uri: str, place: str = "train") -> list[str]:
-    objects = resolve_source(DataSource(uri=uri), storage, place)
+    objects = resolve_source(DataSource(uri=uri), storage, place).found
     return [one.uri.removeprefix("s3://bucket/").removeprefix(f"{QA}/") for one in objects]
 
 
@@ -50,7 +50,7 @@ def refused(storage: Store, uri: str, place: str = "train") -> str:
 def test_one_object_is_itself_whatever_its_name(bucket: Bucket) -> None:
     storage = bucket("rows", "rows.jsonl")
     assert found(storage, "s3://bucket/rows") == ["rows"]
-    assert resolve_source(DataSource(uri="s3://bucket/rows"), storage)[0].size == 9
+    assert resolve_source(DataSource(uri="s3://bucket/rows"), storage).found[0].size == 9
 
 
 def test_a_prefix_means_its_data_files_in_the_order_of_their_keys(bucket: Bucket) -> None:
@@ -189,7 +189,7 @@ def test_fetched_objects_have_their_digests_and_replace_what_was_there(bucket: B
     source = DataSource(uri="s3://bucket/data/")
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "of-a-run-before").touch()
-    files = fetch_source(source, storage, tmp_path / "source", "train", lambda _count: None)
+    files = fetch_source(source, storage, tmp_path / "source", "train", lambda _count: None).files
     assert [file.uri for file in files] == ["s3://bucket/data/a.jsonl", "s3://bucket/data/b.jsonl"]
     assert {path.name for path in (tmp_path / "source").iterdir()} == {file.path.name for file in files}
     assert all(file.to_dict().keys() == {"uri", "sha256", "size"} for file in files)
@@ -199,7 +199,7 @@ def test_an_object_has_the_digest_that_the_job_names(bucket: Bucket, tmp_path: P
     storage = bucket("a.jsonl")
     digest = hashlib.sha256(b'{"a": 1}\n').hexdigest()
     source = DataSource(uri="s3://bucket/a.jsonl", sha256=digest)
-    (file,) = fetch_source(source, storage, tmp_path / "source", "train", lambda _count: None)
+    (file,) = fetch_source(source, storage, tmp_path / "source", "train", lambda _count: None).files
     assert file.sha256 == digest
     with pytest.raises(TrainerError, match=f"has the SHA-256 {digest}, which differs from"):
         fetch_source(
@@ -232,6 +232,21 @@ def test_preflight_reads_every_file_of_a_prefix_and_names_each_as_a_source(world
     assert {json.loads(line)["file"] for line in rejected} == {"s3://bucket/parts/1.jsonl"}
 
 
+def test_preflight_names_the_files_of_a_prefix_that_it_skips(
+    world: Any, rows_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (world.bucket / "parts").mkdir()
+    (world.bucket / "parts/0.jsonl").write_bytes(rows_file.read_bytes())
+    for name in ("1.jsonl.zst", "2", "3.txt", "_SUCCESS", ".0.jsonl.crc", "state.json"):
+        (world.bucket / "parts" / name).write_text("")
+    world.with_config({"dataset": {"train": {"uri": "s3://bucket/parts"}}})
+    with caplog.at_level(logging.WARNING):
+        preflight(world.run)
+    skipped = [f"s3://bucket/parts/{name}" for name in ("1.jsonl.zst", "2", "3.txt")]
+    assert f"s3://bucket/parts: skipped, not data files: {', '.join(skipped)}" in caplog.messages
+    assert json.loads((world.out / "dataset/summary.json").read_text())["train"]["ignoredFiles"] == skipped
+
+
 def test_two_stars_reach_over_whole_folders() -> None:
     pattern = re.compile(pattern_to_regex("**/d.jsonl"))
     assert [key for key in ("d.jsonl", "x/d.jsonl", "x/y/d.jsonl", "xd.jsonl") if pattern.fullmatch(key)] == [
@@ -246,6 +261,6 @@ def test_two_stars_reach_over_whole_folders() -> None:
 def test_a_local_file_in_place_of_any_uri_is_read_by_its_own_suffix(tmp_path: Path, uri: str) -> None:
     (tmp_path / "good.csv").write_text("prompt,completion\nIs 2 even?,yes\n")
     storage = LocalStore({uri: tmp_path / "good.csv"})
-    (file,) = fetch_source(DataSource(uri=uri), storage, tmp_path / "source", "train", lambda _count: None)
+    (file,) = fetch_source(DataSource(uri=uri), storage, tmp_path / "source", "train", lambda _count: None).files
     (record,) = RowFile(file.named).records()
     assert record.value == {"prompt": "Is 2 even?", "completion": "yes"}

@@ -43,7 +43,7 @@ def repo(tmp_path: Path) -> Repo:
 
 
 def found(storage: LocalStore, place: str = "train", **fields: str) -> list[str]:
-    objects = resolve_source(DataFiles.model_validate({"uri": QA} | fields), storage, place)
+    objects = resolve_source(DataFiles.model_validate({"uri": QA} | fields), storage, place).found
     return [one.uri.removeprefix(f"{QA}/") for one in objects]
 
 

@@ -41,7 +41,7 @@ def _find_changed_rows(
         strip_commit(one.uri)
         for place, source in sources.items()
         if local.find(source.uri)
-        for one in resolve_source(source, storage, place)
+        for one in resolve_source(source, storage, place).found
     ]
     read = {strip_commit(one["uri"]): one["sha256"] for one in lineage.get("dataset", {}).get("sources", [])}
     for uri in objects if read else ():

@@ -1,8 +1,9 @@
 """Resolve a dataset URI to objects: one object, a prefix, a pattern or a repository on a hub."""
 
 import difflib
+import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from finetune_trainer.data.patterns import WILDCARD, split_pattern
 from finetune_trainer.data.rows import NamedPath
 from finetune_trainer.data.split_names import choose_split
 from finetune_trainer.data.subsets import choose_subset
-from finetune_trainer.errors import ObjectMissing, TrainerError
+from finetune_trainer.errors import ObjectMissing, TrainerError, name_some
 from finetune_trainer.storage.hub.cards import read_card
 from finetune_trainer.storage.hub.uris import is_hub_uri, parse_commit, parse_hub_uri
 from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, join_uri, sha256_file
 from finetune_trainer.storage.transfers import transfer_all
+
+logger = logging.getLogger(__name__)
 
 MAX_OBJECTS = 10_000
 SHOWN = 5
@@ -55,21 +58,39 @@ class FetchedObject:
         return {"uri": self.uri, "sha256": self.sha256, "size": self.size} | ({"revision": commit} if commit else {})
 
 
-def resolve_source(source: DataFiles, storage: ReadableStore, place: str = "train") -> list[SourceObject]:
+@dataclass(frozen=True, slots=True)
+class SourceObjects:
+    """The objects with rows, and the URIs of the skipped ones that are not data files by their names."""
+
+    found: list[SourceObject]
+    ignored: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedSource:
+    """The downloaded objects with rows, and the URIs of the skipped ones."""
+
+    files: list[FetchedObject]
+    ignored: list[str]
+
+
+def resolve_source(source: DataFiles, storage: ReadableStore, place: str = "train") -> SourceObjects:
     """Return the objects of `spec.dataset.<place>`, ordered by key; raises DatasetUnusable if there are none.
 
     `place` starts with `train` or `validation`: files of a hub are chosen by the split in their names.
     """
     uri = storage.pin(source.uri, source.revision)
     root, key = _split(uri)
+    ignored: list[str] = []
     if WILDCARD.search(key):
         found, folder = _matching(storage, root, key)
         why = f"nothing matches {key}"
     else:
         size = storage.size(uri) if key and not key.endswith("/") else None
         if size is not None:
-            return [SourceObject(uri, size)]
-        found, folder = _data_files(storage, uri.rstrip("/")), _below(root, key.rstrip("/").rpartition("/")[0])
+            return SourceObjects([SourceObject(uri, size)])
+        found, ignored = _data_files(storage, uri.rstrip("/"))
+        folder = _below(root, key.rstrip("/").rpartition("/")[0])
         is_one_local = len(found) == 1 and storage.file_name(found[0].uri) != found[0].uri  # it was named by itself
         found = _choose_of_hub(found, source, uri, place, storage) if is_hub_uri(uri) and not is_one_local else found
         why = "no such object, and no data files in a folder of that name" if key else "it contains no data file"
@@ -78,7 +99,7 @@ def resolve_source(source: DataFiles, storage: ReadableStore, place: str = "trai
     if len(found) > MAX_OBJECTS:
         why = f"{len(found):,} objects exceed the limit of {MAX_OBJECTS:,}: merge them or name fewer"
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{source.uri}: {why}")
-    return found
+    return SourceObjects(found, ignored)
 
 
 def _choose_of_hub(
@@ -97,9 +118,12 @@ def _choose_of_hub(
 
 def fetch_source(
     source: DataFiles, storage: ReadableStore, directory: Path, place: str, on_bytes: OnBytes
-) -> list[FetchedObject]:
-    """Download every object of the source into a new local folder."""
-    objects = resolve_source(source, storage, place)
+) -> FetchedSource:
+    """Download every object of the source into a new local folder, and log the skipped ones."""
+    resolved = resolve_source(source, storage, place)
+    objects = resolved.found
+    if resolved.ignored:
+        logger.warning("%s: skipped, not data files: %s", source.uri, name_some(resolved.ignored))
     shutil.rmtree(directory, ignore_errors=True)
     paths = [directory / f"{number:05d}" for number in range(len(objects))]
     try:
@@ -121,7 +145,7 @@ def fetch_source(
         for one, path in zip(objects, paths, strict=True)
     ]
     _check_digest(source, fetched, place)
-    return fetched
+    return FetchedSource(fetched, resolved.ignored)
 
 
 def fetch_object(uri: str, sha256: str | None, storage: ReadableStore, path: Path, on_bytes: OnBytes) -> FetchedObject:
@@ -177,8 +201,12 @@ def _matching(storage: ReadableStore, root: str, pattern: str) -> tuple[list[Sou
     return _objects(folder, entries), folder
 
 
-def _data_files(storage: ReadableStore, folder: str) -> list[SourceObject]:
-    return _objects(folder, [entry for entry in storage.list(folder) if is_data_file(entry.key)])
+def _data_files(storage: ReadableStore, folder: str) -> tuple[list[SourceObject], list[str]]:
+    """Return the data files of a folder and the URIs of the others, without those of the tools that wrote the rows."""
+    entries = storage.list(folder)
+    others = [entry for entry in entries if not (is_data_file(entry.key) or _is_of_a_tool(entry.key))]
+    data_files = [entry for entry in entries if is_data_file(entry.key)]
+    return _objects(folder, data_files), [one.uri for one in _objects(folder, others)]
 
 
 def _objects(folder: str, entries: list[Entry]) -> list[SourceObject]:
@@ -187,8 +215,11 @@ def _objects(folder: str, entries: list[Entry]) -> list[SourceObject]:
 
 def is_data_file(key: str) -> bool:
     """Return whether a file contains rows, judged by its name."""
-    name = key.rpartition("/")[2]
-    return name.lower().endswith(SUFFIXES) and name not in NOT_ROWS and not _is_hidden(key)
+    return key.lower().endswith(SUFFIXES) and not _is_of_a_tool(key)
+
+
+def _is_of_a_tool(key: str) -> bool:
+    return key.rpartition("/")[2] in NOT_ROWS or _is_hidden(key)
 
 
 def _is_hidden(key: str) -> bool:

@@ -109,10 +109,11 @@ class SourceCheck:
         below = place.removeprefix("dataset.")
         name = below.replace(".sources", "").replace("[", "-").rstrip("]")
         folder = self.workspace / f"source-{name}"
-        files = fetch_source(source, self.storage, folder, below, self.on_bytes)
+        fetched = fetch_source(source, self.storage, folder, below, self.on_bytes)
         earlier = earlier or Earlier()
-        earlier.refuse_shared(place, files)
-        checked = CheckedSource(place, source, files, self.workspace / f"checked-{name}")
+        earlier.refuse_shared(place, fetched.files)
+        checked = CheckedSource(place, source, fetched.files, self.workspace / f"checked-{name}")
+        checked.summary.ignored_files = fetched.ignored
         try:
             self._check(checked, prompts, earlier.rows)
         except UnreadableFile as error:
