@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from free_ports import free_port
+from s3_world import CONFINED_KEYS, CONFINED_PREFIX
 
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Checkpoint
@@ -71,6 +72,23 @@ def test_an_absent_object_reads_as_none_and_downloads_as_missing(storage: S3Stor
     for ask in (lambda: storage.download(uri, tmp_path / "x"), lambda: storage.sha256(uri)):
         with pytest.raises(ObjectMissing, match="absent does not exist at http"):
             ask()
+
+
+def test_keys_that_are_limited_to_a_prefix_read_an_absent_object_as_none(s3_server: Any, tmp_path: Path) -> None:
+    """HeadBucket refuses these keys."""
+    bucket, _, prefix = CONFINED_PREFIX.partition("/")
+    s3_server.client().create_bucket(Bucket=bucket)
+    storage = S3Store(S3Connection(s3_server.spec(), keys(*CONFINED_KEYS)))
+    uri = f"s3://{bucket}/{prefix}/out"
+    storage.probe(uri)
+    assert storage.read(f"{uri}/owner.json") is None
+    assert storage.size(f"{uri}/owner.json") is None
+    with pytest.raises(ObjectMissing, match="absent does not exist at http"):
+        storage.download(f"{uri}/absent", tmp_path / "x")
+    storage.put(f"{uri}/owner.json", b"{}")
+    assert storage.read(f"{uri}/owner.json") == b"{}"
+    with pytest.raises(StorageDenied, match="access is denied"):
+        storage.probe(f"s3://{bucket}/team-b/out")
 
 
 def test_only_the_first_conditional_write_wins(storage: S3Store, bucket: str) -> None:

@@ -27,7 +27,7 @@ from finetune_trainer.storage.protocol import (
     size_error,
 )
 from finetune_trainer.storage.retries import retry
-from finetune_trainer.storage.s3_client import S3Connection, is_missing, storage_error
+from finetune_trainer.storage.s3_client import S3Connection, error_code, is_missing, storage_error
 from finetune_trainer.storage.transfers import SMALL_BYTES
 
 T = TypeVar("T")
@@ -258,7 +258,7 @@ class S3Store(Store):
             if raw and status in {409, 412}:
                 raise
             if is_missing(error):
-                raise self._missing(uri) from None
+                raise self._missing(uri, error) from None
             raise storage_error(error, uri, self._connection) from None
         except NETWORK_ERRORS as error:
             raise storage_error(error, uri, self._connection) from None
@@ -267,13 +267,20 @@ class S3Store(Store):
             message = f"the response is not one of S3 ({what}): check {self._connection.names.endpoint} and any proxy"
             raise StorageUnavailable(f"{uri} at {self._connection.endpoint}: {message}") from None
 
-    def _missing(self, uri: str) -> Exception:
-        """Check the bucket, because a 404 to HEAD does not name what is missing."""
+    def _missing(self, uri: str, found: ClientError) -> Exception:
+        """Return which is missing: a 404 to HEAD does not name it, so the bucket is checked.
+
+        Keys that may list only a prefix are refused there; a store refuses only for a bucket that exists.
+        """
+        missing = ObjectMissing(f"{uri} does not exist at {self._connection.endpoint}")
+        if error_code(found) == "NoSuchKey":
+            return missing
         bucket, _ = split_uri(uri)
         try:
             self._client.head_bucket(Bucket=bucket)
         except ClientError as error:
-            return storage_error(error, uri, self._connection, bucket_only=True)
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return missing if status == 403 else storage_error(error, uri, self._connection, bucket_only=True)
         except BotoCoreError as error:
             return storage_error(error, uri, self._connection)
-        return ObjectMissing(f"{uri} does not exist at {self._connection.endpoint}")
+        return missing
