@@ -26,10 +26,10 @@ from transformers import (
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from typing_extensions import override
 
-from finetune_api.handoff import Artifact
+from finetune_api.handoff import Artifact, ExitCode
 from finetune_trainer.distributed.sharding import full_tensor, is_sharded, load_shards, load_state, save_shards
 from finetune_trainer.distributed.world import World, unshard
-from finetune_trainer.errors import Stopped
+from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint, token_mean
 from finetune_trainer.models.adapters.whole_modules import is_inside
 from finetune_trainer.models.loading import trained_tensors
@@ -51,6 +51,11 @@ from finetune_trainer.training.checkpoint_files import (
 from finetune_trainer.training.checkpoints import Checkpoints
 from finetune_trainer.training.methods.parts import LoopContext
 from finetune_trainer.training.random_state import RandomState, keep_random_state
+
+STOPPED = "stopped"
+"""What a process sets in place of its shards, or next to the saved step, if SIGTERM arrived between two tries."""
+FAILED = "failed"
+"""What the first process sets next to the saved step if it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +131,8 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     def _save_from_all_ranks(self, checkpoints: Checkpoints) -> None:
         """Save from all processes: each uploads its shards of the optimiser's state, then the first one all the rest.
 
-        The others wait without limit, because an upload may take longer than a collective.
+        The others wait without limit, because an upload may take longer than a collective. The first one always sets
+        their key, so that all of them stop together and save again, or none waits for a process that ends.
         """
         world, step, on_poll = self._loop.world, self.state.global_step, self._loop.reporter.beat
         if not checkpoints.is_needed(step):
@@ -142,8 +148,14 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         self._saves += 1
         name = f"saved/{self._saves}"
         if not world.is_first:
-            world.set_key(f"{name}/{world.rank}", checkpoints.upload_shards(step, scratch, OPTIMISER_SHARDS))
-            checkpoints.note_saved(int(world.wait_key(name, on_poll)))
+            try:
+                shards = checkpoints.upload_shards(step, scratch, OPTIMISER_SHARDS)
+            except Stopped:
+                shards = STOPPED
+            world.set_key(f"{name}/{world.rank}", shards)
+            saved, _, ending = world.wait_key(name, on_poll).partition(" ")
+            checkpoints.note_saved(int(saved))
+            require_saved(ending)
             return
 
         def write(folder: Path) -> None:
@@ -155,8 +167,17 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
             self._write_state(folder)
 
         uploaded = [world.wait_key(f"{name}/{rank}", on_poll) for rank in range(1, world.size)]
-        checkpoints.save(step, write, uploaded)
-        world.set_key(name, str(checkpoints.last_step))
+        ending = FAILED
+        try:
+            if STOPPED in uploaded:
+                require_saved(STOPPED)
+            checkpoints.save(step, write, uploaded)
+            ending = ""
+        except Stopped:
+            ending = STOPPED
+            raise
+        finally:
+            world.set_key(name, f"{checkpoints.last_step} {ending}")
 
     def _write_checkpoint(self, folder: Path) -> None:
         save_trained(self.model, folder / WEIGHTS)
@@ -347,6 +368,14 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     def _last_figure(self, name: str) -> float:
         """Return TRL's metric of this name for the batch just measured."""
         return float(self._metrics["eval"][name][-1])
+
+
+def require_saved(ending: str) -> None:
+    """Stop with another process that could not save; if it is the first one and ends, do not save again."""
+    if ending == STOPPED:
+        raise Stopped("stopped together with a process that received SIGTERM")
+    if ending == FAILED:
+        raise TrainerError(ExitCode.PREEMPTED, "the first process could not save the checkpoint, and ended")
 
 
 def drop_overrides() -> None:
