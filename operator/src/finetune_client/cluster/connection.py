@@ -18,7 +18,7 @@ import kubernetes
 import urllib3
 import yaml
 from kubernetes.config.config_exception import ConfigException
-from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION, KubeConfigMerger
+from kubernetes.config.kube_config import ENV_KUBECONFIG_PATH_SEPARATOR, KubeConfigMerger
 
 from finetune_api import names
 from finetune_client.errors import Conflict, FineTuneError, Forbidden, InvalidJob, NotFound, Unreachable, WrongUse
@@ -26,6 +26,7 @@ from finetune_client.errors import Conflict, FineTuneError, Forbidden, InvalidJo
 TIMEOUT = urllib3.Timeout(connect=5, read=30)
 ENDLESS = urllib3.Timeout(connect=5, read=None)
 IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+DEFAULT_KUBECONFIG = "~/.kube/config"
 RESOURCE = f"{names.PLURAL}.{names.GROUP}"
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -137,16 +138,16 @@ class Stop:
 
 def open_connection(kubeconfig: Path | None, context: str | None, agent: str = PLUGIN) -> Connection:
     """Connect by the rules of kubectl: --kubeconfig, KUBECONFIG, ~/.kube/config, else the account of the pod."""
-    path = str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG") or None
+    path = str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG") or DEFAULT_KUBECONFIG
     configuration = kubernetes.client.Configuration()
     try:
-        chosen = _named(path, context) if context else kubernetes.config.list_kube_config_contexts(path)[1]
-        kubernetes.config.load_kube_config(path, context, client_configuration=configuration)
+        files, current = _read_files(path)
+        chosen = _find_context(files, context, current)
+        kubernetes.config.load_kube_config(files, chosen["name"], client_configuration=configuration)
         namespace = str((chosen.get("context") or {}).get("namespace") or "default")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise Unreachable(
-            f"the kubeconfig {path or KUBE_CONFIG_DEFAULT_LOCATION} cannot be read: {error}",
-            "repair the file, or give another one with --kubeconfig",
+            f"the kubeconfig {path} cannot be read: {error}", "repair the file, or give another one with --kubeconfig"
         ) from None
     except ConfigException as error:
         if kubeconfig or context or not IN_POD.exists():
@@ -158,15 +159,35 @@ def open_connection(kubeconfig: Path | None, context: str | None, agent: str = P
     return Connection(configuration, namespace, agent)
 
 
-def _named(path: str | None, context: str) -> Object:
-    """Return the context of that name, even if no context is the current one."""
-    merged = KubeConfigMerger(path or KUBE_CONFIG_DEFAULT_LOCATION).config
+def _read_files(paths: str) -> tuple[str, str]:
+    """Return the files that are not empty, and the current context.
+
+    The first context wins, as in kubectl; KubeConfigMerger takes the last one, and refuses an empty file.
+    """
+    files, current = [], ""
+    for path in filter(None, paths.split(ENV_KUBECONFIG_PATH_SEPARATOR)):
+        file = Path(path).expanduser()
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else None
+        if content is None:
+            continue
+        if not isinstance(content, dict):
+            raise ConfigException(f"{path} is not a kubeconfig")
+        files.append(str(file))
+        current = current or str(content.get("current-context") or "")
+    return ENV_KUBECONFIG_PATH_SEPARATOR.join(files), current
+
+
+def _find_context(files: str, context: str | None, current: str) -> Object:
+    """Return the context of that name, else the current one."""
+    merged = KubeConfigMerger(files).config
     if merged is None:
         raise ConfigException("the kubeconfig is missing or empty")
     contexts: list[Object] = [one.value for one in merged.safe_get("contexts") or []]
     for one in contexts:
-        if one["name"] == context:
+        if one["name"] == (context or current):
             return one
+    if not context:
+        raise ConfigException(f"the current context {current} does not exist" if current else "no context is current")
     known = ", ".join(str(one["name"]) for one in contexts) or "none"
     raise WrongUse(f"the kubeconfig has no context {context}", f"it has {known}")
 

@@ -160,3 +160,56 @@ def test_a_kubeconfig_that_is_no_yaml_is_named(finetune: Callable[..., Any], tmp
     done = finetune("list", "--kubeconfig", str(path))
     assert done.code == 5
     assert done.err.startswith(f"error: the kubeconfig {path} cannot be read: ")
+
+
+def _kubeconfig(path: Path, server: str, *, context: str, namespace: str, current: str) -> Path:
+    path.write_text(
+        f"current-context: '{current}'\n"
+        f"contexts: [{{name: {context}, context: {{cluster: c-{context}, user: u, namespace: {namespace}}}}}]\n"
+        f"clusters: [{{name: c-{context}, cluster: {{server: '{server}'}}}}]\n"
+        "users: [{name: u, user: {token: t}}]\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    "order", [("a", "b"), ("b", "a"), ("empty", "a", "b"), ("b", "a", "empty"), ("none", "b", "a")]
+)
+def test_of_several_kubeconfigs_the_first_current_context_counts(
+    front: Any, finetune: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[str, ...]
+) -> None:
+    front.answers["finetunejobs"] = [(200, {"items": [], "metadata": {}})]
+    server = f"http://127.0.0.1:{front.server_address[1]}"
+    for name in ("a", "b"):
+        _kubeconfig(tmp_path / name, server, context=name, namespace=f"of-{name}", current=name)
+    (tmp_path / "empty").touch()
+    monkeypatch.setenv("KUBECONFIG", os.pathsep.join(str(tmp_path / name) for name in order))
+    first = next(name for name in order if name in {"a", "b"})
+    assert finetune("list").err == f"no jobs in namespace of-{first}\n"
+    assert finetune("list", "--context", "b").err == "no jobs in namespace of-b\n"
+
+
+def test_a_file_without_a_current_context_leaves_the_choice_to_the_next_and_its_entries_win(
+    front: Any, finetune: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front.answers["finetunejobs"] = [(200, {"items": [], "metadata": {}})]
+    first = _kubeconfig(
+        tmp_path / "first",
+        f"http://127.0.0.1:{front.server_address[1]}",
+        context="same",
+        namespace="of-first",
+        current="",
+    )
+    second = _kubeconfig(tmp_path / "second", "http://127.0.0.1:1", context="same", namespace="no", current="same")
+    monkeypatch.setenv("KUBECONFIG", os.pathsep.join(map(str, (first, second))))
+    assert finetune("list").err == "no jobs in namespace of-first\n"
+
+
+@pytest.mark.parametrize(("text", "problem"), [("current-context: gone", "gone does not exist"), ("[1]", "is not a")])
+def test_a_kubeconfig_whose_current_context_cannot_be_found_is_no_cluster(
+    finetune: Callable[..., Any], tmp_path: Path, text: str, problem: str
+) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_text(text)
+    done = finetune("list", "--kubeconfig", str(path))
+    assert (done.code, problem in done.err) == (5, True), done.err
