@@ -8,11 +8,11 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar, cast
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import kubernetes
 import urllib3
@@ -27,6 +27,8 @@ TIMEOUT = urllib3.Timeout(connect=5, read=30)
 ENDLESS = urllib3.Timeout(connect=5, read=None)
 IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 DEFAULT_KUBECONFIG = "~/.kube/config"
+IN_HEADER_NAMES = "!#$&'*+-.^_`|~"
+"""What the name of a header can have in addition to letters and digits; client-go escapes everything else, and %."""
 RESOURCE = f"{names.PLURAL}.{names.GROUP}"
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -39,9 +41,12 @@ Query = Mapping[str, str | int]
 class Connection:
     """Requests to one API server, and the default namespace."""
 
-    def __init__(self, configuration: Any, namespace: str, agent: str = PLUGIN) -> None:
+    def __init__(
+        self, configuration: Any, namespace: str, agent: str = PLUGIN, impersonation: Iterable[tuple[str, str]] = ()
+    ) -> None:
         self.namespace = namespace
         self._agent = agent
+        self._impersonation = tuple(impersonation)
         self._configuration = configuration
         self._pool: urllib3.PoolManager = kubernetes.client.ApiClient(configuration).rest_client.pool_manager
 
@@ -83,11 +88,13 @@ class Connection:
     ) -> urllib3.BaseHTTPResponse:
         wanted = {name: value for name, value in query.items() if value != ""}
         url = f"{self._configuration.host}{path}" + (f"?{urlencode(wanted)}" if wanted else "")
-        headers = {"Accept": "application/json", "User-Agent": self._agent}
+        headers = urllib3.HTTPHeaderDict({"Accept": "application/json", "User-Agent": self._agent})
         headers["Content-Type"] = form or (MERGE_PATCH if verb == "PATCH" else JSON)
         for item in self._configuration.auth_settings().values():
             if item["in"] == "header" and item["value"]:
                 headers[item["key"]] = item["value"]
+        for name, value in self._impersonation:
+            headers.add(name, value)
         data = json.dumps(body).encode() if body else None
         try:
             return self._pool.request(
@@ -140,9 +147,11 @@ def open_connection(kubeconfig: Path | None, context: str | None, agent: str = P
     """Connect by the rules of kubectl: --kubeconfig, KUBECONFIG, ~/.kube/config, else the account of the pod."""
     path = str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG") or DEFAULT_KUBECONFIG
     configuration = kubernetes.client.Configuration()
+    impersonation: list[tuple[str, str]] = []
     try:
         files, current = _read_files(path)
-        chosen = _find_context(files, context, current)
+        chosen, user = _find_context(files, context, current)
+        impersonation += _read_impersonation(user)
         kubernetes.config.load_kube_config(files, chosen["name"], client_configuration=configuration)
         namespace = str((chosen.get("context") or {}).get("namespace") or "default")
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -156,7 +165,7 @@ def open_connection(kubeconfig: Path | None, context: str | None, agent: str = P
             ) from None
         kubernetes.config.load_incluster_config(client_configuration=configuration)
         namespace = IN_POD.read_text(encoding="utf-8").strip()
-    return Connection(configuration, namespace, agent)
+    return Connection(configuration, namespace, agent, impersonation)
 
 
 def _read_files(paths: str) -> tuple[str, str]:
@@ -177,19 +186,34 @@ def _read_files(paths: str) -> tuple[str, str]:
     return ENV_KUBECONFIG_PATH_SEPARATOR.join(files), current
 
 
-def _find_context(files: str, context: str | None, current: str) -> Object:
-    """Return the context of that name, else the current one."""
+def _find_context(files: str, context: str | None, current: str) -> tuple[Object, Object]:
+    """Return the context of that name, else the current one, and its user."""
     merged = KubeConfigMerger(files).config
     if merged is None:
         raise ConfigException("the kubeconfig is missing or empty")
     contexts: list[Object] = [one.value for one in merged.safe_get("contexts") or []]
     for one in contexts:
         if one["name"] == (context or current):
-            return one
+            users = [user.value for user in merged.safe_get("users") or []]
+            name = (one.get("context") or {}).get("user")
+            return one, next((user.get("user") or {} for user in users if user["name"] == name), {})
     if not context:
         raise ConfigException(f"the current context {current} does not exist" if current else "no context is current")
     known = ", ".join(str(one["name"]) for one in contexts) or "none"
     raise WrongUse(f"the kubeconfig has no context {context}", f"it has {known}")
+
+
+def _read_impersonation(user: Object) -> Iterator[tuple[str, str]]:
+    """Yield the headers of a user who acts as another one; the kubernetes client ignores these fields."""
+    if user.get("as"):
+        yield "Impersonate-User", str(user["as"])
+    if user.get("as-uid"):
+        yield "Impersonate-Uid", str(user["as-uid"])
+    for group in user.get("as-groups") or []:
+        yield "Impersonate-Group", str(group)
+    for key, values in (user.get("as-user-extra") or {}).items():
+        for value in values or []:
+            yield f"Impersonate-Extra-{quote(str(key), safe=IN_HEADER_NAMES)}", str(value)
 
 
 class Expired(FineTuneError):  # noqa: N818 - named after the failure

@@ -213,3 +213,35 @@ def test_a_kubeconfig_whose_current_context_cannot_be_found_is_no_cluster(
     path.write_text(text)
     done = finetune("list", "--kubeconfig", str(path))
     assert (done.code, problem in done.err) == (5, True), done.err
+
+
+def test_a_user_who_acts_as_another_one_has_that_ones_rights(
+    front: Any, finetune: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front.answers["finetunejobs"] = [(200, {"items": [], "metadata": {}})]
+    path = Path(os.environ["KUBECONFIG"])
+    acting = (
+        "{token: t, as: jane, as-uid: '7', as-groups: [team, readers], "
+        "as-user-extra: {acme.com/project: [a, b], 100%: [c]}}"
+    )
+    path.write_text(path.read_text().replace("{token: t}", acting))
+    sent: list[tuple[str, str]] = []
+    handler, answer = front.RequestHandlerClass, front.RequestHandlerClass.do_GET
+    monkeypatch.setattr(handler, "do_GET", lambda self: (sent.extend(self.headers.items()), answer(self)))
+    assert finetune("list", "--context", "lab").code == 0
+    assert [(name.lower(), value) for name, value in sent if name.lower().startswith("impersonate-")] == [
+        ("impersonate-user", "jane"),
+        ("impersonate-uid", "7"),
+        ("impersonate-group", "team"),
+        ("impersonate-group", "readers"),
+        ("impersonate-extra-acme.com%2fproject", "a"),
+        ("impersonate-extra-acme.com%2fproject", "b"),
+        ("impersonate-extra-100%25", "c"),
+    ]
+    assert ("Authorization", "Bearer t") in [(name.title(), value) for name, value in sent]
+
+
+def test_a_user_who_acts_as_nobody_else_sends_no_such_header(front: Any, finetune: Callable[..., Any]) -> None:
+    front.answers["finetunejobs"] = [(200, {"items": [], "metadata": {}})]
+    assert finetune("list", "--context", "lab").code == 0
+    assert not any(name.startswith("impersonate-") for name in front.headers[-1])
