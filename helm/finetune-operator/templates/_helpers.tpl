@@ -74,9 +74,36 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
-{{/* Digits. A number in a values file is a float, which prints as 1.00065e+09; "" stays empty. */}}
-{{- define "finetune-operator.integer" -}}
-{{- if kindIs "string" . }}{{ . }}{{ else }}{{ int64 . }}{{ end }}
+{{/* A number, switch or text as text; nothing for "" and for a value that is left out. A number in a values file is a float,
+which prints as 1.00065e+09, and as digits in JSON. */}}
+{{- define "finetune-operator.scalar" -}}
+{{- if kindIs "string" . }}{{ . }}{{ else if not (kindIs "invalid" .) }}{{ toJson . }}{{ end }}
+{{- end }}
+
+{{/* Fails if a value is absent that has no empty form. Helm drops a key without a value before it checks the schema, and an
+absent number would be 0, an absent switch off, and absent ports all ports. */}}
+{{- define "finetune-operator.checkValues" -}}
+{{- $empty := list }}
+{{- $required := list "image.repository" "image.pullPolicy" "trainer.image.repository" "trainer.simulatedGpus"
+  "allowed.maxGracePeriodSeconds" "crds.enabled" "crds.keep" "release.enabled" "release.kserve" "serviceAccount.create"
+  "rbac.create" "rbac.aggregateToDefaultRoles" "admissionPolicy.enabled" "networkPolicy.enabled"
+  "networkPolicy.apiServerPorts" "networkPolicy.dnsPorts" "networkPolicy.trainingPods" "networkPolicy.egress.enabled"
+  "monitoring.operator" "monitoring.trainers" "monitoring.alerts" "monitoring.dashboards" "monitoring.interval"
+  "monitoring.pendingFor" "monitoring.finishedJobSeconds" "monitoring.scrapeAnnotations" "logFormat" "logLevel"
+  "progressIntervalSeconds" "resyncSeconds" "workers" "apiQps" "apiBurst" "flowSchema.enabled" "flowSchema.priorityLevel"
+  "flowSchema.matchingPrecedence" "replicas" "revisionHistoryLimit" }}
+{{- range $path := $required }}
+{{- $value := $.Values }}
+{{- range splitList "." $path }}
+{{- $value = get (default dict $value) . }}
+{{- end }}
+{{- if has (toString $value) (list "" "<nil>") }}
+{{- $empty = append $empty $path }}
+{{- end }}
+{{- end }}
+{{- if $empty }}
+{{- fail (printf "without a value in a values file: %s: set a value, or remove the line for the default" (join ", " $empty)) }}
+{{- end }}
 {{- end }}
 
 {{/* The operator's rights: golden-tested, and listed in operator/README.md. */}}
