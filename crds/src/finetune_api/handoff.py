@@ -394,6 +394,8 @@ class CheckpointManifest(JobDocument):
     """One SHA-256 over names and digests of the base model's files."""
     rows: dict[str, str]
     """SHA-256 of each file of canonical rows, by its key under `output.uri`."""
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of each other input, such as the chat template; checkpoints of older versions have none."""
     step: Count
     """Optimiser steps done."""
     saved_time: Time

@@ -349,6 +349,41 @@ class Payload:
         return Path.touch, (self.path,)
 
 
+TEMPLATE = (
+    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+EDITED = (
+    "{% for m in messages %}### {{ m['role'] }}: {{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}### assistant: {% endif %}"
+)
+
+
+def with_template(bench: Bench, text: str) -> Bench:
+    """Set the text of the job's ConfigMap."""
+    config = bench.config().model_copy(update={"config_maps": {"templates": {"ours": text}}, "is_local": True})
+    bench.config = lambda *_: config  # type: ignore[method-assign]
+    return bench
+
+
+def test_a_checkpoint_of_another_text_of_the_chat_template_is_not_resumed_from(
+    make_bench: MakeBench, tmp_path: Path
+) -> None:
+    chosen = {"configMapKeyRef": {"name": "templates", "key": "ours"}}
+    bench = make_bench(
+        model={"uri": "s3://bucket/model", "chatTemplate": chosen},
+        hyperparameters=HYPERPARAMETERS | {"maxSteps": 4},
+        evaluation={"steps": 2, "prompts": []},
+    )
+    bench = stopped(bench, with_template(bench, TEMPLATE).prepare(), 2)
+    assert (bench.output / "checkpoints/step-000002/manifest.json").exists()
+    edited = with_template(Bench(tmp_path / "again", bench.model, bench.spec, bench.rows), EDITED).prepare()
+    shutil.copytree(bench.output / "checkpoints", tmp_path / "again/output/checkpoints")
+    with pytest.raises(TrainerError, match="its chat template differs") as caught:
+        Bench(tmp_path / "again", bench.model, bench.spec, bench.rows).train(edited)
+    assert caught.value.code is ExitCode.OUTPUT_CONFLICT
+
+
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_no_code_in_a_checkpoint_is_run(make_bench: MakeBench, tmp_path: Path, name: str) -> None:
     bench = make_bench(evaluation={"baseline": False}, dataset={"train": {"uri": "s3://bucket/data/train.jsonl"}})

@@ -1,11 +1,12 @@
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune_api.handoff import Artifact, ExitCode
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.pipeline.dataset import ENCODED_AT_ONCE, encode_rows, fetch_rows
+from finetune_trainer.pipeline.dataset import ENCODED_AT_ONCE, RowFile, Rows, encode_rows, fetch_rows
 from finetune_trainer.pipeline.inputs import load_inputs, share_digests
 from finetune_trainer.pipeline.preflight import preflight
 from finetune_trainer.tokenization.labeler import Labeler
@@ -34,6 +35,36 @@ def test_one_process_of_a_pod_digests_the_base_and_all_get_the_digests(world: An
     changed = dict(first.model_files) | {"model.safetensors": "0" * 64}
     with pytest.raises(TrainerError, match=r"rank 2 loaded other files .* for example model\.safetensors"):
         share_digests(first, lambda _: [*ranks, json.dumps(changed).encode(), b"{}"])
+
+
+@pytest.mark.parametrize(
+    ("change", "changed"),
+    [
+        ({"initialAdapter": {"uri": "s3://bucket/other", "files": {"adapter_config.json": "1"}}}, []),
+        (
+            {"initialAdapter": {"uri": "s3://bucket/adapter", "files": {"adapter_config.json": "2"}}},
+            ["initial adapter"],
+        ),
+        ({"rewardModel": {"s3://bucket/reward": {"model.safetensors": "2"}}}, ["reward model"]),
+        ({"teacher": {"files": {}, "weights": {"model.safetensors": "2"}}}, ["teacher"]),
+        ({"chatTemplateSHA256": "2"}, ["chat template"]),
+        ({"files": [{"path": Artifact.ABILITY_ROWS, "sha256": "2"}]}, ["file of ability questions"]),
+    ],
+)
+def test_every_input_that_preflight_checked_has_a_digest_of_what_it_is(
+    tmp_path: Path, change: dict[str, Any], changed: list[str]
+) -> None:
+    summary = {
+        "initialAdapter": {"uri": "s3://bucket/adapter", "files": {"adapter_config.json": "1"}},
+        "rewardModel": {"s3://bucket/reward": {"model.safetensors": "1"}},
+        "teacher": {"files": {}, "weights": {"model.safetensors": "1"}},
+        "chatTemplateSHA256": "1",
+        "files": [{"path": Artifact.ABILITY_ROWS, "sha256": "1"}, {"path": Artifact.TRAIN_ROWS, "sha256": "1"}],
+    }
+    rows = RowFile(tmp_path / "rows.jsonl", 0)
+    before, after = (Rows(rows, None, one).input_digests for one in (summary, summary | change))
+    assert before.keys() == after.keys()
+    assert [name for name in before if before[name] != after[name]] == changed
 
 
 def test_a_stop_ends_the_making_of_samples_after_some_rows(world: Any, model_folder: Any) -> None:

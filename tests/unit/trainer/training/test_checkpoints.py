@@ -30,6 +30,8 @@ from finetune_trainer.training.checkpoints import (
 OUTPUT = "s3://bucket/out"
 ROWS = {"dataset/train.jsonl": "a" * 64, "dataset/validation.jsonl": "b" * 64}
 
+INPUTS = {"chat template": "d" * 64, "teacher": "e" * 64}
+
 
 class Recording(LocalStore):
     """A bucket that records every change in order, and fails on request."""
@@ -64,6 +66,7 @@ class Pod:
     changes: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, str] = field(default_factory=lambda: dict(ROWS))
     base_sha256: str = "b" * 64
+    inputs: dict[str, str] = field(default_factory=lambda: dict(INPUTS))
     name: str = "job"
     uid: str = "u-1"
 
@@ -89,7 +92,7 @@ class Pod:
         self.storage = Recording(self.folder)
         self.reporter = Reporter(self.uid, out=io.StringIO())
         run = RunContext(self.config, self.storage, self.folder.parent / "workspace", self.reporter, self.stop)
-        self.checkpoints = Checkpoints(run, self.base_sha256, self.rows)
+        self.checkpoints = Checkpoints(run, self.base_sha256, self.rows, self.inputs)
 
     def save(self, *steps: int) -> "Pod":
         """Save checkpoints of two files."""
@@ -274,6 +277,8 @@ def test_without_a_complete_checkpoint_the_training_starts_again(bucket: Path) -
         ({"changes": {"hyperparameters": {"seed": 1}}}, "its spec differs (configSHA256 "),
         ({"rows": ROWS | {"dataset/train.jsonl": "c" * 64}}, "its rows differ (dataset/train.jsonl: SHA-256 aaaaaaaa"),
         ({"rows": {"dataset/train.jsonl": "a" * 64}}, "its rows differ (dataset/validation.jsonl: SHA-256 bbbbbbbb"),
+        ({"inputs": INPUTS | {"chat template": "f" * 64}}, "its chat template differs (SHA-256 dddddddddddd, not fff"),
+        ({"inputs": {"chat template": "d" * 64}}, "its teacher differs (SHA-256 eeeeeeeeeeee, not none)"),
         ({"name": "another"}, "it belongs to the FineTuneJob team/job"),
         ({"changes": {"model": {"uri": "s3://bucket/other"}}}, "its base model is s3://bucket/model"),
     ],
@@ -288,6 +293,11 @@ def test_a_checkpoint_of_something_else_is_refused_by_what_differs(
     assert caught.value.code is ExitCode.OUTPUT_CONFLICT
     assert problem in caught.value.message
     assert pod.there() == [10]
+
+
+def test_a_checkpoint_of_an_older_version_that_names_no_inputs_is_resumed_from(bucket: Path) -> None:
+    Pod(bucket, inputs={}).save(10)
+    assert Pod(bucket).checkpoints.restore()
 
 
 def test_a_job_created_again_unchanged_resumes(bucket: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whether the result that a run finds in its output is of the rows and the base that the run names."""
+"""Whether the result that a run finds in its output is of the rows, base and chat template that the run names."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,13 +9,14 @@ from finetune_api.inputs.sources import BlendSource, Dataset
 from finetune_trainer.data.sources import resolve_source
 from finetune_trainer.errors import ObjectMissing, TrainerError
 from finetune_trainer.models.base_model import is_model_file
+from finetune_trainer.pipeline.chat_template import read_choice
 from finetune_trainer.storage.hub.uris import strip_commit
 from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.storage.protocol import ReadableStore, join_uri
 
 
 def require_same_inputs(config: JobConfig, storage: ReadableStore, local: LocalStore) -> None:
-    """Raise OutputConflict if rows or base differ from those in the result's lineage.
+    """Raise OutputConflict if rows, base or chat template differ from those in the result's lineage.
 
     What is not on this machine is not compared: a hub may have moved on, and the rows of a cluster's job may be gone.
     """
@@ -24,6 +25,7 @@ def require_same_inputs(config: JobConfig, storage: ReadableStore, local: LocalS
     differing = [
         *_find_changed_rows(config, lineage, storage, local),
         *_find_changed_model(config, lineage, storage, local),
+        *_find_changed_template(config, lineage),
     ]
     if differing:
         folder = local.find(uri) or uri
@@ -72,3 +74,10 @@ def _find_changed_model(
             found = None
         if found != recorded.get(name):
             yield f"{name} of {uri} differs"
+
+
+def _find_changed_template(config: JobConfig, lineage: Mapping[str, Any]) -> Iterator[str]:
+    """Compare the text of a ConfigMap's chat template, of which the spec has only the name."""
+    found, recorded = read_choice(config).text_sha256, lineage.get("chatTemplate", {}).get("sha256")
+    if found and recorded and found != recorded:
+        yield "the chat template of model.chatTemplate.configMapKeyRef differs"

@@ -5,7 +5,7 @@ import json
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 EVALUATED_ROWS = 512
 PREVIEWED_ROWS = 3
 ENCODED_AT_ONCE = 256
+
+CHECKED_MODELS = {"initialAdapter": "initial adapter", "rewardModel": "reward model", "teacher": "teacher"}
+"""The entries of preflight's summary for the models that a training uses with its base."""
 
 OnRows = Callable[[], None]
 
@@ -71,6 +74,18 @@ class Rows:
         """SHA-256 of each file that is trained on or evaluated with, by its key under `output.uri`."""
         used = {Artifact.TRAIN_ROWS, Artifact.VALIDATION_ROWS}
         return {str(file["path"]): str(file["sha256"]) for file in self.summary["files"] if file["path"] in used}
+
+    @property
+    def input_digests(self) -> dict[str, str]:
+        """SHA-256 of each other input that preflight has checked, by its name in messages."""
+        found = {name: self.summary[key] for key, name in CHECKED_MODELS.items() if key in self.summary}
+        digests = {name: _digest_json(_contents(checked)) for name, checked in found.items()}
+        if template := self.summary.get("chatTemplateSHA256"):
+            digests["chat template"] = str(template)
+        for file in self.summary["files"]:
+            if file["path"] == Artifact.ABILITY_ROWS:
+                digests["file of ability questions"] = str(file["sha256"])
+        return digests
 
     @property
     def train_sha256(self) -> str:
@@ -114,6 +129,15 @@ def fetch_rows(config: JobConfig, storage: ReadableStore, directory: Path, on_by
     if not train:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{Artifact.TRAIN_ROWS} contains no row")
     return Rows(train, validation, summary, fetch(Artifact.ABILITY_ROWS), found, fetch(Artifact.CHAT_TEMPLATE))
+
+
+def _contents(checked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the digests in an entry of the summary without the place of its files, which may be a newer commit."""
+    return {key: value for key, value in checked.items() if key not in {"uri", "revision"}}
+
+
+def _digest_json(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _count_lines(path: Path) -> int:

@@ -82,7 +82,7 @@ def train(run: RunContext) -> Report:
     require_engine(run.config.spec.rlhf)
     inputs = load_inputs(run)
     device = find_device()
-    checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests)
+    checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests, inputs.rows.input_digests)
     with _track(inputs) as trackers:
         trained = train_within_memory(inputs, device, checkpoints)
         return conclude(inputs, measure_as_served(inputs, trained, device), checkpoints, trackers)
@@ -92,7 +92,9 @@ def finish_training(run: RunContext) -> Report:
     """Merge, validate and publish a training that another pod has stored; it can be interrupted and run again."""
     run.reporter.set_stage("Loading")
     inputs = load_inputs(run)
-    trained = restore_training(inputs, Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests))
+    trained = restore_training(
+        inputs, Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests, inputs.rows.input_digests)
+    )
     with _track(inputs) as trackers:
         report = merge_and_publish(inputs, trained)
         trackers.record_result(report)
@@ -117,7 +119,7 @@ def train_distributed(run: RunContext, world: World, micro_batch: int | None = N
     world.barrier("loaded", run.on_work)
     inputs = share_digests(inputs, world.gather_bytes)
     device = find_device(world)
-    checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests)
+    checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests, inputs.rows.input_digests)
     batches = micro_batches(
         share_batch(complete_settings(inputs.run.config.resolved or Resolved(), device), world.size)
     )

@@ -1,5 +1,6 @@
 """The chat templates of a labeler: the model's own, one of ours or a ConfigMap's, with the job's variables in them."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -55,6 +56,13 @@ class TemplateChoice:
     def is_template(self) -> bool:
         """Whether it replaces the templates of the model."""
         return self.name is not None or self.text is not None
+
+    @property
+    def text_sha256(self) -> str | None:
+        """The digest that the lineage records of another template with the variables; None for one of ours."""
+        return (
+            None if self.text is None else hashlib.sha256(_with_defaults(self.text, self.kwargs).encode()).hexdigest()
+        )
 
 
 NO_CHOICE = TemplateChoice()

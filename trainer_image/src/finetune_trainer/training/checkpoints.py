@@ -5,7 +5,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,8 @@ class Origin:
     base_sha256: str
     rows: Mapping[str, str]
     """Digest of each file of rows."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Digest of each other input, by its name in messages."""
 
     @property
     def base_model(self) -> str:
@@ -65,6 +67,10 @@ class Origin:
             theirs, ours = manifest.rows.get(path, "none"), self.rows.get(path, "none")
             if theirs != ours:
                 found.append(f"its rows differ ({path}: SHA-256 {theirs[:12]}, not {ours[:12]})")
+        for name in sorted({*manifest.inputs, *self.inputs}) if manifest.inputs else ():
+            theirs, ours = manifest.inputs.get(name, "none"), self.inputs.get(name, "none")
+            if theirs != ours:
+                found.append(f"its {name} differs (SHA-256 {theirs[:12]}, not {ours[:12]})")
         return found
 
 
@@ -90,7 +96,9 @@ def build_schedule(requested: Checkpoint, settings: Resolved) -> Schedule:
 class Checkpoints:
     """The checkpoints of one job, under its output."""
 
-    def __init__(self, run: RunContext, base_sha256: str, rows: Mapping[str, str]) -> None:
+    def __init__(
+        self, run: RunContext, base_sha256: str, rows: Mapping[str, str], inputs: Mapping[str, str] | None = None
+    ) -> None:
         config = run.config
         self.uri = join_uri(config.output_key(), Artifact.CHECKPOINTS)
         self.schedule = build_schedule(config.spec.checkpoint, config.resolved or Resolved())
@@ -98,7 +106,7 @@ class Checkpoints:
         """Step of the checkpoint that was last saved or resumed from; 0 = none."""
         self._is_off = config.spec.checkpoint.resume_policy is ResumePolicy.NEVER
         self._kept = config.spec.checkpoint.save_total_limit
-        self._origin = Origin(config, base_sha256, rows)
+        self._origin = Origin(config, base_sha256, rows, inputs or {})
         self._run = run
         self._last_time = time.monotonic()
 
@@ -260,6 +268,7 @@ class Checkpoints:
             base_model=origin.base_model,
             base_sha256=origin.base_sha256,
             rows=dict(origin.rows),
+            inputs=dict(origin.inputs),
             step=step,
             saved_time=datetime.now(UTC),
             files=files,
