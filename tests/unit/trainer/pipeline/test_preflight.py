@@ -73,6 +73,47 @@ def test_the_prefix_is_claimed_in_the_name_of_the_job(world: Any) -> None:
     assert (owner["namespace"], owner["name"], owner["uid"]) == ("team", "job", "uid-1")
 
 
+def give_context(world: Any, **config: Any) -> None:
+    """Make the model one with these positions."""
+    (world.bucket / "model" / "config.json").write_text(json.dumps(config))
+
+
+def test_a_row_beyond_a_table_of_positions_is_refused_with_the_length_to_set(world: Any) -> None:
+    give_context(world, architectures=["GPT2LMHeadModel"], model_type="gpt2", n_positions=28)
+    found = failure(world)
+    assert found.code is ExitCode.INVALID_CONFIG
+    assert "spec.hyperparameters.maxLength is 128 and the longest sample has " in found.message
+    assert "the model has positions for 28: set hyperparameters.maxLength to 28 or less" in found.message
+    assert check(world.with_config({"hyperparameters": {"maxLength": 28}})).outcome is Outcome.VALIDATED
+
+
+def test_a_length_that_no_row_reaches_may_be_beyond_the_table(world: Any) -> None:
+    give_context(world, architectures=["GPT2LMHeadModel"], model_type="gpt2", n_positions=127)
+    assert check(world).outcome is Outcome.VALIDATED
+
+
+@pytest.mark.parametrize(
+    ("positions", "is_told"),
+    [
+        ({"max_position_embeddings": 28}, True),
+        ({"max_position_embeddings": 127}, False),
+        (
+            {
+                "max_position_embeddings": 28,
+                "rope_scaling": {"type": "yarn", "original_max_position_embeddings": 28, "factor": 4.0},
+            },
+            False,
+        ),
+    ],
+)
+def test_a_row_beyond_computed_positions_is_trained_with_a_warning(
+    world: Any, caplog: pytest.LogCaptureFixture, positions: dict[str, Any], *, is_told: bool
+) -> None:
+    give_context(world, architectures=["LlamaForCausalLM"], model_type="llama", **positions)
+    assert check(world).outcome is Outcome.VALIDATED
+    assert ("more than the model's context of 28" in caplog.text) is is_told
+
+
 def test_a_second_preflight_of_the_same_job_gives_the_same(world: Any) -> None:
     first = check(world)
     again = check(world.with_config(uid="uid-2"))

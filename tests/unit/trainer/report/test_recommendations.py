@@ -8,7 +8,7 @@ from report_record import make_run
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured, TrainPoint, reward_mean
-from finetune_trainer.evaluation.run_record import Answer, Machine, RunRecord, SampleStats, Served
+from finetune_trainer.evaluation.run_record import Answer, BaseFacts, Machine, RunRecord, SampleStats, Served
 from finetune_trainer.report.recommendations import recommend
 
 SAMPLES = SampleStats(
@@ -203,6 +203,26 @@ def test_rows_that_were_skipped_for_their_length_ask_for_a_longer_one(
         "Raise hyperparameters.maxLength to 704: rows whose prompt alone fills it are skipped." in message
     ) is is_told
     assert ("5.1 % of the rows have no token of an answer within 128 tokens" in message) is is_told
+
+
+@pytest.mark.parametrize(
+    ("context", "expected"),
+    [
+        (190, "Raise hyperparameters.maxLength to 190, which leaves 99 % of the rows whole."),
+        (160, "the model's context is 160. Raise hyperparameters.maxLength to 160."),
+        (128, "Shorten or split the rows: 99 % of them have up to 190 tokens, and the model's context is 128."),
+    ],
+)
+def test_no_length_beyond_the_context_is_advised(tmp_path: Path, context: int, expected: str) -> None:
+    samples = replace(SAMPLES, truncated_share=0.9, longest=128)
+    message = advice(good_run(tmp_path, samples=samples, base=BaseFacts(context_length=context)))
+    assert expected in message
+
+
+@pytest.mark.parametrize(("context", "is_told"), [(199, True), (200, False), (None, False)])
+def test_rows_beyond_the_context_are_reported(tmp_path: Path, context: int | None, *, is_told: bool) -> None:
+    message = advice(good_run(tmp_path, base=BaseFacts(context_length=context)))
+    assert (f"the longest sample has 200 tokens, more than the model's context of {context}" in message) is is_told
 
 
 def test_too_few_held_out_rows_for_a_verdict_are_reported(tmp_path: Path) -> None:

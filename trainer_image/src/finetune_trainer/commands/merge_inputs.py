@@ -27,7 +27,7 @@ from finetune_trainer.models.base_model import (
     read_header,
     refuse,
 )
-from finetune_trainer.models.model_card import context_length
+from finetune_trainer.models.context import context_length
 from finetune_trainer.models.shape import EMBEDDINGS, ModelShape, Tensors
 from finetune_trainer.pipeline.inputs import as_text
 from finetune_trainer.sigterm import StopFlag

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from finetune_trainer.data.rows import Message
 from finetune_trainer.evaluation.run_record import BaseFacts, Licence
 from finetune_trainer.models.base_model import read_config
+from finetune_trainer.models.context import context_length
 from finetune_trainer.storage.hub.cards import parse_front_matter, read_card
 from finetune_trainer.storage.protocol import ReadableStore
 from finetune_trainer.tokenization.labeler import Labeler
@@ -45,13 +46,6 @@ def describe_base(
         context_length=context_length(config),
         prompt_tokens=tuple(len(ids) for ids in rendered),
     )
-
-
-def context_length(config: dict[str, Any]) -> int | None:
-    """Return the context length, from the text part of the configuration if there is one."""
-    inner = config.get("text_config")
-    found = (inner if isinstance(inner, dict) else config).get("max_position_embeddings")
-    return found if isinstance(found, int) and found > 0 else None
 
 
 def _is_valid(value: object) -> TypeGuard[str]:

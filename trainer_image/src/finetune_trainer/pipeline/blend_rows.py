@@ -177,12 +177,12 @@ def _hold_out(
     return split, marks
 
 
-def write_blend(out: Path, blended: Blend) -> "tuple[array[int], int]":
+def write_blend(out: Path, blended: Blend) -> "tuple[array[int], array[int]]":
     """Write rows and tokens of both sides; the sources take turns.
 
-    Return the lengths of the samples to train on, and the number of samples that are held out.
+    Return the lengths of the samples to train on, and of those that are held out.
     """
-    lengths, held_out_samples = array("I"), 0
+    lengths, held_out_lengths = array("I"), array("I")
     train_order, held_out_order = _Order(), _Order()
     counts = [one.train_rows + sum(one.held_out) for one in blended.sources]
     with (
@@ -195,12 +195,9 @@ def write_blend(out: Path, blended: Blend) -> "tuple[array[int], int]":
             number, is_held_out, line, found = next(streams[at])
             (validation_file if is_held_out else train_file).write(line)
             (held_out_order if is_held_out else train_order).add(at, number)
-            if is_held_out:
-                held_out_samples += len(found)
-            else:
-                lengths.extend(found)
+            (held_out_lengths if is_held_out else lengths).extend(found)
     _write_tokens(out, blended, train_order, held_out_order)
-    return lengths, held_out_samples
+    return lengths, held_out_lengths
 
 
 class _Order:

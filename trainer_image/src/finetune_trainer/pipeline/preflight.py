@@ -2,8 +2,10 @@
 
 import logging
 import shutil
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from finetune_api.defaults import Facts
 from finetune_api.handoff import Artifact, ExitCode, JobConfig, Outcome, Report
@@ -22,6 +24,7 @@ from finetune_trainer.models.adapters.initial import InitialAdapter, check_initi
 from finetune_trainer.models.adapters.patterns import require_expressions, require_one_value
 from finetune_trainer.models.adapters.whole_names import require_whole_modules
 from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model, read_config
+from finetune_trainer.models.context import context_length, position_limit
 from finetune_trainer.models.gguf_architectures import require_convertible
 from finetune_trainer.models.memory_estimate import format_bytes
 from finetune_trainer.models.resolve_settings import choose_settings
@@ -113,6 +116,7 @@ def preflight(run: RunContext) -> Report:
     start.end("rows")
     _ask_graders(run, dataset)
     _check_gate(config, dataset)
+    _check_context(config, architecture, dataset.longest)
     resolved = _choose(config, model, teacher, dataset, adapter)
     require_method(architecture, resolved.method)
     if resolved.target_experts:
@@ -242,6 +246,27 @@ def _check_served(config: JobConfig, parameters: int, resolved: Resolved) -> Non
             f"evaluation.gate judges the adapter on the base in 16 bits, as it is served, which needs "
             f"{format_bytes(needed)}, and tuning.vramBudget is {format_bytes(available)}: use a larger GPU, or remove "
             "mustImprove, maxEvalLoss and maxForgotten",
+        )
+
+
+def _check_context(config: JobConfig, architecture: Mapping[str, Any], longest: int) -> None:
+    """Refuse a sample that is longer than the model's table of positions; warn of one that is beyond its context.
+
+    With computed positions a longer context may be the aim of the training.
+    """
+    limit, context = position_limit(architecture), context_length(architecture)
+    field = f"spec.hyperparameters.maxLength is {config.spec.hyperparameters.max_length}"
+    if limit and longest > limit:
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"{field} and the longest sample has {longest} tokens, but the model has positions for {limit}: set "
+            f"hyperparameters.maxLength to {limit} or less, or choose a model with a longer context",
+        )
+    if context and longest > context:
+        logger.warning(
+            "%s and the longest sample has %d tokens, more than the model's context of %d: set it to %d or less, "
+            "unless a longer context is the aim",
+            *(field, longest, context, context),
         )
 
 

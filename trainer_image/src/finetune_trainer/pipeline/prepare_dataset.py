@@ -29,12 +29,22 @@ class PreparedDataset:
     files: list[ManifestFile]
     status: DatasetStatus
     train_lengths: "array[int]"
-    validation_samples: int
+    held_out_lengths: "array[int]"
 
     @property
     def train_samples(self) -> int:
         """The samples of one pass."""
         return len(self.train_lengths)
+
+    @property
+    def validation_samples(self) -> int:
+        """The samples to evaluate with."""
+        return len(self.held_out_lengths)
+
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest sample."""
+        return max(max(self.train_lengths, default=0), max(self.held_out_lengths, default=0))
 
     @property
     def summary_sha256(self) -> str:
@@ -73,11 +83,11 @@ def prepare_dataset(
     out = workspace / "prepared"
     shutil.rmtree(out, ignore_errors=True)
     (out / "dataset").mkdir(parents=True)
-    train_lengths, held_out_samples = write_blend(out, blended)
+    train_lengths, held_out_lengths = write_blend(out, blended)
     if validation:
         validation.accepted.replace(out / Artifact.VALIDATION_ROWS)
         validation.tokens.replace(out / Artifact.VALIDATION_TOKENS)
-        held_out_samples = sum(validation.samples)
+        held_out_lengths = validation.lengths
     elif not blended.split.validation_rows:
         (out / Artifact.VALIDATION_ROWS).unlink()
     checked = [one.checked for one in blended.sources]
@@ -97,7 +107,7 @@ def prepare_dataset(
         bound=bound,
         ability=ability,
     )
-    return PreparedDataset(out, files, status, train_lengths, held_out_samples)
+    return PreparedDataset(out, files, status, train_lengths, held_out_lengths)
 
 
 def _check_training(

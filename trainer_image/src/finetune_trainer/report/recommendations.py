@@ -267,7 +267,7 @@ def truncation(run: RunRecord) -> Recommendation | None:
     if share <= TRUNCATED:
         return None
     return Recommendation(
-        f"Raise hyperparameters.maxLength to {_advise_length(run)}, which leaves 99 % of the rows whole.",
+        _advise_length(run, ", which leaves 99 % of the rows whole."),
         f"{100 * share:.1f} % of the rows are truncated at {run.settings.max_length} tokens",
         share,
     )
@@ -280,15 +280,36 @@ def skipped_for_length(run: RunRecord) -> Recommendation | None:
     if skipped <= TRUNCATED * rows:
         return None
     return Recommendation(
-        f"Raise hyperparameters.maxLength to {_advise_length(run)}: rows whose prompt alone fills it are skipped.",
+        _advise_length(run, ": rows whose prompt alone fills it are skipped."),
         f"{100 * skipped / rows:.1f} % of the rows have no token of an answer within {run.settings.max_length} tokens",
         skipped / rows,
     )
 
 
-def _advise_length(run: RunRecord) -> int:
-    """Return the length that keeps 99 % of the rows whole; only preflight's figure includes the skipped rows."""
-    return round_up(max(run.dataset.p99_length_tokens or 0, run.samples.full_length_p99))
+def _advise_length(run: RunRecord, why: str) -> str:
+    """Return the advice to keep 99 % of the rows whole, as far as the model's context reaches."""
+    needed = max(run.dataset.p99_length_tokens or 0, run.samples.full_length_p99)  # the first has the skipped rows too
+    context = run.base.context_length
+    if not context or needed <= context:
+        return f"Raise hyperparameters.maxLength to {min(round_up(needed), context or round_up(needed))}{why}"
+    shorten = (
+        f"Shorten or split the rows: 99 % of them have up to {needed} tokens, and the model's context is {context}"
+    )
+    if (run.settings.max_length or 0) >= context:
+        return f"{shorten}."
+    return f"{shorten}. Raise hyperparameters.maxLength to {context}."
+
+
+def beyond_context(run: RunRecord) -> Recommendation | None:
+    """Detect rows that are longer than the base model's context."""
+    context, longest = run.base.context_length, run.samples.longest
+    if not context or longest <= context:
+        return None
+    return Recommendation(
+        f"Lower hyperparameters.maxLength to {context}, unless a longer context is the aim; then try answers to texts "
+        "of this length, and let the server allow it.",
+        f"the longest sample has {longest} tokens, more than the model's context of {context}",
+    )
 
 
 def few_labels(run: RunRecord) -> Recommendation | None:
@@ -352,6 +373,7 @@ RULES: Sequence[Callable[[RunRecord], Recommendation | None]] = (
     still_falling,
     truncation,
     skipped_for_length,
+    beyond_context,
     few_labels,
     few_rows,
     few_held_out,
