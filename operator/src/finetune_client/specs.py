@@ -1,7 +1,6 @@
 """The manifest of a job from what a caller gives, checked before the API server is asked."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ from finetune_api.manifest.yaml_document import FieldPath, FileError, join_path,
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.text.printable import printable
 from finetune_client.errors import InvalidJob, WrongUse
+from finetune_client.metadata import NAME_FIX, is_name
 
-NAME = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
-NAME_FIX = "lowercase letters, digits, - and ., starting and ending with a letter or digit"
 LONGEST = 80
 Object = dict[str, Any]
 Spec = FineTuneJobSpec | Mapping[str, Any]
@@ -55,7 +53,7 @@ def _require_spec(job: object, spec: object) -> None:
 
 def require_name(name: object) -> str:
     """Return the name of a job; raise InvalidJob for one that Kubernetes would refuse."""
-    if not (isinstance(name, str) and NAME.match(name) and len(name) <= 253):
+    if not (isinstance(name, str) and is_name(name)):
         raise InvalidJob(f"{_with('metadata.name', name)} is not a valid Kubernetes name", NAME_FIX)
     return name
 

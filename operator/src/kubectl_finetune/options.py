@@ -50,8 +50,25 @@ def complete_jobs(context: typer.Context, incomplete: str) -> list[str]:
         return []
 
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the job.", autocompletion=complete_jobs)]
-Names = Annotated[list[str], typer.Argument(metavar="NAME…", help="Names of jobs.", autocompletion=complete_jobs)]
+def require_names(value: str | list[str]) -> str | list[str]:
+    """Return the names of jobs; raise WrongUse for one that Kubernetes would refuse."""
+    from finetune_client.errors import WrongUse
+    from finetune_client.metadata import NAME_FIX, is_name
+
+    for name in [value] if isinstance(value, str) else value:
+        if not is_name(name):
+            raise WrongUse(f"{json.dumps(name, ensure_ascii=False)} cannot be the name of a job", NAME_FIX)
+    return value
+
+
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="Name of the job.", autocompletion=complete_jobs, callback=require_names),
+]
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="NAME…", help="Names of jobs.", autocompletion=complete_jobs, callback=require_names),
+]
 Namespace = Annotated[
     str | None, typer.Option("--namespace", "-n", help="Namespace. Default: that of the kubeconfig's context.")
 ]

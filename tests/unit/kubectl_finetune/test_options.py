@@ -57,3 +57,30 @@ def test_a_log_is_written_as_it_arrives(monkeypatch: pytest.MonkeyPatch) -> None
         assert raw.getvalue() == b"step 1\nstep 2\n"
 
     pour(chunks())
+
+
+BAD_NAMES = ("", "a/b", "a?b", "..", "../finetunejobs/one", "One", "a b", "one\n")
+READ = ("describe", "progress", "logs", "logs -f", "report", "lineage", "diff one")
+TAKE_NAMES = (*READ, "suspend", "resume", "cancel -y")
+
+
+@pytest.mark.parametrize("command", [*TAKE_NAMES, "diff -- {} one", "suspend one"])
+def test_a_name_that_no_job_can_have_is_wrong_use_without_a_request(
+    front: Any, finetune: Finetune, command: str
+) -> None:
+    for name in BAD_NAMES:
+        words = command.split()
+        given = [name if word == "{}" else word for word in words] if "{}" in words else [*words, name]
+        done = finetune("--context", "lab", *given)
+        assert (done.code, "cannot be the name of a job\n  lowercase letters" in done.err) == (2, True), (name, done)
+    assert front.requests == []
+
+
+@pytest.mark.parametrize("command", ["list", *(f"{command} two" for command in TAKE_NAMES)])
+def test_a_namespace_that_cannot_exist_is_wrong_use_without_a_request(
+    front: Any, finetune: Finetune, command: str
+) -> None:
+    for namespace in ("a/b", "a?b", "..", "A", "a.b", "a" * 64):
+        done = finetune("--context", "lab", "-n", namespace, *command.split())
+        assert (done.code, "cannot be the name of a namespace\n  at most 63" in done.err) == (2, True), done
+    assert front.requests == []

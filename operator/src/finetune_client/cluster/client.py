@@ -5,11 +5,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
+from urllib.parse import quote
 
 from finetune_api import names
+from finetune_api.text.printable import printable
 from finetune_client.cluster.connection import APPLY, PLUGIN, Connection, NoApi, Stop, open_connection
 from finetune_client.cluster.job import Job, Object
-from finetune_client.errors import FineTuneError, Forbidden, NotFound
+from finetune_client.errors import FineTuneError, Forbidden, NotFound, WrongUse
+from finetune_client.metadata import NAMESPACE_FIX, is_namespace
 
 PAGE = 500
 STRICT: dict[str, str | int] = {"fieldValidation": "Strict"}
@@ -22,6 +25,8 @@ class Cluster:
     """One namespace of a cluster; lists can cover all namespaces."""
 
     def __init__(self, connection: Connection, namespace: str) -> None:
+        if not is_namespace(namespace):
+            raise WrongUse(f"{printable(json.dumps(namespace))} cannot be the name of a namespace", NAMESPACE_FIX)
         self.namespace = namespace
         self._connection = connection
 
@@ -126,7 +131,7 @@ class Cluster:
 
     def _path(self, name: str = "") -> str:
         base = f"/apis/{names.API_VERSION}/namespaces/{self.namespace}/{names.PLURAL}"
-        return f"{base}/{name}" if name else base
+        return f"{base}/{quote(name, safe='')}" if name else base
 
     def _unknown(self, name: str) -> NotFound:
         try:

@@ -19,7 +19,7 @@ from finetune_api.text.printable import printable
 from finetune_client.errors import FineTuneError, WrongUse
 from finetune_client.manifest.schema import SPECS, Fault, find_faults
 from finetune_client.manifest.suggestions import nearest
-from finetune_client.specs import NAME, NAME_FIX
+from finetune_client.metadata import NAME_FIX, is_name
 
 ROOT = ("apiVersion", "kind", "metadata", "spec", "status")
 META = (
@@ -207,7 +207,7 @@ def _metadata(meta: Any) -> Iterator[Fault]:
     name = meta.get("name")
     if name is None and not meta.get("generateName"):
         yield Fault(("metadata", "name"), "is missing", "give the job a name, for example support-bot")
-    elif name is not None and not (isinstance(name, str) and NAME.match(name) and len(name) <= 253):
+    elif name is not None and not is_name(name):
         yield Fault(("metadata", "name"), "is not a valid Kubernetes name", NAME_FIX)
     for key in meta:
         if key not in META:

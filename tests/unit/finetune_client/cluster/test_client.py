@@ -2,8 +2,11 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import yaml
 
+from finetune_client import FineTuneClient, WrongUse
+from finetune_client.cluster.client import open_cluster
 from kubectl_finetune.__main__ import complete
 
 NOT_FOUND = {"message": 'finetunejobs "ome" not found', "details": {"name": "ome"}}
@@ -63,3 +66,16 @@ def test_names_are_completed_from_the_namespace(front: Any, job: Any, monkeypatc
         monkeypatch.setattr("sys.argv", ["kubectl_complete-finetune", *words])
         complete()
         assert capfd.readouterr().out.splitlines() == [*names, ":4"]
+
+
+@pytest.mark.parametrize("namespace", ["a/b", "a?b", "..", "Team"])
+def test_a_namespace_that_cannot_exist_is_wrong_use(front: Any, namespace: str) -> None:
+    with pytest.raises(WrongUse, match="cannot be the name of a namespace"):
+        FineTuneClient(namespace, context="lab")
+    assert front.requests == []
+
+
+def test_a_parents_name_is_one_part_of_the_path(front: Any) -> None:
+    front.answers["..%2Fone%3Fx%3D1"] = [(404, {"message": "no", "details": {"name": "x"}})]
+    front.answers["finetunejobs"] = [(200, {"items": [], "metadata": {}})]
+    assert open_cluster(None, "lab", None).find_job("../one?x=1") is None
