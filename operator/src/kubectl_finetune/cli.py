@@ -113,7 +113,7 @@ def describe(
     if output:
         dump(job.raw, output)
     else:
-        show(description.job_page(job, cluster.list_events(job), datetime.now(UTC)))
+        show(description.job_page(job, cluster.list_events(job), datetime.now(UTC), cluster.options))
 
 
 @app.command(epilog=_examples("progress support-bot", "progress support-bot > progress.log"))
@@ -194,7 +194,8 @@ def report(
     from finetune_client.storage import open_storage, published
     from kubectl_finetune.commands import report as reporting
 
-    job = connect(context, namespace, kube_context, kubeconfig).get_job(name)
+    cluster = connect(context, namespace, kube_context, kubeconfig)
+    job = cluster.get_job(name)
     published(job)
     if fetch or save:
         storage = open_storage(job, endpoint, say)
@@ -205,7 +206,7 @@ def report(
     elif output:
         dump(reporting.result_record(job), output)
     else:
-        show(reporting.result_page(job, endpoint))
+        show(reporting.result_page(job, endpoint, cluster.options))
 
 
 @app.command(epilog=_examples("lineage support-bot", "lineage support-bot -o json"))

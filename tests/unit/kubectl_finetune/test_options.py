@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,3 +85,35 @@ def test_a_namespace_that_cannot_exist_is_wrong_use_without_a_request(
         done = finetune("--context", "lab", "-n", namespace, *command.split())
         assert (done.code, "cannot be the name of a namespace\n  at most 63" in done.err) == (2, True), done
     assert front.requests == []
+
+
+ENDED = [
+    {"type": kind, "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-03-01T12:25:00Z"}
+    for kind in ("Validated", "Complete")
+]
+ARTIFACTS = {"uri": "s3://b/out", "reportURI": "s3://b/out/finetune_report.md", "manifestSHA256": "ab" * 32}
+WORSE = {"phase": "Succeeded", "conditions": ENDED, "artifacts": ARTIFACTS, "evaluation": {"verdict": "Worse"}}
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        *((f"{command} one", WORSE) for command in ("cancel", "suspend", "describe", "report")),
+        *(("describe one", {"phase": phase}) for phase in ("Failed", "Training", "Merging", "Preflight")),
+        ("describe gone", WORSE),
+    ],
+)
+def test_a_command_in_a_hint_is_for_the_same_cluster(
+    front: Any, finetune: Finetune, job: Any, command: str, status: dict[str, Any]
+) -> None:
+    missing = {"message": "not found", "details": {"name": "gone"}}
+    front.answers = {"one": [(200, job(**status).raw)], "gone": [(404, missing)], "events": [(200, {"items": []})]}
+    front.answers["finetunejobs"] = [LIST]
+    path = Path(os.environ["KUBECONFIG"])
+    path = path.rename(path.with_name("of a lab"))
+    given = ("--context", "lab", "--kubeconfig", str(path))
+    for arguments in ((*given, *command.split()), (*command.split(), *given)):
+        done = finetune(*arguments)
+        hints = [line for line in (done.out + done.err).splitlines() if "kubectl " in line]
+        assert hints
+        assert all(f" --context lab --kubeconfig '{path}'" in line for line in hints), hints

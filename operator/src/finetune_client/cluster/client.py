@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -24,10 +25,12 @@ SLACK_SECONDS = 10
 class Cluster:
     """One namespace of a cluster; lists can cover all namespaces."""
 
-    def __init__(self, connection: Connection, namespace: str) -> None:
+    def __init__(self, connection: Connection, namespace: str, options: str = "") -> None:
         if not is_namespace(namespace):
             raise WrongUse(f"{printable(json.dumps(namespace))} cannot be the name of a namespace", NAMESPACE_FIX)
         self.namespace = namespace
+        self.options = options
+        """What a command for this cluster has at its end: context and kubeconfig, if they were given."""
         self._connection = connection
 
     def get_job(self, name: str) -> Job:
@@ -127,7 +130,7 @@ class Cluster:
 
     def in_namespace(self, namespace: str) -> "Cluster":
         """Return the same cluster with another namespace."""
-        return Cluster(self._connection, namespace)
+        return Cluster(self._connection, namespace, self.options)
 
     def _path(self, name: str = "") -> str:
         base = f"/apis/{names.API_VERSION}/namespaces/{self.namespace}/{names.PLURAL}"
@@ -138,15 +141,18 @@ class Cluster:
             there = [job.name for job in self.list_jobs()]
         except FineTuneError:
             there = []
+        every = f"kubectl finetune list -A{self.options} shows those of all namespaces"
         near = difflib.get_close_matches(name, there, n=3, cutoff=0.5)
-        fix = f"did you mean {' or '.join(near)}?" if near else "kubectl finetune list -A shows those of all namespaces"
+        fix = f"did you mean {' or '.join(near)}?" if near else every
         return NotFound(f"no {names.KIND} {name} in namespace {self.namespace}", fix)
 
 
 def open_cluster(kubeconfig: Path | None, context: str | None, namespace: str | None, agent: str = PLUGIN) -> Cluster:
     """Return the cluster and namespace of the options, else of the kubeconfig."""
     connection = open_connection(kubeconfig, context, agent)
-    return Cluster(connection, namespace or connection.namespace)
+    given = {"--context": context, "--kubeconfig": kubeconfig}
+    options = "".join(f" {name} {shlex.quote(str(value))}" for name, value in given.items() if value)
+    return Cluster(connection, namespace or connection.namespace, options)
 
 
 def read_event_time(event: Object) -> str:

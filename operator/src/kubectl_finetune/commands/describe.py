@@ -21,10 +21,10 @@ EVENTS = 10
 _WITHOUT_GAIN = {Verdict.WORSE, Verdict.NO_MEASURABLE_DIFFERENCE}
 
 
-def job_page(job: Job, events: Sequence[Object], now: datetime) -> Group:
-    """Return the page."""
+def job_page(job: Job, events: Sequence[Object], now: datetime, options: str = "") -> Group:
+    """Return the page; `options` are those of its commands."""
     parts: list[tuple[str, Text]] = [
-        ("", _head(job)),
+        ("", _head(job, options)),
         ("In training", fields(loss_pairs(job), 2)),
         ("Dataset", fields(_dataset(job), 2)),
         ("Sources", _sources(job)),
@@ -32,7 +32,7 @@ def job_page(job: Job, events: Sequence[Object], now: datetime) -> Group:
         ("Result", fields(result_pairs(job), 2)),
         ("Conditions", _conditions(job, now)),
         ("Events", _events(events, now)),
-        ("Next", _next(job)),
+        ("Next", _next(job, options)),
     ]
     shown: list[RenderableType] = []
     for title, body in parts:
@@ -81,14 +81,14 @@ def _ability(found: AbilityStatus | None) -> str:
     return f"{text}, 95 % interval {low:+.1f} to {high:+.1f} percentage points"
 
 
-def _fix(job: Job) -> str:
+def _fix(job: Job, options: str) -> str:
     """Return where to find what to change for a result that is not better; a failed job's reason has it already."""
     if job.phase != Phase.SUCCEEDED or _verdict(job) not in _WITHOUT_GAIN:
         return ""
-    return f"see the recommendations of the report: kubectl finetune report {job.name} -n {job.namespace}"
+    return f"see the recommendations of the report: kubectl finetune report {job.name} -n {job.namespace}{options}"
 
 
-def _head(job: Job) -> Text:
+def _head(job: Job, options: str) -> Text:
     """Return the summary: verdict, reason and fix first."""
     status, model = job.status, job.field("model.uri")
     progress, resolved = status.progress, status.resolved
@@ -107,7 +107,7 @@ def _head(job: Job) -> Text:
             ("Phase", job.phase),
             ("Reason", status.reason or ""),
             ("Why", job.why),
-            ("Fix", _fix(job)),
+            ("Fix", _fix(job, options)),
             ("Name", f"{job.namespace}/{job.name}"),
             ("Progress", done),
             ("Stage", (progress and progress.stage) or ""),
@@ -242,9 +242,9 @@ def _events(events: Sequence[Object], now: datetime) -> Text:
     return columns(("AGE", "TYPE", "REASON", "MESSAGE"), rows, 2) if rows else Text()
 
 
-def _next(job: Job) -> Text:
+def _next(job: Job, options: str) -> Text:
     """Return the command that fits the job's phase."""
-    own = f"{job.name} -n {job.namespace}"
+    own = f"{job.name} -n {job.namespace}{options}"
     is_checked = job.status.is_true(ConditionType.VALIDATED)
     commands = {
         Phase.SUCCEEDED.value: f"kubectl finetune report {own}",

@@ -38,6 +38,6 @@ def _running(cluster: Cluster, names: list[str], what: str) -> list[Job]:
     jobs = [cluster.get_job(name) for name in names]
     for job in jobs:
         if job.has_ended:
-            fix = f"to remove its record: kubectl delete finetunejob {job.name} -n {job.namespace}"
+            fix = f"to remove its record: kubectl delete finetunejob {job.name} -n {job.namespace}{cluster.options}"
             raise FineTuneError(f"{job.name} has ended ({job.phase}): there is nothing to {what}", fix)
     return jobs

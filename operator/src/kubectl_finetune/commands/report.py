@@ -20,8 +20,8 @@ from kubectl_finetune.display.table import fields, heading
 OF_THE_JOB = "the job names this endpoint: the commands send it requests that are signed with your keys"
 
 
-def result_page(job: Job, asked: str | None) -> Group:
-    """Return the summary in the status, and the commands that fetch the report."""
+def result_page(job: Job, asked: str | None, options: str = "") -> Group:
+    """Return the summary in the status, and the commands that fetch the report, those of kubectl with `options`."""
     artifacts = published(job)
     own = asked or next(filter(None, map(os.environ.get, SETTINGS)), "")
     endpoint = own or named_by(job)
@@ -36,7 +36,7 @@ def result_page(job: Job, asked: str | None) -> Group:
         fields(result_pairs(job), 2),
         Text(""),
         heading("Fetch"),
-        *(Text("  " + line) for line in commands(job, artifacts, endpoint)),
+        *(Text("  " + line) for line in commands(job, artifacts, endpoint, options)),
         *([Text(f"  # {remark}")] if remark else []),
     ]
     return Group(*parts)
@@ -49,12 +49,12 @@ def result_record(job: Job) -> dict[str, Any]:
     return {"name": job.name, "namespace": job.namespace} | {key: status[key] for key in blocks if key in status}
 
 
-def commands(job: Job, artifacts: Artifacts, endpoint: str) -> list[str]:
+def commands(job: Job, artifacts: Artifacts, endpoint: str, options: str = "") -> list[str]:
     """Return the commands that fetch the result with storage credentials, with or without this plugin."""
     where, aws = (f" {name} {shlex.quote(endpoint)}" if endpoint else "" for name in ("--endpoint", "--endpoint-url"))
     prefix = (artifacts.uri or "").rstrip("/")
     return [
-        f"kubectl finetune report {job.name} -n {job.namespace} --save .{where}",
+        f"kubectl finetune report {job.name} -n {job.namespace}{options} --save .{where}",
         f"aws s3 cp{aws} {shlex.quote(f'{prefix}/{Artifact.REPORT_PAGE}')} .",
         f"finetune-trainer verify{where} {shlex.quote(prefix)}",
     ]
