@@ -7,18 +7,21 @@ an API server that restarted and an expired version (410) are handled in the sam
 import asyncio
 import contextlib
 import itertools
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-from finetune_client.cluster.client import WATCH_SECONDS, Cluster
+from finetune_client.cluster.client import SLACK_SECONDS, WATCH_SECONDS, Cluster
 from finetune_client.cluster.connection import RETRIES, Expired, NoApi, Stop
 from finetune_client.cluster.job import Job
 from finetune_client.errors import JobDeleted, NotFound, Unreachable, WaitTimeout
 from finetune_client.progress import JobProgress
 
 RETRY_SECONDS = 2.0
+SHORTEST_SECONDS = 1
+"""Of a request: one shorter would fail at a slow API server, also where its answer is that the job has ended."""
 _END = object()
 
 
@@ -49,7 +52,7 @@ class Watch:
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         version = ""
         while not stop.is_set:
-            first = self._look(stop)
+            first = self._look(stop, deadline)
             for job in itertools.chain([first], self._changes(first, stop, deadline)):
                 found = str(job.raw["metadata"].get("resourceVersion", ""))
                 if found != version:
@@ -61,9 +64,13 @@ class Watch:
 
     def _changes(self, job: Job, stop: Stop, deadline: float | None) -> Iterator[Job]:
         """Yield the job after each change, until it has to be read again."""
-        seconds, is_changed = self._seconds_left(deadline), False
+        left, is_changed = self._seconds_left(deadline), False
+        if left <= 0:
+            raise self._timed_out("has not ended", "; it runs on")
+        seconds = max(SHORTEST_SECONDS, round(min(WATCH_SECONDS, left)))
+        slack = SLACK_SECONDS if left > WATCH_SECONDS else SHORTEST_SECONDS
         with contextlib.suppress(Unreachable, Expired):
-            for event in self._cluster.watch_job(job, stop, seconds):
+            for event in self._cluster.watch_job(job, stop, seconds, slack):
                 if event["type"] == "DELETED":
                     raise self._deleted()
                 if event["type"] not in {"ADDED", "MODIFIED"}:
@@ -71,26 +78,33 @@ class Watch:
                 is_changed = True
                 yield Job.from_object(event["object"])
         if not is_changed:
-            stop.wait(self._retry_seconds)
+            self._pause(stop, deadline)
 
-    def _seconds_left(self, deadline: float | None) -> int:
-        left = WATCH_SECONDS if deadline is None else deadline - time.monotonic()
-        if left <= 0:
-            raise WaitTimeout(
-                f"{self._job.name} has not ended within {self._timeout:g} seconds; it runs on",
-                "wait longer, or read it again later: its status stays in the cluster",
-            )
-        return max(1, min(WATCH_SECONDS, round(left)))
+    def _seconds_left(self, deadline: float | None) -> float:
+        return math.inf if deadline is None else deadline - time.monotonic()
 
-    def _look(self, stop: Stop) -> Job:
-        """Return the job as stored now; ask again for a minute while the API server is unreachable."""
+    def _pause(self, stop: Stop, deadline: float | None) -> None:
+        stop.wait(max(0, min(self._retry_seconds, self._seconds_left(deadline))))
+
+    def _timed_out(self, what: str, more: str) -> WaitTimeout:
+        return WaitTimeout(
+            f"{self._job.name} {what} within {self._timeout:g} seconds{more}",
+            "wait longer, or read it again later: its status stays in the cluster",
+        )
+
+    def _look(self, stop: Stop, deadline: float | None) -> Job:
+        """Return the job as stored now; ask again for a minute, or until the deadline, while the API server is
+        unreachable."""
         for attempt in range(RETRIES + 1):
+            seconds = None if deadline is None else max(SHORTEST_SECONDS, self._seconds_left(deadline))
             try:
-                job = self._cluster.get_job(self._job.name)
-            except Unreachable:
+                job = self._cluster.get_job(self._job.name, seconds)
+            except Unreachable as error:
+                if self._seconds_left(deadline) <= 0:
+                    raise self._timed_out("was not seen to end", f": {error.message}") from None
                 if attempt == RETRIES or stop.is_set:
                     raise
-                stop.wait(self._retry_seconds)
+                self._pause(stop, deadline)
             except NoApi:
                 raise
             except NotFound:

@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import kubernetes
 import pytest
 
 from finetune_client import FineTuneError, JobDeleted, JobFailed, NotFound, Unreachable, WaitTimeout
 from finetune_client.cluster.client import Cluster
-from finetune_client.cluster.connection import RETRIES, Expired, Stop
+from finetune_client.cluster.connection import RETRIES, Connection, Expired, Stop
 from finetune_client.cluster.job import Job
 from finetune_client.results import require_result
 from finetune_client.watching import Watch
@@ -132,6 +135,32 @@ def test_the_callers_time_limits_the_wait_and_each_watch(job: Make) -> None:
         list(watched(job(), answers, timeout=0.2))
     assert isinstance(raised.value, WaitTimeout)
     assert {one["timeoutSeconds"] for one in answers.queries} == {1}
+
+
+@pytest.mark.parametrize("reads", ["never", "at first"])
+@pytest.mark.parametrize("how", ["for", "async for"])
+def test_the_callers_time_limits_the_wait_for_an_api_server_that_is_away(job: Make, how: str, reads: str) -> None:
+    async def read(watch: Watch) -> None:
+        async for _ in watch:
+            pass
+
+    found: list[Step] = [] if reads == "never" else [at(job(), 1)]
+    answers = Answers([*found, Unreachable("away")], [[Unreachable("reset")]])
+    watch = Watch(Cluster(answers, "team-a"), job(), timeout=1)  # type: ignore[arg-type]
+    began = time.monotonic()
+    with pytest.raises(WaitTimeout, match="one was not seen to end within 1 seconds: away"):
+        asyncio.run(read(watch)) if how == "async for" else list(watch)
+    assert 1 <= time.monotonic() - began < 10
+
+
+def test_a_request_of_a_limited_wait_is_not_longer_than_what_is_left(job: Make) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))  # it accepts connections, and never answers
+    configuration = kubernetes.client.Configuration(host=f"http://127.0.0.1:{listener.getsockname()[1]}")
+    cluster = Cluster(Connection(configuration, "team-a"), "team-a")
+    began = time.monotonic()
+    with listener, pytest.raises(WaitTimeout):
+        list(Watch(cluster, job(), timeout=1))
+    assert time.monotonic() - began < 10
 
 
 def test_an_event_loop_gets_the_same_and_its_errors(job: Make) -> None:

@@ -33,10 +33,10 @@ class Cluster:
         """What a command for this cluster has at its end: context and kubeconfig, if they were given."""
         self._connection = connection
 
-    def get_job(self, name: str) -> Job:
-        """Return the job as stored now; the error for a missing one suggests similar names."""
+    def get_job(self, name: str, seconds: float | None = None) -> Job:
+        """Return the job as stored now, within so many seconds; the error for a missing one suggests similar names."""
         try:
-            return Job.from_object(self._connection.call("GET", self._path(name)))
+            return Job.from_object(self._connection.call("GET", self._path(name), seconds=seconds))
         except NoApi:
             raise
         except NotFound:
@@ -73,8 +73,11 @@ class Cluster:
         path = self._path(str(manifest["metadata"]["name"]))
         return Job.from_object(self._connection.call("PATCH", path, manifest, query, APPLY))
 
-    def watch_job(self, job: Job, stop: Stop, seconds: int = WATCH_SECONDS) -> Iterator[Object]:
-        """Yield the watch events of the job after the given state, for so many seconds."""
+    def watch_job(
+        self, job: Job, stop: Stop, seconds: int = WATCH_SECONDS, slack: float = SLACK_SECONDS
+    ) -> Iterator[Object]:
+        """Yield the watch events of the job after the given state, for so many seconds; the API server may be late by
+        `slack`."""
         query: dict[str, str | int] = {
             "watch": "true",
             "fieldSelector": f"metadata.name={job.name}",
@@ -82,7 +85,7 @@ class Cluster:
             "timeoutSeconds": seconds,
         }
         rest = b""
-        for chunk in self._connection.stream(self._path(), query, stop, seconds + SLACK_SECONDS):
+        for chunk in self._connection.stream(self._path(), query, stop, seconds + slack):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in filter(None, lines):
                 yield cast("Object", json.loads(line))

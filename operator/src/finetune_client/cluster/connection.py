@@ -51,17 +51,25 @@ class Connection:
         self._pool: urllib3.PoolManager = kubernetes.client.ApiClient(configuration).rest_client.pool_manager
 
     def call(
-        self, verb: str, path: str, body: Object | None = None, query: Query | None = None, form: str = ""
+        self,
+        verb: str,
+        path: str,
+        body: Object | None = None,
+        query: Query | None = None,
+        form: str = "",
+        *,
+        seconds: float | None = None,
     ) -> Object:
-        """Send one request and return its answer; `form` is the media type of the body."""
-        answer = self._send(verb, path, body, query or {}, TIMEOUT, form=form)
+        """Send one request and return its answer; `form` is the media type of the body, `seconds` limits the wait."""
+        timeout = TIMEOUT if seconds is None else urllib3.Timeout(connect=5, read=30, total=seconds)
+        answer = self._send(verb, path, body, query or {}, timeout, form=form)
         if answer.status >= HTTPStatus.BAD_REQUEST:
             raise to_error(answer.status, answer.data)
         return cast("Object", json.loads(answer.data))
 
     def stream(self, path: str, query: Query, stop: "Stop | None" = None, silence: float = 0) -> Iterator[bytes]:
         """Yield the bytes of an answer as they arrive, until it ends, or until no byte came for `silence` seconds."""
-        timeout = urllib3.Timeout(connect=5, read=silence) if silence else ENDLESS
+        timeout = urllib3.Timeout(connect=min(5, silence), read=silence) if silence else ENDLESS
         answer = self._send("GET", path, None, query, timeout, preload_content=False)
         try:
             if stop and not stop.watch(answer):
