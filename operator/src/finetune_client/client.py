@@ -59,14 +59,16 @@ class FineTuneClient:
         *,
         labels: Labels | None = None,
         annotations: Labels | None = None,
+        force: bool = False,
     ) -> FineTuneJob:
         """Create a job, or change the one of that name, as `kubectl apply --server-side` does.
 
-        Most fields are fixed at creation: the error names the field.
+        Raises Conflict if another program has set a field to another value; `force` takes the field over. Most fields
+        are fixed at creation: the error names the field.
         """
         cluster, manifest = self._prepare(job, spec, labels, annotations)
         require_name(manifest["metadata"].get("name"))
-        return FineTuneJob(cluster, cluster.apply_job(manifest, AGENT))
+        return FineTuneJob(cluster, cluster.apply_job(manifest, AGENT, force=force))
 
     def get(self, name: str) -> FineTuneJob:
         """Return a job; raise NotFound if there is none of that name."""

@@ -36,7 +36,7 @@ class Unreachable(FineTuneError):  # noqa: N818 - named after the failure
 
 
 class Conflict(FineTuneError):  # noqa: N818 - named after the failure
-    """A job of this name exists already, or another client changed it at the same time."""
+    """A job of this name exists already, or another program owns a field that is applied."""
 
 
 class InvalidJob(FineTuneError):  # noqa: N818 - named after the failure

@@ -277,3 +277,23 @@ def test_a_watch_outlives_a_restart_of_the_api_server_and_an_expired_version(  #
 def _decoded(block: dict[str, Any], name: str) -> bytes:
     data = block.get(f"{name}-data")
     return base64.b64decode(data) if data else Path(block[name]).read_bytes()
+
+
+def test_a_job_that_the_client_created_and_stopped_is_applied_and_anothers_field_needs_force(
+    finetune: FineTuneClient, kubectl: Callable[..., str]
+) -> None:
+    def changed(**fields: Any) -> dict[str, Any]:
+        manifest = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "one"}}
+        return manifest | {"spec": SPEC | fields}
+
+    finetune.create("one", SPEC | {"backoffLimit": 1})
+    assert finetune.apply(changed(backoffLimit=2)).spec.backoff_limit == 2
+    finetune.stop("one")
+    assert finetune.apply(changed(backoffLimit=3)).spec.suspend is True
+    assert finetune.apply(changed(backoffLimit=3, suspend=False)).spec.suspend is False
+    patch = '{"spec": {"backoffLimit": 4}}'
+    kubectl("patch", "finetunejob", "one", "-n", finetune.namespace, "--type=merge", "-p", patch)
+    with pytest.raises(Conflict, match="backoffLimit") as refused:
+        finetune.apply(changed(backoffLimit=5))
+    assert "force=True" in refused.value.fix
+    assert finetune.apply(changed(backoffLimit=5), force=True).spec.backoff_limit == 5

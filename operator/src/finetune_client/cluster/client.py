@@ -10,7 +10,16 @@ from urllib.parse import quote
 
 from finetune_api import names
 from finetune_api.text.printable import printable
-from finetune_client.cluster.connection import APPLY, PLUGIN, Connection, NoApi, Stop, open_connection
+from finetune_client.cluster.connection import (
+    APPLY,
+    PLUGIN,
+    Connection,
+    FieldConflict,
+    NoApi,
+    Query,
+    Stop,
+    open_connection,
+)
 from finetune_client.cluster.job import Job, Object
 from finetune_client.errors import FineTuneError, Forbidden, NotFound, WrongUse
 from finetune_client.metadata import NAMESPACE_FIX, is_namespace
@@ -67,11 +76,18 @@ class Cluster:
         """Create a job; unknown fields are refused."""
         return Job.from_object(self._connection.call("POST", self._path(), manifest, STRICT))
 
-    def apply_job(self, manifest: Object, manager: str) -> Job:
-        """Create the job, or change the fields that this manager owns, by server-side apply."""
-        query = STRICT | {"fieldManager": manager}
+    def apply_job(self, manifest: Object, manager: str, *, force: bool = False) -> Job:
+        """Create the job, or change the fields that this manager owns, by server-side apply; `force` also changes those
+        of other managers."""
+        query = STRICT | {"fieldManager": manager} | ({"force": "true"} if force else {})
         path = self._path(str(manifest["metadata"]["name"]))
-        return Job.from_object(self._connection.call("PATCH", path, manifest, query, APPLY))
+        try:
+            return self._patch(path, manifest, query)
+        except FieldConflict as conflict:
+            # What a manager has created or patched is not what it has applied: the API server knows it as two owners.
+            if conflict.managers != {manager}:
+                raise
+        return self._patch(path, manifest, query | {"force": "true"})
 
     def watch_job(
         self, job: Job, stop: Stop, seconds: int = WATCH_SECONDS, slack: float = SLACK_SECONDS
@@ -134,6 +150,9 @@ class Cluster:
     def in_namespace(self, namespace: str) -> "Cluster":
         """Return the same cluster with another namespace."""
         return Cluster(self._connection, namespace, self.options)
+
+    def _patch(self, path: str, manifest: Object, query: Query) -> Job:
+        return Job.from_object(self._connection.call("PATCH", path, manifest, query, APPLY))
 
     def _path(self, name: str = "") -> str:
         base = f"/apis/{names.API_VERSION}/namespaces/{self.namespace}/{names.PLURAL}"

@@ -6,6 +6,7 @@ The `kubernetes` client gives TLS and credentials; its models, which take second
 import contextlib
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,6 +28,7 @@ TIMEOUT = urllib3.Timeout(connect=5, read=30)
 ENDLESS = urllib3.Timeout(connect=5, read=None)
 IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 DEFAULT_KUBECONFIG = "~/.kube/config"
+OWNER = re.compile(r'conflict with "([^"]*)"')
 IN_HEADER_NAMES = "!#$&'*+-.^_`|~"
 """What the name of a header can have in addition to letters and digits; client-go escapes everything else, and %."""
 RESOURCE = f"{names.PLURAL}.{names.GROUP}"
@@ -228,6 +230,14 @@ class Expired(FineTuneError):  # noqa: N818 - named after the failure
     """The API server no longer has the version from which a watch was to begin."""
 
 
+class FieldConflict(Conflict):
+    """Other managers own fields that are applied."""
+
+    def __init__(self, message: str, managers: frozenset[str]) -> None:
+        super().__init__(message, "leave these fields out, or take them over: force=True")
+        self.managers = managers
+
+
 REFUSALS: dict[int, type[FineTuneError]] = {
     HTTPStatus.CONFLICT: Conflict,
     HTTPStatus.GONE: Expired,
@@ -252,13 +262,21 @@ def to_error(code: int, body: bytes) -> FineTuneError:
     if code == HTTPStatus.TOO_MANY_REQUESTS or code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return Unreachable(message, "the API server, or its gateway, is busy or starting: try again")
     if code != HTTPStatus.NOT_FOUND:
-        return REFUSALS.get(code, FineTuneError)(message)
+        owners = _find_owners(status)
+        return FieldConflict(message, owners) if owners else REFUSALS.get(code, FineTuneError)(message)
     if (status.get("details") or {}).get("name"):
         return NotFound(message)
     return NoApi(
         f"this cluster has no {RESOURCE}: the operator's CustomResourceDefinition is not installed",
         "install the operator's chart, or check --context",
     )
+
+
+def _find_owners(status: Object) -> frozenset[str]:
+    """Return the managers whose fields an apply would change."""
+    causes = (status.get("details") or {}).get("causes") or []
+    found = [OWNER.match(str(one.get("message"))) for one in causes if one.get("reason") == "FieldManagerConflict"]
+    return frozenset(one[1] if one else "" for one in found)
 
 
 class NoApi(NotFound):
