@@ -7,7 +7,9 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from chart import CHART, NAMESPACE, render
+from chart import CHART, NAMESPACE, of_kind, pod_spec, render
+
+from finetune_operator.settings import Settings
 
 VERSIONS = ("1.31.0", "1.37.0")
 """The oldest Kubernetes that the chart allows, and the newest that has schemas here."""
@@ -104,6 +106,20 @@ MATRIX: dict[str, dict[str, Any]] = {
         },
     },
     "names": {"nameOverride": "tuner", "fullnameOverride": "a" * 63, "commonLabels": {"team": "ml"}},
+    "numbers-as-names": {
+        "watchNamespaces": ["1e3"],
+        "nameOverride": "123",
+        "crds": {"enabled": False},
+        "serviceAccount": {"name": "789"},
+        "networkPolicy": {"enabled": True},
+        "admissionPolicy": {"enabled": True},
+        "flowSchema": {"enabled": True},
+        "monitoring": {"dashboards": True, "scrapeAnnotations": True},
+        "commonLabels": {"team": "1e3"},
+        "trainer": {"defaultRequests": {"cpu": 0.5, "memory": 2147483648}},
+        "replicas": 2,
+    },
+    "dot-in-the-name": {"monitoring": {"scrapeAnnotations": True}, "crds": {"enabled": False}},
     "all-off": {
         "crds": {"enabled": False},
         "rbac": {"create": False, "aggregateToDefaultRoles": False},
@@ -181,6 +197,9 @@ MATRIX: dict[str, dict[str, Any]] = {
         "commonLabels": {"team": "ml"},
     },
 }
+NAMESPACES = (NAMESPACE, "a", "b", "456", "1e3")
+RELEASES = {"numbers-as-names": ("123", "456"), "dot-in-the-name": ("my.release", NAMESPACE)}
+"""Name and namespace of the release, of rows in which they matter."""
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +209,9 @@ def rendered(helm: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, O
     found = {}
     for row, values in MATRIX.items():
         file = folder / f"{row}.yaml"
-        file.write_text(yaml.safe_dump(values), encoding="utf-8")
-        documents = render(helm, "--values", str(file))
+        file.write_text(json.dumps(values), encoding="utf-8")
+        release, namespace = RELEASES.get(row, ("release", NAMESPACE))
+        documents = render(helm, "--values", str(file), "--namespace", namespace, release=release)
         found[row] = [one for one in documents if one["kind"] != CRD or row == "default"]
     return found
 
@@ -201,11 +221,16 @@ def namespaces(kubectl: Callable[..., str]) -> Iterator[None]:
     """Those that the matrix names, all under the restricted Pod Security Standard."""
     made = [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": RESTRICTED}}
-        for name in (NAMESPACE, "a", "b")
+        for name in NAMESPACES
     ]
-    kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(made))
+    kubectl("apply", "-f", "-", stdin=_documents(made))
     yield
-    kubectl("delete", "namespace", NAMESPACE, "a", "b", "--wait=false")
+    kubectl("delete", "namespace", *NAMESPACES, "--wait=false")
+
+
+def _documents(objects: Objects) -> str:
+    """Return them in JSON, in which a name that is a number is quoted."""
+    return "\n---\n".join(json.dumps(one) for one in objects)
 
 
 @pytest.mark.parametrize("row", MATRIX)
@@ -223,8 +248,48 @@ def test_a_real_api_server_takes_every_object_without_a_warning(
 ) -> None:
     documents = [document for row in rendered.values() for document in row]
     server = ("apply", "--dry-run=server", "--validate=strict", "--warnings-as-errors", "-f", "-")
-    taken = kubectl(*server, stdin=yaml.safe_dump_all(documents))
+    taken = kubectl(*server, stdin=_documents(documents))
     assert len(taken.splitlines()) == len(documents) > 100
+
+
+def test_names_that_are_numbers_stay_text_and_reach_the_operator(
+    rendered: dict[str, Objects], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = rendered["numbers-as-names"]
+    found = [text for one in documents for text in _texts_of_maps(one, ("labels", "matchLabels", "selector"))]
+    found += [text for one in documents for text in _values_of(one, ("name", "namespace", "serviceAccountName"))]
+    assert [text for text in found if not isinstance(text, str)] == []
+    assert {"123", "456", "789", "1e3"} <= set(found)
+    (container,) = pod_spec(documents)["containers"]
+    for variable in container["env"]:
+        monkeypatch.setenv(variable["name"], variable.get("value", "pod"))
+    read = Settings()
+    assert (read.default_cpu_request, read.default_memory_request) == ("0.5", "2147483648")
+    assert (read.watch_namespaces, read.lease_namespace) == (["1e3"], "456")
+
+
+def test_a_services_name_has_no_dot_and_begins_with_a_letter(rendered: dict[str, Objects]) -> None:
+    made = {row: [one["metadata"]["name"] for one in of_kind(rendered[row], "Service")] for row in RELEASES}
+    assert made == {
+        "numbers-as-names": ["r-123-metrics", "r-123"],
+        "dot-in-the-name": ["my-release-finetune-operator-metrics", "my-release-finetune-operator"],
+    }
+
+
+def _texts_of_maps(node: Any, names: tuple[str, ...]) -> Iterator[Any]:
+    for value in _values_of(node, names):
+        yield from (text for text in value.values() if not isinstance(text, dict)) if isinstance(value, dict) else ()
+
+
+def _values_of(node: Any, names: tuple[str, ...]) -> Iterator[Any]:
+    if isinstance(node, list):
+        for one in node:
+            yield from _values_of(one, names)
+    elif isinstance(node, dict):
+        for name, value in node.items():
+            if name in names:
+                yield value
+            yield from _values_of(value, names)
 
 
 def test_the_matrix_sets_every_value_that_the_chart_has() -> None:
