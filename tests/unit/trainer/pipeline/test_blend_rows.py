@@ -205,6 +205,25 @@ def test_counts_and_rejects_are_reported_by_source_and_in_total(world: Any) -> N
     assert [one["uri"] for one in summary(prepared)["sources"]] == [good, bad]
 
 
+@pytest.mark.parametrize("sample", ["First", "Random"])
+def test_a_row_that_a_limit_leaves_out_is_not_repeated_by_a_later_source(world: Any, sample: str) -> None:
+    limited = {"uri": upload(world, "a", alpaca, 400), "maxSamples": 10, "sample": sample}
+    prepared = prepare(world, [limited, {"uri": upload(world, "b", alpaca, 400)}])
+    assert prepared.status.rejected_rows_by_code == {"DUPLICATE": 10}
+    assert prepared.status.train_rows == 400
+    instructions = [row["messages"][0]["content"] for row in rows(prepared)]
+    assert len(set(instructions)) == 400
+
+
+def test_a_limited_source_repeats_neither_itself_nor_an_earlier_one(world: Any) -> None:
+    first = {"uri": upload(world, "a", alpaca, 60)}
+    lines = [json.dumps(alpaca(number)) for number in (*range(50, 90), *range(60, 90))]
+    (world.bucket / "b.jsonl").write_text("\n".join(lines))
+    prepared = prepare(world, [first, {"uri": "s3://bucket/b.jsonl", "maxSamples": 60, "sample": "Random"}])
+    assert prepared.status.rejected_rows_by_code == {"DUPLICATE": 40}
+    assert prepared.status.train_rows == 90
+
+
 def test_what_is_held_out_is_not_in_any_source(world: Any) -> None:
     upload(world, "held", alpaca, 10)
     sources = [{"uri": upload(world, "a", alpaca, 40)}, {"uri": upload(world, "b", openai, 40)}]

@@ -13,9 +13,10 @@ from finetune_api.dataset.codes import RepairCode
 from finetune_api.handoff import ExitCode, JobConfig
 from finetune_api.inputs.sources import BlendSource, Sample
 from finetune_api.status import DatasetStatus
+from finetune_trainer.data.blend import choose_rows
 from finetune_trainer.data.checks.output import ACCEPTED, CheckOutput
 from finetune_trainer.data.checks.pipeline import check_rows
-from finetune_trainer.data.checks.row_keys import SeenRows
+from finetune_trainer.data.checks.row_keys import SeenRows, row_key
 from finetune_trainer.data.checks.summary import Summary, explain_unusable, name_unknown_columns
 from finetune_trainer.data.formats.columns import advise_field
 from finetune_trainer.data.rows import Labelling, Rejected, UnreadableFile
@@ -64,7 +65,7 @@ class CheckedSource:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """What earlier sources of the blend have brought."""
+    """What earlier sources of the blend have brought; `rows` has no row that their `maxSamples` leaves out."""
 
     rows: SeenRows = field(default_factory=SeenRows)
     places: dict[str, str] = field(default_factory=dict)
@@ -115,7 +116,10 @@ class SourceCheck:
         checked = CheckedSource(place, source, fetched.files, self.workspace / f"checked-{name}")
         checked.summary.ignored_files = fetched.ignored
         try:
-            self._check(checked, prompts, earlier.rows)
+            if source.max_samples is None:
+                self._check(checked, prompts, earlier.rows)
+            else:
+                self._check_limited(checked, prompts, earlier.rows)
         except UnreadableFile as error:
             message = f"{_label(checked)} cannot be read as rows: {error}"
             raise TrainerError(ExitCode.DATASET_UNUSABLE, message) from None
@@ -123,7 +127,17 @@ class SourceCheck:
         _refuse_unusable(checked, self.config.spec.dataset.max_rejected_percent)
         return checked
 
-    def _check(self, checked: CheckedSource, prompts: frozenset[int], seen: SeenRows) -> None:
+    def _check_limited(self, checked: CheckedSource, prompts: frozenset[int], earlier: SeenRows) -> None:
+        """Check a source that the blend does not use as a whole; later sources may have the rows that it leaves out."""
+        keys = array("q")
+        self._check(checked, prompts, SeenRows(earlier), keys)
+        for row in choose_rows(len(keys), checked.source, self.config.spec.hyperparameters.seed):
+            earlier.add(keys[row])
+
+    def _check(
+        self, checked: CheckedSource, prompts: frozenset[int], seen: SeenRows, keys: "array[int] | None" = None
+    ) -> None:
+        """Write the rows and their tokens; `keys` receives the `row_key` of each accepted row."""
         spec, source = self.config.spec, checked.source
         rows = check_rows(
             [file.named for file in checked.files],
@@ -150,6 +164,8 @@ class SourceCheck:
                     checked.samples.append(len(row.encodings))
                     checked.trained.append(sum(sample.trained for sample in row.encodings))
                     checked.lengths.extend(sample.length for sample in row.encodings)
+                    if keys is not None:
+                        keys.append(row_key(row))
                 else:
                     _keep_first(checked.first_rejects, row)
 

@@ -52,22 +52,34 @@ def _digest(data: bytes) -> int:
 
 
 class SeenRows:
-    """The `row_key`s of the rows so far, in buckets by their last bits: about 10 bytes for each, a set takes 80."""
+    """The `row_key`s of the rows so far, in buckets by their last bits: about 10 bytes for each, a set takes 80.
 
-    def __init__(self) -> None:
+    The keys in `earlier` count as seen too.
+    """
+
+    def __init__(self, earlier: "SeenRows | None" = None) -> None:
+        self._earlier = earlier
         self._buckets: list[bytearray | None] = [None] * (1 << BUCKET_BITS)
 
     def add(self, key: int) -> bool:
         """Add the key; return whether it is new."""
-        place, rest = key % len(self._buckets), (key >> BUCKET_BITS).to_bytes(REST_BYTES, "little", signed=True)
+        if key in self:
+            return False
+        place, rest = self._locate(key)
         bucket = self._buckets[place]
         if bucket is None:
             self._buckets[place] = bytearray(rest)
-            return True
+        else:
+            bucket += rest
+        return True
+
+    def __contains__(self, key: int) -> bool:
+        place, rest = self._locate(key)
+        bucket = self._buckets[place] or b""
         at = bucket.find(rest)
         while at > 0 and at % REST_BYTES:  # the end of one key and the start of the next
             at = bucket.find(rest, at + 1)
-        if at >= 0:
-            return False
-        bucket += rest
-        return True
+        return at >= 0 or (self._earlier is not None and key in self._earlier)
+
+    def _locate(self, key: int) -> tuple[int, bytes]:
+        return key % len(self._buckets), (key >> BUCKET_BITS).to_bytes(REST_BYTES, "little", signed=True)
