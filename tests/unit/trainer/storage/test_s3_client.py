@@ -1,13 +1,22 @@
 """A job's storage settings decide how requests are addressed and signed."""
 
+import io
+import re
+from pathlib import Path
+
 import pytest
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, SSLError
+from urllib3 import HTTPResponse
 
 from finetune_api.spec import Storage
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage.s3_client import S3Connection, connect_s3_here, storage_error
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.storage.s3 import S3Store
+from finetune_trainer.storage.s3_client import S3Connection, connect_s3, connect_s3_here, storage_error
 
 KEYS = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
+KEYS_OF_SECRET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 def signed_url(**settings: object) -> str:
@@ -33,6 +42,50 @@ def test_requests_are_signed_for_the_region_of_the_job(settings: dict[str, str],
 )
 def test_a_bucket_is_in_the_path_or_in_the_host_as_the_job_sets_it(settings: dict[str, object], start: str) -> None:
     assert signed_url(**settings).startswith(start)
+
+
+def mount(folder: Path, version: int, **keys: str) -> None:
+    """Replace the files of a mounted Secret as the kubelet does: a new folder, then the link to it."""
+    data = folder / f"..{version}"
+    data.mkdir(parents=True)
+    for name, text in keys.items():
+        (data / name).write_text(text)
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(f"..data/{name}")
+    (folder / "..new").symlink_to(data.name)
+    (folder / "..new").replace(folder / "..data")
+
+
+def test_a_request_is_signed_with_the_keys_that_the_mounted_secret_has_now(tmp_path: Path) -> None:
+    def rotate(number: int) -> None:
+        mount(tmp_path, number, **{name: f"{name}-{number}" for name in KEYS_OF_SECRET})
+
+    rotate(1)
+    connection = connect_s3(Storage.model_validate({"credentialsSecretRef": {"name": "s3"}}), tmp_path)
+    signed: list[tuple[str, str]] = []
+
+    def answer(request: AWSPreparedRequest, **_: object) -> AWSResponse:
+        key = re.search(r"Credential=([^/]+)", text_of(request.headers["Authorization"]))
+        signed.append((key[1] if key else "", text_of(request.headers["X-Amz-Security-Token"])))
+        return AWSResponse(request.url, 200, {}, HTTPResponse(io.BytesIO()))
+
+    connection.client.meta.events.register("before-send.s3", answer)
+    store = S3Store(connection, 0.0, StopFlag())
+    for number in (1, 2, 3):
+        if number == 2:
+            rotate(2)
+        if number == 3:  # a Secret without keys does not end a run whose keys are still valid
+            mount(tmp_path, 3)
+        store.put("s3://bucket/key", b"")
+    assert signed == [
+        ("AWS_ACCESS_KEY_ID-1", "AWS_SESSION_TOKEN-1"),
+        ("AWS_ACCESS_KEY_ID-2", "AWS_SESSION_TOKEN-2"),
+        ("AWS_ACCESS_KEY_ID-2", "AWS_SESSION_TOKEN-2"),
+    ]
+
+
+def text_of(header: str | bytes) -> str:
+    return header.decode() if isinstance(header, bytes) else header
 
 
 @pytest.fixture

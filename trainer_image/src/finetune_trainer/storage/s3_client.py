@@ -1,6 +1,5 @@
 """A boto3 client for one job's storage: endpoint, region, addressing, CA and credentials."""
 
-import configparser
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -24,15 +23,10 @@ from finetune_api.endpoints import is_aws_s3
 from finetune_api.handoff import CA_DIR, CA_FILE, CREDENTIALS_DIR, ExitCode
 from finetune_api.spec import Storage as StorageSpec
 from finetune_trainer.errors import StorageDenied, StorageUnavailable, TrainerError
+from finetune_trainer.storage.mounted_keys import KEYS, open_session, read_credentials
 from finetune_trainer.storage.own_servers import OwnKey, explain_other_server
 
 DEFAULT_REGION = "us-east-1"
-INI_KEY = "credentials"
-KEYS = {
-    "AWS_ACCESS_KEY_ID": "aws_access_key_id",
-    "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key",
-    "AWS_SESSION_TOKEN": "aws_session_token",
-}
 FIXES = {
     "InvalidAccessKeyId": "the access key is unknown: {keys}",
     "SignatureDoesNotMatch": "the secret key does not match the access key: {keys}",
@@ -71,12 +65,13 @@ KEYS_OF_THIS_MACHINE = (
 
 @dataclass(frozen=True)
 class S3Connection:
-    """How to reach a store; without explicit `credentials`, boto3's default chain applies."""
+    """How to reach a store; without `credentials` and a folder of `mounted` ones, boto3's default chain applies."""
 
     spec: StorageSpec
     credentials: dict[str, str] | None = None
     ca_file: Path | None = None
     names: SettingNames = SettingNames()
+    mounted: Path | None = None
 
     @property
     def endpoint(self) -> str:
@@ -101,7 +96,8 @@ class S3Connection:
         return "virtual" if is_custom else "auto"
 
     def _build(self, *, connect_timeout: float, read_timeout: float, attempts: int) -> Any:
-        session = Session(**(self.credentials or {}), region_name=self.spec.region or DEFAULT_REGION)
+        keys = {"botocore_session": open_session(self.mounted)} if self.mounted else self.credentials or {}
+        session = Session(**keys, region_name=self.spec.region or DEFAULT_REGION)
         config = Config(
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
@@ -142,10 +138,12 @@ def connect_s3(
 ) -> S3Connection:
     """Return the connection of a pod: credentials and CA from mounted files if the spec names a Secret."""
     spec = spec or StorageSpec()
+    if spec.credentials_secret_ref:
+        read_credentials(credentials_dir)  # keys that are missing are reported before any request
     return S3Connection(
         spec=spec,
-        credentials=read_credentials(credentials_dir) if spec.credentials_secret_ref else None,
         ca_file=_ca_file(ca_dir / CA_FILE) if spec.ca_secret_ref else None,
+        mounted=credentials_dir if spec.credentials_secret_ref else None,
     )
 
 
@@ -187,35 +185,6 @@ def _name_settings(spec: StorageSpec, option: str) -> SettingNames:
         return SettingNames(**known)
     endpoint = option if spec.endpoint else " or ".join(filter(None, ("AWS_ENDPOINT_URL", option)))
     return SettingNames(endpoint=endpoint, region="AWS_DEFAULT_REGION", **known)
-
-
-def read_credentials(directory: Path) -> dict[str, str]:
-    """Return the keys from a mounted Secret: one file each, or an INI file `credentials` as written by AWS tools."""
-    found = {argument: _text(directory / key) for key, argument in KEYS.items()}
-    if not found["aws_access_key_id"] and (directory / INI_KEY).is_file():
-        found = _from_ini(directory / INI_KEY)
-    given = {argument: value for argument, value in found.items() if value}
-    if "aws_access_key_id" not in given or "aws_secret_access_key" not in given:
-        raise StorageDenied(
-            "the Secret named by spec.storage.credentialsSecretRef needs the keys AWS_ACCESS_KEY_ID and "
-            f"AWS_SECRET_ACCESS_KEY, or a key {INI_KEY} in INI format"
-        )
-    return given
-
-
-def _from_ini(path: Path) -> dict[str, str]:
-    parser = configparser.ConfigParser(interpolation=None, default_section="")
-    try:
-        parser.read_string(path.read_text(encoding="utf-8"))
-    except (configparser.Error, UnicodeDecodeError):
-        # Not chained: a parser error quotes the line, which may be the secret.
-        raise StorageDenied(f"the Secret's key {INI_KEY} is not in INI format with a section [default]") from None
-    section = "default" if parser.has_section("default") else next(iter(parser.sections()), None)
-    return {} if section is None else {name: parser.get(section, name, fallback="") for name in KEYS.values()}
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 def _ca_file(path: Path) -> Path:
