@@ -97,13 +97,13 @@ CHANGES: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def refuses(control_plane: Path) -> Callable[[dict[str, Any]], bool]:
+def refuses(control_plane: Path) -> Callable[..., bool]:
     numbers = itertools.count()
     api = client.CustomObjectsApi(config.new_client_from_config(str(control_plane)))
 
-    def call(spec: dict[str, Any]) -> bool:
+    def call(spec: dict[str, Any], metadata: dict[str, Any] | None = None) -> bool:
         body = {"apiVersion": names.API_VERSION, "kind": names.KIND, "spec": spec}
-        body["metadata"] = {"name": f"agrees-{next(numbers)}"}
+        body["metadata"] = {"name": f"agrees-{next(numbers)}"} | (metadata or {})
         where = (names.GROUP, names.VERSION, "default", names.PLURAL)
         try:
             api.create_namespaced_custom_object(*where, body, field_validation="Strict", dry_run="All")
@@ -118,7 +118,7 @@ def refuses(control_plane: Path) -> Callable[[dict[str, Any]], bool]:
 
 @pytest.mark.parametrize("change", CHANGES, ids=json.dumps)
 def test_a_manifest_is_valid_exactly_where_the_api_server_takes_it(
-    refuses: Callable[[dict[str, Any]], bool], change: dict[str, Any]
+    refuses: Callable[..., bool], change: dict[str, Any]
 ) -> None:
     spec = BASE | change
     manifest = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "one"}, "spec": spec}
@@ -154,3 +154,38 @@ def kubectl_program() -> str:
     line = next(one for one in told.splitlines() if one.startswith("export PATH="))
     script = f"{line}; command -v kubectl"
     return subprocess.run(["bash", "-c", script], check=True, capture_output=True, text=True).stdout.strip()
+
+
+METADATA: list[dict[str, Any]] = [
+    {},
+    {"labels": {"team": "a b"}},
+    {"labels": {"team": ""}},
+    {"labels": {"team": "a" * 64}},
+    {"labels": {"team": "A_b.c"}},
+    {"labels": {"bad key!": "x"}},
+    {"labels": {"acme.com/": "x"}},
+    {"labels": {"/team": "x"}},
+    {"labels": {"a/b/c": "x"}},
+    {"labels": {"Acme.com/team": "x"}},
+    {"annotations": {"Acme.com/Team": "any text, of any kind"}},
+    {"annotations": {"x y": "z"}},
+    {"generateName": "bad_"},
+    {"generateName": "good-"},
+    {"generateName": "good.-"},
+    {"generateName": "-"},
+    {"generateName": "bad."},
+    {"finalizers": "x"},
+    {"finalizers": ["acme.com/x"]},
+    {"finalizers": ["a b"]},
+    {"finalizers": None},
+    {"ownerReferences": ["x"]},
+]
+
+
+@pytest.mark.parametrize("metadata", METADATA, ids=json.dumps)
+def test_metadata_is_valid_exactly_where_the_api_server_takes_it(
+    refuses: Callable[..., bool], metadata: dict[str, Any]
+) -> None:
+    head = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "one"} | metadata}
+    problems = check_files([("job.yaml", json.dumps(head | {"spec": BASE}))]).problems
+    assert bool(problems) == refuses(BASE, metadata), [problem.text() for problem in problems]

@@ -542,3 +542,38 @@ def test_a_folder_is_checked_with_the_folders_below_it(finetune: Callable[..., A
     done = finetune("validate", str(tmp_path))
     assert done.code == 1
     assert "team/a/two.yaml:5: spec.objective must be one of" in done.out
+
+
+@pytest.mark.parametrize(
+    ("metadata", "told"),
+    [
+        (
+            {"labels": {"team": "a b"}},
+            'labels.team is not a valid value of a label\n    value: "a b"\n    fix: at most',
+        ),
+        ({"labels": {"bad key!": "x"}}, "is not a valid key of labels"),
+        ({"labels": {"a/b/c": "x"}}, "is not a valid key of labels"),
+        ({"annotations": {"x y": "z"}}, "is not a valid key of annotations"),
+        ({"generateName": "Bad_"}, "metadata.generateName is not the beginning of a valid Kubernetes name"),
+        ({"generateName": 5}, "metadata.generateName is not the beginning"),
+        ({"finalizers": "x"}, "metadata.finalizers must be a list"),
+        ({"finalizers": [1]}, "metadata.finalizers[0] must be a text"),
+        ({"finalizers": ["a b"]}, "metadata.finalizers[0] is not a valid name of a finalizer"),
+        ({"ownerReferences": ["a"]}, "metadata.ownerReferences[0] must be a block of fields"),
+        ({"namespace": "Team_A"}, 'namespace cannot be the name of a namespace\n    value: "Team_A"\n    fix: at most'),
+        ({"namespace": ["a"]}, "metadata.namespace cannot be the name of a namespace"),
+        ({"name": "one\n"}, "metadata.name is not a valid Kubernetes name"),
+    ],
+    ids=str,
+)
+def test_metadata_that_the_api_server_refuses_is_a_problem(
+    validate: Callable[[str], Any], metadata: dict[str, Any], told: str
+) -> None:
+    done = validate(JOB.replace("{name: job}", json.dumps({"name": "job"} | metadata)))
+    assert (done.code, done.out.count("fix:"), told in done.out) == (1, 1, True), done
+
+
+def test_a_starter_for_a_namespace_that_cannot_exist_is_refused(finetune: Callable[..., Any]) -> None:
+    given = ("--model", "hf://owner/model", "--data", "s3://data/rows/", "--result", "s3://models/out", "-f", "-")
+    done = finetune("new", "one", "-n", "A b", *given)
+    assert (done.code, done.out, "metadata.namespace cannot be the name" in done.err) == (2, "", True)
