@@ -25,14 +25,23 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: operator
 {{- end }}
 
-{{- define "finetune-operator.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
-{{ include "finetune-operator.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-{{- with .Values.commonLabels }}
-{{ toYaml . }}
+{{/* Labels of an object. Takes a list: the chart's root, and maps of further labels, each key once; the last map wins. */}}
+{{- define "finetune-operator.labelsWith" -}}
+{{- $root := first . }}
+{{- $labels := include "finetune-operator.selectorLabels" $root | fromYaml }}
+{{- $_ := set $labels "helm.sh/chart" (printf "%s-%s" $root.Chart.Name $root.Chart.Version) }}
+{{- $_ := set $labels "app.kubernetes.io/version" $root.Chart.AppVersion }}
+{{- $_ := set $labels "app.kubernetes.io/managed-by" $root.Release.Service }}
+{{- range prepend (rest .) $root.Values.commonLabels }}
+{{- range $name, $value := . }}
+{{- $_ := set $labels $name $value }}
 {{- end }}
+{{- end }}
+{{- toYaml $labels }}
+{{- end }}
+
+{{- define "finetune-operator.labels" -}}
+{{- include "finetune-operator.labelsWith" (list .) }}
 {{- end }}
 
 {{- define "finetune-operator.serviceAccountName" -}}

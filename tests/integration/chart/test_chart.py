@@ -155,12 +155,43 @@ def test_an_installer_without_rights_in_the_cluster_can_have_objects_of_namespac
     assert {one["metadata"].get("namespace") for one in documents} == {"system", "a", "b"}
 
 
-def test_every_object_carries_the_common_labels_and_the_pod_its_own(helm: str) -> None:
-    documents = render(helm, "--set", "commonLabels.team=ml,podLabels.tier=back,networkPolicy.enabled=true")
-    assert {one["metadata"]["labels"]["team"] for one in documents} == {"ml"}
+class UniqueKeys(yaml.CSafeLoader):
+    """A loader that refuses a key that is given twice, as kustomize does."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value]
+        assert sorted(set(keys)) == sorted(keys)
+        return super().construct_mapping(node, deep)
+
+
+def test_every_object_carries_the_common_labels_once_and_the_pod_its_own(helm: str) -> None:
+    values = {
+        "commonLabels": {"team": "ml", "tier": "front", "release": "common"},
+        "podLabels": {"tier": "back"},
+        "crds": {"enabled": False},
+        "release": {"enabled": True},
+        "networkPolicy": {"enabled": True},
+        "admissionPolicy": {"enabled": True},
+        "flowSchema": {"enabled": True},
+        "replicas": 2,
+        "monitoring": {"dashboards": True, "scrapeAnnotations": True, "labels": {"release": "stack"}},
+    }
+    given = (word for name, value in values.items() for word in ("--set-json", f"{name}={json.dumps(value)}"))
+    done = template(helm, *given, "--api-versions", "monitoring.coreos.com/v1")
+    assert done.returncode == 0, done.stderr
+    documents = [one for one in yaml.load_all(done.stdout, UniqueKeys) if one]
+    without = [one for one in documents if one["metadata"]["labels"].get("team") != "ml"]
+    assert [(one["kind"], one["metadata"]["name"]) for one in without] == []
+    assert all(one["metadata"]["labels"]["helm.sh/chart"].startswith("finetune-operator-") for one in documents)
+    monitors = {one["kind"] for one in documents if one["metadata"]["labels"]["release"] == "stack"}
+    assert monitors == {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
     (deployment,) = of_kind(documents, "Deployment")
+    assert deployment["metadata"]["labels"]["tier"] == "front"
     assert deployment["spec"]["template"]["metadata"]["labels"].items() >= {"team": "ml", "tier": "back"}.items()
     assert "team" not in deployment["spec"]["selector"]["matchLabels"]
+    (monitor,) = of_kind(documents, "ServiceMonitor")
+    chosen = monitor["spec"]["selector"]["matchLabels"].items()
+    assert len([one for one in of_kind(documents, "Service") if chosen <= one["metadata"]["labels"].items()]) == 1
 
 
 def test_a_label_that_selectors_need_cannot_be_set(helm: str) -> None:
