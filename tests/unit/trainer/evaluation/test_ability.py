@@ -17,13 +17,30 @@ def test_a_measurable_loss_is_forgotten_and_its_sentence_has_the_interval() -> N
     assert ability.has_forgotten
     assert (ability.lost, ability.gained) == (20, 0)
     found = describe_ability(ability)
-    assert found == "general ability lost: 80.0 % → 60.0 % of 100 questions, -20.0 ± 8.0 percentage points"
+    assert found.startswith("general ability lost: 80.0 % → 60.0 % of 100 questions, ")
+    assert found.endswith(", -20.0 percentage points (95 % interval -27.5 to -11.7)")
 
 
 def test_a_small_loss_is_within_the_interval() -> None:
     ability = Ability(answers(60), [*answers(59, 99), True])
     assert not ability.has_forgotten
-    assert describe_ability(ability).startswith("general ability 60.0 % → 60.0 % of 100 questions, +0.0 ± ")
+    assert describe_ability(ability).startswith(
+        "general ability 60.0 % → 60.0 % of 100 questions, +0.0 percentage points (95 % interval -"
+    )
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "is_forgotten"),
+    [(4, 0, False), (5, 0, False), (6, 0, True), (8, 2, False), (10, 1, True), (0, 6, False)],
+)
+def test_a_loss_is_forgotten_only_if_chance_rarely_makes_it(lost: int, gained: int, *, is_forgotten: bool) -> None:
+    """By the exact test of McNemar: 5 lost and none gained have p = 0.0625, 6 have 0.031."""
+    same = [True] * (200 - lost - gained)
+    ability = Ability([*same, *[True] * lost, *[False] * gained], [*same, *[False] * lost, *[True] * gained])
+    found = ability_status(ability)
+    assert found is not None
+    assert (ability.has_forgotten, found.has_forgotten) == (is_forgotten, is_forgotten)
+    assert ("lost: " in describe_ability(ability)) is is_forgotten
 
 
 def test_a_gain_is_not_forgotten() -> None:
