@@ -1,7 +1,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_trainer.tokenization.token_spans import token_spans
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_trainer.tokenization.token_spans import leave_out, token_spans
+
+Spans = list[tuple[int, int]]
+SPANS = st.lists(st.tuples(st.integers(0, 14), st.integers(0, 14)).map(lambda ends: (min(ends), max(ends))), max_size=8)
 
 
 @dataclass
@@ -18,3 +24,32 @@ def test_the_last_token_may_reach_over_spaces_but_not_over_text() -> None:
     encoding: Any = Offsets([(0, 2), (2, 5)])
     assert token_spans(encoding, "abcd ", [(2, 4)]) == [(1, 2)]
     assert token_spans(encoding, "abcde", [(2, 4)]) == [(1, 1)]
+
+
+def without(offsets: Spans, ranges: Spans, untrained: Spans) -> Spans:
+    """The definition: each range of characters removes the tokens from the first to the last one that touches it."""
+    kept = [set(range(*one)) for one in ranges]
+    for start, end in untrained:
+        touching = [at for at, (begin, stop) in enumerate(offsets) if begin < end and stop > start]
+        removed = set(range(touching[0], touching[-1] + 1)) if touching else set()
+        kept = [one - removed for one in kept]
+    return sorted(
+        (at, next(end for end in range(at, 99) if end not in one)) for one in kept for at in one if at - 1 not in one
+    )
+
+
+@given(offsets=SPANS, ranges=SPANS, untrained=SPANS, is_sorted=st.booleans())
+def test_tokens_that_touch_untrained_characters_are_left_out(
+    offsets: Spans, ranges: Spans, untrained: Spans, *, is_sorted: bool
+) -> None:
+    encoding: Any = Offsets(sorted(offsets) if is_sorted else offsets)
+    found = [one for one in leave_out(encoding, ranges, untrained) if one[0] < one[1]]
+    assert sorted(found) == without(encoding.offsets, ranges, untrained)
+
+
+def test_many_untrained_parts_cost_no_walk_over_all_tokens_each() -> None:
+    """One walk for each part would take an hour."""
+    parts = 200_000
+    encoding: Any = Offsets([(at, at + 1) for at in range(2 * parts)])
+    untrained = [(2 * at, 2 * at + 1) for at in range(parts)]
+    assert leave_out(encoding, [(0, 2 * parts)], untrained) == [(2 * at + 1, 2 * at + 2) for at in range(parts)]

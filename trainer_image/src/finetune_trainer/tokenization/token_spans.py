@@ -1,7 +1,8 @@
 """Find the tokens of a rendered text that belong to its answers."""
 
-from bisect import bisect_left
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
 from tokenizers import Encoding
 
@@ -66,16 +67,47 @@ def token_spans(encoding: Encoding, text: str, spans: Sequence[Span]) -> list[Sp
 
 def leave_out(encoding: Encoding, ranges: Sequence[Span], untrained: Sequence[Span]) -> list[Span]:
     """Return the ranges of tokens without those that touch one of these ranges of characters."""
-    left = list(ranges)
-    for start, end in untrained:
-        touching = [at for at, (begin, stop) in enumerate(encoding.offsets) if begin < end and stop > start]
-        if not touching:
-            continue
-        first, last = touching[0], touching[-1] + 1
-        left = [
-            piece
-            for begin, stop in left
-            for piece in ((begin, min(stop, first)), (max(begin, last), stop))
-            if piece[0] < piece[1]
-        ]
-    return left
+    removed = _merge(_find_touching(encoding.offsets, untrained)) if untrained else []
+    if not removed:
+        return list(ranges)
+    left = []
+    for begin, stop in ranges:
+        kept_from, at = begin, max(bisect_left(removed, (begin, begin)) - 1, 0)
+        while at < len(removed) and removed[at][0] < stop:
+            first, last = removed[at]
+            left.append((kept_from, first))
+            kept_from, at = max(begin, last), at + 1
+        left.append((kept_from, stop))
+    return [piece for piece in left if piece[0] < piece[1]]
+
+
+def _find_touching(offsets: Sequence[Span], spans: Sequence[Span]) -> Iterator[Span]:
+    """Yield the range of tokens from the first to the last one that touches each range of characters.
+
+    Offsets rise, but for texts that a normaliser has put into another order.
+    """
+    furthest = list(accumulate((stop for _, stop in offsets), max))
+    nearest = list(accumulate((begin for begin, _ in reversed(offsets)), min))[::-1]
+    for start, end in spans:
+        first, last = bisect_right(furthest, start), bisect_left(nearest, end)
+        while first < last and not _overlap(offsets[first], (start, end)):
+            first += 1
+        while first < last and not _overlap(offsets[last - 1], (start, end)):
+            last -= 1
+        if first < last:
+            yield first, last
+
+
+def _overlap(token: Span, span: Span) -> bool:
+    return token[0] < span[1] and token[1] > span[0]
+
+
+def _merge(spans: Iterable[Span]) -> list[Span]:
+    """Return the ranges in order, those that overlap or adjoin as one."""
+    merged: list[Span] = []
+    for first, last in sorted(spans):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(merged[-1][1], last)
+        else:
+            merged.append((first, last))
+    return merged
