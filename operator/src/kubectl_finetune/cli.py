@@ -358,7 +358,7 @@ def validate(
     if rows:
         from kubectl_finetune.commands.validate import check_rows
 
-        raise typer.Exit(check_rows(verdict.jobs, rows, rows_out))
+        raise typer.Exit(check_rows(verdict.jobs, rows, rows_out, is_for_programs=output is not None))
 
 
 @app.command(

@@ -304,8 +304,11 @@ PROGRAM = "finetune-trainer"
 INSTALL = "in a clone of the operator's repository: pip install '.[check]'"
 
 
-def check_rows(jobs: list[dict[str, Any]], files: list[str], out: Path | None) -> int:
-    """Check local files in place of the job's `dataset.train`; return the exit code of the check."""
+def check_rows(jobs: list[dict[str, Any]], files: list[str], out: Path | None, *, is_for_programs: bool = False) -> int:
+    """Check local files in place of the job's `dataset.train`; return the exit code of the check.
+
+    Its text goes to stderr if stdout has a document for programs.
+    """
     if len(jobs) != 1:
         raise WrongUse(f"--rows needs one job, but the files have {len(jobs)}", "give the manifest of one job")
     sources = _at(jobs[0], "spec", "dataset", "train", "sources") or ()
@@ -319,7 +322,8 @@ def check_rows(jobs: list[dict[str, Any]], files: list[str], out: Path | None) -
     program, spec = find_program(), jobs[0]["spec"]
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
         command = [program, "check-data", *files, *options(spec), "--out", str(out or scratch)]
-        return subprocess.run(command, check=False).returncode  # noqa: S603 - our own program, without a shell
+        stdout = sys.stderr if is_for_programs else None
+        return subprocess.run(command, check=False, stdout=stdout).returncode  # noqa: S603 - our own program, without a shell
 
 
 def _require_folder(out: Path) -> None:

@@ -354,6 +354,11 @@ def test_rows_are_checked_by_the_trainers_own_check_which_leaves_only_what_was_r
     rows.write_text("".join(f'{{"prompt": "{n}?", "chosen": "Yes.", "rejected": "No."}}\n' for n in range(5)))
     done = validate(JOB.replace("Chat", "DPO"), "--rows", str(rows), "--rows-out", str(kept))
     assert (done.code, len((kept / "accepted.jsonl").read_text().splitlines())) == (0, 5), done.err
+    plain, for_programs = (
+        validate(JOB.replace("Chat", "DPO"), "--rows", str(rows), *more) for more in ((), ("-o", "json"))
+    )
+    assert (for_programs.code, json.loads(for_programs.out)["valid"]) == (0, ["job"])
+    assert plain.out.removeprefix("job is valid\n") in for_programs.err
     rows.write_text('{"neither": 1}\n')
     assert validate(JOB, "--rows", str(rows)).code == 65
     assert (list(here.iterdir()), list(scratch.iterdir())) == ([], [])
