@@ -22,6 +22,8 @@ def main() -> None:
     Typer exits with 0, with 130 after Ctrl-C, and with 1 if nothing reads the output any more. Any other exception is
     a bug: it ends with 1 and a traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # as kubectl in every locale: another one has no arrows, or fails
     try:
         app(prog_name=PROGRAM)
     except FineTuneError as error:

@@ -193,10 +193,13 @@ def report(
     """
     from finetune_client.storage import open_storage, published
     from kubectl_finetune.commands import report as reporting
+    from kubectl_finetune.commands.validate import require_folder
 
     cluster = connect(context, namespace, kube_context, kubeconfig)
     job = cluster.get_job(name)
     published(job)
+    if save:
+        require_folder(save, "--save")
     if fetch or save:
         storage = open_storage(job, endpoint, say)
         for path in reporting.save(storage, save) if save else []:

@@ -1,5 +1,6 @@
 """The process as it starts: quick, and with an exit code for each kind of failure."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -131,3 +132,50 @@ def test_an_unexpected_error_prints_its_traceback_without_what_a_terminal_interp
     assert done.returncode == 1
     assert done.stderr.startswith("Traceback (most recent call last):\n")
     assert done.stderr.splitlines()[-1] == "ValueError: \\u001b[2J\\u202eforged"
+
+
+END = [
+    {"type": kind, "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-03-01T12:25:00Z"}
+    for kind in ("Validated", "Complete")
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("report one --save {file}", ExitCode.USAGE, "error: --save {file} cannot be made: {file} is a file"),
+        (
+            "report one --save {file}/below",
+            ExitCode.USAGE,
+            "error: --save {file}/below cannot be made: {file} is a file",
+        ),
+        ("validate -", ExitCode.FAILED, "error: stdin is not a text in UTF-8"),
+        ("import -", ExitCode.FAILED, "error: stdin is not a text in UTF-8"),
+        ("describe one", ExitCode.DONE, ""),
+        ("describe page", ExitCode.UNREACHABLE, "error: the cluster's address answers with something else"),
+        ("describe list", ExitCode.UNREACHABLE, "error: the cluster's address answers with something else"),
+    ],
+)
+@pytest.mark.process
+def test_what_a_user_or_a_gateway_can_cause_has_its_exit_code_and_no_traceback(
+    front: Any, job: Callable[..., Any], arguments: str, code: ExitCode, message: str
+) -> None:
+    file = os.environ["KUBECONFIG"]
+    better = {"verdict": "Better", "metric": "Loss", "before": 2.0, "after": 1.0}
+    artifacts = {"uri": "s3://b/out", "reportURI": "s3://b/out/finetune_report.md", "manifestSHA256": "ab" * 32}
+    done_job = job(phase="Succeeded", conditions=END, artifacts=artifacts, evaluation=better)
+    front.answers = {"one": [(200, done_job.raw)], "events": [(200, {"items": []})]}
+    front.answers |= {"page": [(200, b"<html>Log in</html>")], "list": [(200, b"[]")]}
+    words = [word.replace("{file}", file) for word in arguments.split()]
+    command = [sys.executable, "-m", "kubectl_finetune", "--context", "lab", *words]
+    own = {
+        "PYTHONIOENCODING": "cp1252:strict",
+        "PYTHONUTF8": "0",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "s",
+    }
+    done = subprocess.run(command, input=b"a: \xff\x81\n", capture_output=True, check=False, env=os.environ | own)
+    told = done.stderr.decode()
+    assert (done.returncode, "Traceback" in told) == (code, False), told
+    assert message.replace("{file}", file) in told
+    assert ("2 → 1" in done.stdout.decode("utf-8")) == (code is ExitCode.DONE)

@@ -5,7 +5,6 @@ import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 from urllib.parse import quote
 
 from finetune_api import names
@@ -19,6 +18,7 @@ from finetune_client.cluster.connection import (
     Query,
     Stop,
     open_connection,
+    read_object,
 )
 from finetune_client.cluster.job import Job, Object
 from finetune_client.errors import FineTuneError, Forbidden, NotFound, WrongUse
@@ -104,7 +104,7 @@ class Cluster:
         for chunk in self._connection.stream(self._path(), query, stop, seconds + slack):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in filter(None, lines):
-                yield cast("Object", json.loads(line))
+                yield read_object(line)
 
     def patch_spec(self, name: str, change: Object) -> None:
         """Change operational fields of the spec."""

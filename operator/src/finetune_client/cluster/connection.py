@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import kubernetes
@@ -67,7 +67,7 @@ class Connection:
         answer = self._send(verb, path, body, query or {}, timeout, form=form)
         if answer.status >= HTTPStatus.BAD_REQUEST:
             raise to_error(answer.status, answer.data)
-        return cast("Object", json.loads(answer.data))
+        return read_object(answer.data)
 
     def stream(self, path: str, query: Query, stop: "Stop | None" = None, silence: float = 0) -> Iterator[bytes]:
         """Yield the bytes of an answer as they arrive, until it ends, or until no byte came for `silence` seconds."""
@@ -119,6 +119,20 @@ class Connection:
             f"the cluster is unreachable at {self._configuration.host}: {reason.rpartition('>: ')[2] or reason}",
             "check kubectl config current-context, and that the cluster is running",
         )
+
+
+def read_object(data: bytes) -> Object:
+    """Return the object of an answer; a gateway may answer with a page in place of the API server."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise Unreachable(
+            "the cluster's address answers with something else than an object of the API",
+            "check the server of the kubeconfig: a gateway or a page for logging in may answer in its place",
+        )
+    return found
 
 
 class Stop:

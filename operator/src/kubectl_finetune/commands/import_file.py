@@ -1,7 +1,6 @@
 """`import`: convert a training file of another project to a manifest, and name what is not carried."""
 
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from finetune_api.manifest.yaml_document import FileError, read_text, write_docu
 from finetune_client.errors import FineTuneError, WrongUse
 from finetune_client.manifest.fixes import FILL_IN
 from finetune_client.manifest.suggestions import nearest
-from kubectl_finetune.commands.validate import Problem, check_files
+from kubectl_finetune.commands.validate import Problem, check_files, read_stdin
 from kubectl_finetune.display.table import columns
 from kubectl_finetune.importing.draft import Draft, NotCarried, Options, ToFillIn
 from kubectl_finetune.importing.engine import convert
@@ -102,7 +101,7 @@ def import_file(path: Path, asked: str, options: Options) -> Imported:
 
 def _read(path: Path) -> tuple[str, str]:
     if str(path) == "-":
-        return "stdin", sys.stdin.read()
+        return "stdin", read_stdin()
     try:
         return str(path), read_text(path)
     except FileError as error:

@@ -1,5 +1,6 @@
 """`validate`: check manifests without a cluster; each problem has file, line, field, value and fix."""
 
+import io
 import itertools
 import json
 import shutil
@@ -113,7 +114,7 @@ def read_files(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
     """Yield names and texts; a folder yields the YAML files in it and in the folders below."""
     for path in paths:
         if str(path) == "-":
-            yield "stdin", sys.stdin.read()
+            yield "stdin", read_stdin()
             continue
         inside = (
             sorted(one for one in path.rglob("*") if one.suffix in {".yaml", ".yml", ".json"} and one.is_file())
@@ -127,6 +128,16 @@ def read_files(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
                 yield str(one), read_text(one)
             except FileError as error:
                 raise FineTuneError(str(error)) from None
+
+
+def read_stdin() -> str:
+    """Return the text of stdin, which is UTF-8 in every locale, as a file is."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError:
+        raise FineTuneError("stdin is not a text in UTF-8") from None
 
 
 def _of_yaml(file: str, fault: YamlError) -> Problem:
@@ -318,7 +329,7 @@ def check_rows(jobs: list[dict[str, Any]], files: list[str], out: Path | None, *
             f"check the rows of each source: {PROGRAM} check-data FILE --objective … --format … --columns …",
         )
     if out:
-        _require_folder(out)
+        require_folder(out, "--rows-out")
     program, spec = find_program(), jobs[0]["spec"]
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
         command = [program, "check-data", *files, *options(spec), "--out", str(out or scratch)]
@@ -326,10 +337,11 @@ def check_rows(jobs: list[dict[str, Any]], files: list[str], out: Path | None, *
         return subprocess.run(command, check=False, stdout=stdout).returncode  # noqa: S603 - our own program, without a shell
 
 
-def _require_folder(out: Path) -> None:
+def require_folder(out: Path, option: str) -> None:
+    """Raise WrongUse if the folder of an option cannot be made because there is a file."""
     nearest = next(one for one in (out, *out.absolute().parents) if one.exists())
     if not nearest.is_dir():
-        raise WrongUse(f"--rows-out {out} cannot be made: {nearest} is a file", "name a folder")
+        raise WrongUse(f"{option} {out} cannot be made: {nearest} is a file", "name a folder")
 
 
 def find_program() -> str:
