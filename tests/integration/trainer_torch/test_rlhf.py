@@ -22,6 +22,7 @@ from finetune_trainer.models.loading import load_for_training, load_plain, train
 from finetune_trainer.rewards.computed import ComputedRewards
 from finetune_trainer.rewards.scorer import RewardModel
 from finetune_trainer.tokenization.labeler import Labeler
+from finetune_trainer.tokenization.sample_table import longest_length
 from finetune_trainer.training.methods.rlhf import PolicyTrainer
 from finetune_trainer.training.methods.rollout_engine import engine_arguments, merged_tensors
 
@@ -266,15 +267,15 @@ def test_vllm_is_refused_for_an_adapter_that_it_would_get_a_part_of(
 
 
 def test_the_engine_has_room_for_the_longest_answer_and_ends_with_the_chat_template(taught: Path) -> None:
-    samples = prompts_of(taught)
+    longest = longest_length(prompts_of(taught))
     settings = make_settings("LoRA", max_completion_length=LONGEST, rollouts_gpu_memory_fraction=0.4)
-    assert engine_arguments(make_settings("LoRA"), samples, {2}) == {}
-    assert engine_arguments(settings, samples, {7, 2}) == {
+    assert engine_arguments(make_settings("LoRA"), longest, {2}) == {}
+    assert engine_arguments(settings, longest, {7, 2}) == {
         "use_vllm": True,
         "vllm_mode": "colocate",
         "vllm_gpu_memory_utilization": 0.4,
-        "vllm_max_model_length": max(len(one.prompt_ids) for one in samples) + LONGEST,
+        "vllm_max_model_length": longest + LONGEST,
         "generation_kwargs": {"stop_token_ids": [2, 7], "ignore_eos": True},
     }
     known = {field.name for field in fields(GRPOConfig)} & {field.name for field in fields(RLOOConfig)}
-    assert engine_arguments(settings, samples, {2}).keys() <= known
+    assert engine_arguments(settings, longest, {2}).keys() <= known

@@ -3,7 +3,14 @@
 import pyarrow as pa
 import pytest
 
-from finetune_trainer.tokenization.sample_table import SampleBatches, Samples, as_samples, count_rows, find_row_ends
+from finetune_trainer.tokenization.sample_table import (
+    SampleBatches,
+    Samples,
+    as_samples,
+    count_rows,
+    find_row_ends,
+    longest_length,
+)
 from finetune_trainer.tokenization.samples import Encoded, EncodedPrompt
 
 
@@ -37,3 +44,16 @@ def test_samples_without_a_table_are_a_row_each() -> None:
     prompts = [EncodedPrompt([1, 2])] * 3
     for samples in (prompts, as_samples(prompts), []):
         assert (count_rows(samples), find_row_ends(samples)) == (len(samples), None)
+
+
+def test_the_longest_sample_of_a_table_is_found_without_its_tokens() -> None:
+    prompts = [EncodedPrompt([1] * length) for length in (3, 7, 2)]
+    lengths = as_samples(prompts).table.drop_columns(["prompt_ids"])
+
+    class LengthsOnly(Samples[EncodedPrompt]):
+        def __init__(self) -> None:
+            self.table = lengths
+
+    assert longest_length(LengthsOnly(), prompts[:1]) == 7
+    assert longest_length(as_samples(prompts[:1]), prompts) == 7
+    assert longest_length([], as_samples(prompts)[3:]) == 0

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from finetune_trainer.data.rows import BadRow, Message
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import Encoded
+
+COUNTED_ANSWERS = 4096
+"""Answers whose last token is counted."""
 
 
 def answer_all(
@@ -78,9 +82,10 @@ def _is_whole(sample: Encoded) -> bool:
 
 
 def stop_token_ids(model: PreTrainedModel, samples: Iterable[Encoded]) -> list[int]:
-    """Return the tokens that end an answer: the model's own and the one that ends most training answers."""
+    """Return the tokens that end an answer: the model's own and the one that ends most of the first answers."""
     known = model.generation_config.eos_token_id
     ids = [] if known is None else [known] if isinstance(known, int) else list(known)
-    ends = Counter([label for label in sample.labels if label >= 0][-1] for sample in samples if _is_whole(sample))
+    whole = islice(filter(_is_whole, samples), COUNTED_ANSWERS)
+    ends = Counter(next(label for label in reversed(sample.labels) if label >= 0) for sample in whole)
     ids += [token for token, _ in ends.most_common(1)]
     return sorted(set(ids)) or [0]

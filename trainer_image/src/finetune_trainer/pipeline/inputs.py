@@ -122,7 +122,8 @@ class Inputs:
     @property
     def answers(self) -> Iterator[Encoded]:
         """The training rows with an answer to imitate."""
-        return (as_text(sample) for sample in self.train if not isinstance(sample, EncodedPrompt))
+        has_none = isinstance(self.train[0], EncodedPrompt)
+        return iter(()) if has_none else map(as_text, self.train)
 
 
 def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:

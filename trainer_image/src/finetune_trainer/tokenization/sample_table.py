@@ -152,6 +152,17 @@ def count_rows(samples: Sequence[Sample]) -> int:
     return len(np.unique(samples.numbers(ROW))) if isinstance(samples, Samples) else len(samples)
 
 
+def longest_length(*parts: Sequence[Sample]) -> int:
+    """Return the tokens of the longest sample; of a table only the column of lengths is read."""
+    found = [0]
+    for samples in parts:
+        if isinstance(samples, Samples):
+            found.append(int(samples.numbers("length").max(initial=0)))
+        else:
+            found += [sample.length for sample in samples]
+    return max(found)
+
+
 def find_row_ends(samples: Sequence[Sample]) -> frozenset[int] | None:
     """Return how many tokens with a loss there are up to the end of each row; None if each row is one sample."""
     if not isinstance(samples, Samples) or count_rows(samples) == len(samples):

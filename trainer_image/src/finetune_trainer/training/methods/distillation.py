@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.tokenization.sample_table import longest_length
 from finetune_trainer.training.callbacks import ReportProgress
 from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.parts import LoopContext, Teacher, TrainerParts
@@ -151,8 +152,9 @@ def divergence(own: torch.Tensor, taught: torch.Tensor, beta: float) -> torch.Te
 def build_distillation_trainer(parts: TrainerParts, teacher: Teacher) -> StudentTrainer:
     """Return the trainer, ready for `evaluate()`, `train()` and `measure()`."""
     settings, loop = parts.settings, parts.loop
+    longest = longest_length(parts.train, parts.validation)
     for model in (parts.model, teacher.model):
-        require_context(model, [*parts.train, *parts.validation], settings.max_completion_length or 0, "distillation")
+        require_context(model, longest, settings.max_completion_length or 0, "distillation")
     set_end_tokens(parts.model, parts.tokenizer, teacher.stop_id)
     train_dataset = to_prompt_dataset(parts.train, at_least=settings.global_batch_size or 1)
     arguments = parts.trainer_arguments(train_dataset, to_prompt_dataset)

@@ -21,12 +21,11 @@ def set_end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedToke
     return ends | {tokenizer.eos_token_id}
 
 
-def require_context(
-    model: PreTrainedModel | PeftModel, samples: Sequence[EncodedPrompt], longest_answer: int, block: str
-) -> None:
-    """Raise for prompts that leave no room for an answer in the context; `block` is that of `maxCompletionLength`."""
+def require_context(model: PreTrainedModel | PeftModel, longest_prompt: int, longest_answer: int, block: str) -> None:
+    """Raise if the longest prompt leaves no room for an answer in the context; `block` is that of
+    `maxCompletionLength`."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(len(sample.prompt_ids) for sample in samples) + longest_answer
+    longest = longest_prompt + longest_answer
     if context and longest > context:
         raise TrainerError(
             ExitCode.INVALID_CONFIG,

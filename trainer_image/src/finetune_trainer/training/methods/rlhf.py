@@ -30,6 +30,7 @@ from finetune_trainer.models.adapters.whole_modules import share_whole_modules
 from finetune_trainer.models.loading import DTYPES, trained_tensors
 from finetune_trainer.rewards.computed import Judge
 from finetune_trainer.rewards.rollouts import Rollouts, ScoredAnswer
+from finetune_trainer.tokenization.sample_table import longest_length
 from finetune_trainer.tokenization.samples import EncodedPrompt
 from finetune_trainer.training.callbacks import (
     KeepWeights,
@@ -244,7 +245,8 @@ class RequireGradientFromSpread(TrainerCallback):  # type: ignore[misc]  # the l
 def build_rlhf_trainer(parts: TrainerParts, judge: Judge) -> PolicyTrainer:
     """Return the trainer, ready for `evaluate()`, `train()` and `show()`."""
     model, settings, loop = parts.model, parts.settings, parts.loop
-    require_fit(model, settings, [*parts.train, *parts.validation])
+    longest = longest_length(parts.train, parts.validation)
+    require_fit(model, settings, longest)
     require_linear_adapter(model, settings)
     stop_ids = set_end_tokens(model, parts.tokenizer, judge.stop_id)
     group = settings.num_generations or 1
@@ -259,7 +261,7 @@ def build_rlhf_trainer(parts: TrainerParts, judge: Judge) -> PolicyTrainer:
     ]
     is_rloo = settings.algorithm == Algorithm.RLOO
     kind, config = (LeaveOneOutTrainer, RLOOConfig) if is_rloo else (GroupTrainer, GRPOConfig)
-    engine = engine_arguments(settings, [*parts.train, *parts.validation], stop_ids)
+    engine = engine_arguments(settings, longest, stop_ids)
     with starting_engine(settings):
         return kind(
             rollouts=rollouts,
@@ -283,8 +285,8 @@ def _sampling_arguments(settings: Resolved) -> dict[str, Any]:
     }
 
 
-def require_fit(model: PreTrainedModel | PeftModel, settings: Resolved, samples: Sequence[EncodedPrompt]) -> None:
-    """Raise for batches that split a group, and for prompts that leave no room for an answer in the context."""
+def require_fit(model: PreTrainedModel | PeftModel, settings: Resolved, longest_prompt: int) -> None:
+    """Raise for batches that split a group, and for a prompt that leaves no room for an answer in the context."""
     group, batch = settings.num_generations or 1, settings.global_batch_size or 1
     if batch % group:
         raise TrainerError(
@@ -292,7 +294,7 @@ def require_fit(model: PreTrainedModel | PeftModel, settings: Resolved, samples:
             f"rlhf.numGenerations {group} does not divide the {batch} answers of a step: change "
             "perDeviceTrainBatchSize x gradientAccumulationSteps, times all GPUs, to a multiple of it",
         )
-    require_context(model, samples, settings.max_completion_length or 0, "rlhf")
+    require_context(model, longest_prompt, settings.max_completion_length or 0, "rlhf")
 
 
 def _gather_answers(own: list[list[ScoredAnswer]], count: int, world: World) -> list[ScoredAnswer]:

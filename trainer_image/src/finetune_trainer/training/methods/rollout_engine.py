@@ -1,7 +1,7 @@
 """vLLM as the engine of rollouts: in this process, with a copy of the model that gets the weights after each step."""
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,21 +14,19 @@ from transformers import PreTrainedModel
 from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError, one_line
-from finetune_trainer.tokenization.samples import EncodedPrompt
 
 OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def engine_arguments(settings: Resolved, samples: Sequence[EncodedPrompt], stop_ids: Collection[int]) -> dict[str, Any]:
+def engine_arguments(settings: Resolved, longest_prompt: int, stop_ids: Collection[int]) -> dict[str, Any]:
     """Return TRL's settings of the engine; none without one."""
     if settings.rollouts_gpu_memory_fraction is None:
         return {}
-    longest = max(len(sample.prompt_ids) for sample in samples)
     return {
         "use_vllm": True,
         "vllm_mode": "colocate",
         "vllm_gpu_memory_utilization": settings.rollouts_gpu_memory_fraction,
-        "vllm_max_model_length": longest + (settings.max_completion_length or 0),
+        "vllm_max_model_length": longest_prompt + (settings.max_completion_length or 0),
         # vLLM takes the ends of a text from the model's files, which do not have the chat template's.
         "generation_kwargs": {"stop_token_ids": sorted(stop_ids), "ignore_eos": True},
     }
