@@ -105,6 +105,25 @@ def blend(*sources: Spec, **fields: Any) -> Spec:
     return {"dataset": {"train": {"sources": named} | fields}}
 
 
+EXISTS_WITH_VALUE = {"operator": "Exists", "value": "x"}
+REQUIRED_NODES = "spec.scheduling.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution"
+
+
+def tolerating(toleration: Spec) -> Spec:
+    return {"scheduling": {"tolerations": [{"key": "gpu"} | toleration]}}
+
+
+def spreading(**fields: Any) -> Spec:
+    constraint = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"} | fields
+    return {"scheduling": {"topologySpreadConstraints": [constraint]}}
+
+
+def near(requirement: Spec) -> Spec:
+    terms = [{"matchExpressions": [{"key": "gpus"} | requirement]}]
+    nodes = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    return {"scheduling": {"affinity": {"nodeAffinity": nodes}}}
+
+
 def push(repo: str, **fields: Any) -> Spec:
     return {"output": {"uri": "s3://models/out", "hub": {"repo": repo} | fields}}
 
@@ -344,6 +363,14 @@ AT_CREATION = [
         {"tuning": {"vramBudget": "24Gi"}},
         {"tuning": {"vramBudget": 24}},
         "spec.tuning.vramBudget",
+    ),
+    *(
+        (f"{path.split('.')[-1]} below 1Mi", {"resources": good}, {"resources": bad}, f"spec.resources.{path}")
+        for path, good, bad in (
+            ("shmSize", {"shmSize": "8Gi"}, {"shmSize": 8}),
+            ("shmSize", {"shmSize": 1048576}, {"shmSize": "512k"}),
+            ("workspace.sizeLimit", {"workspace": {"sizeLimit": "1Mi"}}, {"workspace": {"sizeLimit": "500"}}),
+        )
     ),
     (
         VOLUME_SIZE,
@@ -923,6 +950,59 @@ AT_CREATION = [
         {"scheduling": {"topology": {"mode": "Unconstrained"}}},
         {"scheduling": {"topology": {"mode": "Unconstrained", "level": "rack"}}},
         "spec.scheduling.topology.level",
+    ),
+    *(
+        (message, tolerating(good), tolerating(bad), f"spec.scheduling.tolerations[0].{path}")
+        for message, path, good, bad in (
+            ("a toleration with operator Exists has no value", "value", {"operator": "Exists"}, EXISTS_WITH_VALUE),
+            ("a toleration with operator Exists has no value", "value", {"value": "x"}, EXISTS_WITH_VALUE),
+            (
+                "tolerationSeconds is only for effect NoExecute",
+                "effect",
+                {"effect": "NoExecute", "tolerationSeconds": 60},
+                {"tolerationSeconds": 60},
+            ),
+            (
+                "tolerationSeconds is only for effect NoExecute",
+                "effect",
+                {"effect": "NoSchedule"},
+                {"effect": "NoSchedule", "tolerationSeconds": 60},
+            ),
+        )
+    ),
+    (
+        "minDomains is only for whenUnsatisfiable DoNotSchedule",
+        spreading(whenUnsatisfiable="DoNotSchedule", minDomains=2),
+        spreading(whenUnsatisfiable="ScheduleAnyway", minDomains=2),
+        "spec.scheduling.topologySpreadConstraints[0].minDomains",
+    ),
+    *(
+        (
+            "operators In and NotIn need values, Exists and DoesNotExist have none",
+            spreading(labelSelector={"matchExpressions": [{"key": "app"} | good]}),
+            spreading(labelSelector={"matchExpressions": [{"key": "app"} | bad]}),
+            "spec.scheduling.topologySpreadConstraints[0].labelSelector.matchExpressions[0].values",
+        )
+        for good, bad in (
+            ({"operator": "In", "values": ["x"]}, {"operator": "NotIn"}),
+            ({"operator": "Exists"}, {"operator": "Exists", "values": ["x"]}),
+            ({"operator": "DoesNotExist", "values": []}, {"operator": "In", "values": []}),
+        )
+    ),
+    *(
+        (
+            "and Gt and Lt one integer",
+            near(good),
+            near(bad),
+            f"{REQUIRED_NODES}.nodeSelectorTerms[0].matchExpressions[0].values",
+        )
+        for good, bad in (
+            ({"operator": "In", "values": ["x", "y"]}, {"operator": "In"}),
+            ({"operator": "Gt", "values": ["4"]}, {"operator": "Gt", "values": ["x"]}),
+            ({"operator": "Lt", "values": ["0"]}, {"operator": "Lt", "values": ["1", "2"]}),
+            ({"operator": "Exists"}, {"operator": "Exists", "values": ["x"]}),
+            ({"operator": "DoesNotExist"}, {"operator": "Gt"}),
+        )
     ),
     *((message, EVALUATING, merged(EVALUATING, path, value), "spec.mode") for message, path, value in EVALUATE_REFUSES),
     ("mode Evaluate evaluates an existing", EVALUATING, without(EVALUATING, "tuning"), "spec.mode"),

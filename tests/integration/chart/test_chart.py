@@ -272,7 +272,7 @@ def test_the_default_requests_reach_the_operator(
 
 
 def test_the_defaults_of_jobs_reach_the_operator_as_it_reads_them(helm: str, tmp_path: Path) -> None:
-    toleration = {"key": "gpu", "operator": "Exists", "tolerationSeconds": 31536000}
+    toleration = {"key": "gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 31536000}
     defaults = {
         "imagePullSecrets": [{"name": "pull"}, {"name": "mirror"}],
         "tolerations": [toleration],
@@ -292,6 +292,20 @@ def test_the_defaults_of_jobs_reach_the_operator_as_it_reads_them(helm: str, tmp
     assert read.default_runtime_class == "sandboxed"
     assert (read.default_start_deadline_seconds, read.default_active_deadline_seconds) == (31536000, 86400)
     assert read.default_ttl_seconds_after_finished == 0
+
+
+@pytest.mark.parametrize(
+    "toleration",
+    [
+        {"key": "gpu", "operator": "Exists", "value": "x"},
+        {"key": "gpu", "tolerationSeconds": 60},
+        {"operator": "Exists"},
+    ],
+)
+def test_a_default_toleration_with_which_no_pod_can_be_made_is_refused(helm: str, toleration: dict[str, Any]) -> None:
+    done = template(helm, "--set-json", f"trainer.defaults.tolerations=[{json.dumps(toleration)}]")
+    assert done.returncode != 0
+    assert "/trainer/defaults/tolerations/0" in done.stderr
 
 
 def test_prefixes_with_the_namespace_reach_the_operator_and_patterns_do_not(helm: str) -> None:

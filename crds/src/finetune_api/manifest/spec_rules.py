@@ -30,7 +30,9 @@ from finetune_api.inputs.chat_template import ONE_TEMPLATE, RESERVED, UNRESERVED
 from finetune_api.inputs.sources import UNIQUE_SOURCES
 from finetune_api.objectives import HAS_SHARE, HAS_SIMILARITY, HAS_SMOOTHING, JSON_EXTRACT, ONE_JSON_SCHEMA
 from finetune_api.output import COMMIT, IMAGE_REPOSITORY, REPO
-from finetune_api.pods.resources import GPUS_BY_COUNT, IN_BYTES, WITHIN_LIMITS
+from finetune_api.pods.affinity import DOMAINS_OF_DO_NOT_SCHEDULE, HAS_VALUES, HAS_VALUES_OR_INTEGER
+from finetune_api.pods.resources import GPUS_BY_COUNT, IN_BYTES, SHM_IN_BYTES, WITHIN_LIMITS, WORKSPACE_IN_BYTES
+from finetune_api.pods.scheduling import EXISTS_WITHOUT_VALUE, SECONDS_OF_NO_EXECUTE
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.scalars import read_quantity
 from finetune_api.spec import (
@@ -81,6 +83,14 @@ def _is_object(uri: str | None) -> bool:
 
 def _is_dataset(uri: str | None) -> bool:
     return uri is not None and re.fullmatch("hf://datasets/[^/]+/[^/]+/?", uri) is not None
+
+
+def _has_values(requirement: Any) -> bool:
+    return (requirement.operator in {"In", "NotIn"}) == bool(requirement.values)
+
+
+def _is_one_integer(values: list[str] | None) -> bool:
+    return len(values or ()) == 1 and re.fullmatch("[0-9]{1,18}", (values or [""])[0]) is not None
 
 
 CONDITIONS: dict[str, Condition] = {
@@ -354,6 +364,17 @@ CONDITIONS: dict[str, Condition] = {
     ),
     GPUS_BY_COUNT: lambda resources: {"nvidia.com/gpu", resources.gpu_resource_name}.isdisjoint(
         {**(resources.requests or {}), **(resources.limits or {})}
+    ),
+    SHM_IN_BYTES: lambda resources: not _is_below_a_mebibyte(resources.shm_size),
+    WORKSPACE_IN_BYTES: lambda workspace: not _is_below_a_mebibyte(workspace.size_limit),
+    EXISTS_WITHOUT_VALUE: lambda toleration: not toleration.value or toleration.operator != "Exists",
+    SECONDS_OF_NO_EXECUTE: lambda toleration: toleration.toleration_seconds is None or toleration.effect == "NoExecute",
+    DOMAINS_OF_DO_NOT_SCHEDULE: lambda spread: (
+        spread.min_domains is None or spread.when_unsatisfiable == "DoNotSchedule"
+    ),
+    HAS_VALUES: _has_values,
+    HAS_VALUES_OR_INTEGER: lambda requirement: (
+        _is_one_integer(requirement.values) if requirement.operator in {"Gt", "Lt"} else _has_values(requirement)
     ),
     BUDGET_IN_BYTES: lambda tuning: not _is_below_a_mebibyte(tuning.vram_budget),
     "has(self.resourceClaimName) != has(self.resourceClaimTemplateName)": lambda claim: (

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import ATOMIC, ATOMIC_LIST, Block, LabelValue, QualifiedName
+from finetune_api.blocks import ATOMIC, ATOMIC_LIST, Block, LabelValue, QualifiedName, cel, rules
 
 DnsLabel = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 Labels = Annotated[dict[str, LabelValue], Field(max_length=16, json_schema_extra=ATOMIC)]
@@ -35,8 +35,25 @@ class NodeOperator(StrEnum):
     LT = "Lt"
 
 
+HAS_VALUES = "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)"
+HAS_VALUES_OR_INTEGER = (
+    "self.operator in ['Gt', 'Lt'] ? has(self.values) && size(self.values) == 1 && "
+    f"self.values[0].matches('^[0-9]{{1,18}}$') : {HAS_VALUES}"
+)
+
+
 class LabelRequirement(Block):
     """One requirement of a label selector."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                HAS_VALUES,
+                "operators In and NotIn need values, Exists and DoesNotExist have none: add or remove values",
+                ".values",
+            )
+        )
+    )
 
     key: QualifiedName
     """Key of the label."""
@@ -61,6 +78,17 @@ class LabelSelector(Block):
 
 class NodeRequirement(Block):
     """One requirement of a node."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                HAS_VALUES_OR_INTEGER,
+                "operators In and NotIn need values, Exists and DoesNotExist have none, and Gt and Lt one integer: "
+                "add, change or remove values",
+                ".values",
+            )
+        )
+    )
 
     key: QualifiedName
     """Key of the node's label; in `matchFields` only `metadata.name`."""
@@ -179,8 +207,21 @@ class NodeInclusion(StrEnum):
     IGNORE = "Ignore"
 
 
+DOMAINS_OF_DO_NOT_SCHEDULE = "!has(self.minDomains) || self.whenUnsatisfiable == 'DoNotSchedule'"
+
+
 class TopologySpreadConstraint(Block):
     """Spread of pods over the domains of a topology, as in a pod's spec."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                DOMAINS_OF_DO_NOT_SCHEDULE,
+                "minDomains is only for whenUnsatisfiable DoNotSchedule: set it, or remove minDomains",
+                ".minDomains",
+            )
+        )
+    )
 
     max_skew: Annotated[int, Field(ge=1, le=1024)]
     """Largest difference of the number of pods between two domains."""

@@ -8,6 +8,14 @@ from finetune_api.blocks import GRANULAR, Block, ObjectName, QualifiedName, Quan
 from finetune_api.pods.affinity import DnsLabel
 
 
+def _in_bytes(field: str) -> str:
+    return f"!has(self.{field}) || !quantity(string(self.{field})).isLessThan(quantity('1Mi'))"
+
+
+WORKSPACE_IN_BYTES = _in_bytes("sizeLimit")
+SHM_IN_BYTES = _in_bytes("shmSize")
+
+
 class Workspace(Block):
     """The trainer's scratch space."""
 
@@ -17,7 +25,12 @@ class Workspace(Block):
                 "!has(self.storageClassName) || has(self.sizeLimit)",
                 "sizeLimit is required with storageClassName: set it to the size of the volume, for example 500Gi",
                 ".sizeLimit",
-            )
+            ),
+            cel(
+                WORKSPACE_IN_BYTES,
+                "sizeLimit below 1Mi: without a unit it is in bytes: write 100Gi in place of 100, for example",
+                ".sizeLimit",
+            ),
         )
     )
 
@@ -97,6 +110,11 @@ class Resources(Block):
                 "the GPUs of a pod are not in requests or limits: set resources.gpusPerNode to their number, and "
                 "resources.gpuResourceName to their resource",
                 ".gpusPerNode",
+            ),
+            cel(
+                SHM_IN_BYTES,
+                "shmSize below 1Mi: without a unit it is in bytes: write 8Gi in place of 8, for example",
+                ".shmSize",
             ),
         )
     )

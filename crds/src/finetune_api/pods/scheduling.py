@@ -24,8 +24,27 @@ class TaintEffect(StrEnum):
     NO_EXECUTE = "NoExecute"
 
 
+EXISTS_WITHOUT_VALUE = "!has(self.value) || self.value == '' || !has(self.operator) || self.operator != 'Exists'"
+SECONDS_OF_NO_EXECUTE = "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')"
+
+
 class Toleration(Block):
     """A toleration, as in a pod's spec."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                EXISTS_WITHOUT_VALUE,
+                "a toleration with operator Exists has no value: remove the value, or set operator Equal",
+                ".value",
+            ),
+            cel(
+                SECONDS_OF_NO_EXECUTE,
+                "tolerationSeconds is only for effect NoExecute: set effect NoExecute, or remove tolerationSeconds",
+                ".effect",
+            ),
+        )
+    )
 
     key: QualifiedName
     """Key of the taint: one toleration of every taint is not possible."""
@@ -36,7 +55,7 @@ class Toleration(Block):
     effect: TaintEffect | None = None
     """`NoSchedule`, `PreferNoSchedule` or `NoExecute`. Default: every effect."""
     toleration_seconds: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
-    """Seconds that a `NoExecute` taint is tolerated. Default: forever."""
+    """Seconds that a `NoExecute` taint is tolerated, with effect `NoExecute`. Default: forever."""
 
 
 QueueName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]

@@ -147,9 +147,12 @@ PODS: dict[str, Any] = {
 }
 """Fields that change the Job of preflight or of the trainer."""
 REQUIRED, PREFERRED = (f"{word}DuringSchedulingIgnoredDuringExecution" for word in ("required", "preferred"))
-POD_TERM = {"topologyKey": "zone", "labelSelector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}
-POD_TERM |= {"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}
-NODE_TERM = {part: [{"key": "a", "operator": "Exists"}] for part in ("matchExpressions", "matchFields")}
+POD_TERM = {
+    "topologyKey": "zone",
+    "labelSelector": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["a"]}]},
+}
+POD_TERM |= {"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["a"]}]}}
+NODE_TERM = {part: [{"key": "a", "operator": "In", "values": ["a"]}] for part in ("matchExpressions", "matchFields")}
 PODS_OF_AFFINITY = {REQUIRED: [POD_TERM], PREFERRED: [{"weight": 1, "podAffinityTerm": POD_TERM}]}
 AFFINITY: dict[str, Any] = {
     "nodeAffinity": {
@@ -160,10 +163,10 @@ AFFINITY: dict[str, Any] = {
     "podAntiAffinity": PODS_OF_AFFINITY,
 }
 SPREAD = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
-SPREAD |= {"labelSelector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}
+SPREAD |= {"labelSelector": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["a"]}]}}
 PLACED = {
     "key": "b",
-    "operator": "DoesNotExist",
+    "operator": "NotIn",
     "values": ["x"],
     "matchLabels": {"b": "c"},
     "weight": 7,
@@ -443,7 +446,9 @@ AROUND: dict[str, Spec] = {
     "scheduling.tolerations[].operator": {"scheduling": {"tolerations": [{"key": "gpu"}]}},
     "scheduling.tolerations[].value": {"scheduling": {"tolerations": [{"key": "gpu"}]}},
     "scheduling.tolerations[].effect": {"scheduling": {"tolerations": [{"key": "gpu"}]}},
-    "scheduling.tolerations[].tolerationSeconds": {"scheduling": {"tolerations": [{"key": "gpu"}]}},
+    "scheduling.tolerations[].tolerationSeconds": {
+        "scheduling": {"tolerations": [{"key": "gpu", "effect": "NoExecute"}]}
+    },
     "resources.workspace.storageClassName": {"resources": {"workspace": {"sizeLimit": "5Gi"}}},
     "resources.claims[].name": {"resources": {"claims": [{"name": "gpu", "resourceClaimName": "one"}]}},
     "resources.claims[].request": {"resources": {"claims": [{"name": "gpu", "resourceClaimName": "one"}]}},

@@ -96,7 +96,7 @@ def test_what_is_refused_by_default_is_allowed_by_its_setting(scene: Any, spec: 
     "scheduling",
     [
         {"tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}, {"key": "dedicated", "value": "ml"}]},
-        {"tolerations": [{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "tolerationSeconds": 5}]},
+        {"tolerations": [{"key": "node.kubernetes.io/unreachable", "effect": "NoExecute", "tolerationSeconds": 5}]},
         {"nodeSelector": {"node.kubernetes.io/instance-type": "p5", "nvidia.com/gpu.product": "H100"}},
         {"runtimeClassName": "nvidia"},
     ],
