@@ -156,7 +156,8 @@ class FineTuneReleaseSpec(Block):
     """What happens if the server fails once the result has its name: `OnFailure` gives the name back to the result
     before it, `Never` leaves it. Default: `OnFailure`."""
     progress_deadline_seconds: Annotated[int, Field(ge=30, le=86_400)] = 900
-    """Longest time of a release, in seconds, from its first pod on. Default: 900."""
+    """Longest time of a release, in seconds, from when its Job may start its pod. Time in a queue or suspended does not
+    count, and a Job that is stopped has the whole time again. Default: 900."""
 
 
 class ReleasedResult(StatusBlock):
