@@ -241,7 +241,7 @@ def test_a_user_who_acts_as_another_one_has_that_ones_rights(
     assert ("Authorization", "Bearer t") in [(name.title(), value) for name, value in sent]
 
 
-def test_a_user_who_acts_as_nobody_else_sends_no_such_header(front: Any, finetune: Callable[..., Any]) -> None:
+def test_a_user_who_does_not_act_as_another_one_sends_no_such_header(front: Any, finetune: Callable[..., Any]) -> None:
     front.answers["finetunejobs"] = [(200, {"items": [], "metadata": {}})]
     assert finetune("list", "--context", "lab").code == 0
     assert not any(name.startswith("impersonate-") for name in front.headers[-1])
