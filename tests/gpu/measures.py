@@ -277,7 +277,7 @@ def _largest_difference(one: Mapping[str, torch.Tensor], other: Mapping[str, tor
 # --- NF4 ----------------------------------------------------------------------
 
 
-FEWEST_EQUAL = {"bytes": 1e-5, "values": 1e-4}
+MOST_DIFFERENT = {"bytes": 1e-5, "values": 1e-4}
 """Shares that may differ: the mean of all scales, whose sum has another order, can move a scale to its next step."""
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 """Relative differences that are rounding: of sums in FP32, and the last digit in 16 bits."""
@@ -285,7 +285,7 @@ ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 def measure_nf4(machine: Machine, sizes: tuple[tuple[int, int], ...] = ((576, 576), (4096, 11008))) -> Iterator[Figure]:
     """4-bit weights made on the device against those made on the CPU, on which merge and gate quantise again."""
-    shares = ", ".join(f"at most {share:g} of the {name}" for name, share in FEWEST_EQUAL.items())
+    shares = ", ".join(f"at most {share:g} of the {name}" for name, share in MOST_DIFFERENT.items())
     for size in sizes:
         for dtype in ROUNDING:
             name = f"{size[0]} by {size[1]}, {str(dtype).removeprefix('torch.')}"
@@ -303,7 +303,7 @@ def _compare_nf4(machine: Machine, size: tuple[int, int], dtype: torch.dtype) ->
     off = (values - expected).abs() > ROUNDING[dtype] * expected.abs()
     different = {"bytes": float((ours.cpu() != cpu).float().mean()), "values": float(off.float().mean())}
     measured = ", ".join(f"{share:.2g} of the {name} differ" for name, share in different.items())
-    return measured, all(different[name] <= most for name, most in FEWEST_EQUAL.items())
+    return measured, all(different[name] <= most for name, most in MOST_DIFFERENT.items())
 
 
 # --- estimate -----------------------------------------------------------------
