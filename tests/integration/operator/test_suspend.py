@@ -57,6 +57,7 @@ def test_a_suspended_trainer_ends_counts_nothing_and_resumes_in_the_same_job(
     world.patch_spec("one", {"suspend": False})
     world.wait_condition("Suspended", "NotSuspended")
     assert [name for name in world.pods() if name.startswith("one-1")] == [first.metadata.name]
+    wait(lambda: {"Suspended", "Resumed"} <= set(world.events()), "both events")  # a kill would lose one not yet posted
     operator.kill()
     operator.start()
     touched = world.touch(first)
@@ -71,7 +72,6 @@ def test_a_suspended_trainer_ends_counts_nothing_and_resumes_in_the_same_job(
     status = world.wait_phase("Succeeded")
     assert (status["attempts"], status["runs"]) == (1, 2)
     assert (status.get("failures", 0), status.get("preemptions", 0)) == (0, 0)
-    wait(lambda: {"Suspended", "Resumed"} <= set(world.events()), "both events")
 
 
 def test_suspensions_in_quick_succession_move_no_counter(world: Any, operator: Any, wait: Any) -> None:
