@@ -18,7 +18,8 @@ from finetune_operator.release.cluster import ReleaseCluster
 from finetune_operator.release.events import derive_event
 from finetune_operator.release.manifests import build_carrier, build_children, build_name
 from finetune_operator.release.objects import Release, Seen
-from finetune_operator.release.policy import Plan, find_query, is_refused, is_settled, plan
+from finetune_operator.release.policy import find_query, is_refused, is_settled, plan
+from finetune_operator.release.steps import Plan
 from finetune_operator.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from finetune_operator.kube.observed import Warnings
 from finetune_operator.policy.pods.pod_diagnosis import EventQuery
 from finetune_operator.release.manifests import build_carrier, build_children, build_name, set_adapter
 from finetune_operator.release.objects import Release, Seen, Service, count_ending, explain_pods, explain_rollout
-from finetune_operator.release.policy import Plan, find_query, is_settled, plan
+from finetune_operator.release.policy import find_query, is_settled, plan
+from finetune_operator.release.steps import Plan
 from finetune_operator.settings import Settings
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
