@@ -25,7 +25,7 @@ from finetune_operator.policy.pods.pod_diagnosis import Diagnosis, EventQuery
 from finetune_operator.release.manifests import build_carrier, build_name
 from finetune_operator.release.objects import Release, Seen
 from finetune_operator.release.steps import SLOW_SECONDS, SOON_SECONDS, Plan, change, end, wait
-from finetune_operator.release.trial import is_late, serve, undo_trial
+from finetune_operator.release.trial import is_late, is_on_trial, serve, undo_trial
 from finetune_operator.settings import Settings
 
 C, R = ReleaseConditionType, ReleaseReason
@@ -57,7 +57,9 @@ def plan(seen: Seen, settings: Settings) -> Plan:
     if isinstance(candidate, Plan):
         return candidate
     is_made = seen.child is not None and release.status.job_name == seen.child.name  # and its job may be gone
-    if not is_made and (refusal := find_refusal(build_carrier(release, spec, seen.job), settings) or _check_url(spec)):
+    if not (is_made or is_on_trial(release)) and (
+        refusal := find_refusal(build_carrier(release, spec, seen.job), settings) or _check_url(spec)
+    ):
         return wait(seen, "False", R.FORBIDDEN, f"{refusal}.")
     name = build_name(release)
     if release.status.job_name != name:
@@ -71,7 +73,8 @@ def _show_problem(seen: Seen, spec: FineTuneReleaseSpec, problem: ClusterError) 
     """Wait for what the API server refuses; an adapter that is refused for too long ends the release."""
     reason, fix = _explain(problem)
     begun = seen.release.status.condition(C.RELEASED)
-    if begun and begun.reason == reason and seen.child and seen.child.is_over and is_late(seen, spec, begun):
+    is_begun = is_on_trial(seen.release) and seen.service is not None  # else nothing was to be set
+    if begun and begun.reason == reason and is_begun and is_late(seen, spec, begun):
         return end(seen, R.FAILED, f"{problem}, for longer than progressDeadlineSeconds.")
     return wait(seen, "False", reason, f"{problem}: {fix}.")
 
@@ -83,6 +86,8 @@ def _start(seen: Seen, spec: FineTuneReleaseSpec, candidate: ReleasedResult) -> 
     if spec.target.kserve and seen.service is None:
         message = f"LLMInferenceService {spec.target.kserve.name} does not exist: create it, or correct the name."
         return wait(seen, "Unknown", R.TARGET_MISSING, message)
+    if is_on_trial(seen.release) and spec.target.kserve and seen.service:  # then it was verified
+        return serve(seen, spec, candidate, spec.target.kserve, seen.service)
     if seen.child is None:
         begun = wait(seen, "Unknown", R.RELEASING, f"{candidate.uri} is being verified.", SOON_SECONDS)
         return replace(begun, creates_job=True)

@@ -15,10 +15,17 @@ from finetune_api.release import (
     ReleaseReport,
     Rollback,
 )
-from finetune_operator.release.objects import Seen, Service
+from finetune_operator.release.manifests import build_name
+from finetune_operator.release.objects import Release, Seen, Service
 from finetune_operator.release.steps import SOON_SECONDS, Plan, change, end, wait
 
 C, R = ReleaseConditionType, ReleaseReason
+
+
+def is_on_trial(release: Release) -> bool:
+    """Return whether this generation's result was verified, and its entry set or about to be."""
+    status = release.status
+    return status.replaced_adapter_uri is not None and status.job_name == build_name(release)
 
 
 def serve(

@@ -483,6 +483,16 @@ def test_a_service_that_became_ready_while_no_operator_ran_is_released() -> None
     assert decided.status.replaced_adapter_uri is None
 
 
+@pytest.mark.parametrize("left", [None, child(**COMPLETE), child(**FAILED)], ids=["none", "complete", "failed"])
+def test_a_result_on_trial_is_verified_and_needs_its_pod_and_job_no_more(left: Job | None) -> None:
+    seen = replace(tried(), child=left, pods=())
+    waiting = plan(replace(seen, service=service(WANTED, "", "pulling")), SETTINGS)
+    assert (waiting.status.reason, waiting.creates_job) == ("WaitingForServer", False)
+    assert plan(replace(seen, service=service(WANTED, "True")), SETTINGS).status.reason == "Released"
+    late = plan(replace(seen, now=LATE, service=service(WANTED, "False", "out of memory")), SETTINGS)
+    assert (late.sets_adapter, late.adapter_uri) == (True, OLD_ADAPTER)
+
+
 @pytest.mark.parametrize("before", [OLD_ADAPTER, None])
 @pytest.mark.parametrize("interruption", ["a denied read", "a deleted Job", "a service that is away"])
 def test_a_rollback_gives_back_what_answered_before_whatever_happened_in_between(
