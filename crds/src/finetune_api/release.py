@@ -11,6 +11,8 @@ from finetune_api.inputs.sources import Storage
 from finetune_api.scalars import MAX_INTEGER, Count, Digest, Line, Measure, Name, StatusBlock, Time, Uri, Word
 from finetune_api.status import Condition
 
+AdapterName = Annotated[str, StringConstraints(max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
 
 class Rollback(StrEnum):
     """What happens if the server fails once the result has its name."""
@@ -60,7 +62,7 @@ class VLLMTarget(Block):
     """URL of the server without `/v1`, for example `http://vllm.serving:8000`."""
     service: ServerService | None = None
     """Service of the server, in place of `url`."""
-    adapter_name: Annotated[str, StringConstraints(max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    adapter_name: AdapterName
     """Name of the model in requests, which the released result answers."""
     volume: AdapterVolume
     """Where the adapter's files are copied to, because vLLM loads adapters from a folder."""
@@ -71,7 +73,7 @@ class KServeTarget(Block):
 
     name: ObjectName
     """Name of the LLMInferenceService in the release's namespace; its entry of `spec.model.lora.adapters` is set."""
-    adapter_name: Annotated[str, StringConstraints(max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    adapter_name: AdapterName
     """Name of the entry, and of the model in requests."""
 
 
@@ -206,6 +208,15 @@ class ReleaseRefusal(StatusBlock):
     """The cause, in the server's own words where it is the server's, with the fix."""
 
 
+class AdapterTrial(StatusBlock):
+    """The entry of an LLMInferenceService in which a result is tried."""
+
+    name: ObjectName
+    """Name of the LLMInferenceService."""
+    adapter_name: AdapterName
+    """Name of the entry."""
+
+
 class ReleaseConditionType(StrEnum):
     """The condition types of a FineTuneRelease; the last two are the kstatus convention."""
 
@@ -267,6 +278,9 @@ class FineTuneReleaseStatus(StatusBlock):
     replaced_adapter_uri: Uri | None = None
     """URI that the entry of the LLMInferenceService had before, for a rollback, and empty if there was none; only with
     `target.kserve`, while the release waits for the server."""
+    trial: AdapterTrial | None = None
+    """The entry of the LLMInferenceService that has `replacedAdapterURI` for a rollback: an edit of the target does not
+    change it."""
     job_name: Name | None = None
     """Name of the batch/v1 Job of the observed generation."""
 

@@ -199,6 +199,9 @@ class Seen:
     pods: tuple[Pod, ...] = ()
     """All pods of this release, also those of earlier generations."""
     service: Service | None = None
+    """The LLMInferenceService of the spec."""
+    tried: Service | None = None
+    """The LLMInferenceService in which the result of an earlier spec is tried."""
     warnings: Warnings | None = None
     """The Warning events of a pod, or of the Job, that does not start."""
     problem: ClusterError | None = None

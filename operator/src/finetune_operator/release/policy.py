@@ -39,11 +39,12 @@ def is_settled(release: Release) -> bool:
     return status.observed_generation == release.generation and status.reason in FINAL
 
 
-def is_refused(release: Release) -> bool:
-    """Return whether the API server has refused the Job of this generation."""
+def is_refused(release: Release, decided: Plan) -> bool:
+    """Return whether the API server has refused the action of a plan, for which the status has all that it needs."""
     status = release.status
     is_denied = status.observed_generation == release.generation and status.reason in {R.API_DENIED, R.NAME_CONFLICT}
-    return is_denied and status.candidate is not None and status.job_name == build_name(release)
+    is_pinned = status.candidate is not None and status.job_name == build_name(release)
+    return is_denied and (is_pinned or decided.undoes is not None)
 
 
 def plan(seen: Seen, settings: Settings) -> Plan:
@@ -53,6 +54,11 @@ def plan(seen: Seen, settings: Settings) -> Plan:
         return wait(seen, "False", R.INVALID_SPEC, f"The spec cannot be read: {release.spec_error}.")
     if seen.problem:
         return _show_problem(seen, spec, seen.problem)
+    name = build_name(release)
+    if release.status.job_name != name:
+        if undo := undo_trial(seen, spec):
+            return undo
+        seen = change(seen, replaced_adapter_uri=None, trial=None)
     candidate = _find_candidate(seen, spec)
     if isinstance(candidate, Plan):
         return candidate
@@ -61,11 +67,6 @@ def plan(seen: Seen, settings: Settings) -> Plan:
         refusal := find_refusal(build_carrier(release, spec, seen.job), settings) or _check_url(spec)
     ):
         return wait(seen, "False", R.FORBIDDEN, f"{refusal}.")
-    name = build_name(release)
-    if release.status.job_name != name:
-        if undo := undo_trial(seen, spec):
-            return undo
-        seen = change(seen, replaced_adapter_uri=None)
     return _start(change(seen, candidate=candidate, job_name=name), spec, candidate)
 
 

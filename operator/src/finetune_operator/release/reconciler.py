@@ -20,6 +20,7 @@ from finetune_operator.release.manifests import build_carrier, build_children, b
 from finetune_operator.release.objects import Release, Seen
 from finetune_operator.release.policy import find_query, is_refused, is_settled, plan
 from finetune_operator.release.steps import Plan
+from finetune_operator.release.trial import find_earlier_trial
 from finetune_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class ReleaseReconciler:
         seen = await self._observe(release)
         decided = plan(seen, self._settings)
         acts = decided.creates_job or decided.sets_adapter
-        was_refused = acts and is_refused(release)  # then the status waits for what comes of it now
+        was_refused = acts and is_refused(release, decided)  # then the status waits for what comes of it now
         if not was_refused:
             seen = replace(seen, release=await self._write(release, decided.status))
         refusal = await self._act(seen, decided)
@@ -90,7 +91,7 @@ class ReleaseReconciler:
         seen, spec, namespace = Seen(release, self._clock()), release.spec, release.key.namespace
         if spec is None:
             return seen
-        kserve = spec.target.kserve
+        kserve, earlier = spec.target.kserve, find_earlier_trial(release)
         try:
             await self._stop_earlier(release)
             seen = replace(
@@ -100,6 +101,7 @@ class ReleaseReconciler:
                 child=await self._cluster.get_child(release, build_name(release)),
                 pods=await self._cluster.list_pods(release.key),
                 service=await self._cluster.get_service(namespace, kserve, seen.now) if kserve else None,
+                tried=await self._cluster.get_service(namespace, earlier, seen.now) if earlier else None,
             )
         except (Denied, NameTaken) as problem:
             return replace(seen, problem=problem)
@@ -119,12 +121,12 @@ class ReleaseReconciler:
         release, spec = seen.release, seen.release.spec
         if spec is None:
             return None
-        kserve = spec.target.kserve
+        kserve, service = (decided.undoes, seen.tried) if decided.undoes else (spec.target.kserve, seen.service)
         try:
             if decided.creates_job and release.status.candidate:
                 await self._create(seen, release, spec)
-            if decided.sets_adapter and kserve and seen.service:
-                await self._cluster.set_adapter(release.key.namespace, kserve, seen.service, decided.adapter_uri)
+            if decided.sets_adapter and kserve and service:
+                await self._cluster.set_adapter(release.key.namespace, kserve, service, decided.adapter_uri)
         except (Denied, NameTaken, Refused) as refusal:
             return refusal
         return None

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from finetune_api.release import (
     FineTuneReleaseStatus,
+    KServeTarget,
     ReleaseCondition,
     ReleaseConditionType,
     ReleaseReason,
@@ -28,6 +29,8 @@ class Plan:
     sets_adapter: bool = False
     adapter_uri: str | None = None
     """With `sets_adapter`: the URI of the entry in the LLMInferenceService; None removes it."""
+    undoes: KServeTarget | None = None
+    """With `sets_adapter`: the entry, if it is that of an earlier spec."""
 
 
 def change(seen: Seen, **changes: object) -> Seen:
@@ -43,7 +46,7 @@ def wait(seen: Seen, ready: str, reason: str, message: str, after: float = SLOW_
 def end(seen: Seen, reason: ReleaseReason, message: str, found: ReleaseReport | None = None) -> Plan:
     """Return the end of this generation; what answers changes only if the pod has established that."""
     status = seen.release.status
-    changes: dict[str, object] = {"replaced_adapter_uri": None}
+    changes: dict[str, object] = {"replaced_adapter_uri": None, "trial": None}
     if found and found.answering:
         old = found.replaced or status.answering
         is_same = old is not None and old.manifest_sha256 == found.answering.manifest_sha256

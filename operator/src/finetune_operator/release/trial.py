@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from finetune_api.handoff import Artifact
 from finetune_api.release import (
+    AdapterTrial,
     FineTuneReleaseSpec,
     KServeTarget,
     ReleaseCondition,
@@ -28,6 +29,16 @@ def is_on_trial(release: Release) -> bool:
     return status.replaced_adapter_uri is not None and status.job_name == build_name(release)
 
 
+def find_earlier_trial(release: Release) -> KServeTarget | None:
+    """Return the entry in which the result of an earlier spec is tried; operators before this field knew the spec's."""
+    status = release.status
+    if status.replaced_adapter_uri is None or status.job_name == build_name(release):
+        return None
+    if status.trial:
+        return KServeTarget(name=status.trial.name, adapter_name=status.trial.adapter_name)
+    return release.spec.target.kserve if release.spec else None
+
+
 def serve(
     seen: Seen, spec: FineTuneReleaseSpec, candidate: ReleasedResult, target: KServeTarget, service: Service
 ) -> Plan:
@@ -37,7 +48,8 @@ def serve(
     begun, is_set = status.condition(C.RELEASED), _is_same(current, wanted)
     if begun is None or begun.reason != R.WAITING_FOR_SERVER:
         before = old if old is not None else current or ""  # of a trial that was interrupted, the one before it
-        seen = change(seen, replaced_adapter_uri=before)
+        trial = AdapterTrial(name=target.name, adapter_name=target.adapter_name)
+        seen = change(seen, replaced_adapter_uri=before, trial=trial)
         message = f"LLMInferenceService {target.name} gets {wanted} as {target.adapter_name}."
         return replace(_wait_for(seen, message), sets_adapter=not is_set, adapter_uri=wanted)
     detail = service.rollout or service.message or "its controller has not reported on it"
@@ -71,7 +83,7 @@ def _end_once_alone(seen: Seen, target: KServeTarget, service: Service, answerin
 
 def undo_trial(seen: Seen, spec: FineTuneReleaseSpec) -> Plan | None:
     """Give back the entry that an earlier generation set and that was never ready; None if there is none."""
-    status, target, service = seen.release.status, spec.target.kserve, seen.service
+    status, target, service = seen.release.status, find_earlier_trial(seen.release), seen.tried
     if not (target and service and status.candidate) or status.replaced_adapter_uri is None:
         return None
     tried, before = f"{status.candidate.uri}/{Artifact.ADAPTER}/", status.replaced_adapter_uri
@@ -83,7 +95,7 @@ def undo_trial(seen: Seen, spec: FineTuneReleaseSpec) -> Plan | None:
         f"LLMInferenceService {target.name} gets back {before or 'none'}: the release was edited before it was ready."
     )
     undo = wait(seen, "Unknown", R.RELEASING, message, SOON_SECONDS)
-    return replace(undo, sets_adapter=True, adapter_uri=before or None)
+    return replace(undo, sets_adapter=True, adapter_uri=before or None, undoes=target)
 
 
 def is_late(seen: Seen, spec: FineTuneReleaseSpec, begun: ReleaseCondition) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_api import handoff
-from finetune_api.release import ReleaseConfig, ReleasedResult
+from finetune_api.release import KServeTarget, ReleaseConfig, ReleasedResult
 from finetune_operator.kube.errors import Denied, NameTaken, Refused
 from finetune_operator.kube.objects import FineTuneJob, Job, Pod
 from finetune_operator.kube.observed import Warnings
@@ -466,10 +466,10 @@ def edited(seen: Seen, outcome: str, uri: str) -> Seen:
     """Generation 2, whose pod has ended, after the entry of generation 1 was given back."""
     spec = {"uri": "s3://bucket/newer", "manifestSHA256": "c" * 64, "target": {"kserve": KSERVE}}
     second = replace(release(spec, generation=2), status=seen.release.status)
-    seen = replace(seen, release=second, child=None, pods=(), service=service(WANTED))
+    seen = replace(seen, release=second, child=None, pods=(), service=service(WANTED), tried=service(WANTED))
     undone = plan(seen, SETTINGS)
     assert (undone.sets_adapter, undone.adapter_uri, undone.creates_job) == (True, OLD_ADAPTER, False)
-    seen = replace(after(seen, undone), service=service(OLD_ADAPTER))
+    seen = replace(after(seen, undone), service=service(OLD_ADAPTER), tried=service(OLD_ADAPTER))
     begun = plan(seen, SETTINGS)
     assert begun.creates_job
     seen = replace(after(seen, begun), child=child("bot-r2", **COMPLETE))
@@ -532,6 +532,55 @@ def test_an_edit_while_a_result_is_tried_gives_its_entry_back_first() -> None:
 def test_an_edit_to_a_result_that_is_held_leaves_the_one_before_both() -> None:
     decided = plan(edited(tried(), "Held", OLD_ADAPTER), SETTINGS)
     assert (decided.status.reason, decided.sets_adapter) == ("Held", False)
+
+
+OF_A_JOB = {"jobRef": {"name": "job"}, "target": {"kserve": KSERVE}}
+ELSEWHERE = {"uri": "s3://elsewhere/x", "manifestSHA256": DIGEST, "target": {"kserve": KSERVE}}
+NEWER = {"uri": "s3://bucket/newer", "manifestSHA256": DIGEST}
+
+
+@pytest.mark.parametrize(
+    ("spec", "of_job", "then"),
+    [
+        (OF_A_JOB, job("Training"), "WaitingForJob"),
+        (OF_A_JOB, job(Failed="True"), "JobFailed"),
+        (OF_A_JOB, None, "WaitingForJob"),
+        (ELSEWHERE, None, "Forbidden"),
+        (NEWER | {"target": {"kserve": KSERVE | {"adapterName": "other"}}}, None, "Releasing"),
+        (NEWER | {"target": {"kserve": KSERVE | {"name": "new"}}}, None, "TargetMissing"),
+        (NEWER | {"target": {"files": {"uri": "s3://bucket/alias"}}}, None, "Releasing"),
+    ],
+)
+@pytest.mark.parametrize("before", [OLD_ADAPTER, None])
+def test_any_edit_while_a_result_is_tried_gives_the_entry_of_the_trial_back(
+    spec: Object, of_job: FineTuneJob | None, then: str, before: str | None
+) -> None:
+    limited = SETTINGS.model_copy(update={"allowed_storage_prefixes": ["s3://bucket/"]})
+    seen = replace(verified(), service=service(before))
+    seen = after(seen, plan(seen, SETTINGS))
+    second = replace(release(spec, generation=2), status=seen.release.status)
+    shown = None if then == "TargetMissing" else service(WANTED)
+    seen = replace(seen, release=second, child=None, pods=(), job=of_job, service=shown, tried=service(WANTED))
+    undone = plan(seen, limited)
+    assert (undone.sets_adapter, undone.adapter_uri) == (True, before)
+    assert undone.undoes == KServeTarget.model_validate(KSERVE)
+    seen = after(seen, undone)
+    refused = plan(replace(seen, problem=Refused("a webhook")), limited)
+    assert (refused.status.reason, refused.requeue_after) == ("APIDenied", 30)
+    assert plan(after(seen, refused), limited).undoes
+    ended = plan(replace(seen, tried=service(before)), limited)
+    assert (ended.status.reason, ended.sets_adapter) == (then, False)
+    assert (ended.status.replaced_adapter_uri, ended.status.trial) == (None, None)
+
+
+def test_a_trial_of_an_earlier_operator_is_that_of_the_entry_in_the_spec() -> None:
+    seen = tried()
+    earlier = seen.release.status.model_copy(update={"trial": None})
+    seen = replace(seen, release=replace(seen.release, status=earlier))
+    assert plan(replace(seen, service=service(WANTED, "True")), SETTINGS).status.reason == "Released"
+    second = replace(release(OF_A_JOB, generation=2), status=earlier)
+    edited = plan(replace(seen, release=second, child=None, tried=service(WANTED)), SETTINGS)
+    assert (edited.sets_adapter, edited.adapter_uri) == (True, OLD_ADAPTER)
 
 
 TARGETS: dict[str, Object] = {

@@ -153,7 +153,10 @@ class Serving(Server):
         super().__init__()
         self.release["spec"] = SPEC | {"target": {"kserve": {"name": "service", "adapterName": "bot"}}}
         adapters = [{"name": "bot", "uri": "s3://bucket/old/adapter/"}]
-        self.service = {"metadata": {"resourceVersion": "1"}, "spec": {"model": {"lora": {"adapters": adapters}}}}
+        self.service: Object = {
+            "metadata": {"resourceVersion": "1"},
+            "spec": {"model": {"lora": {"adapters": adapters}}},
+        }
 
     async def request(self, verb: str, path: str, *, body: Object | None = None, **more: Any) -> Object:
         owner = {"kind": "FineTuneRelease", "uid": "uid-1", "controller": True}
@@ -161,6 +164,8 @@ class Serving(Server):
         if path.endswith("/llminferenceservices/service"):
             if verb == "PATCH" and self.refusal:
                 raise self.refusal
+            if verb == "PATCH" and body:
+                self.service = self.service | {"spec": body["spec"]}
             return self.service
         if path.endswith("/jobs/bot-r1"):
             ended = {"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
@@ -191,6 +196,27 @@ async def test_a_refused_adapter_is_written_once_and_what_it_replaces_is_kept() 
     await one.handle(KEY)
     assert server.writes[2:] == ["WaitingForServer"]
     assert server.release["status"]["replacedAdapterURI"] == "s3://bucket/old/adapter/"
+
+
+async def test_an_edit_to_another_target_gives_back_the_entry_of_the_earlier_service_first() -> None:
+    server = Serving()
+    server.refusal = None
+    one = reconciler(server)
+    before = server.service["spec"]
+    await one.handle(KEY)
+    assert server.service["spec"] != before
+    server.release["spec"] = SPEC
+    server.release["metadata"]["generation"] = 2
+    server.refusal = Refused("a webhook")
+    for _ in range(3):
+        await one.handle(KEY)
+    assert server.writes[1:] == ["Releasing", "APIDenied"], "written once"
+    server.refusal = None
+    await one.handle(KEY)
+    assert (server.service["spec"], server.created) == (before, [])
+    await one.handle(KEY)
+    assert "Job" in server.created
+    assert "trial" not in server.release["status"]
 
 
 async def test_an_adapter_that_is_refused_for_too_long_ends_the_release() -> None:
