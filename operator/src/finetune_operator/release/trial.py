@@ -56,6 +56,11 @@ def serve(
     answering = candidate.model_copy(update={"released_time": seen.now})
     if is_set and service.ready == "True" and not service.rollout:
         return _end_once_alone(seen, target, service, answering)
+    if not is_set and not _is_same(current, old):
+        message = (
+            f"Another client has set {target.adapter_name} of LLMInferenceService {target.name} to {current or 'none'}"
+        )
+        return end(seen, R.FAILED, f"{message}: let one of the two set it, then edit the release.")
     if is_late(seen, spec, begun):
         problem, written = (
             f"LLMInferenceService {target.name} was not ready within progressDeadlineSeconds",
@@ -64,11 +69,9 @@ def serve(
         # After the entry was given back, the service has no longer what the problem was.
         message = written if written and written.startswith(problem) else f"{problem}: {detail}"
         if spec.rollback is Rollback.NEVER or _is_same(old, wanted):
-            return end(seen, R.FAILED, message, _report(seen, ReleaseOutcome.FAILED, answering))
+            found = _report(seen, ReleaseOutcome.FAILED, answering) if is_set else None
+            return end(seen, R.FAILED, message, found)
         return _give_back(seen, message, is_given=_is_same(current, old))
-    if not is_set and not _is_same(current, old):
-        message = f"Another client has set {target.adapter_name} of LLMInferenceService {target.name} to {current}"
-        return end(seen, R.FAILED, f"{message}: let one of the two set it, then edit the release.")
     waiting = _wait_for(seen, f"LLMInferenceService {target.name} is not ready with it yet: {detail}")
     return replace(waiting, sets_adapter=not is_set, adapter_uri=wanted)
 

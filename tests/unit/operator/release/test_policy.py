@@ -483,6 +483,28 @@ def test_a_service_that_became_ready_while_no_operator_ran_is_released() -> None
     assert decided.status.replaced_adapter_uri is None
 
 
+@pytest.mark.parametrize("rollback", ["OnFailure", "Never"])
+def test_an_entry_that_another_client_has_set_is_left_alone_although_the_deadline_has_passed(rollback: str) -> None:
+    seen = replace(begun(target={"kserve": KSERVE}, rollback=rollback), child=child(**COMPLETE))
+    seen = replace(seen, pods=(pod(report("Verified")),))
+    seen = replace(after(seen, plan(seen, SETTINGS)), now=LATE, service=service("s3://someone/else", "True"))
+    decided = plan(seen, SETTINGS)
+    assert (decided.status.reason, decided.sets_adapter) == ("Failed", False)
+    assert "let one of the two set it" in (decided.status.message or "")
+    assert decided.status.answering
+    assert decided.status.answering.manifest_sha256 == OLD
+
+
+def test_a_result_that_no_entry_has_at_the_deadline_does_not_count_as_answering() -> None:
+    seen = replace(begun(target={"kserve": KSERVE}, rollback="Never"), child=child(**COMPLETE))
+    seen = replace(seen, pods=(pod(report("Verified")),))
+    seen = replace(after(seen, plan(seen, SETTINGS)), now=LATE, service=service(OLD_ADAPTER, "True"))
+    decided = plan(seen, SETTINGS)
+    assert (decided.status.reason, decided.sets_adapter) == ("Failed", False)
+    assert decided.status.answering
+    assert decided.status.answering.manifest_sha256 == OLD
+
+
 @pytest.mark.parametrize("left", [None, child(**COMPLETE), child(**FAILED)], ids=["none", "complete", "failed"])
 def test_a_result_on_trial_is_verified_and_needs_its_pod_and_job_no_more(left: Job | None) -> None:
     seen = replace(tried(), child=left, pods=())
