@@ -215,6 +215,8 @@ class AdapterTrial(StatusBlock):
     """Name of the LLMInferenceService."""
     adapter_name: AdapterName
     """Name of the entry."""
+    problem: Line | None = None
+    """Why the entry gets its former URI again; absent until then."""
 
 
 class ReleaseConditionType(StrEnum):

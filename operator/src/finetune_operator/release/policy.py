@@ -25,7 +25,7 @@ from finetune_operator.policy.pods.pod_diagnosis import Diagnosis, EventQuery
 from finetune_operator.release.manifests import build_carrier, build_name
 from finetune_operator.release.objects import Release, Seen
 from finetune_operator.release.steps import SLOW_SECONDS, SOON_SECONDS, Plan, change, end, wait
-from finetune_operator.release.trial import is_late, is_on_trial, serve, undo_trial
+from finetune_operator.release.trial import end_refused, is_late, is_on_trial, serve, undo_trial
 from finetune_operator.settings import Settings
 
 C, R = ReleaseConditionType, ReleaseReason
@@ -74,9 +74,9 @@ def _show_problem(seen: Seen, spec: FineTuneReleaseSpec, problem: ClusterError) 
     """Wait for what the API server refuses; an adapter that is refused for too long ends the release."""
     reason, fix = _explain(problem)
     begun = seen.release.status.condition(C.RELEASED)
-    is_begun = is_on_trial(seen.release) and seen.service is not None  # else nothing was to be set
-    if begun and begun.reason == reason and is_begun and is_late(seen, spec, begun):
-        return end(seen, R.FAILED, f"{problem}, for longer than progressDeadlineSeconds.")
+    is_too_long = begun is not None and begun.reason == reason and is_late(seen, spec, begun)
+    if is_too_long and is_on_trial(seen.release) and spec.target.kserve and seen.service:
+        return end_refused(seen, spec.target.kserve, seen.service, str(problem))
     return wait(seen, "False", reason, f"{problem}: {fix}.")
 
 

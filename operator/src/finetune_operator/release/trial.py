@@ -43,10 +43,11 @@ def serve(
     seen: Seen, spec: FineTuneReleaseSpec, candidate: ReleasedResult, target: KServeTarget, service: Service
 ) -> Plan:
     """Set the adapter of an LLMInferenceService, wait until that is ready, or give back the one before."""
-    status, wanted = seen.release.status, f"{candidate.uri}/{Artifact.ADAPTER}/"
+    status, wanted = seen.release.status, _adapter_of(candidate)
     current, old = service.uri_of(target.adapter_name), status.replaced_adapter_uri
     begun, is_set = status.condition(C.RELEASED), _is_same(current, wanted)
-    if begun is None or begun.reason != R.WAITING_FOR_SERVER:
+    problem = status.trial.problem if status.trial else None
+    if begun is None or (begun.reason != R.WAITING_FOR_SERVER and not problem):
         before = old if old is not None else current or ""  # of a trial that was interrupted, the one before it
         trial = AdapterTrial(name=target.name, adapter_name=target.adapter_name)
         seen = change(seen, replaced_adapter_uri=before, trial=trial)
@@ -61,17 +62,13 @@ def serve(
             f"Another client has set {target.adapter_name} of LLMInferenceService {target.name} to {current or 'none'}"
         )
         return end(seen, R.FAILED, f"{message}: let one of the two set it, then edit the release.")
-    if is_late(seen, spec, begun):
-        problem, written = (
-            f"LLMInferenceService {target.name} was not ready within progressDeadlineSeconds",
-            status.message,
-        )
-        # After the entry was given back, the service has no longer what the problem was.
-        message = written if written and written.startswith(problem) else f"{problem}: {detail}"
+    if problem or is_late(seen, spec, begun):
+        late = f"LLMInferenceService {target.name} was not ready within progressDeadlineSeconds"
+        problem = problem or f"{late}: {detail}"
         if spec.rollback is Rollback.NEVER or _is_same(old, wanted):
             found = _report(seen, ReleaseOutcome.FAILED, answering) if is_set else None
-            return end(seen, R.FAILED, message, found)
-        return _give_back(seen, message, is_given=_is_same(current, old))
+            return end(seen, R.FAILED, problem, found)
+        return _give_back(seen, target, problem, is_given=_is_same(current, old))
     waiting = _wait_for(seen, f"LLMInferenceService {target.name} is not ready with it yet: {detail}")
     return replace(waiting, sets_adapter=not is_set, adapter_uri=wanted)
 
@@ -89,7 +86,7 @@ def undo_trial(seen: Seen, spec: FineTuneReleaseSpec) -> Plan | None:
     status, target, service = seen.release.status, find_earlier_trial(seen.release), seen.tried
     if not (target and service and status.candidate) or status.replaced_adapter_uri is None:
         return None
-    tried, before = f"{status.candidate.uri}/{Artifact.ADAPTER}/", status.replaced_adapter_uri
+    tried, before = _adapter_of(status.candidate), status.replaced_adapter_uri
     if spec.rollback is Rollback.NEVER or _is_same(before, tried):
         return None
     if not _is_same(service.uri_of(target.adapter_name), tried):
@@ -111,12 +108,28 @@ def _is_same(uri: str | None, other: str | None) -> bool:
     return (uri or "").rstrip("/") == (other or "").rstrip("/")
 
 
-def _give_back(seen: Seen, message: str, *, is_given: bool) -> Plan:
+def _give_back(seen: Seen, target: KServeTarget, problem: str, *, is_given: bool) -> Plan:
     """Set the entry to what it was before; the release ends once that is found to be done."""
     old = seen.release.status.replaced_adapter_uri
     if is_given:
-        return end(seen, R.ROLLED_BACK, f"{message}; before: {old or 'none'}")
-    return replace(_wait_for(seen, message), sets_adapter=True, adapter_uri=old or None)
+        return end(seen, R.ROLLED_BACK, f"{problem}; before: {old or 'none'}")
+    # Then the service has no longer what the problem was, and a refusal begins no new trial.
+    trial = AdapterTrial(name=target.name, adapter_name=target.adapter_name, problem=problem[:1024])
+    return replace(_wait_for(change(seen, trial=trial), problem), sets_adapter=True, adapter_uri=old or None)
+
+
+def end_refused(seen: Seen, target: KServeTarget, service: Service, refusal: str) -> Plan:
+    """End a release whose entry the API server refuses to set, or to give back, for too long."""
+    status, found = seen.release.status, None
+    if status.candidate and _is_same(service.uri_of(target.adapter_name), _adapter_of(status.candidate)):
+        answering = status.candidate.model_copy(update={"released_time": seen.now})
+        found = _report(seen, ReleaseOutcome.FAILED, answering)
+    words = [status.trial.problem] if status.trial and status.trial.problem else []
+    return end(seen, R.FAILED, "; ".join([*words, f"{refusal}, for longer than progressDeadlineSeconds."]), found)
+
+
+def _adapter_of(result: ReleasedResult) -> str:
+    return f"{result.uri}/{Artifact.ADAPTER}/"
 
 
 def _wait_for(seen: Seen, message: str) -> Plan:

@@ -483,6 +483,29 @@ def test_a_service_that_became_ready_while_no_operator_ran_is_released() -> None
     assert decided.status.replaced_adapter_uri is None
 
 
+def test_a_rollback_that_the_api_server_refuses_is_no_new_trial_and_ends_after_the_deadline() -> None:
+    late = replace(tried(), now=LATE, service=service(WANTED, "False", "out of memory"))
+    giving_back = plan(late, SETTINGS)
+    assert (giving_back.sets_adapter, giving_back.adapter_uri) == (True, OLD_ADAPTER)
+    seen = after(late, giving_back)
+    refused = plan(replace(seen, problem=Refused("a webhook")), SETTINGS)
+    assert refused.status.reason == "APIDenied"
+    seen = replace(after(seen, refused), now=LATE + timedelta(seconds=30))
+    again = plan(seen, SETTINGS)
+    assert (again.sets_adapter, again.adapter_uri) == (True, OLD_ADAPTER)
+    given = plan(replace(seen, service=service(OLD_ADAPTER, "True")), SETTINGS)
+    assert given.status.reason == "RolledBack"
+    assert "out of memory" in (given.status.message or "")
+    assert plan(replace(seen, service=service(WANTED, "True")), SETTINGS).status.reason == "Released"
+    seen = replace(seen, now=LATE + timedelta(seconds=901), problem=Refused("a webhook"))
+    decided = plan(seen, SETTINGS)
+    assert (decided.status.reason, decided.requeue_after, decided.status.trial) == ("Failed", None, None)
+    assert "out of memory" in (decided.status.message or "")
+    assert "a webhook" in (decided.status.message or "")
+    assert decided.status.answering
+    assert decided.status.answering.manifest_sha256 == DIGEST, "as with rollback Never"
+
+
 @pytest.mark.parametrize("rollback", ["OnFailure", "Never"])
 def test_an_entry_that_another_client_has_set_is_left_alone_although_the_deadline_has_passed(rollback: str) -> None:
     seen = replace(begun(target={"kserve": KSERVE}, rollback=rollback), child=child(**COMPLETE))

@@ -22,6 +22,14 @@ KEY = Key("team", "bot")
 SPEC = {"uri": "s3://bucket/new", "manifestSHA256": "a" * 64, "target": {"files": {"uri": "s3://bucket/alias"}}}
 
 
+def merge(old: Object, change: Object) -> Object:
+    """The object after a JSON merge patch."""
+    new = {
+        name: merge(old.get(name) or {}, value) if isinstance(value, dict) else value for name, value in change.items()
+    }
+    return {name: value for name, value in (old | new).items() if value is not None}
+
+
 class Server:
     """An API server with one release, which refuses what it is given to refuse."""
 
@@ -44,11 +52,11 @@ class Server:
             return body
         if verb == "PATCH" and body:
             meta = self.release["metadata"]
-            status = {**self.release["status"], **body["status"]}
+            status = merge(self.release["status"], body["status"])
             self.release = {
                 "metadata": meta | {"resourceVersion": str(int(meta["resourceVersion"]) + 1)},
                 "spec": SPEC,
-                "status": {name: value for name, value in status.items() if value is not None},
+                "status": status,
             }
             self.writes.append(status["reason"])
             return self.release
@@ -230,6 +238,20 @@ async def test_an_adapter_that_is_refused_for_too_long_ends_the_release() -> Non
     await one.handle(KEY)
     assert server.writes[2:] == ["Failed"]
     assert "too many adapters, for longer than progressDeadlineSeconds" in server.release["status"]["message"]
+
+
+async def test_a_rollback_that_is_refused_for_too_long_ends_the_release_too() -> None:
+    server, now = Serving(), [NOW]
+    server.refusal = None
+    one = ReleaseReconciler(cast("Cluster", server), WorkQueue(1), SETTINGS, lambda: now[0])
+    await one.handle(KEY)
+    server.refusal = Refused("a webhook")
+    for _ in range(100):
+        now[0] += timedelta(seconds=30)
+        await one.handle(KEY)
+    # The message of the trial changes once, as the service reports nothing.
+    assert server.writes == ["WaitingForServer", "WaitingForServer", "WaitingForServer", "APIDenied", "Failed"]
+    assert "a webhook, for longer than progressDeadlineSeconds" in server.release["status"]["message"]
 
 
 async def test_another_refusal_is_written_with_its_words() -> None:
