@@ -129,6 +129,8 @@ class ReleaseReconciler:
                 await self._cluster.set_adapter(release.key.namespace, kserve, service, decided.adapter_uri)
         except (Denied, NameTaken, Refused) as refusal:
             return refusal
+        except Gone as problem:  # the LLMInferenceService or a child, not the release
+            raise Outdated(str(problem)) from problem
         return None
 
     async def _create(self, seen: Seen, release: Release, spec: FineTuneReleaseSpec) -> None:

@@ -254,6 +254,15 @@ async def test_a_rollback_that_is_refused_for_too_long_ends_the_release_too() ->
     assert "a webhook, for longer than progressDeadlineSeconds" in server.release["status"]["message"]
 
 
+@pytest.mark.parametrize("kind", ["service", "child"])
+async def test_what_is_gone_between_the_read_and_the_action_does_not_end_the_work_on_a_release(kind: str) -> None:
+    server, queue = Serving() if kind == "service" else Server(), WorkQueue(1)
+    server.refusal = Gone("not found")
+    one = ReleaseReconciler(cast("Cluster", server), queue, SETTINGS, lambda: NOW)
+    await one.handle(KEY)
+    assert len(queue) == 1, "only a release that is gone itself is not queued"
+
+
 async def test_another_refusal_is_written_with_its_words() -> None:
     server = Server()
     one = reconciler(server)
