@@ -5,6 +5,8 @@ from http import HTTPStatus
 
 import orjson
 
+from finetune_api import names
+
 _RBAC = re.compile(r'cannot (\w+) resource "([^"]+)"')
 _SOURCE = re.compile(r"\S{1,64}:\d{1,5}->")
 """The API server's own end of a broken connection, whose port is another one each time."""
@@ -52,10 +54,10 @@ class Refused(ClusterError):  # noqa: N818
 
 
 class NameTaken(ClusterError):  # noqa: N818
-    """An object with the name of a child exists, but does not belong to the job."""
+    """An object with the name of a child exists, but does not belong to the job or release."""
 
-    def __init__(self, kind: str, name: str) -> None:
-        super().__init__(f"{kind} {name} exists but is not owned by this FineTuneJob")
+    def __init__(self, kind: str, name: str, owner_kind: str = names.KIND) -> None:
+        super().__init__(f"{kind} {name} exists but is not owned by this {owner_kind}")
         self.kind = kind
         self.name = name
 

@@ -8,7 +8,7 @@ from finetune_api import names
 from finetune_api.release import FineTuneReleaseStatus, KServeTarget
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller.reconciler import build_merge_patch
-from finetune_operator.kube.errors import AlreadyExists, Gone, NameTaken, Outdated
+from finetune_operator.kube.errors import AlreadyExists, ClusterError, Gone, NameTaken, Outdated
 from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod, controller_of
 from finetune_operator.manifests.planted import find_foreign_content
 from finetune_operator.release.manifests import build_selector, set_adapter
@@ -39,13 +39,13 @@ class ReleaseCluster:
             return None
 
     async def get_child(self, release: Release, name: str) -> Job | None:
-        """Read a Job of a release; one of another owner raises NameTaken."""
+        """Read a Job of a release; one of another owner raises NameTaken, or Outdated while it is being removed."""
         try:
             found = await self._cluster.request("GET", f"{PATHS['Job'].format(release.key.namespace)}/{name}")
         except Gone:
             return None
         if controller_of(found).get("uid") != release.uid:
-            raise NameTaken("Job", name)
+            raise _explain_owner(release, "Job", found)
         return Job.from_object(found)
 
     async def list_pods(self, key: Key) -> tuple[Pod, ...]:
@@ -93,15 +93,20 @@ class ReleaseCluster:
         await self._cluster.request("PATCH", _service(namespace, target), body=body)
 
     async def create(self, release: Release, children: list[Object]) -> None:
-        """Create what is missing; an existing object is a success if this release owns it and it has the content."""
+        """Create what is missing; an existing object is a success if this release owns it and it has the content.
+
+        One of another owner raises NameTaken, or Outdated while it is being removed.
+        """
         for body in children:
             path, name = PATHS[body["kind"]].format(release.key.namespace), body["metadata"]["name"]
             try:
                 await self._cluster.request("POST", path, body=body)
             except AlreadyExists:
                 found = await self._cluster.request("GET", f"{path}/{name}")
-                if controller_of(found).get("uid") != release.uid or find_foreign_content(body["kind"], body, found):
-                    raise NameTaken(body["kind"], name) from None
+                if controller_of(found).get("uid") != release.uid:
+                    raise _explain_owner(release, body["kind"], found) from None
+                if find_foreign_content(body["kind"], body, found):
+                    raise NameTaken(body["kind"], name, names.RELEASE_KIND) from None
 
     async def delete_child(self, namespace: str, child: Job) -> None:
         """Delete exactly that Job (by UID), and its pods."""
@@ -133,6 +138,15 @@ class ReleaseCluster:
         meta = {"uid": release.uid, "resourceVersion": release.resource_version}
         body = {"metadata": meta, "status": change}
         return Release.from_object(await self._cluster.request("PATCH", f"{_path(release.key)}/status", body=body))
+
+
+def _explain_owner(release: Release, kind: str, found: Object) -> ClusterError:
+    """Return what another owner's object means: the garbage collector removes those of a deleted release by itself."""
+    meta, owner = found["metadata"], controller_of(found)
+    is_earlier = (owner.get("kind"), owner.get("name")) == (names.RELEASE_KIND, release.key.name)
+    if is_earlier or meta.get("deletionTimestamp"):
+        return Outdated(f"{kind} {meta['name']} of an earlier owner is being removed")
+    return NameTaken(kind, meta["name"], names.RELEASE_KIND)
 
 
 def _path(key: Key) -> str:

@@ -16,7 +16,7 @@ from finetune_api.release import (
     ReleaseReason,
     ReleaseReport,
 )
-from finetune_operator.kube.errors import ClusterError, NameTaken, Refused
+from finetune_operator.kube.errors import ClusterError, NameTaken, Outdated, Refused
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.policy.admission import find_refusal, is_metadata_address
 from finetune_operator.policy.conditions import MESSAGES
@@ -72,6 +72,8 @@ def plan(seen: Seen, settings: Settings) -> Plan:
 
 def _show_problem(seen: Seen, spec: FineTuneReleaseSpec, problem: ClusterError) -> Plan:
     """Wait for what the API server refuses; an adapter that is refused for too long ends the release."""
+    if isinstance(problem, Outdated):
+        return wait(seen, "Unknown", R.RELEASING, f"{problem}.", SOON_SECONDS)
     reason, fix = _explain(problem)
     begun = seen.release.status.condition(C.RELEASED)
     is_too_long = begun is not None and begun.reason == reason and is_late(seen, spec, begun)

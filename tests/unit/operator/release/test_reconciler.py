@@ -1,6 +1,7 @@
 """What a release writes while the API server refuses its Job, and what queues it."""
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -8,7 +9,7 @@ import pytest
 
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller.workqueue import WorkQueue
-from finetune_operator.kube.errors import ClusterError, Denied, Gone, Refused
+from finetune_operator.kube.errors import AlreadyExists, ClusterError, Denied, Gone, Refused
 from finetune_operator.kube.objects import Key, Object
 from finetune_operator.kube.observed import Warnings
 from finetune_operator.metrics.registry import Metrics
@@ -152,6 +153,55 @@ async def test_the_events_of_a_job_without_a_pod_explain_it_and_need_not_be_read
     server.refusal = None
     await one.handle(KEY)
     assert "exceeded quota: small: request less in resources" in server.release["status"]["message"]
+
+
+class Recreated(Server):
+    """An API server with a Job, or a NetworkPolicy, that has the name of that of a release."""
+
+    def __init__(self, kind: str, owner: Object, **meta: Any) -> None:
+        super().__init__()
+        self.kind = kind
+        self.meta = {"namespace": "team", "name": "bot-r1", "uid": "other", "ownerReferences": [owner]} | meta
+
+    async def request(self, verb: str, path: str, *, body: Object | None = None, **more: Any) -> Object:
+        if verb == "POST" and body and body["kind"] == self.kind:
+            raise AlreadyExists("bot-r1 already exists")
+        if path.endswith({"Job": "/jobs/bot-r1", "NetworkPolicy": "/networkpolicies/bot-r1"}[self.kind]):
+            return {"metadata": self.meta, "spec": {"template": {"spec": {"containers": [{"name": "trainer"}]}}}}
+        return await super().request(verb, path, body=body, **more)
+
+
+EARLIER = {"kind": "FineTuneRelease", "name": "bot", "uid": "uid-0", "controller": True}
+FOREIGN = {"kind": "CronJob", "name": "bot", "uid": "uid-0", "controller": True}
+
+
+@pytest.mark.parametrize(
+    ("owner", "meta"), [(EARLIER, {}), (FOREIGN, {"deletionTimestamp": "2026-01-01T00:00:00Z"})], ids=["owner", "time"]
+)
+async def test_the_job_of_an_earlier_release_of_this_name_is_waited_for(owner: Object, meta: Object) -> None:
+    server, queue = Recreated("Job", owner, **meta), WorkQueue(1)
+    one = ReleaseReconciler(cast("Cluster", server), queue, SETTINGS, lambda: NOW)
+    for _ in range(3):
+        await one.handle(KEY)
+    assert (server.writes, server.events, len(queue)) == (["Releasing"], ["Releasing"], 1)
+    assert queue._due[KEY] <= time.monotonic() + 3
+    assert "Job bot-r1 of an earlier owner is being removed" in server.release["status"]["message"]
+    assert server.created == []
+
+
+async def test_the_network_policy_of_an_earlier_release_of_this_name_is_waited_for() -> None:
+    server, queue = Recreated("NetworkPolicy", EARLIER), WorkQueue(1)
+    server.refusal = None
+    settings = SETTINGS.model_copy(update={"pod_egress": []})
+    await ReleaseReconciler(cast("Cluster", server), queue, settings, lambda: NOW).handle(KEY)
+    assert (server.writes, server.created, len(queue)) == (["Releasing"], ["ConfigMap"], 1)
+
+
+async def test_the_job_of_another_owner_is_a_conflict_that_names_the_release() -> None:
+    server = Recreated("Job", FOREIGN)
+    await reconciler(server).handle(KEY)
+    assert server.writes == ["NameConflict"]
+    assert "Job bot-r1 exists but is not owned by this FineTuneRelease" in server.release["status"]["message"]
 
 
 class Serving(Server):
