@@ -62,12 +62,21 @@ def plan(seen: Seen, settings: Settings) -> Plan:
     candidate = _find_candidate(seen, spec)
     if isinstance(candidate, Plan):
         return candidate
-    is_made = seen.child is not None and release.status.job_name == seen.child.name  # and its job may be gone
-    if not (is_made or is_on_trial(release)) and (
-        refusal := find_refusal(build_carrier(release, spec, seen.job), settings) or _check_url(spec)
-    ):
-        return wait(seen, "False", R.FORBIDDEN, f"{refusal}.")
+    if obstacle := _find_obstacle(seen, spec, settings):
+        return obstacle
     return _start(change(seen, candidate=candidate, job_name=name), spec, candidate)
+
+
+def _find_obstacle(seen: Seen, spec: FineTuneReleaseSpec, settings: Settings) -> Plan | None:
+    """Return why the Job of this generation must not be made; None if it may be, or was, and its job may be gone."""
+    release = seen.release
+    if is_on_trial(release) or (seen.child is not None and release.status.job_name == seen.child.name):
+        return None
+    if spec.job_ref and seen.job is None:
+        message = f"FineTuneJob {spec.job_ref.name} was deleted before its result could be verified with its storage"
+        return wait(seen, "Unknown", R.WAITING_FOR_JOB, f"{message}: create it again, or give uri in place of jobRef.")
+    refusal = find_refusal(build_carrier(release, spec, seen.job), settings) or _check_url(spec)
+    return wait(seen, "False", R.FORBIDDEN, f"{refusal}.") if refusal else None
 
 
 def _show_problem(seen: Seen, spec: FineTuneReleaseSpec, problem: ClusterError) -> Plan:

@@ -658,6 +658,26 @@ def test_a_release_ends_although_its_job_was_deleted_in_the_meantime() -> None:
     assert decided.status.reason == "Released", decided.status.message
 
 
+def test_a_job_that_is_deleted_before_the_job_of_its_release_could_be_made_is_waited_for() -> None:
+    seen = Seen(release({"jobRef": {"name": "job"}, "target": {"vllm": VLLM}}), NOW, job=job(Complete="True"))
+    seen = after(seen, plan(seen, SETTINGS))
+    seen = after(seen, plan(replace(seen, problem=Refused("exceeded quota: small")), SETTINGS))
+    decided = plan(replace(seen, job=None), SETTINGS)
+    assert (decided.status.reason, decided.creates_job, decided.requeue_after) == ("WaitingForJob", False, 30)
+    assert "FineTuneJob job was deleted" in (decided.status.message or "")
+    assert decided.status.candidate == ReleasedResult(uri="s3://bucket/new", manifest_sha256=DIGEST)
+    assert plan(after(seen, decided), SETTINGS).creates_job
+
+
+def test_a_trial_does_not_need_the_job_of_its_result() -> None:
+    seen = verified()
+    spec = {"jobRef": {"name": "job"}, "target": {"kserve": KSERVE}}
+    seen = replace(seen, release=replace(release(spec), status=seen.release.status))
+    seen = after(seen, plan(seen, SETTINGS))
+    decided = plan(replace(seen, child=None, pods=(), service=service(WANTED, "True")), SETTINGS)
+    assert decided.status.reason == "Released"
+
+
 @pytest.mark.parametrize(
     ("problem", "reason"),
     [
