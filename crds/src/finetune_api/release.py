@@ -274,7 +274,8 @@ class FineTuneReleaseStatus(StatusBlock):
     candidate: ReleasedResult | None = None
     """The result of the observed generation, with the digest that `jobRef` had when it began."""
     comparison: ReleaseComparison | None = None
-    """How the last candidate compared with the result before it; only with `target.vllm`."""
+    """How the last candidate that has ended compared with the result before it; absent if it was not compared, for
+    example without `target.vllm`."""
     last_refusal: ReleaseRefusal | None = None
     """The last result that was not released."""
     replaced_adapter_uri: Uri | None = None

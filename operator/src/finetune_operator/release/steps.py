@@ -46,14 +46,16 @@ def wait(seen: Seen, ready: str, reason: str, message: str, after: float = SLOW_
 def end(seen: Seen, reason: ReleaseReason, message: str, found: ReleaseReport | None = None) -> Plan:
     """Return the end of this generation; what answers changes only if the pod has established that."""
     status = seen.release.status
-    changes: dict[str, object] = {"replaced_adapter_uri": None, "trial": None}
+    changes: dict[str, object] = {
+        "replaced_adapter_uri": None,
+        "trial": None,
+        "comparison": found.comparison if found else None,
+    }
     if found and found.answering:
         old = found.replaced or status.answering
         is_same = old is not None and old.manifest_sha256 == found.answering.manifest_sha256
         since = status.answering if is_same and found.answering.released_time is None else found.answering
         changes |= {"answering": since, "previous": status.previous if is_same else old}
-    if found and found.comparison:
-        changes["comparison"] = found.comparison
     if reason is not R.RELEASED:
         digest = status.candidate.manifest_sha256 if status.candidate else None
         changes["last_refusal"] = ReleaseRefusal(

@@ -678,6 +678,18 @@ def test_a_trial_does_not_need_the_job_of_its_result() -> None:
     assert decided.status.reason == "Released"
 
 
+def test_a_comparison_is_that_of_the_last_candidate() -> None:
+    held = pod(report("Held", comparison={"verdict": "Worse", "rows": 20}))
+    seen = replace(begun(), child=child(**COMPLETE), pods=(held,))
+    decided = plan(seen, SETTINGS)
+    assert decided.status.comparison
+    second = replace(release(NEWER | {"target": {"files": {"uri": "s3://bucket/alias"}}}, generation=2))
+    seen = replace(seen, release=replace(second, status=decided.status), child=None, pods=())
+    seen = after(seen, plan(seen, SETTINGS))
+    ended = pod(report("Released", generation=2), of="bot-r2")
+    assert plan(replace(seen, child=child("bot-r2", **COMPLETE), pods=(ended,)), SETTINGS).status.comparison is None
+
+
 @pytest.mark.parametrize(
     ("problem", "reason"),
     [
