@@ -157,33 +157,65 @@ def test_a_release_waits_for_its_job_replaces_rolls_back_by_its_spec_and_leaves_
     wait(lambda: not world.jobs(), lambda: str(world.jobs()))
 
 
-def test_the_adapter_of_an_existing_service_is_set_and_waited_for(world: Any, wait: Any, serving: Releases) -> None:
+OTHER_ADAPTER = {"name": "other", "uri": "s3://bucket/other"}
+
+
+class LLMService:
+    """An LLMInferenceService, whose controller is the test."""
+
+    def __init__(self, world: Any) -> None:
+        group, version, plural = KSERVE
+        self._api = world.custom
+        self._where = (group, version, world.namespace, plural)
+        lora = {"maxRank": 16, "adapters": [OTHER_ADAPTER]}
+        body = {
+            "apiVersion": f"{group}/{version}",
+            "kind": "LLMInferenceService",
+            "metadata": {"name": "service"},
+            "spec": {"model": {"uri": "hf://owner/base", "lora": lora}},
+        }
+        self._api.create_namespaced_custom_object(*self._where, body)
+
+    def get(self) -> Object:
+        return dict(self._api.get_namespaced_custom_object(*self._where, "service"))
+
+    def adapters(self) -> list[Object]:
+        return list(self.get()["spec"]["model"]["lora"]["adapters"])
+
+    def report_ready(self) -> None:
+        ready = {"type": "Ready", "status": "True"}
+        status = {"observedGeneration": self.get()["metadata"]["generation"], "conditions": [ready]}
+        self._api.patch_namespaced_custom_object_status(*self._where, "service", {"status": status})
+
+
+@pytest.fixture
+def service(world: Any, serving: Releases, wait: Any) -> LLMService:
+    """An LLMInferenceService in which a release tries its result."""
     serving.create(NEW | {"target": {"kserve": {"name": "service", "adapterName": "bot"}}})
     serving.wait_for("TargetMissing")
-    group, version, plural = KSERVE
-    where = (group, version, world.namespace, plural)
-    lora = {"maxRank": 16, "adapters": [{"name": "other", "uri": "s3://bucket/other"}]}
-    service = {
-        "apiVersion": f"{group}/{version}",
-        "kind": "LLMInferenceService",
-        "metadata": {"name": "service"},
-        "spec": {"model": {"uri": "hf://owner/base", "lora": lora}},
-    }
-    world.custom.create_namespaced_custom_object(*where, service)
+    service = LLMService(world)
     serving.end("bot-r1", "Verified")
-    serving.wait_for("WaitingForServer")
-
-    def current() -> Object:
-        return dict(world.custom.get_namespaced_custom_object(*where, "service"))
-
+    trial = serving.wait_for("WaitingForServer")["trial"]
+    assert trial == {"name": "service", "adapterName": "bot"}
     entry = {"name": "bot", "uri": f"{NEW['uri']}/adapter/"}
-    wait(lambda: entry in current()["spec"]["model"]["lora"]["adapters"], lambda: str(current()["spec"]))
-    assert current()["spec"]["model"]["lora"]["adapters"] == [*lora["adapters"], entry]
+    wait(lambda: service.adapters() == [OTHER_ADAPTER, entry], lambda: str(service.adapters()))
+    return service
+
+
+def test_the_adapter_of_an_existing_service_is_set_and_waited_for(serving: Releases, service: LLMService) -> None:
     assert serving.get()["status"]["reason"] == "WaitingForServer"
-    ready = {"type": "Ready", "status": "True"}
-    status = {"observedGeneration": current()["metadata"]["generation"], "conditions": [ready]}
-    world.custom.patch_namespaced_custom_object_status(*where, "service", {"status": status})
+    service.report_ready()
     assert serving.wait_for("Released")["answering"]["uri"] == NEW["uri"]
+    assert "trial" not in serving.get()["status"]
+
+
+def test_an_edit_of_the_target_during_a_trial_gives_the_entry_back(
+    wait: Any, serving: Releases, service: LLMService
+) -> None:
+    serving.patch({"target": {"kserve": None, "files": {"uri": "s3://bucket/alias"}}})
+    wait(lambda: service.adapters() == [OTHER_ADAPTER], lambda: str(service.adapters()))
+    serving.end("bot-r2", "Released", answering=NEW)
+    assert "trial" not in serving.wait_for("Released")
 
 
 def test_a_pod_that_does_not_start_is_shown_with_its_cause(world: Any, wait: Any, serving: Releases) -> None:
