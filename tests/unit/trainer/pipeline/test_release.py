@@ -281,6 +281,56 @@ def test_a_pod_that_is_stopped_leaves_no_adapter_behind_and_the_name_where_it_is
     assert world.server.loaded == before
 
 
+@pytest.mark.parametrize("rollback", ["OnFailure", "Never"])
+@pytest.mark.parametrize("has_champion", [True, False])
+def test_a_pod_that_is_stopped_once_the_result_has_the_name_gives_it_back(
+    world: World, has_champion: bool, rollback: str
+) -> None:
+    one, two = world.publish("one"), world.publish("two", weights=b"two")
+    if has_champion:
+        world.release(one)
+    before, moved = dict(world.server.loaded), f"/there/{world.folder_of(two)}"
+
+    def check() -> None:
+        if world.server.loaded.get("bot") == moved:
+            raise Stopped
+
+    with pytest.raises(Stopped) as stopped:
+        world.release(two, check=check, rollback=rollback)
+    assert world.server.loaded == before
+    words = "before: s3://bucket/one" if has_champion else "nothing answered as bot before"
+    assert stopped.value.message == f"stopped by SIGTERM while bot was asked; {words}"
+    assert (world.volume / "bot").exists() == has_champion
+
+
+def test_a_pod_that_is_stopped_while_it_rolls_back_finishes_that(world: World) -> None:
+    one, two = world.publish("one"), world.publish("two", weights=b"two")
+    world.release(one)
+    world.server.dies_after_loading = "bot"
+    requests = iter([False])
+
+    def check() -> None:
+        if "bot" in world.server.broken and next(requests, True):
+            raise Stopped
+
+    assert world.release(two, check=check).outcome is ReleaseOutcome.ROLLED_BACK
+    assert world.server.loaded == {"bot": f"/there/{world.folder_of(one)}"}
+
+
+def test_a_pod_that_is_stopped_and_cannot_give_the_name_back_states_it(world: World) -> None:
+    two = world.publish("two", weights=b"two")
+    world.release(world.publish("one"))
+
+    def check() -> None:
+        if world.server.loaded["bot"] == f"/there/{world.folder_of(two)}":
+            world.server.refusal = "out of memory"
+            raise Stopped
+
+    with pytest.raises(Stopped) as stopped:
+        world.release(two, check=check)
+    assert "nor could it be rolled back: the server answers 500: out of memory" in stopped.value.message
+
+
 def test_an_adapter_that_the_server_was_started_with_is_replaced_and_can_come_back(world: World) -> None:
     """It is not on the volume, so its result is unknown, but its folder on the server is."""
     world.server.loaded["bot"] = "/models/first"

@@ -26,6 +26,7 @@ from finetune_api.release import (
 )
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.config.manifest import read_manifest
+from finetune_trainer.errors import Stopped
 from finetune_trainer.pipeline.release_questions import Questions, compare_answers, read_rows
 from finetune_trainer.pipeline.release_volume import ReleaseVolume
 from finetune_trainer.publishing.publish import find_file_faults
@@ -228,10 +229,8 @@ class VLLMRelease:
                 self._load(server, folder)
             return compare_answers(champion, self._questions.ask(server, folder))
         finally:
-            check, server.check = server.check, lambda: None  # it is unloaded after SIGTERM too
-            with suppress(ServerRefusedError, ServerLostError):
+            with server.unchecked(), suppress(ServerRefusedError, ServerLostError):
                 server.unload(folder)
-            server.check = check
 
     def _load(self, server: VLLMServer, folder: str) -> None:
         try:
@@ -265,11 +264,17 @@ class VLLMRelease:
     ) -> ReleaseReport:
         """Give the served name to the adapter; if the server fails then, do as asked."""
         old = self._volume.read(champion) if champion else None
+        server.check()
         try:
-            server.load(self._name, self._volume.path_of(folder), in_place=before is not None)
+            with server.unchecked():
+                server.load(self._name, self._volume.path_of(folder), in_place=before is not None)
             self._questions.ask(server, self._name)
         except (ServerRefusedError, ServerLostError) as problem:
             return self._take_back(server, problem, before, champion, comparison)
+        except Stopped as stopped:
+            refused = self._give_back(server, before, champion)
+            end = f"nor could it be rolled back: {refused}" if refused else self._describe(old, before)
+            raise Stopped(f"{stopped.message} while {self._name} was asked; {end}") from None
         self._volume.link(folder)
         self._volume.keep({folder, champion or ""})
         message = f"{self._name} answers with it; {self._describe(old, before)}"
@@ -283,20 +288,29 @@ class VLLMRelease:
         champion: str | None,
         comparison: ReleaseComparison,
     ) -> ReleaseReport:
+        """Do as `rollback` asks with the name of a server that failed."""
         old = self._volume.read(champion) if champion else None
+        message = f"the server failed after it got the name {self._name}"
         if self._config.rollback is Rollback.NEVER:
-            message = f"the server failed after it got the name {self._name}, and rollback is Never: {problem}"
+            message += f", and rollback is Never: {problem}"
             return self._report(ReleaseOutcome.FAILED, message, answering=self._new, replaced=old)
-        try:
-            if before is None:
-                server.unload(self._name)
-            else:
-                server.load(self._name, self._volume.path_of(champion) if champion else before, in_place=True)
-        except (ServerRefusedError, ServerLostError) as second:
-            message = f"the server failed after it got the name {self._name}: {problem}; nor could it be rolled back"
-            return self._report(ReleaseOutcome.FAILED, f"{message}: {second}", comparison=comparison)
-        message = f"the server failed after it got the name {self._name}: {problem}; {self._describe(old, before)}"
+        if refused := self._give_back(server, before, champion):
+            message += f": {problem}; nor could it be rolled back: {refused}"
+            return self._report(ReleaseOutcome.FAILED, message, comparison=comparison)
+        message += f": {problem}; {self._describe(old, before)}"
         return self._report(ReleaseOutcome.ROLLED_BACK, message, answering=old, comparison=comparison)
+
+    def _give_back(self, server: VLLMServer, before: str | None, champion: str | None) -> Exception | None:
+        """Give the name to what had it before, also after SIGTERM; return the error if the server fails."""
+        try:
+            with server.unchecked():
+                if before is None:
+                    server.unload(self._name)
+                else:
+                    server.load(self._name, self._volume.path_of(champion) if champion else before, in_place=True)
+        except (ServerRefusedError, ServerLostError) as problem:
+            return problem
+        return None
 
     def _confirm(self, server: VLLMServer, folder: str) -> ReleaseReport:
         self._questions.ask(server, self._name)

@@ -1,7 +1,8 @@
 """A running vLLM server: its adapters, its answers and its log-probabilities, within limits of size and time."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -53,6 +54,15 @@ class VLLMServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._http.close()
+
+    @contextmanager
+    def unchecked(self) -> Iterator[None]:
+        """Send the requests of this block without `check`, so that what was begun is completed after SIGTERM too."""
+        check, self.check = self.check, lambda: None
+        try:
+            yield
+        finally:
+            self.check = check
 
     def list_models(self) -> dict[str, str]:
         """Return the names of the models that it serves, each with its folder."""
