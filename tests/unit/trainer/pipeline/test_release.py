@@ -13,7 +13,7 @@ from vllm_stand_in import StandIn, stand_in
 
 from finetune_api.handoff import Outcome
 from finetune_api.release import ReleasedResult, ReleaseOutcome, ReleaseReport
-from finetune_trainer.errors import Stopped
+from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.pipeline.release import release
 from finetune_trainer.serving import vllm
 from finetune_trainer.storage.local import LocalStore
@@ -329,6 +329,87 @@ def test_a_pod_that_is_stopped_and_cannot_give_the_name_back_states_it(world: Wo
     with pytest.raises(Stopped) as stopped:
         world.release(two, check=check)
     assert "nor could it be rolled back: the server answers 500: out of memory" in stopped.value.message
+
+
+def kill_after_the_change(world: World, result: ReleasedResult) -> None:
+    """What a pod leaves behind that is killed between the change of the name and its report."""
+    world.release(result)
+    link = world.volume / "bot"
+    before = next(one for one in world.volume.glob("bot.*") if one.name != link.readlink().name)
+    link.unlink()
+    link.symlink_to(before.name)
+
+
+@pytest.mark.parametrize("has_linked", [True, False])
+def test_a_release_whose_pod_was_killed_after_the_change_starts_again_from_what_answered_before(
+    world: World, has_linked: bool
+) -> None:
+    one, two = world.publish("one"), world.publish("two", weights=b"two")
+    world.server.nats[world.folder_of(two)] = 0.5
+    answering = world.release(one).answering
+    if has_linked:
+        world.release(two)
+    else:
+        kill_after_the_change(world, two)
+    found = world.release(two, answering=answering)
+    assert found.outcome is ReleaseOutcome.RELEASED
+    assert found.comparison
+    assert found.comparison.verdict == "Better"
+    assert found.replaced
+    assert found.replaced.manifest_sha256 == one.manifest_sha256
+    assert found.answering
+    assert found.answering.released_time
+    assert (world.volume / "bot").readlink() == Path(world.folder_of(two))
+
+
+def test_a_server_that_fails_when_a_second_pod_repeats_the_change_gets_back_what_answered_before(world: World) -> None:
+    one, two = world.publish("one"), world.publish("two", weights=b"two")
+    world.release(one)
+    kill_after_the_change(world, two)
+    world.server.dies_at = (world.folder_of(two), 25)  # 21 answers are those of its trial
+    found = world.release(two)
+    assert (found.outcome, found.answering and found.answering.uri) == (ReleaseOutcome.ROLLED_BACK, "s3://bucket/one")
+    assert world.server.loaded == {"bot": f"/there/{world.folder_of(one)}"}
+
+
+def test_a_server_that_cannot_go_back_after_a_killed_pod_is_reported_with_what_has_the_name(world: World) -> None:
+    one, two = world.publish("one"), world.publish("two", weights=b"two")
+    world.release(one)
+    kill_after_the_change(world, two)
+    world.server.refusal = "out of memory"
+    with pytest.raises(TrainerError) as failed:
+        world.release(two)
+    assert "bot has this result from a pod that did not end its release" in failed.value.message
+    assert "out of memory" in failed.value.message
+
+
+def test_a_result_that_answers_without_a_record_of_one_before_it_is_confirmed_with_its_time(world: World) -> None:
+    one = world.publish("one")
+    world.release(one)
+    (world.volume / "bot").unlink()
+    found = world.release(one)
+    assert found.outcome is ReleaseOutcome.RELEASED
+    assert found.answering
+    assert found.answering.released_time
+    assert (world.volume / "bot").readlink() == Path(world.folder_of(one))
+
+
+def test_a_result_that_answers_and_fails_when_it_is_asked_is_reported_as_what_has_the_name(world: World) -> None:
+    one = world.publish("one")
+    world.release(one)
+    world.server.broken.add("bot")
+    found = world.release(one)
+    assert found.outcome is ReleaseOutcome.FAILED
+    assert found.message.endswith("the engine is dead; bot had this result already, and keeps it")
+    assert found.answering
+    assert found.answering.manifest_sha256 == one.manifest_sha256
+
+
+def test_the_time_of_a_result_that_answers_by_the_status_stays(world: World) -> None:
+    one = world.publish("one")
+    answering = world.release(one).answering
+    found = world.release(one, answering=answering)
+    assert found.answering == answering
 
 
 def test_an_adapter_that_the_server_was_started_with_is_replaced_and_can_come_back(world: World) -> None:

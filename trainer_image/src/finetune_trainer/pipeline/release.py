@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api.evaluation import EvaluationStatus, Verdict
-from finetune_api.handoff import Artifact, Manifest, ManifestFile, Outcome
+from finetune_api.handoff import Artifact, ExitCode, Manifest, ManifestFile, Outcome
 from finetune_api.objectives import Objective
 from finetune_api.release import (
     FilesTarget,
@@ -26,7 +26,7 @@ from finetune_api.release import (
 )
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.config.manifest import read_manifest
-from finetune_trainer.errors import Stopped
+from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.pipeline.release_questions import Questions, compare_answers, read_rows
 from finetune_trainer.pipeline.release_volume import ReleaseVolume
 from finetune_trainer.publishing.publish import find_file_faults
@@ -202,7 +202,11 @@ class VLLMRelease:
         here = f"http://{service.name}.{config.namespace}.svc:{service.port}" if service else ""
         self._url = target.url or here
         self._questions = Questions(found.spec, read_rows(found.rows) if found.rows else [])
-        self._new = config.candidate.model_copy(update={"released_time": datetime.now(UTC)})
+        known = config.answering
+        self._is_known = known is not None and known.manifest_sha256 == config.candidate.manifest_sha256
+        """Whether the result answers already, by the status."""
+        since = known.released_time if known and self._is_known else None
+        self._new = config.candidate.model_copy(update={"released_time": since or datetime.now(UTC)})
 
     def run(self, storage: Store, check: Callable[[], None]) -> ReleaseReport:
         """Release the adapter, or leave or give back the name to the one before it."""
@@ -213,7 +217,10 @@ class VLLMRelease:
             before = served.get(self._name)
             champion = self._volume.find(before) if before else None
             if champion == folder:
-                return self._confirm(server, folder)
+                champion = self._find_interrupted(folder)
+                if champion is None:
+                    return self._confirm(server, folder)
+                before = self._start_again(server, champion)
             old = self._volume.read(champion) if champion else None
             comparison = self._try(server, folder, is_loaded=folder in served, has_champion=before is not None)
             if problem := self._find_objection(comparison):
@@ -312,12 +319,34 @@ class VLLMRelease:
             return problem
         return None
 
+    def _find_interrupted(self, folder: str) -> str | None:
+        """Return what answered before an earlier pod gave the name to this folder and ended without a report."""
+        if self._is_known:
+            return None
+        known, linked = self._config.answering, self._volume.find(self._volume.path_of(self._name))
+        found = [linked, self._volume.name_of(known) if known else None]
+        return next((one for one in found if one and one != folder and self._volume.read(one)), None)
+
+    def _start_again(self, server: VLLMServer, champion: str) -> str:
+        """Give the name back to what answered before an interrupted release; return its path."""
+        path = self._volume.path_of(champion)
+        try:
+            server.load(self._name, path, in_place=True)
+        except (ServerRefusedError, ServerLostError) as problem:
+            message = f"{self._name} has this result from a pod that did not end its release, and the one before it"
+            raise TrainerError(ExitCode.STORAGE_UNAVAILABLE, f"{message} cannot be loaded: {problem}") from None
+        return path
+
     def _confirm(self, server: VLLMServer, folder: str) -> ReleaseReport:
-        self._questions.ask(server, self._name)
+        """Ask the result that has the name already."""
+        try:
+            self._questions.ask(server, self._name)
+        except ServerRefusedError as refused:
+            message = f"{refused}; {self._name} had this result already, and keeps it"
+            return self._report(ReleaseOutcome.FAILED, message, answering=self._new)
         self._volume.link(folder)
-        return self._report(
-            ReleaseOutcome.RELEASED, f"{self._name} answers with it already", answering=self._volume.read(folder)
-        )
+        message = f"{self._name} answers with it already"
+        return self._report(ReleaseOutcome.RELEASED, message, answering=self._new)
 
     def _describe(self, old: ReleasedResult | None, before: str | None) -> str:
         if before is None:
