@@ -159,6 +159,8 @@ def test_the_link_on_the_volume_leads_to_the_released_adapter(world: World) -> N
     status, text = world.server.post("/v1/load_lora_adapter", lora_name="bot", lora_path=link)
     assert status == 200, text
     found = world.release("good")
+    assert (found.outcome, "bot answers with it; before: s3://bucket/good" in found.message) == ("Released", True)
+    found = world.release("good")
     assert (found.outcome, "answers with it already" in found.message) == ("Released", True)
 
 

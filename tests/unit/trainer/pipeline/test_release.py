@@ -81,7 +81,7 @@ def test_a_better_result_replaces_the_one_before_it_and_a_third_removes_the_firs
     assert (found.comparison.verdict, found.comparison.rows) == ("Better", 20)
     assert (found.comparison.champion_loss, found.comparison.challenger_loss) == pytest.approx((0.5, 0.4), abs=0.04)
     assert sorted(path.name for path in world.volume.iterdir()) == sorted(
-        ["bot", *(world.folder_of(one) for one in results[1:])]
+        [".bot.owner", "bot", *(world.folder_of(one) for one in results[1:])]
     )
 
 
@@ -410,6 +410,55 @@ def test_the_time_of_a_result_that_answers_by_the_status_stays(world: World) -> 
     answering = world.release(one).answering
     found = world.release(one, answering=answering)
     assert found.answering == answering
+
+
+def test_a_name_on_a_volume_belongs_to_the_release_that_used_it_first(world: World) -> None:
+    """Two servers with the same claim would lose the folders that they serve."""
+    one, two = world.publish("one"), world.publish("two", weights=b"two")
+    world.release(one)
+    before = {path.name for path in world.volume.iterdir()}
+    with stand_in() as staging:
+        world.server = staging
+        found = world.release(two, name="staging")
+        assert found.outcome is ReleaseOutcome.REFUSED
+        assert "adapterName bot on claim adapters belongs to release team/bot" in found.message
+        assert "use another claim or adapterName" in found.message
+        assert (staging.loaded, {path.name for path in world.volume.iterdir()}) == ({}, before)
+
+
+def test_a_release_that_is_created_again_keeps_its_name_on_the_volume(world: World) -> None:
+    world.release(world.publish("one"))
+    assert world.release(world.publish("two", weights=b"two"), uid="other").outcome is ReleaseOutcome.RELEASED
+
+
+def test_a_volume_without_a_record_of_its_release_gets_one(world: World) -> None:
+    world.release(world.publish("one"))
+    (world.volume / ".bot.owner").unlink()
+    two = world.publish("two", weights=b"two")
+    assert world.release(two).outcome is ReleaseOutcome.RELEASED
+    assert world.release(two, name="other").outcome is ReleaseOutcome.REFUSED
+
+
+def test_the_owner_of_a_name_that_is_gone_can_be_removed(world: World) -> None:
+    one = world.publish("one")
+    world.release(one)
+    found = world.release(one, name="other")
+    assert "or remove .bot.owner from the claim if that release is gone" in found.message
+    (world.volume / ".bot.owner").unlink()
+    assert world.release(one, name="other").outcome is ReleaseOutcome.RELEASED
+
+
+def test_a_server_that_was_started_with_the_link_is_loaded_since_it_may_have_read_an_earlier_folder(
+    world: World,
+) -> None:
+    one, two = world.publish("one"), world.publish("two", weights=b"two")
+    with stand_in() as other:
+        other.loaded["bot"] = "/there/bot"
+        world.release(one)
+        world.release(two)
+        world.server = other
+        found = world.release(two)
+        assert (found.outcome, other.loaded) == (ReleaseOutcome.RELEASED, {"bot": f"/there/{world.folder_of(two)}"})
 
 
 def test_an_adapter_that_the_server_was_started_with_is_replaced_and_can_come_back(world: World) -> None:

@@ -197,6 +197,7 @@ class VLLMRelease:
 
     def __init__(self, config: ReleaseConfig, target: VLLMTarget, found: Candidate, volume: Path) -> None:
         self._config, self._found, self._name = config, found, target.adapter_name
+        self._claim = target.volume.claim_name
         self._volume = ReleaseVolume(volume, target.volume.path, target.adapter_name)
         service = target.service
         here = f"http://{service.name}.{config.namespace}.svc:{service.port}" if service else ""
@@ -213,20 +214,29 @@ class VLLMRelease:
         digests = {file.path.partition("/")[2]: file.sha256 for file in self._found.files}
         with VLLMServer(self._url, check) as server:
             served = server.wait()
+            self._require_owned()
             folder = self._volume.copy(self._config.candidate, digests, storage)
             before = served.get(self._name)
             champion = self._volume.find(before) if before else None
-            if champion == folder:
-                champion = self._find_interrupted(folder)
-                if champion is None:
+            if before and champion == folder:
+                if earlier := self._find_interrupted(folder):
+                    champion, before = earlier, self._start_again(server, earlier)
+                elif not self._volume.is_link(before):  # which the server may have read when it led elsewhere
                     return self._confirm(server, folder)
-                before = self._start_again(server, champion)
             old = self._volume.read(champion) if champion else None
             comparison = self._try(server, folder, is_loaded=folder in served, has_champion=before is not None)
             if problem := self._find_objection(comparison):
                 message = f"{problem}; {self._describe(old, before)}"
                 return self._report(ReleaseOutcome.HELD, message, answering=old, comparison=comparison)
             return self._promote(server, folder, before, champion, comparison)
+
+    def _require_owned(self) -> None:
+        """Raise Refused if another release uses this name on the volume: each would remove what the other's serves."""
+        own = f"{self._config.namespace}/{self._config.name}"
+        if (owner := self._volume.own(own)) != own:
+            message = f"adapterName {self._name} on claim {self._claim} belongs to release {owner}"
+            fix = f"use another claim or adapterName, or remove {self._volume.owner_record} from the claim"
+            raise Refused(f"{message}: {fix} if that release is gone")
 
     def _try(self, server: VLLMServer, folder: str, *, is_loaded: bool, has_champion: bool) -> ReleaseComparison:
         """Ask the champion and, loaded under its folder's name, the challenger."""

@@ -1,4 +1,5 @@
-"""The volume of a release: a folder for each released adapter, and a link from the served name to the one in use."""
+"""The volume of a release: a folder for each released adapter, a link from the served name to the one in use, and the
+release that uses this name."""
 
 import os
 import shutil
@@ -7,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from finetune_api.handoff import Artifact
 from finetune_api.release import ReleasedResult
-from finetune_trainer.errors import StorageUnavailable
+from finetune_trainer.errors import StorageUnavailable, one_line
 from finetune_trainer.storage.protocol import ReadableStore, describe_files, join_uri
 
 RECORD = ".release.json"
@@ -27,9 +28,27 @@ class ReleaseVolume:
         """Return the name of a result's folder, under which it is also tried."""
         return f"{self._name}.{result.manifest_sha256[:DIGITS]}"
 
+    @property
+    def owner_record(self) -> str:
+        """Name of the file that names the release."""
+        return f".{self._name}.owner"
+
     def path_of(self, folder: str) -> str:
         """Return the path of a folder on the server."""
         return str(self._there / folder)
+
+    def own(self, release: str) -> str:
+        """Record whose name this is, unless that is recorded; return the release that is recorded.
+
+        Its folders are removed and its link is moved for one server alone.
+        """
+        record, part = self._here / self.owner_record, self._here / f"{self.owner_record}.part"
+        try:
+            return one_line(record.read_text(encoding="utf-8", errors="replace"), 200)
+        except FileNotFoundError:
+            part.write_text(f"{release}\n", encoding="utf-8")
+            os.replace(part, record)
+            return release
 
     def copy(self, result: ReleasedResult, digests: dict[str, str], storage: ReadableStore) -> str:
         """Copy an adapter into its folder, unless it is there; `digests` are those of its files, by name.
@@ -55,6 +74,10 @@ class ReleaseVolume:
             return None
         found = (self._here / PurePosixPath(path).name).resolve()
         return found.name if found.is_dir() and found.parent == self._here.resolve() else None
+
+    def is_link(self, path: str) -> bool:
+        """Return whether a server's path is that of the link."""
+        return PurePosixPath(path) == self._there / self._name
 
     def read(self, folder: str) -> ReleasedResult | None:
         """Return the result that a folder is a copy of."""
