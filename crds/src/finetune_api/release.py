@@ -59,9 +59,9 @@ class VLLMTarget(Block):
     )
 
     url: Endpoint | None = None
-    """URL of the server without `/v1`, for example `http://vllm.serving:8000`."""
+    """URL of the server without `/v1`, for example `http://vllm.serving:8000`; exactly one pod answers there."""
     service: ServerService | None = None
-    """Service of the server, in place of `url`."""
+    """Service of the server, in place of `url`, with exactly one pod."""
     adapter_name: AdapterName
     """Name of the model in requests, which the released result answers."""
     volume: AdapterVolume
@@ -98,7 +98,8 @@ class Target(Block):
     )
 
     vllm: VLLMTarget | None = None
-    """A vLLM server: the adapter is loaded, asked, and gets the name of the one before it."""
+    """Exactly one vLLM server pod: the adapter is loaded, asked, and gets the name of the one before it. A load reaches
+    one pod only, so an address of several is refused."""
     kserve: KServeTarget | None = None
     """An LLMInferenceService of KServe, whose controller restarts the server with the adapter."""
     files: FilesTarget | None = None

@@ -461,6 +461,31 @@ def test_a_server_that_was_started_with_the_link_is_loaded_since_it_may_have_rea
         assert (found.outcome, other.loaded) == (ReleaseOutcome.RELEASED, {"bot": f"/there/{world.folder_of(two)}"})
 
 
+@pytest.mark.parametrize("before", [{}, {"bot": "/models/first"}])
+def test_an_address_of_several_server_pods_is_refused_before_the_name_changes(world: World, before: Object) -> None:
+    """A connection that is kept leads to one of them, and all the others answer as before."""
+    one, pods = world.publish("one"), [world.server, StandIn(), StandIn()]
+    world.server.replicas = pods[1:]
+    for pod in pods:
+        pod.loaded |= before
+    found = world.release(one)
+    assert found.outcome is ReleaseOutcome.REFUSED
+    assert f"several server pods answer at {world.server.url}" in found.message
+    assert "use a Service of exactly one pod, or the address of one pod" in found.message
+    assert [pod.loaded for pod in pods] == [before] * 3
+
+
+def test_a_result_that_only_one_of_several_server_pods_has_is_refused(world: World) -> None:
+    one = world.publish("one")
+    answering = world.release(one).answering
+    other = StandIn()
+    other.loaded["bot"] = "/models/first"
+    world.server.replicas, world.server.connections = [other], 0
+    found = world.release(one, answering=answering)
+    assert (found.outcome, "several server pods" in found.message) == (ReleaseOutcome.REFUSED, True)
+    assert other.loaded == {"bot": "/models/first"}
+
+
 def test_an_adapter_that_the_server_was_started_with_is_replaced_and_can_come_back(world: World) -> None:
     """It is not on the volume, so its result is unknown, but its folder on the server is."""
     world.server.loaded["bot"] = "/models/first"

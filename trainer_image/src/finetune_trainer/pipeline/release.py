@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 POINTER = "release.json"
 ADAPTER_CONFIG = "adapter/adapter_config.json"
 NO_KEY = "releases have no API key: let the server accept these pods without one"
+CONNECTIONS = 8
+"""New connections that must all lead to the server that has the adapter: a Service of two pods passes with 1 in 256."""
 LOADING_OFF = "start the server with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"
 
 
@@ -222,9 +224,9 @@ class VLLMRelease:
                 if earlier := self._find_interrupted(folder):
                     champion, before = earlier, self._start_again(server, earlier)
                 elif not self._volume.is_link(before):  # which the server may have read when it led elsewhere
-                    return self._confirm(server, folder)
+                    return self._confirm(server, folder, before)
             old = self._volume.read(champion) if champion else None
-            comparison = self._try(server, folder, is_loaded=folder in served, has_champion=before is not None)
+            comparison = self._try(server, folder, is_listed=folder in served, has_champion=before is not None)
             if problem := self._find_objection(comparison):
                 message = f"{problem}; {self._describe(old, before)}"
                 return self._report(ReleaseOutcome.HELD, message, answering=old, comparison=comparison)
@@ -238,22 +240,42 @@ class VLLMRelease:
             fix = f"use another claim or adapterName, or remove {self._volume.owner_record} from the claim"
             raise Refused(f"{message}: {fix} if that release is gone")
 
-    def _try(self, server: VLLMServer, folder: str, *, is_loaded: bool, has_champion: bool) -> ReleaseComparison:
+    def _try(self, server: VLLMServer, folder: str, *, is_listed: bool, has_champion: bool) -> ReleaseComparison:
         """Ask the champion and, loaded under its folder's name, the challenger."""
         champion = self._questions.ask(server, self._name) if has_champion else None
+        path = self._volume.path_of(folder)
         try:
-            if not is_loaded:
-                self._load(server, folder)
+            self._load(server, folder, path, in_place=is_listed)
+            self._require_alone(server, folder, path)
             return compare_answers(champion, self._questions.ask(server, folder))
         finally:
             with server.unchecked(), suppress(ServerRefusedError, ServerLostError):
-                server.unload(folder)
+                self._unload(server, folder)
 
-    def _load(self, server: VLLMServer, folder: str) -> None:
+    def _load(self, server: VLLMServer, name: str, path: str, *, in_place: bool) -> None:
         try:
-            server.load(folder, self._volume.path_of(folder))
+            server.load(name, path, in_place=in_place)
         except ServerRefusedError as refused:
             raise Refused(self._explain(refused)) from None
+
+    def _unload(self, server: VLLMServer, name: str) -> None:
+        """Unload an adapter from the one server pod that has it."""
+        for _ in range(CONNECTIONS):
+            if name in server.list_models():
+                server.unload(name)
+                return
+            server.reconnect()
+
+    def _require_alone(self, server: VLLMServer, name: str, path: str) -> None:
+        """Raise Refused if a new connection leads to a server pod that does not have the adapter.
+
+        A load reaches one pod only, and all requests of a connection that is kept reach the same one.
+        """
+        for _ in range(CONNECTIONS):
+            server.reconnect()
+            if server.list_models().get(name) != path:
+                fix = "use a Service of exactly one pod, or the address of one pod"
+                raise Refused(f"several server pods answer at {self._url}, and not all have the adapter: {fix}")
 
     def _explain(self, refused: ServerRefusedError) -> str:
         """Return the server's words with the fix."""
@@ -347,8 +369,9 @@ class VLLMRelease:
             raise TrainerError(ExitCode.STORAGE_UNAVAILABLE, f"{message} cannot be loaded: {problem}") from None
         return path
 
-    def _confirm(self, server: VLLMServer, folder: str) -> ReleaseReport:
+    def _confirm(self, server: VLLMServer, folder: str, path: str) -> ReleaseReport:
         """Ask the result that has the name already."""
+        self._require_alone(server, self._name, path)
         try:
             self._questions.ask(server, self._name)
         except ServerRefusedError as refused:

@@ -44,8 +44,7 @@ class VLLMServer:
     def __init__(self, url: str, check: Callable[[], None] = lambda: None) -> None:
         self._url = url.rstrip("/")
         self.check = check
-        timeout = httpx2.Timeout(REQUEST_SECONDS, connect=10.0)
-        self._http = httpx2.Client(timeout=timeout, follow_redirects=False)
+        self._http = _connect()
 
     def __enter__(self) -> Self:
         return self
@@ -54,6 +53,11 @@ class VLLMServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._http.close()
+
+    def reconnect(self) -> None:
+        """Send what follows over a new connection, which a Service may lead to another pod."""
+        self._http.close()
+        self._http = _connect()
 
     @contextmanager
     def unchecked(self) -> Iterator[None]:
@@ -150,6 +154,10 @@ class VLLMServer:
         if answer.status_code != 200:
             raise _refusal(answer.status_code, content, data)
         return content
+
+
+def _connect() -> httpx2.Client:
+    return httpx2.Client(timeout=httpx2.Timeout(REQUEST_SECONDS, connect=10.0), follow_redirects=False)
 
 
 def _parse(data: bytes) -> Any:
