@@ -2,7 +2,9 @@
 
 The server of these tests speaks the endpoints of vLLM on loopback; `make servers` runs the same with a real one."""
 
+import errno
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from released_results import publish_result, release_config
 from vllm_stand_in import StandIn, stand_in
 
-from finetune_api.handoff import Outcome
+from finetune_api.handoff import ExitCode, Outcome
 from finetune_api.release import ReleasedResult, ReleaseOutcome, ReleaseReport
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.pipeline.release import release
@@ -299,7 +301,7 @@ def test_a_pod_that_is_stopped_once_the_result_has_the_name_gives_it_back(
         world.release(two, check=check, rollback=rollback)
     assert world.server.loaded == before
     words = "before: s3://bucket/one" if has_champion else "nothing answered as bot before"
-    assert stopped.value.message == f"stopped by SIGTERM while bot was asked; {words}"
+    assert stopped.value.message == f"stopped by SIGTERM; bot was rolled back; {words}"
     assert (world.volume / "bot").exists() == has_champion
 
 
@@ -328,7 +330,7 @@ def test_a_pod_that_is_stopped_and_cannot_give_the_name_back_states_it(world: Wo
 
     with pytest.raises(Stopped) as stopped:
         world.release(two, check=check)
-    assert "nor could it be rolled back: the server answers 500: out of memory" in stopped.value.message
+    assert "bot could not be rolled back: the server answers 500: out of memory" in stopped.value.message
 
 
 def kill_after_the_change(world: World, result: ReleasedResult) -> None:
@@ -484,6 +486,71 @@ def test_a_result_that_only_one_of_several_server_pods_has_is_refused(world: Wor
     found = world.release(one, answering=answering)
     assert (found.outcome, "several server pods" in found.message) == (ReleaseOutcome.REFUSED, True)
     assert other.loaded == {"bot": "/models/first"}
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [
+        (errno.EACCES, "let the user of the release's pods write there"),
+        (errno.ENOSPC, "make the claim larger, or remove what no server reads"),
+    ],
+)
+def test_a_volume_that_cannot_be_written_is_named_with_the_fix(
+    world: World, monkeypatch: pytest.MonkeyPatch, number: int, fix: str
+) -> None:
+    def fail(path: Path, _: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "rename", fail)
+    one = world.publish("one")
+    with pytest.raises(TrainerError) as failed:
+        world.release(one)
+    part = f".{world.folder_of(one)}.part"
+    assert failed.value.message == f"claim adapters: {os.strerror(number)}, at {part}: {fix}"
+    assert failed.value.code is ExitCode.STORAGE_UNAVAILABLE
+
+
+def test_a_link_that_cannot_be_written_gives_the_name_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = world.publish("one")
+    world.release(one)
+    before = dict(world.server.loaded)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    two = world.publish("two", weights=b"two")
+    monkeypatch.setattr(Path, "symlink_to", fail)
+    with pytest.raises(TrainerError) as failed:
+        world.release(two)
+    assert world.server.loaded == before
+    fix = "make the claim larger, or remove what no server reads"
+    assert (
+        failed.value.message
+        == f"claim adapters: Disk quota exceeded: {fix}; bot was rolled back; before: s3://bucket/one"
+    )
+
+
+def test_results_that_are_held_leave_no_more_than_one_folder(world: World) -> None:
+    results = [world.publish(name, weights=name.encode()) for name in ("one", "two", "three", "four")]
+    world.release(results[0])
+    for result in results[1:]:
+        world.server.nats[world.folder_of(result)] = 2.0
+        assert world.release(result).outcome is ReleaseOutcome.HELD
+    kept = {world.folder_of(result) for result in (results[0], results[3])}
+    assert {path.name for path in world.volume.glob("bot.*")} == kept
+
+
+def test_before_a_copy_the_folders_of_link_status_and_server_are_kept(world: World) -> None:
+    """A server that has lost what was loaded is started with the link."""
+    one, two, three = (world.publish(name, weights=name.encode()) for name in ("one", "two", "three"))
+    world.release(one)
+    answering = world.release(two).answering
+    world.server.loaded.clear()
+    (world.volume / "bot").unlink()
+    (world.volume / "bot").symlink_to(world.folder_of(one))
+    world.server.answers[world.folder_of(three)] = "bad"
+    assert world.release(three, answering=answering, require={"matchedPercent": 90}).outcome is ReleaseOutcome.HELD
+    assert {path.name for path in world.volume.glob("bot.*")} == {world.folder_of(one) for one in (one, two, three)}
 
 
 def test_an_adapter_that_the_server_was_started_with_is_replaced_and_can_come_back(world: World) -> None:

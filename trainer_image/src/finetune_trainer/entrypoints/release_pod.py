@@ -65,6 +65,9 @@ def _release(
         return report(config, ReleaseOutcome.FAILED, message), code
     except TrainerError as error:
         return report(config, ReleaseOutcome.FAILED, one_line(error.message)), error.code
+    except OSError as error:
+        message = f"{error.filename or workspace} of the release's pod: {error.strerror or error}"
+        return report(config, ReleaseOutcome.FAILED, one_line(message)), handoff.ExitCode.STORAGE_UNAVAILABLE
 
 
 def to_termination_message(report: ReleaseReport) -> str:

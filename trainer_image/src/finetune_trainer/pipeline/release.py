@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ from finetune_api.release import (
 )
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.config.manifest import read_manifest
-from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.pipeline.release_questions import Questions, compare_answers, read_rows
 from finetune_trainer.pipeline.release_volume import ReleaseVolume
 from finetune_trainer.publishing.publish import find_file_faults
@@ -200,7 +200,7 @@ class VLLMRelease:
     def __init__(self, config: ReleaseConfig, target: VLLMTarget, found: Candidate, volume: Path) -> None:
         self._config, self._found, self._name = config, found, target.adapter_name
         self._claim = target.volume.claim_name
-        self._volume = ReleaseVolume(volume, target.volume.path, target.adapter_name)
+        self._volume = ReleaseVolume(volume, target.volume.path, target.adapter_name, self._claim)
         service = target.service
         here = f"http://{service.name}.{config.namespace}.svc:{service.port}" if service else ""
         self._url = target.url or here
@@ -217,6 +217,7 @@ class VLLMRelease:
         with VLLMServer(self._url, check) as server:
             served = server.wait()
             self._require_owned()
+            self._volume.keep(self._find_used(served))
             folder = self._volume.copy(self._config.candidate, digests, storage)
             before = served.get(self._name)
             champion = self._volume.find(before) if before else None
@@ -239,6 +240,13 @@ class VLLMRelease:
             message = f"adapterName {self._name} on claim {self._claim} belongs to release {owner}"
             fix = f"use another claim or adapterName, or remove {self._volume.owner_record} from the claim"
             raise Refused(f"{message}: {fix} if that release is gone")
+
+    def _find_used(self, served: Mapping[str, str]) -> set[str]:
+        """Return the folders that the server, its next start or a rollback reads, and the result's own."""
+        paths = [*served.values(), self._volume.path_of(self._name)]
+        found = {self._volume.find(path) or "" for path in paths}
+        results = [self._config.candidate, self._config.answering]
+        return found | {self._volume.name_of(one) for one in results if one}
 
     def _try(self, server: VLLMServer, folder: str, *, is_listed: bool, has_champion: bool) -> ReleaseComparison:
         """Ask the champion and, loaded under its folder's name, the challenger."""
@@ -308,13 +316,16 @@ class VLLMRelease:
             with server.unchecked():
                 server.load(self._name, self._volume.path_of(folder), in_place=before is not None)
             self._questions.ask(server, self._name)
+            self._volume.link(folder)
         except (ServerRefusedError, ServerLostError) as problem:
             return self._take_back(server, problem, before, champion, comparison)
-        except Stopped as stopped:
+        except TrainerError as error:  # not of the server: another pod tries again
             refused = self._give_back(server, before, champion)
-            end = f"nor could it be rolled back: {refused}" if refused else self._describe(old, before)
-            raise Stopped(f"{stopped.message} while {self._name} was asked; {end}") from None
-        self._volume.link(folder)
+            end = (
+                f"could not be rolled back: {refused}" if refused else f"was rolled back; {self._describe(old, before)}"
+            )
+            error.message += f"; {self._name} {end}"
+            raise
         self._volume.keep({folder, champion or ""})
         message = f"{self._name} answers with it; {self._describe(old, before)}"
         return self._report(ReleaseOutcome.RELEASED, message, answering=self._new, replaced=old, comparison=comparison)

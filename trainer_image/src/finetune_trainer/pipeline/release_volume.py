@@ -1,10 +1,14 @@
 """The volume of a release: a folder for each released adapter, a link from the served name to the one in use, and the
 release that uses this name."""
 
+import errno
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import wraps
 from pathlib import Path, PurePosixPath
+from typing import Concatenate, ParamSpec, TypeVar
 
 from finetune_api.handoff import Artifact
 from finetune_api.release import ReleasedResult
@@ -14,15 +18,48 @@ from finetune_trainer.storage.protocol import ReadableStore, describe_files, joi
 RECORD = ".release.json"
 """In each folder: which result it is a copy of."""
 DIGITS = 12
+DENIED = "let the user of the release's pods write there"
+FULL = "make the claim larger, or remove what no server reads"
+FIXES = {
+    errno.EACCES: DENIED,
+    errno.EPERM: DENIED,
+    errno.EROFS: "mount the claim with the right to write",
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+}
+P = ParamSpec("P")
+R = TypeVar("R")
+Method = Callable[Concatenate["ReleaseVolume", P], R]
+
+
+def names_claim(method: Method[P, R]) -> Method[P, R]:
+    """Let a method raise StorageUnavailable with the claim, the path and the fix in place of OSError."""
+
+    @wraps(method)
+    def call(volume: "ReleaseVolume", /, *args: P.args, **more: P.kwargs) -> R:
+        try:
+            return method(volume, *args, **more)
+        except OSError as error:
+            raise StorageUnavailable(volume.explain(error)) from None
+
+    return call
 
 
 class ReleaseVolume:
     """The folders `<name>.<digest>` of one served name, as this process and as the server see them."""
 
-    def __init__(self, here: Path, there: str, name: str) -> None:
+    def __init__(self, here: Path, there: str, name: str, claim: str) -> None:
         self._here = here
         self._there = PurePosixPath(there)
         self._name = name
+        self._claim = claim
+
+    def explain(self, error: OSError) -> str:
+        """Return an error with the claim, the path on it and the fix."""
+        path = Path(str(error.filename or self._here))
+        where = f", at {path.relative_to(self._here)}" if self._here in path.parents else ""
+        fix = f": {FIXES[error.errno]}" if error.errno in FIXES else ""
+        return f"claim {self._claim}: {error.strerror or error}{where}{fix}"
 
     def name_of(self, result: ReleasedResult) -> str:
         """Return the name of a result's folder, under which it is also tried."""
@@ -37,6 +74,7 @@ class ReleaseVolume:
         """Return the path of a folder on the server."""
         return str(self._there / folder)
 
+    @names_claim
     def own(self, release: str) -> str:
         """Record whose name this is, unless that is recorded; return the release that is recorded.
 
@@ -50,6 +88,7 @@ class ReleaseVolume:
             os.replace(part, record)
             return release
 
+    @names_claim
     def copy(self, result: ReleasedResult, digests: dict[str, str], storage: ReadableStore) -> str:
         """Copy an adapter into its folder, unless it is there; `digests` are those of its files, by name.
 
@@ -68,6 +107,7 @@ class ReleaseVolume:
         part.rename(target)
         return folder
 
+    @names_claim
     def find(self, path: str) -> str | None:
         """Return the folder that a server's path leads to, also by the link; None if it is not one of this volume."""
         if PurePosixPath(path).parent != self._there:
@@ -86,6 +126,7 @@ class ReleaseVolume:
         except (OSError, ValueError):
             return None
 
+    @names_claim
     def link(self, folder: str) -> None:
         """Let the served name lead to a folder, for the server's next start; by one rename."""
         part = self._here / f".{self._name}.link"
@@ -94,12 +135,13 @@ class ReleaseVolume:
         os.replace(part, self._here / self._name)
 
     def keep(self, folders: Collection[str]) -> None:
-        """Remove the folders of this name but these."""
-        for path in self._here.glob(f"{self._name}.*"):
-            digits = path.name.removeprefix(f"{self._name}.")
-            is_copy = len(digits) == DIGITS and set(digits) <= set("0123456789abcdef") and (path / RECORD).is_file()
-            if is_copy and path.name not in folders:
-                shutil.rmtree(path, ignore_errors=True)
+        """Remove the folders of this name but these; what cannot be removed stays."""
+        with suppress(OSError):
+            for path in self._here.glob(f"{self._name}.*"):
+                digits = path.name.removeprefix(f"{self._name}.")
+                is_copy = len(digits) == DIGITS and set(digits) <= set("0123456789abcdef") and (path / RECORD).is_file()
+                if is_copy and path.name not in folders:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _digests(self, folder: Path) -> dict[str, str]:
         return {one.path: one.sha256 for one in describe_files(folder) if one.path != RECORD}
