@@ -553,6 +553,16 @@ def test_before_a_copy_the_folders_of_link_status_and_server_are_kept(world: Wor
     assert {path.name for path in world.volume.glob("bot.*")} == {world.folder_of(one) for one in (one, two, three)}
 
 
+def test_answers_that_match_too_rarely_are_held_of_a_result_that_answers_already_too(world: World) -> None:
+    one = world.publish("one")
+    answering = world.release(one).answering
+    world.server.answers[world.folder_of(one)] = "bad"
+    found = world.release(one, require={"matchedPercent": 90}, answering=answering)
+    assert found.outcome is ReleaseOutcome.HELD
+    assert found.message.startswith("0 % of the expected answers match, and require.matchedPercent is 90; bot had this")
+    assert (found.answering, world.server.loaded) == (answering, {"bot": f"/there/{world.folder_of(one)}"})
+
+
 def test_an_adapter_that_the_server_was_started_with_is_replaced_and_can_come_back(world: World) -> None:
     """It is not on the volume, so its result is unknown, but its folder on the server is."""
     world.server.loaded["bot"] = "/models/first"

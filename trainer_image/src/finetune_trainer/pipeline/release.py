@@ -383,11 +383,13 @@ class VLLMRelease:
     def _confirm(self, server: VLLMServer, folder: str, path: str) -> ReleaseReport:
         """Ask the result that has the name already."""
         self._require_alone(server, self._name, path)
+        kept = f"{self._name} had this result already, and keeps it"
         try:
-            self._questions.ask(server, self._name)
+            answers = self._questions.ask(server, self._name)
         except ServerRefusedError as refused:
-            message = f"{refused}; {self._name} had this result already, and keeps it"
-            return self._report(ReleaseOutcome.FAILED, message, answering=self._new)
+            return self._report(ReleaseOutcome.FAILED, f"{refused}; {kept}", answering=self._new)
+        if problem := self._find_objection(compare_answers(None, answers)):
+            return self._report(ReleaseOutcome.HELD, f"{problem}; {kept}", answering=self._new)
         self._volume.link(folder)
         message = f"{self._name} answers with it already"
         return self._report(ReleaseOutcome.RELEASED, message, answering=self._new)
