@@ -563,6 +563,15 @@ def test_answers_that_match_too_rarely_are_held_of_a_result_that_answers_already
     assert (found.answering, world.server.loaded) == (answering, {"bot": f"/there/{world.folder_of(one)}"})
 
 
+def test_the_name_of_the_base_model_is_refused(world: World) -> None:
+    """The server answers with the base, whatever is loaded under its name, and that cannot be rolled back."""
+    target = {"url": world.server.url, "adapterName": "base", "volume": {"claimName": "adapters", "path": "/there"}}
+    found = world.release(world.publish("one"), {"vllm": target})
+    assert found.outcome is ReleaseOutcome.REFUSED
+    assert "base is the name of the server's base model: use another adapterName" in found.message
+    assert (world.server.log, list(world.volume.iterdir())) == ([], [])
+
+
 def test_an_adapter_that_the_server_was_started_with_is_replaced_and_can_come_back(world: World) -> None:
     """It is not on the volume, so its result is unknown, but its folder on the server is."""
     world.server.loaded["bot"] = "/models/first"

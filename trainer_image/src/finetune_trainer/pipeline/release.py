@@ -216,10 +216,12 @@ class VLLMRelease:
         digests = {file.path.partition("/")[2]: file.sha256 for file in self._found.files}
         with VLLMServer(self._url, check) as server:
             served = server.wait()
+            before = served.get(self._name)
+            if before == "":
+                raise Refused(f"{self._name} is the name of the server's base model: use another adapterName")
             self._require_owned()
             self._volume.keep(self._find_used(served))
             folder = self._volume.copy(self._config.candidate, digests, storage)
-            before = served.get(self._name)
             champion = self._volume.find(before) if before else None
             if before and champion == folder:
                 if earlier := self._find_interrupted(folder):

@@ -69,9 +69,13 @@ class VLLMServer:
             self.check = check
 
     def list_models(self) -> dict[str, str]:
-        """Return the names of the models that it serves, each with its folder."""
+        """Return the names of the models that it serves, each with its folder if it is an adapter, else with none.
+
+        A name that the base has too is the base's: it comes first in the list, and answers.
+        """
         try:
-            return {str(one["id"]): str(one.get("root") or "") for one in self._send("GET", "/v1/models")["data"]}
+            cards = reversed(self._send("GET", "/v1/models")["data"])
+            return {str(one["id"]): str(one.get("root") or "") if one.get("parent") else "" for one in cards}
         except (KeyError, TypeError, AttributeError):
             raise ServerLostError(f"{self._url}/v1/models is not the list of a vLLM server") from None
 
