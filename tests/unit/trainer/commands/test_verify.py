@@ -134,6 +134,17 @@ def test_a_removed_parent_and_one_that_is_its_own_ancestor_are_reported(world: A
     assert verdict_on(world, "loop").faults == ["parent s3://bucket/loop is its own ancestor"]
 
 
+def test_files_that_the_manifest_does_not_list_are_named(world: Any, tmp_path: Path) -> None:
+    put(world, tmp_path)
+    for name in ("merged/model.safetensors", "gguf/model-Q8_0.gguf", "checkpoints/step-000002/state", "owner.json"):
+        world.storage.put(f"s3://bucket/job/{name}", b"of an earlier attempt")
+    world.storage.put("s3://bucket/job/merged/of-another/owner.json", b"{}")
+    assert verdict_on(world).faults == [
+        "in the folders of the result, but not part of it: gguf/model-Q8_0.gguf, merged/model.safetensors; "
+        "delete them from s3://bucket/job"
+    ]
+
+
 def test_a_prefix_without_a_manifest_has_one_fault(world: Any) -> None:
     assert verdict_on(world, "nothing").faults == ["manifest.json is missing"]
 

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from published_result import find_result_faults
 from finetune_api.defaults import Facts, resolve
 from finetune_api.handoff import Artifact, ExitCode, Manifest, ManifestFile, Outcome, Owner, Report
 from finetune_api.status import Artifacts, KeptCheckpoint
-from finetune_trainer.errors import ObjectMissing, Stopped, TrainerError
+from finetune_trainer.errors import ObjectMissing, Stopped, StorageDenied, TrainerError
 from finetune_trainer.pipeline.preflight import preflight
+from finetune_trainer.publishing.claim import claim_prefix
 from finetune_trainer.publishing.publish import (
     add_manifest_digest,
     adopt_result,
@@ -408,3 +410,85 @@ def test_an_unusable_manifest_is_not_replaced_after_the_prefix_was_taken(world: 
     with pytest.raises(TrainerError, match="belongs to the FineTuneJob team/other"):
         put(world, result)
     assert (world.out / Artifact.MANIFEST).read_bytes() == b"{}"
+
+
+STALE = ("merged/model.safetensors", "gguf/model-Q8_0.gguf", "kept-checkpoints/step-000024/a", "withheld.safetensors")
+
+
+def upload_earlier(world: Any, *names: str) -> None:
+    for name in names:
+        world.storage.put(f"s3://bucket/out/{name}", b"of an earlier attempt")
+
+
+def test_what_an_earlier_attempt_uploaded_is_removed_before_the_manifest_is_written(world: Any, result: Path) -> None:
+    others = (
+        "checkpoints/step-000002/state",
+        "dataset/old.jsonl",
+        "merged-notes.txt",
+        "refused/uid/rejected_rows.jsonl",
+    )
+    claim_prefix(world.config, world.storage)
+    upload_earlier(world, *STALE, "adapter/other.bin", *others)
+    world.storage.put("s3://bucket/out-2/merged/model.safetensors", b"of another job")
+
+    class Noting(Flipping):
+        def put_if_absent(self, uri: str, data: bytes) -> bool:
+            if uri.endswith(Artifact.MANIFEST):
+                self.seen = {entry.key for entry in self._storage.list("s3://bucket/out")}
+            return self._storage.put_if_absent(uri, data)
+
+    world.storage = Noting(world.storage, "none")
+    report = put(world, result)
+    assert world.storage.seen.isdisjoint({*STALE, "adapter/other.bin"})
+    assert {*others, "owner.json", "adapter/adapter_config.json"} <= world.storage.seen
+    assert (world.bucket / "out-2" / "merged" / "model.safetensors").exists()
+    assert report.message == "done"
+
+
+def test_the_result_of_another_job_below_the_prefix_is_not_removed(world: Any, result: Path) -> None:
+    claim_prefix(world.config, world.storage)
+    inner = ("merged/of-another/owner.json", "merged/of-another/manifest.json", "merged/of-another/adapter/weights")
+    upload_earlier(world, *inner, "merged/model.safetensors")
+    put(world, result)
+    assert [(world.out / name).exists() for name in (*inner, "merged/model.safetensors")] == [True, True, True, False]
+
+
+def test_files_that_storage_refuses_to_delete_are_named_and_the_result_is_published(
+    world: Any, result: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Denying(Flipping):
+        def remove(self, uri: str) -> None:
+            raise StorageDenied(f"{uri}: access is denied")
+
+    claim_prefix(world.config, world.storage)
+    upload_earlier(world, "merged/config.json", "merged/model.safetensors")
+    world.storage = Denying(world.storage, "none")
+    report = put(world, result)
+    told = "in the folders of the result, but not part of it: merged/config.json, merged/model.safetensors; "
+    assert report.message == f"done; {told}delete them from s3://bucket/out"
+    assert told in caplog.text
+    assert "access is denied" in caplog.text
+    assert report.artifacts
+    assert report.artifacts.merged_uri is None
+    assert find_result_faults("s3://bucket/out", world.storage) == []
+
+
+def test_nothing_of_a_result_that_another_run_completed_meanwhile_is_removed(world: Any, result: Path) -> None:
+    class Faster(Flipping):
+        def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
+            if uri.endswith("lineage.json") and not (world.out / Artifact.MANIFEST).exists():
+                self._storage.put("s3://bucket/out/merged/model.safetensors", b"merged")
+                text = b"merged"
+                merged = ManifestFile(path="merged/model.safetensors", size=6, sha256=hashlib.sha256(text).hexdigest())
+                manifest = Manifest(**world.config.identity(), files=[merged], result=final_report(world))
+                self._storage.put("s3://bucket/out/manifest.json", manifest.model_dump_json(by_alias=True).encode())
+            return str(self._storage.sha256(uri, on_bytes))
+
+        def remove(self, uri: str) -> None:
+            raise AssertionError(uri)
+
+    world.storage = Faster(world.storage, "none")
+    report = put(world, result)
+    assert (world.out / "merged" / "model.safetensors").exists()
+    assert report.artifacts
+    assert report.artifacts.manifest_sha256 == sha256_file(world.out / Artifact.MANIFEST)

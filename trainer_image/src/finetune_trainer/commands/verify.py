@@ -13,6 +13,7 @@ from finetune_api.text.printable import printable
 from finetune_trainer.models.adapters.check import find_adapter_faults
 from finetune_trainer.publishing.lineage_chain import Link, follow_chain, read_result
 from finetune_trainer.publishing.publish import find_file_faults
+from finetune_trainer.publishing.unlisted import describe_unlisted, find_unlisted
 from finetune_trainer.storage.local import LocalStore, parse_maps
 from finetune_trainer.storage.protocol import ReadableStore, Store, join_uri
 from finetune_trainer.storage.routed import RoutedStore
@@ -62,6 +63,8 @@ def verify_result(uri: str, storage: ReadableStore) -> VerifyResult:
         verdict.faults.append(found)
         return verdict
     verdict.faults += find_file_faults(uri, found.files, storage, on_file=verdict.files.append)
+    if unlisted := find_unlisted(uri, found.files, storage):
+        verdict.faults.append(describe_unlisted(uri, unlisted))
     good = {file.path for file in verdict.files}
     lineage, verdict.chain, faults = follow_chain(uri, found, storage)
     verdict.faults += faults

@@ -13,8 +13,9 @@ from finetune_api.handoff import Artifact, JobConfig, Manifest, ManifestFile, Ou
 from finetune_api.status import Artifacts
 from finetune_trainer.config.resolved_manifest import config_yaml
 from finetune_trainer.config.run_context import RunContext
-from finetune_trainer.errors import ObjectMissing, StorageUnavailable
+from finetune_trainer.errors import ObjectMissing, StorageUnavailable, one_line
 from finetune_trainer.publishing.claim import claim_prefix
+from finetune_trainer.publishing.unlisted import describe_unlisted, find_unlisted, remove_unlisted
 from finetune_trainer.storage.protocol import OnBytes, ReadableStore, Store, describe_files, join_uri
 from finetune_trainer.storage.transfers import transfer_all
 
@@ -27,7 +28,7 @@ def publish(run: RunContext, directory: Path, result: Report) -> Report:
     """Upload the local result folder and verify it; return the report with `artifacts`, read back from storage.
 
     A complete result of the same job is adopted, not overwritten: its pod may have been replaced by this one because
-    its node was unreachable, or the other way round.
+    its node was unreachable, or the other way round. Without one, models that an earlier attempt uploaded are removed.
     SIGTERM before the manifest raises Stopped; without its manifest the prefix is not a result.
     """
     config, storage, on_bytes = run.config, run.storage, run.on_bytes
@@ -47,6 +48,12 @@ def publish(run: RunContext, directory: Path, result: Report) -> Report:
     artifacts = build_artifacts(config.output_key(), files).model_copy(update={"kept_checkpoints": kept})
     report = result.model_copy(update={"artifacts": artifacts})
     _prove(config, files, storage, on_bytes)
+    if unlisted := find_unlisted(config.output_key(), files, storage):
+        if done := adopt_result(config, storage, Outcome.PUBLISHED, on_bytes):
+            return done
+        if left := remove_unlisted(config, unlisted, storage):
+            message = f"{report.message}; {describe_unlisted(config.output_key(), left)}"
+            report = report.model_copy(update={"message": one_line(message)})
     run.stop.raise_if_set()
     return _put_manifest(Manifest(**config.identity(), files=files, result=report), config, storage, on_bytes)
 
