@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.merging import score_export
 from finetune_trainer.merging.score_export import save_scoring_model
 from finetune_trainer.models.adapters.saved import save_adapter, save_tokenizer
 from finetune_trainer.models.loading import load_for_training, load_plain, load_tokenizer
@@ -124,6 +125,23 @@ def test_a_complete_reward_model_is_loaded_by_plain_transformers_and_scores_alik
     assert check.largest_difference < 1e-4
     score = plain_scores(load_classifier(tmp_path / "merged"))
     assert [score(ids) for ids in TEXTS] == pytest.approx(score_texts(trainer.model, TEXTS, nothing), abs=1e-4)
+
+
+@pytest.mark.parametrize("bad", [0, 3])
+def test_a_number_format_in_which_a_score_is_not_a_number_is_not_kept(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int
+) -> None:
+    def overflow_in_16_bits(model: Any, texts: Any, on_work: Any) -> list[float]:
+        scores = score_texts(model, texts, on_work)
+        if model.dtype is torch.float16:
+            scores[bad] = float("nan")
+        return scores
+
+    save_file({"score.weight": torch.ones(1, 64)}, tmp_path / "weights.safetensors")
+    monkeypatch.setattr(score_export, "stored_precision", lambda _base: "FP16")
+    monkeypatch.setattr(score_export, "score_texts", overflow_in_16_bits)
+    check = save_scoring_model(tiny_model, tmp_path / "weights.safetensors", tmp_path / "merged", PAIRS, nothing)
+    assert (check.precision, check.largest_difference) == ("FP32", 0)
 
 
 def test_a_score_does_not_depend_on_the_other_texts_of_the_batch(tiny_model: Path) -> None:

@@ -1,6 +1,7 @@
 """A complete reward model: saved, read back and compared with the model as trained."""
 
 import gc
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,8 +34,9 @@ def save_scoring_model(
         _trained(base, weights, DTYPES[precision], texts).save_pretrained(output)
         gc.collect()
         scores = score_texts(load_plain(output, DTYPES[precision], CPU, writes_text=False), texts, on_work)
-        largest = max(abs(new - old) for new, old in zip(scores, reference, strict=True))
-        if largest <= LARGEST_DIFFERENCE * (1 + statistics.pstdev(reference)):
+        differences = [abs(new - old) for new, old in zip(scores, reference, strict=True)]
+        largest = max(differences) if all(map(math.isfinite, differences)) else math.inf
+        if math.isfinite(largest) and largest <= LARGEST_DIFFERENCE * (1 + statistics.pstdev(reference)):
             return ScoreCheck(precision, len(texts), largest)
     raise TrainerError(
         ExitCode.INTERNAL_ERROR, f"the saved model's scores differ by {largest:.3g} from the trained one's"
