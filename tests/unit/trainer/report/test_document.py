@@ -7,6 +7,7 @@ import yaml
 from markdown_it import MarkdownIt
 from report_record import ALL_HOSTILE, make_merge, make_run
 
+from finetune_api.evaluation import EvaluationStatus
 from finetune_api.handoff import JobConfig
 from finetune_api.output import OciOutput
 from finetune_api.spec import Checkpoint, FineTuneJobSpec
@@ -223,6 +224,16 @@ def test_a_withheld_full_model_is_reported_and_not_served(tmp_path: Path) -> Non
     assert "**There is no `merged/`**: the full model in FP16 is withheld: tensor w is not finite. " in report
     assert "Set output.merge to BF16 or FP32" in report
     assert "vllm serve merged" not in report
+
+
+def test_every_gate_that_is_not_met_is_in_the_report_with_its_fix(tmp_path: Path) -> None:
+    reasons = [f"gate {number} is not met because of {'these figures ' * 8}" for number in range(5)]
+    fault = f"tensor {'w' * 300} is not finite"
+    merge = MergeCheck("FP16", 2.4, [ValidationResult("unquantised base", ["x"])], [[fault]], None)
+    evaluation = EvaluationStatus(gate="NotMet", gate_message=f"{'; '.join(reasons)}. Set output.merge to BF16")
+    report = render_report(make_record(tmp_path, merge=merge, evaluation=evaluation), tmp_path)
+    assert all(f"gate {number} is not met" in report for number in range(5))
+    assert report.count("Set output.merge to BF16") == 2
 
 
 def test_the_report_names_what_to_change_if_the_gate_could_not_run(tmp_path: Path) -> None:

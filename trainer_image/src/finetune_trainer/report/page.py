@@ -85,6 +85,7 @@ def open_templates(*, is_html: bool) -> jinja2.Environment:
     )
     environment.filters |= {
         "inline": text.inline,
+        "sentence": text.sentence,
         "code": text.code,
         "block": text.block,
         "number": text.number,

@@ -13,6 +13,8 @@ MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$@]|:(?=//)|(?<=www)\.)", re.IGNO
 LINE_START = re.compile(r"^(\d+(?=\.(?:\s|$))|(?=[-=]))")
 """The start of a line that would begin a list or underline a heading; a number with `)` is escaped already."""
 LONGEST_INLINE = 300
+LONGEST_SENTENCE = 1000
+"""As long as a message of the status."""
 LONGEST_CODE = 1100
 """Longer than any URI of the API."""
 LONGEST_BLOCK = 4000
@@ -28,9 +30,12 @@ def clean(value: object) -> str:
 
 def inline(value: object) -> str:
     """Return one line in which Markdown, HTML, bare links and terminal escapes are inert."""
-    flat = " ".join(clean(value).split())
-    escaped = MARKDOWN.sub(r"\\\1", _cut(flat, LONGEST_INLINE))
-    return LINE_START.sub(r"\1\\", escaped)
+    return _escape(value, LONGEST_INLINE)
+
+
+def sentence(value: object) -> str:
+    """Return the same of a message, whose fix is at its end."""
+    return _escape(value, LONGEST_SENTENCE)
 
 
 def code(value: object) -> str:
@@ -48,6 +53,12 @@ def block(value: str, limit: int = LONGEST_BLOCK) -> str:
     if len(text) > limit or len(lines) > MOST_LINES:
         lines = [*lines[:MOST_LINES], "… (cut)"]
     return "\n".join(f"    {line}" for line in lines)
+
+
+def _escape(value: object, limit: int) -> str:
+    flat = " ".join(clean(value).split())
+    escaped = MARKDOWN.sub(r"\\\1", _cut(flat, limit))
+    return LINE_START.sub(r"\1\\", escaped)
 
 
 def _cut(text: str, limit: int) -> str:
