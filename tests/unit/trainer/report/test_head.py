@@ -58,3 +58,17 @@ def test_a_gate_that_is_not_met_takes_precedence_over_the_losses(tmp_path: Path)
     assert (failed.verdict, failed.mood) == ("The gate is not met: do not publish it", "bad")
     withheld = build_head(replace(run, evaluation=EvaluationStatus(gate="Passed", merge_gate="NotRun")))
     assert (withheld.verdict, withheld.mood) == ("The full model is withheld: see below", "bad")
+
+
+@pytest.mark.parametrize(
+    ("merge", "gguf", "told"),
+    [
+        ("Passed", "NotMet", "A GGUF file is withheld: see below"),
+        ("Passed", "NotRun", "There are no GGUF files: see below"),
+        ("NotMet", "NotRun", "The full model is withheld: see below"),
+    ],
+)
+def test_the_head_names_what_is_withheld(tmp_path: Path, merge: str, gguf: str, told: str) -> None:
+    evaluation = EvaluationStatus(gate="NotConfigured", merge_gate=merge, gguf_gate=gguf)
+    head = build_head(replace(make_run(tmp_path), evaluation=evaluation))
+    assert (head.verdict, head.mood) == (told, "bad")

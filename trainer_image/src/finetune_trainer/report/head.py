@@ -1,6 +1,6 @@
 """The top of the page: whether the result is better than its base, and the most important figures."""
 
-from finetune_api.evaluation import Verdict
+from finetune_api.evaluation import EvaluationStatus, Verdict
 from finetune_trainer.evaluation.gate_rules import GateResult
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint
 from finetune_trainer.evaluation.run_record import RunRecord
@@ -30,8 +30,15 @@ def _judge(record: RunRecord) -> tuple[str, str]:
     if record.evaluation.gate == GateResult.NOT_MET:
         return "The gate is not met: do not publish it", "bad"
     if record.evaluation.is_met is False:
-        return "The full model is withheld: see below", "bad"
+        return f"{_name_missing(record.evaluation)}: see below", "bad"
     return clean(record.detail[:1].upper() + record.detail[1:]), MOODS.get(record.verdict, "plain")
+
+
+def _name_missing(evaluation: EvaluationStatus) -> str:
+    """Return which model a gate keeps out of the result."""
+    if evaluation.merge_gate in {GateResult.NOT_MET, GateResult.NOT_RUN}:
+        return "The full model is withheld"
+    return "There are no GGUF files" if evaluation.gguf_gate == GateResult.NOT_RUN else "A GGUF file is withheld"
 
 
 def _evaluation_tiles(record: RunRecord) -> list[Tile]:
