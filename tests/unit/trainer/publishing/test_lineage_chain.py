@@ -96,6 +96,21 @@ def test_the_adapter_that_was_continued_is_the_one_in_the_parents_manifest(
     assert follow(world, "s3://bucket/other")[2] == ([fault] if folder == "adapter" else [])
 
 
+def test_the_adapter_that_an_ancestor_continued_is_the_one_in_the_manifest_of_its_own_parent(
+    world: Any, tmp_path: Path
+) -> None:
+    first = put(world, tmp_path, "first")
+    digest = sha256_file(world.bucket / "first" / "adapter" / "adapter_model.safetensors")
+    uri = "s3://bucket/first/adapter"
+    second = put(world, tmp_path, "second", first, initialAdapter={"uri": uri, "sha256": "0" * 64})
+    fault = f"lineage: the adapter {uri} had SHA-256 {'0' * 64} and {digest} in its manifest"
+    put(world, tmp_path, "third", second)
+    assert follow(world, "s3://bucket/third")[2] == [f"parent s3://bucket/second: {fault}"]
+    put(world, tmp_path, "fourth", second, initialAdapter={"uri": uri, "sha256": "1" * 64})
+    own = f"lineage: the adapter {uri} had SHA-256 {'1' * 64} and {digest} in its manifest"
+    assert follow(world, "s3://bucket/fourth")[2] == [own, f"parent s3://bucket/second: {fault}"]
+
+
 def test_an_ancestor_without_its_recorded_manifest_is_a_fault(world: Any, tmp_path: Path) -> None:
     first = put(world, tmp_path, "first")
     put(world, tmp_path, "second", first)

@@ -91,6 +91,8 @@ class _Visit:
     job: PublishedJob
     depth: int
     seen: tuple[str, ...]
+    children: tuple[tuple[str, RecordedLineage], ...]
+    """The lineages that lead to it, each with the start of its faults."""
 
     def __str__(self) -> str:
         return f"{self.role} {self.job.output_uri}"
@@ -110,7 +112,7 @@ def follow_chain(
     if isinstance(lineage, str):
         return None, [], [lineage]
     faults, links = list(_compare_manifest(lineage, manifest)), [*_models(lineage, 1)]
-    visits = _visits(lineage, 1, (uri,))
+    visits = _visits(lineage, 1, (uri,), (("", lineage),))
     while visits:
         if len(links) >= MAX_LINKS:
             return lineage, links, [*faults, f"the chain has more than {MAX_LINKS} links"]
@@ -119,7 +121,8 @@ def follow_chain(
         if isinstance(parent, str):
             faults.append(f"{visit} {parent}")
             continue
-        faults += _compare_adapter(lineage, visit.job.output_uri, parent)
+        for start, child in visit.children:
+            faults += [f"{start}{fault}" for fault in _compare_adapter(child, visit.job.output_uri, parent)]
         links.append(
             Link(
                 visit.depth,
@@ -135,7 +138,8 @@ def follow_chain(
             continue
         faults += [f"{visit}: {fault}" for fault in _compare_manifest(above, parent)]
         links += _models(above, visit.depth + 1)
-        visits = _visits(above, visit.depth + 1, (*visit.seen, visit.job.output_uri)) + visits
+        children = (*visit.children, (f"{visit}: ", above))
+        visits = _visits(above, visit.depth + 1, (*visit.seen, visit.job.output_uri), children) + visits
     return lineage, links, faults
 
 
@@ -180,8 +184,10 @@ def _compare_adapter(lineage: RecordedLineage, uri: str, manifest: Manifest) -> 
         yield f"lineage: the adapter {folder} had SHA-256 {adapter.sha256} and {listed} in its manifest"
 
 
-def _visits(lineage: RecordedLineage, depth: int, seen: tuple[str, ...]) -> list[_Visit]:
-    return [_Visit(role, job, depth, seen) for role, job in lineage.ancestors()]
+def _visits(
+    lineage: RecordedLineage, depth: int, seen: tuple[str, ...], children: tuple[tuple[str, RecordedLineage], ...]
+) -> list[_Visit]:
+    return [_Visit(role, job, depth, seen, children) for role, job in lineage.ancestors()]
 
 
 def _read_parent(visit: _Visit, storage: ReadableStore) -> Manifest | str:
