@@ -20,7 +20,8 @@ pytestmark = pytest.mark.nightly
 
 HOOKS, INSTALL, CLIENT, SEND, UPLOAD, TOOL = IN_A_CLONE
 CATALOGUE = "http://marquez:5000"
-EVENTS = [{"run": {"runId": "one's own"}, "eventType": kind} for kind in ("START", "COMPLETE")]
+EVENTS: list[dict[str, Any]] = [{"run": {"runId": "one's own"}, "eventType": kind} for kind in ("START", "COMPLETE")]
+EVENTS[1]["inputs"] = [{"name": f"part-{number:05}"} for number in range(9000)]  # longer than an argument may be
 
 
 @pytest.fixture(scope="module")
