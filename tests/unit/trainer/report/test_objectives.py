@@ -58,6 +58,8 @@ def write(
     history: History,
     method: str = "LoRA",
     rewards: Sequence[dict[str, Any]] = (LENGTH,),
+    *,
+    dpo: dict[str, Any] | None = None,
     **changes: Any,
 ) -> str:
     spec = {
@@ -66,6 +68,7 @@ def write(
         "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
         "output": {"uri": "s3://bucket/out"},
         "rlhf": {"rewards": list(rewards)} if objective == "RLHF" else None,
+        "dpo": dpo,
         "distillation": {"teacher": {"uri": "hf://owner/larger"}} if objective == "Distillation" else None,
     }
     config = JobConfig(
@@ -186,6 +189,27 @@ def test_pairs_are_reported_with_margin_and_accuracy(tmp_path: Path, objective: 
     assert "| tuned model    | 0.4   | 1.25   | 90.0 %   | 20    |" in report
     assert "perplexity" not in report
     assert "evaluation accuracy" in report
+
+
+@pytest.mark.parametrize(
+    ("dpo", "is_known"),
+    [
+        (None, True),
+        ({"beta": 0.2}, True),
+        ({"lossType": "robust"}, True),
+        ({"lossType": "sigmoid_norm"}, True),
+        ({"lossType": "ipo"}, False),
+        ({"lossType": "hinge"}, False),
+        ({"sftWeight": 1}, False),
+    ],
+)
+def test_the_loss_of_random_guessing_is_named_if_the_loss_has_one(
+    tmp_path: Path, dpo: dict[str, Any] | None, is_known: bool
+) -> None:
+    report = write(tmp_path, "DPO", measured(tmp_path), dpo=dpo)
+    assert "a margin above zero." in report
+    assert ("Random guessing has a loss of 0.693." in report) is is_known
+    assert ("Random guessing has a loss of 0.693." in card(tmp_path, "adapter")[1]) is is_known
 
 
 def test_judged_answers_have_a_margin_and_no_accuracy(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from finetune_trainer.report.data_tables import (
     merge_context,
 )
 from finetune_trainer.report.head import build_head
-from finetune_trainer.report.held_out import find_terms, held_out_table, kept_table, reward_parts_table
+from finetune_trainer.report.held_out import describe_terms, find_terms, held_out_table, kept_table, reward_parts_table
 from finetune_trainer.report.model_card import front_matter
 from finetune_trainer.report.notes import build_notes, licence_note
 from finetune_trainer.report.page import Pictures, open_templates, render_page
@@ -113,6 +113,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         "is_reward_model": is_reward_model,
         "samples_answers": objective in SAMPLED,
         "is_chat": objective is not Objective.DOMAIN_ADAPTATION,
+        "legend": describe_terms(record.config.spec),
         "terms": find_terms(objective),
         "unit": find_terms(objective).unit.value,
         "held_out_table": held_out_table(record),

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from finetune_api.objectives import Objective
+from finetune_api.objectives import Dpo, LossType, Objective
+from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.evaluation.kept_steps import describe_steps
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint
 from finetune_trainer.evaluation.run_record import RunRecord
@@ -33,6 +34,9 @@ class Terms:
     """Whether the loss is the negative logarithm of a probability."""
 
 
+_BY_CHANCE = "Random guessing has a loss of 0.693."
+_LOGISTIC = frozenset({LossType.SIGMOID, LossType.ROBUST, LossType.SIGMOID_NORM})
+"""The losses of DPO that are -log(1/2) for a margin of zero."""
 _TOKENS = Terms(
     Unit.TOKENS,
     "loss, nats per trained token",
@@ -44,7 +48,7 @@ _DPO = Terms(
     "loss per pair",
     "Each pair has the same weight. A reward is `dpo.beta` times the difference in log-probability from the reference. "
     "The margin is the chosen answer's reward minus the rejected one's; the accuracy is the share of pairs with a "
-    "margin above zero. Random guessing has a loss of 0.693.",
+    "margin above zero.",
 )
 _KTO = Terms(
     Unit.ANSWERS,
@@ -57,7 +61,7 @@ _SCORES = Terms(
     Unit.PAIRS,
     "loss per pair",
     "Each pair has the same weight. The margin is the chosen answer's score minus the rejected one's; the accuracy is "
-    "the share of pairs with a margin above zero. Random guessing has a loss of 0.693.",
+    f"the share of pairs with a margin above zero. {_BY_CHANCE}",
 )
 _REWARDS = Terms(
     Unit.PROMPTS,
@@ -85,6 +89,13 @@ TERMS = {
 def find_terms(objective: Objective) -> Terms:
     """Return the terms of an objective."""
     return TERMS.get(objective, _TOKENS)
+
+
+def describe_terms(spec: FineTuneJobSpec) -> str:
+    """Return the legend of a job's figures."""
+    legend, dpo = find_terms(spec.objective).legend, spec.dpo or Dpo()
+    is_by_chance = dpo.loss_type in _LOGISTIC and not dpo.sft_weight
+    return f"{legend} {_BY_CHANCE}" if spec.objective is Objective.DPO and is_by_chance else legend
 
 
 def held_out_table(record: RunRecord) -> str:
