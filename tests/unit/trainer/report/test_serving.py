@@ -211,7 +211,9 @@ def test_name_and_namespace_of_an_inference_service_fit_into_the_host_that_kserv
 
 
 def test_snippets_are_python_and_words_of_a_shell() -> None:
-    compile(peft_snippet(), "snippet", "exec")
+    for is_chat in (True, False):
+        compile(peft_snippet(is_chat=is_chat), "snippet", "exec")
+        assert ("apply_chat_template" in peft_snippet(is_chat=is_chat)) is is_chat
     words = shlex.split(vllm_adapter_snippet(24))
     assert words[words.index("--max-lora-rank") + 1] == "32"
     assert words[words.index("--generation-config") + 1] == "adapter"

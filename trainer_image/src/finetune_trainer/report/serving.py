@@ -164,19 +164,24 @@ def fetch_result(place: Place, folder: str, target: str | None = None) -> str:
     return f"aws{_endpoint(place)} s3 cp --recursive {shlex.quote(f'{place.output}/{folder}')} {target or folder}"
 
 
-def peft_snippet() -> str:
-    """Return Python code that answers with the adapter on the base."""
-    return """\
+_ENCODE_QUESTION = """\
+question = [{"role": "user", "content": "Hello"}]
+inputs = tokenizer.apply_chat_template(
+    question, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)"""
+
+
+def peft_snippet(*, is_chat: bool) -> str:
+    """Return Python code that answers with the adapter on the base: in a conversation, or by continuing a text."""
+    encode = _ENCODE_QUESTION if is_chat else 'inputs = tokenizer("Hello", return_tensors="pt")'
+    return f"""\
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 tokenizer = AutoTokenizer.from_pretrained("adapter")
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), "adapter")
 settings = GenerationConfig.from_pretrained("adapter", max_new_tokens=128)
-question = [{"role": "user", "content": "Hello"}]
-inputs = tokenizer.apply_chat_template(
-    question, add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
+{encode}
 print(tokenizer.decode(model.generate(**inputs, generation_config=settings)[0]))"""
 
 
