@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from report_record import HOSTILE, make_run
 
+from finetune_api.evaluate_mode import Mode
 from finetune_api.handoff import Artifact
 from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.evaluation.run_record import BaseFacts, Licence, RunRecord
@@ -61,6 +62,17 @@ def test_datasets_of_a_hub_are_named(tmp_path: Path) -> None:
     train = run.config.spec.dataset.train.model_copy(update={"uri": "hf://datasets/owner/rows/train.jsonl"})
     data = data_of(with_spec(run, dataset={"train": train}))
     assert data.datasets == ["owner/rows"]
+    assert data.eval_results
+    assert data.eval_results[0].dataset_type == "owner/rows"
+
+
+def test_an_evaluation_was_not_trained_on_its_rows(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    train = run.config.spec.dataset.train.model_copy(update={"uri": "hf://datasets/owner/rows/train.jsonl"})
+    run = with_spec(run, dataset={"train": train})
+    spec = run.config.spec.model_copy(update={"mode": Mode.EVALUATE})
+    data = data_of(replace(run, config=run.config.model_copy(update={"spec": spec})))
+    assert data.datasets is None
     assert data.eval_results
     assert data.eval_results[0].dataset_type == "owner/rows"
 

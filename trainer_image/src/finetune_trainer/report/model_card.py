@@ -40,7 +40,7 @@ def metadata(record: RunRecord, folder: Artifact) -> dict[str, Any]:
             "base_model_relation": "adapter" if is_adapter else "finetune",
         }
     datasets = hub_datasets(record)
-    if datasets:
+    if datasets and not record.is_evaluation:
         found["datasets"] = datasets
     found["library_name"] = "peft" if is_adapter else "transformers"
     is_reward_model = spec.objective is Objective.REWARD_MODEL
