@@ -238,7 +238,7 @@ def test_a_job_without_a_token_is_refused(job: Callable[..., World], tokens: Pat
 
 
 @pytest.mark.parametrize(
-    "refusal", [("create", 403), ("preupload", 500), ("batch", 507), ("put", 403), ("commit", 413)]
+    "refusal", [("create", 403), ("validate", 400), ("preupload", 500), ("batch", 507), ("put", 403), ("commit", 413)]
 )
 def test_a_refused_step_is_reported_in_the_hubs_words_without_tokens_and_signed_addresses(
     job: Callable[..., World], hub: Hub, refusal: tuple[str, int], caplog: Any, capfd: Any

@@ -77,6 +77,29 @@ def test_an_evaluation_was_not_trained_on_its_rows(tmp_path: Path) -> None:
     assert data.eval_results[0].dataset_type == "owner/rows"
 
 
+@pytest.mark.parametrize(
+    ("stated", "entries"),
+    [
+        (Licence(("Acme Internal Licence 2.0",)), ("other", "acme-internal-licence-2.0", None)),
+        (Licence(("MIT",)), ("mit", None, None)),
+        (Licence(("llama3.2", "gemma")), (["llama3.2", "gemma"], None, None)),
+        (Licence(("mit", "Free for friends")), (["mit", "other"], "free-for-friends", None)),
+        (Licence(("other",), "my-license-1.0", "LICENSE"), ("other", "my-license-1.0", "LICENSE")),
+        (Licence(("Our terms",), "Own Name"), ("other", "Own Name", None)),
+        (Licence(("无",)), ("other", None, None)),
+    ],
+)
+def test_a_licence_that_a_hub_does_not_list_is_another_one_with_a_name(
+    tmp_path: Path, stated: Licence, entries: tuple[Any, ...]
+) -> None:
+    run = replace(make_run(tmp_path), base=BaseFacts(stated))
+    matter = front(run)
+    assert (matter["license"], matter.get("license_name"), matter.get("license_link")) == entries
+    write_documents(run, tmp_path, {})
+    text = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert f"states the licence `{stated.identifiers[0]}`" in text
+
+
 def test_figures_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     (index,) = front(replace(make_run(tmp_path), final=Measured(1e4, 10)))["model-index"]
     assert [metric["type"] for metric in index["results"][0]["metrics"]] == ["loss"]
@@ -92,4 +115,5 @@ def test_names_cannot_break_the_metadata(tmp_path: Path, hostile: str) -> None:
         base=BaseFacts(Licence((hostile,), hostile, hostile)),
     )
     assert data_of(run).model_name == hostile
-    assert front(run)["license"] == hostile
+    assert front(run)["license"] == "other"
+    assert front(run)["license_name"] == hostile

@@ -1,6 +1,7 @@
 """README.md next to the weights: the metadata that a model hub reads."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,20 @@ TAGS = {
     Objective.DOMAIN_ADAPTATION: "continued-pretraining",
 }
 """A model card's tag, by which a hub finds models trained with the same objective."""
+
+_LISTED = """
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
+cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
+cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0
+lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl
+openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
+fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 grok2-community gemma unknown
+other
+"""
+HUB_LICENCES = frozenset(_LISTED.split())
+"""The identifiers that the Hugging Face hub accepts in a model card; it refuses a push with another one."""
 
 
 def front_matter(record: RunRecord, folder: Artifact) -> str:
@@ -79,14 +94,14 @@ def measured(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _licence(licence: Licence | None) -> dict[str, Any]:
-    """Return the licence entries that the base model's card states, unchanged."""
+    """Return the licence that the base model's card states; one that a hub does not list is `other` with a name."""
     if licence is None:
         return {}
-    first, *others = licence.identifiers
+    free = [one for one in licence.identifiers if one.lower() not in HUB_LICENCES]
+    first, *others = dict.fromkeys("other" if one in free else one.lower() for one in licence.identifiers)
     found: dict[str, Any] = {"license": [first, *others] if others else first}
-    return found | {
-        key: value for key, value in (("license_name", licence.name), ("license_link", licence.link)) if value
-    }
+    name = licence.name or (re.sub(r"[^a-z0-9.]+", "-", free[0].lower()).strip("-") if free else None)
+    return found | {key: value for key, value in (("license_name", name), ("license_link", licence.link)) if value}
 
 
 def _result(found: Mapping[str, Any], datasets: list[str], metrics: list[dict[str, Any]]) -> dict[str, Any]:
