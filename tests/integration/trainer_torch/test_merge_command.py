@@ -131,6 +131,13 @@ def test_a_result_is_compared_on_its_own_held_out_rows_and_its_base_is_proven_by
     assert error.code is ExitCode.INVALID_CONFIG
     assert "was trained on another base" in error.message
     assert "name the base that it was trained on" in error.message
+    shards = {f"model-0000{number}-of-00002.safetensors": "a" * 64 for number in (1, 2)}
+    base = {"uri": "hf://acme/right", "revision": "b" * 40, "files": shards}
+    (result / "lineage.json").write_text(json.dumps({"baseModel": base}))
+    error = refusal(other, result, tmp_path / "out" / "merged")
+    assert error.code is ExitCode.INVALID_CONFIG
+    assert "which has no model-00001-of-00002.safetensors" in error.message
+    assert f"name the base that it was trained on, hf://acme/right@{'b' * 40}" in error.message
 
 
 def test_an_adapter_of_another_architecture_is_refused_with_the_layer_that_differs(

@@ -1,5 +1,6 @@
 """The inputs of `finetune-trainer merge`: base and adapter, checked against each other, and the rows to compare on."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -129,9 +130,9 @@ def check_base(adapter: LocalAdapter, name: str, base: OpenedBase, stop: StopFla
         except TrainerError as error:
             raise _invalid(f"{error.message}: name the base that it was trained on instead of {name}") from None
     lineage = adapter.find(Artifact.LINEAGE)
-    recorded = read_base_digests(lineage.read_bytes() if lineage else None)
-    if recorded and all((base.folder / file).is_file() for file in recorded):
-        _require_digests(adapter, name, base.folder, recorded, stop)
+    content = lineage.read_bytes() if lineage else None
+    if recorded := read_base_digests(content):
+        _require_digests(adapter, name, base.folder, recorded, stop, own=_name_base(content))
         return "its weights have the SHA-256 in the adapter's lineage"
     if adapter.base and name.startswith(SCHEMES):
         if strip_commit(name.rstrip("/")) != adapter.base.rstrip("/"):
@@ -161,15 +162,27 @@ def _refuse_tied(adapter: LocalAdapter, base: Path, shape: ModelShape) -> None:
         )
 
 
-def _require_digests(adapter: LocalAdapter, name: str, base: Path, recorded: dict[str, str], stop: StopFlag) -> None:
+def _name_base(lineage: bytes | None) -> str:
+    """Return the end of a sentence with the base that a lineage names, with its commit; empty if it names none."""
+    base = json.loads(lineage or b"{}")["baseModel"]
+    commit = f"@{base['revision']}" if base.get("revision") else ""
+    return f", {base['uri']}{commit}" if base.get("uri") else ""
+
+
+def _require_digests(
+    adapter: LocalAdapter, name: str, base: Path, recorded: dict[str, str], stop: StopFlag, *, own: str
+) -> None:
+    another = f"the adapter {adapter.name} was trained on another base than {name}"
+    if missing := next((file for file in recorded if not (base / file).is_file()), None):
+        raise _invalid(f"{another}, which has no {missing}: name the base that it was trained on{own}")
     total = sum((base / file).stat().st_size for file in recorded)
     with progress_bar("reading the base", stop, total=total, unit="B") as on_bytes:
         for file, digest in recorded.items():
             found = sha256_file(base / file, on_bytes)
             if found != digest:
                 raise _invalid(
-                    f"the adapter {adapter.name} was trained on another base than {name}: in its lineage {file} has "
-                    f"the SHA-256 {digest[:12]}, here {found[:12]}: name the base that it was trained on"
+                    f"{another}: in its lineage {file} has the SHA-256 {digest[:12]}, here {found[:12]}: "
+                    f"name the base that it was trained on{own}"
                 )
 
 
