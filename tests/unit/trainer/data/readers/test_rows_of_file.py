@@ -36,6 +36,14 @@ def test_gzip_is_known_by_its_bytes_and_the_name_before_gz_decides_the_format(tm
     assert values(read(tmp_path / "a.jsonl", gzip.compress(b'{"a": 1}\n'))) == [{"a": 1}]
 
 
+@pytest.mark.parametrize(("name", "separator"), [("a.csv.gz", ","), ("A.TSV.GZ", "\t")])
+def test_a_table_that_was_decompressed_on_its_way_and_kept_its_name_is_read_as_before(
+    tmp_path: Path, name: str, separator: str
+) -> None:
+    content = f"a{separator}b\n1{separator}x\n".encode()
+    assert values(read(tmp_path / name, content)) == [{"a": "1", "b": "x"}]
+
+
 @pytest.mark.parametrize(
     "content",
     [gzip.compress(b'{"a": 1}\n' * 999)[:-20], gzip.compress(b"{}")[:-8] + b"x" * 8],

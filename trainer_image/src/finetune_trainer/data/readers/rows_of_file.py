@@ -103,10 +103,9 @@ class RowFile:
 
 def _text_records(file: io.BufferedReader, path: NamedPath) -> Iterator[Record]:
     name = path.name
-    suffixes = [suffix.lower() for suffix in PurePath(path.file_name or name).suffixes]
+    suffixes = [suffix.lower() for suffix in PurePath(path.file_name or name).suffixes if suffix.lower() != ".gz"]
     stream = file
     if stream.peek(2).startswith(GZIP_MAGIC):
-        suffixes = [suffix for suffix in suffixes if suffix != ".gz"]
         stream = io.BufferedReader(cast("io.RawIOBase", gzip.GzipFile(fileobj=stream)), BUFFER_BYTES)
     start = stream.peek(BUFFER_BYTES)
     _refuse_foreign(start, name)
