@@ -62,6 +62,26 @@ def test_a_foreign_file_is_named_for_what_it_is(tmp_path: Path, content: bytes, 
         read(tmp_path / "a.jsonl", content)
 
 
+@pytest.mark.parametrize("column", ["ORCID", "ORC", "PARENT", "FEA1"])
+def test_a_csv_header_may_begin_with_the_letters_of_a_foreign_file(tmp_path: Path, column: str) -> None:
+    assert values(read(tmp_path / "a.csv", f"{column},b\n1,x\n".encode())) == [{column: "1", "b": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"ORC\x1d\x00\x00\x0a", "an ORC file"),
+        (b"ORCa\x00\x00", "an ORC file"),
+        (b"PARE\x15\x00", "an encrypted Parquet file"),
+        (b"FEA1\x00\x00\x00\x00", "a Feather file"),
+        (b"BZh91AY&SY", "a bzip2 file"),
+    ],
+)
+def test_a_foreign_file_whose_first_bytes_are_letters_is_named(tmp_path: Path, content: bytes, what: str) -> None:
+    with pytest.raises(UnreadableFile, match=what):
+        read(tmp_path / "a.jsonl", content)
+
+
 def test_a_missing_file_is_an_unreadable_one(tmp_path: Path) -> None:
     with pytest.raises(UnreadableFile, match=r"gone\.jsonl cannot be read: No such file"):
         list(RowFile(NamedPath(tmp_path / "gone.jsonl", "gone.jsonl")).records())

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import starmap
@@ -41,7 +42,12 @@ FOREIGN_FILES = {
     b"<!DOCTYPE html": "a web page instead of the file itself",
     b"<html": "a web page instead of the file itself",
 }
+LETTERS_ALONE = (b"PARE", b"FEA1", b"ORC")
+"""First bytes of foreign files with which the header of a CSV file may begin, too."""
 SUPPORTED = "JSONL, JSON, CSV and TSV in UTF-8, gzip of these, Parquet and Arrow are read"
+
+
+_CONTROL_CHARACTER = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 
 
 class Record(NamedTuple):
@@ -122,7 +128,7 @@ def _refuse_foreign(start: bytes, name: str) -> None:
     if start.startswith(COLUMNAR_MAGICS):
         raise UnreadableFile(f"{name} is a Parquet or Arrow file inside gzip; decompress it first")
     for magic, what in FOREIGN_FILES.items():
-        if start.startswith(magic):
+        if start.startswith(magic) and (magic not in LETTERS_ALONE or _CONTROL_CHARACTER.search(start, 0, 64)):
             raise UnreadableFile(f"{name} is {what}; {SUPPORTED}")
 
 
