@@ -30,6 +30,19 @@ def test_a_tool_keeps_its_definition_and_a_bare_function_is_wrapped() -> None:
     assert read_tools({"tools": [bare]}, set()) == [{"type": "function", "function": {"name": "f", "parameters": None}}]
 
 
+def test_a_tool_in_the_form_of_anthropic_is_read_as_that_of_openai() -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tool = {"type": "custom", "name": "f", "input_schema": schema, "cache_control": {"type": "ephemeral"}}
+    function = {"name": "f", "parameters": schema}
+    for one in (tool, tool | {"parameters": None}):
+        assert read_tools({"tools": [one]}, set()) == [{"type": "function", "function": function}]
+
+
+def test_parameters_take_precedence_over_an_input_schema() -> None:
+    (tool,) = read_tools({"tools": [{"name": "f", "parameters": {"a": 1}, "input_schema": {"b": 1}}]}, set()) or []
+    assert tool["function"] == {"name": "f", "parameters": {"a": 1}, "input_schema": {"b": 1}}
+
+
 @pytest.mark.parametrize(
     ("tool", "detail"),
     [
@@ -38,6 +51,7 @@ def test_a_tool_keeps_its_definition_and_a_bare_function_is_wrapped() -> None:
         ({"name": 1}, "a tool has no function name"),
         ({"name": ""}, "a tool has no function name"),
         ({"name": "f", "parameters": []}, "the parameters of tool 'f' are not an object"),
+        ({"name": "f", "input_schema": []}, "the parameters of tool 'f' are not an object"),
     ],
 )
 def test_a_bad_tool_is_named(tool: object, detail: str) -> None:

@@ -10,6 +10,8 @@ from finetune_trainer.data.formats.fields import Repairs, read_list
 from finetune_trainer.data.readers.json_row import name_type
 from finetune_trainer.data.rows import BadRow, Function, ToolCall
 
+_NOT_OF_ANTHROPIC_FUNCTIONS = frozenset({"type", "cache_control", "parameters"})
+
 
 def read_tools(row: Mapping[str, Any], repairs: Repairs) -> list[dict[str, Any]] | None:
     """Return the row's tool definitions, from `tools` or the deprecated `functions`; raises BadRow with BAD_TOOLS."""
@@ -72,11 +74,20 @@ def _read_arguments(value: object, name: str) -> dict[str, Any]:
 def _read_tool(tool: object) -> dict[str, Any]:
     if not isinstance(tool, dict):
         raise BadRow(RejectCode.BAD_TOOLS, f"a tool is {name_type(tool)} instead of an object")
-    function = tool.get("function", tool)
+    function = tool["function"] if "function" in tool else _read_bare_function(tool)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise BadRow(RejectCode.BAD_TOOLS, "a tool has no function name")
     if not isinstance(function.get("parameters", {}), dict | None):
         raise BadRow(RejectCode.BAD_TOOLS, f"the parameters of tool {function['name'][:40]!r} are not an object")
-    if function is not tool:
-        return tool
-    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+    return tool if "function" in tool else {"type": "function", "function": function}
+
+
+def _read_bare_function(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return the function of a tool without `type: function`; Anthropic names its parameters `input_schema`."""
+    if tool.get("input_schema") is None or tool.get("parameters") is not None:
+        return {key: value for key, value in tool.items() if key != "type"}
+    return {
+        "parameters" if key == "input_schema" else key: value
+        for key, value in tool.items()
+        if key not in _NOT_OF_ANTHROPIC_FUNCTIONS
+    }
