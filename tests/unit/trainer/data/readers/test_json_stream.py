@@ -28,6 +28,22 @@ def test_rows_under_data_are_found_behind_other_keys_and_the_rest_is_not_a_row()
     assert [raw for _, raw, _ in elements(text)] == [b'{"a": 1}', b'{"a": 2}']
 
 
+def test_what_follows_the_object_with_the_rows_is_found_too() -> None:
+    text = b'{"data": [{"a": 1}],\n "end": [{"a": 2}], "more": "}"}\n{"b": 1},\n{"data": [{"c": 1}]} tail'
+    assert [(line, raw) for line, raw, _ in elements(text)] == [
+        (1, b'{"a": 1}'),
+        (3, b'{"b": 1}'),
+        (4, b'{"data": [{"c": 1}]}'),
+        (4, b"tail"),
+    ]
+
+
+def test_keys_behind_the_rows_are_no_row_however_long_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "CHUNK_BYTES", 64)
+    text = b'{"data": [{"a": 1}], "end": [' + b"1, " * 400 + b'1]}\n{"b": 1}'
+    assert [(line, raw) for line, raw, _ in elements(text, limit=200)] == [(1, b'{"a": 1}'), (2, b'{"b": 1}')]
+
+
 def test_a_data_key_of_a_later_object_is_a_column_of_a_row() -> None:
     assert [raw for _, raw, _ in elements(b'{\n"a": 1}\n{"data": [{"b": 2}]}')] == [
         b'{\n"a": 1}',
@@ -75,7 +91,12 @@ def test_an_element_above_the_limit_is_cut_and_the_next_one_read(monkeypatch: py
         (b'[{"a": 1}]', False, True),
         (b" [ ]", False, True),
         (b"[1, 2]\n", False, False),
-        (b'{"data": [{"a": 1}]}', False, True),
+        (b'{"data": [{"a": 1}]}', False, False),
+        (b'{"data": [{"a": 1}]}\n', True, True),
+        (b'{"data": [{"a": 1},\n{"a": 2}]}\n', True, True),
+        (b'{"data": [{"a": 1}]}\n{"data": [{"a": 2}]}\n', True, False),
+        (b'\n{"data": [{"a": 1}]}\r\n\n{"data"', True, False),
+        (b'{"data":' + b"[" * 5000 + b"]" * 5000 + b"}\n1", True, True),
         (b'{"a": 1}\n{"a": 2}\n', True, False),
         (b'{\n "a": 1\n}', True, True),
         (b'{\n "a": 1\n}', False, False),

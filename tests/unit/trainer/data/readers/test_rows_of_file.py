@@ -36,6 +36,12 @@ def test_gzip_is_known_by_its_bytes_and_the_name_before_gz_decides_the_format(tm
     assert values(read(tmp_path / "a.jsonl", gzip.compress(b'{"a": 1}\n'))) == [{"a": 1}]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "a"])
+def test_every_line_of_rows_whose_first_key_is_data_is_a_row(tmp_path: Path, name: str) -> None:
+    records = read(tmp_path / name, b'{"data": ["x"], "n": 1}\n{"data": [{"y": 1}], "n": 2}\n{"n": 3}\n')
+    assert [(record.line, record.value and record.value["n"]) for record in records] == [(1, 1), (2, 2), (3, 3)]
+
+
 @pytest.mark.parametrize(("name", "separator"), [("a.csv.gz", ","), ("A.TSV.GZ", "\t")])
 def test_a_table_that_was_decompressed_on_its_way_and_kept_its_name_is_read_as_before(
     tmp_path: Path, name: str, separator: str

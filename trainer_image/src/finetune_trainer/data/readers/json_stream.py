@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from io import BufferedReader
 
+import orjson
+
 from finetune_trainer.data.readers.lines import MAX_ROW_BYTES
 
 CHUNK_BYTES = 1 << 18
@@ -27,9 +29,23 @@ _OPENER = {b"}": b"{", b"]": b"["}
 
 def looks_like_rows_in_one_value(start: bytes, *, is_json_file: bool) -> bool:
     """Return, by a file's first bytes, whether its rows are inside one JSON value instead of one per line."""
-    if _ARRAY_OF_ROWS.match(start) or _ROWS_UNDER_KEY.match(start):
+    if _ARRAY_OF_ROWS.match(start):
         return True
-    return is_json_file and start.lstrip()[:1] == b"{" and not _ONE_LINE_OBJECT.match(start)
+    if not is_json_file or start.lstrip()[:1] != b"{":
+        return False
+    if _ROWS_UNDER_KEY.match(start):
+        return not _has_row_in_first_line(start.lstrip())
+    return not _ONE_LINE_OBJECT.match(start)
+
+
+def _has_row_in_first_line(start: bytes) -> bool:
+    """Return whether the first line is a JSON value, and others follow: `data` is then a column."""
+    line, _, others = start.partition(b"\n")
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return bool(others.strip())
 
 
 def read_elements(stream: BufferedReader, limit: int = MAX_ROW_BYTES) -> Iterator[tuple[int, bytes, bool]]:
@@ -50,18 +66,17 @@ class _Splitter:
         self._clipped: bytes | None = None
         self._open: list[bytes] = []
         self._count_open = {b"{": 0, b"[": 0}
-        self._in_array = self._under_key = self._finished = self._ended_in_string = False
+        self._in_array = self._under_key = self._leaves_rows = self._behind_rows = self._ended_in_string = False
 
     def split(self) -> Iterator[tuple[int, bytes, bool]]:
         """Yield the elements in order, and any text between them other than spaces and commas."""
         self._read_more()
         self._enter_array()
-        while not self._finished and (token := self._next_token()):
+        while token := self._next_token():
             end = self._end_of_element(token)
             if end is not None:
                 yield from self._take(end)
-        if not self._finished:
-            yield from self._take(len(self._data))
+        yield from self._take(len(self._data))
 
     def _enter_array(self) -> None:
         """Enter the array that contains the rows; without one, the top-level objects are the rows."""
@@ -146,7 +161,10 @@ class _Splitter:
         if token == b"]" and self._in_array:
             self._close_all()
             self._in_array = False
-            self._finished = self._under_key
+            if self._under_key:  # the rest of the object up to its own bracket is no row
+                self._leaves_rows = True
+                self._open.append(b"{")
+                self._count_open[b"{"] = 1
             return self._at - 1
         return None
 
@@ -157,10 +175,11 @@ class _Splitter:
     def _take(self, end: int) -> Iterator[tuple[int, bytes, bool]]:
         raw = self._data[self._start : end]
         text = raw.lstrip(_BETWEEN_ELEMENTS)
-        if self._clipped is not None:
+        if self._clipped is not None and not self._behind_rows:
             yield self._start_line, self._clipped.lstrip(_BETWEEN_ELEMENTS), False
-        elif text:
+        elif text and not self._behind_rows:
             yield self._start_line + raw.count(b"\n", 0, len(raw) - len(text)), text.rstrip(), True
+        self._behind_rows, self._leaves_rows = self._leaves_rows, False
         self._clipped = None
         self._start = self._at
         self._start_line = self._line
