@@ -100,6 +100,12 @@ CELLS = [
     (pa.array(["é".encode()]), "é"),
     (pa.array([b"\xff\xd8"]), b"\xff\xd8"),
     (pa.array([[("k", 1), ("l", None)]], pa.map_(pa.string(), pa.int64())), {"k": 1, "l": None}),
+    (pa.array([[(7, 1), (-8, 2)]], pa.map_(pa.int64(), pa.int64())), {"7": 1, "-8": 2}),
+    (pa.array([[(1.5, 1), (float("inf"), 2)]], pa.map_(pa.float64(), pa.int64())), {"1.5": 1, "inf": 2}),
+    (pa.array([[(True, 1)]], pa.map_(pa.bool_(), pa.int64())), {"true": 1}),
+    (pa.array([[(MOMENT.date(), 1)]], pa.map_(pa.date32(), pa.int64())), {"2024-05-06": 1}),
+    (pa.array([[("é".encode(), 1)]], pa.map_(pa.binary(), pa.int64())), {"é": 1}),
+    (pa.array([[[(1, None)]]], pa.list_(pa.map_(pa.int8(), pa.int64()))), [{"1": None}]),
     (pa.array([{"f": float("nan"), "g": [float("inf"), 1.5]}]), {"f": None, "g": [None, 1.5]}),
     (pa.array([2**64 - 1], pa.uint64()), 2**64 - 1),
     (pa.array([True]), True),
@@ -166,6 +172,26 @@ def test_a_dictionary_with_a_text_that_is_not_utf8_costs_the_rows_that_have_it(w
 def test_a_map_with_a_key_twice_costs_its_row_alone(write: Write, values: Any) -> None:
     maps = pa.array([[("k", 1)], [("k", 1), ("k", 2)]], pa.map_(pa.string(), pa.int64()))
     assert values(write(pa.table({"m": maps}))) == [{"m": {"k": 1}}, RejectCode.DUP_KEY]
+
+
+@each_kind
+def test_a_map_with_a_key_that_is_not_utf8_costs_its_row_alone(write: Write, values: Any) -> None:
+    maps = pa.array([[(b"k", 1)], [(b"\xff", 2)], None], pa.map_(pa.binary(), pa.int64()))
+    assert values(write(pa.table({"m": maps}))) == [{"m": {"k": 1}}, RejectCode.BAD_UTF8, {"m": None}]
+
+
+def test_a_map_with_two_keys_of_the_same_text_costs_its_row_alone(values: Any) -> None:
+    nan = float("nan")
+    maps = pa.array([[(nan, 1)], [(nan, 1), (nan, 2)]], pa.map_(pa.float64(), pa.int64()))
+    assert values(arrow_file(pa.table({"m": maps}))) == [{"m": {"nan": 1}}, RejectCode.DUP_KEY]
+
+
+@each_kind
+@pytest.mark.parametrize("key", [pa.struct([("a", pa.int64())]), pa.list_(pa.int64())], ids=str)
+def test_a_map_whose_keys_have_parts_is_refused_with_the_column(write: Write, key: pa.DataType, tmp_path: Path) -> None:
+    table = pa.table({"m": pa.array([[]], pa.map_(key, pa.int64()))})
+    with pytest.raises(UnreadableFile, match=r"a column 'm' of the type map<.* write the file without this column"):
+        read(tmp_path / "rows", write(table))
 
 
 @pytest.mark.parametrize("write", [arrow_file, arrow_stream])

@@ -57,6 +57,20 @@ def test_every_row_arrives_as_it_was_read(tmp_path: Path) -> None:
         assert len(expected) == 2
 
 
+def test_a_key_that_stands_for_bytes_is_harmless_in_a_map(tmp_path: Path) -> None:
+    maps = pa.array([[("\0", "no hex")], [("\0", None)]], pa.map_(pa.string(), pa.string()))
+    table = pa.table({"m": maps, "b": [b"\xff", b"\xfe"]})
+    assert [row.value for row in read(write_arrow(tmp_path / "a.arrow", table))] == [
+        {"m": {"\0": "no hex"}, "b": b"\xff"},
+        {"m": {"\0": None}, "b": b"\xfe"},
+    ]
+
+
+def test_keys_that_are_not_texts_arrive_as_texts(tmp_path: Path) -> None:
+    table = pa.table({"m": pa.array([[(7, 0.5)]], pa.map_(pa.int64(), pa.float64()))})
+    assert [row.value for row in read(write_parquet(tmp_path / "a.parquet", table))] == [{"m": {"7": 0.5}}]
+
+
 def test_a_damaged_file_has_the_message_of_its_reader(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1" + bytes(64) + b"PAR1")

@@ -65,7 +65,7 @@ def _convert(rows: pa.RecordBatch, types: ColumnTypes) -> Iterator[tuple[dict[st
         rows.validate(full=True)
         if sum(decoded_bytes(column) for column in rows.columns) <= MAX_ROW_BYTES:
             values = types.to_rows(rows)
-    except (pa.ArrowInvalid, UnicodeDecodeError, KeyError) as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError, KeyError, BadRow) as error:
         if alone:
             yield _convert_alone(rows, types, error)
             return
@@ -84,6 +84,8 @@ def _convert_alone(
     row: pa.RecordBatch, types: ColumnTypes, error: Exception
 ) -> tuple[dict[str, Any] | None, BadRow | None]:
     """Convert a row that is broken, or that shares a dictionary with a broken row."""
+    if isinstance(error, BadRow):
+        return None, error
     if isinstance(error, KeyError):
         return None, BadRow(RejectCode.DUP_KEY, "a map contains the same key twice")
     try:

@@ -1,20 +1,18 @@
 """Convert Arrow columns to the values that JSON would have."""
 
-import math
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from finetune_trainer.data.readers.arrow_values import LISTS, find_converter, unwrap
 from finetune_trainer.data.readers.json_row import first_repeated
 from finetune_trainer.data.rows import UnreadableFile
 
 MAX_DEPTH = 32
 # The size of one value as a Python object, in addition to its size in the file.
 OBJECT_BYTES = 48
-_BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
-_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _BYTES_OF = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 _TEXTS = (*_BYTES_OF, *_BYTES_OF.values())
 _VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
@@ -27,25 +25,25 @@ class ColumnTypes:
         self._names = [str(column) for column in schema.names]
         self._name = name
         self._targets = [self._plain(field.type, field.name) for field in schema]
-        self._needs_care = [_needs_care(target) for target in self._targets]
+        self._converters = [find_converter(field.type) for field in schema]
         if (twice := first_repeated(self._names)) is not None:
             raise UnreadableFile(f"{name} contains the column {twice[:40]!r} twice; rename one of them")
 
     def to_rows(self, rows: pa.RecordBatch) -> list[dict[str, Any]]:
-        """Return the rows as dictionaries; raises KeyError for a map with a key twice."""
+        """Return the rows as dictionaries; raises KeyError for a map with a key twice, and BadRow."""
         if not rows.columns:
             return [{} for _ in range(rows.num_rows)]
         columns = []
-        for column, target, needs_care in zip(rows.columns, self._targets, self._needs_care, strict=True):
+        for column, target, convert in zip(rows.columns, self._targets, self._converters, strict=True):
             plain = column if column.type == target else _cast(column, target)
             values = plain.to_pylist(maps_as_pydicts="strict")
-            columns.append([_clean(value) for value in values] if needs_care else values)
+            columns.append(values if convert is None else [convert(value) for value in values])
         return [dict(zip(self._names, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
     def _plain(self, type_: pa.DataType, column: str, depth: int = 0) -> pa.DataType:
         if depth > MAX_DEPTH:
             raise UnreadableFile(f"{self._name} nests the column {column[:40]!r} more than {MAX_DEPTH} levels deep")
-        if (inner := _wrapped(type_)) is not None:
+        if (inner := unwrap(type_)) is not None:
             return self._plain(inner, column, depth + 1)
         if _is_moment(type_) or pa.types.is_decimal(type_):
             return pa.string()
@@ -58,11 +56,13 @@ class ColumnTypes:
     def _plain_nested(self, type_: pa.DataType, column: str, depth: int) -> pa.DataType:
         if pa.types.is_struct(type_):
             return self._plain_struct(type_, column, depth)
-        if any(is_list(type_) for is_list in _LISTS):
+        if any(is_list(type_) for is_list in LISTS):
             item = self._plain(type_.value_type, column, depth)
             return type_ if item == type_.value_type else pa.large_list(item)
         if pa.types.is_map(type_):
-            return pa.map_(self._plain(type_.key_type, column, depth), self._plain(type_.item_type, column, depth))
+            key = self._plain(type_.key_type, column, depth)
+            if not pa.types.is_nested(key):
+                return pa.map_(key, self._plain(type_.item_type, column, depth))
         raise self._unsupported(type_, column)
 
     def _unsupported(self, type_: pa.DataType, column: str) -> UnreadableFile:
@@ -98,7 +98,7 @@ def decoded_bytes(array: pa.Array) -> int:
     elif pa.types.is_map(type_):
         entries = pa.list_(pa.struct([("key", type_.key_type), ("value", type_.item_type)]))
         inner = decoded_bytes(array.cast(entries).flatten())
-    elif any(is_list(type_) for is_list in _LISTS):
+    elif any(is_list(type_) for is_list in LISTS):
         inner = decoded_bytes(array.flatten())
     elif type_ in _VIEWS:
         inner = _view_bytes(array)
@@ -139,32 +139,5 @@ def _dictionary_bytes(array: pa.DictionaryArray) -> int:
     return len(array) * int(decoded_bytes(values))
 
 
-def _wrapped(type_: pa.DataType) -> pa.DataType | None:
-    if isinstance(type_, pa.BaseExtensionType):
-        return type_.storage_type
-    return type_.value_type if pa.types.is_dictionary(type_) else None
-
-
 def _is_moment(type_: pa.DataType) -> bool:
     return bool(pa.types.is_temporal(type_) and not pa.types.is_interval(type_))
-
-
-def _needs_care(type_: pa.DataType) -> bool:
-    if pa.types.is_floating(type_) or any(is_binary(type_) for is_binary in _BINARY):
-        return True
-    return any(_needs_care(type_.field(index).type) for index in range(type_.num_fields))
-
-
-def _clean(value: Any) -> Any:
-    if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError:
-            return value  # an error only if a format needs this column as text
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [_clean(one) for one in value]
-    if isinstance(value, dict):
-        return {_clean(key): _clean(one) for key, one in value.items()}
-    return value

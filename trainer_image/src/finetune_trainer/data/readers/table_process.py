@@ -85,6 +85,9 @@ def _with_bytes(value: Any) -> Any:
         return [_with_bytes(item) for item in value]
     if isinstance(value, dict):
         if value.keys() == {BYTES_KEY}:
-            return bytes.fromhex(value[BYTES_KEY])
+            try:
+                return bytes.fromhex(value[BYTES_KEY])
+            except (TypeError, ValueError):  # a map of the file with this key
+                return value
         return {key: _with_bytes(item) for key, item in value.items()}
     return value

@@ -1,0 +1,91 @@
+"""Convert the Python values of Arrow columns to those that JSON would have."""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from finetune_api.dataset.codes import RejectCode
+from finetune_trainer.data.rows import BadRow
+
+Convert = Callable[[Any], Any]
+_BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+
+
+def unwrap(type_: pa.DataType) -> pa.DataType | None:
+    """Return the type of the values in a dictionary or an extension type; None for any other type."""
+    if isinstance(type_, pa.BaseExtensionType):
+        return type_.storage_type
+    return type_.value_type if pa.types.is_dictionary(type_) else None
+
+
+def find_converter(type_: pa.DataType) -> Convert | None:
+    """Return what converts a value of this type, which raises KeyError or BadRow; None if values stay as they are."""
+    if (inner := unwrap(type_)) is not None:
+        return find_converter(inner)
+    if pa.types.is_floating(type_):
+        return _keep_finite
+    if any(is_binary(type_) for is_binary in _BINARY):
+        return _decode
+    return _find_nested_converter(type_) if pa.types.is_nested(type_) else None
+
+
+def _find_nested_converter(type_: pa.DataType) -> Convert | None:
+    if pa.types.is_map(type_):
+        return partial(_convert_map, find_converter(type_.item_type) or _keep)
+    if pa.types.is_struct(type_):
+        fields = {field.name: convert for field in type_ if (convert := find_converter(field.type)) is not None}
+        return partial(_convert_struct, fields) if fields else None
+    if any(is_list(type_) for is_list in LISTS) and (convert := find_converter(type_.value_type)) is not None:
+        return partial(_convert_list, convert)
+    return None
+
+
+def _keep(value: Any) -> Any:
+    return value
+
+
+def _keep_finite(value: float | None) -> float | None:
+    return value if value is None or math.isfinite(value) else None
+
+
+def _decode(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value  # an error only if a format needs this column as text
+
+
+def _convert_list(convert: Convert, values: list[Any] | None) -> list[Any] | None:
+    return None if values is None else [convert(value) for value in values]
+
+
+def _convert_struct(fields: Mapping[str, Convert], values: dict[str, Any] | None) -> dict[str, Any] | None:
+    if values is not None:
+        for name, convert in fields.items():
+            values[name] = convert(values[name])
+    return values
+
+
+def _convert_map(convert: Convert, values: dict[Any, Any] | None) -> dict[str, Any] | None:
+    if values is None:
+        return None
+    converted = {_read_key(key): convert(value) for key, value in values.items()}
+    if len(converted) < len(values):
+        raise KeyError
+    return converted
+
+
+def _read_key(key: Any) -> str:
+    if isinstance(key, str):
+        return key
+    if not isinstance(key, bytes):
+        return orjson.dumps(key).decode() if isinstance(key, bool) else str(key)
+    try:
+        return key.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadRow(RejectCode.BAD_UTF8, "a map has a key that is not UTF-8") from None
