@@ -148,6 +148,59 @@ def test_an_extension_type_is_read_as_what_it_is_stored_as(write: Write, values:
     assert values(write(pa.table({"id": identity}))) == [{"id": "0123456789abcdef"}]
 
 
+def as_json(*values: Any) -> pa.Array:
+    """Return texts in the type that `datasets` gives to columns whose values differ in type."""
+    return pa.ExtensionArray.from_storage(pa.json_(), pa.array(values, pa.string()))
+
+
+@each_kind
+def test_json_in_a_column_is_read_as_its_values(write: Write, values: Any) -> None:
+    cells = as_json('{"a": [1, {"b": null}], "c": NaN}', "null", None, '"text"', "1.5")
+    assert values(write(pa.table({"c": cells}))) == [
+        {"c": {"a": [1, {"b": None}], "c": None}}, {"c": None}, {"c": None}, {"c": "text"}, {"c": 1.5}
+    ]  # fmt: skip
+
+
+@each_kind
+def test_json_is_read_at_every_depth_of_a_column(write: Write, values: Any) -> None:
+    turns = as_json('{"role": "user", "content": "q"}', '{"role": "assistant", "content": "a", "weight": 1}')
+    listed = pa.ListArray.from_arrays(pa.array([0, 2, 2], pa.int32()), turns)
+    struct = pa.StructArray.from_arrays([as_json('{"a": 1}', None), pa.array(["x", "y"])], ["properties", "type"])
+    items = pa.MapArray.from_arrays(pa.array([0, 1, 2], pa.int32()), pa.array(["k", "k"]), as_json("[1]", "{}"))
+    assert values(write(pa.table({"messages": listed, "s": struct, "m": items}))) == [
+        {
+            "messages": [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": "a", "weight": 1},
+            ],
+            "s": {"properties": {"a": 1}, "type": "x"},
+            "m": {"k": [1]},
+        },
+        {"messages": [], "s": {"properties": None, "type": "y"}, "m": {"k": {}}},
+    ]
+
+
+@each_kind
+@pytest.mark.parametrize(
+    ("text", "code", "detail"),
+    [
+        ("{", RejectCode.BAD_JSON, "unexpected end"),
+        ('{"a": 1, "a": 2}', RejectCode.DUP_KEY, "contains the key 'a' twice"),
+        ('"\\ud800"', RejectCode.LONE_SURROGATE, "half of a surrogate pair"),
+        ("[" * 300 + "]" * 300, RejectCode.BAD_JSON, "nested too deep"),
+    ],
+)
+def test_bad_json_in_a_column_costs_its_row_alone(
+    write: Write, text: str, code: RejectCode, detail: str, tmp_path: Path
+) -> None:
+    first, bad, last = read(tmp_path / "rows", write(pa.table({"c": as_json("1", text, "2")})))
+    assert (first.value, last.value) == ({"c": 1}, {"c": 2})
+    assert bad.problem is not None
+    assert bad.problem.code is code
+    assert bad.problem.detail.startswith("in a column of JSON, ")
+    assert detail in bad.problem.detail.lower()
+
+
 def invalid_text(*texts: bytes) -> pa.Array:
     stored = pa.array(texts, pa.binary())
     return pa.Array.from_buffers(pa.string(), len(stored), stored.buffers())

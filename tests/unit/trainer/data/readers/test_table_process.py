@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.readers.arrow import read_table
 from finetune_trainer.data.readers.table_process import read_table_apart
 from finetune_trainer.data.rows import NamedPath, TableRow, UnreadableFile
@@ -64,6 +65,15 @@ def test_a_key_that_stands_for_bytes_is_harmless_in_a_map(tmp_path: Path) -> Non
         {"m": {"\0": "no hex"}, "b": b"\xff"},
         {"m": {"\0": None}, "b": b"\xfe"},
     ]
+
+
+def test_a_row_that_nests_deeper_than_json_is_written_is_one_bad_row(tmp_path: Path) -> None:
+    texts = pa.ExtensionArray.from_storage(pa.json_(), pa.array(["[" * 250 + "]" * 250, "[1]"]))
+    for _ in range(8):
+        texts = pa.StructArray.from_arrays([texts], ["s"])
+    deep, other = read(write_parquet(tmp_path / "a.parquet", pa.table({"c": texts})))
+    assert (deep.number, deep.value, deep.problem and deep.problem.code) == (1, None, RejectCode.BAD_JSON)
+    assert (other.number, other.problem) == (2, None)
 
 
 def test_keys_that_are_not_texts_arrive_as_texts(tmp_path: Path) -> None:

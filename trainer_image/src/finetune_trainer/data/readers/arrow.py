@@ -1,7 +1,7 @@
 """Read Parquet and Arrow files (IPC file and stream) batch by batch, each row with the values that JSON would have.
 
-Timestamps, times, decimals and UTF-8 binary become text, maps become objects, and numbers that are not finite become
-null. No pickle is read, and no code of an extension type runs: only its storage is read.
+Timestamps, times, decimals and UTF-8 binary become text, maps become objects, JSON is parsed, and numbers that are not
+finite become null. No pickle is read, and no code of an extension type runs: only its storage is read.
 """
 
 from collections.abc import Callable, Iterator

@@ -9,6 +9,7 @@ import orjson
 import pyarrow as pa
 
 from finetune_api.dataset.codes import RejectCode
+from finetune_trainer.data.readers.json_row import parse_value
 from finetune_trainer.data.rows import BadRow
 
 Convert = Callable[[Any], Any]
@@ -24,7 +25,12 @@ def unwrap(type_: pa.DataType) -> pa.DataType | None:
 
 
 def find_converter(type_: pa.DataType) -> Convert | None:
-    """Return what converts a value of this type, which raises KeyError or BadRow; None if values stay as they are."""
+    """Return what converts a value of this type, which raises KeyError or BadRow; None if values stay as they are.
+
+    The type `arrow.json` is that of columns whose values differ in type, as `datasets` writes them.
+    """
+    if isinstance(type_, pa.JsonType):
+        return _parse
     if (inner := unwrap(type_)) is not None:
         return find_converter(inner)
     if pa.types.is_floating(type_):
@@ -47,6 +53,15 @@ def _find_nested_converter(type_: pa.DataType) -> Convert | None:
 
 def _keep(value: Any) -> Any:
     return value
+
+
+def _parse(text: str | None) -> object:
+    if text is None:
+        return None
+    try:
+        return parse_value(text.encode())
+    except BadRow as bad:
+        raise BadRow(bad.code, f"in a column of JSON, {bad.detail}") from None
 
 
 def _keep_finite(value: float | None) -> float | None:

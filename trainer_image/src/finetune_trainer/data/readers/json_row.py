@@ -24,16 +24,28 @@ _JSON_NAMES = {
 
 def parse_object(raw: bytes) -> dict[str, Any]:
     """Parse one JSON object; raises BadRow with BAD_JSON, BAD_UTF8, LONE_SURROGATE, DUP_KEY or NOT_OBJECT."""
-    try:
-        value = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        value = _read_with_nan(raw)
-        if value is None:
-            _explain(raw, error)
+    value = _load(raw)
     if not isinstance(value, dict):
         raise BadRow(RejectCode.NOT_OBJECT, f"expected a JSON object, found {name_type(value)}")
     _refuse_duplicate_keys(raw, value)
     return value
+
+
+def parse_value(raw: bytes) -> object:
+    """Parse any JSON value; raises BadRow as `parse_object` does."""
+    value = _load(raw)
+    _refuse_duplicate_keys(raw, value)
+    return value
+
+
+def _load(raw: bytes) -> object:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        value = _read_with_nan(raw)
+        if value is None:
+            _explain(raw, error)
+        return value
 
 
 def _read_with_nan(raw: bytes) -> object:
@@ -90,7 +102,7 @@ def _has_lone_surrogate(text: str) -> bool:
     return False
 
 
-def _refuse_duplicate_keys(raw: bytes, value: dict[str, Any]) -> None:
+def _refuse_duplicate_keys(raw: bytes, value: object) -> None:
     # orjson silently keeps the last of two equal keys. Serialized again, such an object has fewer quotes: a check at a
     # tenth of the cost of parsing with a hook. An escaped quote (\u0022) also differs, so json then decides.
     try:

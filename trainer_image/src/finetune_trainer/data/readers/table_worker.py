@@ -6,8 +6,9 @@ from pathlib import Path
 
 import orjson
 
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.readers.table_process import BYTES_KEY, LENGTH_BYTES, OUT_OF_LIMITS
-from finetune_trainer.data.rows import NamedPath, UnreadableFile
+from finetune_trainer.data.rows import NamedPath, TableRow, UnreadableFile
 from finetune_trainer.limits import limit_process
 
 
@@ -21,13 +22,20 @@ def main() -> int:
     limit_process(int(memory), int(seconds))
     try:
         for row in read_table(NamedPath(Path(path), name), bytes.fromhex(magic)):
-            problem = [row.problem.code, row.problem.detail] if row.problem else None
-            _write([row.number, row.value, problem, row.share])
+            _write_row(row)
     except UnreadableFile as error:
         _write([0, None, str(error), 0])
     except (MemoryError, BrokenPipeError):
         return OUT_OF_LIMITS
     return 0
+
+
+def _write_row(row: TableRow) -> None:
+    problem = [row.problem.code, row.problem.detail] if row.problem else None
+    try:
+        _write([row.number, row.value, problem, row.share])
+    except TypeError:
+        _write([row.number, None, [RejectCode.BAD_JSON, "the row is nested too deep"], row.share])
 
 
 def _write(message: list[object]) -> None:
