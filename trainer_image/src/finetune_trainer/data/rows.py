@@ -306,12 +306,13 @@ class Rejected:
 
 
 class TableRow(NamedTuple):
-    """One row of a table: its number, its cells or its problem, and the share of the file before it."""
+    """One row of a table: its number, its cells or its problem, the share of the file before it, and repairs."""
 
     number: int
     value: dict[str, Any] | None
     problem: "BadRow | None"
     share: float
+    repairs: tuple[RepairCode, ...] = ()
 
 
 class BadRow(Exception):  # noqa: N818 - a property of the row; readers catch it

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetune_api.dataset.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.readers import arrow as columnar
 from finetune_trainer.data.readers import lines
 from finetune_trainer.data.readers.arrow import read_table
@@ -146,6 +146,55 @@ def test_a_dictionary_of_more_text_than_a_row_may_have_is_read(
 def test_an_extension_type_is_read_as_what_it_is_stored_as(write: Write, values: Any) -> None:
     identity = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0123456789abcdef"], pa.binary(16)))
     assert values(write(pa.table({"id": identity}))) == [{"id": "0123456789abcdef"}]
+
+
+def tool(name: str, **properties: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": {"properties": properties}}}
+
+
+def call(name: str, **arguments: Any) -> list[dict[str, Any]]:
+    return [{"role": "assistant", "tool_calls": [{"function": {"name": name, "arguments": arguments}}]}]
+
+
+@each_kind
+def test_a_tool_and_its_call_have_only_the_fields_of_their_own_row(write: Write, tmp_path: Path) -> None:
+    """A column of objects has the fields of all rows, and null for those that a row does not have."""
+    number, text = {"type": "integer", "enum": [1]}, {"type": "string"}
+    rows = [
+        {"messages": call("add", a=2, b={"c": 1}), "tools": [tool("add", a=number, b=text)]},
+        {"messages": call("look", a=3), "tools": [tool("look", a=text)]},
+        {"messages": call("now"), "tools": [tool("now")]},
+        {"messages": call("add", a=2, b={"c": 1}), "tools": [tool("add", a=number | {"enum": None}, b=text)]},
+    ]
+    read_rows = read(tmp_path / "rows", write(pa.Table.from_pylist(rows)))
+    assert [row.value for row in read_rows[:3]] == rows[:3]
+    assert [row.repairs for row in read_rows] == [(), *[(RepairCode.NONE_STRIPPED,)] * 3]
+    assert read_rows[3].value == rows[3] | {"tools": [tool("add", a={"type": "integer"}, b=text)]}
+
+
+@each_kind
+def test_the_input_of_a_block_has_only_the_fields_of_its_own_row(write: Write, values: Any) -> None:
+    turns = [
+        {"role": "assistant", "content": [{"type": "tool_use", "name": "f", "input": one}]}
+        for one in ({"a": 1}, {"b": 2})
+    ]
+    rows = [{"messages": [turn]} for turn in turns]
+    assert values(write(pa.Table.from_pylist(rows))) == rows
+
+
+@each_kind
+def test_a_null_elsewhere_or_in_a_map_or_in_json_stays(write: Write, values: Any) -> None:
+    turns = pa.array([[{"role": "user", "content": None}]])
+    maps = pa.array([[{"parameters": [("a", None)]}]], pa.list_(pa.struct([("parameters", pa.map_("str", "str"))])))
+    data = {"messages": turns, "tools": maps, "functions": as_json('[{"a": null}]'), "input": [{"a": None}]}
+    assert values(write(pa.table(data))) == [
+        {
+            "messages": [{"role": "user", "content": None}],
+            "tools": [{"parameters": {"a": None}}],
+            "functions": [{"a": None}],
+            "input": {"a": None},
+        }
+    ]
 
 
 def as_json(*values: Any) -> pa.Array:

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetune_api.dataset.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
+from finetune_trainer.data.checks.pipeline import check_rows
+from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.readers.arrow import read_table
 from finetune_trainer.data.readers.table_process import read_table_apart
 from finetune_trainer.data.rows import NamedPath, TableRow, UnreadableFile
@@ -79,6 +81,18 @@ def test_a_row_that_nests_deeper_than_json_is_written_is_one_bad_row(tmp_path: P
 def test_keys_that_are_not_texts_arrive_as_texts(tmp_path: Path) -> None:
     table = pa.table({"m": pa.array([[(7, 0.5)]], pa.map_(pa.int64(), pa.float64()))})
     assert [row.value for row in read(write_parquet(tmp_path / "a.parquet", table))] == [{"m": {"7": 0.5}}]
+
+
+def test_a_row_of_which_a_null_was_removed_is_counted_as_repaired(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    tools = [[{"name": "f", "strict": None}], [{"name": "g", "strict": True}]]
+    path = write_parquet(tmp_path / "a.parquet", pa.table({"conversations": [turns, turns], "tools": tools}))
+    rows = list(check_rows([path], summary=Summary()))
+    assert [row.repairs for row in rows] == [(RepairCode.NONE_STRIPPED,), ()]
+    assert [row.tools for row in rows] == [
+        [{"type": "function", "function": {"name": "f"}}],
+        [{"type": "function", "function": {"name": "g", "strict": True}}],
+    ]
 
 
 def test_a_damaged_file_has_the_message_of_its_reader(tmp_path: Path) -> None:

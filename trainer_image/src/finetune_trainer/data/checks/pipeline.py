@@ -149,7 +149,7 @@ class _RowChecker:
     def _read(self, file: str, record: Record) -> tuple[Row, ...]:
         if record.value is None:
             raise record.problem or BadRow(RejectCode.BAD_JSON, "the row has no value")
-        repairs: set[RepairCode] = set()
+        repairs: set[RepairCode] = set(record.repairs)
         columns = self.columns.rename(record.value)
         try:
             data_format = self.format or detect_format(columns)

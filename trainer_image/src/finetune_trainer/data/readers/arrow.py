@@ -1,7 +1,8 @@
 """Read Parquet and Arrow files (IPC file and stream) batch by batch, each row with the values that JSON would have.
 
 Timestamps, times, decimals and UTF-8 binary become text, maps become objects, JSON is parsed, and numbers that are not
-finite become null. No pickle is read, and no code of an extension type runs: only its storage is read.
+finite become null. Tools and tool calls lose the null fields that a column has for other rows. No pickle is read, and
+no code of an extension type runs: only its storage is read.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finetune_api.dataset.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.readers.arrow_types import ColumnTypes, decoded_bytes, without_dictionaries
 from finetune_trainer.data.readers.lines import MAX_ROW_BYTES, too_long
 from finetune_trainer.data.rows import BadRow, NamedPath, TableRow, UnreadableFile
@@ -26,6 +27,7 @@ READ_AHEAD_BYTES = 1 << 20
 MAX_EXPANSION = 1000
 EXPANSION_MATTERS_BYTES = 1 << 30
 _TEXTS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
+_Converted = tuple[dict[str, Any] | None, BadRow | None, tuple[RepairCode, ...]]
 
 
 class _Batch(NamedTuple):
@@ -51,12 +53,12 @@ def _rows(batches: Iterator[_Batch], name: str) -> Iterator[TableRow]:
     for batch, share in batches:
         types = types or ColumnTypes(batch.schema, name)
         for start in range(0, batch.num_rows, BATCH_ROWS):
-            for value, problem in _convert(batch.slice(start, BATCH_ROWS), types):
+            for value, problem, repairs in _convert(batch.slice(start, BATCH_ROWS), types):
                 number += 1
-                yield TableRow(number, value, problem, share)
+                yield TableRow(number, value, problem, share, repairs)
 
 
-def _convert(rows: pa.RecordBatch, types: ColumnTypes) -> Iterator[tuple[dict[str, Any] | None, BadRow | None]]:
+def _convert(rows: pa.RecordBatch, types: ColumnTypes) -> Iterator[_Converted]:
     """Convert the rows together if they are valid and small, otherwise by halves, down to the bad one."""
     alone = rows.num_rows == 1
     values = None
@@ -67,13 +69,14 @@ def _convert(rows: pa.RecordBatch, types: ColumnTypes) -> Iterator[tuple[dict[st
             values = types.to_rows(rows)
     except (pa.ArrowInvalid, UnicodeDecodeError, KeyError, BadRow) as error:
         if alone:
-            yield _convert_alone(rows, types, error)
+            yield *_convert_alone(rows, types, error), ()
             return
     if values is not None:
-        for value in values:
-            yield value, None
+        stripped = types.stripped
+        for index, value in enumerate(values):
+            yield value, None, (RepairCode.NONE_STRIPPED,) if index in stripped else ()
     elif alone:
-        yield None, too_long()
+        yield None, too_long(), ()
     else:
         middle = rows.num_rows // 2
         yield from _convert(rows.slice(0, middle), types)

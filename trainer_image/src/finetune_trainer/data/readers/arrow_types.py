@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from finetune_trainer.data.readers.arrow_values import LISTS, find_converter, unwrap
+from finetune_trainer.data.readers.arrow_values import LISTS, PADDED, Convert, find_converter, unwrap
 from finetune_trainer.data.readers.json_row import first_repeated
 from finetune_trainer.data.rows import UnreadableFile
 
@@ -25,20 +25,36 @@ class ColumnTypes:
         self._names = [str(column) for column in schema.names]
         self._name = name
         self._targets = [self._plain(field.type, field.name) for field in schema]
-        self._converters = [find_converter(field.type) for field in schema]
+        self._converters = [find_converter(field.type, self._strip, is_padded=field.name in PADDED) for field in schema]
+        self._row = 0
+        self.stripped: set[int] = set()
+        """The rows that `to_rows` returned last of which it removed null fields."""
         if (twice := first_repeated(self._names)) is not None:
             raise UnreadableFile(f"{name} contains the column {twice[:40]!r} twice; rename one of them")
 
     def to_rows(self, rows: pa.RecordBatch) -> list[dict[str, Any]]:
         """Return the rows as dictionaries; raises KeyError for a map with a key twice, and BadRow."""
+        self.stripped = set()
         if not rows.columns:
             return [{} for _ in range(rows.num_rows)]
         columns = []
         for column, target, convert in zip(rows.columns, self._targets, self._converters, strict=True):
             plain = column if column.type == target else _cast(column, target)
             values = plain.to_pylist(maps_as_pydicts="strict")
-            columns.append(values if convert is None else [convert(value) for value in values])
+            columns.append(values if convert is None else self._convert(values, convert))
         return [dict(zip(self._names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+    def _convert(self, values: list[Any], convert: Convert) -> list[Any]:
+        converted = []
+        for self._row, value in enumerate(values):
+            converted.append(convert(value))
+        return converted
+
+    def _strip(self, values: dict[str, Any]) -> dict[str, Any]:
+        own = {name: value for name, value in values.items() if value is not None}
+        if len(own) < len(values):
+            self.stripped.add(self._row)
+        return own
 
     def _plain(self, type_: pa.DataType, column: str, depth: int = 0) -> pa.DataType:
         if depth > MAX_DEPTH:

@@ -13,6 +13,13 @@ from finetune_trainer.data.readers.json_row import parse_value
 from finetune_trainer.data.rows import BadRow
 
 Convert = Callable[[Any], Any]
+Strip = Callable[[dict[str, Any]], dict[str, Any]]
+PADDED = frozenset({"tools", "functions", "tool_calls", "function_call"})
+PADDED_INSIDE = frozenset({"function", "arguments", "parameters", "input", "input_schema"})
+"""Columns, and fields inside a column, with objects of which each row has other keys.
+
+A column of objects has the fields of all rows, with null for those that a row does not have.
+"""
 _BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
@@ -24,31 +31,38 @@ def unwrap(type_: pa.DataType) -> pa.DataType | None:
     return type_.value_type if pa.types.is_dictionary(type_) else None
 
 
-def find_converter(type_: pa.DataType) -> Convert | None:
+def find_converter(type_: pa.DataType, strip: Strip, *, is_padded: bool) -> Convert | None:
     """Return what converts a value of this type, which raises KeyError or BadRow; None if values stay as they are.
 
+    `strip` returns an object without its null fields, and is called with those that `is_padded`, at every depth.
     The type `arrow.json` is that of columns whose values differ in type, as `datasets` writes them.
     """
     if isinstance(type_, pa.JsonType):
         return _parse
     if (inner := unwrap(type_)) is not None:
-        return find_converter(inner)
+        return find_converter(inner, strip, is_padded=is_padded)
     if pa.types.is_floating(type_):
         return _keep_finite
     if any(is_binary(type_) for is_binary in _BINARY):
         return _decode
-    return _find_nested_converter(type_) if pa.types.is_nested(type_) else None
+    return _find_nested_converter(type_, strip, is_padded=is_padded) if pa.types.is_nested(type_) else None
 
 
-def _find_nested_converter(type_: pa.DataType) -> Convert | None:
-    if pa.types.is_map(type_):
-        return partial(_convert_map, find_converter(type_.item_type) or _keep)
+def _find_nested_converter(type_: pa.DataType, strip: Strip, *, is_padded: bool) -> Convert | None:
     if pa.types.is_struct(type_):
-        fields = {field.name: convert for field in type_ if (convert := find_converter(field.type)) is not None}
-        return partial(_convert_struct, fields) if fields else None
-    if any(is_list(type_) for is_list in LISTS) and (convert := find_converter(type_.value_type)) is not None:
-        return partial(_convert_list, convert)
-    return None
+        found = {
+            field.name: find_converter(field.type, strip, is_padded=is_padded or field.name in PADDED | PADDED_INSIDE)
+            for field in type_
+        }
+        fields = {name: convert for name, convert in found.items() if convert is not None}
+        if is_padded:
+            return partial(_convert_struct, fields, strip)
+        return partial(_convert_struct, fields, _keep) if fields else None
+    inner = type_.item_type if pa.types.is_map(type_) else type_.value_type
+    convert = find_converter(inner, strip, is_padded=is_padded)
+    if pa.types.is_map(type_):
+        return partial(_convert_map, convert or _keep)
+    return None if convert is None else partial(_convert_list, convert)
 
 
 def _keep(value: Any) -> Any:
@@ -79,11 +93,14 @@ def _convert_list(convert: Convert, values: list[Any] | None) -> list[Any] | Non
     return None if values is None else [convert(value) for value in values]
 
 
-def _convert_struct(fields: Mapping[str, Convert], values: dict[str, Any] | None) -> dict[str, Any] | None:
-    if values is not None:
-        for name, convert in fields.items():
-            values[name] = convert(values[name])
-    return values
+def _convert_struct(
+    fields: Mapping[str, Convert], strip: Strip, values: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    if values is None:
+        return None
+    for name, convert in fields.items():
+        values[name] = convert(values[name])
+    return strip(values)
 
 
 def _convert_map(convert: Convert, values: dict[Any, Any] | None) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import orjson
 
+from finetune_api.dataset.codes import RepairCode
 from finetune_trainer.data.readers.csv import read_csv
 from finetune_trainer.data.readers.json_row import parse_object
 from finetune_trainer.data.readers.json_stream import looks_like_rows_in_one_value, read_elements
@@ -57,6 +58,7 @@ class Record(NamedTuple):
     value: dict[str, Any] | None
     problem: BadRow | None
     source: bytes | str | Mapping[str, Any]
+    repairs: tuple[RepairCode, ...] = ()
 
     @property
     def excerpt(self) -> str:
@@ -102,9 +104,9 @@ class RowFile:
 
     def _table_records(self, start: bytes) -> Iterator[Record]:
         size = self._path.path.stat().st_size
-        for number, value, problem, share in read_table_apart(self._path, start):
+        for number, value, problem, share, repairs in read_table_apart(self._path, start):
             self._finished = int(share * size)
-            yield Record(number, value, problem, value or {})
+            yield Record(number, value, problem, value or {}, repairs)
 
 
 def _text_records(file: io.BufferedReader, path: NamedPath) -> Iterator[Record]:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import orjson
 
-from finetune_api.dataset.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.readers.lines import MAX_ROW_BYTES
 from finetune_trainer.data.rows import BadRow, NamedPath, TableRow, UnreadableFile
 from finetune_trainer.monitoring.host_memory import available_bytes
@@ -72,12 +72,13 @@ def _read_rows(stream: IO[bytes]) -> Iterator[TableRow]:
         length = int.from_bytes(head)
         if length > MAX_MESSAGE_BYTES or len(message := stream.read(length)) < length:
             return
-        number, value, problem, share = orjson.loads(message)
+        number, value, problem, share, repairs = orjson.loads(message)
         if number == 0:
             raise UnreadableFile(problem)
         if _BYTES_MARK in message:
             value = _with_bytes(value)
-        yield TableRow(number, value, BadRow(RejectCode(problem[0]), problem[1]) if problem else None, share)
+        bad = BadRow(RejectCode(problem[0]), problem[1]) if problem else None
+        yield TableRow(number, value, bad, share, tuple(map(RepairCode, repairs)))
 
 
 def _with_bytes(value: Any) -> Any:

@@ -24,7 +24,7 @@ def main() -> int:
         for row in read_table(NamedPath(Path(path), name), bytes.fromhex(magic)):
             _write_row(row)
     except UnreadableFile as error:
-        _write([0, None, str(error), 0])
+        _write([0, None, str(error), 0, ()])
     except (MemoryError, BrokenPipeError):
         return OUT_OF_LIMITS
     return 0
@@ -33,9 +33,9 @@ def main() -> int:
 def _write_row(row: TableRow) -> None:
     problem = [row.problem.code, row.problem.detail] if row.problem else None
     try:
-        _write([row.number, row.value, problem, row.share])
+        _write([row.number, row.value, problem, row.share, row.repairs])
     except TypeError:
-        _write([row.number, None, [RejectCode.BAD_JSON, "the row is nested too deep"], row.share])
+        _write([row.number, None, [RejectCode.BAD_JSON, "the row is nested too deep"], row.share, ()])
 
 
 def _write(message: list[object]) -> None:
