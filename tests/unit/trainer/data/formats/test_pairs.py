@@ -1,12 +1,14 @@
 """Preference pairs in the shapes that people have them in, and what is no pair."""
 
 import json
+import time
 from typing import Any
 
 import pytest
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
-from finetune_trainer.data.rows import DataFormat, PreferenceRow, Rejected
+from finetune_trainer.data.formats.shared_prompt import join_prompt
+from finetune_trainer.data.rows import DataFormat, Message, PreferenceRow, Rejected
 
 Q = {"role": "user", "content": "q"}
 GOOD = {"role": "assistant", "content": "good"}
@@ -106,6 +108,47 @@ def test_a_pair_from_csv_is_a_pair_like_any_other(check: Any) -> None:
 )
 def test_the_prompt_is_all_that_both_conversations_share(check: Any, row: dict[str, Any]) -> None:
     assert read(check, row).content() == {"prompt": [SYSTEM, *FIRST, Q], "chosen": [GOOD], "rejected": [BAD]}
+
+
+LATER = {"role": "user", "content": "q1"}
+CONTINUED = [*FIRST, FIRST[0]]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said", "shared"),
+    [
+        ([*FIRST, Q], [Q], [*FIRST, Q]),
+        ([*FIRST, Q], [*FIRST, Q], [*FIRST, Q]),
+        ([SYSTEM, *FIRST, Q], [{"role": "user", "content": "q "}], [SYSTEM, *FIRST, {"role": "user", "content": "q "}]),
+        ([*FIRST, Q], [SYSTEM, Q], [SYSTEM, *FIRST, Q]),
+        ([*FIRST, Q], [Q, GOOD, LATER], [*FIRST, Q, GOOD, LATER]),
+        (FIRST, [FIRST[0], GOOD, LATER], [*FIRST, FIRST[0], GOOD, LATER]),
+        (FIRST[:1], CONTINUED, CONTINUED),
+        (FIRST[:1], CONTINUED[1:], CONTINUED),
+        ([Q], [*FIRST, Q], [*FIRST, Q]),
+        ([Q], [*FIRST, Q, GOOD, LATER], [*FIRST, Q, GOOD, LATER]),
+        (CONTINUED, [*FIRST[1:], LATER], [*CONTINUED, *FIRST[1:], LATER]),
+    ],
+)
+def test_a_prompt_loses_no_turn_to_conversations_that_repeat_its_end(
+    check: Any, prompt: list[Any], said: list[Any], shared: list[Any]
+) -> None:
+    row = read(check, {"prompt": prompt, "chosen": [*said, GOOD], "rejected": [*said, BAD]})
+    assert row.content() == {"prompt": shared, "chosen": [GOOD], "rejected": [BAD]}
+
+
+def test_a_completion_that_repeats_the_question_keeps_the_turns_before_it(check: Any) -> None:
+    (kept,), _ = check({"prompt": [*FIRST, Q], "completion": [Q, GOOD]})
+    assert kept.messages == [FIRST[0], FIRST[1] | {"train": False}, Q, GOOD]
+
+
+def test_a_prompt_of_many_equal_turns_is_compared_in_linear_time() -> None:
+    turns = [Message(role="user", content="q0"), Message(role="assistant", content="a0")] * 50_000
+    ends = [Message(role="user", content="q")], [Message(role="user", content="q1")]
+    started = time.process_time()
+    joined = join_prompt(turns + ends[0], turns + ends[1])
+    assert joined == turns + ends[0] + turns + ends[1]
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("tail", [[], [Q]])

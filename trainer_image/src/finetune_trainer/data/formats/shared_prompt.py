@@ -1,5 +1,7 @@
 """Find the prompt that two answers share: the longest common prefix of their conversations."""
 
+from collections.abc import Sequence
+
 from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.rows import BadRow, Message
 
@@ -14,10 +16,11 @@ def split_pair(prompt: Turns, chosen: Turns, rejected: Turns) -> tuple[Turns, Tu
     """
     if _is_conversation(chosen) and not _is_conversation(rejected):
         rejected = chosen[:-1] + rejected
-    if prompt and _begins_with(chosen, prompt) and _begins_with(rejected, prompt):
+    is_repeated = bool(prompt) and _begins_with(chosen, prompt) and _begins_with(rejected, prompt)
+    if is_repeated:
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     shared = _count_shared(chosen, rejected)
-    prompt = join_prompt(prompt, chosen[:shared])
+    prompt = prompt + chosen[:shared] if is_repeated else join_prompt(prompt, chosen[:shared])
     if not any(message["role"] != "system" for message in prompt):
         raise BadRow(RejectCode.NO_SHARED_PROMPT, "chosen and rejected share no prompt, and no column contains one")
     chosen, rejected = chosen[shared:], rejected[shared:]
@@ -51,14 +54,40 @@ def _count_shared(chosen: Turns, rejected: Turns) -> int:
 
 
 def join_prompt(prompt: Turns, shared: Turns) -> Turns:
-    """Append turns to the prompt, or replace it with them if they repeat its question; its system text stays."""
-    asked = {message["content"].strip() for message in shared if message["role"] == "user"}
-    questions = [message["content"].strip() for message in prompt if message["role"] == "user"]
-    if not questions or questions[-1] not in asked:
+    """Append turns to the prompt, without those of its last turns that a conversation among them repeats.
+
+    A conversation that contains the whole prompt replaces it. The prompt's system text stays if `shared` has none.
+    """
+    (system, asked), (other_system, said) = _part_system(prompt), _part_system(shared)
+    if not asked or not said or said[0]["role"] != "user":
         return prompt + shared
-    if shared[0]["role"] == "system":
-        return shared
-    return [message for message in prompt if message["role"] == "system"] + shared
+    asked_keys, said_keys = list(map(_key, asked)), list(map(_key, said))
+    is_contained = len(asked) in _count_repeated(asked_keys, said_keys)
+    repeated = len(asked) if is_contained else _count_repeated(said_keys, asked_keys)[-1]
+    if not repeated:
+        return prompt + shared
+    return (other_system or system) + asked[: len(asked) - repeated] + said
+
+
+def _part_system(turns: Turns) -> tuple[Turns, Turns]:
+    count = next((at for at, message in enumerate(turns) if message["role"] != "system"), len(turns))
+    return turns[:count], turns[count:]
+
+
+def _key(message: Message) -> tuple[str, str, object]:
+    return message["role"], message["content"].strip(), message.get("tool_calls")
+
+
+def _count_repeated(start: Sequence[object], turns: Sequence[object]) -> list[int]:
+    """Return for each turn how many turns, up to it, repeat the first ones of `start`; in linear time (KMP)."""
+    joined = [*start, None, *turns]
+    counts = [0]
+    for turn in joined[1:]:
+        count = counts[-1]
+        while count and joined[count] != turn:
+            count = counts[count - 1]
+        counts.append(count + (joined[count] == turn))
+    return counts[len(start) + 1 :]
 
 
 def _texts(turns: Turns) -> list[Message]:
