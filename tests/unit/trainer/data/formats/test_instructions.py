@@ -1,5 +1,6 @@
 from typing import Any
 
+import orjson
 import pytest
 
 from finetune_api.dataset.codes import RejectCode
@@ -62,3 +63,36 @@ def test_an_answer_with_a_train_flag_keeps_it() -> None:
         {"role": "assistant", "content": "b"},
     ]
     assert mark_untrained(turns) == [*turns[:2], {"role": "assistant", "content": "b", "train": False}]
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [{"from": "Berlin", "to": "Munich", "time": "09:00"}],
+        [{"role": "Hamlet", "actor": "Olivier"}],
+        [{"role": "Hamlet", "content": "To be."}],
+        [{"speaker": "AI", "text": "Hello.", "start": 0.5, "end": 1.0}],
+        [{"from": "user", "to": "bot", "text": "x"}],
+        [{"role": "user"}, {"role": "assistant"}],
+        [{"role": "user", "content": "q"}, {"role": "narrator", "content": "a"}],
+        [{"role": 1, "content": "q"}],
+    ],
+)
+def test_a_text_that_is_a_json_array_of_anything_but_turns_stays_a_text(check: Any, items: list[Any]) -> None:
+    text = orjson.dumps(items).decode()
+    (question, answer), _ = check({"prompt": text, "completion": "one"}, {"instruction": "Extract.", "output": text})
+    assert [message["content"] for message in question.messages] == [text, "one"]
+    assert [message["content"] for message in answer.messages] == ["Extract.", text]
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "Assistant", "content": "a", "tool_calls": None, "name": None, "weight": None},
+        {"from": "gpt", "value": "a", "refusal": None},
+        {"speaker": "ai", "text": "a", "train": None},
+    ],
+)
+def test_a_text_that_is_a_json_array_of_turns_is_these_turns(check: Any, turn: dict[str, Any]) -> None:
+    (kept,), _ = check({"prompt": "q", "completion": orjson.dumps([turn]).decode()})
+    assert kept.messages == [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]

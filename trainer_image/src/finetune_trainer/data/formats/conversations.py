@@ -15,7 +15,7 @@ from finetune_trainer.data.formats.columns import (
 )
 from finetune_trainer.data.formats.fields import Repairs, parse_nested, read_cell, read_list, read_optional_text
 from finetune_trainer.data.formats.tools import read_tools
-from finetune_trainer.data.formats.turns import ROLES, read_plain_turns, read_turn
+from finetune_trainer.data.formats.turns import ROLES, is_turn, read_plain_turns, read_turn
 from finetune_trainer.data.rows import BadRow, Message, Role, Tools
 
 # Anthropic's HH files hold whole conversations as "\n\nHuman: …\n\nAssistant: …".
@@ -75,7 +75,7 @@ def _nested_turns(text: str, where: str) -> object:
         value = parse_nested(text, where, RejectCode.WRONG_TYPE)
     except BadRow:
         return None
-    return value if value and _holds_turns(value) else None
+    return value if value and isinstance(value, list) and all(map(is_turn, value)) else None
 
 
 def _holds_turns(value: object) -> bool:

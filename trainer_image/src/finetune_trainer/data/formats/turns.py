@@ -19,6 +19,9 @@ _WORDS: Mapping[Role, str] = {
 ROLES: Mapping[str, Role] = {word: role for role, words in _WORDS.items() for word in words.split()}
 CALL_ROLES = frozenset({"function_call", "tool_call"})
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_OTHER_KEYS = "name tool_calls function_call tool_call_id refusal annotations audio train weight untrained"
+_KEYS = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *REASONING_KEYS, *_OTHER_KEYS.split()))
+"""The keys of a turn in the files of OpenAI, ShareGPT and this trainer."""
 
 
 def read_turn(turn: object, number: int, repairs: Repairs) -> Message:
@@ -51,6 +54,18 @@ def read_plain_turns(turns: list[Any]) -> list[Message] | None:
     return messages
 
 
+def is_turn(value: object) -> bool:
+    """Return whether an object of a text is a turn: it has a known role and a text, and only keys of turns."""
+    if not isinstance(value, dict) or not _KEYS.issuperset(value) or not any(key in value for key in CONTENT_KEYS):
+        return False
+    role = next((value[key] for key in ROLE_KEYS if key in value), None)
+    return isinstance(role, str) and ((word := _normalise(role)) in ROLES or word in CALL_ROLES)
+
+
+def _normalise(role: str) -> str:
+    return role.strip().lower().replace("-", "_")
+
+
 def _read_role(turn: Mapping[str, Any], number: int) -> str:
     key = next((key for key in ROLE_KEYS if key in turn), None)
     if key is None:
@@ -60,7 +75,7 @@ def _read_role(turn: Mapping[str, Any], number: int) -> str:
         raise BadRow(RejectCode.NULL_FIELD, f"turn {number} has a null role")
     if not isinstance(word, str):
         raise BadRow(RejectCode.WRONG_TYPE, f"turn {number} has a role that is {name_type(word)}")
-    return word.strip().lower().replace("-", "_")
+    return _normalise(word)
 
 
 def _content_of(turn: Mapping[str, Any], number: int) -> object:
