@@ -166,6 +166,18 @@ def test_hh_transcripts_of_several_turns_part_at_the_last_answer(check: Any) -> 
     assert (row.chosen, row.rejected) == ([GOOD], [BAD])
 
 
+@pytest.mark.parametrize("gap", ["\n", "\n\n ", " \n\n\t"])
+def test_a_transcript_with_many_blank_lines_is_read_in_linear_time(check: Any, gap: str) -> None:
+    text = f"a{gap * 100_000}z"
+    started = time.process_time()
+    row = read(
+        check,
+        {"chosen": f"\n\nHuman: q\n\nAssistant: {text}", "rejected": "Human: q\n\n\n \n\nAssistant: bad\n\nHuman"},
+    )
+    assert time.process_time() - started < 5
+    assert (row.prompt, row.chosen[0]["content"], row.rejected[0]["content"]) == ([Q], text, "bad\n\nHuman")
+
+
 def test_tools_of_the_request_are_the_pairs_tools(check: Any) -> None:
     tool = {"type": "function", "function": {"name": "add"}}
     call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "add"}}]}

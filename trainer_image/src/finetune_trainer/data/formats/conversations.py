@@ -18,8 +18,8 @@ from finetune_trainer.data.formats.tools import read_tools
 from finetune_trainer.data.formats.turns import ROLES, is_turn, read_plain_turns, read_turn
 from finetune_trainer.data.rows import BadRow, Message, Role, Tools
 
-# Anthropic's HH files hold whole conversations as "\n\nHuman: …\n\nAssistant: …".
-_SPEAKER = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
+# Anthropic's HH files hold whole conversations as "\n\nHuman: …\n\nAssistant: …". A run of newlines is tried once.
+_SPEAKER = re.compile(r"(?:^\s*|(?<!\n)\n\n+[^\S\n]*)(Human|Assistant):")
 _TOOLS = frozenset(TOOL_COLUMNS)
 _TURNS = re.compile(r"\s*\[\s*\{")
 SPEAKERS = frozenset(ROLES)
