@@ -26,7 +26,11 @@ def contents(row: dict[str, Any]) -> list[str]:
         ({"instruction": "i", "input": "x", "question": "q"}, "i\nx"),
         ({"instruction": "Answer.", "prompt": "Why?"}, "Answer.\nWhy?"),
         ({"instruction": "Add.", "input": None, "prompt": "### Instruction:\nAdd.\n### Output:\n3"}, "Add."),
+        ({"instruction": "i", "input": "", "question": "q"}, "i\nq"),
+        ({"instruction": "i", "input": " ", "prompt": "p"}, "i\np"),
         ({"question": "q", "context": "c"}, "q\nc"),
+        ({"question": "q", "input": "", "context": "c"}, "q\nc"),
+        ({"input": "", "context": "c"}, "c"),
         ({"prompt": "p", "input": "x"}, "p\nx"),
         ({"prompt": "p"}, "p"),
         ({"instruction": "", "input": "x"}, "x"),
@@ -34,6 +38,18 @@ def contents(row: dict[str, Any]) -> list[str]:
 )
 def test_a_question_is_its_instruction_and_its_input(row: dict[str, Any], text: str) -> None:
     assert contents(row) == [text]
+
+
+def test_an_empty_cell_of_a_table_does_not_hide_the_question(check: Any) -> None:
+    (kept,), _ = check(
+        b'instruction,question,input,output\n"You are a doctor.","What is flu?","","A virus."\n', name="rows.csv"
+    )
+    assert kept.messages[0]["content"] == "You are a doctor.\nWhat is flu?"
+
+
+def test_turns_beside_an_empty_input_are_turns() -> None:
+    turns = [{"role": "user", "content": "q"}]
+    assert read_prompt({"prompt": turns, "input": ""}, set()) == turns
 
 
 def test_system_text_and_history_come_before_the_question() -> None:

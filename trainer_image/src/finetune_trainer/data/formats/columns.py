@@ -72,6 +72,11 @@ def has_value(row: Columns, names: tuple[str, ...]) -> bool:
     return False
 
 
+def is_blank(value: object) -> bool:
+    """Return whether a cell is null or an empty text, as the cells of a table that a row does not use."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 class UnknownColumns(BadRow):
     """Raised for a row that lacks what is `wanted`, perhaps because the column of it has a name of the user's own."""
 

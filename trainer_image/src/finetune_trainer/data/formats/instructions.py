@@ -7,7 +7,7 @@ from finetune_trainer.data.formats.columns import (
     OUTPUT_COLUMNS,
     Columns,
     find_column,
-    has_value,
+    is_blank,
     missing_column,
 )
 from finetune_trainer.data.formats.conversations import read_messages, read_row_tools, read_system
@@ -33,10 +33,11 @@ def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
     """Return system text, history and question of a row; the question may itself be turns."""
     messages = read_system(row, repairs) + _read_history(row, repairs)
     instruction = find_column(row, INSTRUCTION_COLUMNS)
-    extra = find_column(row, INPUT_COLUMNS)
+    filled = next((name for name in INPUT_COLUMNS if not is_blank(row.get(name))), None)
+    extra = filled or find_column(row, INPUT_COLUMNS)
     if instruction is None and extra is None:
         raise missing_column(INSTRUCTION_COLUMNS)
-    has_extra = has_value(row, INPUT_COLUMNS)
+    has_extra = filled is not None
     if instruction == "prompt" and not has_extra:
         return messages + read_messages(row["prompt"], "prompt", "user", repairs)
     if instruction == "instruction" and not has_extra:
