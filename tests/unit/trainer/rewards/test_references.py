@@ -113,6 +113,11 @@ def test_a_server_gets_the_rows_answer_if_there_is_one_and_the_columns_that_it_n
     assert "rlhf.rewards[0].service.columns names 'tests', which the row does not have" in row.detail
 
 
+def test_the_reference_next_to_turns_that_end_with_the_question_is_the_rows_answer(check: Any) -> None:
+    row = prompt_of(check('{"messages": [{"role": "user", "content": "2 + 2?"}], "answer": 4}')[0])
+    assert row.reference == {"answer": "4"}
+
+
 def test_the_reference_of_a_csv_file_is_text(check: Any) -> None:
     row = prompt_of(check("question,answer\n2 + 2?,4\n", "rows.csv")[0])
     assert row.reference == {"answer": "4"}

@@ -202,3 +202,32 @@ def test_a_given_format_decides_where_columns_fit_several(check: Any) -> None:
     assert as_text.text == "### q a"
     (as_chat,), _ = check({"prompt": "q", "completion": "a", "label": True}, format="PromptCompletion")
     assert as_chat.messages == [Q, A]
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+@pytest.mark.parametrize("answer", ["42", 42, {"role": "assistant", "content": "42"}, [{"from": "gpt", "value": "42"}]])
+def test_turns_that_end_with_the_question_are_answered_by_the_answers_column(
+    check: Any, column: str, answer: object
+) -> None:
+    turns = [{"role": "user", "content": "6 * 7?"}]
+    (kept,), _ = check({column: turns, "answer": answer}, objective="Chat")
+    assert kept.messages == [*turns, {"role": "assistant", "content": "42"}]
+    (prompt,), _ = check({column: turns, "answer": answer}, objective="RLHF")
+    assert prompt.prompt == turns
+    (judged,), _ = check({column: turns, "completion": answer, "label": True}, objective="KTO")
+    assert judged.completion == [{"role": "assistant", "content": "42"}]
+
+
+@pytest.mark.parametrize("answer", [None, "", " ", ["a", "b"], {"text": ["a"]}])
+def test_turns_without_an_answer_stay_a_prompt_whatever_else_the_column_of_answers_holds(
+    check: Any, answer: object
+) -> None:
+    turns = [{"role": "user", "content": "6 * 7?"}]
+    (kept,), _ = check({"messages": turns, "answer": answer}, objective="RLHF")
+    assert kept.prompt == turns
+
+
+def test_a_conversation_with_an_answer_keeps_it_whatever_its_other_columns(check: Any) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    (kept,), _ = check({"messages": turns, "output": "b"}, objective="Chat")
+    assert kept.messages == turns

@@ -47,7 +47,7 @@ def test_an_empty_cell_of_a_table_does_not_hide_the_question(check: Any) -> None
     assert kept.messages[0]["content"] == "You are a doctor.\nWhat is flu?"
 
 
-def test_turns_beside_an_empty_input_are_turns() -> None:
+def test_turns_next_to_an_empty_input_are_turns() -> None:
     turns = [{"role": "user", "content": "q"}]
     assert read_prompt({"prompt": turns, "input": ""}, set()) == turns
 

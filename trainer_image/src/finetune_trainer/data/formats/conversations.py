@@ -65,7 +65,7 @@ def read_messages(value: object, where: str, role: Role, repairs: Repairs) -> li
             return _read_transcript(value, role)
     elif isinstance(value, dict):
         return [read_turn(value, 1, repairs)]
-    elif _holds_turns(value):
+    elif holds_turns(value):
         return read_turns(value, where, repairs)
     return [Message(role=role, content=read_cell(value, where, repairs))]
 
@@ -78,7 +78,8 @@ def _nested_turns(text: str, where: str) -> object:
     return value if value and isinstance(value, list) and all(map(is_turn, value)) else None
 
 
-def _holds_turns(value: object) -> bool:
+def holds_turns(value: object) -> bool:
+    """Return whether a value is an array of objects with a role each."""
     return isinstance(value, list) and all(
         isinstance(turn, dict) and any(key in turn for key in ROLE_KEYS) for turn in value
     )

@@ -6,18 +6,26 @@ from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.formats.columns import (
     CONVERSATION_COLUMNS,
     LABEL_COLUMNS,
+    OUTPUT_COLUMNS,
     TEXT_COLUMNS,
     Columns,
     UnknownColumns,
     find_column,
     has_value,
+    is_blank,
     missing_column,
 )
-from finetune_trainer.data.formats.conversations import read_conversation, read_row_tools
+from finetune_trainer.data.formats.conversations import (
+    holds_turns,
+    read_conversation,
+    read_messages,
+    read_row_tools,
+)
 from finetune_trainer.data.formats.fields import Repairs, read_cell, read_label
 from finetune_trainer.data.formats.instructions import convert_alpaca, convert_prompt_completion
 from finetune_trainer.data.formats.pairs import convert_preference
-from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Row, Source, TextRow, UnpairedRow
+from finetune_trainer.data.formats.shared_prompt import join_prompt
+from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, Row, Source, TextRow, UnpairedRow
 
 MEDIA_COLUMNS = frozenset(("image", "images", "audio", "audios", "video", "videos"))
 
@@ -32,7 +40,18 @@ def convert_row(row: Columns, data_format: DataFormat, source: Source, repairs: 
 
 
 def _convert_conversation(row: Columns, source: Source, data_format: DataFormat, repairs: Repairs) -> ChatRow:
-    return ChatRow(read_conversation(row, repairs), source, data_format, read_row_tools(row, repairs))
+    messages = read_conversation(row, repairs)
+    if messages and messages[-1]["role"] in ("user", "tool"):
+        messages = join_prompt(messages, _read_answer_column(row, repairs))
+    return ChatRow(messages, source, data_format, read_row_tools(row, repairs))
+
+
+def _read_answer_column(row: Columns, repairs: Repairs) -> list[Message]:
+    """Return the answer of turns that end without one, from its column; none if that has several texts or data."""
+    column = next((name for name in OUTPUT_COLUMNS if not is_blank(row.get(name))), "")
+    value = row.get(column)
+    is_answer = isinstance(value, str | int | float) or holds_turns(value if isinstance(value, list) else [value])
+    return read_messages(value, column, "assistant", repairs) if is_answer else []
 
 
 def _convert_unpaired(row: Columns, source: Source, data_format: DataFormat, repairs: Repairs) -> UnpairedRow:

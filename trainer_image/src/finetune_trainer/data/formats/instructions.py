@@ -77,9 +77,7 @@ def _answer(
     if output is None:
         return PromptRow(prompt, source, data_format, tools)
     answer = read_messages(row[output], output, "assistant", repairs)
-    is_conversation = bool(answer) and answer[0]["role"] in ("system", "user")
-    messages = join_prompt(prompt, answer) if is_conversation else prompt + answer
-    return ChatRow(messages, source, data_format, tools)
+    return ChatRow(join_prompt(prompt, answer), source, data_format, tools)
 
 
 def _read_history(row: Columns, repairs: Repairs) -> list[Message]:
