@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.dataset.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import ChatRow
 
 Q = {"role": "user", "content": "q"}
@@ -31,6 +31,34 @@ def test_exchanges_follow_each_other_and_may_begin_with_a_system_text(check: Any
     turns = [{"system": "s", "human": "q", "assistant": "a"}, {"human": "q", "assistant": "a"}]
     (kept,), _ = check({"conversations": turns})
     assert kept.messages == [{"role": "system", "content": "s"}, Q, A, Q, A]
+
+
+@pytest.mark.parametrize(
+    ("turn", "said"),
+    [
+        ({"assistant": "a", "human": "q"}, [Q, A]),
+        ({"assistant": "a", "system": "s", "user": "q"}, [{"role": "system", "content": "s"}, Q, A]),
+        ({"human": "q", "assistant": "a", "system": None}, [Q, A]),
+        ({"assistant": "a", "human": "q", "observation": None, "system": None}, [Q, A]),
+    ],
+)
+def test_the_order_of_the_keys_of_an_exchange_makes_no_difference_nor_do_its_nulls(
+    check: Any, turn: dict[str, Any], said: list[Any]
+) -> None:
+    (kept,), _ = check({"conversations": [turn]})
+    assert kept.messages == said
+
+
+def test_a_null_answer_of_an_exchange_is_refused(check: Any) -> None:
+    (rejected,), _ = check({"conversations": [{"human": "q", "assistant": None}]})
+    assert rejected.code is RejectCode.NULL_FIELD
+
+
+def test_a_null_system_text_of_a_later_exchange_is_none(check: Any) -> None:
+    turns = [{"system": "s", "human": "q", "assistant": "a"}, {"system": None, "human": "q", "assistant": "a"}]
+    (kept,), _ = check({"conversations": turns})
+    assert kept.messages == [{"role": "system", "content": "s"}, Q, A, Q, A]
+    assert kept.repairs == (RepairCode.NONE_STRIPPED,)
 
 
 def test_an_array_of_three_is_no_exchange(check: Any) -> None:

@@ -1,37 +1,40 @@
 """Expand turns that others write in one piece: Anthropic's content blocks, and question and answer in one object."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
 
-from finetune_api.dataset.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.columns import ROLE_KEYS
-from finetune_trainer.data.rows import BadRow
+from finetune_trainer.data.formats.fields import Repairs
+from finetune_trainer.data.rows import BadRow, Role
 
 _BLOCKS = frozenset({"tool_use", "tool_result", "thinking", "redacted_thinking"})
+_ORDER: Mapping[Role, int] = {"system": 0, "user": 1, "assistant": 2, "tool": 2}
+_REQUIRED = ("user", "assistant")
 
 
-def expand_turns(turns: list[Any], speakers: frozenset[str]) -> list[Any]:
-    """Return one turn for each speaker and each tool's result; `speakers` are the names of roles."""
+def expand_turns(turns: list[Any], roles: Mapping[str, Role], repairs: Repairs) -> list[Any]:
+    """Return one turn for each speaker and each tool's result; `roles` has the names of speakers."""
     for turn in turns:
         # A fast path for a role and a text, which most turns are.
         if isinstance(turn, dict) and ("role" in turn or "from" in turn) and isinstance(turn.get("content", ""), str):
             continue
-        if _needs_expansion(turn, speakers):
-            return [one for turn in turns for one in _expand(turn, speakers)]
+        if _needs_expansion(turn, roles):
+            return [one for turn in turns for one in _expand(turn, roles, repairs)]
     return turns
 
 
-def _needs_expansion(turn: object, speakers: frozenset[str]) -> bool:
+def _needs_expansion(turn: object, roles: Mapping[str, Role]) -> bool:
     if isinstance(turn, list | tuple):
         return True
-    return isinstance(turn, dict) and (_is_exchange(turn, speakers) or _has_blocks(turn))
+    return isinstance(turn, dict) and (_is_exchange(turn, roles) or _has_blocks(turn))
 
 
-def _is_exchange(turn: dict[Any, Any], speakers: frozenset[str]) -> bool:
+def _is_exchange(turn: dict[Any, Any], roles: Mapping[str, Role]) -> bool:
     """Return whether the keys are speakers: `{"human": "q", "assistant": "a"}`."""
-    return len(turn) > 1 and speakers.issuperset(turn) and not any(key in turn for key in ROLE_KEYS)
+    return len(turn) > 1 and turn.keys() <= roles.keys() and not any(key in turn for key in ROLE_KEYS)
 
 
 def _has_blocks(turn: dict[Any, Any]) -> bool:
@@ -39,14 +42,18 @@ def _has_blocks(turn: dict[Any, Any]) -> bool:
     return isinstance(content, list) and any(isinstance(one, dict) and one.get("type") in _BLOCKS for one in content)
 
 
-def _expand(turn: Any, speakers: frozenset[str]) -> Iterator[Any]:
+def _expand(turn: Any, roles: Mapping[str, Role], repairs: Repairs) -> Iterator[Any]:
     if isinstance(turn, list | tuple):
         if len(turn) != 2:
             raise BadRow(RejectCode.WRONG_TYPE, f"a turn is an array of {len(turn)} instead of [question, answer]")
         yield {"role": "user", "content": turn[0]}
         yield {"role": "assistant", "content": turn[1]}
-    elif isinstance(turn, dict) and _is_exchange(turn, speakers):
-        yield from ({"role": speaker, "content": text} for speaker, text in turn.items())
+    elif isinstance(turn, dict) and _is_exchange(turn, roles):
+        for speaker in sorted(turn, key=lambda name: _ORDER[roles[name]]):  # a table may sort its fields
+            if turn[speaker] is None and roles[speaker] not in _REQUIRED:
+                repairs.add(RepairCode.NONE_STRIPPED)
+            else:
+                yield {"role": speaker, "content": turn[speaker]}
     elif isinstance(turn, dict) and _has_blocks(turn):
         yield from _expand_blocks(turn)
     else:

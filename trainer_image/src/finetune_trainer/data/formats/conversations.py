@@ -22,7 +22,6 @@ from finetune_trainer.data.rows import BadRow, Message, Role, Tools
 _SPEAKER = re.compile(r"(?:^\s*|(?<!\n)\n\n+[^\S\n]*)(Human|Assistant):")
 _TOOLS = frozenset(TOOL_COLUMNS)
 _TURNS = re.compile(r"\s*\[\s*\{")
-SPEAKERS = frozenset(ROLES)
 _SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -39,7 +38,7 @@ def read_turns(value: object, where: str, repairs: Repairs) -> list[Message]:
     listed = read_list(value, where, RejectCode.WRONG_TYPE)
     if (plain := read_plain_turns(listed)) is not None:
         return plain
-    turns = expand_turns(listed, SPEAKERS)
+    turns = expand_turns(listed, ROLES, repairs)
     return [read_turn(turn, number, repairs) for number, turn in enumerate(turns, 1)]
 
 
