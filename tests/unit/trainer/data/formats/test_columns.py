@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from finetune_trainer.data.formats.columns import ColumnMap, find_column, name_columns
@@ -49,6 +51,33 @@ def test_role_and_content_are_the_names_within_each_turn() -> None:
         "messages": [{"role": "user", "content": "q"}, {"role": "bot", "text": "a"}, "x"],
     }
     assert not columns.missing
+
+
+OWN = [{"who": "user", "said": "q"}, {"who": "bot", "said": "a"}]
+KNOWN = [{"role": "user", "content": "q"}, {"role": "bot", "content": "a"}]
+
+
+@pytest.mark.parametrize("turns", [OWN, json.dumps(OWN), str(OWN), f" {json.dumps(OWN)}"])
+@pytest.mark.parametrize(
+    "column", ["messages", "turns", "prompt", "chosen", "rejected", "completion", "rejected_messages"]
+)
+def test_turns_in_a_string_or_in_a_column_of_a_pair_have_these_names_too(column: str, turns: object) -> None:
+    columns = ColumnMap({"role": "who", "content": "said"})
+    assert columns.rename({column: turns}) == {column: KNOWN}
+    assert not columns.missing
+
+
+def test_a_single_turn_of_a_pair_has_these_names_too() -> None:
+    columns = ColumnMap({"role": "who", "content": "said"})
+    assert columns.rename({"chosen": OWN[1], "rejected": {"a": 1}}) == {"chosen": KNOWN[1], "rejected": {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    "text", ["[{", '[{"who": "user"}]', '[{"a": 1}]', '[{"who": "user", "said": "q"}, 1]', "q", " "]
+)
+def test_a_text_without_these_names_in_each_item_stays_as_it_is(text: str) -> None:
+    row = {"prompt": text, "output": 3, "tools": text}
+    assert ColumnMap({"role": "who", "content": "said"}).rename(row) == row
 
 
 def test_a_name_that_no_turn_has_is_missing() -> None:

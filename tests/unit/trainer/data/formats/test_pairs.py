@@ -87,6 +87,14 @@ def test_pairs_of_all_shapes_are_duplicates_of_each_other(check: Any) -> None:
     assert summary.rejected_by_code == {RejectCode.DUPLICATE: len(ONE_TURN) - 1}
 
 
+def test_the_turns_of_a_pair_may_have_names_of_their_own(check: Any) -> None:
+    chosen, rejected = (
+        [{"who": one["role"], "said": one["content"]} for one in turns] for turns in ([Q, GOOD], [Q, BAD])
+    )
+    row = read(check, {"chosen": chosen, "rejected": json.dumps(rejected)}, columns={"role": "who", "content": "said"})
+    assert row.content() == {"prompt": [Q], "chosen": [GOOD], "rejected": [BAD]}
+
+
 def test_a_pair_from_csv_is_a_pair_like_any_other(check: Any) -> None:
     (row,), _ = check(b"prompt,chosen,rejected\nq,good,bad\n", name="pairs.csv", objective="DPO")
     assert row.content() == {"prompt": [Q], "chosen": [GOOD], "rejected": [BAD]}

@@ -5,6 +5,7 @@ from typing import Any
 
 from finetune_api.dataset.codes import RejectCode
 from finetune_api.text.printable import printable
+from finetune_trainer.data.formats.fields import parse_nested
 from finetune_trainer.data.readers.csv import explain_separator
 from finetune_trainer.data.rows import BadRow
 from finetune_trainer.errors import name_some
@@ -45,6 +46,7 @@ ALIASES = (
     TOOL_COLUMNS,
     ("history",),
 )
+COLUMNS_OF_TURNS = (*CONVERSATION_COLUMNS, "prompt", *OUTPUT_COLUMNS, *CHOSEN_COLUMNS, *REJECTED_COLUMNS)
 TURN_ALIASES = (ROLE_KEYS, CONTENT_KEYS)
 TURN_KEYS = frozenset({"role", "content"})
 """Mapped names that are not of columns, but of what each turn of a conversation has."""
@@ -121,13 +123,23 @@ class ColumnMap:
             return row
         renamed = self._rename(row, self._of_rows, ALIASES)
         if self._of_turns:
-            for name in CONVERSATION_COLUMNS:
-                if isinstance(turns := renamed.get(name), list):
-                    renamed[name] = [
-                        self._rename(turn, self._of_turns, TURN_ALIASES) if isinstance(turn, dict) else turn
-                        for turn in turns
-                    ]
+            for name in COLUMNS_OF_TURNS:
+                if isinstance(value := renamed.get(name), list | dict | str):
+                    renamed[name] = self._rename_turns(value, may_be_text=name not in CONVERSATION_COLUMNS)
         return renamed
+
+    def _rename_turns(self, value: list[Any] | dict[str, Any] | str, *, may_be_text: bool) -> object:
+        if isinstance(value, str):
+            turns = _parse_turns(value)
+            own = set(self._of_turns.values())
+            if turns is None or (
+                may_be_text and not all(isinstance(turn, dict) and own <= turn.keys() for turn in turns)
+            ):
+                return value
+            value = turns
+        if isinstance(value, dict):
+            return self._rename(value, self._of_turns, TURN_ALIASES)
+        return [self._rename(turn, self._of_turns, TURN_ALIASES) if isinstance(turn, dict) else turn for turn in value]
 
     def _rename(
         self, row: dict[str, Any], columns: Mapping[str, str], aliases: tuple[tuple[str, ...], ...]
@@ -164,6 +176,16 @@ class ColumnMap:
         is_clear = len(own) == len(absent) == 1
         field, example = self._advise({name: name_columns(own) if is_clear else YOURS for name in absent})
         return f"; name yours in {field}, for example {example}"
+
+
+def _parse_turns(text: str) -> list[Any] | None:
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        value = parse_nested(text, "turns", RejectCode.WRONG_TYPE)
+    except BadRow:
+        return None
+    return value if isinstance(value, list) else None
 
 
 def _explain_file(row: Columns) -> str:
