@@ -116,6 +116,18 @@ def test_without_splits_in_the_card_they_are_read_from_the_names(repo: Repo, ent
     assert "no file has split dev in its path" in refused(storage, config="main", split="dev")
 
 
+@pytest.mark.parametrize("data_dir", [".", "./", "", "/"])
+def test_the_folder_of_a_subset_may_be_that_of_the_card(repo: Repo, data_dir: str) -> None:
+    storage = repo(MAIN, *TESTS[:1], configs=[{"config_name": "main", "data_dir": data_dir}])
+    assert found(storage, config="main") == [MAIN]
+
+
+@pytest.mark.parametrize("folder", ["v1.0.", "a..", "b"])
+def test_the_dots_of_a_folders_name_are_kept(repo: Repo, folder: str) -> None:
+    storage = repo(f"{folder}/train-0.parquet", MAIN, configs=[{"config_name": "one", "data_dir": f"./{folder}/"}])
+    assert found(storage, config="one") == [f"{folder}/train-0.parquet"]
+
+
 @pytest.mark.parametrize("card", [None, "# No front matter", "---\nconfigs: [\n---\n", "---\nconfigs: 3\n---\n"])
 def test_without_a_list_of_subsets_a_folder_is_one(repo: Repo, card: str | None) -> None:
     storage = repo(MAIN, SOCRATIC, *TESTS, card=card)

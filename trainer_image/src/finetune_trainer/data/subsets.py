@@ -1,5 +1,6 @@
 """Choose the files of a subset and a split of a dataset on a hub, by its card as `datasets` reads it."""
 
+import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,8 +56,10 @@ def list_subsets(card: str | None) -> list[Subset]:
 
 def _patterns(entry: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the patterns of a subset's files by split; empty if its entry has another form."""
-    folder = f"{entry['data_dir'].strip('./')}/" if isinstance(entry.get("data_dir"), str) else ""
-    files = entry.get("data_files", "**" if folder else None)
+    data_dir = entry.get("data_dir")
+    folder = posixpath.normpath(data_dir).strip("/") + "/" if isinstance(data_dir, str) else ""
+    folder = "" if folder in ("/", "./") else folder
+    files = entry.get("data_files", None if data_dir is None else "**")
     if isinstance(files, dict):
         files = [{"split": split, "path": path} for split, path in files.items()]
     found: dict[str, list[str]] = {}
