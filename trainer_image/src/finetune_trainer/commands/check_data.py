@@ -72,7 +72,7 @@ def check_local_rows(files: list[str], out: Path, request: Request) -> None:
     if unknown := name_unknown_columns(frozenset(request.columns or ())):
         raise TrainerError(ExitCode.INVALID_CONFIG, _as_options(unknown))
     summary = Summary()
-    conversion = Conversion(out, request.to) if request.to else None
+    conversion = Conversion(out, request.to, request.objective) if request.to else None
     found = find_files(files, [out / name for name in (*OUTPUT_FILES, CONVERTED, UNCONVERTED)])
     summary.ignored_files = found.ignored
     if found.ignored:

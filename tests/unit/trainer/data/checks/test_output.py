@@ -68,6 +68,22 @@ def test_rows_that_a_format_cannot_hold_are_counted_by_code(check: Any, tmp_path
     assert "NO_PROMPT" in text.getvalue()
 
 
+@pytest.mark.parametrize("target", [ExportFormat.OPENAI, ExportFormat.SHAREGPT])
+@pytest.mark.parametrize(("objective", "converted"), [(None, 0), ("RLHF", 1), ("Distillation", 1)])
+def test_a_prompt_with_earlier_answers_is_converted_for_the_objectives_that_read_it_again_as_one(
+    check: Any, tmp_path: Path, target: ExportFormat, objective: str | None, converted: int
+) -> None:
+    turns = [{"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("user", "q2"))]
+    (row,), _ = check({"prompt": turns}, objective=objective)
+    with Conversion(tmp_path, target, objective) as conversion:
+        conversion.write(row)
+    assert conversion.converted == converted
+    assert conversion.unconverted_by_code == ({} if converted else {LossCode.READS_DIFFERENTLY: 1})
+    if converted:
+        (again,), _ = check((tmp_path / "converted.jsonl").read_bytes(), objective=objective)
+        assert again.content() == row.content()
+
+
 def test_an_empty_summary_prints() -> None:
     text = io.StringIO()
     print_summary(Summary(), Console(file=text))

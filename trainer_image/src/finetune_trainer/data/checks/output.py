@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_api.dataset.codes import SENTENCES
+from finetune_api.objectives import SAMPLED
 from finetune_api.text.printable import printable
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.formats.export import LOSSES, ExportFormat, LossCode, Unexpressed, export_row
@@ -34,11 +35,15 @@ _SENTENCES: dict[StrEnum, str] = {
 
 
 class Conversion(ExitStack):
-    """Convert rows one by one and count the ones that would lose something, by loss code."""
+    """Convert rows one by one and count the ones that would lose something, by loss code.
 
-    def __init__(self, directory: Path, target: ExportFormat) -> None:
+    The rows were checked for `objective`, and are read again for it.
+    """
+
+    def __init__(self, directory: Path, target: ExportFormat, objective: str | None = None) -> None:
         super().__init__()
         self.target = target
+        self._prompts_wanted = objective in SAMPLED
         self.converted = 0
         self.unconverted_by_code: Counter[LossCode] = Counter()
         self._directory = directory
@@ -52,7 +57,7 @@ class Conversion(ExitStack):
     def write(self, row: Row) -> None:
         """Convert one accepted row; the converted file keeps the order of the input and has no `_source`."""
         try:
-            line = _dump(export_row(row, self.target))
+            line = _dump(export_row(row, self.target, prompts_wanted=self._prompts_wanted))
         except Unexpressed as loss:
             self.unconverted_by_code[loss.code] += 1
             self._unconverted.write(_dump(_describe(row, loss.code)))

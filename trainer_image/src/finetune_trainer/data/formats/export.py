@@ -94,10 +94,13 @@ class Unexpressed(Exception):  # noqa: N818 - a property of the row
         self.code = code
 
 
-def export_row(row: Row, target: ExportFormat) -> dict[str, Any]:
-    """Return the row in another format; raises Unexpressed if that would lose something."""
+def export_row(row: Row, target: ExportFormat, *, prompts_wanted: bool = False) -> dict[str, Any]:
+    """Return the row in another format; raises Unexpressed if that would lose something.
+
+    It is read again as `check_structure` reads it, with `prompts_wanted`.
+    """
     exported = _EXPORTERS[target](row)
-    if target is not ExportFormat.TEXT and not _reads_as(exported, target, row):
+    if target is not ExportFormat.TEXT and not _reads_as(exported, target, row, prompts_wanted):
         raise Unexpressed(LossCode.READS_DIFFERENTLY)
     return exported
 
@@ -168,10 +171,10 @@ def _refuse_marks(row: Answered) -> None:
             raise Unexpressed(LossCode.TOOLS)
 
 
-def _reads_as(exported: Mapping[str, Any], target: ExportFormat, row: Row) -> bool:
+def _reads_as(exported: Mapping[str, Any], target: ExportFormat, row: Row, prompts_wanted: bool) -> bool:
     try:
         again = convert_row(exported, _READ_AS[target], row.source, set())
-        return check_structure(again, set(), prompts_wanted=True).content() == row.content()
+        return check_structure(again, set(), prompts_wanted=prompts_wanted).content() == row.content()
     except BadRow:
         return False
 
