@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from trl_templates import EACH_TEMPLATE, TEMPLATES, TWINS, shows_no_tool_calls
 
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, NamedPath, Source
@@ -207,3 +208,30 @@ def test_sharegpt_and_alpaca_rows_are_trained_on_their_answers(name: str, shippe
         read = "".join(text for text, _ in labeler.preview(checked))
         assert read.count("<bos>") <= len(checked.encodings)
         assert all(said["content"] in read for said in checked.messages)
+
+
+@pytest.mark.parametrize("name", EACH_TEMPLATE)
+def test_a_question_after_a_tools_result_is_context_or_refused_with_the_template(
+    name: str, shipped_labeler: Any
+) -> None:
+    call = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Rome"}}}
+    messages: Any = [
+        {"role": "user", "content": "Rome?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "9 degrees"},
+        {"role": "user", "content": "Is that cold?"},
+        {"role": "assistant", "content": "Chilly."},
+    ]
+    labeler = shipped_labeler(name)
+    result = labeler.encode(row(messages, TOOLS), "Chat", 100_000)
+    if isinstance(result, BadRow):
+        assert result.code is RejectCode.TEMPLATE_ERROR
+        return
+    trained = ""
+    for sample in result:
+        ids = [label for label in sample.labels if label != UNTRAINED]
+        trained += labeler.tokenizer.decode(ids, skip_special_tokens=False)
+    assert "Chilly." in trained
+    assert "Rome" in trained
+    assert "9 degrees" not in trained
+    assert "cold" not in trained

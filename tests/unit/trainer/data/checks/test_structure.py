@@ -61,6 +61,7 @@ def test_a_fault_of_a_conversation_names_the_turn(
         [Q, call(), result(tool_call_id="2"), A],
         [Q, {**A, "content": "<tool_call>{}"}, result(), A],
         [Q, call(), result(), call(), {**result(), "content": ""}, A],
+        [Q, call(), result(), Q, A],
     ],
 )
 def test_tool_results_follow_their_calls(check: Any, turns: list[dict[str, Any]]) -> None:

@@ -86,14 +86,16 @@ def test_calls_results_and_reasoning_of_anthropics_blocks_are_those_of_openai(ch
     ]
 
 
-def test_a_question_after_a_tools_result_stays_a_question_and_is_refused_where_no_answer_precedes_it(
-    check: Any,
-) -> None:
+def test_a_question_after_a_tools_result_is_a_turn_of_its_own(check: Any) -> None:
     use = {"type": "tool_use", "id": "t1", "name": "add", "input": {}}
     result = {"type": "tool_result", "tool_use_id": "t1", "content": "4"}
     asked = {"role": "user", "content": [result, {"type": "text", "text": "And now?"}]}
-    (rejected,), _ = check({"messages": [Q, {"role": "assistant", "content": [use]}, asked, A], "tools": TOOLS})
-    assert rejected.code is RejectCode.BAD_ALTERNATION
+    (kept,), _ = check({"messages": [Q, {"role": "assistant", "content": [use]}, asked, A], "tools": TOOLS})
+    assert [(turn["role"], turn["content"]) for turn in kept.messages[2:]] == [
+        ("tool", "4"),
+        ("user", "And now?"),
+        ("assistant", "a"),
+    ]
 
 
 def test_an_image_among_the_blocks_is_refused(check: Any) -> None:

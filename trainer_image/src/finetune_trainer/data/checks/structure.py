@@ -139,7 +139,7 @@ def _check_order(messages: list[Message]) -> None:
         role = message["role"]
         if role == "tool" and before not in ("assistant", "tool"):
             raise BadRow(RejectCode.ORPHAN_TOOL, f"turn {number} is a tool result after a {before} turn")
-        if role == "user" and before not in ("system", "assistant"):
+        if role == "user" and before == "user":
             raise BadRow(RejectCode.BAD_ALTERNATION, f"turn {number} is a user turn after a {before} turn")
         if role == "assistant" and before not in ("user", "tool"):
             first = "begins the conversation" if before == "system" else "follows another one"
