@@ -153,7 +153,9 @@ def test_an_adapter_with_which_vllm_does_not_start_is_given_back_and_the_pod_of_
     releases.patch({"jobRef": {"name": results[2].job.name}, "progressDeadlineSeconds": DEADLINE_SECONDS} | no_result)
     refused = service.new_pod(*service.pods())
     words = "LoRA rank 24 is greater than max_lora_rank 16"
-    wait_until(lambda: words in last_words(service, refused), lambda: last_words(service, refused), seconds=DEADLINE_SECONDS)
+    wait_until(
+        lambda: words in last_words(service, refused), lambda: last_words(service, refused), seconds=DEADLINE_SECONDS
+    )
     server.check_answers(before, ADAPTER)
     status = releases.wait_for("RolledBack", seconds=DEADLINE_SECONDS + 60)
     assert words in status["message"]

@@ -414,40 +414,46 @@ def test_the_time_of_a_result_that_answers_by_the_status_stays(world: World) -> 
     assert found.answering == answering
 
 
-def test_a_name_on_a_volume_belongs_to_the_release_that_used_it_first(world: World) -> None:
+def test_a_name_on_a_volume_belongs_to_one_server(world: World) -> None:
     """Two servers with the same claim would lose the folders that they serve."""
     one, two = world.publish("one"), world.publish("two", weights=b"two")
     world.release(one)
     before = {path.name for path in world.volume.iterdir()}
     with stand_in() as staging:
-        world.server = staging
+        first, world.server = world.server, staging
         found = world.release(two, name="staging")
         assert found.outcome is ReleaseOutcome.REFUSED
-        assert "adapterName bot on claim adapters belongs to release team/bot" in found.message
-        assert "use another claim or adapterName" in found.message
+        assert f"adapterName bot on claim adapters belongs to release team/bot for {first.url}" in found.message
+        assert "use another claim or adapterName, or remove .bot.owner from the claim if that release" in found.message
         assert (staging.loaded, {path.name for path in world.volume.iterdir()}) == ({}, before)
+        (world.volume / ".bot.owner").unlink()
+        assert world.release(one, name="staging").outcome is ReleaseOutcome.RELEASED
 
 
-def test_a_release_that_is_created_again_keeps_its_name_on_the_volume(world: World) -> None:
+def test_another_release_for_the_same_server_takes_over_its_name_on_the_volume(world: World) -> None:
     world.release(world.publish("one"))
-    assert world.release(world.publish("two", weights=b"two"), uid="other").outcome is ReleaseOutcome.RELEASED
+    assert world.release(world.publish("two", weights=b"two"), name="second").outcome is ReleaseOutcome.RELEASED
 
 
-def test_a_volume_without_a_record_of_its_release_gets_one(world: World) -> None:
-    world.release(world.publish("one"))
-    (world.volume / ".bot.owner").unlink()
-    two = world.publish("two", weights=b"two")
-    assert world.release(two).outcome is ReleaseOutcome.RELEASED
-    assert world.release(two, name="other").outcome is ReleaseOutcome.REFUSED
-
-
-def test_the_owner_of_a_name_that_is_gone_can_be_removed(world: World) -> None:
+def test_a_release_whose_server_moves_keeps_its_name_on_the_volume(world: World) -> None:
     one = world.publish("one")
     world.release(one)
-    found = world.release(one, name="other")
-    assert "or remove .bot.owner from the claim if that release is gone" in found.message
-    (world.volume / ".bot.owner").unlink()
-    assert world.release(one, name="other").outcome is ReleaseOutcome.RELEASED
+    with stand_in() as moved:
+        first, world.server = world.server, moved
+        assert world.release(one).outcome is ReleaseOutcome.RELEASED
+        world.server = first
+        assert world.release(one, name="second").outcome is ReleaseOutcome.REFUSED
+
+
+@pytest.mark.parametrize("record", [None, b"", b"[]", b"\xff" * 9000], ids=["absent", "empty", "a list", "long"])
+def test_a_volume_without_a_readable_record_of_its_release_gets_one(world: World, record: bytes | None) -> None:
+    world.release(world.publish("one"))
+    path = world.volume / ".bot.owner"
+    path.unlink()
+    if record is not None:
+        path.write_bytes(record)
+    assert world.release(world.publish("two", weights=b"two")).outcome is ReleaseOutcome.RELEASED
+    assert json.loads(path.read_text()) == {"release": "team/bot", "server": world.server.url}
 
 
 def test_a_server_that_was_started_with_the_link_is_loaded_since_it_may_have_read_an_earlier_folder(

@@ -236,10 +236,10 @@ class VLLMRelease:
             return self._promote(server, folder, before, champion, comparison)
 
     def _require_owned(self) -> None:
-        """Raise Refused if another release uses this name on the volume: each would remove what the other's serves."""
-        own = f"{self._config.namespace}/{self._config.name}"
-        if (owner := self._volume.own(own)) != own:
-            message = f"adapterName {self._name} on claim {self._claim} belongs to release {owner}"
+        """Raise Refused if another release uses this name on the volume for another server, whose folders it keeps."""
+        if owner := self._volume.own(f"{self._config.namespace}/{self._config.name}", self._url):
+            whose = f"release {owner.get('release')} for {owner.get('server')}"
+            message = f"adapterName {self._name} on claim {self._claim} belongs to {whose}"
             fix = f"use another claim or adapterName, or remove {self._volume.owner_record} from the claim"
             raise Refused(f"{message}: {fix} if that release is gone")
 

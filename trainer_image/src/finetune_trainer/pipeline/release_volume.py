@@ -2,6 +2,7 @@
 release that uses this name."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable, Collection
@@ -17,6 +18,7 @@ from finetune_trainer.storage.protocol import ReadableStore, describe_files, joi
 
 RECORD = ".release.json"
 """In each folder: which result it is a copy of."""
+RECORD_BYTES = 4096
 DIGITS = 12
 DENIED = "let the user of the release's pods write there"
 FULL = "make the claim larger, or remove what no server reads"
@@ -75,18 +77,23 @@ class ReleaseVolume:
         return str(self._there / folder)
 
     @names_claim
-    def own(self, release: str) -> str:
-        """Record whose name this is, unless that is recorded; return the release that is recorded.
+    def own(self, release: str, server: str) -> dict[str, str] | None:
+        """Record who uses this name; return the record instead if it is of another release and another server.
 
-        Its folders are removed and its link is moved for one server alone.
+        Folders are removed and the link is moved for one server alone.
         """
-        record, part = self._here / self.owner_record, self._here / f"{self.owner_record}.part"
+        record, part, new = self._here / self.owner_record, self._here / f"{self.owner_record}.part", (release, server)
         try:
-            return one_line(record.read_text(encoding="utf-8", errors="replace"), 200)
-        except FileNotFoundError:
-            part.write_text(f"{release}\n", encoding="utf-8")
+            with record.open("rb") as file:
+                known = {key: one_line(str(value), 200) for key, value in json.loads(file.read(RECORD_BYTES)).items()}
+        except (FileNotFoundError, ValueError, AttributeError):
+            known = {}
+        if known and release != known.get("release") and server != known.get("server"):
+            return known
+        if tuple(known.values()) != new:
+            part.write_text(json.dumps({"release": release, "server": server}), encoding="utf-8")
             os.replace(part, record)
-            return release
+        return None
 
     @names_claim
     def copy(self, result: ReleasedResult, digests: dict[str, str], storage: ReadableStore) -> str:
