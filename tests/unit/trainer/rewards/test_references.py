@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
@@ -164,3 +165,11 @@ def test_the_reference_is_in_the_sample_that_the_rewards_get(model_folder: Path,
     encoded = Labeler(model_folder).encode(row, "RLHF", 64)
     (sample,) = as_samples(encoded)  # type: ignore[arg-type]
     assert sample.reference == {"answer": "4", "columns": {"names": ["four"]}}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("value", ["12345678901234567890123", "[12345678901234567890123]", f"{-(2**63) - 1}"])
+def test_a_long_integer_in_a_column_is_compared_with_all_its_digits(check: Any, value: str) -> None:
+    (row,) = check(f'{{"prompt": "q", "sol": {value}}}', answers=({"match": "Numeric", "column": "sol"},))
+    (line,) = [orjson.loads(row.to_line())]
+    kept = read_canonical(line).reference
+    assert read_references(kept, in_column("sol")) == [value.strip("[]")]

@@ -16,6 +16,8 @@ from finetune_trainer.rewards.matching import Matcher
 MOST_REFERENCES = 64
 """Correct answers of one row."""
 SHOWN_CHARACTERS = 40
+WRITTEN_INTEGERS = range(-(2**63), 2**64)
+"""Integers that a row can be written with."""
 
 
 class References:
@@ -71,7 +73,14 @@ class References:
 def _keep_column(kept: Reference, columns: Mapping[str, Any], column: str, field: str) -> None:
     if columns.get(column) is None:
         raise BadRow(RejectCode.NO_REFERENCE, _explain_missing_column(field, column, columns))
-    kept.setdefault("columns", {})[column] = columns[column]
+    kept.setdefault("columns", {})[column] = _keep_digits(columns[column])
+
+
+def _keep_digits(value: Any) -> Any:
+    """Return an integer above 64 bits, with which a row cannot be written, as a text; also those of a list."""
+    if isinstance(value, list):
+        return [_keep_digits(one) for one in value]
+    return str(value) if isinstance(value, int) and value not in WRITTEN_INTEGERS else value
 
 
 def read_references(kept: Reference, settings: AnswerReward) -> list[str]:

@@ -102,3 +102,12 @@ def test_an_image_among_the_blocks_is_refused(check: Any) -> None:
     turn = {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, {"type": "image", "source": {}}]}
     (rejected,), _ = check({"messages": [Q, turn]})
     assert rejected.code is RejectCode.UNSUPPORTED_MODALITY
+
+
+def test_the_result_of_a_tool_keeps_the_digits_of_a_long_integer(check: Any) -> None:
+    use = {"type": "tool_use", "id": "t1", "name": "add", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "t1", "content": {"id": 12345678901234567890123, "t": "é"}}
+    turns = [Q, {"role": "assistant", "content": [use]}, {"role": "user", "content": [result]}, A]
+    for row in ({"messages": turns}, {"messages": str(turns), "n": 1}):
+        (kept,), _ = check(row)
+        assert kept.messages[2]["content"] == '{"id":12345678901234567890123,"t":"é"}'

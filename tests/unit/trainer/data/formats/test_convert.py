@@ -192,3 +192,12 @@ def test_the_nulls_of_a_table_of_messages_are_stripped() -> None:
     assert convert({"messages": [turn]}, DataFormat.OPENAI, RepairCode.NONE_STRIPPED) == [
         {"role": "assistant", "content": "a"}
     ]
+
+
+def test_a_long_integer_as_an_answer_keeps_its_digits_and_another_column_may_have_one(check: Any) -> None:
+    (kept, other), _ = check(
+        b'{"prompt": "2**70?", "completion": 1180591620717411303424}',
+        b'{"prompt": "q", "completion": "a", "id": 12345678901234567890123, "x": NaN}',
+    )
+    assert kept.messages[1]["content"] == "1180591620717411303424"
+    assert other.messages[1]["content"] == "a"

@@ -28,6 +28,7 @@ def refusal(call: Any, *arguments: Any) -> tuple[RejectCode, str]:
         ("a", "a", set()),
         (0, "0", {RepairCode.COERCED_SCALAR}),
         (False, "false", {RepairCode.COERCED_SCALAR}),
+        (2**70, "1180591620717411303424", {RepairCode.COERCED_SCALAR}),
         (["a", {"text": "b"}], "ab", set()),
         ([], "", set()),
     ],
@@ -108,3 +109,17 @@ def test_a_text_is_parsed_as_python_up_to_the_limit(monkeypatch: pytest.MonkeyPa
     assert refusal(parse_nested, "'abc'", "x", RejectCode.WRONG_TYPE)[1] == (
         "x is a string that is not JSON; a Python literal may have at most 0 KiB"
     )
+
+
+@pytest.mark.parametrize("text", ["[12345678901234567890123]", "[12345678901234567890123,]"])
+def test_a_long_integer_in_a_string_is_exact(text: str) -> None:
+    assert parse_nested(text, "x", RejectCode.WRONG_TYPE) == [12345678901234567890123]
+
+
+@pytest.mark.parametrize("value", ["{1, 2}", "b'a'", "1j", "{(1, 2): 3}", "...", "0x" + "f" * 5000])
+def test_a_python_literal_with_a_value_that_json_does_not_have_is_refused(value: str) -> None:
+    for text in (f"[{{'a': {value}}}]", value):
+        assert refusal(parse_nested, text, "x", RejectCode.BAD_TOOLS) == (
+            RejectCode.BAD_TOOLS,
+            "x is a string with a Python value that JSON does not have",
+        )

@@ -108,3 +108,13 @@ def test_the_text_of_a_call_is_one_or_several() -> None:
     assert [call["function"]["name"] for call in parse_tool_call_text('[{"name": "f"}, {"name": "g"}]')] == ["f", "g"]
     assert [call["function"]["name"] for call in parse_tool_call_text('{"name": "f"}')] == ["f"]
     assert refusal(parse_tool_call_text, "f()")[1] == "the text of a function_call turn is not JSON"
+
+
+@pytest.mark.parametrize("arguments", [b'{"id": 12345678901234567890123}', b'"{\\"id\\": 12345678901234567890123}"'])
+def test_an_argument_that_would_be_rounded_costs_its_row(check: Any, arguments: bytes) -> None:
+    turn = b'{"role": "assistant", "tool_calls": [{"name": "f", "arguments": %s}]}' % arguments
+    (row,), _ = check(b'{"messages": [{"role": "user", "content": "q"}, %s]}' % turn)
+    assert (row.code, row.detail) == (
+        RejectCode.WRONG_TYPE,
+        "a value cannot be written as JSON: Integer exceeds 64-bit range",
+    )

@@ -1,9 +1,16 @@
 from typing import Any
 
+import orjson
 import pytest
 
 from finetune_api.dataset.codes import RejectCode
-from finetune_trainer.data.readers.json_row import first_repeated, name_type, parse_object
+from finetune_trainer.data.readers.json_row import (
+    first_repeated,
+    load_exactly,
+    name_type,
+    parse_object,
+    parse_value,
+)
 from finetune_trainer.data.rows import BadRow
 
 
@@ -38,11 +45,41 @@ def test_a_row_with_nan_is_checked_like_any_other() -> None:
         (b'{"a": NaN, "a": 1}', RejectCode.DUP_KEY),
         (b'{"a": NaN', RejectCode.BAD_JSON),
         (b'{"a": NaN, "b": "\\ud800"}', RejectCode.BAD_JSON),
-        (b'{"a": NaN, "b": 123456789012345678901234567890}', RejectCode.BAD_JSON),
+        (b'{"a": NaN, "b": %s}' % (b"9" * 400), RejectCode.BAD_JSON),
+        (b'{"a": NaN, "b": %s}' % (b"9" * 5000), RejectCode.BAD_JSON),
     ):
         with pytest.raises(BadRow) as bad:
             parse_object(raw)
         assert bad.value.code is code
+
+
+@pytest.mark.parametrize("number", [2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 10**300])
+@pytest.mark.parametrize("row", ['{"a": [%d], "t": "é"}', '{"a": [%d], "n": NaN, "t": "é"}'])
+def test_an_integer_of_any_size_is_exact(number: int, row: str) -> None:
+    assert parse_object((row % number).encode())["a"] == [number]
+    assert parse_value(str(number).encode()) == number
+    assert load_exactly(str(number)) == number
+
+
+def test_a_row_with_a_long_integer_is_checked_like_any_other() -> None:
+    for raw, code in (
+        (b'{"a": 12345678901234567890123, "a": 1}', RejectCode.DUP_KEY),
+        (b'{"a": 12345678901234567890123, "b": %s1%s}' % (b"[" * 300, b"]" * 300), RejectCode.BAD_JSON),
+        (b'{"a": %s}' % (b"9" * 400), RejectCode.BAD_JSON),
+        (b"12345678901234567890123", RejectCode.NOT_OBJECT),
+    ):
+        with pytest.raises(BadRow) as bad:
+            parse_object(raw)
+        assert bad.value.code is code
+
+
+def test_a_text_nested_without_end_is_read_or_not_json() -> None:
+    for levels in (500, 1000, 1020, 100_000):
+        text = "[" * levels + "12345678901234567890123" + "]" * levels
+        try:
+            load_exactly(text)
+        except orjson.JSONDecodeError:
+            assert levels > 1000
 
 
 @pytest.mark.parametrize("raw", [b'{"a": "\\ud83d\\ude00"}', b'{"\\u0022": "\\u0022"}', b'{"a\\"": {"a\\"": ""}}'])

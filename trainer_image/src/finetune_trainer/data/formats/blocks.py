@@ -3,11 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import orjson
-
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.columns import ROLE_KEYS
-from finetune_trainer.data.formats.fields import Repairs
+from finetune_trainer.data.formats.fields import Repairs, dump_json
 from finetune_trainer.data.rows import BadRow, Role
 
 _BLOCKS = frozenset({"tool_use", "tool_result", "thinking", "redacted_thinking"})
@@ -89,4 +87,4 @@ def _expand_blocks(turn: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _result_text(block: dict[str, Any]) -> object:
     """Return a tool's result as text or text parts; an object, as some write it, as its JSON."""
     content = block.get("content", "")
-    return orjson.dumps(content).decode() if isinstance(content, dict) else content
+    return dump_json(content, "a tool's result") if isinstance(content, dict) else content

@@ -1,13 +1,14 @@
 """Read single values in the forms that files use: null for absent, a number for text, a list in a string."""
 
 import ast
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
-from finetune_trainer.data.readers.json_row import name_type
+from finetune_trainer.data.readers.json_row import load_exactly, name_type
 from finetune_trainer.data.rows import BadRow
 
 MAX_LITERAL_CHARACTERS = 1 << 16
@@ -28,7 +29,7 @@ def read_text(value: object, where: str, repairs: Repairs) -> str:
         raise BadRow(RejectCode.NULL_FIELD, f"{where} is null")
     if isinstance(value, bool | int | float):
         repairs.add(RepairCode.COERCED_SCALAR)
-        return orjson.dumps(value).decode()
+        return dump_json(value, where)
     if isinstance(value, list):
         return "".join(_read_part(part, where) for part in value)
     raise BadRow(RejectCode.WRONG_TYPE, f"{where} is {name_type(value)} instead of text")
@@ -89,16 +90,33 @@ def _read_part(part: object, where: str) -> str:
     return str(part[key])
 
 
+def dump_json(value: object, where: str) -> str:
+    """Return a value as JSON with all digits; raises BadRow for bytes, which JSON does not have."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        pass
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except TypeError:
+        raise BadRow(RejectCode.WRONG_TYPE, f"{where} has a value that JSON does not have") from None
+
+
 def parse_nested(text: str, where: str, code: RejectCode) -> object:
     """Parse a string as JSON or as a Python literal; raises BadRow with this code."""
     try:
-        return orjson.loads(text)
+        return load_exactly(text)
     except orjson.JSONDecodeError:
         pass
     if len(text) > MAX_LITERAL_CHARACTERS:
         limit = f"{MAX_LITERAL_CHARACTERS >> 10} KiB"
         raise BadRow(code, f"{where} is a string that is not JSON; a Python literal may have at most {limit}")
     try:
-        return ast.literal_eval(text.strip())
+        value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise BadRow(code, f"{where} is a string that is neither JSON nor a Python literal") from None
+    try:
+        json.dumps(value)
+    except (ValueError, TypeError, RecursionError):
+        raise BadRow(code, f"{where} is a string with a Python value that JSON does not have") from None
+    return value

@@ -7,7 +7,7 @@ import orjson
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.fields import Repairs, read_list
-from finetune_trainer.data.readers.json_row import name_type
+from finetune_trainer.data.readers.json_row import load_exactly, name_type
 from finetune_trainer.data.rows import BadRow, Function, ToolCall
 
 _NOT_OF_ANTHROPIC_FUNCTIONS = frozenset({"type", "cache_control", "parameters"})
@@ -52,7 +52,7 @@ def read_tool_call(call: object) -> ToolCall:
 def parse_tool_call_text(text: str) -> list[ToolCall]:
     """Return the calls in the text of a ShareGPT `function_call` turn."""
     try:
-        value = orjson.loads(text)
+        value = load_exactly(text)
     except orjson.JSONDecodeError:
         raise BadRow(RejectCode.BAD_TOOL_CALL, "the text of a function_call turn is not JSON") from None
     return [read_tool_call(call) for call in (value if isinstance(value, list) else [value])]
@@ -63,7 +63,7 @@ def _read_arguments(value: object, name: str) -> dict[str, Any]:
         return {}
     if isinstance(value, str):
         try:
-            value = orjson.loads(value)
+            value = load_exactly(value)
         except orjson.JSONDecodeError:
             raise BadRow(RejectCode.BAD_TOOL_CALL, f"the arguments of {name[:40]!r} are not JSON") from None
     if not isinstance(value, dict):

@@ -1,9 +1,10 @@
 """Parse the bytes of one row as a JSON object, with an exact error."""
 
 import json
+import math
 import re
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import orjson
 
@@ -11,6 +12,8 @@ from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.rows import BadRow
 
 MAX_DETAIL_CHARACTERS = 200
+_LONG_NUMBER = b"0" * 19
+_DIGITS_AS_ZERO = bytes.maketrans(b"123456789", b"000000000")
 _ENDS_IN_CR = re.compile(r"\}[ \t]*\r(?!\n)\s*\{")
 _JSON_NAMES = {
     bool: "a boolean",
@@ -28,14 +31,33 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadRow(RejectCode.NOT_OBJECT, f"expected a JSON object, found {name_type(value)}")
     _refuse_duplicate_keys(raw, value)
-    return value
+    return cast("dict[str, Any]", _load_exactly(raw)) if _has_long_number(raw) else value
 
 
 def parse_value(raw: bytes) -> object:
     """Parse any JSON value; raises BadRow as `parse_object` does."""
     value = _load(raw)
     _refuse_duplicate_keys(raw, value)
-    return value
+    return _load_exactly(raw) if _has_long_number(raw) else value
+
+
+def load_exactly(text: bytes | str) -> object:
+    """Parse JSON as orjson does, but do not round integers above 64 bits; raises orjson.JSONDecodeError."""
+    value = orjson.loads(text)
+    raw = text.encode() if isinstance(text, str) else text
+    try:
+        return _load_exactly(raw) if _has_long_number(raw) else value
+    except RecursionError:  # deeper than anything that is written again
+        return value
+
+
+def _has_long_number(raw: bytes) -> bool:
+    """Return whether the text may have an integer above 64 bits, which has at least 19 digits."""
+    return _LONG_NUMBER in raw.translate(_DIGITS_AS_ZERO)
+
+
+def _load_exactly(raw: bytes) -> object:
+    return json.loads(raw, parse_constant=lambda _: None)
 
 
 def _load(raw: bytes) -> object:
@@ -53,13 +75,22 @@ def _read_with_nan(raw: bytes) -> object:
     if b"NaN" not in raw and b"Infinity" not in raw:
         return None
     try:
-        return orjson.loads(orjson.dumps(json.loads(raw, parse_constant=lambda _: None)))
+        return orjson.loads(orjson.dumps(json.loads(raw, parse_constant=lambda _: None, parse_int=_round_long)))
     except (
         ValueError,
         RecursionError,
         TypeError,
     ):  # not JSON otherwise either, or a number or text that orjson refuses
         return None
+
+
+def _round_long(digits: str) -> float:
+    if len(digits) < len(_LONG_NUMBER):
+        return int(digits)
+    rounded = float(digits)
+    if math.isinf(rounded):
+        raise ValueError
+    return rounded
 
 
 def name_type(value: object) -> str:

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import orjson
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
+from finetune_trainer.data.readers.json_row import load_exactly
 from finetune_trainer.data.readers.lines import MAX_ROW_BYTES
 from finetune_trainer.data.rows import BadRow, NamedPath, TableRow, UnreadableFile
 from finetune_trainer.monitoring.host_memory import available_bytes
@@ -72,7 +73,7 @@ def _read_rows(stream: IO[bytes]) -> Iterator[TableRow]:
         length = int.from_bytes(head)
         if length > MAX_MESSAGE_BYTES or len(message := stream.read(length)) < length:
             return
-        number, value, problem, share, repairs = orjson.loads(message)
+        number, value, problem, share, repairs = cast("list[Any]", load_exactly(message))
         if number == 0:
             raise UnreadableFile(problem)
         if _BYTES_MARK in message:

@@ -1,14 +1,14 @@
 """The child process that reads a table: PATH NAME MAGIC MEMORY SECONDS, and rows to standard output."""
 
+import json
 import os
 import sys
 from pathlib import Path
 
 import orjson
 
-from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.readers.table_process import BYTES_KEY, LENGTH_BYTES, OUT_OF_LIMITS
-from finetune_trainer.data.rows import NamedPath, TableRow, UnreadableFile
+from finetune_trainer.data.rows import NamedPath, UnreadableFile
 from finetune_trainer.limits import limit_process
 
 
@@ -22,7 +22,8 @@ def main() -> int:
     limit_process(int(memory), int(seconds))
     try:
         for row in read_table(NamedPath(Path(path), name), bytes.fromhex(magic)):
-            _write_row(row)
+            problem = [row.problem.code, row.problem.detail] if row.problem else None
+            _write([row.number, row.value, problem, row.share, row.repairs])
     except UnreadableFile as error:
         _write([0, None, str(error), 0, ()])
     except (MemoryError, BrokenPipeError):
@@ -30,18 +31,17 @@ def main() -> int:
     return 0
 
 
-def _write_row(row: TableRow) -> None:
-    problem = [row.problem.code, row.problem.detail] if row.problem else None
-    try:
-        _write([row.number, row.value, problem, row.share, row.repairs])
-    except TypeError:
-        _write([row.number, None, [RejectCode.BAD_JSON, "the row is nested too deep"], row.share, ()])
-
-
 def _write(message: list[object]) -> None:
-    content = orjson.dumps(message, default=lambda cell: {BYTES_KEY: cell.hex()})
+    try:
+        content = orjson.dumps(message, default=_mark_bytes)
+    except TypeError:  # an integer above 64 bits or many levels of JSON
+        content = json.dumps(message, default=_mark_bytes, ensure_ascii=False, separators=(",", ":")).encode()
     sys.stdout.buffer.write(len(content).to_bytes(LENGTH_BYTES))
     sys.stdout.buffer.write(content)
+
+
+def _mark_bytes(cell: bytes) -> dict[str, str]:
+    return {BYTES_KEY: cell.hex()}
 
 
 if __name__ == "__main__":
