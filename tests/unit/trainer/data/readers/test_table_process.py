@@ -60,7 +60,7 @@ def test_every_row_arrives_as_it_was_read(tmp_path: Path) -> None:
         assert len(expected) == 2
 
 
-def test_a_key_that_stands_for_bytes_is_harmless_in_a_map(tmp_path: Path) -> None:
+def test_a_map_may_have_the_key_that_marks_bytes(tmp_path: Path) -> None:
     maps = pa.array([[("\0", "no hex")], [("\0", None)]], pa.map_(pa.string(), pa.string()))
     table = pa.table({"m": maps, "b": [b"\xff", b"\xfe"]})
     assert [row.value for row in read(write_arrow(tmp_path / "a.arrow", table))] == [
