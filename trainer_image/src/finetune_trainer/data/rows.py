@@ -325,6 +325,15 @@ class BadRow(Exception):  # noqa: N818 - a property of the row; readers catch it
         self.tokens = tokens
 
 
+class BadTurn(BadRow):
+    """Raised for a bad turn of a converted row; `number` counts the row's turns from 1."""
+
+    def __init__(self, code: RejectCode, number: int, what: str) -> None:
+        super().__init__(code, f"turn {number}{what}")
+        self.number = number
+        self.what = what
+
+
 class UnreadableFile(Exception):  # noqa: N818 - a file, not one of its rows
     """Raised when a file is damaged or has an unsupported format."""
 

@@ -54,6 +54,52 @@ def test_a_fault_of_a_conversation_names_the_turn(
     assert (refused.code, refused.detail) == (code, detail)
 
 
+USE = {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]}
+RESULTS = {
+    "role": "user",
+    "content": [
+        {"type": "tool_result", "tool_use_id": "1", "content": "r"},
+        {"type": "tool_result", "tool_use_id": "1", "content": "r"},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "detail"),
+    [
+        ({"system": "s", "messages": [Q, {**A, "content": ""}, Q, A]}, "turn 2 (assistant) is empty"),
+        ({"system": "s", "messages": [Q, A, S, Q, A]}, "turn 3 is a system turn"),
+        ({"system": "", "messages": [Q, A, A]}, "turn 3 is an assistant turn that follows another one"),
+        ({"messages": [S, S, Q, {**A, "content": ""}]}, "turn 4, the last answer, is empty"),
+        ({"messages": [S, S, Q, Q, A], "label": True}, "turn 4 is a user turn after a user turn"),
+        ({"system": "s", "messages": [Q, USE, RESULTS, A, A]}, "turn 5 is an assistant turn that follows another one"),
+        (
+            {"messages": [Q, USE, RESULTS, {"role": "narrator", "content": ""}]},
+            "turn 4 has the unknown role 'narrator'",
+        ),
+        ({"messages": [{"human": "q", "assistant": "a"}, A]}, "turn 2 is an assistant turn that follows another one"),
+        ({"messages": [{"human": "q", "assistant": None}]}, "turn 1 is null"),
+        (
+            {"system": "s", "messages": [Q, {**A, "content": " "}], "tools": [tool("f")]},
+            "turn 2, the last answer, is empty",
+        ),
+        (
+            {"system": "s", "messages": [Q, call("g"), result(), A], "tools": [tool("f")]},
+            "turn 2 calls 'g', which is not in tools",
+        ),
+        (
+            {"system": "s", "messages": [Q, A, Q], "answer": [A, A]},
+            "turn 5 is an assistant turn that follows another one",
+        ),
+        ({"messages": None, "prompt": "q", "completion": " ", "label": True}, "turn 2, the last answer, is empty"),
+        ({"system": "s", "history": [["q", ""]], "instruction": "q", "output": "a"}, "turn 3 (assistant) is empty"),
+    ],
+)
+def test_turns_are_numbered_as_in_the_file(check: Any, row: dict[str, Any], detail: str) -> None:
+    (refused,), _ = check(row)
+    assert refused.detail == detail
+
+
 @pytest.mark.parametrize(
     "turns",
     [

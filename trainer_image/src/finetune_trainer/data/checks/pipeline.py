@@ -27,12 +27,14 @@ from finetune_trainer.data.checks.row_keys import SeenRows, prompt_key, row_key
 from finetune_trainer.data.checks.structure import check_structure
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.formats.columns import Advise, ColumnMap, UnknownColumns, advise_field
+from finetune_trainer.data.formats.conversations import find_number
 from finetune_trainer.data.formats.convert import convert_row
 from finetune_trainer.data.formats.detect import detect_format
 from finetune_trainer.data.readers.rows_of_file import Record, RowFile
 from finetune_trainer.data.rows import (
     EXCERPT_CHARACTERS,
     BadRow,
+    BadTurn,
     DataFormat,
     EncodedSample,
     Labelling,
@@ -53,6 +55,8 @@ WARNINGS_PER_CODE = 5
 BATCH_ROWS = 256
 # A tokenizer needs hundreds of bytes of memory for each token.
 MAX_TOKENISED_BYTES = 2 << 20
+
+_OF_TURNS = frozenset({DataFormat.OPENAI, DataFormat.SHAREGPT, DataFormat.UNPAIRED})
 
 Progress = Callable[[int, int], None]
 
@@ -156,7 +160,12 @@ class _RowChecker:
             row = convert_row(columns, data_format, Source(file, record.line), repairs)
         except UnknownColumns as bad:
             raise self.columns.explain(bad, columns, bad.wanted or COLUMNS[self.objective or "Chat"]) from None
-        row = check_structure(row, repairs, prompts_wanted=self.objective in SAMPLED)
+        try:
+            row = check_structure(row, repairs, prompts_wanted=self.objective in SAMPLED)
+        except BadTurn as bad:
+            if data_format in _OF_TURNS:
+                raise BadRow(bad.code, f"turn {find_number(columns, bad.number)}{bad.what}") from None
+            raise
         row.repairs = tuple(sorted(repairs))
         try:
             fitted = fit_objective(row, self.objective)

@@ -4,6 +4,7 @@ from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.fields import Repairs
 from finetune_trainer.data.rows import (
     BadRow,
+    BadTurn,
     ChatRow,
     Message,
     PreferenceRow,
@@ -19,7 +20,7 @@ TEXT_CALL_MARK = "<tool_call>"
 
 
 def check_structure(row: Row, repairs: Repairs, *, prompts_wanted: bool = False) -> Row:
-    """Return the row with system turns merged and unanswered turns removed; raises BadRow.
+    """Return the row with system turns merged and unanswered turns removed; raises BadRow, BadTurn for a turn of it.
 
     A conversation without an answer becomes a prompt; so does one that ends with a question, if `prompts_wanted`.
     """
@@ -29,10 +30,13 @@ def check_structure(row: Row, repairs: Repairs, *, prompts_wanted: bool = False)
         case PreferenceRow():
             _check_pair(row, repairs)
         case UnpairedRow():
-            turns = _check_answered(_merge_system(row.prompt + row.completion, repairs), row.tools, repairs)
+            messages = row.prompt + row.completion
+            merged = _merge_system(messages, repairs)
+            turns = _check_answered(merged, row.tools, repairs, len(messages) - len(merged))
             row.prompt, row.completion = turns[:-1], turns[-1:]
         case PromptRow():
-            row.prompt = _check_prompt(_merge_system(row.prompt, repairs), row.tools)
+            merged = _merge_system(row.prompt, repairs)
+            row.prompt = _check_prompt(merged, row.tools, len(row.prompt) - len(merged))
         case TextRow() if not row.text.strip():
             raise BadRow(RejectCode.EMPTY_RESPONSE, "the text is empty")
     return row
@@ -42,27 +46,28 @@ def _check_chat(row: ChatRow, repairs: Repairs, prompts_wanted: bool) -> ChatRow
     if _is_plain(row.messages) and row.messages[-1]["role"] == "assistant":
         return row
     messages = _merge_system(row.messages, repairs)
+    removed = len(row.messages) - len(messages)
     last = messages[-1]["role"] if messages else "system"
     if last != "assistant":
         is_prompt = not any(message["role"] == "assistant" for message in messages)
         if prompts_wanted or (is_prompt and last != "system"):
-            return PromptRow(_check_prompt(messages, row.tools), row.source, row.format, row.tools)
-    row.messages = _check_answered(messages, row.tools, repairs)
+            return PromptRow(_check_prompt(messages, row.tools, removed), row.source, row.format, row.tools)
+    row.messages = _check_answered(messages, row.tools, repairs, removed)
     return row
 
 
-def _check_answered(messages: list[Message], tools: Tools, repairs: Repairs) -> list[Message]:
+def _check_answered(messages: list[Message], tools: Tools, repairs: Repairs, removed: int = 0) -> list[Message]:
     messages = _trim_after_last_answer(messages, repairs)
-    _check_turns(messages, tools)
+    _check_turns(messages, tools, removed)
     return messages
 
 
-def _check_prompt(messages: list[Message], tools: Tools) -> list[Message]:
+def _check_prompt(messages: list[Message], tools: Tools, removed: int) -> list[Message]:
     if not messages or messages[-1]["role"] == "system":
         raise BadRow(RejectCode.EMPTY_PROMPT, "there is no user turn")
     if messages[-1]["role"] == "assistant":
         raise BadRow(RejectCode.BAD_ALTERNATION, "the prompt ends with an answer")
-    _check_turns(messages, tools)
+    _check_turns(messages, tools, removed)
     return messages
 
 
@@ -82,12 +87,16 @@ def _check_side(row: PreferenceRow, answer: list[Message], side: str, repairs: R
         raise BadRow(bad.code, f"with the {side} answer, {bad.detail}") from None
 
 
-def _check_turns(messages: list[Message], tools: Tools) -> None:
+def _check_turns(messages: list[Message], tools: Tools, removed: int) -> None:
+    """Check the turns; `removed` is the number of system turns before them that were merged or empty."""
     if _is_plain(messages):
         return
-    _check_order(messages)
-    _check_texts(messages)
-    _check_tools(messages, tools)
+    try:
+        _check_order(messages)
+        _check_texts(messages)
+        _check_tools(messages, tools)
+    except BadTurn as bad:
+        raise BadTurn(bad.code, bad.number + removed, bad.what) from None
 
 
 def _is_plain(messages: list[Message]) -> bool:
@@ -109,7 +118,7 @@ def _merge_system(messages: list[Message], repairs: Repairs) -> list[Message]:
         count += 1
     for number, message in enumerate(messages[count:], count + 1):
         if message["role"] == "system":
-            raise BadRow(RejectCode.SYSTEM_NOT_FIRST, f"turn {number} is a system turn")
+            raise BadTurn(RejectCode.SYSTEM_NOT_FIRST, number, " is a system turn")
     if count == 0 or (count == 1 and messages[0]["content"].strip()):
         return messages
     texts = [message["content"] for message in messages[:count] if message["content"].strip()]
@@ -138,12 +147,12 @@ def _check_order(messages: list[Message]) -> None:
     for number, message in enumerate(messages, 1):
         role = message["role"]
         if role == "tool" and before not in ("assistant", "tool"):
-            raise BadRow(RejectCode.ORPHAN_TOOL, f"turn {number} is a tool result after a {before} turn")
+            raise BadTurn(RejectCode.ORPHAN_TOOL, number, f" is a tool result after a {before} turn")
         if role == "user" and before == "user":
-            raise BadRow(RejectCode.BAD_ALTERNATION, f"turn {number} is a user turn after a {before} turn")
+            raise BadTurn(RejectCode.BAD_ALTERNATION, number, f" is a user turn after a {before} turn")
         if role == "assistant" and before not in ("user", "tool"):
             first = "begins the conversation" if before == "system" else "follows another one"
-            raise BadRow(RejectCode.BAD_ALTERNATION, f"turn {number} is an assistant turn that {first}")
+            raise BadTurn(RejectCode.BAD_ALTERNATION, number, f" is an assistant turn that {first}")
         before = role
 
 
@@ -154,10 +163,10 @@ def _check_texts(messages: list[Message]) -> None:
         role = message["role"]
         if not (message["content"] and message["content"].strip()) and "tool_calls" not in message and role != "tool":
             if role == "user" and not prompted:
-                raise BadRow(RejectCode.EMPTY_PROMPT, f"turn {number}, the first prompt, is empty")
+                raise BadTurn(RejectCode.EMPTY_PROMPT, number, ", the first prompt, is empty")
             if number == last and role == "assistant":
-                raise BadRow(RejectCode.EMPTY_RESPONSE, f"turn {number}, the last answer, is empty")
-            raise BadRow(RejectCode.EMPTY_TURN, f"turn {number} ({role}) is empty")
+                raise BadTurn(RejectCode.EMPTY_RESPONSE, number, ", the last answer, is empty")
+            raise BadTurn(RejectCode.EMPTY_TURN, number, f" ({role}) is empty")
         prompted = prompted or role == "user"
 
 
@@ -171,10 +180,10 @@ def _check_tools(messages: list[Message], tools: Tools) -> None:
             for call in calls:
                 name = call["function"]["name"]
                 if offered and name not in offered:
-                    raise BadRow(RejectCode.BAD_TOOL_CALL, f"turn {number} calls {name[:40]!r}, which is not in tools")
+                    raise BadTurn(RejectCode.BAD_TOOL_CALL, number, f" calls {name[:40]!r}, which is not in tools")
             open_ids = {call["id"] for call in calls if "id" in call}
             may_answer = bool(calls) or TEXT_CALL_MARK in message["content"]
         elif message["role"] == "tool":
             answered = message.get("tool_call_id")
             if not may_answer or (answered is not None and open_ids and answered not in open_ids):
-                raise BadRow(RejectCode.ORPHAN_TOOL, f"turn {number} answers no tool call of the turn before it")
+                raise BadTurn(RejectCode.ORPHAN_TOOL, number, " answers no tool call of the turn before it")

@@ -1,6 +1,6 @@
 """Expand turns that others write in one piece: Anthropic's content blocks, and question and answer in one object."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
@@ -13,15 +13,18 @@ _ORDER: Mapping[Role, int] = {"system": 0, "user": 1, "assistant": 2, "tool": 2}
 _REQUIRED = ("user", "assistant")
 
 
-def expand_turns(turns: list[Any], roles: Mapping[str, Role], repairs: Repairs) -> list[Any]:
-    """Return one turn for each speaker and each tool's result; `roles` has the names of speakers."""
+def expand_turns(turns: list[Any], roles: Mapping[str, Role], repairs: Repairs) -> Iterable[tuple[int, Any]]:
+    """Return one turn for each speaker and each tool's result, with the number that it has in `turns`, from 1.
+
+    `roles` has the names of speakers.
+    """
     for turn in turns:
         # A fast path for a role and a text, which most turns are.
         if isinstance(turn, dict) and ("role" in turn or "from" in turn) and isinstance(turn.get("content", ""), str):
             continue
         if _needs_expansion(turn, roles):
-            return [one for turn in turns for one in _expand(turn, roles, repairs)]
-    return turns
+            return [(number, one) for number, turn in enumerate(turns, 1) for one in _expand(turn, roles, repairs)]
+    return enumerate(turns, 1)
 
 
 def _needs_expansion(turn: object, roles: Mapping[str, Role]) -> bool:

@@ -38,8 +38,17 @@ def read_turns(value: object, where: str, repairs: Repairs) -> list[Message]:
     listed = read_list(value, where, RejectCode.WRONG_TYPE)
     if (plain := read_plain_turns(listed)) is not None:
         return plain
-    turns = expand_turns(listed, ROLES, repairs)
-    return [read_turn(turn, number, repairs) for number, turn in enumerate(turns, 1)]
+    return [read_turn(turn, number, repairs) for number, turn in expand_turns(listed, ROLES, repairs)]
+
+
+def find_number(row: Columns, number: int) -> int:
+    """Return the number that a turn of `read_conversation` has in the row's column; one after them counts on."""
+    column = find_column(row, CONVERSATION_COLUMNS)
+    if column is None or row[column] is None:
+        return number
+    at = number - len(read_system(row, set()))
+    numbers = [own for own, _ in expand_turns(read_list(row[column], column, RejectCode.WRONG_TYPE), ROLES, set())]
+    return numbers[at - 1] if at <= len(numbers) else max(numbers, default=0) + at - len(numbers)
 
 
 def read_system(row: Columns, repairs: Repairs) -> list[Message]:
