@@ -65,7 +65,7 @@ REJECTED: dict[RejectCode, list[Any]] = {
         chat(USER, USER, ANSWER),
         chat(USER, ANSWER, ANSWER),
         chat(ANSWER),
-        chat(USER, call(name="add"), TOOL, USER, ANSWER),
+        chat(USER, call(name="add"), TOOL, USER, USER, ANSWER),
     ],
     RejectCode.NO_ASSISTANT: [chat(USER), chat(), chat({"role": "system", "content": "s"})],
     RejectCode.ORPHAN_TOOL: [
