@@ -194,7 +194,16 @@ def test_a_pattern_needs_exactly_one_group(pattern: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["1," * 100_000, "-$" * 100_000, r"\boxed{" * 30_000, "#" * 200_000, "answer " * 30_000, "(" * 200_000]
+    "text",
+    [
+        "1," * 100_000,
+        "-$" * 100_000,
+        r"\boxed{" * 30_000,
+        "#" * 200_000,
+        "answer " * 30_000,
+        "(" * 200_000,
+        pytest.param("\u0301\u0323" * 50_000, id="accents"),
+    ],
 )
 def test_the_time_of_a_comparison_is_linear_in_a_long_answer(text: str) -> None:
     """A quadratic search of these texts takes minutes."""

@@ -1,7 +1,6 @@
 """The part of an answer that counts, and its comparison with a reference: pure functions of texts."""
 
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -10,6 +9,7 @@ import regex
 
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import AnswerReward, Extract, Match
+from finetune_trainer.data.checks.row_keys import compose
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.expectations import PATTERN_SECONDS, compile_pattern
 from finetune_trainer.rewards import similarity
@@ -129,7 +129,7 @@ def _find_fault_of_schema(text: str) -> str | None:
 
 def is_same_text(answer: str, reference: str, *, ignore_case: bool = False) -> bool:
     """Return whether the texts are equal in Unicode's composed form, without the spaces around them."""
-    left, right = (unicodedata.normalize("NFC", text.strip()) for text in (answer, reference))
+    left, right = (compose(text.strip()) for text in (answer, reference))
     return left.casefold() == right.casefold() if ignore_case else left == right
 
 

@@ -32,7 +32,7 @@ def row_key(row: Row) -> int:
         raise BadRow(RejectCode.WRONG_TYPE, f"a value cannot be written as JSON: {error}") from None
     written = row.written
     if not written.isascii() and _may_be_decomposed(written):
-        written = _compose(written.decode()).encode()
+        written = compose(written.decode()).encode()
     return hash(written) >> (HASH_BITS - KEY_BITS)
 
 
@@ -43,7 +43,7 @@ def prompt_key(row: Row) -> int:
     of one conversation.
     """
     text = row.text if isinstance(row, TextRow) else _first_prompt(row.turns())
-    return _digest(" ".join(_compose(text).casefold().split()).encode())
+    return _digest(" ".join(compose(text).casefold().split()).encode())
 
 
 def _may_be_decomposed(data: bytes) -> bool:
@@ -55,7 +55,7 @@ def _may_be_decomposed(data: bytes) -> bool:
     return has_jamo or b"\xcc" in data or b"\xcd" in data or b"\xe3\x82\x99" in data
 
 
-def _compose(text: str) -> str:
+def compose(text: str) -> str:
     """Return the text with composed characters (Unicode's form NFC); as it is if it has a long run of accents."""
     if unicodedata.is_normalized("NFC", text) or _MANY_MARKS.search(text):
         return text
