@@ -231,7 +231,7 @@ def plain_trainer(
         lr_scheduler_type=settings.lr_scheduler_type,
         max_grad_norm=settings.max_grad_norm,
         per_device_train_batch_size=settings.per_device_train_batch_size,
-        per_device_eval_batch_size=eval_batch_size(len(held_out), settings),
+        per_device_eval_batch_size=eval_batch_size(range(len(held_out)), settings),
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         gradient_checkpointing=settings.gradient_checkpointing,
         eval_strategy="steps",

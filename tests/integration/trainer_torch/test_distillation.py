@@ -10,10 +10,13 @@ from loop_bench import COLOURS, CPU, THINGS, make_loop, make_settings, question,
 from thin_slice import thin_slice
 from transformers import PreTrainedModel
 
+from finetune_api.evaluation import EvaluationMetric
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.evaluation.verdict import compare
 from finetune_trainer.models.loading import load_for_training, load_plain, load_tokenizer
 from finetune_trainer.tokenization.labeler import Labeler
+from finetune_trainer.tokenization.sample_table import Samples, as_samples, with_prompts
 from finetune_trainer.tokenization.samples import EncodedPrompt
 from finetune_trainer.training.methods import build_trainer
 from finetune_trainer.training.methods.distillation import ANSWER, StudentTrainer
@@ -47,6 +50,7 @@ def make_trainer(
     method: str = "LoRA",
     *,
     loop: LoopContext | None = None,
+    held_out: Samples[EncodedPrompt] | None = None,
     **changes: Any,
 ) -> StudentTrainer:
     sampling = {"max_completion_length": LONGEST, "temperature": 1.0, "beta": 1.0}
@@ -56,7 +60,7 @@ def make_trainer(
     prompts = prompts_of(model)
     scratch = tmp_path / "scratch"
     parts = TrainerParts(
-        student, load_tokenizer(model), settings, loop or make_loop(tmp_path), prompts, prompts, scratch
+        student, load_tokenizer(model), settings, loop or make_loop(tmp_path), prompts, held_out or prompts, scratch
     )
     answers = tmp_path / "answers.safetensors"
     known = Teacher(loaded.requires_grad_(False).eval(), Labeler(model).stop_id(), answers)
@@ -106,6 +110,16 @@ def test_a_student_that_answers_any_colour_learns_the_one_of_its_teacher(
     assert sum(point.loss for point in points[-3:]) < sum(point.loss for point in points[:3]) / 2
     assert points[0].completion_length
     assert trainer._loop.plateau.best_step == 20
+
+
+def test_held_out_prompts_of_one_conversation_are_one_group(taught: Path, red: Path, tmp_path: Path) -> None:
+    prompts = as_samples(prompts_of(taught))
+    parts = with_prompts(prompts, {row: row % 5 for row in range(len(prompts))})
+    measured = make_trainer(taught, red, tmp_path, held_out=parts).measure()
+    found = compare(EvaluationMetric.LOSS, measured.batches, measured.batches, owners=measured.owners)
+    assert found
+    assert found.groups == 5
+    assert sum(weight for weight, _ in measured.owners) == measured.tokens
 
 
 def test_a_step_with_five_of_eight_prompts_is_five_eighths_of_an_epoch(taught: Path, red: Path, tmp_path: Path) -> None:

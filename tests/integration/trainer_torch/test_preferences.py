@@ -4,6 +4,8 @@ import io
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,15 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from finetune_api.evaluation import EvaluationMetric, Verdict
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import LossType
 from finetune_api.status import Resolved
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
+from finetune_trainer.evaluation.measurements import Measured
+from finetune_trainer.evaluation.verdict import compare
 from finetune_trainer.models.adapters.saved import continue_adapter, save_adapter
 from finetune_trainer.models.device import complete_settings
 from finetune_trainer.models.loading import load_for_training, load_tokenizer, trained_tensors
@@ -27,7 +32,7 @@ from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.inputs import as_text
 from finetune_trainer.pipeline.measure import restore_best
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.tokenization.sample_table import as_samples
+from finetune_trainer.tokenization.sample_table import Samples, as_samples, with_prompts
 from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair
 from finetune_trainer.training.methods import build_trainer, kto, reference
 from finetune_trainer.training.methods.loop import LoopTrainer
@@ -320,6 +325,73 @@ def test_an_answer_is_measured_for_divergence_on_the_prompt_of_another() -> None
 def test_rows_of_one_prompt_alone_are_paired_all_the_same() -> None:
     rows = [EncodedLabelled([1], [ids], True) for ids in range(3)]
     assert len(kto.pair_with_other_prompts(as_samples(rows))) == 3
+
+
+def with_few_prompts(objective: str) -> Samples[Any]:
+    """The samples of five prompts, of which no two neighbours have the same one."""
+    samples = as_samples(SAMPLES[objective])
+    return with_prompts(samples, {row: row % 5 for row in range(len(samples))})
+
+
+def measure_few_prompts(
+    objective: str, base: Path, tmp_path: Path, loop: LoopContext | None = None
+) -> tuple[LoopTrainer, Measured]:
+    settings = make_settings(desirable_weight=1.0 if objective == "KTO" else None)
+    model, loop = load_for_training(base, settings, CPU), loop or make_loop(tmp_path)
+    samples, scratch = with_few_prompts(objective), tmp_path / "scratch"
+    trainer = build_trainer(
+        objective, TrainerParts(model, load_tokenizer(base), settings, loop, SAMPLES[objective], samples, scratch)
+    )
+    return trainer, trainer.measure()
+
+
+@pytest.mark.parametrize("objective", ["DPO", "KTO"])
+def test_held_out_rows_of_five_prompts_are_five_groups(tiny_model: Path, tmp_path: Path, objective: str) -> None:
+    _, measured = measure_few_prompts(objective, tiny_model, tmp_path)
+    found = compare(EvaluationMetric.LOSS, measured.batches, measured.batches, owners=measured.owners)
+    assert found
+    assert found.groups == 5
+    assert sum(weight for weight, _ in measured.owners) == measured.tokens == len(SAMPLES[objective])
+
+
+def test_held_out_answers_to_one_prompt_are_measured_together(tiny_model: Path, tmp_path: Path) -> None:
+    trainer, measured = measure_few_prompts("KTO", tiny_model, tmp_path)
+    assert [prompt for _, prompt in measured.owners] == [at // 4 for at in range(20)]
+    known = {tuple(row.prompt_ids + row.completion_ids): at % 5 for at, row in enumerate(JUDGED)}
+    rows = [trainer.eval_dataset[at] for at in range(20)]
+    prompts = [known[*row["prompt_ids"], *row["completion_ids"]] for row in rows]
+    assert sum(one != other for one, other in pairwise(prompts)) == 4
+
+
+def test_a_resumed_run_has_the_order_of_held_out_answers_of_its_checkpoint(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reference, its losses and its baseline are of the batches in that order."""
+    loop = replace(make_loop(tmp_path), reference=tmp_path / "reference.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(kto, "order_by_prompt", lambda prompts: list(range(len(prompts))))
+        _, before = measure_few_prompts("KTO", tiny_model, tmp_path, loop)
+    trainer, after = measure_few_prompts("KTO", tiny_model, tmp_path, loop)
+    assert before == after
+    mixed = kto.shuffled(with_few_prompts("KTO"), 42)
+    assert [list(row.completion_ids) for row in mixed] == list(trainer.eval_dataset["completion_ids"])
+    found = compare(EvaluationMetric.LOSS, before.batches, after.batches, owners=after.owners)
+    assert found
+    assert found.verdict is Verdict.NOT_EVALUATED
+
+
+def test_a_run_that_is_resumed_finds_its_reference_by_prompt(tiny_model: Path, tmp_path: Path) -> None:
+    loop = replace(make_loop(tmp_path), reference=tmp_path / "reference.safetensors")
+    _, before = measure_few_prompts("KTO", tiny_model, tmp_path, loop)
+    written = (tmp_path / "reference.safetensors").read_bytes()
+    assert measure_few_prompts("KTO", tiny_model, tmp_path, loop)[1] == before
+    assert (tmp_path / "reference.safetensors").read_bytes() == written
+
+
+@pytest.mark.parametrize(("sizes", "order"), [((1, 1, 1), [0, 1, 2]), ((1, 2, 3, 2), [1, 2, 6, 7, 0, 3, 4, 5])])
+def test_prompts_with_an_even_number_of_rows_come_first(sizes: tuple[int, ...], order: list[int]) -> None:
+    """Rows are measured two at a time: batches of an even number of rows end where the prompt does."""
+    assert kto.order_by_prompt([prompt for prompt, size in enumerate(sizes) for _ in range(size)]) == order
 
 
 def test_kto_with_batches_of_one_row_is_refused_with_the_field_to_set(tiny_model: Path, tmp_path: Path) -> None:

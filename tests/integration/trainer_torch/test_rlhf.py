@@ -22,8 +22,9 @@ from finetune_trainer.models.loading import load_for_training, load_plain, train
 from finetune_trainer.rewards.computed import ComputedRewards
 from finetune_trainer.rewards.scorer import RewardModel
 from finetune_trainer.tokenization.labeler import Labeler
-from finetune_trainer.tokenization.sample_table import longest_length
-from finetune_trainer.training.methods.rlhf import PolicyTrainer
+from finetune_trainer.tokenization.sample_table import as_samples, find_owners, longest_length, with_prompts
+from finetune_trainer.tokenization.samples import EncodedPrompt
+from finetune_trainer.training.methods.rlhf import PolicyTrainer, choose_prompts
 from finetune_trainer.training.methods.rollout_engine import engine_arguments, merged_tensors
 
 METHODS = ["LoRA", "QLoRA", "Full"]
@@ -168,6 +169,19 @@ def test_a_reward_model_rewards_as_it_scores(taught: Path, tiny_model: Path, tmp
     in_training, heard = listener.rewards[:32], listener.heard[:32]
     assert [judge([one])[0] for one in heard] == pytest.approx(in_training, abs=1e-5)
     assert trainer._loop.history.train[0].reward == pytest.approx(sum(in_training) / 32, abs=1e-3)
+
+
+def test_the_rewards_of_held_out_prompts_of_one_conversation_are_one_group(taught: Path, tmp_path: Path) -> None:
+    prompts = as_samples(prompts_of(taught))
+    trainer = make_policy(taught, tmp_path, held_out=with_prompts(prompts, {at: at % 2 for at in range(len(prompts))}))
+    assert trainer.measure_reward().owners == tuple((1, at % 2) for at in range(len(prompts)))
+
+
+def test_the_128_chosen_prompts_keep_their_groups() -> None:
+    prompts = with_prompts(as_samples([EncodedPrompt([at]) for at in range(200)]), {at: at % 5 for at in range(200)})
+    chosen = choose_prompts(prompts, 1)
+    assert len(chosen) == 128
+    assert [len(set(group)) for group in zip(*find_owners(chosen), strict=True)] == [1, 5]
 
 
 def test_the_most_rewarded_weights_are_restored_and_measured_again(taught: Path, tmp_path: Path) -> None:

@@ -26,7 +26,12 @@ NOISE = [
 """Rows from which a model unlearns the held-out ones."""
 
 
-def run(make_bench: MakeBench, rows: list[dict[str, Any]] | None = None, **blocks: Any) -> tuple[Bench, Report]:
+def run(
+    make_bench: MakeBench,
+    rows: list[dict[str, Any]] | None = None,
+    held_out: list[dict[str, Any]] | None = None,
+    **blocks: Any,
+) -> tuple[Bench, Report]:
     """A job whose held-out rows are a file of their own."""
     blocks["dataset"] = {
         "train": {"uri": "s3://bucket/data/train.jsonl"},
@@ -36,7 +41,7 @@ def run(make_bench: MakeBench, rows: list[dict[str, Any]] | None = None, **block
     held = bench.root / "held"
     held.mkdir(parents=True)
     questions = preference_rows(140) if blocks.get("objective") in {"DPO", "RewardModel"} else make_rows(140)
-    lines = "".join(json.dumps(row) + "\n" for row in questions[100:])
+    lines = "".join(json.dumps(row) + "\n" for row in held_out or questions[100:])
     (held / "rows.jsonl").write_text(lines, encoding="utf-8")
     bench.elsewhere["s3://held"] = held
     bench.rows = rows or questions[:100]
@@ -71,6 +76,40 @@ def test_a_model_is_judged_by_what_training_did_to_it(
     if method != "Full":
         card = (bench.output / "adapter" / "README.md").read_text(encoding="utf-8")
         assert found.verdict_message.partition(":")[0].capitalize() in card
+
+
+CONVERSATIONS = [
+    {
+        "messages": [
+            turn for row in make_rows(104)[100 + at : 101 + at] + make_rows(10)[:count] for turn in row["messages"]
+        ]
+    }  # type: ignore[attr-defined]
+    for count in range(5)
+    for at in range(4)
+]
+"""Longer and shorter parts of four conversations."""
+RANKED = [
+    {
+        "prompt": row["prompt"],
+        "responses": [row["chosen"], *(f"I know {n} of that." for n in range(5))],
+        "ranks": [*range(6)],
+    }
+    for row in preference_rows(104)[100:]
+]
+"""Four questions with six answers each, of which the first one is the best."""
+
+
+@pytest.mark.parametrize(("objective", "held_out"), [("Chat", CONVERSATIONS), ("DPO", RANKED)])
+def test_many_rows_of_four_prompts_have_no_verdict_and_the_sentence_has_the_fix(
+    make_bench: MakeBench, objective: str, held_out: list[dict[str, Any]]
+) -> None:
+    blocks = {"hyperparameters": SHORT, "evaluation": {"steps": 4, "prompts": []}}
+    _, report = run(make_bench, objective=objective, held_out=held_out, **blocks)
+    found = report.evaluation
+    assert found is not None
+    assert (found.verdict, found.rows, found.difference_low) == ("NotEvaluated", 20, None), found
+    assert "20 held-out rows of 4 different prompts or conversations are too few" in str(found.verdict_message)
+    assert str(found.verdict_message).endswith("hold out rows of 20 or more")
 
 
 def test_qlora_is_judged_on_the_base_in_16_bits(make_bench: MakeBench) -> None:

@@ -23,6 +23,14 @@ def test_rewards_are_read_back_with_their_parts(tmp_path: Path) -> None:
     assert second.rewards[0].parts == (RewardPart(0.5, 0.5), RewardPart(0.5, 0.0))
 
 
+def test_the_samples_of_the_final_reward_are_read_back_with_their_prompts(tmp_path: Path) -> None:
+    first, second = History(tmp_path / "first.jsonl"), History(tmp_path / "second.jsonl")
+    point = reward_mean(3, [2.0, 1.0], completion_length=4.0, clipped_share=0.5, owners=((1, 0), (1, 0)))
+    first.set_final_reward(point)
+    second.read(first.path)
+    assert second.final_reward == point
+
+
 def test_a_new_try_begins_with_an_empty_file(tmp_path: Path) -> None:
     History(tmp_path / "metrics.jsonl").add_evaluation(0, Measured(3.0, 10))
     assert History(tmp_path / "metrics.jsonl").path.read_text(encoding="utf-8") == ""

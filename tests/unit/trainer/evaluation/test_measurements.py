@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from finetune_trainer.evaluation.measurements import Measured, token_mean
+from finetune_trainer.evaluation.measurements import Measured, reward_mean, token_mean
 
 
 def test_the_loss_is_weighted_by_token_and_not_by_batch() -> None:
@@ -17,12 +17,21 @@ def test_the_standard_error_is_that_of_a_mean_over_batches() -> None:
     assert token_mean([(1.0, 10), (2.0, 10), (3.0, 10)]).standard_error == pytest.approx(1 / math.sqrt(3))
 
 
-def test_batches_of_one_row_are_one_observation_of_the_standard_error() -> None:
-    pieces = [(1.0, 10), (1.0, 10), (3.0, 5), (3.0, 15)]
-    rows = [(1.0, 20), (3.0, 20)]
-    assert token_mean(pieces, {20, 40}).standard_error == token_mean(rows).standard_error
-    assert token_mean(pieces, {40}).standard_error is None
-    assert token_mean(pieces, {20}).standard_error == token_mean(rows).standard_error  # the last row may be cut
+def test_batches_of_one_prompt_are_one_observation_of_the_standard_error() -> None:
+    pieces = [(1.0, 10), (3.0, 5), (1.0, 10), (3.0, 15)]
+    prompts = [(1.0, 20), (3.0, 20)]
+    owners = ((10, 0), (5, 1), (10, 0), (15, 1))
+    assert token_mean(pieces, owners).standard_error == token_mean(prompts).standard_error
+    assert token_mean(pieces, owners).owners == owners
+    assert token_mean(pieces, ((10, 0), (5, 0), (10, 0), (15, 0))).standard_error is None
+
+
+def test_the_standard_error_of_rewards_is_that_over_prompts() -> None:
+    lengths = {"completion_length": 4.0, "clipped_share": 0.0}
+    owners = ((1, 0), (1, 0), (1, 1), (1, 1))
+    found = reward_mean(0, [1.0, 2.0, 3.0, 4.0], owners=owners, **lengths)
+    assert found.standard_error == pytest.approx(1.0)
+    assert reward_mean(0, [1.0, 2.0, 3.0, 4.0], **lengths).standard_error == pytest.approx(math.sqrt(5 / 12))
 
 
 def test_one_batch_has_no_standard_error() -> None:

@@ -1,13 +1,14 @@
 """The verdict: a paired difference with its interval, over simulated measurements."""
 
 import random
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.evaluation import EvaluationMetric, Verdict
+from finetune_trainer.evaluation.groups import count_groups
 from finetune_trainer.evaluation.verdict import Comparison, Parts, compare, describe, student_quantile, to_status
 
 LOSS, REWARD = EvaluationMetric.LOSS, EvaluationMetric.REWARD
@@ -102,24 +103,24 @@ def test_batches_of_another_size_give_the_same_difference(
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 500)), min_size=5, max_size=40), st.integers(1, 4))
-def test_rows_of_one_sample_each_have_the_same_interval_with_their_ends(
+def test_rows_with_a_prompt_of_their_own_have_the_same_interval_with_their_prompts(
     rows: list[tuple[float, int]], size: int
 ) -> None:
     before, after = _join(rows, size), [(loss * loss / 5, tokens) for loss, tokens in rows]
-    ends = frozenset(accumulate(tokens for _, tokens in rows))
-    assert compare(LOSS, before, after, 3, ends) == compare(LOSS, before, after, 3)
+    owners = [(tokens, at) for at, (_, tokens) in enumerate(rows)]
+    assert compare(LOSS, before, after, 3, owners) == compare(LOSS, before, after, 3)
 
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_samples_of_a_few_long_rows_are_no_independent_rows(size: int) -> None:
     """20 documents of 10 samples, each of which the training changes by chance; on average it changes nothing."""
     chance, draws, wrong = random.Random(1), 300, 0
-    ends = frozenset(range(5000, 100_001, 5000))
+    owners = [(500, at // 10) for at in range(200)]
     before = [(3.0, 500)] * 200
     for _ in range(draws):
         shifts = [chance.gauss(0, 0.05) for _ in range(20)]
         after = [(3.0 + shift + chance.gauss(0, 0.05), 500) for shift in shifts for _ in range(10)]
-        found = compare(LOSS, _join(before, size), _join(after, size), row_ends=ends)
+        found = compare(LOSS, _join(before, size), _join(after, size), owners=owners)
         assert found
         assert found.groups == (20 if size == 1 else 10)
         wrong += found.verdict in {Verdict.BETTER, Verdict.WORSE}
@@ -128,9 +129,51 @@ def test_samples_of_a_few_long_rows_are_no_independent_rows(size: int) -> None:
 
 def test_samples_of_four_rows_have_no_interval() -> None:
     before, after = [(3.0, 100)] * 40, [(2.0, 100)] * 40
-    found = compare(LOSS, before, after, row_ends={1000, 2000, 3000, 4000})
+    found = compare(LOSS, before, after, owners=[(100, at // 10) for at in range(40)])
     assert found
     assert (found.groups, found.verdict, found.after) == (4, Verdict.NOT_EVALUATED, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "answers", "order"),
+    [(6, 7, "neighbours"), (15, 3, "neighbours"), (15, 3, "shuffled"), (20, 8, "shuffled"), (40, 1, "shuffled")],
+)
+def test_several_rows_of_a_prompt_are_called_better_or_worse_in_one_run_of_twenty(
+    prompts: int, answers: int, order: str
+) -> None:
+    """Ranked answers: every pair has the prompt's best answer, so that its difference is in all of them."""
+    draws, wrong = 1500, 0
+    for seed in range(draws):
+        rng = random.Random(seed)
+        rows = [prompt for prompt in range(prompts) for _ in range(answers)]
+        if order == "shuffled":
+            rng.shuffle(rows)
+        best = [rng.gauss(0, 0.1) for _ in range(prompts)]
+        after = [(0.693 + best[prompt] - rng.gauss(0, 0.1), 1) for prompt in rows]
+        found = compare(LOSS, [(0.693, 1)] * len(rows), after, owners=[(1, prompt) for prompt in rows])
+        assert found
+        assert found.groups == prompts
+        wrong += found.verdict in {Verdict.BETTER, Verdict.WORSE}
+    assert 0.035 < wrong / draws < 0.065
+
+
+def test_batches_that_share_prompts_by_way_of_others_are_one_group() -> None:
+    before = [(1.0, 2)] * 8
+    owners = [(1, prompt) for prompt in (0, 1, 1, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 8, 9, 9)]
+    found = compare(LOSS, before, [(loss + 0.1 * at, count) for at, (loss, count) in enumerate(before)], owners=owners)
+    assert found
+    assert found.groups == 7
+
+
+@pytest.mark.parametrize(("size", "groups"), [(1, 3), (2, 2), (3, 2), (4, 1), (9, 1)])
+def test_the_groups_of_a_batch_size_share_no_prompt(size: int, groups: int) -> None:
+    assert count_groups(size, [5, 5, 6, 7, 7, 7]) == groups
+
+
+def test_samples_of_another_weight_than_the_batches_are_one_group() -> None:
+    found = compare(LOSS, [(1.0, 1)] * 8, [(2.0, 1)] * 8, owners=[(1, 0)] * 9)
+    assert found
+    assert (found.groups, found.verdict) == (1, Verdict.NOT_EVALUATED)
 
 
 def _join(parts: Parts, size: int) -> Parts:
@@ -193,6 +236,14 @@ def test_the_quantile_is_that_of_the_tables(probability: float, freedom: int, va
 )  # fmt: skip
 def test_the_verdict_is_one_sentence_with_its_interval(comparison: Comparison, sentence: str) -> None:
     assert describe(comparison, start="base model", rows=40) == sentence
+
+
+def test_few_prompts_are_stated_with_the_fix() -> None:
+    found = describe(Comparison(LOSS, 3.0, 1.5, groups=4), start="base model", rows=60, prompts=4)
+    assert found == (
+        "not evaluated: 60 held-out rows of 4 different prompts or conversations are too few for an interval (held-out "
+        "loss 3 → 1.5, -50 %); hold out rows of 20 or more"
+    )
 
 
 def test_without_figures_the_sentence_has_the_reason() -> None:

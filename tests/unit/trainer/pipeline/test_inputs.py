@@ -10,6 +10,7 @@ from finetune_trainer.pipeline.dataset import ENCODED_AT_ONCE, RowFile, Rows, en
 from finetune_trainer.pipeline.inputs import load_inputs, share_digests
 from finetune_trainer.pipeline.preflight import preflight
 from finetune_trainer.tokenization.labeler import Labeler
+from finetune_trainer.tokenization.sample_table import find_owners
 from finetune_trainer.tokenization.token_file import TokenOrigin
 
 
@@ -152,6 +153,25 @@ def test_of_many_held_out_rows_the_same_512_are_evaluated_with_and_without_token
     forget_tokens(world)
     assert len(read) == 512
     assert read == list(load_inputs(world.run).validation)
+
+
+@pytest.mark.parametrize("count", [90, 900])
+def test_held_out_rows_of_one_prompt_belong_together_with_and_without_token_files(world: Any, count: int) -> None:
+    rows = ({"prompt": f"what is {at % 9}", "chosen": f"one {at}", "rejected": "two"} for at in range(count))
+    (world.bucket / "held.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    train = {"prompt": "what is ten", "chosen": "one", "rejected": "two"}
+    (world.bucket / "rows.jsonl").write_text("\n".join(json.dumps(train | {"chosen": f"{at}"}) for at in range(50)))
+    sources = {"train": {"uri": "s3://bucket/rows.jsonl"}, "validation": {"uri": "s3://bucket/held.jsonl"}}
+    world.with_config({"objective": "DPO", "dataset": sources})
+    preflight(world.run)
+    read = load_inputs(world.run).validation
+    forget_tokens(world)
+    made = load_inputs(world.run).validation
+    assert find_owners(read) == find_owners(made)
+    prompts = [tuple(sample.prompt_ids) for sample in read]  # type: ignore[union-attr]
+    assert len(set(prompts)) == 9
+    numbers: dict[tuple[int, ...], int] = {}
+    assert find_owners(read) == tuple((1, numbers.setdefault(prompt, len(numbers))) for prompt in prompts)
 
 
 def test_tokens_that_changed_after_preflight_are_refused(world: Any) -> None:

@@ -87,6 +87,21 @@ def test_a_better_result_replaces_the_one_before_it_and_a_third_removes_the_firs
     )
 
 
+def test_rows_of_a_few_conversations_are_no_independent_rows(world: World) -> None:
+    answered = {"role": "assistant", "content": "Yes"}
+    starts = [[{"role": "user", "content": f"Conversation {n}"}, answered] for n in range(4)]
+    more = [turn for at in range(4) for turn in ({"role": "user", "content": f"Question {at}"}, answered)]
+    parts = [{"messages": start + more[: 2 * count]} for start in starts for count in range(5)]
+    one, two = world.publish("one", rows=parts), world.publish("two", rows=parts, weights=b"worse")
+    world.server.nats[world.folder_of(two)] = 1.5
+    world.release(one)
+    found = world.release(two)
+    assert found.comparison
+    assert (found.comparison.verdict, found.comparison.rows) == ("NotEvaluated", 20)
+    assert found.comparison.difference_low is None
+    assert found.comparison.challenger_loss == pytest.approx(1.5, abs=0.1)
+
+
 def test_a_worse_result_is_held_and_the_name_never_moves(world: World) -> None:
     one, two = world.publish("one"), world.publish("two", weights=b"worse")
     world.server.nats[world.folder_of(two)] = 1.5

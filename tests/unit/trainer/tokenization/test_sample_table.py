@@ -8,10 +8,12 @@ from finetune_trainer.tokenization.sample_table import (
     Samples,
     as_samples,
     count_rows,
-    find_row_ends,
+    find_owners,
     longest_length,
+    prompts_of,
+    with_prompts,
 )
-from finetune_trainer.tokenization.samples import Encoded, EncodedPrompt
+from finetune_trainer.tokenization.samples import Encoded, EncodedPair, EncodedPrompt
 
 
 def table(*rows: int) -> Samples[Encoded]:
@@ -25,25 +27,38 @@ def table(*rows: int) -> Samples[Encoded]:
 
 
 @pytest.mark.parametrize(
-    ("rows", "count", "ends"),
-    [((0, 0, 0, 4, 9, 9), 3, {9, 12, 18}), ((3, 3), 1, {6}), ((0, 1, 2), 3, None), ((5,), 1, None)],
+    ("rows", "count", "owners"),
+    [
+        ((0, 0, 0, 4, 9, 9), 3, (0, 0, 0, 1, 2, 2)),
+        ((3, 3), 1, (0, 0)),
+        ((0, 1, 2), 3, ()),
+        ((5,), 1, ()),
+    ],
 )
-def test_the_samples_of_a_row_are_counted_once_and_end_together(
-    rows: tuple[int, ...], count: int, ends: set[int] | None
+def test_the_samples_of_a_row_are_counted_once_and_belong_together(
+    rows: tuple[int, ...], count: int, owners: tuple[int, ...]
 ) -> None:
     samples = table(*rows)
-    assert (count_rows(samples), find_row_ends(samples)) == (count, ends)
+    assert (count_rows(samples), find_owners(samples)) == (count, tuple((3, owner) for owner in owners))
 
 
-def test_the_chosen_rows_keep_their_ends() -> None:
-    samples = table(0, 0, 0, 4, 9, 9).of_rows([0, 9])
-    assert (count_rows(samples), find_row_ends(samples)) == (2, {9, 15})
+def test_the_samples_of_rows_with_one_prompt_belong_together() -> None:
+    samples = with_prompts(table(0, 0, 1, 2, 3), {0: 1 << 59, 1: 7, 2: 1 << 59, 3: 8})
+    assert find_owners(samples) == ((3, 0), (3, 0), (3, 1), (3, 0), (3, 2))
+    assert find_owners(samples.take([4, 2])) == ()
+    assert (count_rows(samples), next(iter(samples))) == (4, next(iter(table(0))))
+
+
+def test_pairs_and_answers_have_a_weight_of_one_each() -> None:
+    samples = with_prompts(as_samples([EncodedPair([1], [2, 3], [4])] * 3), {0: 5, 1: 6, 2: 5})
+    assert find_owners(samples) == ((1, 0), (1, 1), (1, 0))
 
 
 def test_samples_without_a_table_are_a_row_each() -> None:
     prompts = [EncodedPrompt([1, 2])] * 3
     for samples in (prompts, as_samples(prompts), []):
-        assert (count_rows(samples), find_row_ends(samples)) == (len(samples), None)
+        assert (count_rows(samples), find_owners(samples)) == (len(samples), ())
+        assert prompts_of(samples) == list(range(len(samples)))
 
 
 def test_the_longest_sample_of_a_table_is_found_without_its_tokens() -> None:

@@ -63,13 +63,14 @@ class History:
     def add_evaluation(self, step: int, measured: Measured) -> None:
         """Add an evaluation."""
         self.evaluations.append(EvalPoint(step, measured))
-        written = asdict(measured if step == 0 else replace(measured, batches=()))  # with which the result is compared
-        self._append("eval", {"step": step} | written)
+        batches = () if step else measured.batches  # with which those of the result are compared, by its owners
+        self._append("eval", {"step": step} | asdict(replace(measured, batches=batches, owners=())))
 
     def add_reward(self, point: RewardPoint) -> None:
         """Add a held-out reward."""
         self.rewards.append(point)
-        self._append("eval", asdict(point if point.step == 0 else replace(point, rewards=())))
+        rewards = () if point.step else point.rewards
+        self._append("eval", asdict(replace(point, rewards=rewards, owners=())))
 
     def set_final_reward(self, point: RewardPoint) -> None:
         """Set the reward of the published model, measured apart from those by which it was chosen."""
@@ -101,7 +102,7 @@ class History:
 
 def _read_reward(values: dict[str, Any]) -> RewardPoint:
     parts = tuple(RewardPart(*part) for part in values.get("parts", ()))
-    return RewardPoint(**(_as_tuples(values, "rewards") | {"parts": parts}))
+    return RewardPoint(**(_as_tuples(_as_tuples(values, "rewards"), "owners") | {"parts": parts}))
 
 
 def _as_tuples(values: dict[str, Any], name: str) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+from finetune_trainer.evaluation.groups import Owners, group_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,8 @@ class Measured:
     reward_accuracy: float | None = None
     batches: tuple[tuple[float, int], ...] = ()
     """The mean loss and the weight of each batch, in the order of the rows."""
+    owners: tuple[tuple[int, int], ...] = ()
+    """The weight and the number of the prompt of each sample in this order; empty if all prompts differ."""
 
     def figures(self) -> dict[str, float]:
         """Return the measurements other than the loss, by their names in the status."""
@@ -33,31 +37,29 @@ class Measured:
         return math.exp(self.loss) if self.loss < 700 else math.inf  # the largest float is e^709
 
 
-def token_mean(batches: Sequence[tuple[float, int]], row_ends: Set[int] | None = None) -> Measured:
+def token_mean(batches: Sequence[tuple[float, int]], owners: Owners = ()) -> Measured:
     """Return the mean over all tokens, from each batch's mean loss and number of trained tokens.
 
-    `row_ends` are the tokens up to the end of each row, if some rows are several samples: these are not independent.
+    `owners` are the samples with their prompts, if some have the same one: these are not independent.
     """
     tokens = sum(count for _, count in batches)
     loss = sum(mean * count for mean, count in batches) / max(tokens, 1)
-    kept, groups = tuple(batches), list(_join(batches, row_ends))
+    kept = Measured(loss, tokens, batches=tuple(batches), owners=tuple(owners))
+    groups = _join(batches, owners)
     if len(groups) < 2 or not tokens:
-        return Measured(loss, tokens, batches=kept)
+        return kept
     squares = sum((total - loss * count) ** 2 for total, count in groups)
     error = math.sqrt(squares * len(groups) / (len(groups) - 1)) / tokens
-    return Measured(loss, tokens, error, batches=kept)
+    return replace(kept, standard_error=error)
 
 
-def _join(batches: Sequence[tuple[float, int]], row_ends: Set[int] | None) -> Iterator[tuple[float, int]]:
-    """Yield the sum and the number of tokens of each batch, or of those up to the end of a row."""
-    total, count, end = 0.0, 0, 0
-    for mean, tokens in batches:
-        total, count, end = total + mean * tokens, count + tokens, end + tokens
-        if row_ends is None or end in row_ends:
-            yield total, count
-            total, count = 0.0, 0
-    if count:
-        yield total, count
+def _join(batches: Sequence[tuple[float, int]], owners: Owners) -> list[tuple[float, int]]:
+    """Return the sum and the number of tokens of each group of batches."""
+    joined = dict[int, tuple[float, int]]()
+    for group, (mean, tokens) in zip(group_batches([count for _, count in batches], owners), batches, strict=True):
+        total, count = joined.get(group, (0.0, 0))
+        joined[group] = (total + mean * tokens, count + tokens)
+    return list(joined.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,8 @@ class RewardPoint:
     """The reward of each prompt's answer, in the order of the prompts."""
     parts: tuple[RewardPart, ...] = ()
     """The job's computed rewards, in their order; none of a reward model."""
+    owners: tuple[tuple[int, int], ...] = ()
+    """A weight of 1 and the number of the prompt of each answer; empty if all prompts differ."""
 
 
 def reward_mean(
@@ -134,13 +138,16 @@ def reward_mean(
     completion_length: float,
     clipped_share: float,
     parts: Sequence[Sequence[float]] = (),
+    owners: Owners = (),
 ) -> RewardPoint:
     """Return the point of these rewards; lengths are in tokens, a clipped answer reached the length limit, and `parts`
     are the computed rewards of each answer."""
-    error = statistics.stdev(rewards) / math.sqrt(len(rewards)) if len(rewards) > 1 else None
+    error = token_mean([(reward, 1) for reward in rewards], owners).standard_error
     mean = statistics.fmean(rewards)
     found = tuple(
         RewardPart(statistics.fmean(one), sum(value == 0 for value in one) / len(one))
         for one in zip(*parts, strict=True)
     )
-    return RewardPoint(step, mean, len(rewards), completion_length, clipped_share, error, tuple(rewards), found)
+    return RewardPoint(
+        step, mean, len(rewards), completion_length, clipped_share, error, tuple(rewards), found, tuple(owners)
+    )

@@ -153,8 +153,6 @@ class RunRecord:
     """Its answers to the questions on general ability."""
     compared_rows: int = 0
     """Number of held-out rows that were measured."""
-    row_ends: frozenset[int] | None = None
-    """The weight up to the end of each of them, if some are several samples."""
     score_check: ScoreCheck | None = None
     gguf: GgufCheck | None = None
     """The files of `output.gguf`, compared with the full model."""
@@ -200,7 +198,13 @@ class RunRecord:
         if before is None or after is None:
             return None
         metric = EvaluationMetric.REWARD if self.is_rewarded else EvaluationMetric.LOSS
-        return compare(metric, _parts(before), _parts(after), self.choices, self.row_ends)
+        return compare(metric, _parts(before), _parts(after), self.choices, after.owners)
+
+    @property
+    def compared_prompts(self) -> int:
+        """Number of different prompts of the held-out rows that were measured."""
+        after = self.judged[1]
+        return len({prompt for _, prompt in after.owners}) if after and after.owners else self.compared_rows
 
     @property
     def verdict(self) -> Verdict:
@@ -210,7 +214,8 @@ class RunRecord:
     @cached_property
     def detail(self) -> str:
         """The verdict in one sentence, with answers that do not match their pattern."""
-        sentence = describe(self.comparison, start=self.start, rows=self.compared_rows, obstacle=self.obstacle)
+        rows, prompts = self.compared_rows, self.compared_prompts
+        sentence = describe(self.comparison, start=self.start, rows=rows, prompts=prompts, obstacle=self.obstacle)
         missed = [str(at) for at, one in enumerate(self.answers, 1) if one.is_expected is False]
         parts = [sentence, f"the answer to prompt {', '.join(missed)} misses its pattern" if missed else ""]
         parts += [describe_ability(self.ability)] if self.ability else []

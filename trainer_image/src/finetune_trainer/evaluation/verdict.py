@@ -1,12 +1,13 @@
 """The verdict on a result: the paired difference of the held-out rows before and after, with its 95 % interval."""
 
 import math
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
 
 from finetune_api.evaluation import EvaluationMetric, EvaluationStatus, Verdict
+from finetune_trainer.evaluation.groups import Owners, group_batches
 
 LEVEL = 0.95
 FEWEST_GROUPS = 5
@@ -17,6 +18,8 @@ ROUNDING = 0.001
 
 Parts = Sequence[tuple[float, int]]
 """The mean of each group of held-out rows, in order, with its weight: trained tokens, pairs, rows or prompts."""
+Pair = tuple[float, float, int]
+"""The sums before and after over a group of held-out rows, and its weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +83,15 @@ class Comparison:
 
 
 def compare(
-    metric: EvaluationMetric, before: Parts, after: Parts, choices: int = 1, row_ends: Set[int] | None = None
+    metric: EvaluationMetric, before: Parts, after: Parts, choices: int = 1, owners: Owners = ()
 ) -> Comparison | None:
     """Compare the means of two measurements of the same rows; None if they are not of the same rows, or of none.
 
     The interval is that of a ratio of sums over paired groups (linearised residuals, Student's t). The tuned model is
     the best of `choices` evaluations on these rows, so its level is that of simultaneous intervals (Bonferroni).
-    `row_ends` are the weights up to the end of each row, if some rows are several samples: these are not independent.
+    `owners` are the samples with their prompts, if some have the same one: these are not independent.
     """
-    pairs = list(_pair(before, after, row_ends))
+    pairs = _join(list(_pair(before, after)), owners)
     weight = sum(count for _, _, count in pairs)
     if not weight:
         return None
@@ -103,21 +106,27 @@ def compare(
     return Comparison(metric, first, last, difference - half, difference + half, groups)
 
 
-def _pair(before: Parts, after: Parts, row_ends: Set[int] | None) -> Iterator[tuple[float, float, int]]:
-    """Yield the sums before and after, and the weight, of each group that both measurements have in common.
+def _pair(before: Parts, after: Parts) -> Iterator[Pair]:
+    """Yield the sums before and after, and the weight, of each batch that both measurements have in common.
 
-    A micro-batch may have been halved in between: groups are joined at the boundaries that both have, and never divide
-    a row.
+    A micro-batch may have been halved in between: batches are joined at the boundaries that both have.
     """
     sums = [_cumulate(parts) for parts in (before, after)]
     if sums[0].keys() and sums[1].keys() and max(sums[0]) == max(sums[1]):
         common = sums[0].keys() & sums[1].keys()
-        if row_ends is not None:
-            common &= row_ends | {max(common)}
         for begin, end in pairwise([0, *sorted(common)]):
             if end > begin:
                 old, new = (one[end] - one.get(begin, 0.0) for one in sums)
                 yield old, new, end - begin
+
+
+def _join(pairs: Sequence[Pair], owners: Owners) -> list[Pair]:
+    """Return the sums of each group of batches, none of which shares a prompt with another group."""
+    joined = dict[int, Pair]()
+    for group, pair in zip(group_batches([count for _, _, count in pairs], owners), pairs, strict=True):
+        old, new, count = joined.get(group, (0.0, 0.0, 0))
+        joined[group] = (old + pair[0], new + pair[1], count + pair[2])
+    return list(joined.values())
 
 
 def _cumulate(parts: Parts) -> dict[int, float]:
@@ -145,8 +154,13 @@ def student_quantile(probability: float, freedom: int) -> float:
     return float(z + sum(term / freedom**power for power, term in enumerate(terms, 1)))
 
 
-def describe(comparison: Comparison | None, *, start: str, rows: int, obstacle: str = "") -> str:
-    """Return the verdict in one sentence, with the interval, or why there is none and how many rows would show more."""
+def describe(
+    comparison: Comparison | None, *, start: str, rows: int, prompts: int | None = None, obstacle: str = ""
+) -> str:
+    """Return the verdict in one sentence, with the interval, or why there is none and how many rows would show more.
+
+    `prompts` is the number of different prompts of the rows, by default as many as rows.
+    """
     if comparison is None or obstacle:
         return f"not evaluated: {obstacle or 'no rows were held out'}"
     noun = "loss" if comparison.metric is EvaluationMetric.LOSS else "reward"
@@ -157,7 +171,12 @@ def describe(comparison: Comparison | None, *, start: str, rows: int, obstacle: 
         case Verdict.WORSE:
             return f"worse than the {start}: {figures}"
         case Verdict.NOT_EVALUATED:
-            return f"not evaluated: {rows} held-out rows are too few for an interval ({figures}); hold out 20 or more"
+            if prompts is None or prompts >= rows:
+                few, fix = f"{rows} held-out rows are", "hold out 20 or more"
+            else:
+                few = f"{rows} held-out rows of {prompts} different prompts or conversations are"
+                fix = "hold out rows of 20 or more"
+            return f"not evaluated: {few} too few for an interval ({figures}); {fix}"
     needed = comparison.advise_rows(rows)
     hint = f"; about {needed} held-out rows would show a difference of this size" if needed else ""
     return f"no measurable difference from the {start}: {figures}{hint}"

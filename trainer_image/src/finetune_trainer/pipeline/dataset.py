@@ -17,20 +17,21 @@ import pyarrow as pa
 
 from finetune_api.handoff import Artifact, ExitCode, JobConfig
 from finetune_trainer.data.checks.output import read_accepted
+from finetune_trainer.data.checks.row_keys import prompt_key
 from finetune_trainer.data.lengths import Lengths
 from finetune_trainer.data.rows import BadRow, Row
 from finetune_trainer.errors import ObjectMissing, TrainerError
+from finetune_trainer.evaluation.groups import EVALUATED_ROWS
 from finetune_trainer.evaluation.run_record import SampleStats
 from finetune_trainer.storage.protocol import OnBytes, ReadableStore, join_uri, sha256_file
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.previews import Piece, abridge
-from finetune_trainer.tokenization.sample_table import SampleBatches, Samples, as_samples
+from finetune_trainer.tokenization.sample_table import SampleBatches, Samples, as_samples, with_prompts
 from finetune_trainer.tokenization.samples import Sample
 from finetune_trainer.tokenization.token_file import TokenOrigin, read_tokens
 
 logger = logging.getLogger(__name__)
 
-EVALUATED_ROWS = 512
 PREVIEWED_ROWS = 3
 ENCODED_AT_ONCE = 256
 
@@ -172,14 +173,32 @@ def load_samples(
         logger.warning("the tokenizer or its template changed after preflight: the rows are tokenised again")
     wanted = None if chosen is None else frozenset(chosen)
     read = (row for number, row in enumerate(rows) if wanted is None or number in wanted)
-    return encode_rows(read, labeler, origin, on_rows)
+    return encode_rows(read, labeler, origin, on_rows, chosen)
 
 
-def encode_rows(rows: Iterable[Row], labeler: Labeler, origin: TokenOrigin, on_rows: OnRows) -> Sequence[Sample]:
-    """Return every sample of the rows; one that the tokenizer refuses, which preflight has counted, has none."""
+def load_held_out(
+    rows: RowFile, labeler: Labeler, origin: TokenOrigin, on_rows: OnRows, chosen: Sequence[int]
+) -> Sequence[Sample]:
+    """Return the samples of the chosen validation rows with their prompts, by which they are grouped."""
+    wanted = frozenset(chosen)
+    prompts = {number: prompt_key(row) for number, row in enumerate(rows) if number in wanted}
+    return with_prompts(as_samples(load_samples(rows, labeler, origin, on_rows, chosen)), prompts)
+
+
+def encode_rows(
+    rows: Iterable[Row],
+    labeler: Labeler,
+    origin: TokenOrigin,
+    on_rows: OnRows,
+    numbers: Iterable[int] | None = None,
+) -> Sequence[Sample]:
+    """Return every sample of the rows; one that the tokenizer refuses, which preflight has counted, has none.
+
+    `numbers` are those of the rows in their file; without them they count from 0.
+    """
     found: list[pa.RecordBatch] = []
     batches = SampleBatches(origin.kind, found.append)
-    remaining = iter(enumerate(rows))
+    remaining = enumerate(rows) if numbers is None else zip(numbers, rows, strict=True)
     while batch := list(islice(remaining, ENCODED_AT_ONCE)):
         on_rows()
         results = labeler.encode_batch([row for _, row in batch], origin.objective, origin.max_length)  # type: ignore[arg-type]

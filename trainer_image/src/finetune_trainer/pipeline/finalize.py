@@ -50,7 +50,7 @@ from finetune_trainer.publishing.lineage import build_lineage, library_versions,
 from finetune_trainer.publishing.openlineage import write_lineage
 from finetune_trainer.storage.hub.uris import pinned_commit
 from finetune_trainer.storage.protocol import join_uri
-from finetune_trainer.tokenization.sample_table import count_rows, find_row_ends
+from finetune_trainer.tokenization.sample_table import count_rows
 from finetune_trainer.tokenization.samples import EncodedPrompt, Sample
 
 
@@ -115,7 +115,6 @@ def build_record(
         served=trained.served,
         ability=trained.ability,
         compared_rows=sampled.prompts if sampled else count_rows(inputs.validation),
-        row_ends=find_row_ends(inputs.validation),
         early_stopping=inputs.run.reporter.snapshot().early_stopping,
         trainable_parameters=trained.parameters,
         answers=with_merged(trained.answers, merge),

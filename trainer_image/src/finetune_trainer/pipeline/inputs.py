@@ -17,6 +17,7 @@ from finetune_trainer.data.ability import Question as AbilityQuestion
 from finetune_trainer.data.ability import read_questions
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.expectations import Expectations
+from finetune_trainer.evaluation.groups import EVALUATED_PROMPTS, EVALUATED_ROWS
 from finetune_trainer.evaluation.questions import Question, list_questions
 from finetune_trainer.evaluation.run_record import Licence
 from finetune_trainer.merging.converter import require_converter
@@ -30,7 +31,7 @@ from finetune_trainer.pipeline.bound_model import (
     require_reward_model_as_checked,
 )
 from finetune_trainer.pipeline.chat_template import restore_choice
-from finetune_trainer.pipeline.dataset import EVALUATED_ROWS, Rows, choose_evaluation_rows, fetch_rows, load_samples
+from finetune_trainer.pipeline.dataset import Rows, choose_evaluation_rows, fetch_rows, load_held_out, load_samples
 from finetune_trainer.publishing.lineage import combined_sha256, digest_folder
 from finetune_trainer.publishing.parent_result import check_parents
 from finetune_trainer.rewards.fetch import RewardFolders, fetch_reward_model
@@ -48,8 +49,6 @@ from finetune_trainer.tokenization.samples import (
 from finetune_trainer.tokenization.token_file import TokenOrigin
 
 SHOWN_SAMPLES = 3
-EVALUATED_PROMPTS = 128
-"""Held-out prompts that a teacher answers, which is slow."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
     if rows.validation:
         most = EVALUATED_PROMPTS if teacher else EVALUATED_ROWS
         chosen = choose_evaluation_rows(len(rows.validation), hyper.seed, most)
-        validation = load_samples(rows.validation, labeler, origin, run.on_work, chosen)
+        validation = load_held_out(rows.validation, labeler, origin, run.on_work, chosen)
     if not samples:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, "no row has a token to train on: see status.dataset")
     run.reporter.start.end("rows")

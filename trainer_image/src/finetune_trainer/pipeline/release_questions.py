@@ -10,6 +10,8 @@ import orjson
 from finetune_api.evaluation import EvaluationMetric, Verdict
 from finetune_api.release import ReleaseComparison
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.data.checks.row_keys import prompt_key
+from finetune_trainer.data.rows import ChatRow, DataFormat, Source, TextRow
 from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.evaluation.verdict import compare
 from finetune_trainer.serving.vllm import ServerRefusedError, VLLMServer
@@ -26,6 +28,8 @@ class Answers:
 
     losses: Sequence[tuple[float, int] | None]
     matched: Sequence[bool]
+    prompts: Sequence[int] = ()
+    """The `prompt_key` of each row."""
 
     @property
     def matched_percent(self) -> float | None:
@@ -39,6 +43,7 @@ class Questions:
     def __init__(self, spec: FineTuneJobSpec, rows: Iterable[Any]) -> None:
         self._tokens = spec.evaluation.max_new_tokens
         self._rows = [row for row in rows if _is_plain(row)][:MAX_ROWS]
+        self._keys = [_prompt_key(row) for row in self._rows]
         self._prompts = [one for one in spec.evaluation.prompts or [] if one.expected]
         self._expected = Expectations(self._prompts)
         self._starts: dict[int, int] = {}
@@ -54,7 +59,7 @@ class Questions:
         losses = [self._measure(server, model, at, row) for at, row in enumerate(self._rows)]
         if not matched and not any(losses):
             server.answer(model, [{"role": "user", "content": "Hello"}], 1)
-        return Answers(losses, matched)
+        return Answers(losses, matched, self._keys)
 
     def _measure(self, server: VLLMServer, model: str, at: int, row: dict[str, Any]) -> tuple[float, int] | None:
         """Return the loss of the row's last answer, or None if the server refuses the row, for example its length."""
@@ -74,14 +79,15 @@ class Questions:
 
 
 def compare_answers(champion: Answers | None, challenger: Answers) -> ReleaseComparison:
-    """Return the comparison on the rows that both answered."""
+    """Return the comparison on the rows that both answered; those of one prompt are a group."""
+    prompts = challenger.prompts or range(len(challenger.losses))
     pairs = [
-        (old, new)
-        for old, new in zip(champion.losses if champion else (), challenger.losses, strict=False)
+        (old, new, prompt)
+        for old, new, prompt in zip(champion.losses if champion else (), challenger.losses, prompts, strict=False)
         if old and new and old[1] == new[1]
     ]
-    before, after = [old for old, _ in pairs], [new for _, new in pairs]
-    found = compare(EvaluationMetric.LOSS, before, after)
+    before, after = [old for old, *_ in pairs], [new for _, new, _ in pairs]
+    found = compare(EvaluationMetric.LOSS, before, after, owners=[(old[1], prompt) for old, _, prompt in pairs])
     return ReleaseComparison(
         verdict=(found.verdict if found else Verdict.NOT_EVALUATED).value,
         rows=len(pairs),
@@ -98,6 +104,13 @@ def read_rows(path: Path) -> list[Any]:
     """Return the rows of a file of canonical rows; only the first are needed."""
     with path.open("rb") as file:
         return [orjson.loads(line) for _, line in zip(range(4 * MAX_ROWS), file, strict=False)]
+
+
+def _prompt_key(row: dict[str, Any]) -> int:
+    source = Source("", 0)
+    if "text" in row:
+        return prompt_key(TextRow(row["text"], source, DataFormat.TEXT))
+    return prompt_key(ChatRow(row["messages"], source, DataFormat.OPENAI))
 
 
 def _is_plain(row: Any) -> bool:

@@ -51,7 +51,6 @@ from finetune_trainer.pipeline.stored_training import restore_training, store_tr
 from finetune_trainer.publishing.publish import publish
 from finetune_trainer.publishing.pushes import push_published
 from finetune_trainer.rewards.rollouts import require_engine
-from finetune_trainer.tokenization.sample_table import find_row_ends
 from finetune_trainer.training.callbacks import early_stopping_status
 from finetune_trainer.training.checkpoint_files import (
     REFERENCE,
@@ -313,7 +312,6 @@ def start_loop(inputs: Inputs, checkpoints: Checkpoints, resumed: Path | None, w
         reference=reference,
         before=saved.before,
         world=world,
-        row_ends=find_row_ends(inputs.validation),
         began=time.monotonic() - saved.seconds,
         kept=kept,
     )

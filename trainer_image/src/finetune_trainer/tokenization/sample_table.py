@@ -1,6 +1,6 @@
 """Samples as an Arrow table, one line a sample: token ids take four bytes and are read without a copy."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast, overload
 
 import numpy as np
@@ -22,6 +22,8 @@ from finetune_trainer.tokenization.samples import (
 
 ROW = "row"
 """Column with the number of the sample's row in its file, from 0."""
+PROMPT = "prompt"
+"""Column with the `prompt_key` of the sample's row, which only held-out samples have."""
 IDS, NUMBER = pa.list_(pa.int32()), pa.int32()
 SAMPLE_FIELDS: dict[type[Sample], dict[str, pa.DataType]] = {
     Encoded: {"input_ids": IDS, "labels": IDS, "trained": NUMBER},
@@ -163,13 +165,33 @@ def longest_length(*parts: Sequence[Sample]) -> int:
     return max(found)
 
 
-def find_row_ends(samples: Sequence[Sample]) -> frozenset[int] | None:
-    """Return how many tokens with a loss there are up to the end of each row; None if each row is one sample."""
-    if not isinstance(samples, Samples) or count_rows(samples) == len(samples):
-        return None
-    weights = [np.count_nonzero(labels[1:] != UNTRAINED) for labels in samples.ids("labels")]
-    is_last = np.append(np.diff(samples.numbers(ROW)) != 0, True)
-    return frozenset(np.cumsum(weights)[is_last].tolist())
+def with_prompts(samples: Samples[SampleT], prompts: Mapping[int, int]) -> Samples[SampleT]:
+    """Return the samples with the `prompt_key` of each one's row, found by the row's number."""
+    keys = [prompts[row] for row in samples.numbers(ROW).tolist()]
+    return Samples(samples.table.append_column(PROMPT, pa.array(keys, pa.int64())))
+
+
+def prompts_of(samples: Sequence[Sample]) -> list[int]:
+    """Return a number for each sample that is the same for samples of one prompt, or if it is unknown, of one row."""
+    if not isinstance(samples, Samples):
+        return list(range(len(samples)))
+    keys = samples.numbers(PROMPT if samples.has(PROMPT) else ROW).tolist()
+    numbers = dict[int, int]()
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+def find_owners(samples: Sequence[Sample]) -> tuple[tuple[int, int], ...]:
+    """Return the weight of each sample in a held-out loss, trained tokens or one, with the number of its prompt.
+
+    Empty if each sample has a prompt of its own.
+    """
+    prompts = prompts_of(samples)
+    if len(set(prompts)) == len(prompts) or not isinstance(samples, Samples):
+        return ()
+    weights = [1] * len(prompts)
+    if samples.has("labels"):
+        weights = [int(np.count_nonzero(labels[1:] != UNTRAINED)) for labels in samples.ids("labels")]
+    return tuple(zip(weights, prompts, strict=True))
 
 
 def _value(sample: Sample, name: str) -> Any:

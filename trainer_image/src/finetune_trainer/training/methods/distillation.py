@@ -91,6 +91,8 @@ class StudentTrainer(LoopTrainer, DistillationTrainer):  # type: ignore[misc]  #
             _write_answers(self._ask_teacher(prompts), teacher)
         known = load_file(teacher.answers)
         answers = [ids.tolist() for ids in known["ids"].split(known["lengths"].tolist())]
+        if self._owners:
+            self._owners = [(len(answer), prompt) for answer, (_, prompt) in zip(answers, self._owners, strict=True)]
         return prompts.add_column(ANSWER, answers)
 
     def _ask_teacher(self, prompts: Dataset) -> list[list[int]]:

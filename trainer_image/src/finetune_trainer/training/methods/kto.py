@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import torch
 from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
@@ -16,12 +15,15 @@ from finetune_api.objectives import SMALLEST_KTO_BATCH
 from finetune_api.spec import Method
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.measurements import Measured, token_mean
-from finetune_trainer.tokenization.sample_table import Samples, as_samples
+from finetune_trainer.tokenization.sample_table import Samples, as_samples, prompts_of
 from finetune_trainer.tokenization.samples import EncodedLabelled
 from finetune_trainer.training.methods.columns import to_dataset
 from finetune_trainer.training.methods.loop import MeasuredBatch, mean_figures
 from finetune_trainer.training.methods.parts import TrainerParts
-from finetune_trainer.training.methods.reference import ReferencedTrainer
+from finetune_trainer.training.methods.reference import HELD_OUT, HELD_OUT_BY_PROMPT, ReferencedTrainer, has_reference
+
+OTHER_ANSWERS = "KL_completion_ids"
+"""TRL's name of the answers on which the divergence is measured."""
 
 
 class LabelledTrainer(ReferencedTrainer, KTOTrainer):  # type: ignore[misc]  # the library has no types
@@ -38,7 +40,8 @@ class LabelledTrainer(ReferencedTrainer, KTOTrainer):  # type: ignore[misc]  # t
         return {name: (self._last_figure(name) if rows else 0.0, rows) for name, rows in found}
 
     def _summarize(self, parts: Sequence[MeasuredBatch]) -> Measured:
-        measured, means = token_mean([(part.loss, part.weight) for part in parts]), mean_figures(parts)
+        means = mean_figures(parts)
+        measured = token_mean([(part.loss, part.weight) for part in parts], self._owners)
         if len(means) < 2:
             return measured
         return replace(measured, reward_margin=means["rewards/chosen"] - means["rewards/rejected"])
@@ -70,10 +73,16 @@ def build_kto_trainer(parts: TrainerParts) -> LabelledTrainer:
         max_length=None,
     )
 
-    def prepare(samples: Sequence[EncodedLabelled]) -> Dataset:
-        return to_answer_dataset(shuffled(samples, settings.seed or 0))
-
-    return LabelledTrainer(**parts.trainer_arguments(prepare(parts.train), prepare), args=arguments)
+    seed, held_out = settings.seed or 0, HELD_OUT
+    train = to_answer_dataset(with_other_answers(shuffled(parts.train, seed)))
+    if parts.validation:
+        rows = with_other_answers(shuffled(parts.validation, seed))
+        order = order_by_prompt(prompts_of(rows))
+        # The loss and the reference of an older checkpoint are of the batches in the other order.
+        if order != list(range(len(rows))) and not has_reference(parts.loop.reference, HELD_OUT):
+            rows, held_out = rows.take(order), HELD_OUT_BY_PROMPT
+        parts = replace(parts, validation=rows)
+    return LabelledTrainer(**parts.trainer_arguments(train, to_answer_dataset), held_out=held_out, args=arguments)
 
 
 def shuffled(samples: Sequence[EncodedLabelled], seed: int) -> Samples[EncodedLabelled]:
@@ -81,16 +90,27 @@ def shuffled(samples: Sequence[EncodedLabelled], seed: int) -> Samples[EncodedLa
     return as_samples(samples).take(random.Random(seed).sample(range(len(samples)), len(samples)))  # noqa: S311
 
 
-def to_answer_dataset(samples: Samples[EncodedLabelled]) -> Dataset:
-    """Return the columns that TRL's collator joins and pads, with an answer to another prompt for each prompt."""
+def order_by_prompt(prompts: Sequence[int]) -> list[int]:
+    """Return the places of the rows such that those of a prompt are neighbours; first the prompts with an even number.
+
+    Rows are measured two at a time: at most two prompts share such a batch then.
+    """
+    places: dict[int, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        places.setdefault(prompt, []).append(place)
+    return [place for found in sorted(places.values(), key=lambda found: len(found) % 2) for place in found]
+
+
+def with_other_answers(samples: Samples[EncodedLabelled]) -> Samples[EncodedLabelled]:
+    """Return the samples with an answer to another prompt for each prompt, as a column."""
     others = samples.take(pair_with_other_prompts(samples))
-    columns = {
-        "prompt_ids": samples.table["prompt_ids"],
-        "completion_ids": samples.table["completion_ids"],
-        "KL_completion_ids": others.table["completion_ids"],
-        "label": samples.table["desirable"],
-    }
-    return to_dataset(pa.table(columns))
+    return Samples(samples.table.append_column(OTHER_ANSWERS, others.table["completion_ids"]))
+
+
+def to_answer_dataset(samples: Samples[EncodedLabelled]) -> Dataset:
+    """Return the columns that TRL's collator joins and pads."""
+    columns = samples.table.select(["prompt_ids", "completion_ids", OTHER_ANSWERS, "desirable"])
+    return to_dataset(columns.rename_columns({"desirable": "label"}))
 
 
 def pair_with_other_prompts(samples: Samples[EncodedLabelled]) -> list[int]:

@@ -30,6 +30,7 @@ from finetune_api.handoff import Artifact, ExitCode
 from finetune_trainer.distributed.sharding import full_tensor, is_sharded, load_shards, load_state, save_shards
 from finetune_trainer.distributed.world import World, unshard
 from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.evaluation.groups import Owners
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint, token_mean
 from finetune_trainer.models.adapters.whole_modules import is_inside
 from finetune_trainer.models.loading import trained_tensors
@@ -75,8 +76,11 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     model to BF16, whose steps are larger than most updates: the constructor restores it in FP32.
     """
 
-    def __init__(self, loop: LoopContext, *, lora_plus_lr_ratio: float | None = None, **arguments: Any) -> None:
+    def __init__(
+        self, loop: LoopContext, *, owners: Owners = (), lora_plus_lr_ratio: float | None = None, **arguments: Any
+    ) -> None:
         self._loop = loop
+        self._owners = owners
         self._lora_plus_lr_ratio = lora_plus_lr_ratio
         use_one_gpu(arguments["args"])
         with keep_in_fp32(arguments["model"]):
@@ -352,7 +356,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
 
     def _summarize(self, parts: Sequence[MeasuredBatch]) -> Measured:
         figures: dict[str, Any] = mean_figures(parts)
-        return replace(token_mean([(part.loss, part.weight) for part in parts], self._loop.row_ends), **figures)
+        return replace(token_mean([(part.loss, part.weight) for part in parts], self._owners), **figures)
 
     def _weight(self, inputs: dict[str, torch.Tensor]) -> int:
         """Return the number of trained tokens, pairs or rows that the batch's loss averages."""

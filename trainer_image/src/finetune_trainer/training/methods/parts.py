@@ -20,11 +20,12 @@ from finetune_api.status import Resolved
 from finetune_trainer.distributed.own_pace import OwnPace
 from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.evaluation.early_stopping import Plateau
+from finetune_trainer.evaluation.groups import count_groups
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.models.loading import NON_REENTRANT
 from finetune_trainer.monitoring.reporter import Reporter, work_beat
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.tokenization.sample_table import count_rows
+from finetune_trainer.tokenization.sample_table import find_owners, prompts_of
 from finetune_trainer.training.callbacks import (
     KeepBest,
     KeepWeights,
@@ -58,8 +59,6 @@ class LoopContext:
     """The processes that train together."""
     kept: KeptWeights = NOTHING_KEPT
     """The weights of other steps to publish."""
-    row_ends: frozenset[int] | None = None
-    """The tokens with a loss up to the end of each held-out row, if some are several samples."""
     began: float = field(default_factory=time.monotonic)
     """Start of the run on the clock of `time.monotonic`, minus the duration of the runs that it resumes."""
 
@@ -107,6 +106,7 @@ class TrainerParts:
         return {
             "loop": self.loop,
             "lora_plus_lr_ratio": self.settings.lora_plus_lr_ratio,
+            "owners": find_owners(self.validation),
             "model": self.model,
             "train_dataset": train_dataset,
             "eval_dataset": to_dataset(self.validation) if self.validation else None,
@@ -135,7 +135,7 @@ class TrainerParts:
             "optim": settings.optim,
             "neftune_noise_alpha": settings.neftune_noise_alpha,
             "per_device_train_batch_size": settings.per_device_train_batch_size,
-            "per_device_eval_batch_size": eval_batch_size(count_rows(self.validation), settings),
+            "per_device_eval_batch_size": eval_batch_size(prompts_of(self.validation), settings),
             "gradient_accumulation_steps": settings.gradient_accumulation_steps,
             "activation_checkpointing": bool(settings.gradient_checkpointing),
             "activation_checkpointing_kwargs": dict(NON_REENTRANT),
@@ -168,12 +168,15 @@ def schedule_arguments(settings: Resolved) -> dict[str, Any] | None:
             return None
 
 
-def eval_batch_size(rows: int, settings: Resolved) -> int:
-    """Return the number of held-out samples that are measured together: such that about `COMPARED_GROUPS` batches or
-    more end where a row does, where there are rows enough. From their differences the verdict takes its interval.
+def eval_batch_size(prompts: Sequence[int], settings: Resolved) -> int:
+    """Return the number of held-out samples, with these prompts, that are measured together: the largest with which
+    `COMPARED_GROUPS` groups or more share no prompt, where there are prompts enough. From their differences the verdict
+    takes its interval.
 
     KTO's loss has a divergence over each batch: it must not depend on how many rows fit a GPU or on the number of GPUs.
     """
     if settings.desirable_weight is not None:
         return SMALLEST_KTO_BATCH
-    return max(1, min(settings.per_device_train_batch_size or 1, rows // COMPARED_GROUPS))
+    most = min(settings.per_device_train_batch_size or 1, len(prompts) // COMPARED_GROUPS)
+    wanted = min(COMPARED_GROUPS, len(set(prompts)))
+    return next((size for size in range(most, 1, -1) if count_groups(size, prompts) >= wanted), 1)

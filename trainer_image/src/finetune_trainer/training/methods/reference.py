@@ -1,10 +1,12 @@
 """Training against a reference: log-probabilities before the first step, computed once and kept as a column."""
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
@@ -17,9 +19,19 @@ from finetune_trainer.training.methods.parts import LoopContext
 
 FROZEN_COPY = "ref"
 """TRL's name for the frozen copy of the initial adapter."""
+HELD_OUT, HELD_OUT_BY_PROMPT = "validation", "validation by prompt"
+"""Names of the held-out rows in the file of log-probabilities: in the data set's usual order, or by prompt."""
 CHECKED_ROWS = 8
 LARGEST_DRIFT = 0.1
 """Nats per token between model and reference before the first step: rounding is far below, another model above."""
+
+
+def has_reference(path: Path | None, split: str) -> bool:
+    """Return whether the file has log-probabilities of these rows."""
+    if path is None or not path.exists():
+        return False
+    with safe_open(path, "pt") as file:
+        return any(name.startswith(f"{split}/") for name in file.keys())  # noqa: SIM118 - not a mapping
 
 
 class ReferencedTrainer(LoopTrainer):
@@ -34,7 +46,7 @@ class ReferencedTrainer(LoopTrainer):
     train_dataset: Dataset
     eval_dataset: Dataset | None
 
-    def __init__(self, loop: LoopContext, **arguments: Any) -> None:
+    def __init__(self, loop: LoopContext, *, held_out: str = HELD_OUT, **arguments: Any) -> None:
         super().__init__(loop, **arguments)
         loop.reporter.set_stage("Reference")
         self.model.eval()
@@ -43,7 +55,7 @@ class ReferencedTrainer(LoopTrainer):
         known = load_file(loop.reference) if loop.reference and loop.reference.exists() else {}
         self.train_dataset = self._with_reference(self.train_dataset, "train", known)
         if self.eval_dataset is not None:
-            self.eval_dataset = self._with_reference(self.eval_dataset, "validation", known)
+            self.eval_dataset = self._with_reference(self.eval_dataset, held_out, known)
         if loop.reference and not loop.reference.exists():
             save_file(known, loop.reference)
         self.precompute_ref_logps = True

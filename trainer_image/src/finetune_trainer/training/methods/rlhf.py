@@ -24,13 +24,14 @@ from finetune_api.status import Resolved
 from finetune_trainer.distributed.sharding import require_same_gradients
 from finetune_trainer.distributed.world import World
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.groups import EVALUATED_PROMPTS
 from finetune_trainer.evaluation.measurements import RewardPoint, reward_mean
 from finetune_trainer.models.adapters.saved import ZERO_AT_START
 from finetune_trainer.models.adapters.whole_modules import share_whole_modules
 from finetune_trainer.models.loading import DTYPES, trained_tensors
 from finetune_trainer.rewards.computed import Judge
 from finetune_trainer.rewards.rollouts import Rollouts, ScoredAnswer
-from finetune_trainer.tokenization.sample_table import longest_length
+from finetune_trainer.tokenization.sample_table import as_samples, longest_length
 from finetune_trainer.tokenization.samples import EncodedPrompt
 from finetune_trainer.training.callbacks import (
     KeepWeights,
@@ -55,7 +56,6 @@ from finetune_trainer.training.methods.rollout_engine import (
     starting_engine,
 )
 
-EVALUATED_PROMPTS = 128
 NEVER = -1
 """TRL gives vLLM the weights once a step; those of a measurement may be others of the same step."""
 
@@ -155,6 +155,7 @@ class PolicyTrainer(LoopTrainer):
             completion_length=sum(lengths) / len(lengths),
             clipped_share=sum(not one.ended for one in written) / len(written),
             parts=[one.parts for one in written],
+            owners=self._owners,
         )
 
     def measure_again(self, sampled: RewardPoint | None) -> RewardPoint | None:
@@ -307,12 +308,12 @@ def _gather_answers(own: list[list[ScoredAnswer]], count: int, world: World) -> 
     ]
 
 
-def choose_prompts(samples: Sequence[EncodedPrompt], seed: int) -> list[EncodedPrompt]:
+def choose_prompts(samples: Sequence[EncodedPrompt], seed: int) -> Sequence[EncodedPrompt]:
     """Return all prompts, or a seeded choice of 128, because sampling an answer is slow."""
     if len(samples) <= EVALUATED_PROMPTS:
-        return list(samples)
+        return samples
     chosen = sorted(random.Random(seed).sample(range(len(samples)), EVALUATED_PROMPTS))  # noqa: S311 - no secret
-    return [samples[index] for index in chosen]
+    return as_samples(samples).take(chosen)
 
 
 def _reduce_reference(trainer: PolicyTrainer) -> None:
