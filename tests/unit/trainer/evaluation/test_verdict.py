@@ -56,6 +56,13 @@ def test_a_difference_that_rounding_can_make_is_none_however_narrow_its_interval
     assert found.verdict is Verdict.NO_MEASURABLE_DIFFERENCE
 
 
+def test_a_difference_of_rewards_with_an_offset_is_one() -> None:
+    """Rewards have no zero that rounding could be relative to."""
+    before, after = zip(*(((100.0 + at % 7, 1), (100.05 + at % 7 + 0.001 * (at % 3), 1)) for at in range(100)))
+    assert (found := compare(REWARD, before, after))
+    assert found.verdict is Verdict.BETTER
+
+
 def test_pairing_shows_a_difference_far_below_the_spread_of_the_rows() -> None:
     found = judge(60, -0.05, 0.05)
     assert found.verdict is Verdict.BETTER
@@ -155,6 +162,21 @@ def test_several_rows_of_a_prompt_are_called_better_or_worse_in_one_run_of_twent
         assert found.groups == prompts
         wrong += found.verdict in {Verdict.BETTER, Verdict.WORSE}
     assert 0.035 < wrong / draws < 0.065
+
+
+@pytest.mark.parametrize(("rows", "others"), [(16, 40), (60, 40), (200, 20)])
+def test_a_prompt_with_many_of_the_rows_makes_no_difference_by_itself(rows: int, others: int) -> None:
+    """Its own change, by chance, is that of all its rows."""
+    draws, wrong = 600, 0
+    prompts = [0] * rows + [*range(1, others + 1)]
+    for seed in range(draws):
+        rng = random.Random(seed)
+        changes = [rng.gauss(0, 0.1) for _ in range(others + 1)]
+        after = [(0.693 + changes[prompt] + rng.gauss(0, 0.1), 1) for prompt in prompts]
+        found = compare(LOSS, [(0.693, 1)] * len(prompts), after, owners=[(1, prompt) for prompt in prompts])
+        assert found
+        wrong += found.verdict in {Verdict.BETTER, Verdict.WORSE}
+    assert wrong / draws < 0.13
 
 
 def test_batches_that_share_prompts_by_way_of_others_are_one_group() -> None:

@@ -87,8 +87,9 @@ def compare(
 ) -> Comparison | None:
     """Compare the means of two measurements of the same rows; None if they are not of the same rows, or of none.
 
-    The interval is that of a ratio of sums over paired groups (linearised residuals, Student's t). The tuned model is
-    the best of `choices` evaluations on these rows, so its level is that of simultaneous intervals (Bonferroni).
+    The interval is that of a ratio of sums over paired groups (linearised residuals, each divided by
+    the share of the other groups, as in a jackknife; Student's t). The tuned model is the best of `choices` evaluations
+    on these rows, so its level is that of simultaneous intervals (Bonferroni).
     `owners` are the samples with their prompts, if some have the same one: these are not independent.
     """
     pairs = _join(list(_pair(before, after)), owners)
@@ -100,8 +101,8 @@ def compare(
     if groups < FEWEST_GROUPS:
         return Comparison(metric, first, last, groups=groups)
     difference = last - first
-    squares = sum((new - old - difference * count) ** 2 for old, new, count in pairs)
-    error = math.sqrt(squares * groups / (groups - 1)) / weight
+    squares = sum(((new - old - difference * count) / (1 - count / weight)) ** 2 for old, new, count in pairs)
+    error = math.sqrt(squares * (groups - 1) / groups) / weight
     half = error * student_quantile(1 - (1 - LEVEL) / (2 * max(choices, 1)), groups - 1)
     return Comparison(metric, first, last, difference - half, difference + half, groups)
 
