@@ -41,10 +41,11 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """Return better or worse only if the interval excludes zero, and the difference is not one of rounding."""
+        """Return better or worse only if the interval excludes zero, and the difference of a loss is not one of rounding."""
         if self.low is None or self.high is None:
             return Verdict.NOT_EVALUATED
-        if self.low <= 0 <= self.high or abs(self.difference) < ROUNDING * abs(self.before):
+        is_rounding = self.metric is EvaluationMetric.LOSS and abs(self.difference) < ROUNDING * abs(self.before)
+        if self.low <= 0 <= self.high or is_rounding:
             return Verdict.NO_MEASURABLE_DIFFERENCE
         is_lower = self.high < 0
         return Verdict.BETTER if is_lower == (self.metric is EvaluationMetric.LOSS) else Verdict.WORSE
