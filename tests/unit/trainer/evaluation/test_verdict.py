@@ -58,7 +58,8 @@ def test_a_difference_that_rounding_can_make_is_none_however_narrow_its_interval
 
 def test_a_difference_of_rewards_with_an_offset_is_one() -> None:
     """Rewards have no zero that rounding could be relative to."""
-    before, after = zip(*(((100.0 + at % 7, 1), (100.05 + at % 7 + 0.001 * (at % 3), 1)) for at in range(100)))
+    before = [(100.0 + at % 7, 1) for at in range(100)]
+    after = [(reward + 0.05 + 0.001 * (at % 3), 1) for at, (reward, _) in enumerate(before)]
     assert (found := compare(REWARD, before, after))
     assert found.verdict is Verdict.BETTER
 
@@ -241,9 +242,14 @@ def test_the_quantile_is_that_of_the_tables(probability: float, freedom: int, va
             "no measurable difference from the base model: held-out loss 3.21 → 3.18, -1.0 % ± 1.0",
         ),
         (
-            Comparison(LOSS, 2.0, 1.99, -0.05, 0.03, 40),
-            "no measurable difference from the base model: held-out loss 2 → 1.99, -0.5 % ± 2.0; about 640 held-out "
+            Comparison(LOSS, 2.0, 1.99, -0.04, 0.02, 40),
+            "no measurable difference from the base model: held-out loss 2 → 1.99, -0.5 % ± 1.5; about 360 held-out "
             "rows would show a difference of this size",
+        ),
+        (
+            Comparison(LOSS, 2.0, 1.99, -0.05, 0.03, 40),
+            "no measurable difference from the base model: held-out loss 2 → 1.99, -0.5 % ± 2.0; a difference of this "
+            "size does not show in the 512 held-out rows that are measured at most",
         ),
         (
             Comparison(LOSS, 3.2, 3.2, -0.031, 0.031, 40),
@@ -265,6 +271,24 @@ def test_few_prompts_are_stated_with_the_fix() -> None:
     assert found == (
         "not evaluated: 60 held-out rows of 4 different prompts or conversations are too few for an interval (held-out "
         "loss 3 → 1.5, -50 %); hold out rows of 20 or more"
+    )
+
+
+@pytest.mark.parametrize("most", [512, 128])
+def test_no_more_rows_are_advised_than_are_measured(most: int) -> None:
+    found = Comparison(LOSS, 2.0, 1.99, -0.035, 0.015, 40)
+    sentence = describe(found, start="base model", rows=20, most=most)
+    assert ("about 125 held-out rows would show" in sentence) == (most >= 125)
+    assert "about" not in describe(found, start="base model", rows=40, most=128)
+    assert "in the 128 held-out rows that are measured at most" in describe(
+        found, start="base model", rows=40, most=128
+    )
+
+
+def test_the_advice_counts_the_prompts_of_the_rows_too() -> None:
+    found = Comparison(LOSS, 2.0, 1.99, -0.04, 0.02, 10)
+    assert describe(found, start="base model", rows=40, prompts=10).endswith(
+        "; about 360 held-out rows of 90 different prompts would show a difference of this size"
     )
 
 

@@ -96,9 +96,11 @@ def test_a_tuned_model_that_is_worse_than_the_base_is_not_to_be_used(tmp_path: P
 def test_a_difference_within_its_interval_is_not_called_better(tmp_path: Path) -> None:
     near = tuple((loss + (0.5 if at % 2 else -0.52), weight) for at, (loss, weight) in enumerate(BASELINE.batches))
     message = advice(good_run(tmp_path, final=Measured(2.99, 100, batches=near)))
-    assert message.startswith(
-        "Do not call this result better: train longer or with a higher learning rate, and hold out"
-    )
+    assert message.startswith("Do not call this result better: train longer or with a higher learning rate. ")
+    assert "hold out" not in message  # more rows than are measured
+    near = tuple((loss + (0.5 if at % 2 else -0.8), weight) for at, (loss, weight) in enumerate(BASELINE.batches))
+    message = advice(good_run(tmp_path, final=Measured(2.85, 100, batches=near)))
+    assert "learning rate, and hold out about 331 rows" in message
 
 
 def test_figures_of_the_4_bit_base_alone_ask_for_a_measurement_as_served(tmp_path: Path) -> None:

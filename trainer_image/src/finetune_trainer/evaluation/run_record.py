@@ -14,6 +14,7 @@ from finetune_trainer.data.rows import Message
 from finetune_trainer.evaluation.ability import Ability, describe_ability
 from finetune_trainer.evaluation.gate_rules import MergeCheck
 from finetune_trainer.evaluation.gguf_rules import GgufCheck
+from finetune_trainer.evaluation.groups import EVALUATED_PROMPTS, EVALUATED_ROWS
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.kept_steps import KeptStep
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint
@@ -207,6 +208,11 @@ class RunRecord:
         return len({prompt for _, prompt in after.owners}) if after and after.owners else self.compared_rows
 
     @property
+    def most_compared(self) -> int:
+        """The largest number of held-out rows that are measured, however many there are."""
+        return EVALUATED_PROMPTS if self.config.spec.objective in SAMPLED else EVALUATED_ROWS
+
+    @property
     def verdict(self) -> Verdict:
         """Whether the model that will be served is better than before the training."""
         return self.comparison.verdict if self.comparison else Verdict.NOT_EVALUATED
@@ -214,8 +220,14 @@ class RunRecord:
     @cached_property
     def detail(self) -> str:
         """The verdict in one sentence, with answers that do not match their pattern."""
-        rows, prompts = self.compared_rows, self.compared_prompts
-        sentence = describe(self.comparison, start=self.start, rows=rows, prompts=prompts, obstacle=self.obstacle)
+        sentence = describe(
+            self.comparison,
+            start=self.start,
+            rows=self.compared_rows,
+            prompts=self.compared_prompts,
+            most=self.most_compared,
+            obstacle=self.obstacle,
+        )
         missed = [str(at) for at, one in enumerate(self.answers, 1) if one.is_expected is False]
         parts = [sentence, f"the answer to prompt {', '.join(missed)} misses its pattern" if missed else ""]
         parts += [describe_ability(self.ability)] if self.ability else []

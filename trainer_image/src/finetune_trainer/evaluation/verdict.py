@@ -7,12 +7,11 @@ from itertools import pairwise
 from statistics import NormalDist
 
 from finetune_api.evaluation import EvaluationMetric, EvaluationStatus, Verdict
-from finetune_trainer.evaluation.groups import Owners, group_batches
+from finetune_trainer.evaluation.groups import EVALUATED_ROWS, Owners, group_batches
 
 LEVEL = 0.95
 FEWEST_GROUPS = 5
 """Groups of rows below which no interval is computed: their spread would be a guess."""
-MOST_ROWS_ADVISED = 100_000
 ROUNDING = 0.001
 """Relative difference of a loss that 16-bit arithmetic alone can make, by other kernels or batches."""
 
@@ -41,7 +40,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """Return better or worse only if the interval excludes zero, and the difference of a loss is not one of rounding."""
+        """Return better or worse only if the interval excludes zero, and a loss differs by more than rounding."""
         if self.low is None or self.high is None:
             return Verdict.NOT_EVALUATED
         is_rounding = self.metric is EvaluationMetric.LOSS and abs(self.difference) < ROUNDING * abs(self.before)
@@ -75,12 +74,13 @@ class Comparison:
         return 1.0, ""
 
     def advise_rows(self, rows: int) -> int | None:
-        """Return how many held-out rows would show a difference of this size; None if it is practically zero."""
+        """Return how many held-out rows or prompts would show a difference of this size; None if these do, or it is
+        practically zero."""
         half = self.half_width
-        if half is None or not self.difference:
+        if half is None or not float(_figure(abs(self.difference * self._scale[0]), self._scale[1])):
             return None
         needed = math.ceil(rows * (half / self.difference) ** 2)
-        return needed if rows < needed <= MOST_ROWS_ADVISED else None
+        return needed if needed > rows else None
 
 
 def compare(
@@ -157,11 +157,17 @@ def student_quantile(probability: float, freedom: int) -> float:
 
 
 def describe(
-    comparison: Comparison | None, *, start: str, rows: int, prompts: int | None = None, obstacle: str = ""
+    comparison: Comparison | None,
+    *,
+    start: str,
+    rows: int,
+    prompts: int | None = None,
+    most: int = EVALUATED_ROWS,
+    obstacle: str = "",
 ) -> str:
     """Return the verdict in one sentence, with the interval, or why there is none and how many rows would show more.
 
-    `prompts` is the number of different prompts of the rows, by default as many as rows.
+    `prompts` is the number of different prompts of the rows, by default as many as rows; `most` rows are measured.
     """
     if comparison is None or obstacle:
         return f"not evaluated: {obstacle or 'no rows were held out'}"
@@ -179,8 +185,12 @@ def describe(
                 few = f"{rows} held-out rows of {prompts} different prompts or conversations are"
                 fix = "hold out rows of 20 or more"
             return f"not evaluated: {few} too few for an interval ({figures}); {fix}"
-    needed = comparison.advise_rows(rows)
-    hint = f"; about {needed} held-out rows would show a difference of this size" if needed else ""
+    needed, hint = comparison.advise_rows(rows), ""
+    if needed and needed > most:
+        hint = f"; a difference of this size does not show in the {most} held-out rows that are measured at most"
+    elif needed:
+        of = f" of {comparison.advise_rows(prompts)} different prompts" if prompts and prompts < rows else ""
+        hint = f"; about {needed} held-out rows{of} would show a difference of this size"
     return f"no measurable difference from the {start}: {figures}{hint}"
 
 

@@ -99,7 +99,8 @@ def no_improvement(run: RunRecord) -> Recommendation | None:
         advice = f"Do not use or publish this result: it is worse on the held-out rows than {than}."
         return Recommendation(advice, figures, UNUSABLE)
     needed = comparison.advise_rows(run.compared_rows)
-    more = f", and hold out about {needed} rows to see a difference of this size" if needed else ""
+    is_possible = needed is not None and needed <= run.most_compared
+    more = f", and hold out about {needed} rows to see a difference of this size" if is_possible else ""
     how = "" if run.is_evaluation else ": train longer or with a higher learning rate"
     advice = f"Do not call this result better{how}{more}."
     return Recommendation(advice, figures, UNUSABLE)
