@@ -34,6 +34,7 @@ from finetune_trainer.pipeline.measure import restore_best
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.sample_table import Samples, as_samples, with_prompts
 from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair
+from finetune_trainer.training.callbacks import restore_trained
 from finetune_trainer.training.methods import build_trainer, kto, reference
 from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
@@ -138,6 +139,15 @@ def test_training_starts_at_its_reference_and_the_margin_grows(
     assert loop.reporter.snapshot().metrics.reward_margin is not None
     best = restore_best(trainer, loop)
     assert best.loss == pytest.approx(loop.plateau.best_loss, abs=1e-4)
+
+
+def test_the_accuracy_of_restored_weights_is_measured_without_a_step(tiny_model: Path, tmp_path: Path) -> None:
+    """As the model is measured that will be served, and an adapter that was not trained here."""
+    make_trainer("DPO", tiny_model, tmp_path, make_settings()).train()
+    trainer = make_trainer("DPO", tiny_model, tmp_path / "served", make_settings())
+    assert trainer.measure().reward_accuracy is None
+    restore_trained(trainer.model, tmp_path / "best.safetensors")
+    assert trainer.measure().reward_accuracy == 1
 
 
 @pytest.mark.parametrize("method", ["LoRA", "QLoRA"])

@@ -1,17 +1,24 @@
 """Direct preference optimisation on tokenised pairs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from finetune_api.spec import Method
+from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.tokenization.sample_table import as_samples
 from finetune_trainer.tokenization.samples import EncodedPair
 from finetune_trainer.training.methods.columns import to_dataset
+from finetune_trainer.training.methods.loop import MeasuredBatch
 from finetune_trainer.training.methods.parts import TrainerParts
 from finetune_trainer.training.methods.reference import ReferencedTrainer
+
+
+SMALLEST_MARGIN = 0.5
+"""Nats per pair: the reference differs from itself by rounding, which is below."""
 
 
 class PreferenceTrainer(ReferencedTrainer, DPOTrainer):  # type: ignore[misc]  # the library has no types
@@ -24,10 +31,18 @@ class PreferenceTrainer(ReferencedTrainer, DPOTrainer):  # type: ignore[misc]  #
 
     def _figures(self, inputs: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
         pairs = self._weight(inputs)
-        margin = {"reward_margin": (self._last_figure("rewards/margins"), pairs)}
-        if not self.state.global_step:  # all rewards are zero, which TRL counts as inaccurate
-            return margin
-        return margin | {"reward_accuracy": (self._last_figure("rewards/accuracies"), pairs)}
+        return {
+            "reward_margin": (self._last_figure("rewards/margins"), pairs),
+            "reward_accuracy": (self._last_figure("rewards/accuracies"), pairs),
+        }
+
+    def _summarize(self, parts: Sequence[MeasuredBatch]) -> Measured:
+        """Leave the accuracy out of the model that is the reference: TRL counts rewards of zero as inaccurate."""
+        measured = super()._summarize(parts)
+        is_reference = abs(measured.reward_margin or 0.0) < SMALLEST_MARGIN * float(self.beta)
+        if is_reference and not self.state.global_step:
+            return replace(measured, reward_accuracy=None)
+        return measured
 
 
 def build_dpo_trainer(parts: TrainerParts) -> PreferenceTrainer:
