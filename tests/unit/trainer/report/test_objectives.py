@@ -126,6 +126,22 @@ def test_a_policys_report_shows_rewards_and_no_loss(tmp_path: Path) -> None:
     assert card(tmp_path, "adapter")[0]["tags"] == ["finetune-operator", "lora", "rlhf"]
 
 
+def test_the_interval_of_a_reward_is_that_of_its_number_of_prompts(tmp_path: Path) -> None:
+    history = rewarded(tmp_path)
+    report = write(tmp_path, "RLHF", history)
+    assert "| base model       | 0.35        | 0.15 |" in report  # Student's t with 7 degrees of freedom
+
+
+def test_a_reward_of_four_prompts_has_no_interval(tmp_path: Path) -> None:
+    history = History(tmp_path / "metrics.jsonl")
+    sampled: dict[str, float] = {"completion_length": 9.0, "clipped_share": 0.0}
+    owners = [(1, at // 2) for at in range(8)]
+    history.add_reward(reward_mean(0, [0.1, 0.2] * 4, **sampled))
+    history.add_step(TrainPoint(1, 1, 0.1, 1e-4, 1.0, 50.0, 0.1, reward=0.5))
+    history.set_final_reward(reward_mean(1, [0.8, 0.8, 0.9, 0.9, 1.0, 1.0, 0.9, 0.9], owners=owners, **sampled))
+    assert "| tuned model      | 0.9         | -" in write(tmp_path, "RLHF", history)
+
+
 def test_a_students_report_shows_its_divergence_and_its_teacher(tmp_path: Path) -> None:
     history = History(tmp_path / "metrics.jsonl")
     for step, loss in ((0, 0.8), (4, 0.2)):

@@ -69,8 +69,7 @@ class History:
     def add_reward(self, point: RewardPoint) -> None:
         """Add a held-out reward."""
         self.rewards.append(point)
-        rewards = () if point.step else point.rewards
-        self._append("eval", asdict(replace(point, rewards=rewards, owners=())))
+        self._append("eval", asdict(replace(point, rewards=(), owners=()) if point.step else point))
 
     def set_final_reward(self, point: RewardPoint) -> None:
         """Set the reward of the published model, measured apart from those by which it was chosen."""
