@@ -174,8 +174,8 @@ def _loss_table(terms: Terms, found: Sequence[tuple[str, Measured]]) -> str:
 
 def _reward_row(name: str, point: RewardPoint) -> Sequence[str]:
     error, groups = point.standard_error, len({prompt for _, prompt in point.owners}) or point.prompts
-    is_known = error is not None and groups >= FEWEST_GROUPS
-    interval = number(student_quantile((1 + LEVEL) / 2, groups - 1) * error if is_known else None, 2)
+    is_unknown = error is None or groups < FEWEST_GROUPS
+    interval = number(None if is_unknown else student_quantile((1 + LEVEL) / 2, groups - 1) * (error or 0.0), 2)
     length, cut = number(point.completion_length, 3), percent(point.clipped_share)
     return [name, number(point.reward), interval, length, cut, str(point.prompts)]
 

@@ -16,7 +16,6 @@ from finetune_trainer.training.methods.loop import MeasuredBatch
 from finetune_trainer.training.methods.parts import TrainerParts
 from finetune_trainer.training.methods.reference import ReferencedTrainer
 
-
 SMALLEST_MARGIN = 0.5
 """Nats per pair: the reference differs from itself by rounding, which is below."""
 
