@@ -331,7 +331,8 @@ class Dataset(Block):
     dropped from `train` and counted."""
     validation_split_percent: Annotated[int, Field(ge=1, le=50)] | None = None
     """Share of the training rows (percent) held out for evaluation, chosen by a hash of the prompt so that a prompt is
-    never in both parts. At least 20 and at most 512 rows. Default: no split."""
+    never in both parts. At least 20 and at most 512 rows, of at least ten prompts, or a quarter of all if there are
+    fewer than 40. Default: no split."""
     format: DatasetFormat = DatasetFormat.AUTO
     """Format of the rows: `Alpaca`, `ShareGPT`, `OpenAI`, `Preference`, `Unpaired`, `PromptCompletion` or `Text`;
     `Auto` detects it row by row. Default: `Auto`."""

@@ -49,6 +49,17 @@ def test_the_share_is_kept_within_20_and_512_rows(rows: int, percent: int, expec
     assert split([row(f"p{n}") for n in range(rows)], percent).validation_rows == expected
 
 
+@pytest.mark.parametrize(
+    ("prompts", "size", "expected"),
+    [(1000, 1, 100), (150, 4, 15), (60, 8, 10), (40, 16, 10), (24, 8, 6), (8, 16, 2), (100, 60, 8)],
+)
+def test_rows_of_ten_prompts_are_held_out_or_of_a_quarter_of_them_within_the_limits(
+    prompts: int, size: int, expected: int
+) -> None:
+    rows = [row(f"p{n}", f"a{k}") for n in range(prompts) for k in range(size)]
+    assert len(split(rows).validation_prompts) == expected
+
+
 def test_under_40_rows_nothing_is_held_out_and_a_warning_is_logged() -> None:
     result = split([row(f"p{n}") for n in range(39)])
     assert result.validation_rows == 0

@@ -5,7 +5,8 @@
     result = split.close()
     result.is_validation(row)                  # second pass, in any order; or result.holds_out(prompt)
 
-Prompts are chosen in a seeded random order until the requested number of rows is reached, at least 20 and at most 512.
+Prompts are chosen in a seeded random order until the requested number of rows is reached, at least 20 and at most 512,
+of at least ten prompts, or a quarter of all if there are fewer than 40: rows of one prompt are not independent.
 The same rows and seed give the same split, regardless of the order of the rows.
 """
 
@@ -13,6 +14,7 @@ import heapq
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 
 from finetune_trainer.data.checks.row_keys import prompt_key, seeded_rank
 from finetune_trainer.data.rows import Row
@@ -20,6 +22,9 @@ from finetune_trainer.data.rows import Row
 MIN_ROWS = 40
 MIN_VALIDATION_ROWS = 20
 MAX_VALIDATION_ROWS = 512
+MIN_VALIDATION_PROMPTS = 10
+SMALLEST_SHARE = 4
+"""No more than one in four prompts is held out in order to reach `MIN_VALIDATION_PROMPTS`."""
 RANKED_AT_ONCE = 4 * MAX_VALIDATION_ROWS
 
 
@@ -78,11 +83,13 @@ class PromptSplit:
 
     def _choose(self, wanted: int, most: int) -> tuple[list[int], int]:
         chosen: list[int] = []
-        held_out = 0
-        for prompt, size in self._in_order():
-            if held_out >= wanted:
+        held_out, order = 0, self._in_order()
+        first = list(islice(order, MIN_VALIDATION_PROMPTS * SMALLEST_SHARE))
+        for prompt, size in chain(first, order):
+            is_full = held_out + size > most
+            if held_out >= wanted and (is_full or len(chosen) >= len(first) // SMALLEST_SHARE):
                 break
-            if held_out + size <= most:
+            if not is_full:
                 chosen.append(prompt)
                 held_out += size
         return chosen, held_out
