@@ -410,6 +410,8 @@ down: ## End and remove everything that was started here
 # The node's image, and what the project's images are built from; empty: those of Docker Hub.
 export KIND_IMAGE ?=
 export KIND_BASE_IMAGE ?=
+# Docker before 23, which Debian 12 has, builds without BuildKit unless asked, and the Dockerfiles need it.
+export DOCKER_BUILDKIT ?= 1
 
 .PHONY: kind-node-image kind-up kind-demo kind-down
 kind-node-image: setup ## Build KIND_IMAGE and KIND_BASE_IMAGE, for machines that cannot pull images
