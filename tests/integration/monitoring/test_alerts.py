@@ -17,7 +17,8 @@ JOB = 'namespace="team", name="one"'
 WHERE = {"namespace": "team", "name": "one"}
 HELD = 'finetune_release_stalled{namespace="team", name="one", reason="Held"}'
 WATCH = 'finetune_operator_last_event_timestamp_seconds{instance="a", resource="finetunejobs"}'
-PATCHES = 'finetune_operator_api_requests_total{instance="a", verb="PATCH", code="200"}'
+PATCHES = 'finetune_operator_api_requests_total{instance="a", verb="PATCH", resource="finetunejobs/status", code="200"}'
+OTHER_PATCHES = 'finetune_operator_api_requests_total{instance="a", verb="PATCH", resource="jobs", code="200"}'
 ERRORS = 'finetune_operator_reconcile_total{instance="a", result="error"}'
 
 
@@ -91,6 +92,7 @@ SILENT: list[tuple[str, str, Series]] = [
     ("FineTuneOperatorDown", "30m", {"finetune_operator_build_info": "1x60"}),
     # Nothing happens in the cluster: nothing is written, and nothing heard.
     ("FineTuneWatchStale", "30m", {WATCH: "60x60", PATCHES: "5x60"}),
+    ("FineTuneWatchStale", "30m", {WATCH: "60x60", OTHER_PATCHES: "0+6x60"}),
     ("FineTuneWatchStale", "30m", {WATCH: "0+60x60", PATCHES: "0+6x60"}),
     ("FineTuneReconcileErrors", "30m", {ERRORS: "0x10 4x60"}),
     ("FineTuneJobPendingLong", "50m", {QUEUED: "0x90", WAITING: "1x90", QUOTA: "1x90"}),

@@ -153,7 +153,8 @@ class Reflector:
         """Pass an object on. One that cannot be read must not end the watch of all others: its last state stays."""
         if kind_of_event == "BOOKMARK":
             return
-        self._cache.record_event(self.kind)
+        if listing is None:  # a list comes whether the watch delivers or not
+            self._cache.record_event(self.kind)
         meta = obj["metadata"]
         try:
             if kind_of_event == "DELETED":

@@ -82,6 +82,16 @@ def follow(operator: Operator, monkeypatch: pytest.MonkeyPatch, items: list[Any]
     operator.loop.run_until_complete(run())
 
 
+def test_only_what_a_watch_delivers_after_its_list_counts_as_an_event(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = pod_of_the_job("pod")
+    follow(operator, monkeypatch, [("ADDED", pod), Bookmark.LISTED])
+    assert operator.cache.last_event == {}
+    follow(operator, monkeypatch, [("ADDED", pod), Bookmark.LISTED, ("MODIFIED", pod)])
+    assert list(operator.cache.last_event) == ["pods"]
+
+
 UNREADABLE = {"status": {"conditions": "none"}}
 
 
