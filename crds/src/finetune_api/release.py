@@ -67,6 +67,11 @@ class VLLMTarget(Block):
     volume: AdapterVolume
     """Where the adapter's files are copied to, because vLLM loads adapters from a folder."""
 
+    def find_address(self, namespace: str) -> str:
+        """Return the server's URL without `/v1`; a Service is one of the namespace."""
+        service = self.service
+        return f"http://{service.name}.{namespace}.svc:{service.port}" if service else self.url or ""
+
 
 class KServeTarget(Block):
     """An adapter of an existing LLMInferenceService of KServe."""

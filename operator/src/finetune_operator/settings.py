@@ -141,6 +141,9 @@ class Settings(BaseSettings):
     allowed_reward_endpoints: CommaSeparated = []
     """URLs of servers in `spec.rlhf.rewards[].service`, written as for storage. Empty = all except link-local and
     metadata addresses."""
+    allowed_release_endpoints: CommaSeparated = []
+    """URLs of the servers of FineTuneReleases, `target.vllm.url` or `http://SERVICE.NAMESPACE.svc:PORT`, written as for
+    storage. Empty = all except link-local and metadata addresses."""
     allowed_storage_prefixes: Annotated[CommaSeparated, AfterValidator(_check_prefixes)] = []
     """Prefixes in storage that jobs may read and write, such as `s3://bucket/{namespace}/`, in which `{namespace}` is
     the job's own. They are for every `s3://` URI of a spec, whatever its endpoint. Empty = all."""

@@ -103,6 +103,7 @@ MATRIX: dict[str, dict[str, Any]] = {
             "registryEndpoints": ["https://registry.example.com"],
             "trackingEndpoints": ["http://mlflow.mlflow:5000"],
             "rewardEndpoints": ["http://grader.team-a:8000/score"],
+            "releaseEndpoints": ["http://vllm.team-a.svc:8000"],
         },
     },
     "names": {"nameOverride": "tuner", "fullnameOverride": "a" * 63, "commonLabels": {"team": "ml"}},

@@ -189,7 +189,7 @@ def _check_storage(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     named = spec.storage.endpoint if spec.storage else None
     default = settings.default_storage_endpoint
     allowed = settings.allowed_storage_endpoints
-    return _check_endpoint("storage", named or default or AWS_ENDPOINT, default, allowed)
+    return check_endpoint("storage", named or default or AWS_ENDPOINT, default, allowed)
 
 
 def _check_prefixes(spec: FineTuneJobSpec, namespace: str, settings: Settings) -> str | None:
@@ -229,7 +229,7 @@ def _check_hub(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     named = spec.hub.endpoint if spec.hub else None
     if named is None and not uses_hub(spec):
         return None
-    return _check_endpoint(
+    return check_endpoint(
         "hub", hub_endpoint(spec, settings), settings.default_hub_endpoint, settings.allowed_hub_endpoints
     )
 
@@ -238,7 +238,7 @@ def _check_registry(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     registry = spec.output.oci
     if registry is None:
         return None
-    return _check_endpoint("registry", registry.endpoint, None, settings.allowed_registry_endpoints)
+    return check_endpoint("registry", registry.endpoint, None, settings.allowed_registry_endpoints)
 
 
 def _check_tracking(spec: FineTuneJobSpec, settings: Settings) -> str | None:
@@ -248,7 +248,7 @@ def _check_tracking(spec: FineTuneJobSpec, settings: Settings) -> str | None:
         servers.append(tracking.mlflow.endpoint)
     if tracking and tracking.wandb and tracking.wandb.mode is WandbMode.ONLINE:
         servers.append(tracking.wandb.endpoint or WANDB_ENDPOINT)
-    refusals = (_check_endpoint("tracking", one, None, settings.allowed_tracking_endpoints) for one in servers)
+    refusals = (check_endpoint("tracking", one, None, settings.allowed_tracking_endpoints) for one in servers)
     return next((one for one in refusals if one), None)
 
 
@@ -256,11 +256,12 @@ def _check_rewards(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     """Check the servers that score answers."""
     rewards = (spec.rlhf.rewards if spec.rlhf else None) or []
     servers = [one.service.endpoint for one in rewards if one.service]
-    refusals = (_check_endpoint("reward", one, None, settings.allowed_reward_endpoints) for one in servers)
+    refusals = (check_endpoint("reward", one, None, settings.allowed_reward_endpoints) for one in servers)
     return next((one for one in refusals if one), None)
 
 
-def _check_endpoint(kind: str, endpoint: str, default: str | None, allowed: list[str]) -> str | None:
+def check_endpoint(kind: str, endpoint: str, default: str | None, allowed: list[str]) -> str | None:
+    """Return why a server may not be used, by the operator's list of that kind; None if it may."""
     if endpoint == default:
         return None
     try:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -18,7 +17,7 @@ from finetune_api.release import (
 )
 from finetune_operator.kube.errors import ClusterError, NameTaken, Outdated, Refused
 from finetune_operator.kube.objects import Job, Pod
-from finetune_operator.policy.admission import find_refusal, is_metadata_address
+from finetune_operator.policy.admission import check_endpoint, find_refusal
 from finetune_operator.policy.conditions import MESSAGES
 from finetune_operator.policy.pods import pod_diagnosis
 from finetune_operator.policy.pods.pod_diagnosis import Diagnosis, EventQuery
@@ -75,7 +74,7 @@ def _find_obstacle(seen: Seen, spec: FineTuneReleaseSpec, settings: Settings) ->
     if spec.job_ref and seen.job is None:
         message = f"FineTuneJob {spec.job_ref.name} was deleted before its result could be verified with its storage"
         return wait(seen, "Unknown", R.WAITING_FOR_JOB, f"{message}: create it again, or give uri in place of jobRef.")
-    refusal = find_refusal(build_carrier(release, spec, seen.job), settings) or _check_url(spec)
+    refusal = find_refusal(build_carrier(release, spec, seen.job), settings) or _check_server(seen, spec, settings)
     return wait(seen, "False", R.FORBIDDEN, f"{refusal}.") if refusal else None
 
 
@@ -127,11 +126,12 @@ def _find_candidate(seen: Seen, spec: FineTuneReleaseSpec) -> ReleasedResult | P
     return ReleasedResult(uri=found.uri, manifest_sha256=found.manifest_sha256)
 
 
-def _check_url(spec: FineTuneReleaseSpec) -> str | None:
-    url = spec.target.vllm.url if spec.target.vllm else None
-    if url and is_metadata_address(urlsplit(url).hostname or ""):
-        return f"target.vllm.url {url} is a link-local or metadata address, which is never allowed"
-    return None
+def _check_server(seen: Seen, spec: FineTuneReleaseSpec, settings: Settings) -> str | None:
+    """Check the server that gets held-out rows and prompts; a Service may lead anywhere too (`externalName`)."""
+    if spec.target.vllm is None:
+        return None
+    address = spec.target.vllm.find_address(seen.release.key.namespace)
+    return check_endpoint("release", address, None, settings.allowed_release_endpoints)
 
 
 def _follow(seen: Seen, spec: FineTuneReleaseSpec, candidate: ReleasedResult, child: Job) -> Plan:

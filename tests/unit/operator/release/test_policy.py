@@ -25,6 +25,8 @@ SETTINGS = Settings(trainer_image="registry.example/finetune-trainer:1", release
 DIGEST, OLD = "a" * 64, "b" * 64
 VLLM = {"service": {"name": "vllm"}, "adapterName": "bot", "volume": {"claimName": "adapters", "path": "/adapters"}}
 KSERVE = {"name": "service", "adapterName": "bot"}
+ELSEWHERE_VLLM = {key: VLLM[key] for key in VLLM if key != "service"} | {"url": "https://evil.example"}
+RELEASE_LIST = "add it to FINETUNE_ALLOWED_RELEASE_ENDPOINTS"
 WANTED = "s3://bucket/new/adapter/"
 Object = dict[str, Any]
 
@@ -179,6 +181,8 @@ def test_the_egress_of_one_generation_does_not_hold_for_the_next_because_policie
             "metadata address",
         ),
         ({"target": {"vllm": VLLM}, "storage": {"endpoint": "http://169.254.169.254"}}, {}, "metadata address"),
+        ({"target": {"vllm": ELSEWHERE_VLLM}}, {"allowed_release_endpoints": ["http://*.serving:8000"]}, RELEASE_LIST),
+        ({"target": {"vllm": VLLM}}, {"allowed_release_endpoints": ["http://vllm.other.svc:8000"]}, RELEASE_LIST),
     ],
 )
 def test_the_lists_of_what_is_allowed_hold_for_releases(spec: Object, settings: Object, words: str) -> None:
@@ -186,6 +190,12 @@ def test_the_lists_of_what_is_allowed_hold_for_releases(spec: Object, settings: 
     decided = plan(seen, SETTINGS.model_copy(update=settings))
     assert (decided.status.reason, decided.creates_job) == ("Forbidden", False)
     assert words in (decided.status.message or "")
+
+
+@pytest.mark.parametrize("allowed", ["http://vllm.team.svc:8000", "http://*.team.svc:*"])
+def test_a_service_is_allowed_by_its_address_in_the_cluster(allowed: str) -> None:
+    seen = Seen(release({"uri": "s3://bucket/new", "manifestSHA256": DIGEST, "target": {"vllm": VLLM}}), NOW)
+    assert plan(seen, SETTINGS.model_copy(update={"allowed_release_endpoints": [allowed]})).creates_job
 
 
 def begun(**spec: Any) -> Seen:

@@ -201,9 +201,7 @@ class VLLMRelease:
         self._config, self._found, self._name = config, found, target.adapter_name
         self._claim = target.volume.claim_name
         self._volume = ReleaseVolume(volume, target.volume.path, target.adapter_name, self._claim)
-        service = target.service
-        here = f"http://{service.name}.{config.namespace}.svc:{service.port}" if service else ""
-        self._url = target.url or here
+        self._url = target.find_address(config.namespace)
         self._questions = Questions(found.spec, read_rows(found.rows) if found.rows else [])
         known = config.answering
         self._is_known = known is not None and known.manifest_sha256 == config.candidate.manifest_sha256
