@@ -20,11 +20,12 @@ def place_elsewhere(affinity: Object | None, status: FineTuneJobStatus) -> Objec
 def find_doubtful_node(status: FineTuneJobStatus) -> str | None:
     """Return the node on which the last two runs failed or were rejected; only the job's own runs are a reason.
 
+    A run between them that ended otherwise, also by preemption, begins the count again, as it does for rejections.
     Other nodes are preferred, not required: the cause may be in the job, and the cluster may have no other node.
     """
     last = (status.history or [])[-2:]
-    nodes = {one.node_name for one in last if one.result == "Failed" or one.reason == Reason.POD_REJECTED}
-    return next(iter(nodes)) if len(last) == 2 and len(nodes) == 1 and last[0].node_name == last[1].node_name else None
+    nodes = [one.node_name for one in last if one.result == "Failed" or one.reason == Reason.POD_REJECTED]
+    return nodes[0] if len(nodes) == 2 and nodes[0] == nodes[1] else None
 
 
 def prefer_others(affinity: Object | None, node: str) -> Object:

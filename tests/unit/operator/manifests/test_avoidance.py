@@ -1,6 +1,10 @@
 """The affinity of an attempt that avoids nodes."""
 
-from finetune_operator.manifests.avoidance import avoid_nodes
+import pytest
+
+from finetune_api.runs import Run
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.manifests.avoidance import avoid_nodes, find_doubtful_node
 
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
@@ -26,3 +30,41 @@ def test_each_term_of_the_job_excludes_the_nodes_because_one_of_them_has_to_matc
         {"matchFields": [field("c"), field("a")]},
     ]
     assert terms[1] == {"matchFields": [field("c")]}
+
+
+def ended(*runs: tuple[str, str | None]) -> FineTuneJobStatus:
+    """A status with runs of these results on these nodes; `Rejected` is a pod that its node refused."""
+    history = [
+        Run(
+            run=number,
+            attempt=1,
+            pod_name=f"one-1-{number}",
+            pod_uid=f"uid-{number}",
+            node_name=node,
+            result="Preempted" if result == "Rejected" else result,
+            reason="PodRejected" if result == "Rejected" else "InternalError",
+        )
+        for number, (result, node) in enumerate(runs, start=1)
+    ]
+    return FineTuneJobStatus(history=history)
+
+
+@pytest.mark.parametrize(("first", "last"), [("Failed", "Failed"), ("Rejected", "Failed"), ("Rejected", "Rejected")])
+def test_a_node_that_ended_the_last_two_runs_is_doubtful(first: str, last: str) -> None:
+    assert find_doubtful_node(ended(("Succeeded", "b"), (first, "a"), (last, "a"))) == "a"
+
+
+@pytest.mark.parametrize("other", ["Preempted", "Suspended", "Succeeded"])
+def test_one_failure_does_not_make_a_node_doubtful(other: str) -> None:
+    assert find_doubtful_node(ended((other, "a"), ("Failed", "a"))) is None
+    assert find_doubtful_node(ended(("Failed", "a"), (other, "a"))) is None
+    assert find_doubtful_node(ended(("Failed", "a"))) is None
+
+
+def test_another_run_between_two_failures_breaks_the_succession() -> None:
+    assert find_doubtful_node(ended(("Failed", "a"), ("Preempted", "a"), ("Failed", "a"))) is None
+
+
+def test_failures_on_two_nodes_or_on_an_unknown_one_make_none_doubtful() -> None:
+    assert find_doubtful_node(ended(("Failed", "a"), ("Failed", "b"))) is None
+    assert find_doubtful_node(ended(("Failed", None), ("Failed", None))) is None
