@@ -30,6 +30,8 @@ ANNOTATION_SETTINGS_SHA256 = f"{GROUP}/settings-sha256"
 """Digest of the spec that a Job was built from."""
 ANNOTATION_SUSPENDED_BY = f"{GROUP}/suspended-by"
 """On children: the component that suspended the Job; if absent, another controller did, and must resume it."""
+ANNOTATION_QUEUED_BY = f"{GROUP}/queued-by"
+"""On a Job: the component that put it into its queue; if absent, another did, and would put a new Job there too."""
 
 ANNOTATION_RELEASE_NAME = f"{GROUP}/release-name"
 """On the Job of a release: the FineTuneRelease's full name."""

@@ -209,7 +209,8 @@ class Cluster:
 
     async def move_to_queue(self, job: FineTuneJob, child: Job, queue: str | None) -> None:
         """Move a Job that is not admitted to another queue; with None, take it out of its queue and let it run."""
-        body: Object = {"metadata": {"uid": child.uid, "labels": {names.LABEL_QUEUE: queue}}}
+        note = {names.ANNOTATION_QUEUED_BY: names.MANAGED_BY if queue else None}
+        body: Object = {"metadata": {"uid": child.uid, "labels": {names.LABEL_QUEUE: queue}, "annotations": note}}
         if queue is None:
             body["spec"] = {"suspend": False}
         await self._patch(f"{_jobs(job.key.namespace)}/{child.name}", body)

@@ -222,6 +222,8 @@ class Job:
     is_deleting: bool
     queue: str | None = None
     """The Kueue LocalQueue that it waits in."""
+    is_queued_by_us: bool = False
+    """Whether the operator put it into its queue, not Kueue's default or a policy of the cluster."""
     is_for_other_cluster: bool = False
     """Whether MultiKueue copies it to another cluster; its pods are never in this one."""
     grace_seconds: int | None = None
@@ -268,6 +270,7 @@ class Job:
             is_ours_to_resume=names.ANNOTATION_SUSPENDED_BY in (meta.get("annotations") or {}),
             is_deleting=bool(meta.get("deletionTimestamp")),
             queue=labels.get(names.LABEL_QUEUE),
+            is_queued_by_us=names.ANNOTATION_QUEUED_BY in (meta.get("annotations") or {}),
             is_for_other_cluster=obj["spec"].get("managedBy") == names.MULTIKUEUE,
             grace_seconds=pod.get("terminationGracePeriodSeconds"),
             limits={name: str(value) for name, value in limits.items()},

@@ -197,7 +197,8 @@ def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str,
     }
     queued = _queue_labels(job, component)
     built_from = {names.ANNOTATION_SETTINGS_SHA256: digest_settings(_spec(job))}
-    job_meta = meta | {"labels": meta["labels"] | queued, "annotations": meta["annotations"] | built_from}
+    queued_by = {names.ANNOTATION_QUEUED_BY: names.MANAGED_BY} if queued else {}
+    job_meta = meta | {"labels": meta["labels"] | queued, "annotations": meta["annotations"] | built_from | queued_by}
     return Child(
         config_map=config_map,
         peer_token=peer_token,

@@ -6,6 +6,7 @@ So is a Job that would run in another cluster.
 from finetune_api.names import ConditionType, Reason
 from finetune_operator.kube.objects import Job
 from finetune_operator.manifests.settings_digest import digest_settings
+from finetune_operator.policy import kueue
 from finetune_operator.policy.decision import Context, Effect, set_condition
 from finetune_operator.policy.history import runs
 
@@ -38,5 +39,7 @@ def announce(context: Context, child: Job) -> Effect:
 
 def _is_outdated(context: Context, child: Job) -> bool:
     """Return whether an open Job was built from another spec; one of an earlier version has no digest."""
-    is_open = not child.is_over and not child.is_deleting
-    return is_open and child.settings_sha256 not in {"", digest_settings(context.spec)}
+    if child.is_over or child.is_deleting:
+        return False
+    has_other_settings = child.settings_sha256 not in {"", digest_settings(context.spec)}
+    return has_other_settings or kueue.has_left_queue(context, child)

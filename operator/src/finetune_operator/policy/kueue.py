@@ -65,6 +65,18 @@ def check_quota(context: Context) -> Effect:
     return shown + _move(context, child, workload)
 
 
+def has_left_queue(context: Context, child: Job) -> bool:
+    """Return whether a Job must be replaced because the job names no queue any more.
+
+    Without its label Kueue ignores the Job, but not its Workload, which would keep its place in the queue and its quota
+    for as long as the Job exists. A queue that the operator did not choose would be chosen again for the next Job.
+    """
+    observed = context.observed
+    is_kueue_there = observed.workloads is not None and not observed.workloads_error
+    is_ours = child.queue is not None and child.is_queued_by_us
+    return is_kueue_there and is_ours and queue_name(observed.job, Component(child.component)) is None
+
+
 def find_refusal(observed: Observed) -> str:
     """Return why the job cannot run in its queue, until its spec changes; an empty string if it can.
 
@@ -132,7 +144,10 @@ def _inactive(context: Context, workload: Workload) -> str:
 
 
 def _move(context: Context, child: Job, workload: Workload | None) -> Effect:
-    """Move a waiting Job at once when its queue is changed, because the first queue may never admit it."""
+    """Move a waiting Job at once when its queue is changed, because the first queue may never admit it.
+
+    Where Kueue is installed, a Job whose queue is removed is replaced instead.
+    """
     wanted = queue_name(context.observed.job, Component(child.component))
     has_quota = workload is not None and workload.has_quota
     if context.acceptance.is_refused or not child.is_suspended or wanted == child.queue or has_quota:

@@ -12,8 +12,10 @@ from kueue_world import QueuedWorld
 
 from finetune_api import names
 from finetune_api.text.printable import printable
+from finetune_operator.cluster import Cluster
 from finetune_operator.controller import events
 from finetune_operator.kube.errors import Denied, Refused
+from finetune_operator.kube.objects import Job
 from finetune_operator.kube.workload import Workload
 
 Build = Callable[..., Any]
@@ -209,6 +211,94 @@ def test_a_waiting_job_moves_when_its_queue_is_changed(scene: Build) -> None:
     assert (child.name, queue) == ("one-preflight", "team-b")
     one.extra["workloads"] = (workload("one-preflight", has_quota=True),)
     assert one.look().move_to_queue is None
+
+
+def leave(one: Any) -> None:
+    """Remove the queue from the spec."""
+    one.object["spec"].pop("scheduling")
+    one.object["metadata"]["generation"] += 1
+
+
+def test_a_waiting_preflight_whose_queue_is_removed_is_made_again_without_one(scene: Build) -> None:
+    one = waiting(scene, "insufficient unused quota")
+    leave(one)
+    decision = one.look()
+    assert (decision.move_to_queue, decision.delete and decision.delete.name) == (None, "one-preflight")
+    one.settle()
+    made = one.children["one-preflight"]
+    assert names.LABEL_QUEUE not in made["metadata"]["labels"]
+    assert "suspend" not in made["spec"]
+
+
+def test_a_waiting_trainer_whose_queue_is_removed_is_made_again_without_one_and_nothing_counts(scene: Build) -> None:
+    one = scene(**QUEUE)
+    one.settle()
+    one.suspend("one-preflight", is_suspended=False)
+    one.to_training()
+    one.extra["workloads"] = (workload("one-1", "insufficient unused quota"),)
+    one.settle()
+    leave(one)
+    one.settle()
+    assert set(one.children) == {"one-preflight", "one-2"}
+    assert "suspend" not in one.children["one-2"]["spec"]
+    assert (one.status.get("failures", 0), one.status.get("preemptions", 0), one.status.get("runs", 0)) == (0, 0, 0)
+
+
+def test_a_queue_that_is_removed_while_a_trainer_runs_stays_until_its_next_attempt(scene: Build) -> None:
+    one, pod = training(scene)
+    admit(one)
+    leave(one)
+    one.settle()
+    assert "takes effect with the next attempt" in one.condition("Accepted")["message"]
+    preempt(one)
+    one.delete_pod(pod)
+    one.end(pod, 75, one.report("Preempted"))
+    one.settle()
+    assert set(one.children) == {"one-preflight", "one-2"}
+    assert names.LABEL_QUEUE not in one.children["one-2"]["metadata"]["labels"]
+    assert (one.status["preemptions"], one.status.get("failures", 0)) == (1, 0)
+
+
+def test_a_job_that_is_suspended_leaves_its_queue_when_it_is_resumed(scene: Build) -> None:
+    one = waiting(scene, "insufficient unused quota")
+    leave(one)
+    one.object["spec"]["suspend"] = True
+    assert one.look().delete is None
+
+
+def test_a_queue_that_another_component_gives_the_job_is_kept(scene: Build) -> None:
+    """Kueue does so where the namespace has a LocalQueue default, and would again after a replacement."""
+    one = scene()
+    one.settle()
+    one.suspend("one-preflight")
+    one.children["one-preflight"]["metadata"]["labels"][names.LABEL_QUEUE] = "default"
+    one.extra["workloads"] = (workload("one-preflight", "insufficient unused quota"),)
+    decision = one.look()
+    assert (decision.delete, decision.move_to_queue) == (None, None)
+    assert "waits in queue default" in decision.status.condition("QuotaReserved").message
+
+
+@pytest.mark.parametrize(
+    ("queue", "patch"),
+    [
+        ("team-b", {"metadata": {"annotations": {names.ANNOTATION_QUEUED_BY: names.MANAGED_BY}}}),
+        (None, {"metadata": {"annotations": {names.ANNOTATION_QUEUED_BY: None}}, "spec": {"suspend": False}}),
+    ],
+)
+async def test_a_move_notes_whether_the_operator_chose_the_queue(
+    scene: Build, monkeypatch: pytest.MonkeyPatch, queue: str | None, patch: dict[str, Any]
+) -> None:
+    one = waiting(scene, "")
+    sent = []
+
+    async def call(_: Cluster, verb: str, path: str, *, body: dict[str, Any]) -> None:
+        sent.append(body)
+
+    monkeypatch.setattr(Cluster, "_call", call)
+    child = Job.from_object(one.children["one-preflight"])
+    await object.__new__(Cluster).move_to_queue(one.job, child, queue)
+    patch["metadata"] |= {"uid": child.uid, "labels": {names.LABEL_QUEUE: queue}}
+    assert sent == [patch]
 
 
 def test_a_job_that_must_name_a_queue_shows_that(scene: Build) -> None:
