@@ -2,7 +2,7 @@
 
 import re
 
-from finetune_api.names import Reason
+from finetune_api.names import Component, Reason
 
 R = Reason
 
@@ -27,10 +27,13 @@ FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
         (r"no match for platform|exec format", "use an image for the node's architecture"),
     ),
     R.POD_CREATION_REFUSED: (
-        (r"exceeded quota", "request less in resources, or have the quota raised"),
-        (r"failed quota.*must specify", "set what the quota requires in resources.requests and resources.limits"),
-        (r"(maximum|minimum) \S+ usage per|max limit to request ratio", "keep resources within the LimitRange"),
-        (r"must be less than or equal to \S+ limit", "set resources.requests, or to {{}} for those of the LimitRange"),
+        (r"exceeded quota", "request less in {resources}, or have the quota raised"),
+        (r"failed quota.*must specify", "set what the quota requires in {resources}.requests and {resources}.limits"),
+        (r"(maximum|minimum) \S+ usage per|max limit to request ratio", "keep {resources} within the LimitRange"),
+        (
+            r"must be less than or equal to \S+ limit",
+            "set {resources}.requests, or to {{}} for those of the LimitRange",
+        ),
         (r"violates PodSecurity", "have the namespace enforce no more than Pod Security level restricted"),
         (r"(?i)service ?account", "create the service account, or change trainer.serviceAccountName"),
         (r"no PriorityClass", "create the priority class, or change scheduling.priorityClassName"),
@@ -79,7 +82,9 @@ FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
         (r'secret "[^"]+" not found', "create this Secret in the job's namespace, or correct its name in the spec"),
     ),
 }
-"""For reasons with many causes: patterns of the message, each with its fix."""
+"""For reasons with many causes: patterns of the message, each with its fix; `{resources}` is the pod's own field."""
+
+_RESOURCES: dict[str, str] = {Component.PREFLIGHT: "preflight.resources", Component.MERGE: "resources.merge"}
 
 FIXES_BY_REASON: dict[str, str] = {
     R.MULTIKUEUE_UNSUPPORTED: "set scheduling.queueName to a queue of this cluster, or create the job in the other one",
@@ -144,18 +149,18 @@ def is_disk_eviction(message: str) -> bool:
     return _FULL.search(message) is not None
 
 
-def find_fix(reason: str, message: str) -> str:
-    """Return what to change, or an empty string if no fix is known."""
-    found = []
+def find_fix(reason: str, message: str, component: str = Component.TRAINER) -> str:
+    """Return what to change for a pod of this component, or an empty string if no fix is known."""
+    found, resources = [], _RESOURCES.get(component, "resources")
     for pattern, line in FIXES_BY_MESSAGE.get(reason, ()):
         match = re.search(pattern, message)
         if match:
-            found.append(line.format(**match.groupdict()))
+            found.append(line.format(resources=resources, **match.groupdict()))
     return ", or ".join(found[:MAX_FIXES]) or FIXES_BY_REASON.get(reason, "")
 
 
-def append_fix(reason: str, message: str) -> str:
+def append_fix(reason: str, message: str, component: str = Component.TRAINER) -> str:
     """Return the message with what to change, unless it already names that."""
-    fix = find_fix(reason, message)
+    fix = find_fix(reason, message, component)
     cause = message.strip().rstrip(".: ")
     return f"{cause}: {fix}" if fix and fix not in cause else cause

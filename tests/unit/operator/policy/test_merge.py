@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.handoff import JobConfig, ProgressReport
 from finetune_operator.controller import events
-from finetune_operator.kube.observed import Reading
+from finetune_operator.kube.observed import Reading, Warnings
 
 Build = Callable[..., Any]
 GPUS = {"gpusPerNode": 8, "requests": {"cpu": 64, "memory": "512Gi", "rdma/hca": 1}, "limits": {"memory": "512Gi"}}
@@ -60,6 +60,15 @@ def test_the_gpus_are_given_back_before_the_merge_starts(scene: Build) -> None:
     assert (one.status["attempts"], one.status["runs"]) == (2, 1)
     assert one.status["history"][0]["result"] == "Succeeded"
     assert one.status["history"][0]["reason"] == "Trained"
+
+
+def test_a_merge_pod_that_a_quota_refuses_names_its_own_resources(scene: Build) -> None:
+    one = to_merge(scene(**SPEC))
+    one.now += timedelta(seconds=11)
+    words = 'Error creating: pods "x" is forbidden: failed quota: q: must specify limits.cpu for: trainer'
+    one.warnings = Warnings("one-2-merge-uid", (("FailedCreate", words),))
+    one.settle()
+    assert "requires in resources.merge.requests and resources.merge.limits" in one.condition("Running")["message"]
 
 
 def test_what_was_trained_is_written_before_the_merge_is_created(scene: Build) -> None:

@@ -113,6 +113,23 @@ def test_why_the_pod_is_not_created(scene: Any, words: str, fix: str) -> None:
     shown(one, "PodCreationRefused", fix)
 
 
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        (REFUSALS[0][0], "request less in preflight.resources, or"),
+        (REFUSALS[1][0], "quota requires in preflight.resources.requests and preflight.resources.limits"),
+        (REFUSALS[2][0], "keep preflight.resources within the LimitRange"),
+        (REFUSALS[3][0], "set preflight.resources.requests, or to {}"),
+    ],
+)
+def test_why_a_preflight_pod_is_not_created_names_its_own_field(scene: Any, words: str, fix: str) -> None:
+    one = scene()
+    one.settle()
+    one.now += timedelta(seconds=11)
+    one.warnings = Warnings("one-preflight-uid", (("FailedCreate", f"Error creating: {words}"),))
+    shown(one, "PodCreationRefused", fix)
+
+
 @pytest.mark.parametrize(("words", "fix"), MOUNTS)
 def test_why_a_volume_is_not_mounted(scene: Any, words: str, fix: str) -> None:
     one = scene().to_training()

@@ -62,7 +62,8 @@ def _diagnose_missing_pod(child: Job, pods: Sequence[Pod], warnings: Warnings | 
         return Diagnosis(Reason.PODS_STARTING, query=EventQuery("Job", child.uid))
     refused = _first_message(warnings, START_WARNINGS["Job"])
     reason = Reason.POD_CREATION_REFUSED if refused else Reason.PODS_STARTING
-    return Diagnosis(reason, remediation.append_fix(reason, refused), check_after=NO_POD_SECONDS)
+    detail = remediation.append_fix(reason, refused, child.component)
+    return Diagnosis(reason, detail, check_after=NO_POD_SECONDS)
 
 
 def _diagnose_pending_pod(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
