@@ -444,7 +444,8 @@ class FineTuneJobSpec(Block):
     """Stop the job's pods and free their GPUs; a running trainer saves a checkpoint first. False resumes it. Takes
     effect at once. Default: false."""
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 3
-    """Failed runs before the job fails; preemptions do not count. Takes effect at once. Default: 3."""
+    """Failed runs that the training may have, and again a separate merge; one more fails the job. Preemptions do not
+    count, and preflight has three retries of its own. Takes effect at once. Default: 3."""
     max_preemptions: Annotated[int, Field(ge=0, le=10_000)] = 20
     """Number of preemptions that the job may have; one more fails it, so that 0 allows none. Takes effect at once.
     Default: 20."""
@@ -452,8 +453,8 @@ class FineTuneJobSpec(Block):
     """Maximum seconds until the first trainer pod runs, including preflight and queueing; counted from the acceptance
     of the job, and again from each resume. Takes effect at once. Default: the operator's setting, else none."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
-    """Maximum running time of trainer pods in seconds, summed over all runs; waiting and suspended time does not count.
-    Takes effect at once. Default: the operator's setting, else none."""
+    """Maximum running time of trainer and merge pods in seconds, summed over all runs; waiting and suspended time does
+    not count. Takes effect at once. Default: the operator's setting, else none."""
     stall_timeout_seconds: Annotated[int, Field(ge=10, le=2_592_000)] = 1800
     """Seconds without progress after which a reachable trainer is restarted, which counts as a failed run, and after
     which a preflight ends, which is tried again; set it longer than the longest step, row or transfer. Takes effect at

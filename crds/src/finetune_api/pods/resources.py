@@ -136,8 +136,8 @@ class Resources(Block):
     their GPUs with which a pod trains. Default: none."""
     requests: ResourceList | None = None
     """Resource requests of the trainer container, for example `{cpu: 4, memory: 24Gi}`. Default: 1 CPU and 2Gi memory
-    for each training process (the operator's setting), at most the limit; they win over the defaults of a LimitRange.
-    `{}`: only the GPUs and what a LimitRange adds."""
+    for each training process (the operator's setting), or the limit of a resource that has one; they win over the
+    defaults of a LimitRange. `{}`: only the GPUs and what a LimitRange adds."""
     limits: ResourceList | None = None
     """Resource limits of the trainer container. The CPU limit, else the CPU in `requests`, also sets the number of
     threads of its processes (`OMP_NUM_THREADS`); without both, they use all cores of the node. Default: only the

@@ -41,6 +41,18 @@ def test_every_list_map_and_string_has_a_bound(block: str) -> None:
     assert unbounded == []
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("spec.resources.requests", "or the limit of a resource that has one"),
+        ("spec.activeDeadlineSeconds", "trainer and merge pods"),
+        ("spec.backoffLimit", "preflight has three retries of its own"),
+    ],
+)
+def test_a_limit_states_which_pods_it_counts_and_a_default_where_it_comes_from(path: str, words: str) -> None:
+    assert words in dict(parts("spec"))[path]["description"]
+
+
 MERGED_BY = {
     "spec.resources.claims": ["name"],
     "spec.scheduling.topologySpreadConstraints": ["topologyKey", "whenUnsatisfiable"],
