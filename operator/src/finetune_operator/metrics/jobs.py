@@ -220,7 +220,11 @@ _GAUGES: list[tuple[str, str, Read]] = [
         _start_wait_seconds,
     ),
     ("start_timestamp_seconds", "Start of the first run.", _reader("start_time")),
-    ("completion_timestamp_seconds", "When the trainer Job ended.", _reader("completion_time")),
+    (
+        "completion_timestamp_seconds",
+        "When the job ended, successfully or not: the end of its last Job, or the time of a deadline or limit.",
+        _reader("completion_time"),
+    ),
     ("checkpoint_timestamp_seconds", "When the last checkpoint was saved.", _reader("checkpoint", "saved_time")),
     ("checkpoint_save_seconds", "Duration of saving the last checkpoint.", _reader("checkpoint", "save_seconds")),
     (
@@ -252,7 +256,7 @@ _ROWS = [
     ),
 ]
 _COUNTERS = [
-    ("runs", "Ended trainer pods.", _reader("runs")),
+    ("runs", "Ended trainer and merge pods.", _reader("runs")),
     ("active_seconds", "Total duration of ended runs.", _reader("active_seconds")),
     ("gpu_seconds", "Total duration of ended runs, multiplied by their GPUs.", _reader("gpu_seconds")),
 ]
