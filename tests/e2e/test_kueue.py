@@ -208,6 +208,15 @@ def test_what_the_queue_lacks_is_shown_and_a_corrected_queue_takes_effect_at_onc
 
 
 @pytest.mark.nightly
+def test_a_waiting_job_whose_queue_is_removed_starts_without_it(teams: Teams) -> None:
+    waiting = teams.apply(teams.a, "left-queue", "nightly", scheduling={"queueName": "gpu"})
+    wait_for("the missing queue", quota(waiting, "QueueNotFound"), state=waiting.status)
+    patch(teams.a, "finetunejob", "left-queue", {"scheduling": None})
+    status = waiting.wait("Complete")
+    assert (status["runs"], status.get("failures", 0)) == (1, 0)
+
+
+@pytest.mark.nightly
 def test_if_kueue_holds_every_job_one_without_a_queue_shows_that_it_must_name_one(teams: Teams) -> None:
     install_kueue("--manage-all")
     try:
