@@ -54,7 +54,8 @@ class Ability(Block):
     uri: FileUri
     """The questions, one file as `s3://bucket/key` or `pvc://claim/path`: rows with `question`, `choices` (2 to 26
     texts) and `answer` (the index of the correct choice, from 0, or its letter), as MMLU has them; or with `answerKey`
-    and `choices` as ARC and OpenBookQA have them. JSON lines, JSON, CSV, Parquet or Arrow."""
+    and `choices` as ARC and OpenBookQA have them. JSON lines, JSON, CSV (with `choices` as JSON), Parquet or
+    Arrow."""
     sha256: Annotated[str, StringConstraints(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = None
     """Expected SHA-256 of the object (64 hexadecimal digits); the job fails if the content differs. Default: not
     checked."""

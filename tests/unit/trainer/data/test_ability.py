@@ -42,10 +42,19 @@ def test_the_columns_of_mmlu_arc_and_openbookqa_are_read(row: dict[str, Any], co
     ("row", "why"),
     [
         ({"prompt": "x"}, "needs the columns question, choices .*; it has prompt"),
-        (MMLU | {"choices": "3, 4"}, "needs the columns"),
-        (MMLU | {"choices": {"text": ["a", "b"], "label": ["A"]}}, "needs the columns"),
-        (MMLU | {"answer": None}, "needs the columns"),
-        (MMLU | {"choices": ["3"]}, "choices has 1 texts: give 2 to 26"),
+        ({"question": "x", "choices": ["3", "4"]}, "needs the columns question, choices .*; it has question, choices$"),
+        (MMLU | {"choices": "3, 4"}, r"choices is '3, 4': give a list of texts, .* \["),
+        (MMLU | {"choices": "['3' '4'"}, r"choices is \"\['3' '4'\": give a list of texts"),
+        (MMLU | {"choices": "null"}, "choices is 'null': give a list of texts"),
+        (MMLU | {"choices": None}, "choices is None: give a list of texts"),
+        (MMLU | {"choices": {"text": ["a", "b"], "label": ["A"]}}, "choices is {'label': .*: give .*text and label"),
+        (MMLU | {"choices": "[" * 1000 + "]" * 1000}, "choices is .* with 1 texts"),
+        (MMLU | {"choices": "[1, " + "[" * 1000 + "]" * 1001}, r"choices\[0\] is not a text: 1"),
+        (MMLU | {"choices": '["1", ' + "[" * 1000 + "]" * 1001}, r"choices\[1\] is not a text: \[\["),
+        (MMLU | {"question": None}, "question is not a text: None"),
+        (MMLU | {"answer": None}, "answer is None: give one of A, B, C, D or its index, 0 to 3"),
+        (MMLU | {"choices": ["3"]}, r"choices is \['3'\] with 1 texts: give 2 to 26"),
+        (MMLU | {"choices": "['3' '4']"}, r"choices is \"\['3' '4'\]\" with 1 texts: give 2 to 26"),
         (MMLU | {"choices": ["3", ""]}, r"choices\[1\] is not a text: ''"),
         (MMLU | {"choices": ["3", 4]}, r"choices\[1\] is not a text: 4"),
         (MMLU | {"question": " "}, "question is not a text"),
@@ -99,6 +108,21 @@ def test_parquet_as_the_hub_has_it_is_read(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([ARC, ARC | {"answerKey": "1"}]), tmp_path / "q")
     found = choose_questions(NamedPath(tmp_path / "q", "s3://data/arc.parquet"), 400, 1)
     assert [one.correct for one in found] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        'question,choices,answer\n2 + 2?,"[""3"", ""4""]",1\n',
+        "question,choices,answer\n2 + 2?,\"['3', '4']\",B\n",
+        'question,choices,answerKey\n2 + 2?,"{""text"": [""3"", ""4""], ""label"": [""1"", ""2""]}",2\n',
+    ],
+    ids=["JSON", "Python literal", "ARC"],
+)
+def test_a_list_in_a_cell_of_csv_is_read(tmp_path: Path, rows: str) -> None:
+    (tmp_path / "q.csv").write_text(rows, encoding="utf-8")
+    found = choose_questions(NamedPath(tmp_path / "q.csv", "s3://data/q.csv"), 400, 1)
+    assert found == [Question("2 + 2?", ["3", "4"], 1)]
 
 
 def test_questions_are_read_as_they_were_written(tmp_path: Path) -> None:

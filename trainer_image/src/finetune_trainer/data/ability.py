@@ -1,6 +1,7 @@
 """Multiple-choice questions on general ability: the rows of `evaluation.ability`, checked and chosen."""
 
 import random
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 
 import orjson
 
+from finetune_api.dataset.codes import RejectCode
 from finetune_api.handoff import ExitCode
+from finetune_trainer.data.formats.fields import parse_nested
 from finetune_trainer.data.readers.rows_of_file import RowFile
-from finetune_trainer.data.rows import NamedPath, UnreadableFile
+from finetune_trainer.data.rows import BadRow, NamedPath, UnreadableFile
 from finetune_trainer.errors import TrainerError
 
 FEWEST_CHOICES, MOST_CHOICES = 2, 26
@@ -19,6 +22,8 @@ LONGEST_TEXT = 8192
 MOST_QUESTIONS = 200_000
 """Rows of a file that are read; MMLU has 14,042 in its test split."""
 SHAPES = "question, choices (a list of texts) and answer (index or letter); or question, choices.text and answerKey"
+COLUMNS = ({"question", "question_stem"}, {"choices"}, {"answer", "answerKey"})
+"""A row has one of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +63,17 @@ def choose_questions(source: NamedPath, count: int, seed: int) -> list[Question]
 
 def parse_question(row: Mapping[str, Any]) -> Question:
     """Parse a row as MMLU, ARC or OpenBookQA have it; raises ValueError with the field and the fix."""
-    question = row.get("question", row.get("question_stem"))
-    choices, labels = _choices(row.get("choices"))
-    answer = row.get("answer", row.get("answerKey"))
-    if question is None or choices is None or answer is None:
+    if not all(row.keys() & names for names in COLUMNS):
         raise ValueError(f"needs the columns {SHAPES}; it has {', '.join(map(str, list(row)[:10])) or 'none'}")
+    question = row.get("question", row.get("question_stem"))
+    choices, labels = _choices(row["choices"])
+    answer = row.get("answer", row.get("answerKey"))
     if not FEWEST_CHOICES <= len(choices) <= MOST_CHOICES:
-        raise ValueError(f"choices has {len(choices)} texts: give {FEWEST_CHOICES} to {MOST_CHOICES}")
+        shown = reprlib.repr(row["choices"])
+        raise ValueError(f"choices is {shown} with {len(choices)} texts: give {FEWEST_CHOICES} to {MOST_CHOICES}")
     for name, text in [("question", question), *((f"choices[{at}]", one) for at, one in enumerate(choices))]:
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{name} is not a text: {text!r:.50}")
+            raise ValueError(f"{name} is not a text: {reprlib.repr(text)}")
         if len(text) > LONGEST_TEXT:
             raise ValueError(f"{name} has {len(text):,} characters, more than {LONGEST_TEXT:,}: shorten it")
     if len(set(choices)) < len(choices):
@@ -75,16 +81,22 @@ def parse_question(row: Mapping[str, Any]) -> Question:
     return Question(question.strip(), [one.strip() for one in choices], _correct(answer, labels))
 
 
-def _choices(value: Any) -> tuple[list[Any] | None, list[str]]:
-    """Return the texts and their labels, by default letters."""
-    if isinstance(value, Mapping):
-        texts, labels = value.get("text"), value.get("label")
+def _choices(value: Any) -> tuple[list[Any], list[str]]:
+    """Return the texts and their labels, by default letters; a text, as in CSV, is read as JSON or a Python literal."""
+    try:
+        found = parse_nested(value, "choices", RejectCode.WRONG_TYPE) if isinstance(value, str) else value
+    except BadRow:
+        found = None
+    if isinstance(found, list):
+        return found, [chr(ord("A") + at) for at in range(len(found))]
+    if isinstance(found, Mapping):
+        texts, labels = found.get("text"), found.get("label")
         if isinstance(texts, list) and isinstance(labels, list) and len(texts) == len(labels):
             return texts, [str(label) for label in labels]
-        return None, []
-    if isinstance(value, list):
-        return value, [chr(ord("A") + at) for at in range(len(value))]
-    return None, []
+    raise ValueError(
+        f"choices is {reprlib.repr(value)}: give a list of texts, or the lists text and label of one length; in a text "
+        'cell as JSON, for example ["3", "4"]'
+    )
 
 
 def _correct(answer: Any, labels: list[str]) -> int:
