@@ -82,5 +82,5 @@ def test_what_needs_more_names_the_extra_that_has_it(
     done = run_slim("check", TRAINER, *arguments, cwd=folder)
     assert done.returncode == 64
     assert f"needs the Python package {missing}" in done.stderr
-    assert f"finetune-operator[{extra}]" in done.stderr
+    assert f"clone of the operator's repository: pip install '.[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr

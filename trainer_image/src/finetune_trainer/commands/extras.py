@@ -16,5 +16,6 @@ def explain_missing(error: ModuleNotFoundError) -> TrainerError | None:
     extra = "preflight" if name in PREFLIGHT else "trainer" if name in TRAINER else None
     if extra is None:
         return None
-    message = f"this command needs the Python package {name}: install finetune-operator[{extra}]"
-    return TrainerError(ExitCode.INVALID_CONFIG, message)
+    # from a clone: no index has the project, and a package by its name there would be another's
+    install = f"in a clone of the operator's repository: pip install '.[{extra}]'"
+    return TrainerError(ExitCode.INVALID_CONFIG, f"this command needs the Python package {name}: {install}")
