@@ -372,7 +372,7 @@ def merge_command(  # noqa: PLR0917 - the options of a command
         typer.Option(
             metavar="FILE",
             help="Rows to compare on, in any format of check-data; the first 512. Default: the held-out rows of the "
-            "adapter's own result, else built-in texts.",
+            "adapter's own result, else its training rows, else built-in texts.",
             show_default=False,
         ),
     ] = None,

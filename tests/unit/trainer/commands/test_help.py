@@ -23,3 +23,9 @@ def test_help_names_every_exit_code_with_its_meaning(code: ExitCode) -> None:
 @pytest.mark.parametrize("code", [code for code in ExitCode if code is not ExitCode.OK], ids=lambda code: code.name)
 def test_the_readme_has_a_row_for_every_exit_code(code: ExitCode) -> None:
     assert re.search(rf"^\| {code.value} \| {code.reason}\b", README.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_merge_names_the_rows_that_it_compares_on_in_their_order() -> None:
+    shown = CliRunner().invoke(app, ["merge", "--help"], terminal_width=200, env={"TERM": "dumb"}).output
+    text = re.sub(r"[\s│]+", " ", shown)
+    assert "the held-out rows of the adapter's own result, else its training rows, else built-in texts." in text

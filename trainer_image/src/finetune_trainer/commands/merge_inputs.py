@@ -188,7 +188,7 @@ def _require_digests(
 
 def read_compared(adapter: LocalAdapter, base: Path, rows: str | None, *, is_asked: bool) -> Compared:
     """Return the tokenizer of the merged model, which is the adapter's if it has one, and the texts to compare on:
-    those of `--rows`, else the held-out rows of the adapter's own result, else built-in ones."""
+    those of `--rows`, else the held-out or training rows of the adapter's own result, else built-in ones."""
     tokenizer = adapter.weights if (adapter.weights / TOKENIZER).is_file() else base
     labeler = load_labeler(tokenizer, adapter.name if tokenizer == adapter.weights else "BASE")
     if not is_asked:
