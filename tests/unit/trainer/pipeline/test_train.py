@@ -1,13 +1,20 @@
-"""What a run that continues another one reports before its first step."""
+"""What a run that continues another one reports before its first step, and one whose GPU is too small."""
 
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+import torch
+
+from finetune_api.handoff import ExitCode
+from finetune_api.resolved import Resolved
 from finetune_api.status import Metrics
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured, TrainPoint
 from finetune_trainer.monitoring.reporter import Reporter
+from finetune_trainer.pipeline import train
 from finetune_trainer.pipeline.train import start_loop
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.training.checkpoint_files import SAVED_RUN, WEIGHTS, BaselineOutputs, SavedRun
@@ -32,3 +39,26 @@ def test_early_stopping_that_ended_the_training_is_still_reported_by_the_next_ru
     found = run.reporter.snapshot().early_stopping
     assert found
     assert (found.stopped, found.stopped_at_step) == (True, 2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "desirable_weight", "fewest"),
+    [(4, None, "one row"), (4, 1.0, "2 rows"), (3, 1.0, "3 rows")],
+    ids=["Chat", "KTO", "KTO, odd"],
+)
+def test_a_gpu_too_small_for_every_micro_batch_names_the_smallest_that_was_tried(
+    monkeypatch: pytest.MonkeyPatch, batch: int, desirable_weight: float | None, fewest: str
+) -> None:
+    settings = Resolved(
+        per_device_train_batch_size=batch, gradient_accumulation_steps=1, desirable_weight=desirable_weight
+    )
+
+    def no_memory(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train, "fill_gpu", lambda *_: settings)
+    monkeypatch.setattr(train, "train_once", no_memory)
+    nothing: Any = None
+    with pytest.raises(TrainerError, match=f"is too small for {fewest} per batch: lower") as caught:
+        train.train_within_memory(nothing, torch.device("cpu"), nothing)
+    assert caught.value.code is ExitCode.GPU_OUT_OF_MEMORY

@@ -186,9 +186,10 @@ def train_within_memory(inputs: Inputs, device: torch.device, checkpoints: Check
             logger.warning("out of GPU memory with %s rows per batch", settings.per_device_train_batch_size)
         gc.collect()  # outside the handler: its traceback keeps the tensors alive
         torch.cuda.empty_cache()
+    rows = settings.per_device_train_batch_size or 1  # KTO, for example, needs two
+    fewest = "one row" if rows == 1 else f"{rows} rows"
     raise TrainerError(
-        ExitCode.GPU_OUT_OF_MEMORY,
-        f"the GPU's memory is too small for one row per batch: {SAVE_MEMORY}",
+        ExitCode.GPU_OUT_OF_MEMORY, f"the GPU's memory is too small for {fewest} per batch: {SAVE_MEMORY}"
     )
 
 
