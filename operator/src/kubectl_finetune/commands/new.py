@@ -17,7 +17,7 @@ from finetune_api.spec import FORMATS
 from finetune_api.tuning import Method
 from finetune_client.errors import FineTuneError, WrongUse
 from finetune_client.manifest.suggestions import nearest
-from kubectl_finetune.commands.validate import check_files
+from kubectl_finetune.commands.validate import Problem, check_files
 
 ROWS: Mapping[Objective, str] = {
     Objective.INSTRUCTION: '{"instruction": "Name a red fruit.", "input": "", "output": "The apple."}',
@@ -46,6 +46,8 @@ BLOCKS: Mapping[Objective, str] = {
       uri: hf://owner/larger    # a larger model with the same tokenizer and vocab_size
 """,
 }
+ANY_METHOD = "QLoRA, LoRA or Full; Auto is QLoRA unless Full fits vramBudget"
+AN_ADAPTER = "QLoRA or LoRA, which this objective needs on several GPUs"
 NO_ENDPOINT = "# endpoint: http://minio.minio:9000  # default: that of the operator, else AWS S3"
 Word = TypeVar("Word", Objective, Method)
 
@@ -60,7 +62,7 @@ class Answers:
     result: str
     objective: str = "Chat"
     namespace: str = ""
-    method: str = "Auto"
+    method: str | None = None
     secret: str = "s3-credentials"  # noqa: S105 - the name of a Secret
     endpoint: str = ""
     gpus: int = 1
@@ -71,13 +73,23 @@ class Answers:
 def write(answers: Answers) -> str:
     """Return a valid manifest; raise WrongUse with the first problem if the answers are invalid."""
     objective = _word(answers.objective, Objective, "--objective")
-    method = _word(answers.method, Method, "--method")
-    text = _template(answers, objective, method)
-    problems = check_files([(f"{answers.name}.yaml", text)]).problems
-    if problems:
-        first = problems[0]
-        raise WrongUse(f"{first.field} {first.message}: {first.value}", first.fix)
-    return text
+    given = None if answers.method is None else _word(answers.method, Method, "--method")
+    # Auto may become Full, which some objectives do not train with on several GPUs
+    choices = {given: ANY_METHOD} if given else {Method.AUTO: ANY_METHOD, Method.QLORA: AN_ADAPTER}
+    problems: list[Problem] = []
+    for method, comment in choices.items():
+        text = _template(answers, objective, method, comment)
+        problems = check_files([(f"{answers.name}.yaml", text)]).problems
+        if not problems:
+            return text
+    raise _refused(problems[0], answers)
+
+
+def _refused(problem: Problem, answers: Answers) -> WrongUse:
+    if problem.field != "spec.resources":
+        return WrongUse(f"{problem.field} {problem.message}: {problem.value}", problem.fix)
+    fix = problem.fix.replace("resources.numNodes 1 and resources.gpusPerNode 1", "--gpus 1")
+    return WrongUse(f"--gpus {answers.gpus}: {problem.message}", fix.replace("tuning.method", "--method"))
 
 
 def _word(text: str, kind: type[Word], flag: str) -> Word:
@@ -88,7 +100,7 @@ def _word(text: str, kind: type[Word], flag: str) -> Word:
     raise WrongUse(f"{flag} {text}: must be one of {', '.join(known)}", f"did you mean {near}?" if near else "")
 
 
-def _template(answers: Answers, objective: Objective, method: Method) -> str:
+def _template(answers: Answers, objective: Objective, method: Method, methods: str) -> str:
     namespace = f"\n  namespace: {_quote(answers.namespace)}" if answers.namespace else ""
     endpoint = f"endpoint: {_quote(answers.endpoint)}" if answers.endpoint else NO_ENDPOINT
     holds_out = answers.validation_percent > 0
@@ -125,7 +137,7 @@ spec:
   model:
     uri: {_quote(answers.model)}
   tuning:
-    method: {method.value:<20}# QLoRA, LoRA or Full; Auto is QLoRA unless Full fits vramBudget
+    method: {method.value:<20}# {methods}
   dataset:                      # formats: {formats}; detected row by row
     # one row: {ROWS[objective]}
     # several sources: train: {{sources: [{{uri: s3://…, weight: 3}}, {{uri: s3://…, weight: 1}}]}}

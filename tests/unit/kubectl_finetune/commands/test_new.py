@@ -113,6 +113,41 @@ def test_a_wrong_answer_is_refused_with_the_right_one(
     assert told in done.err
 
 
+@pytest.mark.parametrize("objective", [one.value for one in Objective if one is not Objective.DISTILLATION])
+def test_a_starter_for_several_gpus_has_a_method_that_its_objective_trains_with(
+    finetune: Callable[..., Any], objective: str
+) -> None:
+    written = finetune("new", "first", *GIVEN, "--objective", objective, "--gpus", "2", "-f", "-")
+    assert written.code == 0, written.err
+    with_any = objective in {"Instruction", "Chat", "DomainAdaptation"}
+    assert yaml.safe_load(written.out)["spec"]["tuning"]["method"] == ("Auto" if with_any else "QLoRA")
+    assert ("Auto is QLoRA unless" in written.out) == with_any
+    assert finetune("validate", "-", stdin=written.out).out == "first is valid\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "why", "fix"),
+    [
+        (
+            ("--objective", "DPO", "--method", "Auto"),
+            "objectives DPO, KTO, RewardModel and RLHF train on several GPUs or nodes with an adapter only",
+            "set --method LoRA or QLoRA, or --gpus 1",
+        ),
+        (("--objective", "Distillation"), "objective Distillation trains in one process", "set --gpus 1"),
+    ],
+)
+def test_several_gpus_that_cannot_be_used_are_refused_with_the_options_to_change(
+    finetune: Callable[..., Any], options: tuple[str, ...], why: str, fix: str
+) -> None:
+    done = finetune("new", "first", *GIVEN, *options, "--gpus", "2", "-f", "-")
+    assert (done.code, done.err) == (2, f"error: --gpus 2: {why}\n  {fix}\n")
+
+
+def test_without_a_method_another_wrong_answer_is_refused_as_ever(finetune: Callable[..., Any]) -> None:
+    done = finetune("new", "first", *GIVEN, "--objective", "DPO", "--gpus", "2", "--queue", "Team A", "-f", "-")
+    assert (done.code, "spec.scheduling.queueName" in done.err) == (2, True)
+
+
 def test_a_wrong_answer_that_resembles_none_has_no_suggestion(finetune: Callable[..., Any]) -> None:
     done = finetune("new", "first", *GIVEN, "--method", "zzz", "-f", "-")
     assert done.err == "error: --method zzz: must be one of Auto, QLoRA, LoRA, Full\n"
