@@ -44,6 +44,21 @@ def test_a_fault_is_named_with_field_value_and_fix(change: dict[str, Any], words
     assert words in str(refused.value), str(refused.value)
 
 
+@pytest.mark.parametrize("word", ["modle", "modek", "modl", "Modele"])
+def test_a_required_field_that_is_missing_is_meant_before_a_nearer_word(word: str) -> None:
+    """`mode` has more letters of `modle` in their order, but `model` is what the same answer reports as missing."""
+    spec = {name: value for name, value in SPEC.items() if name != "model"} | {word: SPEC["model"]}
+    with pytest.raises(InvalidJob) as refused:
+        build_manifest("one", spec, None, None)
+    assert "did you mean model?" in str(refused.value), str(refused.value)
+    assert "spec.model is missing" in str(refused.value)
+
+
+def test_a_field_that_is_there_is_not_meant_by_another_word() -> None:
+    with pytest.raises(InvalidJob, match=r"did you mean mode\?"):
+        build_manifest("one", SPEC | {"modes": "Train"}, None, None)
+
+
 def test_several_faults_are_named_at_once() -> None:
     with pytest.raises(InvalidJob) as refused:
         build_manifest("one", SPEC | {"backoffLimit": -1, "objective": "Chatt"}, None, None)

@@ -165,7 +165,7 @@ def _explain(error: Any, written: dict[FieldPath, str], kind: str) -> Iterator[F
         case "additionalProperties":
             for key in value:
                 if key not in schema.get("properties", {}):
-                    fix = _suggest_indent(key, value, schema) or _suggest_field(key, schema["properties"], path, kind)
+                    fix = _suggest_indent(key, value, schema) or _suggest_field(key, value, schema, path, kind)
                     yield Fault((*path, key), "is not a field", fix)
         case "required":
             for key in wanted:
@@ -233,8 +233,9 @@ def _suggest_indent(key: str, given: dict[str, Any], schema: dict[str, Any]) -> 
     return f"indent it below {' or '.join(below)}" if below else ""
 
 
-def _suggest_field(key: str, properties: dict[str, Any], path: FieldPath, kind: str) -> str:
+def _suggest_field(key: str, given: dict[str, Any], schema: dict[str, Any], path: FieldPath, kind: str) -> str:
     """Return the field that was meant: the same words in another spelling, a name of another project, a similar one."""
+    properties = schema["properties"]
     if same := next((name for name in properties if plain_name(name) == plain_name(key)), None):
         return f"did you mean {same}?"
     if foreign := explain_foreign(key):
@@ -243,7 +244,7 @@ def _suggest_field(key: str, properties: dict[str, Any], path: FieldPath, kind: 
         return f"did you mean {short}?"
     if place := elsewhere(key, _closed_schema(kind), "spec"):
         return f"did you mean {place}?"
-    if near := nearest(key, properties):
+    if near := nearest(key, properties, set(schema.get("required", ())) - given.keys()):
         return f"did you mean {near}?"
     where = ".".join(map(str, path))
     return (

@@ -1,7 +1,7 @@
 """Suggest the field, value or flag that a user may have meant."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from finetune_api.manifest.foreign_names import plain_name
@@ -19,11 +19,15 @@ SHORT_NAMES = {
 """Short names of fields, in lowercase."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word in another case, under a short name, or similarly spelt; None if none is similar."""
+def nearest(word: str, known: Iterable[str], missing: Collection[str] = ()) -> str | None:
+    """Return the known word in another case, under a short name, or similarly spelt; None if none is similar.
+
+    Among the similar ones, a word that is missing comes first.
+    """
     by_plain = {plain_name(one): one for one in known}
-    near = difflib.get_close_matches(plain_name(word), by_plain, n=1, cutoff=0.6)
-    return exact(word, by_plain.values()) or (by_plain[near[0]] if near else None)
+    near = [by_plain[one] for one in difflib.get_close_matches(plain_name(word), by_plain, n=3, cutoff=0.6)]
+    # by the letters that both have, `modle` is nearer to `mode` than to `model`
+    return exact(word, by_plain.values()) or next((one for one in near if one in missing), next(iter(near), None))
 
 
 def exact(word: str, known: Iterable[str]) -> str | None:
