@@ -69,9 +69,9 @@ class PodResources(Block):
     model_config = ConfigDict(json_schema_extra=rules(*_AMOUNTS))
 
     requests: ResourceList | None = None
-    """Resource requests. Default: none."""
+    """Resource requests. Default: the operator's for this pod, or the limit where one is set."""
     limits: ResourceList | None = None
-    """Resource limits. Default: none."""
+    """Resource limits. Default: none, but preflight has the operator's limit of memory."""
 
 
 class DeviceClaim(Block):
