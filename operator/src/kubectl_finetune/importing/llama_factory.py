@@ -22,7 +22,7 @@ from kubectl_finetune.importing.locations import (
     row_source,
 )
 from kubectl_finetune.importing.roles import check_roles, turn_columns
-from kubectl_finetune.importing.rows import Format, Table, derived, harmless, lost, refused, to
+from kubectl_finetune.importing.rows import OFF, Format, Table, derived, harmless, lost, refused, to
 from kubectl_finetune.importing.shared import HYPER, LORA, REMOVE
 
 STAGES = {
@@ -372,9 +372,9 @@ TABLE: Table = MappingProxyType(
         "media_dir": harmless("a job trains on text alone"),
         "ignore_pad_token_for_loss": harmless("padding is not trained on"),
         "eval_on_each_dataset": harmless("held-out rows are evaluated together"),
-        "eval_strategy": harmless("evaluation is by steps", unless=("steps",)),
-        "evaluation_strategy": harmless("evaluation is by steps", unless=("steps",)),
-        "plot_loss": harmless("the report has the curves", unless=(True,)),
+        "eval_strategy": harmless("evaluation is by steps", unless=(*OFF, "steps")),
+        "evaluation_strategy": harmless("evaluation is by steps", unless=(*OFF, "steps")),
+        "plot_loss": harmless("the report has the curves", unless=(*OFF, True)),
         "cache_dir": harmless("modelCache keeps downloaded models"),
         "use_fast_tokenizer": harmless("the tokenizer is that of the model", unless=(True,)),
         "low_cpu_mem_usage": harmless(shared.MEMORY),

@@ -67,7 +67,8 @@ def to(field: str, read: Callable[[Any], Any]) -> Row:
 
 
 def lost(reason: str, fix: str = "", *, unless: tuple[Any, ...] = ()) -> Row:
-    """Name the key as not carried, which changes the training; `unless` are values with which nothing changes."""
+    """Name the key as not carried, which changes the training; `unless` are all values with which nothing changes, in
+    place of those that switch something off: where the default is on, these change it."""
     return _name_loss(reason, fix, unless, changes_training=True)
 
 
@@ -78,7 +79,7 @@ def harmless(reason: str, fix: str = "", *, unless: tuple[Any, ...] = ()) -> Row
 
 def _name_loss(reason: str, fix: str, unless: tuple[Any, ...], *, changes_training: bool) -> Row:
     def name(draft: Draft, path: FieldPath, value: Any) -> None:
-        if not is_off(value) and value not in unless:
+        if value not in (unless or OFF):
             draft.lose(path, reason, fix, changes_training=changes_training)
 
     return name

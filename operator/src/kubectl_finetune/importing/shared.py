@@ -12,7 +12,7 @@ from finetune_client.manifest.suggestions import nearest
 from kubectl_finetune.importing import values
 from kubectl_finetune.importing.draft import Draft, Key, NotConverted
 from kubectl_finetune.importing.files import has_secret
-from kubectl_finetune.importing.rows import Row, harmless, is_off, lost, refused, to
+from kubectl_finetune.importing.rows import OFF, Row, harmless, is_off, lost, refused, to
 
 HYPER, LORA = "hyperparameters", "tuning.lora"
 SUPERVISED = (Objective.INSTRUCTION.value, Objective.CHAT.value, Objective.DOMAIN_ADAPTATION.value)
@@ -65,7 +65,7 @@ TRAINING_ARGUMENTS: dict[str, Row] = {
     "neftune_noise_alpha": to(f"{HYPER}.neftuneNoiseAlpha", values.positive),
     "label_smoothing_factor": lost("labels are not smoothed"),
     "group_by_length": lost("rows are not ordered by their length"),
-    "save_strategy": harmless("checkpoints are by steps", "set checkpoint.steps", unless=("steps",)),
+    "save_strategy": harmless("checkpoints are by steps", "set checkpoint.steps", unless=(*OFF, "steps")),
     "logging_*": harmless(EVERY_STEP),
     "log_level*": harmless(EVERY_STEP),
     "dataloader_*": harmless(MEMORY),

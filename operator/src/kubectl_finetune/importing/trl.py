@@ -316,7 +316,7 @@ TABLE: Table = MappingProxyType(
         "discopop_tau": harmless("it belongs to a loss"),
         "sync_ref_model": lost("the reference is the model before training"),
         "ref_model_*": harmless("it belongs to sync_ref_model"),
-        "router_aux_loss_coef": lost("the loss has no further term", unless=(0.001,)),
+        "router_aux_loss_coef": lost("the loss has no further term", unless=(0, 0.001)),
         "center_rewards_coefficient": lost("rewards are not centred"),
         "disable_dropout": lost("preferences are trained without dropout", unless=(True,)),
         "lora_target_parameters": lost("adapters are on linear layers", "tuning.lora.targetExperts covers experts"),

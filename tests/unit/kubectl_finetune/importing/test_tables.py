@@ -131,3 +131,35 @@ def test_a_key_that_has_a_field_is_carried_or_its_loss_names_the_field(form: For
                 if block not in reason + fix and not reason.startswith(NO_VALUE)
             }
     assert silent == set()
+
+
+GRPO = {"reward_funcs": ["think_format_reward"]}
+CONVERSATIONS = {"path": "acme/rows", "type": "chat_template"}
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "key"),
+    [
+        ("trl", {**GRPO, "scale_rewards": False}, "scale_rewards"),
+        ("trl", {**GRPO, "scale_rewards": "none"}, "scale_rewards"),
+        ("trl", {"loss_weights": [1.0], "disable_dropout": False}, "disable_dropout"),
+        ("trl", {"adam_beta1": 0.0}, "adam_beta1"),
+        ("axolotl", {"rl": "grpo", "trl": {**GRPO, "scale_rewards": False}}, "trl.scale_rewards"),
+        ("axolotl", {"datasets": [CONVERSATIONS | {"train_on_eos": "none"}]}, "datasets[0].train_on_eos"),
+        ("axolotl", {"datasets": [CONVERSATIONS | {"roles_to_train": []}]}, "datasets[0].roles_to_train"),
+        ("llama-factory", {"enable_thinking": False}, "enable_thinking"),
+    ],
+)
+def test_a_setting_that_is_on_by_default_is_named_if_the_file_switches_it_off(
+    name: str, more: dict[str, Any], key: str
+) -> None:
+    given = START[name] | more
+    draft = convert(TrainingFile("training.yaml", YamlDocument(given), given), FORMATS[name], Options())
+    assert key in [one.key for one in draft.losses if one.changes_training]
+
+
+@pytest.mark.parametrize("key", ["eval_strategy", "save_strategy", "plot_loss"])
+def test_a_setting_without_effect_is_not_named_if_it_is_off(key: str) -> None:
+    given = START["llama-factory"] | {key: False}
+    draft = convert(TrainingFile("training.yaml", YamlDocument(given), given), FORMATS["llama-factory"], Options())
+    assert key not in [one.key for one in draft.losses]
