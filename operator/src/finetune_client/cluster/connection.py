@@ -178,9 +178,10 @@ def open_connection(kubeconfig: Path | None, context: str | None, agent: str = P
         impersonation += _read_impersonation(user)
         kubernetes.config.load_kube_config(files, chosen["name"], client_configuration=configuration)
         namespace = str((chosen.get("context") or {}).get("namespace") or "default")
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: another encoding, or keys that are not base64
         raise Unreachable(
-            f"the kubeconfig {path} cannot be read: {error}", "repair the file, or give another one with --kubeconfig"
+            f"the kubeconfig {path} cannot be read: {_explain(error)}",
+            "repair the file, or give another one with --kubeconfig",
         ) from None
     except ConfigException as error:
         if kubeconfig or context or not IN_POD.exists():
@@ -190,6 +191,13 @@ def open_connection(kubeconfig: Path | None, context: str | None, agent: str = P
         kubernetes.config.load_incluster_config(client_configuration=configuration)
         namespace = IN_POD.read_text(encoding="utf-8").strip()
     return Connection(configuration, namespace, agent, impersonation)
+
+
+def _explain(error: Exception) -> str:
+    """Return the fault; that of YAML without the line itself, which may have a token."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return str(error)
 
 
 def _read_files(paths: str) -> tuple[str, str]:

@@ -162,6 +162,30 @@ def test_a_kubeconfig_that_is_no_yaml_is_named(finetune: Callable[..., Any], tmp
     assert done.err.startswith(f"error: the kubeconfig {path} cannot be read: ")
 
 
+@pytest.mark.parametrize(
+    ("user", "reason"),
+    [
+        ("token: topsecret: 1", "line 5: "),
+        ('password: "topsecret', "line 6: found unexpected end of stream"),
+        ("client-certificate-data: topsecret1", "Incorrect padding"),
+    ],
+)
+def test_a_broken_user_of_a_kubeconfig_is_named_without_its_secret(
+    finetune: Callable[..., Any], tmp_path: Path, user: str, reason: str
+) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_text(
+        "current-context: a\n"
+        "contexts: [{name: a, context: {cluster: c, user: u}}]\n"
+        "clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]\n"
+        "users:\n"
+        f"- {{name: u, user: {{{user}}}}}\n"
+    )
+    done = finetune("list", "--kubeconfig", str(path))
+    assert (done.code, "topsecret" in done.err) == (5, False)
+    assert done.err.startswith(f"error: the kubeconfig {path} cannot be read: {reason}")
+
+
 def _kubeconfig(path: Path, server: str, *, context: str, namespace: str, current: str) -> Path:
     path.write_text(
         f"current-context: '{current}'\n"
