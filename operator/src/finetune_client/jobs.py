@@ -14,7 +14,7 @@ from finetune_client import logs
 from finetune_client.cluster.client import Cluster
 from finetune_client.cluster.connection import Stop
 from finetune_client.cluster.job import FIX, Job, Object
-from finetune_client.errors import FineTuneError
+from finetune_client.errors import FineTuneError, JobDeleted
 from finetune_client.notebook.live import is_notebook, open_picture
 from finetune_client.notebook.picture import draw_picture
 from finetune_client.progress import JobProgress, LossHistory
@@ -82,8 +82,13 @@ class FineTuneJob:
         return self._job.raw
 
     def refresh(self) -> "FineTuneJob":
-        """Read the job again and return it."""
-        self._observe(self._cluster.get_job(self.name))
+        """Read the job again and return it; raise JobDeleted if another job has its name now."""
+        found = self._cluster.get_job(self.name)
+        if found.uid != self.uid:
+            raise JobDeleted(
+                f"{self.name} was deleted, and another job has its name", "read that one with get of the client"
+            )
+        self._observe(found)
         return self
 
     def watch(self, timeout: float | None = None) -> Watch:

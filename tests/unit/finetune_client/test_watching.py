@@ -11,7 +11,7 @@ from typing import Any
 import kubernetes
 import pytest
 
-from finetune_client import FineTuneError, JobDeleted, JobFailed, NotFound, Unreachable, WaitTimeout
+from finetune_client import FineTuneError, FineTuneJob, JobDeleted, JobFailed, NotFound, Unreachable, WaitTimeout
 from finetune_client.cluster.client import Cluster
 from finetune_client.cluster.connection import RETRIES, Connection, Expired, Stop
 from finetune_client.cluster.job import Job
@@ -30,8 +30,10 @@ class Answers:
     def __init__(self, reads: list[Step], watches: list[list[Step]]) -> None:
         self.reads, self.watches = reads, watches
         self.queries: list[dict[str, Any]] = []
+        self.calls: list[str] = []
 
-    def call(self, *_: Any, **__: Any) -> dict[str, Any]:
+    def call(self, verb: str, *_: Any, **__: Any) -> dict[str, Any]:
+        self.calls.append(verb)
         found = self.reads.pop(0) if len(self.reads) > 1 else self.reads[0]
         if isinstance(found, Exception):
             raise found
@@ -212,3 +214,13 @@ def test_a_failed_job_raises_its_reason_message_and_what_to_do(job: Make) -> Non
 def test_a_job_that_has_not_ended_has_no_result(job: Make) -> None:
     with pytest.raises(FineTuneError, match=r"one has no result yet \(Training\)"):
         require_result(job())
+
+
+@pytest.mark.parametrize("call", ["refresh", "stop", "resume"])
+def test_another_job_of_the_same_name_is_neither_read_nor_changed(job: Make, call: str) -> None:
+    first = job()
+    answers = Answers([at(first, 2, uid="another")], [])
+    own = FineTuneJob(Cluster(answers, "team-a"), first)  # type: ignore[arg-type]
+    with pytest.raises(JobDeleted, match="one was deleted, and another job has its name"):
+        getattr(own, call)()
+    assert (own.uid, answers.calls) == (first.uid, ["GET"])
