@@ -126,6 +126,8 @@ class Cluster:
             one
             for one in page["items"]
             if (one["metadata"].get("annotations") or {}).get(names.ANNOTATION_JOB_NAME) == job.name
+            # one that is older is of a deleted job of this name, and still saves its checkpoint
+            and not ("" < str(one["metadata"]["creationTimestamp"]) < job.raw["metadata"].get("creationTimestamp", ""))
         ]
         return sorted(owned, key=lambda one: str(one["metadata"]["creationTimestamp"]))
 

@@ -79,3 +79,16 @@ def test_a_parents_name_is_one_part_of_the_path(front: Any) -> None:
     front.answers["..%2Fone%3Fx%3D1"] = [(404, {"message": "no", "details": {"name": "x"}})]
     front.answers["finetunejobs"] = [(200, {"items": [], "metadata": {}})]
     assert open_cluster(None, "lab", None).find_job("../one?x=1") is None
+
+
+def test_a_pod_of_a_deleted_job_of_the_same_name_has_no_log_of_this_one(
+    front: Any, finetune: Callable[..., Any], job: Any
+) -> None:
+    created = job().raw["metadata"]["creationTimestamp"]
+    meta = {"name": "one-1-abc", "namespace": "team-a", "uid": "u1", "annotations": {"finetune.dev/job-name": "one"}}
+    status = {"containerStatuses": [{"state": {"running": {}}}]}
+    for stamp, code in (("2020-01-01T00:00:00Z", 3), (created, 0)):
+        pod = {"metadata": meta | {"creationTimestamp": stamp}, "status": status}
+        front.answers = {"one": [(200, job().raw)], "pods": [(200, {"items": [pod]})], "log": [(200, b"step 1\n")]}
+        done = finetune("logs", "one", "--context", "lab")
+        assert (done.code, done.out) == (code, "" if code else "step 1\n")
