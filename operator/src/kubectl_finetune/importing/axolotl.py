@@ -130,7 +130,7 @@ def _method(draft: Draft) -> None:
 def _adapter(draft: Draft) -> None:
     shared.carry(draft, "lora_r", f"{LORA}.rank", values.whole)
     shared.carry(draft, "lora_alpha", f"{LORA}.alpha", values.whole)
-    shared.put_dropout(draft)
+    shared.put_dropout(draft, is_switched_off=draft.at("objective") == Objective.REWARD_MODEL.value)
     if draft.is_given("lora_model_dir"):
         put_model(draft, "lora_model_dir", "tuning.initialAdapter.uri")
     takes_all = shared.read(draft, "lora_target_linear", values.flag, False)

@@ -324,13 +324,19 @@ def put_attention(draft: Draft, key: str) -> None:
         draft.lose(key, "it is chosen by GPU, image and model", changes_training=False)
 
 
-def put_dropout(draft: Draft) -> None:
-    """Set the adapter's dropout, which DPO and KTO do not have, in TRL either."""
-    if draft.at("objective") not in WITHOUT_DROPOUT:
+def put_dropout(draft: Draft, *, is_switched_off: bool = False) -> None:
+    """Set the adapter's dropout, which DPO and KTO do not have, in TRL either; TRL may also switch it off."""
+    objective = draft.at("objective")
+    if objective not in WITHOUT_DROPOUT and not is_switched_off:
         carry(draft, "lora_dropout", f"{LORA}.dropout", values.number)
-    elif draft.is_given("lora_dropout") and not is_off(draft.get("lora_dropout")):
-        reason = f"objective {draft.at('objective')} trains without dropout"
-        draft.lose("lora_dropout", reason, changes_training=draft.at("objective") in SAMPLED)
+        return
+    reason = f"objective {objective} trains without dropout"
+    if objective not in WITHOUT_DROPOUT:
+        reason = "TRL switches dropout off, with disable_dropout"
+        draft.set(f"{LORA}.dropout", 0.0, "lora_dropout")
+    changes = objective in SAMPLED and not is_switched_off
+    if not is_off(draft.get("lora_dropout")) and (changes or draft.is_given("lora_dropout")):
+        draft.lose("lora_dropout", reason, changes_training=changes)
 
 
 def put_early_stopping(draft: Draft, key: str) -> None:

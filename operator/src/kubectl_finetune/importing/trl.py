@@ -202,12 +202,19 @@ def _method(draft: Draft) -> None:
         )
     for key, name in (("lora_r", "rank"), ("lora_alpha", "alpha")):
         shared.carry(draft, key, f"{LORA}.{name}", values.whole)
-    shared.put_dropout(draft)
+    by_default = draft.at("objective") in {*PREFERENCES, Objective.REWARD_MODEL.value}
+    shared.put_dropout(draft, is_switched_off=shared.read(draft, "disable_dropout", values.flag, by_default))
     if draft.is_given("lora_target_modules"):
         shared.carry(draft, "lora_target_modules", f"{LORA}.targetModules", values.modules)
     else:
         reason = "without it PEFT chooses modules by the architecture; here every linear layer gets an adapter"
         draft.lose("lora_target_modules", reason, "set tuning.lora.targetModules")
+
+
+def _disable_dropout(draft: Draft, path: FieldPath, value: Any) -> None:
+    """Name dropout that the trainer does not have, where lora_dropout is neither carried nor named."""
+    if draft.at("objective") not in {Objective.REWARD_MODEL.value, *SAMPLED}:
+        lost("preferences are trained without dropout", unless=(True,))(draft, path, value)
 
 
 def _rows(draft: Draft) -> None:
@@ -318,7 +325,7 @@ TABLE: Table = MappingProxyType(
         "ref_model_*": harmless("it belongs to sync_ref_model"),
         "router_aux_loss_coef": lost("the loss has no further term", unless=(0, 0.001)),
         "center_rewards_coefficient": lost("rewards are not centred"),
-        "disable_dropout": lost("preferences are trained without dropout", unless=(True,)),
+        "disable_dropout": _disable_dropout,
         "lora_target_parameters": lost("adapters are on linear layers", "tuning.lora.targetExperts covers experts"),
         "bnb_4bit_quant_type": lost("the base is in NF4", unless=("nf4",)),
         "model_init_kwargs": lost("the model is loaded as its config.json states"),

@@ -203,6 +203,12 @@ def test_modules_that_peft_would_choose_and_regular_expressions_are_named(read: 
     assert lost_keys(read(lora_target_modules=r"model.layers.[\d]+.(mlp|self_attn)")) == ["lora_target_modules"]
 
 
+def test_a_reward_model_has_no_dropout_because_trl_trains_it_without(read: Read) -> None:
+    done = read(reward_model=True, datasets=[{"path": "acme/pairs", "type": "bradley_terry.chat_template"}])
+    assert (spec_of(done)["objective"], spec_of(done)["tuning"]["lora"]["dropout"]) == ("RewardModel", 0.0)
+    assert [one.changes_training for one in done.not_carried if one.key == "lora_dropout"] == [False]
+
+
 @pytest.mark.parametrize(
     ("kind", "objective", "block"),
     [

@@ -460,3 +460,32 @@ def test_a_warm_up_that_schedule_constant_ignores_is_named(
     lost = [one.key for one in done.not_carried if one.key.startswith("warmup")]
     assert (spec_of(done)["hyperparameters"]["warmupSteps"], lost) == expected
     assert done.problems == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "dropout", "lost"),
+    [
+        ({}, 0.0, {}),
+        ({"lora_dropout": 0.1}, 0.0, {"lora_dropout": False}),
+        ({"disable_dropout": False}, 0.05, {}),
+        ({"disable_dropout": False, "lora_dropout": 0.1}, 0.1, {}),
+    ],
+)
+def test_a_reward_model_has_the_dropout_that_trl_trains_it_with(
+    read: Read, changes: dict[str, Any], dropout: float, lost: dict[str, bool]
+) -> None:
+    done = read(Options(objective="RewardModel"), use_peft=True, lora_target_modules="all-linear", **changes)
+    assert (spec_of(done)["tuning"]["lora"]["dropout"], done.problems) == (dropout, [])
+    assert {one.key: one.changes_training for one in done.not_carried} == lost
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [({}, ["lora_dropout (default)"]), ({"disable_dropout": True}, []), ({"lora_dropout": 0}, [])],
+)
+def test_dropout_that_trl_has_by_default_and_grpo_here_has_not_is_named(
+    read: Read, changes: dict[str, Any], lost: list[str]
+) -> None:
+    done = read(reward_funcs=["think_format_reward"], use_peft=True, lora_target_modules="all-linear", **changes)
+    assert [one.key for one in done.not_carried if one.changes_training] == lost
+    assert "dropout" not in spec_of(done)["tuning"]["lora"]
