@@ -9,7 +9,7 @@ from kubectl_finetune.importing import shared, templates, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import apply_table
 from kubectl_finetune.importing.held_out import put_validation
-from kubectl_finetune.importing.locations import RowSource, listed_entries, listed_source, put_train
+from kubectl_finetune.importing.locations import WHOLE_DATASET, RowSource, listed_entries, listed_source, put_train
 from kubectl_finetune.importing.roles import check_roles, turn_columns
 from kubectl_finetune.importing.rows import Table, harmless, lost, refused
 
@@ -81,9 +81,13 @@ def put_rows(draft: Draft) -> None:
         reason = "axolotl streams these rows; preflight downloads and checks all of them before the training"
         draft.lose(key, reason, "name some of the files in the URI if they are many", changes_training=False)
     put_train(draft, [found for path, one in _entries(draft, key) if (found := _source(draft, path, one))])
-    put_validation(
-        draft, [found for path, one in _entries(draft, "test_datasets") if (found := _source(draft, path, one))]
-    )
+    held_out = []
+    for path, entry in _entries(draft, "test_datasets"):
+        if source := _source(draft, path, entry):
+            if not entry.get("split") and WHOLE_DATASET.fullmatch(source.uri):
+                source.split = "test"  # the default there; preflight would prefer `validation`
+            held_out.append(source)
+    put_validation(draft, held_out)
     shared.put_share(draft, "val_set_size")
 
 

@@ -407,7 +407,7 @@ def test_ranks_and_alphas_of_single_modules_are_carried(read: Read) -> None:
 def test_held_out_rows_of_their_own_win_over_a_share(read: Read) -> None:
     done = read(test_datasets=[{"path": "acme/held-out", "type": "chat_template"}])
     dataset = spec_of(done)["dataset"]
-    assert dataset["validation"] == {"uri": "hf://datasets/acme/held-out"}
+    assert dataset["validation"] == {"uri": "hf://datasets/acme/held-out", "split": "test"}
     assert "validationSplitPercent" not in dataset
 
 
@@ -649,3 +649,19 @@ def test_runs_of_wandb_that_are_offline_stay_so(read: Read) -> None:
     done = read(wandb_project="tuned", wandb_entity="acme", wandb_mode="offline")
     assert spec_of(done)["tracking"] == {"wandb": {"project": "tuned", "entity": "acme", "mode": "Offline"}}
     assert (done.problems, done.not_carried) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        ({}, {"uri": "hf://datasets/acme/held-out", "split": "test"}),
+        ({"split": "dev"}, {"uri": "hf://datasets/acme/held-out", "split": "dev"}),
+        ({"data_files": "dev.jsonl"}, {"uri": "hf://datasets/acme/held-out/dev.jsonl"}),
+    ],
+)
+def test_held_out_rows_without_a_split_are_the_one_that_axolotl_reads(
+    read: Read, entry: dict[str, str], found: dict[str, str]
+) -> None:
+    held_out = {"path": "acme/held-out", "type": "chat_template", **entry}
+    done = read(datasets=[{"path": "acme/rows", "type": "chat_template"}], test_datasets=[held_out], val_set_size=0)
+    assert (spec_of(done)["dataset"]["validation"], done.problems) == (found, [])
