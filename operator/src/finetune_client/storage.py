@@ -1,5 +1,6 @@
 """The published files of a job in its storage, read with the viewer's own keys and verified by the job's status."""
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,8 +132,19 @@ class Storage:
         target = folder / entry.path
         if not target.resolve().is_relative_to(folder.resolve()):
             raise FineTuneError(f"the manifest names {entry.path}, which is outside {folder}")
-        target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._write(part, entry)
+            part.replace(target)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            fix = "choose another folder, or free space on its disk"
+            raise FineTuneError(f"{target} cannot be written: {error.strerror}", fix) from None
+        return target
+
+    def _write(self, part: Path, entry: ManifestFile) -> None:
         found = hashlib.sha256()
         with part.open("wb") as file:
             for piece in self._pieces(entry.path):
@@ -141,8 +153,6 @@ class Storage:
         if found.hexdigest() != entry.sha256:
             part.unlink()
             raise _changed(entry.path)
-        part.replace(target)
-        return target
 
     def _load_manifest(self, digest: str) -> Manifest:
         try:

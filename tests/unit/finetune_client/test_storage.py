@@ -69,3 +69,15 @@ def test_a_manifest_cannot_write_outside_the_folder(monkeypatch: pytest.MonkeyPa
     with pytest.raises(FineTuneError, match="which is outside"):
         storage.download(tmp_path / "folder")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("taken", ["out", "out/adapter/a.json/x"])
+def test_a_place_that_cannot_be_written_is_an_error_with_its_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, taken: str
+) -> None:
+    _, storage = opened(monkeypatch, {"adapter/a.json": b"{}"})
+    (tmp_path / taken).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / taken).write_text("mine")
+    with pytest.raises(FineTuneError, match=r"out/adapter/a\.json cannot be written: (Not|Is) a directory"):
+        storage.download(tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*.part")] == []
