@@ -1,4 +1,7 @@
 from collections.abc import Callable
+from typing import Any
+
+import pytest
 
 from finetune_client.cluster.job import Job
 from kubectl_finetune.commands import lineage
@@ -30,6 +33,17 @@ def test_a_tree_names_output_rows_manifest_and_trainer_of_each_job(job: Make, pr
         "parent: sft Chat Training  s3://b/out",
         "base model: hf://owner/model@abc",
     ]
+
+
+@pytest.mark.parametrize("width", ["10", "80"])
+def test_the_lines_of_a_tree_are_whole_however_narrow_the_output(
+    front: Any, finetune: Callable[..., Any], job: Make, monkeypatch: pytest.MonkeyPatch, width: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    image = f"registry.example.com/a-long-path/finetune-trainer@sha256:{'ef' * 32}"
+    front.answers["one"] = [(200, job(lineage={"trainerImage": image, "baseModelURI": "hf://o/m"}).raw)]
+    done = finetune("lineage", "one", "--context", "lab")
+    assert done.out == f"one Chat Training  s3://b/out\n├── trainer {image}\n└── base model: hf://o/m\n"
 
 
 def test_an_ancestor_that_is_gone_or_replaced_is_what_the_status_recorded(job: Make, printed: Printed) -> None:
