@@ -25,11 +25,13 @@ def set_suspended(cluster: Cluster, names: list[str], *, wanted: bool, report: R
 def delete_jobs(cluster: Cluster, names: list[str], is_sure: Callable[[str], bool], report: Report) -> None:
     """Delete each job that the user confirms; all of them are read first."""
     for job in _running(cluster, names, "cancel"):
-        done = job.status.progress.display if job.status.progress and job.status.progress.display else "nothing"
+        percent = job.status.progress and job.status.progress.percent
+        done = "nothing" if percent is None else f"{percent}%"
         question = f"Cancel {job.name} in {job.namespace} ({job.phase}, {done} done)? Its record and logs go with it."
         if not is_sure(question):
             report(f"{job.name} not cancelled")
             continue
+        _require_running(cluster, cluster.get_job(job.name), "cancel")  # it may have ended since the question
         cluster.delete_job(job)
         report(f"{job.name} cancelled; its files stay at {job.field('output.uri')}")
 
@@ -37,7 +39,11 @@ def delete_jobs(cluster: Cluster, names: list[str], is_sure: Callable[[str], boo
 def _running(cluster: Cluster, names: list[str], what: str) -> list[Job]:
     jobs = [cluster.get_job(name) for name in names]
     for job in jobs:
-        if job.has_ended:
-            fix = f"to remove its record: kubectl delete finetunejob {job.name} -n {job.namespace}{cluster.options}"
-            raise FineTuneError(f"{job.name} has ended ({job.phase}): there is nothing to {what}", fix)
+        _require_running(cluster, job, what)
     return jobs
+
+
+def _require_running(cluster: Cluster, job: Job, what: str) -> None:
+    if job.has_ended:
+        fix = f"to remove its record: kubectl delete finetunejob {job.name} -n {job.namespace}{cluster.options}"
+        raise FineTuneError(f"{job.name} has ended ({job.phase}): there is nothing to {what}", fix)

@@ -56,10 +56,23 @@ def test_cancel_deletes_exactly_the_job_that_was_seen(front: Any, finetune: Fine
 
 
 def test_cancel_asks_with_the_phase_and_the_progress(front: Any, finetune: Finetune, job: Any) -> None:
-    front.answers["one"] = [(200, job().raw), (200, job(progress={}).raw)]
-    first = finetune("cancel", "one", "--context", "lab", stdin="n\n")
-    assert "Cancel one in team-a (Training, 42% done)?" in first.err
-    assert first.out.strip() == "one not cancelled"
-    second = finetune("cancel", "one", "--context", "lab", stdin="y\n")
-    assert "Cancel one in team-a (Training, nothing done)?" in second.err
+    loading = {"display": "Loading 45%", "stage": "Loading"}
+    for progress, shown in (
+        ({"display": "42%", "percent": 42}, "42% done"),
+        ({}, "nothing done"),
+        (loading, "nothing done"),
+    ):
+        front.answers["one"] = [(200, job(progress=progress).raw)]
+        done = finetune("cancel", "one", "--context", "lab", stdin="n\n")
+        assert f"Cancel one in team-a (Training, {shown})?" in done.err
+        assert done.out.strip() == "one not cancelled"
+    assert changes(front) == []
+    assert finetune("cancel", "one", "--context", "lab", stdin="y\n").code == 0
     assert len(changes(front)) == 1
+
+
+def test_a_job_that_ends_while_cancel_asks_is_not_deleted(front: Any, finetune: Finetune, job: Any) -> None:
+    front.answers["one"] = [(200, job().raw), (200, job(phase="Succeeded", conditions=ENDED).raw)]
+    done = finetune("cancel", "one", "--context", "lab", stdin="y\n")
+    assert (done.code, changes(front)) == (1, [])
+    assert "one has ended (Succeeded): there is nothing to cancel" in done.err
