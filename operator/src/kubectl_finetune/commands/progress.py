@@ -56,7 +56,7 @@ def changes(look: Callable[[], Job], interval: float, clock: Clock = time.monoto
 @contextmanager
 def screen(console: Console, clock: Clock = time.monotonic) -> Iterator[Callable[[Job], None]]:
     """Redraw one picture on a terminal; otherwise print each change as a line."""
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:  # which would show the last picture alone
         yield _Lines(console, clock).draw
         return
     losses = LossHistory()
@@ -82,7 +82,7 @@ class _Lines:
         if found == self._last and now - self._printed < QUIET_SECONDS:
             return
         self._last, self._printed = found, now
-        self._console.print(f"{datetime.now(UTC):%H:%M:%S} {describe_progress(job)}", soft_wrap=True)
+        self._console.print(f"{datetime.now(UTC):%H:%M:%SZ} {describe_progress(job)}", soft_wrap=True)
 
 
 def picture(job: Job, losses: LossHistory) -> Group:

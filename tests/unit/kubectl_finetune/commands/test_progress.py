@@ -1,4 +1,5 @@
 import io
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -115,6 +116,21 @@ def test_a_terminal_gets_one_picture_over_the_last_and_a_pipe_gets_lines(job: Ma
     assert "train loss:   1.4231  ▁\n" in terminal.getvalue().replace("\x1b[1m", "").replace("\x1b[0m", "")
     assert "step 50/100" in terminal.getvalue().rpartition("\x1b[1A")[2]
     assert [line.split()[1:3] for line in pipe.getvalue().splitlines()] == [["Training", "42%"], ["Training", "50%"]]
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    terminal = io.StringIO()
+    with progress.screen(Console(file=terminal, force_terminal=True)) as draw:
+        draw(job())
+        assert "Training 42%" in terminal.getvalue()
+
+
+def test_a_line_begins_with_the_time_of_day_and_its_zone(job: Make) -> None:
+    pipe = io.StringIO()
+    with progress.screen(Console(file=pipe)) as draw:
+        draw(job())
+    assert re.match(r"\d\d:\d\d:\d\dZ Training 42%", pipe.getvalue())
 
 
 @pytest.mark.parametrize(
