@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,3 +67,17 @@ def test_a_command_prints_a_page_for_people_and_an_object_for_programs(
     front.answers["finetunejobs"] = [(200, {"items": [one], "metadata": {}})]
     assert page in finetune(*command.split(), "--context", "lab").out
     assert isinstance(json.loads(finetune(*command.split(), "-o", "json", "--context", "lab").out), dict)
+
+
+@pytest.mark.parametrize("command", ["validate", "report one --save", "validate {job} --rows rows.jsonl --rows-out"])
+def test_a_path_that_no_file_system_takes_is_an_error_without_a_traceback(
+    finetune: Finetune, front: Any, job: Any, tmp_path: Path, command: str
+) -> None:
+    artifacts = {"uri": "s3://b/out", "reportURI": "s3://b/out/finetune_report.md", "manifestSHA256": "ab" * 32}
+    front.answers["one"] = [(200, job(artifacts=artifacts).raw)]
+    path = tmp_path / "job.yaml"
+    path.write_text(finetune("new", "one", *GIVEN).out)
+    words = [str(path) if word == "{job}" else word for word in command.split()]
+    done = finetune("--context", "lab", *words, "kind: FineTuneJob " * 20)
+    assert (done.code, "Traceback" in done.err) == (1 if command == "validate" else 2, False), done.err
+    assert "File name too long" in done.err

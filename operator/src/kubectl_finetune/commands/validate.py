@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -118,7 +119,7 @@ def read_files(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
             continue
         inside = (
             sorted(one for one in path.rglob("*") if one.suffix in {".yaml", ".yml", ".json"} and one.is_file())
-            if path.is_dir()
+            if os.path.isdir(path)  # no error for a path that is too long, which is read_text's
             else [path]
         )
         if not inside:
@@ -338,8 +339,11 @@ def check_rows(jobs: list[dict[str, Any]], files: list[str], out: Path | None, *
 
 
 def require_folder(out: Path, option: str) -> None:
-    """Raise WrongUse if the folder of an option cannot be made because there is a file."""
-    nearest = next(one for one in (out, *out.absolute().parents) if one.exists())
+    """Raise WrongUse if the folder of an option cannot be made because there is a file, or because of its path."""
+    try:
+        nearest = next(one for one in (out, *out.absolute().parents) if one.exists())
+    except OSError as error:
+        raise WrongUse(f"{option} {out} cannot be made: {error.strerror}", "name another folder") from None
     if not nearest.is_dir():
         raise WrongUse(f"{option} {out} cannot be made: {nearest} is a file", "name a folder")
 
