@@ -42,9 +42,13 @@ def complete_jobs(context: typer.Context, incomplete: str) -> list[str]:
     """Return the names of the jobs in the namespace, for the shell; none if the cluster is unreachable."""
     from finetune_client.errors import FineTuneError
 
-    given = context.params
+    # What a command does not have itself; the shell runs no command, so that nothing has stored it as Shared.
+    before = context.parent.params if context.parent else {}
+    namespace, kube_context, kubeconfig = (
+        context.params.get(name) or before.get(name) for name in ("namespace", "kube_context", "kubeconfig")
+    )
     try:
-        cluster = connect(context, given.get("namespace"), given.get("kube_context"), given.get("kubeconfig"))
+        cluster = connect(context, namespace, kube_context, kubeconfig)
         return [job.name for job in cluster.list_jobs() if job.name.startswith(incomplete)]
     except FineTuneError:
         return []

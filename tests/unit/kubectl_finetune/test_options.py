@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kubectl_finetune.__main__ import complete
 from kubectl_finetune.options import pour
 
 Finetune = Callable[..., Any]
@@ -27,6 +28,20 @@ def test_options_before_the_command_count_unless_it_has_its_own(
     assert finetune(*before, "list", "-n", "late").err == "no jobs in namespace late\n"
     assert "no context other" in finetune(*before, "list", "--context", "other").err
     assert "no cluster is configured" in finetune(*before, "list", "--kubeconfig", str(tmp_path / "none")).err
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_names_are_completed_with_the_options_before_and_after_the_command(
+    front: Any, job: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any, before: bool
+) -> None:
+    front.answers["finetunejobs"] = [(200, {"items": [job("early").raw], "metadata": {}})]
+    given = ("--context", "lab", "-n", "early")
+    words = (*given, "describe", "") if before else ("describe", *given, "")
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(sys, "argv", ["kubectl_complete-finetune", *words])
+    complete()
+    assert capsys.readouterr().out == "early\n:4\n"
+    assert "/namespaces/early/" in front.requests[0][1]
 
 
 def test_json_is_indented_and_keeps_every_letter(front: Any, finetune: Finetune, job: Any) -> None:
