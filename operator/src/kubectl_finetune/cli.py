@@ -406,9 +406,11 @@ def new(
 
     shared = context.find_object(Shared)
     asked = writing.ask({"objective": objective, "model": model, "data": data, "result": result})
+    path = file or Path(f"{name}.yaml")
     text = writing.write(
         writing.Answers(
             name=name,
+            file="" if str(path) == "-" else str(path),
             **asked,
             namespace=namespace or (shared and shared.namespace) or "",
             method=method,
@@ -419,7 +421,7 @@ def new(
             queue=queue,
         )
     )
-    writing.deliver(text, file or Path(f"{name}.yaml"), force=force)
+    writing.deliver(text, path, force=force)
 
 
 app.command(

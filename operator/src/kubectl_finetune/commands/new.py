@@ -1,6 +1,7 @@
 """`new`: a starter manifest with comments for first-time users."""
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from finetune_api.manifest.yaml_document import read_scalar
 from finetune_api.objectives import Dpo, Kto, Objective, Rlhf
 from finetune_api.recipes import LARGE, MANY_ROWS, RECIPES, number_text
 from finetune_api.spec import FORMATS
+from finetune_api.text.printable import printable
 from finetune_api.tuning import Method
 from finetune_client.errors import FineTuneError, WrongUse
 from finetune_client.manifest.suggestions import nearest
@@ -68,6 +70,8 @@ class Answers:
     gpus: int = 1
     validation_percent: int = 10
     queue: str = ""
+    file: str = ""
+    """Where it will be; NAME.yaml if that is not known."""
 
 
 def write(answers: Answers) -> str:
@@ -119,10 +123,12 @@ def _template(answers: Answers, objective: Objective, method: Method, methods: s
         else ""
     )
     formats = ", ".join(FORMATS[objective.value][1:])
+    file = printable(shlex.quote(answers.file or f"{answers.name}.yaml"))
+    there = f" -n {answers.namespace}" if answers.namespace else ""
     return f"""\
-# A {objective.value} job. Check it:   kubectl finetune validate {answers.name}.yaml
-#{" " * (len(objective.value) + 8)}Start it:   kubectl apply -f {answers.name}.yaml
-#{" " * (len(objective.value) + 8)}Follow it:  kubectl finetune progress {answers.name}
+# A {objective.value} job. Check it:   kubectl finetune validate {file}
+#{" " * (len(objective.value) + 8)}Start it:   kubectl apply -f {file}
+#{" " * (len(objective.value) + 8)}Follow it:  kubectl finetune progress {answers.name}{there}
 # Every field: kubectl explain finetunejob.spec --recursive
 apiVersion: {names.API_VERSION}
 kind: {names.KIND}

@@ -52,6 +52,18 @@ def test_a_starter_names_the_formats_of_its_objective_and_the_commands_that_come
     assert "    method: QLoRA               # QLoRA, LoRA or Full; Auto is QLoRA unless Full fits vramBudget" in lines
 
 
+def test_the_commands_of_a_starter_name_its_file_and_its_namespace(
+    finetune: Callable[..., Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "of my team.yaml"
+    assert finetune("new", "first", *GIVEN, "-f", str(path), "-n", "team").code == 0
+    assert [line.partition("kubectl ")[2] for line in path.read_text().splitlines()[:3]] == [
+        f"finetune validate '{path}'",
+        f"apply -f '{path}'",
+        "finetune progress first -n team",
+    ]
+
+
 def test_a_starter_names_the_endpoint_or_where_to_write_it(finetune: Callable[..., Any]) -> None:
     given = finetune("new", "first", *GIVEN, "--endpoint", "http://s3:9000", "-f", "-").out
     assert "\n    endpoint: http://s3:9000\n" in given
