@@ -246,9 +246,12 @@ def _next(job: Job, options: str) -> Text:
     """Return the command that fits the job's phase."""
     own = f"{job.name} -n {job.namespace}{options}"
     is_checked = job.status.is_true(ConditionType.VALIDATED)
+    accepted = job.status.condition(ConditionType.ACCEPTED)
+    had_no_pod = not is_checked and accepted is not None and accepted.status != "True"
+    log = f"kubectl finetune logs {own}" + ("" if is_checked else " --preflight")
     commands = {
         Phase.SUCCEEDED.value: f"kubectl finetune report {own}",
-        Phase.FAILED.value: f"kubectl finetune logs {own}" + ("" if is_checked else " --preflight"),
+        Phase.FAILED.value: "" if had_no_pod else log,
         Phase.SUSPENDED.value: f"kubectl finetune resume {own}" if job.field("suspend") else "",
         Phase.TRAINING.value: f"kubectl finetune progress {own}",
         Phase.EVALUATING.value: f"kubectl finetune progress {own}",

@@ -240,6 +240,13 @@ def test_a_job_that_a_queue_suspends_is_not_to_be_resumed_by_hand(job: Make, pri
     assert "Next" not in printed(describe.job_page(job(phase="Suspended"), [], NOW))
 
 
+def test_a_job_that_failed_before_it_was_accepted_has_no_log_to_look_at(job: Make, printed: Printed) -> None:
+    refused = {"type": "Accepted", "status": "False", "reason": "ParentFailed"}
+    conditions = [ENDED[0] | refused, ENDED[0] | {"type": "Failed", "reason": "ParentFailed"}]
+    page = printed(describe.job_page(job(phase="Failed", conditions=conditions), [], NOW))
+    assert "Next" not in page
+
+
 @pytest.mark.parametrize(
     ("validated", "command"), [("True", "logs one -n team-a"), ("False", "logs one -n team-a --preflight")]
 )
