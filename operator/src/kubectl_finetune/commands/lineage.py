@@ -27,6 +27,7 @@ def origin_record(job: Job, find: Find, depth: int = 0) -> dict[str, Any]:
         "manifestSHA256": artifacts and artifacts.manifest_sha256,
         "baseModelURI": (lineage and lineage.base_model_uri) or job.field("model.uri"),
         "teacherURI": job.field("distillation.teacher.uri"),
+        "initialAdapterURI": job.field("tuning.initialAdapter.uri"),
     }
     if lineage:
         known = lineage.model_dump(by_alias=True, mode="json", exclude={"parent", "reward_job"})
@@ -67,10 +68,11 @@ def _grow(branch: Tree, found: dict[str, Any]) -> None:
         if key in found:
             below = branch.add(Text.assemble((f"{role}: ", "dim"), _job_line(found[key])))
             _grow(below, found[key])
-    if "parent" not in found and found.get("baseModelURI"):
-        revision = found.get("baseModelRevision")
-        at = f"@{revision}" if revision else ""
-        branch.add(Text.assemble(("base model: ", "dim"), printable(f"{found['baseModelURI']}{at}")))
+    for key, role in (("teacher", "teacher"), ("initialAdapter", "initial adapter"), ("baseModel", "base model")):
+        if found.get(f"{key}URI") and not (key == "baseModel" and "parent" in found):
+            revision = found.get(f"{key}Revision")
+            at = f"@{revision}" if revision else ""
+            branch.add(Text.assemble((f"{role}: ", "dim"), printable(f"{found[f'{key}URI']}{at}")))
 
 
 def _job_line(found: dict[str, Any]) -> Text:

@@ -35,6 +35,20 @@ def test_a_tree_names_output_rows_manifest_and_trainer_of_each_job(job: Make, pr
     ]
 
 
+def test_a_tree_names_the_teacher_and_the_adapter_that_the_training_began_with(job: Make, printed: Printed) -> None:
+    spec = {
+        "distillation": {"teacher": {"uri": "hf://owner/larger"}},
+        "tuning": {"initialAdapter": {"uri": "s3://b/first"}},
+    }
+    found = lineage.origin_record(job(spec=spec, lineage={"teacherRevision": "abc"}), lambda _: None)
+    assert (found["teacherURI"], found["initialAdapterURI"]) == ("hf://owner/larger", "s3://b/first")
+    assert [line.strip("│├└─ ") for line in printed(lineage.tree(found)).splitlines()[1:]] == [
+        "teacher: hf://owner/larger@abc",
+        "initial adapter: s3://b/first",
+        "base model: hf://owner/model",
+    ]
+
+
 @pytest.mark.parametrize("width", ["10", "80"])
 def test_the_lines_of_a_tree_are_whole_however_narrow_the_output(
     front: Any, finetune: Callable[..., Any], job: Make, monkeypatch: pytest.MonkeyPatch, width: str
