@@ -191,10 +191,13 @@ def report(
     """Show the result of a job and its location. With --show or --save, read the report from storage with your own AWS
     variables or profile (needs boto3), and verify it by the digests in the job's status.
     """
+    from finetune_client.errors import WrongUse
     from finetune_client.storage import open_storage, published
     from kubectl_finetune.commands import report as reporting
     from kubectl_finetune.commands.validate import require_folder
 
+    if fetch and output:
+        raise WrongUse(f"--show prints Markdown, and -o prints {output.value}", "give one of the two")
     cluster = connect(context, namespace, kube_context, kubeconfig)
     job = cluster.get_job(name)
     published(job)
@@ -206,9 +209,9 @@ def report(
             say(f"saved {path}")
         if fetch:
             pour([reporting.text(storage)])
-    elif output:
+    if output:
         dump(reporting.result_record(job), output)
-    else:
+    elif not (fetch or save):
         show(reporting.result_page(job, endpoint, cluster.options))
 
 
@@ -344,8 +347,11 @@ def validate(
     With --rows also check the dataset, as preflight would. This needs finetune-trainer on this machine:
     pip install '.[check]' in a clone of the operator's repository.
     """
+    from finetune_client.errors import WrongUse
     from kubectl_finetune.commands import validate as checking
 
+    if rows_out and not rows:
+        raise WrongUse("--rows-out needs --rows, whose result it keeps", "add --rows FILE")
     verdict = checking.check_files(checking.read_files(files))
     if output:
         dump(verdict.to_wire(), output)

@@ -217,8 +217,12 @@ def test_a_report_is_saved_shown_or_both_by_its_options(
     front.answers["one"] = [(200, job(spec={"storage": {"endpoint": "http://minio:9000"}}, artifacts=known).raw)]
     assert finetune("report", "one", "--save", str(tmp_path), "--show", "--context", "lab").out == "# Report"
     assert bucket.options["config"].s3 == {"addressing_style": "path"}
-    record = finetune("report", "one", "-o", "json", "--context", "lab").out
-    assert json.loads(record)["artifacts"]["uri"] == "s3://b/out/"
+    for options in ((), ("--save", str(tmp_path))):
+        record = finetune("report", "one", "-o", "json", *options, "--context", "lab").out
+        assert json.loads(record)["artifacts"]["uri"] == "s3://b/out/"
+    done = finetune("report", "one", "-o", "json", "--show", "--context", "lab")
+    assert (done.code, done.out) == (2, "")
+    assert "--show prints Markdown" in done.err
 
 
 def test_the_bucket_is_part_of_the_host_on_aws_and_if_the_job_sets_it(bucket: Bucket) -> None:

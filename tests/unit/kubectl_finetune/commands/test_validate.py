@@ -228,6 +228,11 @@ def test_a_file_in_place_of_the_folder_for_rows_is_refused(validate: Callable[..
         assert "name a folder" in done.err
 
 
+def test_a_folder_for_rows_without_rows_is_refused(validate: Callable[..., Any]) -> None:
+    done = validate(JOB, "--rows-out", "kept")
+    assert (done.code, done.out, "--rows-out needs --rows" in done.err) == (2, "", True)
+
+
 def test_rows_of_sources_with_their_own_format_are_checked_one_by_one(validate: Callable[..., Any]) -> None:
     sources = "{sources: [{uri: s3://bucket/a.jsonl}, {uri: s3://bucket/b.jsonl, columns: {prompt: q}}]}"
     done = validate(JOB.replace("{uri: s3://bucket/rows.jsonl}", sources), "--rows", "rows.jsonl")
