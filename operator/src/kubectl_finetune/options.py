@@ -113,7 +113,10 @@ def console() -> "Console":
     """Return the standard output, without highlighting of numbers and paths."""
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, emoji=False)
+    found = Console(highlight=False, markup=False, emoji=False)
+    if not found.width:  # COLUMNS=0, with which rich prints nothing
+        found.width = 80
+    return found
 
 
 def say(text: str) -> None:

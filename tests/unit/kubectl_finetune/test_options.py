@@ -62,6 +62,15 @@ def test_a_pipe_gets_long_lines_whole_and_texts_as_they_are(front: Any, finetune
         assert message.strip() in finetune(command, "one", "--context", "lab").out
 
 
+def test_a_terminal_without_a_width_gets_the_page_too(
+    front: Any, finetune: Finetune, job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    front.answers = {"one": [(200, job().raw)], "events": [(200, {"items": []})]}
+    assert "Phase:" in finetune("describe", "one", "--context", "lab").out
+    assert "one Chat Training" in finetune("lineage", "one", "--context", "lab").out
+
+
 def test_a_log_is_written_as_it_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw)))  # type: ignore[arg-type, type-var]
