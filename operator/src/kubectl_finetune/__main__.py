@@ -1,6 +1,7 @@
 """Entry points: `kubectl-finetune`, and `kubectl_complete-finetune`, which kubectl runs for completions."""
 
 import contextlib
+import errno
 import io
 import os
 import shlex
@@ -14,6 +15,7 @@ from kubectl_finetune.errors import ExitCode, exit_code_of
 
 PROGRAM = "kubectl-finetune"
 NO_FILE_NAMES = 4
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def main() -> None:
@@ -31,8 +33,12 @@ def main() -> None:
         if error.fix:
             sys.stderr.write(f"  {printable(error.fix)}\n")
         sys.exit(exit_code_of(error))
-    except Exception:  # noqa: BLE001 - printed here, because its message may have text of the cluster
-        sys.stderr.write(printable(traceback.format_exc(), lines=True))
+    except Exception as error:  # noqa: BLE001 - printed here, because its message may have text of the cluster
+        if isinstance(error, OSError) and error.errno in FULL:
+            fix = "the output, or the folder for temporary files, which TMPDIR names, is on a full disk"
+            sys.stderr.write(f"error: {error.strerror}\n  {fix}\n")
+        else:
+            sys.stderr.write(printable(traceback.format_exc(), lines=True))
         sys.exit(ExitCode.FAILED)
 
 

@@ -1,5 +1,6 @@
 """The process as it starts: quick, and with an exit code for each kind of failure."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -86,6 +87,17 @@ def test_a_command_that_is_interrupted_ends_with_130(
     monkeypatch.setattr("time.sleep", interrupt)
     done = finetune("progress", "one", "--context", "lab")
     assert (done.code, done.err) == (130, "")
+
+
+def test_a_full_disk_is_an_error_without_a_traceback(
+    finetune: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("kubectl_finetune.commands.validate.read_files", write)
+    done = finetune("validate", "job.yaml")
+    assert (done.code, done.err.splitlines()[0]) == (1, f"error: {os.strerror(errno.ENOSPC)}")
 
 
 def test_every_command_has_help_with_an_example(finetune: Callable[..., Any]) -> None:
