@@ -1,6 +1,8 @@
 """Numbers and durations as people read them."""
 
 NONE = "-"
+LARGEST = 1e15
+"""From here on a number has an exponent."""
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
@@ -19,7 +21,10 @@ def duration(seconds: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return five significant digits, as in the status."""
+    """Return five significant digits, as in the status; a large number has no exponent."""
     if value is None:
         return NONE
-    return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    text = f"{value:.5g}"
+    return f"{float(text):,.0f}" if "e+" in text and abs(value) < LARGEST else text

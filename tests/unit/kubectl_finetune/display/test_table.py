@@ -28,6 +28,8 @@ def test_pairs_without_a_value_are_left_out_and_names_have_the_same_width() -> N
         (size(1024), "1.0 KiB"), (size(None), "-"), (number(None), "-"), (number(12345), "12,345"),
         (number(1.234567), "1.2346"), (between(None, datetime(2026, 1, 1, tzinfo=UTC)), "-"), (moment(None), "-"),
         (moment(datetime(2026, 3, 1, 2, 3, 4, tzinfo=UTC)), "2026-03-01 02:03:04Z"),
+        (number(123456.7), "123,460"), (number(-2e6), "-2,000,000"), (number(99999.9), "100,000"),
+        (number(99999.0), "99999"), (number(1e300), "1e+300"),
         (sparkline([]), ""), (sparkline([1, 1]), "▁▁"), (sparkline([9, 2, 0, 1], 3), "█▁▅"),
         (sparkline(list(range(50))), sparkline(list(range(10, 50)))),
         (bar(150, 200), "█" * 200), (bar(-9, 200), "░" * 200), (bar(99, 200), "█" * 198 + "░" * 2),
