@@ -9,7 +9,7 @@ def test_a_limit_range_that_refuses_the_pod_is_shown_with_what_to_change(world: 
     world.create(preflight={"resources": {"limits": {"memory": "1Gi"}}})
     shown = world.wait_condition("Running", "PodCreationRefused", seconds=30)
     assert "maximum memory usage per Container is 64Mi" in shown["message"]
-    assert "keep resources within the LimitRange" in shown["message"]
+    assert "keep preflight.resources within the LimitRange" in shown["message"]
     wait(lambda: world.events("PodCreationRefused"), "an event")
     world.core.delete_namespaced_limit_range("small", world.namespace)
     world.pod_of("one-preflight")
