@@ -97,7 +97,7 @@ def test_queued_jobs_cost_no_request_while_nothing_changes(
 
     def is_quiet() -> bool:
         before = len(api.requests)
-        time.sleep(2)
+        time.sleep(5)  # a machine with other work may run nothing here for seconds
         return len(api.requests) == before
 
     wait(is_quiet, lambda: str(api.count()), 60)
