@@ -70,7 +70,7 @@ def parse_question(row: Mapping[str, Any]) -> Question:
     answer = row.get("answer", row.get("answerKey"))
     if not FEWEST_CHOICES <= len(choices) <= MOST_CHOICES:
         shown = reprlib.repr(row["choices"])
-        raise ValueError(f"choices is {shown} with {len(choices)} texts: give {FEWEST_CHOICES} to {MOST_CHOICES}")
+        raise ValueError(f"choices has {len(choices)} texts: give {FEWEST_CHOICES} to {MOST_CHOICES}; it is {shown}")
     for name, text in [("question", question), *((f"choices[{at}]", one) for at, one in enumerate(choices))]:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{name} is not a text: {reprlib.repr(text)}")
