@@ -264,6 +264,10 @@ def test_a_job_that_is_suspended_leaves_its_queue_when_it_is_resumed(scene: Buil
     leave(one)
     one.object["spec"]["suspend"] = True
     assert one.look().delete is None
+    one.settle()
+    one.object["spec"]["suspend"] = False
+    one.settle()
+    assert names.LABEL_QUEUE not in one.children["one-preflight"]["metadata"]["labels"]
 
 
 def test_a_queue_that_another_component_gives_the_job_is_kept(scene: Build) -> None:
