@@ -166,7 +166,8 @@ class _RowChecker:
             if data_format in _OF_TURNS:
                 raise BadRow(bad.code, f"turn {find_number(columns, bad.number)}{bad.what}") from None
             raise
-        row.repairs = tuple(sorted(repairs))
+        if repairs:
+            row.repairs = tuple(sorted(repairs))
         try:
             fitted = fit_objective(row, self.objective)
         except BadRow as bad:

@@ -58,6 +58,8 @@ def join_prompt(prompt: Turns, shared: Turns) -> Turns:
 
     A conversation that contains the whole prompt replaces it. The prompt's system text stays if `shared` has none.
     """
+    if not shared or shared[0]["role"] == "assistant":
+        return prompt + shared
     (system, asked), (other_system, said) = _part_system(prompt), _part_system(shared)
     if not asked or not said or said[0]["role"] != "user":
         return prompt + shared

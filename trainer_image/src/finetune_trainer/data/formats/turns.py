@@ -43,12 +43,14 @@ def read_turn(turn: object, number: int, repairs: Repairs) -> Message:
 
 def read_plain_turns(turns: list[Any]) -> list[Message] | None:
     """Return turns that have a role and a text each, as those of most rows; None if one of them has anything else."""
+    first = turns[0] if turns else None
+    role_key, text_key = ("role", "content") if isinstance(first, dict) and "role" in first else ("from", "value")
     messages: list[Message] = []
     for turn in turns:
-        if not isinstance(turn, dict) or len(turn) != 2:
+        if type(turn) is not dict or len(turn) != 2:
             return None
-        role, text = turn.get("role") or turn.get("from"), turn.get("content") or turn.get("value")
-        if not isinstance(role, str) or not isinstance(text, str) or role not in ROLES:
+        role, text = turn.get(role_key), turn.get(text_key)
+        if type(role) is not str or type(text) is not str or role not in ROLES:
             return None
         messages.append({"role": ROLES[role], "content": text})
     return messages

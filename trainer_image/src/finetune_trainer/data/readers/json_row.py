@@ -53,7 +53,7 @@ def load_exactly(text: bytes | str) -> object:
 
 def _has_long_number(raw: bytes) -> bool:
     """Return whether the text may have an integer above 64 bits, which has at least 19 digits."""
-    return _LONG_NUMBER in raw.translate(_DIGITS_AS_ZERO)
+    return raw.translate(_DIGITS_AS_ZERO).find(_LONG_NUMBER) >= 0
 
 
 def _load_exactly(raw: bytes) -> object:
@@ -140,7 +140,7 @@ def _refuse_duplicate_keys(raw: bytes, value: object) -> None:
         written = orjson.dumps(value)
     except TypeError:  # it reads deeper values than it writes
         raise BadRow(RejectCode.BAD_JSON, "the row is nested too deep") from None
-    if raw.count(b'"') == written.count(b'"') and b"\\u0022" not in raw:
+    if raw.count(b'"') == written.count(b'"') and raw.find(b"\\u0022") < 0:
         return
     try:
         json.loads(raw, object_pairs_hook=_unique)
