@@ -29,6 +29,9 @@ def read(cluster: Cluster, name: str, wanted: Wanted) -> Iterator[bytes]:
     """Yield the log of the newest pod, as far as it is written."""
     job, pod = _look(cluster, name, wanted)
     if pod is None:
+        accepted = job.status.condition(ConditionType.ACCEPTED)
+        if job.has_ended and accepted and accepted.status == "False":
+            raise NotFound(f"{job.name} has no log: it failed before it had a pod", job.why)
         if wanted.component is Component.TRAINER and job.has_ended and not job.status.is_true(ConditionType.VALIDATED):
             raise NotFound(f"{job.name} was never trained: preflight did not pass: add --preflight", job.why)
         removed = "its pods are removed" if job.has_ended else f"no {wanted.component.value} pod exists yet"

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune_api import names
 from finetune_api.manifest.yaml_document import FieldPath, FileError, join_path, read_stream, read_text
@@ -11,6 +11,9 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.text.printable import printable
 from finetune_client.errors import InvalidJob, WrongUse
 from finetune_client.metadata import NAME_FIX, is_name
+
+if TYPE_CHECKING:
+    from finetune_client.manifest.schema import Fault
 
 LONGEST = 80
 Object = dict[str, Any]
@@ -91,14 +94,19 @@ def _check(manifest: Object, written: dict[FieldPath, str]) -> None:
         require_name(manifest["metadata"].get("name"))
     if not isinstance(manifest.get("spec"), dict):
         raise InvalidJob("spec is missing", "kubectl finetune new writes a manifest to start with")
-    faults = [
-        (f"{_with(join_path(one.path), _value(manifest, one.path))} {one.message}", one.fix)
-        for one in find_faults(manifest["spec"], written)
-    ]
+    faults = [(f"{_name(manifest, one)} {one.message}", one.fix) for one in find_faults(manifest["spec"], written)]
     if len(faults) == 1:
         raise InvalidJob(*faults[0])
     if faults:
         raise InvalidJob("\n".join(f"{message}: {fix}" if fix else message for message, fix in faults))
+
+
+def _name(manifest: Object, fault: "Fault") -> str:
+    """Return the field with its value, but that of an unknown field, which may be a secret in a wrong place."""
+    from finetune_client.manifest.schema import UNKNOWN  # noqa: PLC0415 - its schema library loads slowly
+
+    value = None if fault.message == UNKNOWN else _value(manifest, fault.path)
+    return _with(join_path(fault.path), value)
 
 
 def _value(manifest: Object, path: FieldPath) -> Any:

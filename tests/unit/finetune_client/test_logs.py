@@ -141,6 +141,13 @@ def test_a_job_without_pods_has_no_log_yet_or_no_more(
     assert (done.code, "one has no log: its pods are removed" in done.err) == (3, True)
 
 
+def test_a_job_that_was_refused_never_had_a_pod(front: Any, finetune: Callable[..., Any], job: Any) -> None:
+    refused = [COMPLETE[0] | {"type": "Accepted", "status": "False"}, COMPLETE[1] | {"type": "Failed"}]
+    front.answers = {"one": [(200, job(phase="Failed", conditions=refused).raw)], "pods": [(200, {"items": []})]}
+    done = finetune("logs", "one", "--context", "lab")
+    assert (done.code, "one has no log: it failed before it had a pod" in done.err) == (3, True)
+
+
 def test_options_reach_the_api_server_and_the_rank_chooses_the_pod(
     front: Any, finetune: Callable[..., Any], running: Answer
 ) -> None:

@@ -31,7 +31,8 @@ def test_a_typed_spec_has_only_what_the_caller_has_set() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"objektive": "Chat"}, 'spec.objektive "Chat" is not a field\n  did you mean objective?'),
+        ({"objektive": "Chat"}, "spec.objektive is not a field\n  did you mean objective?"),
+        ({"storage": {"secretKey": "hunter2"}}, "spec.storage.secretKey is not a field"),
         ({"output": {}}, "spec.output.uri is missing"),
         ({"backoffLimit": -1}, "spec.backoffLimit -1 must be at least 0"),
         ({"objective": "RLHF"}, "spec.rlhf"),

@@ -34,6 +34,8 @@ KINDS = {
     "boolean": "true or false",
     "quantity": "a number or a text",
 }
+UNKNOWN = "is not a field"
+"""Message of a field that the API does not have."""
 LIMITS = {
     "minLength": ("has fewer than {} characters", "write at least {} characters"),
     "maxLength": ("has more than {} characters", "shorten it to at most {} characters"),
@@ -166,7 +168,7 @@ def _explain(error: Any, written: dict[FieldPath, str], kind: str) -> Iterator[F
             for key in value:
                 if key not in schema.get("properties", {}):
                     fix = _suggest_indent(key, value, schema) or _suggest_field(key, value, schema, path, kind)
-                    yield Fault((*path, key), "is not a field", fix)
+                    yield Fault((*path, key), UNKNOWN, fix)
         case "required":
             for key in wanted:
                 if key not in value:

@@ -31,13 +31,15 @@ def delete_jobs(cluster: Cluster, names: list[str], is_sure: Callable[[str], boo
         if not is_sure(question):
             report(f"{job.name} not cancelled")
             continue
-        _require_running(cluster, cluster.get_job(job.name), "cancel")  # it may have ended since the question
+        _require_running(
+            cluster, cluster.get_controlled_job(job.name), "cancel"
+        )  # it may have ended since the question
         cluster.delete_job(job)
         report(f"{job.name} cancelled; its files stay at {job.field('output.uri')}")
 
 
 def _running(cluster: Cluster, names: list[str], what: str) -> list[Job]:
-    jobs = [cluster.get_job(name) for name in names]
+    jobs = [cluster.get_controlled_job(name) for name in dict.fromkeys(names)]
     for job in jobs:
         _require_running(cluster, job, what)
     return jobs

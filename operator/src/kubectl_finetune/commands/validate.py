@@ -19,7 +19,7 @@ from finetune_api.manifest.yaml_document import FieldPath, FileError, YamlDocume
 from finetune_api.manifest.yaml_faults import YamlError
 from finetune_api.text.printable import printable
 from finetune_client.errors import FineTuneError, WrongUse
-from finetune_client.manifest.schema import SPECS, Fault, find_faults
+from finetune_client.manifest.schema import SPECS, UNKNOWN, Fault, find_faults
 from finetune_client.manifest.suggestions import nearest
 from finetune_client.metadata import (
     KEY_FIX,
@@ -219,7 +219,7 @@ def _head(value: dict[str, Any], kind: str) -> Iterator[Fault]:
         if key not in ROOT:
             near = nearest(key, ROOT)
             fix = explain_foreign(key) or f"did you mean {near or 'spec.' + key}?"
-            yield Fault((key,), "is not a field", fix)
+            yield Fault((key,), UNKNOWN, fix)
 
 
 def _metadata(meta: Any) -> Iterator[Fault]:
@@ -230,7 +230,7 @@ def _metadata(meta: Any) -> Iterator[Fault]:
     for key in meta:
         if key not in META:
             near = nearest(key, META)
-            yield Fault(("metadata", key), "is not a field", f"did you mean {near}?" if near else "remove it")
+            yield Fault(("metadata", key), UNKNOWN, f"did you mean {near}?" if near else "remove it")
     for block in ("labels", "annotations"):
         values = meta.get(block) or {}
         if not isinstance(values, dict):

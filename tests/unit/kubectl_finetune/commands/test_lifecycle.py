@@ -76,3 +76,30 @@ def test_a_job_that_ends_while_cancel_asks_is_not_deleted(front: Any, finetune: 
     done = finetune("cancel", "one", "--context", "lab", stdin="y\n")
     assert (done.code, changes(front)) == (1, [])
     assert "one has ended (Succeeded): there is nothing to cancel" in done.err
+
+
+def test_a_name_that_is_given_twice_counts_once(front: Any, finetune: Finetune, job: Any) -> None:
+    front.answers["one"] = [(200, job().raw)]
+    assert finetune("cancel", "one", "one", "--yes", "--context", "lab").code == 0
+    assert len(changes(front)) == 1
+
+
+def test_a_status_that_is_unreadable_in_part_prevents_neither_suspension_nor_deletion(
+    front: Any, finetune: Finetune, job: Any
+) -> None:
+    raw = job(conditions=[ENDED[0] | {"status": "False"}]).raw
+    front.answers["one"] = [(200, raw | {"status": raw["status"] | {"progress": {"step": "many"}}})]
+    assert finetune("suspend", "one", "--context", "lab").out == "one suspended\n"
+    assert finetune("cancel", "one", "--yes", "--context", "lab").code == 0
+    assert [one[0] for one in changes(front)] == ["PATCH", "DELETE"]
+
+
+def test_a_job_of_which_is_unknown_whether_it_has_ended_is_not_changed(
+    front: Any, finetune: Finetune, job: Any
+) -> None:
+    raw = job().raw
+    front.answers["one"] = [(200, raw | {"status": raw["status"] | {"conditions": "all"}})]
+    for command in (("suspend", "one"), ("cancel", "one", "--yes")):
+        done = finetune(*command, "--context", "lab")
+        assert (done.code, "status.conditions" in done.err) == (1, True)
+    assert changes(front) == []

@@ -1,5 +1,6 @@
 """Samples as an Arrow table, one line a sample: token ids take four bytes and are read without a copy."""
 
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast, overload
 
@@ -109,21 +110,50 @@ class SampleBatches:
     def __init__(self, kind: type[Sample], sink: Callable[[pa.RecordBatch], None]) -> None:
         self.schema = schema_of(kind)
         self._sink = sink
-        self._lines: list[dict[str, Any]] = []
+        self._start()
+
+    def _start(self) -> None:
+        self._rows: list[int] = []
         self._tokens = 0
+        self._ids = {field.name: _Ids() for field in self.schema if field.type == IDS}
+        self._others: dict[str, list[Any]] = {name: [] for name in self.schema.names if name not in {ROW, *self._ids}}
 
     def add(self, row: int, sample: Sample) -> None:
         """Add a sample of the row with this number."""
-        self._lines.append({ROW: row} | {name: _value(sample, name) for name in self.schema.names if name != ROW})
+        self._rows.append(row)
+        for name, ids in self._ids.items():
+            ids.append(getattr(sample, name))
+        for name, values in self._others.items():
+            values.append(_value(sample, name))
         self._tokens += sample.tokens
-        if len(self._lines) == BATCH_SAMPLES or self._tokens >= BATCH_TOKENS:
+        if len(self._rows) == BATCH_SAMPLES or self._tokens >= BATCH_TOKENS:
             self.close()
 
     def close(self) -> None:
         """Pass on what is left."""
-        if self._lines:
-            self._sink(pa.RecordBatch.from_pylist(self._lines, self.schema))
-        self._lines, self._tokens = [], 0
+        if self._rows:
+            columns = {ROW: self._rows, **self._others} | {name: ids.to_arrow() for name, ids in self._ids.items()}
+            self._sink(pa.RecordBatch.from_pydict(columns, self.schema))
+        self._start()
+
+
+class _Ids:
+    """A column of lists of token ids, four bytes each: Arrow itself would build an object for each id."""
+
+    def __init__(self) -> None:
+        self._ids = array("i")
+        self._ends = array("i", [0])
+
+    def append(self, ids: list[int]) -> None:
+        self._ids.fromlist(ids)
+        self._ends.append(len(self._ids))
+
+    def to_arrow(self) -> pa.ListArray:
+        ends, ids = (
+            pa.Array.from_buffers(pa.int32(), len(numbers), [None, pa.py_buffer(numbers)])
+            for numbers in (self._ends, self._ids)
+        )
+        return pa.ListArray.from_arrays(ends, ids, IDS)
 
 
 def schema_of(kind: type[Sample]) -> pa.Schema:
@@ -198,6 +228,4 @@ def _value(sample: Sample, name: str) -> Any:
     value = getattr(sample, name)
     if name in JSON_FIELDS:
         return orjson.dumps(value)
-    if isinstance(value, list):
-        return np.asarray(value, dtype=np.int32)
     return [code.value for code in value] if name == "repairs" else value
