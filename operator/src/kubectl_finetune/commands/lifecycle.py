@@ -31,9 +31,8 @@ def delete_jobs(cluster: Cluster, names: list[str], is_sure: Callable[[str], boo
         if not is_sure(question):
             report(f"{job.name} not cancelled")
             continue
-        _require_running(
-            cluster, cluster.get_controlled_job(job.name), "cancel"
-        )  # it may have ended since the question
+        # It may have ended since the question.
+        _require_running(cluster, cluster.get_controlled_job(job.name), "cancel")
         cluster.delete_job(job)
         report(f"{job.name} cancelled; its files stay at {job.field('output.uri')}")
 
