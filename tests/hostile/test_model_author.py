@@ -64,6 +64,26 @@ def test_a_template_that_exceeds_its_limits_again_and_again_is_not_rendered_any_
     assert messages[3:] == ["the chat template exceeds its limits for one conversation after another"] * 2
 
 
+def test_a_conversation_that_ends_the_process_costs_no_other_one_that_is_rendered_with_it(limits: None) -> None:
+    loop = "{% for a in [0] * 1000000 %}{% for b in [0] * 1000000 %}{% endfor %}{% endfor %}"
+    source = "{% if messages[0].content == 'bad' %}" + loop + "{% endif %}{{ messages[0].content }}"
+    shown = ChatTemplate(source, {})
+    talks: list[list[Message]] = [[{"role": "user", "content": text}] for text in ("a", "bad", "b")]
+    shown.render_ahead(talks)
+    assert [shown.render(talks[0]), shown.render(talks[2])] == ["a", "b"]
+    with pytest.raises(TemplateFailure):
+        shown.render(talks[1])
+
+
+def test_texts_that_are_rendered_ahead_are_limited_in_all(monkeypatch: pytest.MonkeyPatch, limits: None) -> None:
+    monkeypatch.setattr(template, "MAX_AHEAD_BYTES", 1 << 20)
+    large = ChatTemplate("{{ 'x' * 500000 }}{{ messages[0].content }}", {})
+    talks: list[list[Message]] = [[{"role": "user", "content": str(number)}] for number in range(3)]
+    large.render_ahead(talks)
+    assert not large._ahead
+    assert [large.render(one)[-1] for one in talks] == ["0", "1", "2"]
+
+
 def test_the_process_that_renders_has_no_keys(monkeypatch: pytest.MonkeyPatch, limits: None) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
     assert ChatTemplate("{{ messages[0].content }}", {}).render(MESSAGES) == "q"

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.data.rows import Message
-from finetune_trainer.tokenization import template_cache
+from finetune_trainer.tokenization import template, template_cache
 from finetune_trainer.tokenization.template import ChatTemplate
 from finetune_trainer.tokenization.template_cache import TemplateCache
 from finetune_trainer.tokenization.tokenizer import special_token_pattern
@@ -14,8 +14,8 @@ TEMPLATE += "{% if add_generation_prompt %}<assistant>{% endif %}"
 
 
 def make_cache(source: str = TEMPLATE) -> TemplateCache:
-    template = ChatTemplate(source, {})
-    return TemplateCache(template, TurnFinder(template, special_token_pattern(["<end>"]), None))
+    shown = ChatTemplate(source, {})
+    return TemplateCache(shown, TurnFinder(shown, special_token_pattern(["<end>"]), None))
 
 
 def talk(turns: int) -> list[Message]:
@@ -106,3 +106,29 @@ def test_an_outline_is_made_once_for_each_order_of_roles_and_choice_of_answers()
 
 def test_an_answer_may_be_the_first_turn() -> None:
     assert spans(make_cache("<begin>" + TEMPLATE), [Message(role="assistant", content="a")], [0]) == [["a<end>"]]
+
+
+def test_many_conversations_are_rendered_by_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [(said("q", str(number)), [1]) for number in range(20)]
+    cache = make_cache()
+    alone = [cache.find(*row) for row in rows]
+    asked: list[int] = []
+
+    def ask(source: str, variables: dict[str, Any], requests: Any, most: int) -> Any:
+        asked.append(len(requests))
+        return known(source, variables, requests, most)
+
+    known = template._WORKER.ask
+    monkeypatch.setattr(template._WORKER, "ask", ask)
+    cache.render_ahead(rows)
+    assert [cache.find(*row) for row in rows] == alone
+    assert asked == [20]
+
+
+def test_a_conversation_that_the_template_rejects_is_rejected_after_it_was_rendered_ahead() -> None:
+    cache = make_cache("{% if 'no' in messages[0].content %}{{ raise_exception('refused') }}{% endif %}" + TEMPLATE)
+    rows = [(said("no", "a"), [1]), (said("yes", "a"), [1])]
+    cache.render_ahead(rows)
+    with pytest.raises(template.TemplateFailure, match="refused"):
+        cache.find(*rows[0])
+    assert spans(cache, *rows[1]) == [["a<end>"]]

@@ -10,13 +10,14 @@ A TextRow gives `Encoded` with every token trained, a PreferenceRow
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 import orjson
 
-from finetune_api.dataset.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_api.handoff import ExitCode
 from finetune_trainer.data.rows import (
     BadRow,
@@ -127,6 +128,8 @@ class Labeler:
         self, rows: Sequence[Row], objective: Labelling, max_length: int
     ) -> list[Sequence[Sample] | BadRow]:
         """Encode many rows at once, which is faster; the results are in the order of the rows."""
+        if len(rows) > 1:
+            self._plain.render_ahead(_plain_conversations(rows, self._plain, objective))
         results: list[Sequence[Sample] | BadRow] = []
         pending: list[PendingRow | BadRow] = []
         characters = 0
@@ -213,7 +216,7 @@ class Labeler:
         renderer = self.renderer(tools)
         found = []
         for answer in answers:
-            if not answer or {answer[0]["role"], answer[-1]["role"]} != {"assistant"}:
+            if not _is_answer(answer):
                 raise BadRow(RejectCode.NO_SHARED_PROMPT, "an answer must begin and end with an assistant turn")
             if len(answer) > 1 and not is_scored:  # the loss would be over its user and tool turns, too
                 detail = f"an answer must be one assistant turn, not {len(answer)} turns"
@@ -222,11 +225,10 @@ class Labeler:
                 detail = "parts of an answer are marked train: false, and an answer is judged as a whole"
                 raise BadRow(RejectCode.NOT_FOR_OBJECTIVE, detail)
             self._refuse_special_tokens_in_turns(answer)
-            messages, repairs = renderer.fit_system([*prompt, *answer])
-            first, last = len(messages) - len(answer), len(messages) - 1
-            found.append(renderer.find(messages, tools, sorted({first, last})))
+            messages, turns, repairs = _with_answer(renderer, prompt, answer)
+            found.append(renderer.find(messages, tools, turns))
             if len(found[-1].renderings) > 1:
-                detail = f"the chat template alters the answer of turn {first + 1} once others follow"
+                detail = f"the chat template alters the answer of turn {turns[0] + 1} once others follow"
                 raise BadRow(RejectCode.TEMPLATE_ERROR, detail)
         return PendingAnswers(
             Prompt(prompt, tools, renderer, self._tokens),
@@ -302,6 +304,35 @@ def _refuse_unknown_ids(labeler: Labeler, files: TokenizerFiles) -> None:
             f"{files.tokenizer.id_to_token(unknown)!r}, which the chat template writes, has the id {unknown}, "
             f"but the model has only {files.vocabulary} tokens"
         )
+
+
+def _plain_conversations(
+    rows: Iterable[Row], renderer: Renderer, objective: Labelling
+) -> Iterator[tuple[list[Message], list[int]]]:
+    """Yield the fitted conversations without tools whose answers will be searched, with the turns of these."""
+    for row in rows:
+        match row:
+            case ChatRow(tools=None) if objective != "Everything":
+                messages, _ = renderer.fit_system(row.messages)
+                with suppress(BadRow):
+                    yield messages, _trained_turns(messages, objective)
+            case PreferenceRow(tools=None):
+                for answer in filter(_is_answer, (row.chosen, row.rejected)):
+                    yield _with_answer(renderer, row.prompt, answer)[:2]
+            case UnpairedRow(tools=None) if _is_answer(row.completion):
+                yield _with_answer(renderer, row.prompt, row.completion)[:2]
+
+
+def _is_answer(turns: Sequence[Message]) -> bool:
+    return bool(turns) and {turns[0]["role"], turns[-1]["role"]} == {"assistant"}
+
+
+def _with_answer(
+    renderer: Renderer, prompt: list[Message], answer: list[Message]
+) -> tuple[list[Message], list[int], tuple[RepairCode, ...]]:
+    """Return the fitted conversation, the first and the last turn of the answer in it, and the repairs."""
+    messages, repairs = renderer.fit_system([*prompt, *answer])
+    return messages, sorted({len(messages) - len(answer), len(messages) - 1}), repairs
 
 
 def _trained_turns(messages: Sequence[Message], objective: Labelling) -> list[int]:

@@ -1,6 +1,6 @@
 """One chat template, probed once: render conversations, find their answers, and reject what it would lose."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
@@ -61,6 +61,12 @@ class Renderer:
         except TemplateFailure as failure:
             raise BadRow(RejectCode.TEMPLATE_ERROR, str(failure)[:200]) from failure
 
+    def render_ahead(self, rows: Iterable[tuple[Sequence[Message], Sequence[int]]]) -> None:
+        """Render fitted conversations without tools at once, which makes `find` faster for them and their turns."""
+        self._cache.render_ahead(
+            (messages, turns) for messages, turns in rows if _is_plain(messages) and not _is_endless(messages)
+        )
+
     def find_everything(self, messages: list[Message], tools: Tools) -> FoundAnswers:
         """Return a fitted conversation as one rendering, trained up to the end of its last answer; raises BadRow.
 
@@ -118,9 +124,7 @@ class Renderer:
     def _find(self, messages: list[Message], tools: Tools, turns: Sequence[int]) -> FoundAnswers:
         if self._answer_end == "":
             raise TemplateFailure("the chat template writes no end of an answer, and there is no eos_token")
-        if tools is None and not any(
-            message.keys() - {"role", "content", "train", "untrained"} for message in messages
-        ):
+        if tools is None and _is_plain(messages):
             renderings = self._cache.find(messages, turns)
             if renderings is not None:
                 return FoundAnswers(renderings)
@@ -154,10 +158,18 @@ class Renderer:
         return replace(rendering, untrained=tuple(marked))
 
 
-def _refuse_endless(messages: Sequence[Message]) -> None:
+def _is_plain(messages: Sequence[Message]) -> bool:
+    return not any(message.keys() - {"role", "content", "train", "untrained"} for message in messages)
+
+
+def _is_endless(messages: Sequence[Message]) -> bool:
     turns = len(messages)
-    if turns > MAX_TURNS or turns * sum(len(message["content"]) for message in messages) > MAX_RENDERED_CHARACTERS:
-        raise BadRow(RejectCode.TOO_LONG, f"{turns} turns of this length are more than can be rendered")
+    return turns > MAX_TURNS or turns * sum(len(message["content"]) for message in messages) > MAX_RENDERED_CHARACTERS
+
+
+def _refuse_endless(messages: Sequence[Message]) -> None:
+    if _is_endless(messages):
+        raise BadRow(RejectCode.TOO_LONG, f"{len(messages)} turns of this length are more than can be rendered")
 
 
 def _refuse_losses(text: str, messages: Sequence[Message], tools: Tools) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from finetune_trainer.data.rows import Message, ToolCall
@@ -27,6 +28,8 @@ MAX_MEMORY_BYTES = 512 << 20
 MAX_SECONDS = 10.0
 """CPU time for one conversation; a long one takes some milliseconds."""
 MAX_ANSWER_BYTES = 4 * MAX_TEXT_CHARACTERS
+MAX_AHEAD_BYTES = 32 << 20
+"""Of the answers to what is rendered ahead: more is rendered one by one, because all of it is in memory."""
 MAX_ENDED = 3
 """Conversations by which a template may end its child before it counts as broken."""
 # The child runs a stranger's template: it gets no keys.
@@ -60,9 +63,31 @@ class ChatTemplate:
         self.arguments_as_text = False
         self._variables = dict(variables)
         self._ended = 0
+        self._is_ahead = True
+        self._ahead: dict[tuple[tuple[str, str], ...], str] = {}
         if len(source) > MAX_TEMPLATE_CHARACTERS:
             raise TemplateFailure(f"the chat template is longer than {MAX_TEMPLATE_CHARACTERS} characters")
         self._ask(())
+
+    def render_ahead(self, conversations: Sequence[Sequence[Message]]) -> None:
+        """Render plain conversations at once, for `render`: an exchange with the child takes longer than a rendering.
+
+        Those that fail are left to `render`, and so is everything once the child has ended.
+        """
+        self._ahead = {}
+        if not self._is_ahead or not conversations:
+            return
+        requests = [([self._prepare(message) for message in messages], None, False) for messages in conversations]
+        try:
+            answers = _WORKER.ask(self.source, self._variables, requests, MAX_AHEAD_BYTES)
+        except _Ended:
+            self._is_ahead = False
+            return
+        self._ahead = {
+            _texts(messages): text
+            for messages, (failed, text) in zip(conversations, answers, strict=True)
+            if not failed
+        }
 
     def render(
         self,
@@ -72,6 +97,8 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
     ) -> str:
         """Return the conversation as text; raises TemplateFailure."""
+        if self._ahead and not tools and not add_generation_prompt and (known := self._ahead.get(_texts(messages))):
+            return known
         return self._ask(([self._prepare(message) for message in messages], tools, add_generation_prompt))
 
     def list_variables(self) -> list[str]:
@@ -82,10 +109,13 @@ class ChatTemplate:
         if self._ended >= MAX_ENDED:
             raise TemplateFailure("the chat template exceeds its limits for one conversation after another")
         try:
-            return _WORKER.ask(self.source, self._variables, request)
+            ((failed, text),) = _WORKER.ask(self.source, self._variables, [request], MAX_ANSWER_BYTES)
         except _Ended as ended:
             self._ended += 1
             raise TemplateFailure(str(ended)) from ended
+        if failed:
+            raise TemplateFailure(text)
+        return text
 
     def _prepare(self, message: Message) -> dict[str, Any]:
         prepared: dict[str, Any] = {key: value for key, value in message.items() if key not in _MARKS}
@@ -111,8 +141,13 @@ class _Worker:
         self._owner = 0
         self._known: dict[tuple[str, bytes], int] = {}
 
-    def ask(self, source: str, variables: dict[str, Any], request: tuple[object, ...]) -> str:
-        """Return what the template renders; an empty request only compiles it. Raises TemplateFailure and _Ended."""
+    def ask(
+        self, source: str, variables: dict[str, Any], requests: Sequence[tuple[object, ...]], most: int
+    ) -> list[tuple[bool, str]]:
+        """Return for each request whether it failed, and the text or why, of at most so many bytes in all.
+
+        An empty request only compiles the template. Raises _Ended.
+        """
         with self._lock:
             child = self._running()
             key = (source, marshal.dumps(variables))
@@ -120,15 +155,12 @@ class _Worker:
             number = len(self._known) if known is None else known
             self._known[key] = number
             new = (source, variables) if known is None else None
-            message = marshal.dumps((number, new, request))  # type: ignore[arg-type]  # JSON in a tuple
+            message = marshal.dumps((number, new, requests))  # type: ignore[arg-type]  # JSON in tuples
             try:
-                failed, text = self._exchange(child, message)
+                return self._exchange(child, message, len(requests), most)
             except BaseException:
                 self.close()
                 raise
-        if failed:
-            raise TemplateFailure(text)
-        return text
 
     def close(self) -> None:
         """End the child, if this process has one."""
@@ -151,22 +183,32 @@ class _Worker:
             )
         return self._child
 
-    def _exchange(self, child: subprocess.Popen[bytes], message: bytes) -> tuple[bool, str]:
+    def _exchange(
+        self, child: subprocess.Popen[bytes], message: bytes, count: int, most: int
+    ) -> list[tuple[bool, str]]:
         assert child.stdin is not None  # noqa: S101 - for the type checker
         assert child.stdout is not None  # noqa: S101
-        try:
+        answers: list[tuple[bool, str]] = []
+        with suppress(BrokenPipeError):
             child.stdin.write(len(message).to_bytes(HEAD_BYTES) + message)
             child.stdin.flush()
-            size = int.from_bytes(child.stdout.read(HEAD_BYTES))
-            answer = child.stdout.read(size) if size <= MAX_ANSWER_BYTES else b""
-        except BrokenPipeError:
-            size, answer = 1, b""
-        if not answer or len(answer) < size:
+            while len(answers) < count:
+                size = int.from_bytes(child.stdout.read(HEAD_BYTES))
+                answer = child.stdout.read(size) if size <= most else b""
+                if not answer or len(answer) < size:
+                    break
+                most -= size
+                answers.append((answer[:1] == b"-", answer[1:].decode("utf-8", "surrogatepass")))
+        if len(answers) < count:
             child.kill()
             slow = child.wait() == -signal.SIGPROF
             limit = f"{MAX_SECONDS:g} s" if slow else f"{MAX_MEMORY_BYTES >> 20} MiB"
             raise _Ended(f"the chat template takes more than {limit} for this conversation")
-        return answer[:1] == b"-", answer[1:].decode("utf-8", "surrogatepass")
+        return answers
+
+
+def _texts(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
+    return tuple((message["role"], message["content"]) for message in messages)
 
 
 def _with_text_arguments(call: ToolCall) -> dict[str, Any]:

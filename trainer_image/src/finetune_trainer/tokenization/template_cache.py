@@ -6,7 +6,7 @@ the template strips reasoning, is searched on its own.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from finetune_trainer.data.rows import Message, Role
@@ -68,13 +68,7 @@ class TemplateCache:
 
     def find(self, messages: Sequence[Message], turns: Sequence[int]) -> list[Rendering] | None:
         """Return the row's renderings, or None."""
-        roles = tuple(message["role"] for message in messages)
-        key = (roles, tuple(turns))
-        if key not in self._known:
-            if len(self._known) >= MAX_OUTLINES:
-                self._known.clear()
-            self._known[key] = self._build(roles, turns)
-        outlines = self._known[key]
+        outlines = self._outlines(messages, turns)
         if outlines is None:
             return None
         samples = []
@@ -84,6 +78,22 @@ class TemplateCache:
                 return None
             samples.append(sample)
         return samples
+
+    def render_ahead(self, rows: Iterable[tuple[Sequence[Message], Sequence[int]]]) -> None:
+        """Render what `find` will need of these rows, unless it is several samples of one row."""
+        found = [(messages, self._outlines(messages, turns)) for messages, turns in rows]
+        self._template.render_ahead(
+            [messages[: outlines[0].length] for messages, outlines in found if outlines and len(outlines) == 1]
+        )
+
+    def _outlines(self, messages: Sequence[Message], turns: Sequence[int]) -> tuple[Outline, ...] | None:
+        roles = tuple(message["role"] for message in messages)
+        key = (roles, tuple(turns))
+        if key not in self._known:
+            if len(self._known) >= MAX_OUTLINES:
+                self._known.clear()
+            self._known[key] = self._build(roles, turns)
+        return self._known[key]
 
     def _build(self, roles: tuple[Role, ...], turns: Sequence[int]) -> tuple[Outline, ...] | None:
         messages = [Message(role=role, content=sentinel(number)) for number, role in enumerate(roles)]

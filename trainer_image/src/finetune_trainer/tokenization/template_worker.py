@@ -16,19 +16,20 @@ def main() -> None:
     templates: dict[int, SandboxedTemplate | TemplateFailure] = {}
     while head := sys.stdin.buffer.read(HEAD_BYTES):
         # From the parent, which is trusted; what goes back is text.
-        number, new, request = marshal.loads(sys.stdin.buffer.read(int.from_bytes(head)))  # noqa: S302
-        signal.setitimer(signal.ITIMER_PROF, float(seconds))  # its signal ends the process
-        try:
-            if new:
-                templates[number] = _compile(*new)
-            answer = b"+" + _render(templates[number], *request).encode("utf-8", "surrogatepass")
-        except TemplateFailure as failure:
-            answer = b"-" + str(failure)[:1000].encode("utf-8", "surrogatepass")
-        except Exception as error:  # noqa: BLE001 - whatever a template's author caused, it is the row's failure
-            answer = b"-the chat template fails: " + type(error).__name__.encode()
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.buffer.write(len(answer).to_bytes(HEAD_BYTES))
-        sys.stdout.buffer.write(answer)
+        number, new, requests = marshal.loads(sys.stdin.buffer.read(int.from_bytes(head)))  # noqa: S302
+        for request in requests:
+            signal.setitimer(signal.ITIMER_PROF, float(seconds))  # its signal ends the process
+            try:
+                if number not in templates:
+                    templates[number] = _compile(*new)
+                answer = b"+" + _render(templates[number], *request).encode("utf-8", "surrogatepass")
+            except TemplateFailure as failure:
+                answer = b"-" + str(failure)[:1000].encode("utf-8", "surrogatepass")
+            except Exception as error:  # noqa: BLE001 - whatever a template's author caused, it is the row's failure
+                answer = b"-the chat template fails: " + type(error).__name__.encode()
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            sys.stdout.buffer.write(len(answer).to_bytes(HEAD_BYTES))
+            sys.stdout.buffer.write(answer)
         sys.stdout.buffer.flush()
 
 
