@@ -26,7 +26,7 @@ import orjson
 
 sys.path += [str(Path(__file__).parents[1] / "fixtures")]
 
-from kube_api import KubeApi, Object
+from kube_api import ApiError, KubeApi, Object
 from pod_reports import build_report, container_status, published_blocks, validated_blocks
 
 from finetune_api import handoff, names
@@ -150,7 +150,12 @@ class Kubelet:
     def _start(self, pod: Object) -> None:
         volumes = {one["name"]: one for one in pod["spec"]["volumes"]}
         meta, name = pod["metadata"], volumes["config"]["configMap"]["name"]
-        mounted = self._api.call("GET", f"/api/v1/namespaces/{meta['namespace']}/configmaps/{name}")
+        try:
+            mounted = self._api.call("GET", f"/api/v1/namespaces/{meta['namespace']}/configmaps/{name}")
+        except ApiError as error:
+            if error.status == 404:  # the job was deleted since
+                return
+            raise
         number = next(self._addresses)
         ip = f"127.{64 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
         run = Run(pod, orjson.loads(mounted["data"][handoff.CONFIG_FILE]), ip, time.time())
