@@ -4,12 +4,14 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import orjson
 
 from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.rows import BadRow
+
+_Value = TypeVar("_Value")
 
 MAX_DETAIL_CHARACTERS = 200
 _LONG_NUMBER = b"0" * 19
@@ -30,15 +32,12 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     value = _load(raw)
     if not isinstance(value, dict):
         raise BadRow(RejectCode.NOT_OBJECT, f"expected a JSON object, found {name_type(value)}")
-    _refuse_duplicate_keys(raw, value)
-    return cast("dict[str, Any]", _load_exactly(raw)) if _has_long_number(raw) else value
+    return _keep_exact(raw, value)
 
 
 def parse_value(raw: bytes) -> object:
     """Parse any JSON value; raises BadRow as `parse_object` does."""
-    value = _load(raw)
-    _refuse_duplicate_keys(raw, value)
-    return _load_exactly(raw) if _has_long_number(raw) else value
+    return _keep_exact(raw, _load(raw))
 
 
 def load_exactly(text: bytes | str) -> object:
@@ -133,13 +132,21 @@ def _has_lone_surrogate(text: str) -> bool:
     return False
 
 
-def _refuse_duplicate_keys(raw: bytes, value: object) -> None:
-    # orjson silently keeps the last of two equal keys. Serialized again, such an object has fewer quotes: a check at a
-    # tenth of the cost of parsing with a hook. An escaped quote (\u0022) also differs, so json then decides.
+def _keep_exact(raw: bytes, value: _Value) -> _Value:
+    """Return the value with all digits of its numbers; raises BadRow with DUP_KEY, or BAD_JSON for deep nesting."""
     try:
         written = orjson.dumps(value)
     except TypeError:  # it reads deeper values than it writes
         raise BadRow(RejectCode.BAD_JSON, "the row is nested too deep") from None
+    if written == raw:
+        return value
+    _refuse_duplicate_keys(raw, written)
+    return cast("_Value", _load_exactly(raw)) if _has_long_number(raw) else value
+
+
+def _refuse_duplicate_keys(raw: bytes, written: bytes) -> None:
+    # orjson silently keeps the last of two equal keys. Serialized again, such an object has fewer quotes: a check at a
+    # tenth of the cost of parsing with a hook. An escaped quote (\u0022) also differs, so json then decides.
     if raw.count(b'"') == written.count(b'"') and raw.find(b"\\u0022") < 0:
         return
     try:
