@@ -74,6 +74,14 @@ def has_value(row: Columns, names: tuple[str, ...]) -> bool:
     return False
 
 
+def find_filled(row: Columns, names: tuple[str, ...]) -> str | None:
+    """Return the first of these columns that is not blank."""
+    for name in names:
+        if not is_blank(row.get(name)):
+            return name
+    return None
+
+
 def is_blank(value: object) -> bool:
     """Return whether a cell is null or an empty text, as the cells of a table that a row does not use."""
     return value is None or (isinstance(value, str) and not value.strip())

@@ -75,7 +75,7 @@ def read_messages(value: object, where: str, role: Role, repairs: Repairs) -> li
         return [read_turn(value, 1, repairs)]
     elif holds_turns(value):
         return read_turns(value, where, repairs)
-    return [Message(role=role, content=read_cell(value, where, repairs))]
+    return [{"role": role, "content": read_cell(value, where, repairs)}]
 
 
 def _nested_turns(text: str, where: str) -> object:

@@ -11,8 +11,8 @@ from finetune_trainer.data.formats.columns import (
     Columns,
     UnknownColumns,
     find_column,
+    find_filled,
     has_value,
-    is_blank,
     missing_column,
 )
 from finetune_trainer.data.formats.conversations import (
@@ -48,7 +48,7 @@ def _convert_conversation(row: Columns, source: Source, data_format: DataFormat,
 
 def _read_answer_column(row: Columns, repairs: Repairs) -> list[Message]:
     """Return the answer of turns that end without one, from its column; none if that has several texts or data."""
-    column = next((name for name in OUTPUT_COLUMNS if not is_blank(row.get(name))), "")
+    column = find_filled(row, OUTPUT_COLUMNS) or ""
     value = row.get(column)
     is_answer = isinstance(value, str | int | float) or holds_turns(value if isinstance(value, list) else [value])
     return read_messages(value, column, "assistant", repairs) if is_answer else []

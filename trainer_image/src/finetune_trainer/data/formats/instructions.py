@@ -7,7 +7,7 @@ from finetune_trainer.data.formats.columns import (
     OUTPUT_COLUMNS,
     Columns,
     find_column,
-    is_blank,
+    find_filled,
     missing_column,
 )
 from finetune_trainer.data.formats.conversations import read_messages, read_row_tools, read_system
@@ -33,7 +33,7 @@ def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
     """Return system text, history and question of a row; the question may itself be turns."""
     messages = read_system(row, repairs) + _read_history(row, repairs)
     instruction = find_column(row, INSTRUCTION_COLUMNS)
-    filled = next((name for name in INPUT_COLUMNS if not is_blank(row.get(name))), None)
+    filled = find_filled(row, INPUT_COLUMNS)
     extra = filled or find_column(row, INPUT_COLUMNS)
     if instruction is None and extra is None:
         raise missing_column(INSTRUCTION_COLUMNS)
@@ -45,8 +45,8 @@ def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
         extra = _find_question(row) or extra
     first = read_cell(row[instruction], instruction, repairs) if instruction else ""
     second = read_optional_text(row, extra, repairs) if extra else ""
-    text = "\n".join(part for part in (first, second) if part.strip())
-    return [*messages, Message(role="user", content=text)]
+    text = "\n".join([part for part in (first, second) if part.strip()])
+    return [*messages, {"role": "user", "content": text}]
 
 
 def _find_question(row: Columns) -> str | None:
