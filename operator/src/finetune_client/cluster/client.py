@@ -47,8 +47,10 @@ class Cluster:
         return Job.from_object(self._get(name, seconds))
 
     def get_controlled_job(self, name: str) -> Job:
-        """Return the job even if its status has parts that this version cannot read, but those that say whether it
-        has ended."""
+        """Return the job, if need be without parts of its status that this version cannot read.
+
+        Its conditions must be readable, because they say whether it has ended.
+        """
         raw = self._get(name)
         job = Job.from_list(raw)
         return job if job.status.conditions else Job.from_object(raw)
