@@ -246,12 +246,13 @@ integration: setup llama-cpp ## Integration tests: a real API server, a real S3 
 	$(CLUSTER_PY) build $(CONTROL_PLANE)
 	$(MAKE) -j2 --output-sync=target integration-waiting integration-training integration-processes
 
-# At the same time: the first wait for servers, the second compute and let the first go ahead.
+# At the same time: the first wait for servers, the second compute and let the first go ahead. On a slow machine a
+# test of the second waits for as long as the first take, so it has more time than the others.
 .PHONY: integration-waiting integration-training integration-processes
 integration-waiting:
 	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m 'not nightly' $(WAITING)
 integration-training:
-	OMP_NUM_THREADS=1 nice $(PYTEST) -n $(TRAIN_WORKERS) -m 'not nightly' $(TRAINING)
+	OMP_NUM_THREADS=1 nice $(PYTEST) --timeout 2700 -n $(TRAIN_WORKERS) -m 'not nightly' $(TRAINING)
 integration-processes:
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'process and not nightly' tests/unit
 
