@@ -150,3 +150,11 @@ def test_arguments_of_calls_are_objects_or_text_as_the_template_wants_them() -> 
     plain = ChatTemplate("{{ messages[0] | tojson }}", {})
     plain.arguments_as_text = True
     assert plain.render(MESSAGES) == '{"role": "user", "content": "q"}'
+
+
+def test_a_turn_with_more_than_a_text_is_not_taken_for_a_plain_one_that_was_rendered_ahead() -> None:
+    plain: Message = {"role": "assistant", "content": "a"}
+    shown = ChatTemplate("{{ messages[0].content }}{{ messages[0].reasoning_content }}", {})
+    shown.render_ahead([[plain]])
+    assert shown.render([{"role": "assistant", "content": "a", "reasoning_content": "hm"}]) == "ahm"
+    assert shown.render([{"role": "assistant", "content": "a", "train": False}]) == "a"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import BadRow, Function, Message, ToolCall
-from finetune_trainer.tokenization.template import ChatTemplate, TemplateFailure
+from finetune_trainer.tokenization.template import ChatTemplate, TemplateFailure, is_plain
 from finetune_trainer.tokenization.template_cache import TemplateCache, sentinel
 from finetune_trainer.tokenization.tokenizer import TokenizerFiles, special_token_pattern
 from finetune_trainer.tokenization.turn_spans import SENTINEL, Rendering, Span, Tools, TurnFinder
@@ -64,7 +64,7 @@ class Renderer:
     def render_ahead(self, rows: Iterable[tuple[Sequence[Message], Sequence[int]]]) -> None:
         """Render fitted conversations without tools at once, which makes `find` faster for them and their turns."""
         self._cache.render_ahead(
-            (messages, turns) for messages, turns in rows if _is_plain(messages) and not _is_endless(messages)
+            (messages, turns) for messages, turns in rows if is_plain(messages) and not _is_endless(messages)
         )
 
     def find_everything(self, messages: list[Message], tools: Tools) -> FoundAnswers:
@@ -124,7 +124,7 @@ class Renderer:
     def _find(self, messages: list[Message], tools: Tools, turns: Sequence[int]) -> FoundAnswers:
         if self._answer_end == "":
             raise TemplateFailure("the chat template writes no end of an answer, and there is no eos_token")
-        if tools is None and _is_plain(messages):
+        if tools is None and is_plain(messages):
             renderings = self._cache.find(messages, turns)
             if renderings is not None:
                 return FoundAnswers(renderings)
@@ -156,10 +156,6 @@ class Renderer:
             first = start + at - content.index(shown)
             marked += [(max(first + begin, 0), first + stop) for begin, stop in ranges]
         return replace(rendering, untrained=tuple(marked))
-
-
-def _is_plain(messages: Sequence[Message]) -> bool:
-    return not any(message.keys() - {"role", "content", "train", "untrained"} for message in messages)
 
 
 def _is_endless(messages: Sequence[Message]) -> bool:

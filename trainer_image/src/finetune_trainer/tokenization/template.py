@@ -20,7 +20,7 @@ from finetune_trainer.tokenization.template_sandbox import (
     to_json,
 )
 
-__all__ = ["FALLBACK_TEMPLATE", "ChatTemplate", "TemplateFailure"]
+__all__ = ["FALLBACK_TEMPLATE", "ChatTemplate", "TemplateFailure", "is_plain"]
 
 MAX_TEMPLATE_CHARACTERS = 1 << 20
 MAX_MEMORY_BYTES = 512 << 20
@@ -49,6 +49,7 @@ FALLBACK_TEMPLATE = (
 
 _MARKS = frozenset({"train", "untrained"})
 """Keys of a turn that are ours, and no template's."""
+_PLAIN = _MARKS | {"role", "content"}
 
 
 class ChatTemplate:
@@ -63,7 +64,7 @@ class ChatTemplate:
         self.arguments_as_text = False
         self._variables = dict(variables)
         self._ended = 0
-        self._is_ahead = True
+        self._renders_ahead = True
         self._ahead: dict[tuple[tuple[str, str], ...], str] = {}
         if len(source) > MAX_TEMPLATE_CHARACTERS:
             raise TemplateFailure(f"the chat template is longer than {MAX_TEMPLATE_CHARACTERS} characters")
@@ -75,13 +76,13 @@ class ChatTemplate:
         Those that fail are left to `render`, and so is everything once the child has ended.
         """
         self._ahead = {}
-        if not self._is_ahead or not conversations:
+        if not self._renders_ahead or not conversations:
             return
         requests = [([self._prepare(message) for message in messages], None, False) for messages in conversations]
         try:
             answers = _WORKER.ask(self.source, self._variables, requests, MAX_AHEAD_BYTES)
         except _Ended:
-            self._is_ahead = False
+            self._renders_ahead = False
             return
         self._ahead = {
             _texts(messages): text
@@ -97,7 +98,8 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
     ) -> str:
         """Return the conversation as text; raises TemplateFailure."""
-        if self._ahead and not tools and not add_generation_prompt and (known := self._ahead.get(_texts(messages))):
+        is_ahead = self._ahead and not tools and not add_generation_prompt and is_plain(messages)
+        if is_ahead and (known := self._ahead.get(_texts(messages))):
             return known
         return self._ask(([self._prepare(message) for message in messages], tools, add_generation_prompt))
 
@@ -205,6 +207,11 @@ class _Worker:
             limit = f"{MAX_SECONDS:g} s" if slow else f"{MAX_MEMORY_BYTES >> 20} MiB"
             raise _Ended(f"the chat template takes more than {limit} for this conversation")
         return answers
+
+
+def is_plain(messages: Sequence[Message]) -> bool:
+    """Return whether a template gets nothing of these turns but their roles and texts."""
+    return all(message.keys() <= _PLAIN for message in messages)
 
 
 def _texts(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
