@@ -208,6 +208,7 @@ def _adapter(spec: FineTuneJobSpec, method: Method) -> dict[str, Any]:
         "use_dora": lora.use_dora,
         "init_lora_weights": None if initial in {None, InitLoraWeights.DEFAULT} else initial.value,
         "lora_plus_lr_ratio": None if lora.lora_plus_lr_ratio == 1 else lora.lora_plus_lr_ratio,
+        "shard_base": lora.shard_base,
     }
     if method is Method.QLORA:
         quantization = spec.tuning.quantization

@@ -113,6 +113,8 @@ class Resolved(StatusBlock):
     """First values of the adapter; absent with PEFT's default."""
     lora_plus_lr_ratio: Measure | None = None
     """Learning rate of the factors B by that of the factors A; absent if they are the same."""
+    shard_base: bool | None = None
+    """Whether each GPU holds a share of the frozen base; absent if each holds the whole."""
     exclude_modules: Modules | None = None
     """Modules that were left out of the adapter."""
     modules_to_save: Modules | None = None

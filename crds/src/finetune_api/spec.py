@@ -143,6 +143,10 @@ HOLDS_WHOLE_GROUPS = (
     "self.rlhf.numGenerations == 0"
 )
 ALONE_FOR_VLLM = f"!({_WITH_VLLM}) || ({_ONE_PROCESS})"
+SHARES_OUT = (
+    "!has(self.tuning.lora) || !has(self.tuning.lora.shardBase) || !self.tuning.lora.shardBase || "
+    f"(!({_ONE_PROCESS}) && !(self.objective in ['RewardModel', 'RLHF', 'Distillation']))"
+)
 KEEPS_ADAPTERS = "self.checkpoint.keep == 0 || self.tuning.method != 'Full'"
 FORMAT = f"self.dataset.format == 'Auto' || self.dataset.format in {FORMATS}[self.objective]"
 FORMAT_OF_SOURCES = (
@@ -335,6 +339,12 @@ class FineTuneJobSpec(Block):
                 "objectives DPO, KTO, RewardModel and RLHF train on several GPUs or nodes with an adapter only: set "
                 "tuning.method LoRA or QLoRA, or resources.numNodes 1 and resources.gpusPerNode 1",
                 ".resources",
+            ),
+            cel(
+                SHARES_OUT,
+                "the base is shared out over several GPUs, with objectives Instruction, Chat, DomainAdaptation, DPO "
+                "and KTO: set resources.gpusPerNode or numNodes above 1, or remove tuning.lora.shardBase",
+                ".tuning.lora.shardBase",
             ),
             cel(
                 KEEPS_ADAPTERS,

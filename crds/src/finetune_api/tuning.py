@@ -63,6 +63,12 @@ EXPERTS_OF_ONE_RANK = (
     "!has(self.targetExperts) || !self.targetExperts || (!has(self.rankPattern) && !has(self.alphaPattern))"
 )
 EXPERTS_WITHOUT_DORA = "!has(self.targetExperts) || !self.targetExperts || !has(self.useDora) || !self.useDora"
+PLAIN_ON_SHARDS = (
+    "!has(self.shardBase) || !self.shardBase || ((!has(self.useDora) || !self.useDora) && "
+    "(!has(self.targetExperts) || !self.targetExperts) && !has(self.modulesToSave) && "
+    "(!has(self.initLoraWeights) || self.initLoraWeights in ['Default', 'Gaussian']))"
+)
+SHARDED_WITH_LORA = "self.method == 'LoRA' || !has(self.lora) || !has(self.lora.shardBase) || !self.lora.shardBase"
 
 
 class Lora(Block):
@@ -119,6 +125,12 @@ class Lora(Block):
                 "set targetExperts false",
                 ".targetExperts",
             ),
+            cel(
+                PLAIN_ON_SHARDS,
+                "a base that is shared out has plain adapters on linear layers: remove useDora, targetExperts, "
+                "modulesToSave and initLoraWeights, or tuning.lora.shardBase",
+                ".shardBase",
+            ),
         )
     )
 
@@ -166,6 +178,10 @@ class Lora(Block):
     lora_plus_lr_ratio: Annotated[float, Field(ge=1, le=1000)] | None = None
     """Learning rate of the factors B, as a multiple of that of the factors A, which is `learningRate` (LoRA+); 16 is
     usual. Default: 1."""
+    shard_base: Annotated[bool | None, AfterValidator(lambda value: value or None)] = None
+    """Share the frozen base out over the job's GPUs: each holds a part of every layer and gathers one layer at a time,
+    for models whose 16-bit weights do not fit one GPU. Needs method `LoRA` and several GPUs. Default: false, each GPU
+    holds the whole base."""
 
 
 class Quantization(Block):
@@ -224,6 +240,12 @@ class Tuning(Block):
                 "first values from the weights need them in 16 bits: set tuning.method to LoRA, or "
                 "tuning.lora.initLoraWeights to Default or Gaussian",
                 ".lora.initLoraWeights",
+            ),
+            cel(
+                SHARDED_WITH_LORA,
+                "only a base in 16 bits is shared out under an adapter: set tuning.method to LoRA, or remove "
+                "tuning.lora.shardBase",
+                ".lora.shardBase",
             ),
             cel(
                 START_OF_A_NEW_ADAPTER,

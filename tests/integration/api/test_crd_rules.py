@@ -651,6 +651,49 @@ AT_CREATION = [
             (rlhf(rewards=LENGTHS), "LoRA", "Auto", {"numNodes": 2, "gpusPerNode": 0}),
         )
     ),
+    *(
+        (
+            "the base is shared out over several GPUs, with objectives",
+            good | {"tuning": {"method": "LoRA", "lora": {"shardBase": True}}},
+            bad | {"tuning": {"method": "LoRA", "lora": {"shardBase": True}}},
+            "spec.tuning.lora.shardBase",
+        )
+        for good, bad in (
+            ({"resources": {"gpusPerNode": 2}}, {"resources": {"gpusPerNode": 1}}),
+            (
+                {"objective": "DPO", "resources": {"numNodes": 2, "gpusPerNode": 0}},
+                {"objective": "RewardModel", "resources": {"numNodes": 2, "gpusPerNode": 0}},
+            ),
+            (
+                {"objective": "KTO", "resources": {"gpusPerNode": 2}},
+                rlhf(rewards=LENGTHS) | {"resources": {"gpusPerNode": 2}},
+            ),
+        )
+    ),
+    *(
+        (
+            "only a base in 16 bits is shared out under an adapter",
+            {"resources": {"gpusPerNode": 2}, "tuning": {"method": "LoRA", "lora": {"shardBase": True}}},
+            {"resources": {"gpusPerNode": 2}, "tuning": {"method": method, "lora": {"shardBase": True}}},
+            "spec.tuning.lora.shardBase",
+        )
+        for method in ("QLoRA", "Auto")
+    ),
+    *(
+        (
+            "a base that is shared out has plain adapters on linear layers",
+            {"resources": {"gpusPerNode": 2}, "tuning": {"method": "LoRA", "lora": {"shardBase": False} | other}},
+            {"resources": {"gpusPerNode": 2}, "tuning": {"method": "LoRA", "lora": {"shardBase": True} | other}},
+            "spec.tuning.lora.shardBase",
+        )
+        for other in (
+            {"useDora": True},
+            {"targetExperts": True},
+            {"modulesToSave": ["norm"]},
+            {"initLoraWeights": "PiSSA"},
+            {"initLoraWeights": "EVA"},
+        )
+    ),
     (
         ROWS_OF_KTO,
         {"objective": "KTO", "hyperparameters": {"perDeviceTrainBatchSize": 2}},

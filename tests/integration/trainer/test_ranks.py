@@ -376,6 +376,37 @@ def test_shared_out_weights_are_stopped_resumed_and_put_together_again(
 
 
 @pytest.mark.nightly
+def test_an_adapter_on_a_shared_out_base_is_stopped_resumed_merged_and_published_as_by_one_process(
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
+) -> None:
+    blocks: dict[str, Any] = {
+        "tuning": {"method": "LoRA", "lora": {"dropout": 0, "shardBase": True}},
+        "resources": {"gpusPerNode": 2},
+        "output": {"uri": "s3://ranks-shared-base/output", "merge": "FP32"},
+        "checkpoint": {"steps": 2, "keep": 2},
+        "evaluation": {"steps": 3, "maxNewTokens": 8, "prompts": [{"prompt": "Why is the sky blue?"}]},
+    }
+    job = make_job(s3_server, "ranks-shared-base", tmp_path, "LoRA", trainer_python, **blocks)
+    attempt = job.start("stopped", gpus=2, environment=slowly(tmp_path))
+    attempt.wait_for_step(2)
+    attempt.processes[0].send_signal(signal.SIGTERM)
+    assert attempt.codes() == [75], attempt.errors()
+    stopped = attempt.report()
+    assert stopped.last_step == checkpoint_step(job)
+    alone = alone_from_checkpoint(job)
+
+    attempt = job.start("last", nodes=2)
+    assert attempt.codes() == [0, 0], attempt.errors()
+    last = attempt.report()
+    assert last.resumed_from_step == alone.resumed_from_step == stopped.last_step
+    assert last.evaluation
+    assert last.evaluation.merge_gate == "Passed"
+    held, whole = re.search(r"holds ([\d,]+) of ([\d,]+) bytes of weights", attempt.errors()).groups()
+    assert int(held.replace(",", "")) == pytest.approx(int(whole.replace(",", "")) / 2, rel=0.1)
+    require_as_alone(job, last)
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize("objective", ["Instruction", "DPO"])
 def test_other_ways_to_train_end_as_one_process(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, objective: str

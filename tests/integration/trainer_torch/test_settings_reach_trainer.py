@@ -77,6 +77,7 @@ NOT_ARGUMENTS = {
     "target_parameters": "a result",
     "init_lora_weights": "test_adapter_settings.py",
     "lora_plus_lr_ratio": "test_adapter_settings.py",
+    "shard_base": "test_sharded_base.py",
     "rollouts_gpu_memory_fraction": "test_rlhf.py, and with vLLM tests/servers/rollouts",
 }
 

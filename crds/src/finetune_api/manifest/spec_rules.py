@@ -46,6 +46,7 @@ from finetune_api.spec import (
     LINEAR_FOR_VLLM,
     MERGED_FOR_VLLM,
     PLAIN_HEAD,
+    SHARES_OUT,
     TRAIN_ON,
 )
 from finetune_api.tuning import (
@@ -56,7 +57,9 @@ from finetune_api.tuning import (
     HALF_RANK,
     HALF_RANKS,
     INPUTS_OF_LAYERS,
+    PLAIN_ON_SHARDS,
     PLAIN_START,
+    SHARDED_WITH_LORA,
     START_OF_A_NEW_ADAPTER,
     START_WITH_LORA,
     UNBOUNDED,
@@ -115,6 +118,21 @@ CONDITIONS: dict[str, Condition] = {
         tuning.initial_adapter is None or tuning.lora is None or tuning.lora.init_lora_weights is None
     ),
     EXPERTS_WITHOUT_DORA: lambda lora: not lora.target_experts or not lora.use_dora,
+    PLAIN_ON_SHARDS: lambda lora: (
+        not lora.shard_base
+        or not (
+            lora.use_dora
+            or lora.target_experts
+            or lora.modules_to_save
+            or lora.init_lora_weights in {"PiSSA", "OLoRA", "EVA"}
+        )
+    ),
+    SHARDED_WITH_LORA: lambda tuning: tuning.method == "LoRA" or not tuning.lora or not tuning.lora.shard_base,
+    SHARES_OUT: lambda spec: (
+        not spec.tuning.lora
+        or not spec.tuning.lora.shard_base
+        or (spec.resources.ranks > 1 and spec.objective not in {"RewardModel", "RLHF", "Distillation"})
+    ),
     "self.method != 'Full' || !has(self.lora)": lambda tuning: tuning.method != "Full" or tuning.lora is None,
     "self.method in ['QLoRA', 'Auto'] || !has(self.quantization)": lambda tuning: (
         tuning.method in {"QLoRA", "Auto"} or tuning.quantization is None

@@ -41,6 +41,7 @@ RESOLVED: dict[str, Any] = {
     "tuning.lora.useDora": True,
     "tuning.lora.initLoraWeights": "Gaussian",
     "tuning.lora.loraPlusLrRatio": 16,
+    "tuning.lora.shardBase": True,
     "tuning.quantization.doubleQuant": False,
     "hyperparameters.numTrainEpochs": 2.5,
     "hyperparameters.maxSteps": 7,
@@ -526,6 +527,8 @@ def base(objective: str, path: str) -> Spec:
             spec["rlhf"]["rollouts"] = {"engine": "VLLM"}
     if objective == "Distillation":
         spec["distillation"] = {"teacher": {"uri": "s3://models/larger"}}
+    if path == "tuning.lora.shardBase":
+        spec |= {"tuning": {"method": "LoRA"}, "resources": {"gpusPerNode": 1 if objective == "Distillation" else 2}}
     if path == "dpo.labelSmoothing" and objective == "DPO":
         spec["dpo"] = {"lossType": "robust"}
     if path.startswith("scheduling.affinity."):
@@ -581,6 +584,7 @@ def test_a_training_setting_is_accepted_with_one_objective_at_least(path: str) -
     some = {
         "tuning.lora.dropout": [one for one in OBJECTIVES if one not in {"DPO", "KTO", "RLHF", "Distillation"}],
         "tuning.lora.modulesToSave": [one for one in OBJECTIVES if one != "Distillation"],
+        "tuning.lora.shardBase": [one for one in OBJECTIVES if one not in {"RewardModel", "RLHF", "Distillation"}],
         "hyperparameters.neftuneNoiseAlpha": ["Instruction", "Chat", "DomainAdaptation"],
     }
     assert accepted == (only or some.get(path, OBJECTIVES))

@@ -61,6 +61,15 @@ def test_a_memory_shows_what_fits_and_the_batch_is_made_smaller_for_it(llama: Pa
     assert methods(llama)["LoRA"]["gradientCheckpointing"] is False
 
 
+def test_lora_is_also_shown_with_a_base_that_several_gpus_share(llama: Path) -> None:
+    found = json.loads(run(llama, "--gpus", 8, "--json").stdout)["methods"]
+    whole, shared = (one for one in found if one["method"] == "LoRA")
+    assert (whole["shardBase"], shared["shardBase"]) == (False, True)
+    assert shared["totalBytes"] < whole["totalBytes"]
+    assert "LoRA, shardBase" in run(llama, "--gpus", 8).stdout
+    assert "shardBase" not in run(llama).stdout
+
+
 def test_full_tuning_needs_less_on_each_of_several_gpus(llama: Path) -> None:
     one, eight = (methods(llama, "--gpus", gpus)["Full"] for gpus in (1, 8))
     assert eight["partBytes"]["optimiser"] * 8 == pytest.approx(one["partBytes"]["optimiser"], rel=1e-6)

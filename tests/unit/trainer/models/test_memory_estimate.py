@@ -69,7 +69,7 @@ def test_several_gpus_share_out_what_full_holds_and_borrow_the_largest_part(llam
     alone = estimate(llama, settings("Full"), Objective.CHAT)
     shared = estimate(llama, settings("Full"), Objective.CHAT, ranks=8)
     assert shared.optimiser == alone.optimiser // 8
-    assert shared.weights == alone.weights // 8 + 2 * llama.other
+    assert shared.weights == alone.weights // 8 + 2 * _gathered(llama)
     assert shared.gradients == alone.gradients // 8 + 4 * llama.other
     assert shared.activations == alone.activations - 2 * (llama.parameters - llama.other)
 
@@ -77,7 +77,7 @@ def test_several_gpus_share_out_what_full_holds_and_borrow_the_largest_part(llam
 def test_in_fp16_several_gpus_gather_the_weights_of_full_in_fp32(llama: ModelShape) -> None:
     alone = estimate(llama, settings("Full", precision="FP16"), Objective.CHAT)
     shared = estimate(llama, settings("Full", precision="FP16"), Objective.CHAT, ranks=8)
-    assert shared.weights == alone.weights // 8 + 4 * llama.other
+    assert shared.weights == alone.weights // 8 + 4 * _gathered(llama)
     assert shared.activations == alone.activations
 
 
@@ -87,6 +87,20 @@ def test_several_gpus_each_hold_the_base_under_an_adapter(llama: ModelShape) -> 
     assert (together.weights, together.optimiser) == (alone.weights, alone.optimiser)
     assert together.gradients == 2 * alone.gradients
     assert together.reserve == alone.reserve + GIB // 2
+
+
+def test_a_sharded_base_takes_its_share_and_what_is_gathered_and_the_adapter_stays_whole(llama: ModelShape) -> None:
+    alone = estimate(llama, settings("LoRA"), Objective.CHAT)
+    shared = estimate(llama, settings("LoRA", shard_base=True), Objective.CHAT, ranks=8)
+    assert shared.weights == alone.weights // 8 + 2 * _gathered(llama)
+    for part in ("adapter", "gradients", "optimiser", "activations", "logits"):
+        assert getattr(shared, part) == getattr(alone, part), part
+    assert estimate(llama, settings("LoRA", shard_base=True), Objective.CHAT) == alone
+
+
+def _gathered(shape: ModelShape) -> int:
+    """The weights outside the layers, and two layers."""
+    return shape.other + 2 * ((shape.parameters - shape.other) // shape.layers)
 
 
 def test_several_gpus_share_the_answers_that_are_sampled_at_once(llama: ModelShape) -> None:

@@ -4,7 +4,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune_api.defaults import Facts
@@ -13,6 +13,7 @@ from finetune_api.scalars import parse_quantity
 from finetune_api.spec import Method, Objective
 from finetune_api.status import Resolved
 from finetune_api.text.printable import printable
+from finetune_api.tuning import Lora
 from finetune_trainer.commands.model_place import find_model, minimal_spec
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.base_model import ModelFacts, read_config
@@ -54,6 +55,11 @@ class MethodEstimate:
     fits: bool | None
     obstacle: str | None = None
 
+    @property
+    def name(self) -> str:
+        """The method, and whether its base is shared out over the GPUs."""
+        return f"{self.method.value}, shardBase" if self.settings.shard_base else self.method.value
+
 
 def print_estimate(model: str, request: Request, stop: StopFlag, *, as_json: bool = False) -> ExitCode:
     """Print the memory by part; return WONT_FIT if a GPU's memory is given and no method fits it."""
@@ -69,23 +75,28 @@ def print_estimate(model: str, request: Request, stop: StopFlag, *, as_json: boo
         )
     found = []
     for method in request.methods:
-        one = estimate_method(facts.shape, method, request)
+        ways = (False, True) if method is Method.LORA and request.gpus > 1 else (False,)
+        estimates = [estimate_method(facts.shape, method, request, shard_base=way) for way in ways]
         try:
             require_method(config, method)
         except TrainerError as error:
-            one = MethodEstimate(method, one.settings, one.memory, None if one.fits is None else False, error.message)
-        found.append(one)
+            fits = None if request.gpu_memory is None else False
+            estimates = [replace(one, fits=fits, obstacle=error.message) for one in estimates]
+        found += estimates
     text = _to_json(model, facts, request, found) if as_json else "\n".join(_to_text(model, facts, request, found))
     sys.stdout.write(f"{printable(text, lines=True)}\n")
     return ExitCode.WONT_FIT if all(one.fits is False for one in found) else ExitCode.OK
 
 
-def estimate_method(shape: ModelShape, method: Method, request: Request) -> MethodEstimate:
+def estimate_method(shape: ModelShape, method: Method, request: Request, *, shard_base: bool = False) -> MethodEstimate:
     """Return what a job with this method and its defaults takes on each GPU.
 
     For a given memory the micro-batch and checkpointing are those of a job with it as `tuning.vramBudget`.
     """
     spec = minimal_spec("", "MODEL", method=method, max_length=request.max_length, gpus=request.gpus)
+    if shard_base:
+        tuning = spec.tuning.model_copy(update={"lora": Lora(shard_base=True)})
+        spec = spec.model_copy(update={"tuning": tuning})
     facts = Facts(shape.parameters, ENOUGH_ROWS, 0, method)
     settings, memory = estimate_settings(spec, shape, facts, request.gpu_memory)
     fits = None if request.gpu_memory is None else memory.total <= request.gpu_memory
@@ -109,7 +120,7 @@ def _to_text(model: str, facts: ModelFacts, request: Request, found: Sequence[Me
     yield f"{model}: {facts.architecture}, {facts.parameters:,} weights"
     yield f"Memory of {gpus}{memory} at a maximum length of {request.max_length} tokens"
     yield ""
-    rows = [["", *(one.method.value for one in found)]]
+    rows = [["", *(one.name for one in found)]]
     for name, _ in found[0].memory.parts():
         sizes = [dict(one.memory.parts())[name] for one in found]
         if any(sizes):
@@ -124,7 +135,7 @@ def _to_text(model: str, facts: ModelFacts, request: Request, found: Sequence[Me
         cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
         yield "  ".join(cells).rstrip()
     yield ""
-    yield from (f"{one.method.value}: {one.obstacle}" for one in found if one.obstacle)
+    yield from (f"{one.name}: {one.obstacle}" for one in found if one.obstacle)
     if request.gpu_memory is not None:
         yield "A job gets these settings with tuning.vramBudget set to the memory of the GPU."
     yield NOTE
@@ -141,6 +152,7 @@ def _to_json(model: str, facts: ModelFacts, request: Request, found: Sequence[Me
         "methods": [
             {
                 "method": one.method.value,
+                "shardBase": bool(one.settings.shard_base),
                 "fits": one.fits,
                 "obstacle": one.obstacle,
                 "totalBytes": one.memory.total,

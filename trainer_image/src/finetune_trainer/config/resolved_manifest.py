@@ -34,6 +34,7 @@ LORA = {
     "use_dora": "use_dora",
     "init_lora_weights": "init_lora_weights",
     "lora_plus_lr_ratio": "lora_plus_lr_ratio",
+    "shard_base": "shard_base",
 }
 HEADER = """\
 # The settings of this training, with every default resolved.

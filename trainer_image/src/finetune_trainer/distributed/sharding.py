@@ -1,4 +1,8 @@
-"""Method Full on several processes: each holds a shard of every weight, gradient and moment, and gathers the rest."""
+"""A model on several processes: each holds a shard of every weight that was loaded, and gathers the rest.
+
+With method Full gradients and moments are sharded too. An adapter that is put on a sharded base is whole in every
+process: transformers averages its gradients.
+"""
 
 import logging
 import re
@@ -6,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -52,13 +57,18 @@ def require_sharded(model: torch.nn.Module, size: int) -> None:
     found = (
         f"{wrapped} of {len(layers)} layers are wrapped, and this process holds {held:,} of {whole:,} bytes of weights"
     )
-    logger.info("method Full on %d processes: %s", size, found)
+    logger.info("the weights are sharded over %d processes: %s", size, found)
     if not is_sharded(model) or wrapped < len(layers) or held > whole / size * LARGEST_SHARE + SMALL:
         raise TrainerError(ExitCode.INTERNAL_ERROR, f"the model is not sharded over {size} processes: {found}")
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Return whether the model's weights are sharded."""
+    """Return whether the model's weights are sharded, so that a forward pass is a collective."""
+    return isinstance(model.get_base_model() if isinstance(model, PeftModel) else model, FSDPModule)
+
+
+def trains_shards(model: torch.nn.Module) -> bool:
+    """Return whether the trained weights are sharded; an adapter on a sharded base is whole in every process."""
     return isinstance(model, FSDPModule)
 
 
@@ -109,7 +119,7 @@ def load_shards(model: torch.nn.Module, optimiser: torch.optim.Optimizer, folder
                 torch.zeros((), dtype=dtype) if key == STEPS else torch.zeros_like(parameters[name], dtype=dtype)
             )
     with torch.no_grad():
-        load(_named_state(model, optimiser), storage_reader=reader, no_dist=not is_sharded(model))
+        load(_named_state(model, optimiser), storage_reader=reader, no_dist=not trains_shards(model))
     optimiser.load_state_dict(optimiser.state_dict())  # puts the numbers of steps on the device that it needs
 
 
@@ -144,7 +154,8 @@ def decoder_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
     kinds = set(getattr(model, "_no_split_modules", None) or ())
     layers = [(name, one) for name, one in model.named_modules() if kinds & {kind.__name__ for kind in type(one).mro()}]
     if not layers:
-        problem = f"{type(model).__name__} does not declare its layers: use tuning.method LoRA, or one GPU"
+        fix = "use tuning.method LoRA without shardBase, or one GPU"
+        problem = f"{type(model).__name__} does not declare its layers: {fix}"
         raise TrainerError(ExitCode.INVALID_CONFIG, f"the model cannot be sharded over processes: {problem}")
     return layers
 

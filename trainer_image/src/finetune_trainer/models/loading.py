@@ -78,7 +78,7 @@ def load_for_training(
     directory: Path, settings: Resolved, device: torch.device, *, writes_text: bool = True, world: World = ALONE
 ) -> PreTrainedModel | PeftModel:
     """Load the model as the method trains it: Full in FP32 under autocast and sharded between the processes, LoRA on a
-    16-bit base, QLoRA on an NF4 base.
+    16-bit base, which is sharded if the job asks for it, QLoRA on an NF4 base.
 
     A model that writes no text has one score instead of the language head, which is trained whole.
     """
@@ -87,11 +87,15 @@ def load_for_training(
     torch.manual_seed(settings.seed or 0)  # loading draws the first weights of a score
     if settings.method == Method.FULL and world.size > 1:
         refuse_sharded_optimiser(settings, world.size)
-        return load_sharded(directory, compute, world, writes_text=writes_text)
+        return load_sharded(directory, torch.float32, compute, world, writes_text=writes_text)
     if settings.method == Method.FULL:
         return load_plain(directory, torch.float32, device, writes_text=writes_text)
     if settings.method == Method.LORA:
-        adapted = attach_adapter(load_plain(directory, compute, device, writes_text=writes_text), settings)
+        if settings.shard_base and world.size > 1:
+            base = load_sharded(directory, compute, compute, world, writes_text=writes_text)
+        else:
+            base = load_plain(directory, compute, device, writes_text=writes_text)
+        adapted = attach_adapter(base, settings)
         if settings.init_lora_weights in CHOICES:
             start_from_weights(adapted, str(settings.init_lora_weights))
         return adapted
@@ -128,14 +132,16 @@ def load_plain(
     return _load(directory, writes_text, dtype=dtype).to(device)
 
 
-def load_sharded(directory: Path, compute: torch.dtype, world: World, *, writes_text: bool = True) -> PreTrainedModel:
-    """Load this process's shard of the model in FP32, on its device; no process reads the whole model."""
+def load_sharded(
+    directory: Path, dtype: torch.dtype, compute: torch.dtype, world: World, *, writes_text: bool = True
+) -> PreTrainedModel:
+    """Load this process's shard of the model in one number format, on its device; no process reads the whole model."""
     with model_errors(directory), torch.device("meta"):
         kind = _find_class(directory, writes_text)
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         skeleton = getattr(kind, "from_config", None) or kind._from_config
         options = sharding_options(skeleton(config), world, compute)
-    model = _load(directory, writes_text, dtype=torch.float32, **options)
+    model = _load(directory, writes_text, dtype=dtype, **options)
     require_sharded(model, world.size)
     return model
 

@@ -81,7 +81,8 @@ def estimate(
     """Estimate the memory of one training on each of its GPUs; settings that depend on the device count as on a GPU.
 
     A reward model is assumed to be as large as the model itself. With method Full, several GPUs hold one shard each
-    and gather one layer at a time; with an adapter, each holds a second copy of its gradients to send.
+    and gather a layer and the next one; so they do with a frozen base that is sharded. With an adapter on a whole base,
+    each holds a second copy of its gradients to send.
     """
     trained = trained_shapes(shape, settings)
     weights = weight_bytes(shape, settings)
@@ -91,15 +92,17 @@ def estimate(
     if objective is Objective.REWARD_MODEL:
         weights -= shape.head * stored_width(settings)
     shares = ranks if is_full else 1
+    is_sharded = ranks > 1 and (is_full or bool(settings.shard_base))
     is_cast = shares > 1 and settings.precision not in {"FP16", "FP32"}  # layers are gathered in BF16
-    gathered = _gathered(shape) if shares > 1 else 0
-    copies = 2 if ranks > shares else 1
+    gathered = _gathered(shape, 2 if is_cast else stored_width(settings)) if is_sharded else 0
+    reduced = _reduced(shape) if shares > 1 else 0
+    copies = 2 if ranks > 1 and not is_sharded else 1
     share = settings.rollouts_gpu_memory_fraction
     answers = ceil((settings.global_batch_size or 1) / ranks)
     training = MemoryEstimate(
-        weights=ceil(weights / shares) + (gathered // 2 if is_cast else gathered),
+        weights=ceil(weights / (ranks if is_sharded else 1)) + gathered,
         adapter=0 if is_full else (parameters + first) * FULL_WIDTH,
-        gradients=ceil(parameters * FULL_WIDTH * copies / shares) + gathered,
+        gradients=ceil(parameters * FULL_WIDTH * copies / shares) + reduced,
         optimiser=ceil(_state(shape, settings) / shares),
         activations=activation_bytes(shape, settings, objective, is_cast=is_cast),
         logits=0 if objective is Objective.REWARD_MODEL else _logits(shape, settings, objective),
@@ -184,10 +187,19 @@ def format_bytes(size: int) -> str:
     return f"{size / GIB:.1f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.3g} MiB"
 
 
-def _gathered(shape: ModelShape) -> int:
-    """Return the largest part that is gathered at once: a layer, or the weights outside the layers."""
-    layer = (sum(prod(size) for size in shape.linear.values()) + sum(shape.experts.values())) // shape.layers
-    return FULL_WIDTH * max(layer, shape.other)
+def _gathered(shape: ModelShape, width: int) -> int:
+    """Return what is gathered at once: the weights outside the layers, which are kept until the end of the backward
+    pass, a layer, and the one that is gathered while the first one computes."""
+    return width * (shape.other + min(2, shape.layers) * _layer(shape))
+
+
+def _reduced(shape: ModelShape) -> int:
+    """Return the largest gradient before it is reduced: of a layer, or of the weights outside the layers."""
+    return FULL_WIDTH * max(_layer(shape), shape.other)
+
+
+def _layer(shape: ModelShape) -> int:
+    return (sum(prod(size) for size in shape.linear.values()) + sum(shape.experts.values())) // shape.layers
 
 
 def _nf4(elements: int, double_quant: bool) -> int:

@@ -16,11 +16,11 @@ from finetune_api.defaults import count_epochs
 from finetune_api.handoff import ExitCode
 from finetune_trainer.distributed.sharding import (
     full_tensor,
-    is_sharded,
     load_parameter,
     local_shard,
     require_same_gradients,
     reshard,
+    trains_shards,
 )
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
@@ -178,7 +178,7 @@ class RequireGradient(TrainerCallback):  # type: ignore[misc]
         """Check the first step's gradients."""
         if state.global_step == 0:
             require_gradient(kwargs["model"], self._world)
-            if self._world.size > 1 and not is_sharded(kwargs["model"]):
+            if self._world.size > 1 and not trains_shards(kwargs["model"]):
                 require_same_gradients(kwargs["model"], self._world)
 
 
@@ -300,7 +300,7 @@ def save_trained(model: torch.nn.Module, path: Path) -> None:
     Of a sharded model, all processes gather each weight and the first one writes.
     """
     reshard(model)
-    is_writer = not is_sharded(model) or dist.get_rank() == 0
+    is_writer = not trains_shards(model) or dist.get_rank() == 0
     tensors = {}
     for name, tensor in trained_tensors(model).items():
         whole = full_tensor(tensor.detach()).contiguous()
@@ -316,7 +316,7 @@ def save_trained(model: torch.nn.Module, path: Path) -> None:
 def restore_trained(model: torch.nn.Module, path: Path) -> None:
     """Load the weights that `save_trained` wrote into the model; those of other modules are an OutputConflict."""
     reshard(model)
-    saved = load_file(path) if not is_sharded(model) or dist.get_rank() == 0 else None
+    saved = load_file(path) if not trains_shards(model) or dist.get_rank() == 0 else None
     trained = trained_tensors(model)
     if saved is not None and (other := saved.keys() ^ trained.keys()):
         raise TrainerError(

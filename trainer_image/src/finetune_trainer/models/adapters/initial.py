@@ -52,7 +52,7 @@ FIELDS = {
     "target_experts": "targetExperts",
 }
 """Settings that an adapter determines, by field and by name in the spec; target modules are compared as a set."""
-OF_A_TRAINING = ("dropout", "lora_plus_lr_ratio", "exclude_modules")
+OF_A_TRAINING = ("dropout", "lora_plus_lr_ratio", "exclude_modules", "shard_base")
 """Settings that are not an adapter's. What is excluded must be what the adapter leaves out: each factor is compared."""
 
 
@@ -274,6 +274,11 @@ def _check_agreement(uri: str, asked: Lora, adapter: Lora, *, is_tied: bool) -> 
         _invalid(
             f"tuning.lora.modulesToSave is {_shown(asked.modules_to_save)}, but the adapter {uri} has "
             f"{_shown(adapter.modules_to_save or ['none'])}: remove tuning.lora.modulesToSave"
+        )
+    if asked.shard_base and (adapter.target_experts or adapter.modules_to_save):
+        _invalid(
+            f"tuning.lora.shardBase is for plain adapters, but the adapter {uri} has whole modules or experts: remove "
+            "tuning.lora.shardBase"
         )
     if adapter.target_experts and asked.dropout:
         _invalid(

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 from finetune_api.handoff import ADAPTER_WEIGHTS, ExitCode
 from finetune_trainer.errors import TrainerError
@@ -39,7 +40,7 @@ def continue_adapter(model: PeftModel, directory: Path) -> None:
     So must every module that is trained in full; the head of a reward model stays unchanged.
     """
     saved = load_file(directory / ADAPTER_WEIGHTS)
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    state = get_peft_model_state_dict(model, whole_state(model), save_embedding_layers=False)
     factors = {name: tensor.shape for name, tensor in state.items() if name != f"{PREFIX}{HEAD}"}
     unmatched = sorted(saved.keys() ^ factors.keys())
     unmatched = unmatched or [name for name, shape in factors.items() if saved[name].shape != shape]
@@ -53,6 +54,11 @@ def continue_adapter(model: PeftModel, directory: Path) -> None:
     set_peft_model_state_dict(model, saved | {name: state[name] for name in state.keys() - factors.keys()})
 
 
+def whole_state(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Return the tensors that this process holds whole: PEFT would gather a sharded base, in a collective."""
+    return {name: tensor for name, tensor in model.state_dict().items() if not isinstance(tensor, DTensor)}
+
+
 def save_adapter(
     model: PeftModel, directory: Path, base_model: str, revision: str | None = None, *, must_change: bool = True
 ) -> None:
@@ -64,7 +70,7 @@ def save_adapter(
         config.target_modules = sorted(config.target_modules)  # sets, whose order differs between processes
         config.target_parameters = sorted(config.target_parameters or []) or None
     model.peft_config[ADAPTER].modules_to_save = published_names(model)
-    model.save_pretrained(directory, save_embedding_layers=False)
+    model.save_pretrained(directory, save_embedding_layers=False, state_dict=whole_state(model))
     publish_difference(model, directory, must_change=must_change)
     verify_adapter(directory, expected=len(trained_tensors(model)) + len(tied_names(model)), must_change=must_change)
 

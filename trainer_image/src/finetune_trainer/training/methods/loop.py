@@ -27,7 +27,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from typing_extensions import override
 
 from finetune_api.handoff import Artifact, ExitCode
-from finetune_trainer.distributed.sharding import full_tensor, is_sharded, load_shards, load_state, save_shards
+from finetune_trainer.distributed.sharding import full_tensor, load_shards, load_state, save_shards, trains_shards
 from finetune_trainer.distributed.world import World, unshard
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.groups import Owners
@@ -147,7 +147,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         save_trained(self.model, scratch / WEIGHTS)
         self._save_rng_state(str(scratch))
         states = world.gather_bytes((scratch / f"rng_state_{world.rank}.pth").read_bytes())
-        if is_sharded(self.model):
+        if trains_shards(self.model):
             save_shards(self.model, self.optimizer.optimizer, scratch / OPTIMISER_SHARDS)
         self._saves += 1
         name = f"saved/{self._saves}"
@@ -166,7 +166,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
             for rank, state in enumerate(states):
                 (folder / f"rng_state_{rank}.pth").write_bytes(state)
             os.link(scratch / WEIGHTS, folder / WEIGHTS)
-            if is_sharded(self.model):
+            if trains_shards(self.model):
                 (scratch / OPTIMISER_SHARDS).rename(folder / OPTIMISER_SHARDS)
             self._write_state(folder)
 
@@ -190,7 +190,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
 
     def _write_state(self, folder: Path) -> None:
         loop = self._loop
-        if is_sharded(self.model):
+        if trains_shards(self.model):
             torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
         else:
             self._save_optimizer_and_scheduler(str(folder))
@@ -212,7 +212,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load this process's part of the saved state, whatever number of processes saved it."""
         shards = Path(checkpoint or "") / OPTIMISER_SHARDS
-        if not checkpoint or not (is_sharded(self.model) or shards.is_dir()):
+        if not checkpoint or not (trains_shards(self.model) or shards.is_dir()):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         load = functools.partial(torch.load, map_location="cpu", weights_only=True, mmap=True)

@@ -1,0 +1,116 @@
+"""An adapter in two processes over gloo, each of which holds a share of the frozen base."""
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loop_bench import CPU, make_loop, make_settings
+from ranks import start_ranks
+from safetensors.torch import load_file, save_file
+from trainer_bench import OWN, weights_of
+
+from finetune_api.handoff import ADAPTER_WEIGHTS
+from finetune_trainer.distributed.sharding import local_shard
+from finetune_trainer.distributed.world import ALONE, World, join
+from finetune_trainer.models.adapters.saved import continue_adapter, save_adapter
+from finetune_trainer.models.loading import load_for_training, load_tokenizer
+from finetune_trainer.tokenization.labeler import Encoded
+from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair
+from finetune_trainer.training.methods import build_trainer
+from finetune_trainer.training.methods.loop import LoopTrainer
+from finetune_trainer.training.methods.parts import TrainerParts
+
+RANKS = 2
+PAIRS = [EncodedPair([1, 20 + at, 21], [30, 31 + at % 2, 2], [40, 41 + at % 3, 42, 2]) for at in range(33)]
+SAMPLES: dict[str, list[Any]] = {
+    "Chat": [Encoded([1, 20 + at, 21, 22, 2], [-100, -100, 21, 22, 2], 3) for at in range(33)],
+    "DPO": PAIRS,
+    "KTO": [EncodedLabelled(one.prompt_ids, one.chosen_ids, at % 3 == 0) for at, one in enumerate(PAIRS)],
+}
+ROWS = 24
+
+
+@pytest.mark.parametrize("precision", ["FP32", "BF16"])
+@pytest.mark.parametrize("objective", SAMPLES)
+def test_two_processes_with_half_the_base_each_train_and_measure_as_one_with_all_of_it(
+    tiny_model: Path, tmp_path: Path, objective: str, precision: str
+) -> None:
+    changes = {"objective": objective, "precision": precision}
+    alone = _build(tiny_model, tmp_path / "alone", ALONE, **changes)
+    expected = _train(alone)
+    tolerance = 1e-3 if precision == "FP32" else 2e-2
+    found = _on_ranks(_train_rank, tiny_model, tmp_path, **changes)
+    for one in found:
+        assert one["losses"] == pytest.approx(expected["losses"], rel=tolerance)
+        assert one["evaluations"] == pytest.approx(expected["evaluations"], rel=tolerance)
+        assert 0.4 * expected["base"] <= one["base"] <= 0.6 * expected["base"]
+        for name, tensor in found[0]["weights"].items():
+            assert torch.equal(one["weights"][name], tensor)
+            torch.testing.assert_close(one["continued"][name], torch.ones_like(tensor))
+        if precision == "FP32":
+            for name, tensor in expected["weights"].items():
+                torch.testing.assert_close(one["weights"][name], tensor, rtol=0.01, atol=2e-3)
+
+
+def _on_ranks(work: Callable[..., object], model: Path, folder: Path, **changes: Any) -> list[dict[str, Any]]:
+    """Run the function in every process, and return what each has written."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    start_ranks(work, (model, folder, port, changes), RANKS)
+    return [torch.load(folder / f"found-{rank}.pt", weights_only=False) for rank in range(RANKS)]
+
+
+def _join(rank: int, port: int) -> World:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(RANKS)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    return join(rank, RANKS, (rank, RANKS), ("127.0.0.1", port), lambda: None, timeout=timedelta(minutes=2))
+
+
+def _build(model: Path, folder: Path, world: World, *, objective: str, precision: str) -> LoopTrainer:
+    """Five steps of eight rows each, with two micro-batches in a step and recomputed activations."""
+    batch = {"per_device_train_batch_size": 4 // world.size, "gradient_accumulation_steps": 2}
+    own = OWN.get(objective, {}) | {"precision": precision, "gradient_checkpointing": True, "shard_base": True}
+    settings = make_settings("LoRA", **own, **batch, total_steps=5, eval_steps=2)
+    folder.mkdir()
+    loop = replace(make_loop(folder), world=world)
+    loaded = load_for_training(model, settings, CPU, world=world)
+    samples = SAMPLES[objective]
+    parts = TrainerParts(
+        loaded, load_tokenizer(model), settings, loop, samples[:ROWS], samples[ROWS:], folder / "scratch"
+    )
+    return build_trainer(objective, parts)
+
+
+def _train(trainer: LoopTrainer) -> dict[str, Any]:
+    """Measure and train; return the figures, the trained weights and the bytes of the base that are held."""
+    trainer.evaluate()
+    trainer.train()
+    base = [one for one in trainer.model.parameters() if not one.requires_grad]
+    return {
+        "losses": [one.loss for one in trainer._loop.history.train],
+        "evaluations": [one.measured.loss for one in trainer._loop.history.evaluations],
+        "base": sum(local_shard(one).numel() * one.element_size() for one in base),
+        "weights": weights_of(trainer),
+    }
+
+
+def _train_rank(rank: int, model: Path, folder: Path, port: int, changes: dict[str, Any]) -> LoopTrainer:
+    """Train in one of the processes; the first one saves the adapter, which each continues with ones in it."""
+    trainer = _build(model, folder / f"rank-{rank}", _join(rank, port), **changes)
+    found = _train(trainer)
+    saved = folder / "adapter" / ADAPTER_WEIGHTS
+    if not rank:
+        save_adapter(trainer.model, saved.parent, "s3://models/base")
+        save_file({name: torch.ones_like(tensor) for name, tensor in load_file(saved).items()}, saved)
+    torch.distributed.barrier()  # and the first process holds the others' store
+    continue_adapter(trainer.model, saved.parent)
+    torch.save(found | {"continued": weights_of(trainer)}, folder / f"found-{rank}.pt")
+    torch.distributed.barrier()
+    return trainer
