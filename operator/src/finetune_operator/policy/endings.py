@@ -40,6 +40,9 @@ def end_attempt(context: Context, current: Job) -> Effect:
     """Complete or fail the job by a Job that has ended, or close the attempt."""
     pods = context.observed.pods_of(current.uid)
     ends = [rank_outcomes.End(context.outcome_of(pod), pod) for pod in pods if pod.is_over]
+    if runs.is_pod_missing(context):  # its run is recorded by the Job's end within seconds, and with it its time
+        reason = R.FINISHED if current.completed else R.BACKING_OFF
+        return set_condition(C.RUNNING, "False", reason, current.failed_message)
     if current.completed:
         return _end_completed(context, current, [end.outcome for end in ends if end.pod and end.pod.rank == 0])
     if current.nodes > 1 and (context.status.current_run or len(ends) < len(pods)):  # until all is counted

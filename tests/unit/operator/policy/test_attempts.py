@@ -87,7 +87,10 @@ def test_a_failed_job_without_pods_still_gives_the_exit_tables_reason(scene: Any
     one.pods.clear()
     one.fail("one-1", message="Container trainer for pod team/x failed with exit code 76 matching FailJob rule")
     one.settle()
+    one.now += timedelta(seconds=5)
+    one.settle()
     assert (one.status["phase"], one.status["reason"]) == ("Failed", "Diverged")
+    assert "currentRun" not in one.status
 
 
 def test_an_image_that_the_spec_names_from_the_start_is_pinned_too(scene: Any) -> None:

@@ -245,6 +245,12 @@ def _failed_of(status: FineTuneJobStatus, child: Job) -> int:
     return sum(run.attempt == child.attempt and run.result == RESULT_FAILED for run in history(status))
 
 
+def is_pod_missing(context: Context) -> bool:
+    """Return whether the pod of the current run is gone, so that its end is still waited for."""
+    run = context.status.current_run
+    return run is not None and all(pod.uid != run.pod_uid for pod in context.observed.pods)
+
+
 def _record_missing(context: Context, attempts: Sequence[Job]) -> Effect:
     """Record a run whose pod is gone by its Job's status, once the pod's end can no longer arrive as an event."""
     run = context.status.current_run
@@ -290,10 +296,14 @@ def record_cut(context: Context, run: CurrentRun, end: End) -> None:
 
 
 def _latest_end(context: Context, run: CurrentRun, child: Job | None) -> datetime:
-    """Return when a run whose end was not observed has ended: at the latest when its Job created the next pod."""
-    pods = [pod for pod in context.observed.pods_of(child.uid) if pod.rank == 0] if child and run.start_time else []
-    later = [pod.created for pod in pods if pod.created and run.start_time and pod.created > run.start_time]
-    return min([bookkeeping.read(context.status).pod_missing_since_time or context.observed.now, *later])
+    """Return when a run whose end was not observed has ended: at the latest when its Job created the next pod, or
+    ended."""
+    latest = bookkeeping.read(context.status).pod_missing_since_time or context.observed.now
+    if child is None or run.start_time is None:
+        return latest
+    created = [pod.created for pod in context.observed.pods_of(child.uid) if pod.rank == 0]
+    times = [time for time in (*created, child.completed, child.failed) if time and time > run.start_time]
+    return min([latest, *times])
 
 
 def _outcome_of_unseen(context: Context, run: CurrentRun, child: Job | None) -> PodOutcome:
@@ -304,6 +314,10 @@ def _outcome_of_unseen(context: Context, run: CurrentRun, child: Job | None) -> 
         return PodOutcome(RESULT_FAILED, Reason.JOB_DELETED, "the Job was deleted while the pod ran")
     if child.failed_pods > _failed_of(context.status, child):
         return PodOutcome(RESULT_FAILED, Reason.UNOBSERVED, message)
+    if child.completed:
+        return PodOutcome(
+            RESULT_FAILED, Reason.RESULT_MISSING, "the pod exited with 0, and its report was not observed"
+        )
     if run.stopping_reason == Reason.USER_REQUESTED:
         return PodOutcome(RESULT_SUSPENDED, Reason.USER_REQUESTED, message)
     return PodOutcome(RESULT_PREEMPTED, run.stopping_reason or Reason.UNOBSERVED, run.stopping_message or message)

@@ -166,6 +166,28 @@ def test_an_unobserved_run_counts_by_the_status_of_its_job(scene: Any, failed: i
     assert "currentRun" not in one.status
 
 
+@pytest.mark.parametrize("message", ["", "Container trainer for pod team/x failed with exit code 80 matching FailJob"])
+def test_a_run_whose_job_ended_while_no_operator_ran_is_counted_with_its_time(scene: Any, message: str) -> None:
+    one = scene().to_training()
+    one.run(one.pod("one-1"))
+    one.settle()
+    began = datetime.fromisoformat(one.status["currentRun"]["startTime"])
+    one.pods = {name: pod for name, pod in one.pods.items() if "one-1" not in name}
+    if message:
+        one.fail("one-1", message=message)
+    else:
+        one.complete("one-1")
+    one.now += timedelta(hours=3)
+    one.settle()
+    assert "history" not in one.status  # the end of the pod may still arrive
+    one.now += timedelta(seconds=5)
+    one.settle()
+    run = one.status["history"][0]
+    assert (run["result"], run["reason"]) == ("Failed", "Unobserved" if message else "ResultMissing")
+    assert datetime.fromisoformat(run["endTime"]) - began == timedelta(seconds=60)
+    assert (one.status["runs"], one.status["failures"], one.status["gpuSeconds"]) == (1, 1, 60)
+
+
 def test_the_next_pod_ends_a_run_whose_end_was_not_observed(scene: Any) -> None:
     one = scene().to_training()
     one.run(one.pod("one-1"))
