@@ -301,7 +301,10 @@ def _latest_end(context: Context, run: CurrentRun, child: Job | None) -> datetim
     latest = bookkeeping.read(context.status).pod_missing_since_time or context.observed.now
     if child is None or run.start_time is None:
         return latest
-    created = [pod.created for pod in context.observed.pods_of(child.uid) if pod.rank == 0]
+    # By the clock of its node, a run may have begun some seconds before its own pod or an earlier one was created.
+    known = {run.pod_uid, *(one.pod_uid for one in history(context.status))}
+    pods = [pod for pod in context.observed.pods_of(child.uid) if pod.rank == 0 and pod.uid not in known]
+    created = [pod.created for pod in pods]
     times = [time for time in (*created, child.completed, child.failed) if time and time > run.start_time]
     return min([latest, *times])
 

@@ -98,3 +98,17 @@ def test_a_missing_pod_is_explained_although_the_last_one_ended_on_a_node_that_i
     decision = one.look()
     assert decision.fetch_events_for is not None
     assert decision.fetch_events_for.kind == "Job"
+
+
+def test_a_run_that_a_deadline_ends_keeps_its_hours_on_a_node_that_is_some_seconds_behind(scene: Build) -> None:
+    one = scene(activeDeadlineSeconds=7200).to_training()
+    one.now += HOUR
+    pod = one.pod("one-1")
+    one.run(pod)
+    started = at(one.now - timedelta(seconds=3))  # before its creation, by the clock of the node
+    pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] = started
+    one.settle()
+    one.now += 2 * HOUR
+    one.settle()
+    assert one.status["reason"] == "DeadlineExceeded"
+    assert 7195 <= one.status["activeSeconds"] <= 7205
