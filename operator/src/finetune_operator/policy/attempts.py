@@ -111,10 +111,15 @@ def _before_deadline(context: Context, job: Job | None) -> Effect:
         return step + (_show_refusal(context, job) if job and not job.is_over else Effect())
     if _has_counted(context):
         return requeue_in(0) + _next_step(context, job)
-    if context.status.current_run:
-        outcome = run_outcome.PodOutcome(run_outcome.RESULT_FAILED, deadline.reason, deadline.detail)
-        runs.record_cut(context, context.status.current_run, rank_outcomes.End(outcome, None))
+    _record_stopped(context, deadline.reason, deadline.detail)
     return Effect(delete=job) + deadlines.end_job(context, deadline)
+
+
+def _record_stopped(context: Context, reason: Reason, detail: str) -> None:
+    """Record the current run, if there is one, as ended by the operator, which removes its Job next."""
+    if context.status.current_run:
+        outcome = run_outcome.PodOutcome(run_outcome.RESULT_FAILED, reason, detail)
+        runs.record_cut(context, context.status.current_run, rank_outcomes.End(outcome, None))
 
 
 def _next_step(context: Context, job: Job | None) -> Effect:
@@ -152,7 +157,11 @@ def _continue(context: Context, current: Job) -> Effect:
         return endings.close(context, *cause, add_failure=False)
     if context.observed.obstacle:
         return _watch(context, current) + _show_refusal(context, current)
-    return Effect(delete=current) + endings.end_by_count(context)
+    end = endings.end_by_count(context)  # by the last run, which is not this one
+    is_preempted = endings.has_too_many_preemptions(context)
+    reason = R.TOO_MANY_PREEMPTIONS if is_preempted else R.BACKOFF_LIMIT_EXCEEDED
+    _record_stopped(context, reason, "stopped, because the limit was exceeded before")
+    return Effect(delete=current) + end
 
 
 def _replace_deleted(context: Context, job_ref: JobRef) -> Effect:

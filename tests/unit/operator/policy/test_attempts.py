@@ -197,6 +197,34 @@ def test_no_preemption_is_survived_with_a_limit_of_zero(scene: Any) -> None:
     assert (one.status["phase"], one.status["reason"]) == ("Failed", "TooManyPreemptions")
 
 
+@pytest.mark.parametrize(
+    ("exit_code", "limit", "reason"),
+    [(75, "maxPreemptions", "TooManyPreemptions"), (1, "backoffLimit", "BackoffLimitExceeded")],
+)
+def test_a_run_that_a_lowered_limit_stops_is_recorded_with_its_time(
+    scene: Any, exit_code: int, limit: str, reason: str
+) -> None:
+    one = scene(**{limit: 3}).to_training()
+    one.end(one.pod("one-1"), exit_code, "the first one")
+    one.settle()
+    one.run(one.pod("one-1"))
+    one.settle()
+    before = one.status
+    one.object["spec"][limit] = 0
+    one.now += timedelta(hours=1)
+    one.settle()
+    assert (one.status["reason"], one.children.get("one-1")) == (reason, None)
+    assert "the first one" in one.status["message"]
+    assert "currentRun" not in one.status
+    stopped = one.status["history"][-1]
+    assert (one.status["runs"], stopped["result"], stopped["reason"]) == (2, "Failed", reason)
+    assert one.status["gpuSeconds"] - before["gpuSeconds"] == 3600
+    assert (one.status.get("failures"), one.status.get("preemptions")) == (
+        before.get("failures"),
+        before.get("preemptions"),
+    )
+
+
 @pytest.mark.parametrize("obstacle", [Denied("delete", "jobs", "team"), Refused("a webhook says no")])
 def test_a_job_whose_trainer_cannot_be_removed_is_not_failed_and_tried_again(scene: Any, obstacle: Any) -> None:
     one = scene(maxPreemptions=1).to_training()
