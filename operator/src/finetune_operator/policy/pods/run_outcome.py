@@ -26,6 +26,8 @@ RESULT_SUSPENDED = "Suspended"
 LOG_TAIL = 300
 _PASSING = re.compile(r"UnexpectedAdmissionError|TopologyAffinityError|OutOf\S+")
 """Reasons of the kubelet that depend on what else the node holds, or on a device plugin that restarts."""
+_NO_CONTAINER = "ContainerStatusUnknown"
+"""The kubelet's reason, with exit code 137, for a container that it does not have when its pod ends."""
 _EXIT_IN_MESSAGE = re.compile(r"exit code (\d+)")
 
 
@@ -79,6 +81,8 @@ def judge(pod: Pod, report: Report | None, *, failed_unseen: bool = False) -> Po
         lost_peer = report is not None and report.reason == Reason.PEER_LOST
         reason = pod.disruption or (Reason.PEER_LOST if lost_peer else Reason.PREEMPTED)
         return PodOutcome(RESULT_PREEMPTED, reason[:64], _message(pod, report, reason), report=report)
+    if absent := _explain_absent_container(pod):
+        return PodOutcome(RESULT_FAILED, Reason.UNOBSERVED, absent)
     if code is None:
         return _judge_without_code(pod, failed_unseen=failed_unseen)
     reason = _counted_reason(pod, code)
@@ -96,6 +100,16 @@ def _judge_without_code(pod: Pod, *, failed_unseen: bool) -> PodOutcome:
         return PodOutcome(result, reason, remediation.append_fix(reason, words[:LOG_TAIL]), is_rejection=passes)
     result = RESULT_FAILED if failed_unseen else RESULT_PREEMPTED
     return PodOutcome(result, Reason.UNOBSERVED, pod.message[:LOG_TAIL] or "the pod's exit status was not observed")
+
+
+def _explain_absent_container(pod: Pod) -> str:
+    """Return what a deleted pod shows that had no container to stop; "" if it had one. Its Job counts a failure."""
+    if pod.deleting is None or pod.started is not None:
+        return ""
+    if pod.container_reason == _NO_CONTAINER:
+        return "the pod was deleted, and its node had no container of it: it had not started, or was lost"
+    is_without_cause = pod.exit_code is None and not pod.container_reason and not pod.message
+    return "the pod was deleted before its container started" if is_without_cause and pod.phase == "Failed" else ""
 
 
 def _eviction(pod: Pod) -> Reason | None:

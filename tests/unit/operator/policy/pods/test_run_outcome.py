@@ -107,3 +107,29 @@ def test_the_node_of_a_gpu_that_failed_during_a_drain_is_avoided(scene: Any) -> 
     one.fail("one-1", message="Container trainer for pod team/one-1 failed with exit code 80 matching FailJob")
     one.settle()
     assert (one.status["attempts"], one.status["avoidedNodeNames"]) == (2, ["gpu-a"])
+
+
+@pytest.mark.parametrize("is_bound", [True, False])
+@pytest.mark.parametrize("is_suspended", [True, False])
+def test_a_waiting_pod_that_is_deleted_was_not_rejected_by_a_node_or_killed(
+    scene: Any, is_bound: bool, is_suspended: bool
+) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    if is_suspended:
+        one.object["spec"]["suspend"] = True
+        one.settle()
+    one.delete_pod(pod, grace=120 if is_bound else 0)
+    if (
+        is_bound
+    ):  # what the kubelet writes; of a pod without a node, the API server's garbage collector changes the phase
+        one.end(pod, 137, "The container could not be located when the pod was terminated", "ContainerStatusUnknown")
+        terminated = pod["status"]["containerStatuses"][0]["state"]["terminated"]
+        terminated |= {"startedAt": None, "finishedAt": None}
+    else:
+        pod["status"] = {"phase": "Failed"}
+    one.settle()
+    run = one.status["history"][0]
+    expected = ("Suspended", "UserRequested") if is_suspended else ("Failed", "Unobserved")
+    assert (run["result"], run["reason"]) == expected
+    assert run["message"].startswith("the pod was deleted")
