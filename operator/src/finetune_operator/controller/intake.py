@@ -68,8 +68,12 @@ class Intake:
 
     def take_job(self, job: FineTuneJob, *, queues: bool = True) -> None:
         """Take the state of a job, also one that a write has returned, and queue the jobs that wait for it."""
-        if not self._store.put_job(job, self._removes_children_at(job)):
+        left = deadlines.seconds_to_tidy(job, self._clock(), self._settings)
+        wait = timedelta(seconds=(left or 0.0) + deadlines.SLACK_SECONDS)
+        if not self._store.put_job(job, None if left is None else self._clock() + wait):
             return
+        if left and job.is_settled:  # its Jobs may be gone by then, but not its ConfigMaps
+            self._queue.add_after(job.key, wait.total_seconds())
         self.metrics.jobs.update(job)
         self._queue_all(self.cache.dependents.update(job))
         if queues and (job.is_deleting or not job.is_settled):
@@ -143,10 +147,6 @@ class Intake:
         key = key_of_workload(obj)
         if key and self._store.has_open(key) and self._store.workloads.put(key, Workload.from_object(obj)):
             self._queue.add(key)
-
-    def _removes_children_at(self, job: FineTuneJob) -> datetime | None:
-        left = deadlines.seconds_to_tidy(job, self._clock(), self._settings)
-        return None if left is None else self._clock() + timedelta(seconds=left + deadlines.SLACK_SECONDS)
 
     def _queue_all(self, keys: Iterable[Key]) -> None:
         for key in keys:

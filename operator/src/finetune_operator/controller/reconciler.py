@@ -167,7 +167,7 @@ class Reconciler:
             log.info("%s: Jobs removed, because the job is being deleted", job.key)
 
     async def _remove_expired_children(self, job: FineTuneJob) -> None:
-        """Remove a finished job's children after its TTL; after a restart, its listed Jobs enqueue the job again."""
+        """Remove a finished job's children after its TTL; one that has passed is noticed by its listed Jobs."""
         left = deadlines.seconds_to_tidy(job, self._clock(), self._settings)
         if left:
             self._queue.add_after(job.key, left + deadlines.SLACK_SECONDS)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from job_operator import Operator
-from job_world import World
+from job_world import KEY, World
 
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller.workqueue import CONFLICT_DELAY
@@ -180,3 +180,22 @@ def test_a_job_that_is_created_again_waits_for_the_earlier_ones_job_and_no_longe
     work(1)
     assert [controller_of(one)["uid"] for one in world.jobs.values()] == ["uid-1"]
     loop.close()
+
+
+def test_the_configmaps_of_a_finished_job_without_jobs_are_removed_after_a_restart_too() -> None:
+    world, loop = World(ttlSecondsAfterFinished=3600), asyncio.new_event_loop()
+    operator = Operator(world, loop)
+    start_training(world, operator)
+    world.publish(world.pods_in("Running")[0])
+    world.control()
+    operator.look()
+    assert world.is_finished
+    world.remove_ended_jobs()  # as a TTL that a policy sets
+    world.pass_time(1800)
+    operator.restart()
+    assert (operator.queue.is_idle(), len(world.configs)) == (True, 2)
+    world.pass_time(1801)
+    assert not operator.queue.is_idle()
+    loop.run_until_complete(operator.reconciler.handle(KEY))
+    loop.close()
+    assert world.configs == {}
