@@ -137,35 +137,48 @@ async def _reflect(intake: Intake, cache: WatchCache, settings: Settings, find_k
     store = cache.store
     async with asyncio.TaskGroup() as group:
 
-        async def run(*kinds: Kind, version: str = "") -> None:
+        async def run(*kinds: Kind, version: str = "") -> list[asyncio.Task[None]]:
             chosen = [one for kind in kinds for one in build_reflectors(kind, intake, cache, settings, version)]
-            for one in chosen:
-                group.create_task(one.run())
+            tasks = [group.create_task(one.run()) for one in chosen]
             for one in chosen:
                 await one.is_listed.wait()
+            return tasks
 
-        async def run_workloads() -> bool:
+        async def run_workloads() -> list[asyncio.Task[None]]:
             try:
                 version = await find_kueue()
             except Refused as problem:
                 store.has_kueue = True
                 intake.report_problem("workloads", problem)
-                return False
+                return []
             store.has_kueue = version is not None
-            if version:
-                await run("workloads", version=version)
-            return store.has_kueue
+            store.problems.pop(("workloads", None), None)
+            return await run("workloads", version=version) if version else []
 
         await run("finetunejobs")
         await run("jobs", "pods")
-        is_watched = await run_workloads()
+        watches = await run_workloads()
         store.is_synced.set()
-        while not is_watched:
-            await _wait_for_need(store)
-            is_watched = any(kueue.may_hold(one) for one in store.children) and await run_workloads()
-            if not is_watched:
+        while True:
+            if watches:
+                await _wait_for_end(watches)
+            else:
+                await _wait_for_need(store)
+            had_kueue = store.has_kueue
+            if watches or any(kueue.may_hold(one) for one in store.children):
+                watches = await run_workloads()
+            if watches or store.has_kueue != had_kueue:
+                intake.queue_open_jobs()
+            if not watches:
                 await asyncio.sleep(KUEUE_PAUSE_SECONDS)
-        intake.queue_open_jobs()
+
+
+async def _wait_for_end(watches: Sequence[asyncio.Task[None]]) -> None:
+    """Wait until the API server no longer serves what one of them watches, and end the others."""
+    await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
+    for one in watches:
+        one.cancel()
+    await asyncio.wait(watches)
 
 
 async def _wait_for_need(store: Store) -> None:

@@ -94,7 +94,7 @@ class Reflector:
         """Set once all objects were listed, or cannot be."""
 
     async def run(self) -> None:
-        """List and watch until the task is cancelled."""
+        """List and watch until the task is cancelled, or until Kueue or the version of its API is no longer served."""
         while True:
             try:
                 async with asyncio.timeout(None) as limit:
@@ -108,6 +108,9 @@ class Reflector:
                 if watching.initial_streaming and status == HTTPStatus.UNPROCESSABLE_ENTITY:
                     watching.initial_streaming = False  # Kubernetes before 1.34, or without its feature WatchList
                     continue
+                if self.kind == "workloads" and status == HTTPStatus.NOT_FOUND and self.is_listed.is_set():
+                    log.warning("%s are no longer served as %s", self._where, self._resource.version)
+                    return
                 self._report(problem)
             except Exception:  # an unexpected error of one watch must not end the process
                 log.exception("watching %s failed", self._where)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from counting_api import CountingApi
 from job_operator import Operator
 from job_world import KEY, World
@@ -179,6 +180,58 @@ async def test_kueue_is_looked_for_as_soon_as_a_job_waits_for_it(
         watching.cancel()
         await asyncio.wait([watching])
     assert versions == []
+
+
+class Upgraded(CountingApi):
+    """An API server that serves Workloads in one version, or no longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.served: str | None = "v1beta1"
+        self.watched = list[str]()
+
+    def serve(self, version: str | None) -> None:
+        """Serve another version from now on; the watches of the one before end."""
+        self.served = version
+        for queue, (kind, *_) in list(self._watchers.items()):
+            if kind == "workloads":
+                self._loop.call_soon_threadsafe(queue.put_nowait, b"")
+
+    async def find_kueue(self) -> str | None:
+        return self.served
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        *_, version, kind = request.path.split("/")
+        if kind == "workloads" and version != self.served:
+            return web.json_response({"kind": "Status", "code": 404, "reason": "NotFound"}, status=404)
+        if kind == "workloads":
+            self.watched.append(version)
+        return await super()._handle(request)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 -- the condition is the operator's
+            await asyncio.sleep(0.02)
+
+
+async def test_workloads_are_watched_in_the_version_that_an_upgrade_of_kueue_leaves_and_not_after_its_removal(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, cache, queue = Upgraded(), WatchCache(), WorkQueue(1)
+    with api.serving(tmp_path) as kubeconfig:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        intake = Intake(cache, queue, Metrics(), settings)
+        watching = asyncio.create_task(watch(intake, cache, settings, api.find_kueue))
+        await asyncio.wait_for(cache.store.is_synced.wait(), 30)
+        assert (set(api.watched), cache.store.has_kueue) == ({"v1beta1"}, True)
+        api.serve("v1beta2")
+        await until(lambda: "v1beta2" in api.watched)
+        assert cache.store.has_kueue
+        api.serve(None)
+        await until(lambda: not cache.store.has_kueue)
+        watching.cancel()
+        await asyncio.wait([watching])
 
 
 def test_a_look_at_a_job_that_waits_in_a_queue_asks_for_kueue(operate: Operate) -> None:
