@@ -297,6 +297,15 @@ class Simulator(RuleBasedStateMachine):
         assert all(run.end_time is None or run.end_time <= latest for run in self.world.status().history or [])
 
     @invariant()
+    def an_ended_job_has_no_run_that_trains_and_the_time_of_all(self) -> None:
+        status = self.world.status()
+        assert status.current_run is None or not self.world.is_finished
+        runs = status.history or []
+        if (status.runs or 0) == len(runs):
+            lengths = [one.end_time - one.start_time for one in runs if one.start_time and one.end_time]
+            assert sum(int(one.total_seconds()) for one in lengths) == (status.active_seconds or 0)
+
+    @invariant()
     def a_suspension_costs_nothing(self) -> None:
         for run in self.world.status().history or []:
             if run.pod_uid in self.world.suspended_pods and run.reason not in {"NoProgress", "JobDeleted"}:
