@@ -32,8 +32,9 @@ def check_suspension(context: Context) -> Effect:
         effect = set_condition(C.SUSPENDED, "True", R.USER_REQUESTED) + not_queued
         return effect if own else effect + set_condition(C.RUNNING, "False", R.NOT_STARTED)
     effect = set_condition(C.SUSPENDED, "False", R.NOT_SUSPENDED)
-    foreign = next((one for one in own if one.is_suspended and not one.is_ours_to_resume), None)
-    if foreign is None or foreign.is_over:
+    suspended = (one for one in own if one.is_suspended and not one.is_over)
+    foreign = next((one for one in suspended if not one.is_ours_to_resume), None)
+    if foreign is None:
         return effect + not_queued
     reason = R.QUEUED_BY_KUEUE if kueue.is_queued(context, foreign) else R.JOB_SUSPENDED
     return effect + set_condition(C.QUEUED, "True", reason, f"Job {foreign.name}")

@@ -376,3 +376,13 @@ def test_a_result_published_in_the_moment_of_the_suspension_is_found_by_the_next
     one.object["spec"]["suspend"] = False
     one.settle()
     assert one.children["one-1"]["spec"]["suspend"] is False
+
+
+def test_a_trainer_that_is_suspended_together_with_a_finished_preflight_is_shown_as_held(scene: Any) -> None:
+    one = scene().to_training()
+    for name in one.children:  # kubectl patch job --all
+        one.suspend(name)
+    one.settle()
+    queued = one.condition("Queued")
+    assert (one.status["phase"], queued["status"], queued["reason"]) == ("Queued", "True", "JobSuspended")
+    assert "Job one-1 was suspended by another controller or user" in queued["message"]
