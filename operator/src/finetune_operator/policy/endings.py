@@ -122,6 +122,8 @@ def _end_used_up(context: Context, current: Job) -> Effect:
     if current.failed_reason != "BackoffLimitExceeded":
         reason = run_outcome.reason_of_failed_job(current) or current.failed_reason or R.CONTAINER_ERROR
         detail = current.failed_message
+    if reason == R.DEADLINE_EXCEEDED:  # that of the Job, which the operator never sets
+        detail = f"longer than the activeDeadlineSeconds of Job {current.name}, which another client has set"
     return fail(context, reason, detail, current)
 
 

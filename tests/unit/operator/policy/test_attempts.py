@@ -93,6 +93,17 @@ def test_a_failed_job_without_pods_still_gives_the_exit_tables_reason(scene: Any
     assert "currentRun" not in one.status
 
 
+def test_a_job_that_a_deadline_of_another_client_ended_names_that_deadline(scene: Any) -> None:
+    one = scene().to_training()
+    one.end(one.pod("one-1"), 75, one.report("Preempted"))
+    one.fail("one-1", "DeadlineExceeded", "Job was active longer than specified deadline", failed=0)
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "DeadlineExceeded")
+    assert one.status["message"].startswith(
+        "The trainer ran for longer than the activeDeadlineSeconds of Job one-1, which another client has set: raise it"
+    )
+
+
 def test_an_image_that_the_spec_names_from_the_start_is_pinned_too(scene: Any) -> None:
     one = scene(trainer={"image": "registry.example/trainer:2"}).to_training()
     images = [job["spec"]["template"]["spec"]["containers"][0]["image"] for job in one.children.values()]
