@@ -121,9 +121,7 @@ def _end_used_up(context: Context, current: Job) -> Effect:
     reason, detail = R.BACKOFF_LIMIT_EXCEEDED.value, runs.last_sentence(context.status)
     if current.failed_reason != "BackoffLimitExceeded":
         reason = run_outcome.reason_of_failed_job(current) or current.failed_reason or R.CONTAINER_ERROR
-        detail = current.failed_message
-    if reason == R.DEADLINE_EXCEEDED:  # that of the Job, which the operator never sets
-        detail = f"longer than the activeDeadlineSeconds of Job {current.name}, which another client has set"
+        detail = run_outcome.explain_foreign_deadline(current) or current.failed_message
     return fail(context, reason, detail, current)
 
 

@@ -142,6 +142,8 @@ def _fail(context: Context, child: Job, pods: Sequence[Pod]) -> Effect:
         reason, message = R.RESULT_MISSING.value, _explain_unread(child, unread + 1)
     elif child.completed:
         reason, message = R.RESULT_MISSING.value, "preflight exited with 0 without a report: is this a trainer image?"
+    elif late := run_outcome.explain_foreign_deadline(child):
+        reason, message = R.PREFLIGHT_FAILED.value, f"preflight ran {late}: raise it and recreate the job"
     elif last:
         reason, message = last.reason, last.message
         record_dataset(context.status, report)

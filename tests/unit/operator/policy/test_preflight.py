@@ -169,3 +169,13 @@ def test_an_adopted_result_without_a_manifest_digest_is_never_complete(scene: Bu
     assert (one.condition("Failed")["status"], one.condition("Failed")["reason"]) == ("True", "ResultMissing")
     assert one.condition("Validated")["status"] == one.condition("Published")["status"] == "False"
     assert one.condition("Complete")["status"] == "False"
+
+
+def test_a_preflight_that_a_deadline_of_another_client_ended_was_not_preempted(scene: Any) -> None:
+    one = scene()
+    one.settle()
+    one.end(one.pod("one-preflight"), 75, one.report("Preempted"))
+    one.fail("one-preflight", "DeadlineExceeded", "Job was active longer than specified deadline", failed=0)
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "PreflightFailed")
+    assert "the activeDeadlineSeconds of Job one-preflight, which another client has set" in one.status["message"]

@@ -165,3 +165,9 @@ def reason_of_failed_job(child: Job) -> str | None:
     """Return the exit table's reason from the Job controller's message, for a Job whose pods are gone."""
     code = exit_code_of_failed_job(child)
     return ExitCode(code).reason if code in TERMINAL_EXIT_CODES else None
+
+
+def explain_foreign_deadline(child: Job) -> str:
+    """Return how long a Job ran that a deadline has ended, which the operator never sets; "" if it ended otherwise."""
+    is_late = child.failed_reason == Reason.DEADLINE_EXCEEDED
+    return f"longer than the activeDeadlineSeconds of Job {child.name}, which another client has set" if is_late else ""
