@@ -1,6 +1,7 @@
 """An adapter in two processes over gloo, each of which holds a share of the frozen base."""
 
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from loop_bench import CPU, make_loop, make_settings
 from ranks import start_ranks
 from safetensors.torch import load_file, save_file
 from trainer_bench import OWN, weights_of
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from finetune_api.handoff import ADAPTER_WEIGHTS
 from finetune_trainer.distributed.sharding import local_shard
@@ -34,6 +36,35 @@ SAMPLES: dict[str, list[Any]] = {
     "KTO": [EncodedLabelled(one.prompt_ids, one.chosen_ids, at % 3 == 0) for at, one in enumerate(PAIRS)],
 }
 ROWS = 24
+
+
+@pytest.fixture
+def mixture(tiny_model: Path, tmp_path: Path) -> Path:
+    """A random mixture of experts of two layers with the tiny model's tokenizer."""
+    folder = tmp_path / "mixture"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    torch.manual_seed(1)
+    config = Qwen3MoeConfig(
+        vocab_size=512,
+        hidden_size=64,
+        moe_intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
+    Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_the_experts_of_a_mixture_are_shared_out_with_the_rest_of_the_base(mixture: Path, tmp_path: Path) -> None:
+    changes = {"objective": "Chat", "precision": "FP32"}
+    expected = _train(_build(mixture, tmp_path / "alone", ALONE, **changes))
+    for one in _on_ranks(_train_rank, mixture, tmp_path, **changes):
+        assert one["losses"] == pytest.approx(expected["losses"], rel=1e-3)
+        assert 0.4 * expected["base"] <= one["base"] <= 0.6 * expected["base"]
 
 
 @pytest.mark.parametrize("precision", ["FP32", "BF16"])

@@ -292,6 +292,13 @@ def test_the_modules_that_an_adapter_has_in_full_are_continued_and_no_others(wor
     )
 
 
+def test_an_adapter_with_whole_modules_is_not_continued_on_a_base_that_is_shared_out(world: Any, adapter: Path) -> None:
+    write_adapter(adapter, FITTING | EMBEDDINGS, modules_to_save=["embed_tokens"])
+    tuning = FROM_URI["tuning"] | {"method": "LoRA", "lora": {"shardBase": True}}
+    spec = FROM_URI | {"tuning": tuning, "resources": {"gpusPerNode": 2}}
+    assert "remove tuning.lora.shardBase" in refusal(world, ExitCode.INVALID_CONFIG, spec)
+
+
 @pytest.mark.parametrize(
     ("tensors", "names", "sentence"),
     [
