@@ -112,8 +112,8 @@ class Settings(BaseSettings):
     """Keys that `spec.scheduling.tolerations` may name; a `*` at the end matches any rest, but keys that begin with
     `node-role.kubernetes.io/` or `node.kubernetes.io/` only in an entry that begins so too."""
     allowed_node_selectors: CommaSeparated = ["*"]
-    """Labels that `spec.scheduling.nodeSelector` may name, written in the same way; those that begin with
-    `node-role.kubernetes.io/` need an entry that begins so too."""
+    """Labels that `spec.scheduling.nodeSelector` and node affinity may name, written in the same way; those that begin
+    with `node-role.kubernetes.io/` need an entry that begins so too. `metadata.name` is the name of a node."""
     allowed_model_cache_claims: CommaSeparated = ["*"]
     """Claims that `spec.modelCache.claimName` may name, as `name` or `namespace/name`; a `*` at the end matches any
     rest."""

@@ -186,7 +186,8 @@ class Affinity(Block):
     """Affinity, as in a pod's spec."""
 
     node_affinity: NodeAffinity | None = None
-    """Affinity to nodes; their labels must be on the operator's allow-list. Default: none."""
+    """Affinity to nodes; their labels, and `metadata.name` for `matchFields`, must be on the operator's allow-list.
+    Default: none."""
     pod_affinity: PodAffinity | None = None
     """Pods in whose domain the job's pods run. Default: none."""
     pod_anti_affinity: PodAffinity | None = None
@@ -241,12 +242,12 @@ class TopologySpreadConstraint(Block):
     """Labels whose value must be that of the job's pod. Default: none."""
 
 
-def node_labels(affinity: Affinity | None) -> list[str]:
-    """Return the keys of the nodes' labels that an affinity names."""
+def node_keys(affinity: Affinity | None) -> list[str]:
+    """Return the keys by which an affinity chooses nodes: their labels, and `metadata.name` for their names."""
     nodes = affinity.node_affinity if affinity else None
     if nodes is None:
         return []
     required = nodes.required_during_scheduling_ignored_during_execution
     terms = [*(required.node_selector_terms if required else ())]
     terms += [one.preference for one in nodes.preferred_during_scheduling_ignored_during_execution or ()]
-    return [one.key for term in terms for one in term.match_expressions or ()]
+    return [one.key for term in terms for one in [*(term.match_expressions or ()), *(term.match_fields or ())]]

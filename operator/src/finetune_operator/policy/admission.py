@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 
 from finetune_api.endpoints import parse_host
-from finetune_api.pods.affinity import node_labels
+from finetune_api.pods.affinity import node_keys
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.tracking import WandbMode
 from finetune_operator.kube.images import repository
@@ -119,7 +119,7 @@ def _check_placement(spec: FineTuneJobSpec, settings: Settings) -> str | None:
         )
         or _check_names(
             "node selector",
-            [*(scheduling.node_selector or ()), *node_labels(scheduling.affinity)],
+            [*(scheduling.node_selector or ()), *node_keys(scheduling.affinity)],
             settings.allowed_node_selectors,
             "FINETUNE_ALLOWED_NODE_SELECTORS",
             (CONTROL_PLANE,),

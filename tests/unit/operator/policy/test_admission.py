@@ -116,6 +116,17 @@ def test_a_label_in_a_node_affinity_is_a_label_of_a_node_selector(scene: Any, st
     assert "FINETUNE_ALLOWED_NODE_SELECTORS" in refusal
 
 
+@pytest.mark.parametrize("strength", ["required", "preferred"])
+def test_with_a_list_of_node_labels_no_node_is_chosen_by_its_name(scene: Any, strength: str) -> None:
+    term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["control-plane-1"]}]}
+    terms = {"required": {"nodeSelectorTerms": [term]}, "preferred": [{"weight": 1, "preference": term}]}
+    nodes = {f"{strength}DuringSchedulingIgnoredDuringExecution": terms[strength]}
+    job = scene(scheduling={"affinity": {"nodeAffinity": nodes}}).job
+    for allowed, is_refused in (["*"], False), (["gpu-pool"], True), (["gpu-pool", "metadata.name"], False):
+        settings = Settings(trainer_image="registry.example/trainer:1", allowed_node_selectors=allowed)
+        assert ("node selector metadata.name is not allowed" in (find_refusal(job, settings) or "")) is is_refused
+
+
 @pytest.mark.parametrize(
     ("allowed", "accepted"),
     [("*", True), ("models", True), ("default/mod*", True), ("other/models", False), ("x", False)],
