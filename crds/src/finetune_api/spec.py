@@ -143,9 +143,11 @@ HOLDS_WHOLE_GROUPS = (
     "self.rlhf.numGenerations == 0"
 )
 ALONE_FOR_VLLM = f"!({_WITH_VLLM}) || ({_ONE_PROCESS})"
-SHARES_OUT = (
-    "!has(self.tuning.lora) || !has(self.tuning.lora.shardBase) || !self.tuning.lora.shardBase || "
-    f"(!({_ONE_PROCESS}) && !(self.objective in ['RewardModel', 'RLHF', 'Distillation']))"
+OUTSIDE_OF_ROWS = (
+    "!((has(self.dataset.train.uri) ? [self.dataset.train.uri] : []) + "
+    "(has(self.dataset.train.sources) ? self.dataset.train.sources.map(one, one.uri) : []) + "
+    "(has(self.dataset.validation) ? [self.dataset.validation.uri] : []))"
+    ".exists(uri, (self.output.uri + '/').startsWith(uri.endsWith('/') ? uri : uri + '/'))"
 )
 KEEPS_ADAPTERS = "self.checkpoint.keep == 0 || self.tuning.method != 'Full'"
 FORMAT = f"self.dataset.format == 'Auto' || self.dataset.format in {FORMATS}[self.objective]"
@@ -351,6 +353,13 @@ class FineTuneJobSpec(Block):
                 "checkpoint.keep publishes adapters, which method Full does not train: set tuning.method to QLoRA or "
                 "LoRA, or remove checkpoint.keep",
                 ".checkpoint.keep",
+            ),
+            cel(
+                OUTSIDE_OF_ROWS,
+                "output.uri is below a folder of the rows, in which the files of a result would be read as rows: write "
+                "an output.uri outside of it",
+                ".output.uri",
+                at_creation=True,
             ),
             cel(
                 TRAIN_ON,

@@ -77,6 +77,7 @@ LINEAR = "engine VLLM gets adapters on linear layers only"
 ALONE = "engine VLLM samples in one process"
 OF_VLLM = "gpuMemoryFraction is of engine VLLM"
 GROUPS = "a step must contain whole groups of answers"
+OUTSIDE = "output.uri is below a folder of the rows"
 
 BASE: Spec = {
     "objective": "Chat",
@@ -699,6 +700,16 @@ AT_CREATION = [
         {"objective": "KTO", "hyperparameters": {"perDeviceTrainBatchSize": 2}},
         {"objective": "KTO", "hyperparameters": {"perDeviceTrainBatchSize": 1}},
         "spec.hyperparameters.perDeviceTrainBatchSize",
+    ),
+    *(
+        (OUTSIDE, good | {"output": {"uri": inside}}, bad | {"output": {"uri": inside}}, "spec.output.uri")
+        for good, bad, inside in (
+            (source("s3://data/rows/a.jsonl"), source("s3://data/rows/"), "s3://data/rows/out"),
+            (source("s3://data/rows/*.jsonl"), source("s3://data/rows"), "s3://data/rows/out/"),
+            (source("s3://data/row/"), source("s3://data/rows/"), "s3://data/rows"),
+            (blend({}), blend({}, {"uri": "s3://data/rows/"}), "s3://data/rows/a/b"),
+            (FILE, {"dataset": FILE["dataset"] | {"validation": {"uri": "s3://data/held/"}}}, "s3://data/held/out"),
+        )
     ),
     (ONE_OR_SEVERAL, blend({}), blend({}, uri="s3://data/x"), "spec.dataset.train.uri"),
     (ONE_OR_SEVERAL, source("s3://data/x"), {"dataset": {"train": {}}}, "spec.dataset.train.uri"),

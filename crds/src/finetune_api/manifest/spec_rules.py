@@ -45,6 +45,7 @@ from finetune_api.spec import (
     KEEPS_ADAPTERS,
     LINEAR_FOR_VLLM,
     MERGED_FOR_VLLM,
+    OUTSIDE_OF_ROWS,
     PLAIN_HEAD,
     SHARES_OUT,
     TRAIN_ON,
@@ -98,6 +99,13 @@ def _is_one_integer(values: list[str] | None) -> bool:
 
 CONDITIONS: dict[str, Condition] = {
     TRAIN_ON: lambda spec: spec.dataset.train_on is None or spec.objective in {"Instruction", "Chat"},
+    OUTSIDE_OF_ROWS: lambda spec: (
+        not any(
+            f"{spec.output.uri}/".startswith(f"{source.uri.rstrip('/')}/")
+            for source in [*(spec.dataset.train.sources or [spec.dataset.train]), spec.dataset.validation]
+            if source is not None and source.uri is not None
+        )
+    ),
     KEEPS_ADAPTERS: lambda spec: spec.checkpoint.keep == 0 or spec.tuning.method != "Full",
     ONE_TEMPLATE: lambda template: (template.name is None) != (template.config_map_key_ref is None),
     UNRESERVED: lambda model: not any(name in RESERVED for name in model.chat_template_kwargs or ()),
