@@ -78,6 +78,8 @@ ALONE = "engine VLLM samples in one process"
 OF_VLLM = "gpuMemoryFraction is of engine VLLM"
 GROUPS = "a step must contain whole groups of answers"
 OUTSIDE = "output.uri is below a folder of the rows"
+UNKNOWN_RESOURCE = "not a resource of a container"
+WHOLE_DEVICE = "a request of a device must be its limit"
 
 BASE: Spec = {
     "objective": "Chat",
@@ -358,6 +360,27 @@ AT_CREATION = [
             "spec.resources.requests",
         )
         for name, low, high in (("memory", "16Gi", "32Gi"), ("cpu", "500m", 1), ("memory", "1G", "1Gi"))
+    ),
+    *(
+        (message, {block: nest(good)}, {block: nest(bad)}, f"spec.{block}")
+        for block, nest in (
+            ("resources", dict),
+            ("resources", lambda one: {"merge": one}),
+            ("preflight", lambda one: {"resources": one}),
+        )
+        for message, good, bad in (
+            (UNKNOWN_RESOURCE, {"requests": {"ephemeral-storage": "1Gi"}}, {"requests": {"storage": "1Gi"}}),
+            (UNKNOWN_RESOURCE, {"limits": {"rdma/hca": 1}}, {"limits": {"hca": 1}}),
+            (UNKNOWN_RESOURCE, {"limits": {"hugepages-2Mi": "4Mi", "cpu": 1}}, {"limits": {"hugepages": "4Mi"}}),
+            (WHOLE_DEVICE, {"requests": {"rdma/hca": 1}, "limits": {"rdma/hca": "1"}}, {"requests": {"rdma/hca": 1}}),
+            (WHOLE_DEVICE, {"limits": {"rdma/hca": 2}}, {"requests": {"rdma/hca": 1}, "limits": {"rdma/hca": 2}}),
+        )
+    ),
+    (
+        "name the vendor of the GPU too",
+        {"resources": {"gpuResourceName": "amd.com/gpu"}},
+        {"resources": {"gpuResourceName": "gpu"}},
+        "spec.resources.gpuResourceName",
     ),
     (
         "vramBudget below 1Mi",
@@ -989,9 +1012,9 @@ AT_CREATION = [
     ),
     (
         KEYS,
-        {"resources": {"requests": {"cpu": 4, "example.com/gpu": "1", "memory": "24Gi"}}},
-        {"resources": {"requests": {"a b": "1"}}},
-        "spec.resources.requests",
+        {"resources": {"limits": {"cpu": 4, "example.com/gpu": "1", "memory": "24Gi"}}},
+        {"resources": {"limits": {"a b": "1"}}},
+        "spec.resources.limits",
     ),
     (
         TOPOLOGY,

@@ -31,7 +31,18 @@ from finetune_api.inputs.sources import UNIQUE_SOURCES
 from finetune_api.objectives import HAS_SHARE, HAS_SIMILARITY, HAS_SMOOTHING, JSON_EXTRACT, ONE_JSON_SCHEMA
 from finetune_api.output import COMMIT, IMAGE_REPOSITORY, REPO
 from finetune_api.pods.affinity import DOMAINS_OF_DO_NOT_SCHEDULE, HAS_VALUES, HAS_VALUES_OR_INTEGER
-from finetune_api.pods.resources import GPUS_BY_COUNT, IN_BYTES, SHM_IN_BYTES, WITHIN_LIMITS, WORKSPACE_IN_BYTES
+from finetune_api.pods.resources import (
+    DEVICE,
+    GPU_WITH_VENDOR,
+    GPUS_BY_COUNT,
+    IN_BYTES,
+    KNOWN_RESOURCES,
+    RESOURCE,
+    SHM_IN_BYTES,
+    WHOLE_DEVICES,
+    WITHIN_LIMITS,
+    WORKSPACE_IN_BYTES,
+)
 from finetune_api.pods.scheduling import EXISTS_WITHOUT_VALUE, SECONDS_OF_NO_EXECUTE
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.scalars import read_quantity
@@ -388,6 +399,15 @@ CONDITIONS: dict[str, Condition] = {
         _amount((pod.requests or {}).get(name), 0) <= _amount(limit, math.inf)
         for name, limit in (pod.limits or {}).items()
     ),
+    KNOWN_RESOURCES: lambda pod: all(
+        re.search(RESOURCE, name) for name in [*(pod.requests or ()), *(pod.limits or ())]
+    ),
+    WHOLE_DEVICES: lambda pod: all(
+        _amount(quantity, 0) == _amount((pod.limits or {}).get(name), math.inf)
+        for name, quantity in (pod.requests or {}).items()
+        if re.search(DEVICE, name)
+    ),
+    GPU_WITH_VENDOR: lambda resources: "/" in resources.gpu_resource_name,
     GPUS_BY_COUNT: lambda resources: {"nvidia.com/gpu", resources.gpu_resource_name}.isdisjoint(
         {**(resources.requests or {}), **(resources.limits or {})}
     ),

@@ -57,7 +57,24 @@ GPUS_BY_COUNT = (
     "!['nvidia.com/gpu', has(self.gpuResourceName) ? self.gpuResourceName : ''].exists(gpu, "
     "(has(self.requests) && gpu in self.requests) || (has(self.limits) && gpu in self.limits))"
 )
+RESOURCE = "/|^(cpu|memory|ephemeral-storage|hugepages-.+)$"
+"""Names that Kubernetes accepts for a container."""
+DEVICE = "/|^hugepages-"
+"""Names of what a node gives to one container alone."""
+KNOWN_RESOURCES = " && ".join(
+    f"(!has(self.{one}) || self.{one}.all(name, name.matches('{RESOURCE}')))" for one in ("requests", "limits")
+)
+WHOLE_DEVICES = (
+    f"!has(self.requests) || self.requests.all(name, !name.matches('{DEVICE}') || (has(self.limits) && "
+    "name in self.limits && quantity(string(self.requests[name])) == quantity(string(self.limits[name]))))"
+)
+GPU_WITH_VENDOR = "!has(self.gpuResourceName) || self.gpuResourceName.contains('/')"
 _AMOUNTS = (
+    cel(
+        KNOWN_RESOURCES,
+        "not a resource of a container: write cpu, memory, ephemeral-storage, hugepages-2Mi, or vendor/device",
+    ),
+    cel(WHOLE_DEVICES, "a request of a device must be its limit: write it in limits alone", ".requests"),
     cel(IN_BYTES, "memory below 1Mi: without a unit it is in bytes: write 16Gi in place of 16, for example"),
     cel(WITHIN_LIMITS, "a request is above its limit: lower it, or raise the limit", ".requests"),
 )
@@ -110,6 +127,11 @@ class Resources(Block):
                 "the GPUs of a pod are not in requests or limits: set resources.gpusPerNode to their number, and "
                 "resources.gpuResourceName to their resource",
                 ".gpusPerNode",
+            ),
+            cel(
+                GPU_WITH_VENDOR,
+                "name the vendor of the GPU too: write nvidia.com/gpu, for example",
+                ".gpuResourceName",
             ),
             cel(
                 SHM_IN_BYTES,
