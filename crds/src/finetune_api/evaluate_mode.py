@@ -27,6 +27,7 @@ WITHOUT_EFFECT = (
         )
     ),
     "tuning.lora",
+    "tuning.quantization",
     "tuning.vramBudget",
     "evaluation.steps",
     "earlyStopping",

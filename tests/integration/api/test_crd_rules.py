@@ -195,6 +195,7 @@ EVALUATE_REFUSES: list[tuple[str, str, Any]] = [
             "hyperparameters.gradientAccumulationSteps": 1,
             "hyperparameters.gradientCheckpointing": True,
             "tuning.lora": {"rank": 8},
+            "tuning.quantization": {"doubleQuant": False},
             "tuning.vramBudget": "24Gi",
             "evaluation.steps": 1,
             "earlyStopping": {},
