@@ -69,9 +69,9 @@ def test_annotations_and_requests_are_merged_by_key(apply: Apply) -> None:
         return SPEC | {"lineage": {"annotations": {key: "x"}}, "resources": {"requests": {resource: "1"}}}
 
     apply("team", spec("ticket", "cpu"))
-    merged = apply("platform", spec("cost-centre", "rdma/hca"))
+    merged = apply("platform", spec("cost-centre", "ephemeral-storage"))
     assert merged["lineage"]["annotations"] == {"ticket": "x", "cost-centre": "x"}
-    assert merged["resources"]["requests"] == {"cpu": "1", "rdma/hca": "1"}
+    assert merged["resources"]["requests"] == {"cpu": "1", "ephemeral-storage": "1"}
 
 
 def test_a_node_selector_and_a_reference_are_replaced_as_a_whole(apply: Apply) -> None:
