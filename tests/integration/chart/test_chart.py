@@ -155,6 +155,19 @@ def test_an_installer_without_rights_in_the_cluster_can_have_objects_of_namespac
     assert {one["metadata"].get("namespace") for one in documents} == {"system", "a", "b"}
 
 
+def test_two_releases_of_one_name_in_different_namespaces_share_no_object(helm: str) -> None:
+    own = "crds.enabled=false,rbac.aggregateToDefaultRoles=false,networkPolicy.enabled=true"
+    given = f"{own},admissionPolicy.enabled=true,flowSchema.enabled=true,monitoring.dashboards=true"
+    made = [
+        {
+            (one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"])
+            for one in render(helm, "--set", f"{given},watchNamespaces={{team-{name}}}", "--namespace", name)
+        }
+        for name in ("a", "b")
+    ]
+    assert made[0] & made[1] == set()
+
+
 class UniqueKeys(yaml.CSafeLoader):
     """A loader that refuses a key that is given twice, as kustomize does."""
 
