@@ -155,6 +155,16 @@ def test_an_installer_without_rights_in_the_cluster_can_have_objects_of_namespac
     assert {one["metadata"].get("namespace") for one in documents} == {"system", "a", "b"}
 
 
+def test_a_variable_that_the_chart_sets_too_is_there_once(helm: str) -> None:
+    # Server-side apply, which is the default of Helm 4, refuses a name that is given twice.
+    given = "extraEnv[0].name=FINETUNE_LOG_LEVEL,extraEnv[0].value=DEBUG,extraEnv[1].name=OWN,extraEnv[1].value=x"
+    variables = pod_spec(render(helm, "--set", given))["containers"][0]["env"]
+    names = [one["name"] for one in variables]
+    assert sorted(set(names)) == sorted(names)
+    assert {"name": "FINETUNE_LOG_LEVEL", "value": "DEBUG"} in variables
+    assert set(environment(helm)) | {"OWN"} == set(names)
+
+
 def test_two_releases_of_one_name_in_different_namespaces_share_no_object(helm: str) -> None:
     own = "crds.enabled=false,rbac.aggregateToDefaultRoles=false,networkPolicy.enabled=true"
     given = f"{own},admissionPolicy.enabled=true,flowSchema.enabled=true,monitoring.dashboards=true"
