@@ -143,11 +143,12 @@ HOLDS_WHOLE_GROUPS = (
     "self.rlhf.numGenerations == 0"
 )
 ALONE_FOR_VLLM = f"!({_WITH_VLLM}) || ({_ONE_PROCESS})"
+_OUTPUT = "(self.output.uri + '/').startsWith"
 OUTSIDE_OF_ROWS = (
-    "!((has(self.dataset.train.uri) ? [self.dataset.train.uri] : []) + "
-    "(has(self.dataset.train.sources) ? self.dataset.train.sources.map(one, one.uri) : []) + "
-    "(has(self.dataset.validation) ? [self.dataset.validation.uri] : []))"
-    ".exists(uri, (self.output.uri + '/').startsWith(uri.endsWith('/') ? uri : uri + '/'))"
+    "![has(self.dataset.train.uri) ? self.dataset.train.uri : '-', "
+    "has(self.dataset.validation) ? self.dataset.validation.uri : '-']"
+    f".exists(uri, {_OUTPUT}(uri.endsWith('/') ? uri : uri + '/')) && (!has(self.dataset.train.sources) || "
+    f"!self.dataset.train.sources.exists(one, {_OUTPUT}(one.uri.endsWith('/') ? one.uri : one.uri + '/')))"
 )
 KEEPS_ADAPTERS = "self.checkpoint.keep == 0 || self.tuning.method != 'Full'"
 FORMAT = f"self.dataset.format == 'Auto' || self.dataset.format in {FORMATS}[self.objective]"
