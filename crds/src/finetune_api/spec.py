@@ -144,6 +144,10 @@ HOLDS_WHOLE_GROUPS = (
 )
 ALONE_FOR_VLLM = f"!({_WITH_VLLM}) || ({_ONE_PROCESS})"
 _OUTPUT = "(self.output.uri + '/').startsWith"
+SHARES_OUT = (
+    "!has(self.tuning.lora) || !has(self.tuning.lora.shardBase) || !self.tuning.lora.shardBase || "
+    f"(!({_ONE_PROCESS}) && !(self.objective in ['RewardModel', 'RLHF', 'Distillation']))"
+)
 OUTSIDE_OF_ROWS = (
     "![has(self.dataset.train.uri) ? self.dataset.train.uri : '-', "
     "has(self.dataset.validation) ? self.dataset.validation.uri : '-']"
