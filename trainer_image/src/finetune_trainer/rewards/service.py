@@ -118,9 +118,7 @@ class Grader:
             with self._named():
                 return self._read_rewards(self._post(body), len(batch))
 
-        # The time of the first request is not that of its repetitions.
-        seconds = self._retry_seconds and self._retry_seconds + self._service.timeout_seconds
-        return retry(ask, self._is_worth_a_retry, seconds, self._stop)
+        return retry(ask, self._is_worth_a_retry, self._retry_seconds, self._stop)
 
     def _describe(self, completion: Completion) -> dict[str, Any]:
         """Return what is posted of an answer."""
