@@ -22,6 +22,7 @@ from finetune_trainer.training.checkpoints import (
     Checkpoints,
     Schedule,
     build_schedule,
+    find_trained,
     group_by_step,
     remove_checkpoints,
     superseded,
@@ -414,6 +415,21 @@ def test_all_are_removed_when_the_result_is_published(bucket: Path) -> None:
     remove_checkpoints(pod.config, pod.storage)
     assert [entry.key for entry in pod.storage.list(OUTPUT)] == ["manifest.json"]
     assert not (bucket / "out" / "checkpoints").exists()
+
+
+def test_a_stored_training_that_is_broken_is_not_found_by_the_job_that_is_created_again(
+    bucket: Path, tmp_path: Path
+) -> None:
+    """Its size is right, so only the merge finds the fault; the trainer after it trains, as the message says."""
+    trained, pod = tmp_path / "trained", Pod(bucket)
+    trained.mkdir()
+    write(trained, 100)
+    pod.checkpoints.save_trained(100, trained)
+    assert find_trained(pod.config, pod.storage)
+    (bucket / "out/checkpoints/trained/weights.safetensors").write_bytes(b"weights of 900")
+    with pytest.raises(StorageUnavailable, match=r"differs from its SHA-256.*Recreate the job"):
+        Pod(bucket).checkpoints.restore_trained()
+    assert find_trained(Pod(bucket, uid="u-2").config, pod.storage) is None
 
 
 def test_unclaimed_files_are_not_changed() -> None:

@@ -204,11 +204,15 @@ class Checkpoints:
         return self._describe(self._upload(self._trained, step, folder))
 
     def restore_trained(self) -> tuple[int, Path]:
-        """Download what `save_trained` stored; return its step and folder. Raise StorageUnavailable if it is broken."""
+        """Download what `save_trained` stored; return its step and folder.
+
+        If it is broken, remove its manifest, so that no trainer finds it again, and raise StorageUnavailable.
+        """
         sizes = {entry.key: entry.size for entry in self._run.storage.list(self._trained)}
         try:
             manifest, _ = self._download(self._trained, None, sizes, self._run.workspace / "trained")
         except BrokenCheckpoint as why:
+            remove_checkpoint(self._trained, [Artifact.MANIFEST], self._run.storage)
             raise StorageUnavailable(
                 f"{self._trained} cannot be used: {why}. Recreate the job: it trains from its last checkpoint"
             ) from None
