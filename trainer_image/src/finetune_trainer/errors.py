@@ -36,6 +36,10 @@ class StorageDenied(TrainerError):  # noqa: N818 - named after the event
         super().__init__(ExitCode.STORAGE_DENIED, message)
 
 
+class KeysRefused(StorageDenied):
+    """Storage refused the keys themselves; if they were valid before, new ones may be about to be mounted."""
+
+
 class StorageUnavailable(TrainerError):  # noqa: N818 - named after the event
     """Storage could not be reached, or failed on its side, after retries."""
 

@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 from urllib3 import HTTPResponse
 
 from finetune_api.spec import Storage
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import StorageDenied, TrainerError
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.s3 import S3Store
 from finetune_trainer.storage.s3_client import S3Connection, connect_s3, connect_s3_here, storage_error
@@ -82,6 +82,48 @@ def test_a_request_is_signed_with_the_keys_that_the_mounted_secret_has_now(tmp_p
         ("AWS_ACCESS_KEY_ID-2", "AWS_SESSION_TOKEN-2"),
         ("AWS_ACCESS_KEY_ID-2", "AWS_SESSION_TOKEN-2"),
     ]
+
+
+def refuse_key(request: AWSPreparedRequest) -> AWSResponse:
+    body = io.BytesIO(b"<Error><Code>InvalidAccessKeyId</Code></Error>")
+    return AWSResponse(request.url, 403, {}, HTTPResponse(body, preload_content=False))
+
+
+def test_a_trainer_whose_key_was_revoked_waits_until_the_kubelet_has_mounted_the_new_one(tmp_path: Path) -> None:
+    """The kubelet replaces the files about a minute after the Secret has changed; a checkpoint may be due then."""
+    mount(tmp_path, 1, **{name: f"{name}-1" for name in KEYS_OF_SECRET})
+    connection = connect_s3(Storage.model_validate({"credentialsSecretRef": {"name": "s3"}}), tmp_path)
+    valid, refused_requests = [1], []
+
+    def answer(request: AWSPreparedRequest, **_: object) -> AWSResponse:
+        if f"AWS_ACCESS_KEY_ID-{valid[0]}/" in text_of(request.headers["Authorization"]):
+            return AWSResponse(request.url, 200, {}, HTTPResponse(io.BytesIO()))
+        refused_requests.append(request.url)
+        if len(refused_requests) == 2:
+            mount(tmp_path, 2, **{name: f"{name}-2" for name in KEYS_OF_SECRET})
+        return refuse_key(request)
+
+    connection.client.meta.events.register("before-send.s3", answer)
+    store = S3Store(connection, 60.0, StopFlag())
+    store.put("s3://bucket/first", b"")
+    valid[0] = 2
+    store.put("s3://bucket/checkpoint", b"")
+    assert len(refused_requests) == 2
+
+
+def test_a_key_that_never_was_valid_is_denied_at_the_first_request(tmp_path: Path) -> None:
+    mount(tmp_path, 1, **{name: name for name in KEYS_OF_SECRET})
+    connection = connect_s3(Storage.model_validate({"credentialsSecretRef": {"name": "s3"}}), tmp_path)
+    requests: list[str] = []
+
+    def answer(request: AWSPreparedRequest, **_: object) -> AWSResponse:
+        requests.append(request.url)
+        return refuse_key(request)
+
+    connection.client.meta.events.register("before-send.s3", answer)
+    with pytest.raises(StorageDenied, match="the access key is unknown"):
+        S3Store(connection, 60.0, StopFlag()).put("s3://bucket/first", b"")
+    assert len(requests) == 1
 
 
 def text_of(header: str | bytes) -> str:

@@ -13,7 +13,7 @@ from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_tr
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
-from finetune_trainer.errors import ObjectMissing, StorageUnavailable
+from finetune_trainer.errors import KeysRefused, ObjectMissing, StorageUnavailable
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.protocol import (
     CHUNK_BYTES,
@@ -53,8 +53,9 @@ def split_uri(uri: str) -> tuple[str, str]:
 class S3Store(Store):
     """Objects in one S3-compatible store.
 
-    `retry_seconds` limits the retries of an unreachable store, on top of botocore's own;
-    they end when `stop` is set, because the grace period after SIGTERM is short.
+    `retry_seconds` limits the retries of an unreachable store, on top of botocore's own, and of keys that are refused
+    after they were valid: the kubelet mounts new ones about a minute after the Secret has changed. The retries end when
+    `stop` is set, because the grace period after SIGTERM is short.
     """
 
     def __init__(self, connection: S3Connection, retry_seconds: float = 0.0, stop: StopFlag | None = None) -> None:
@@ -62,6 +63,7 @@ class S3Store(Store):
         self._client = connection.client
         self._retry_seconds = retry_seconds
         self._stop = stop or StopFlag()
+        self._had_valid_keys = False
 
     def pin(self, uri: str, revision: str | None = None) -> str:
         """Return the URI itself."""
@@ -241,12 +243,15 @@ class S3Store(Store):
     def _retry(self, uri: str, call: Callable[[], T], *, raw: bool = False) -> T:
         def named() -> T:
             with self._named(uri, raw=raw):
-                return call()
+                found = call()
+            self._had_valid_keys = True
+            return found
 
         return retry(named, self._is_worth_a_retry, self._retry_seconds, self._stop) if self._retry_seconds else named()
 
     def _is_worth_a_retry(self, error: Exception) -> bool:
-        return isinstance(error, StorageUnavailable) and not self._stop.is_set()
+        is_passing = isinstance(error, StorageUnavailable) or (isinstance(error, KeysRefused) and self._had_valid_keys)
+        return is_passing and not self._stop.is_set()
 
     @contextmanager
     def _named(self, uri: str, *, raw: bool = False) -> Iterator[None]:

@@ -22,7 +22,7 @@ from botocore.exceptions import (
 from finetune_api.endpoints import is_aws_s3
 from finetune_api.handoff import CA_DIR, CA_FILE, CREDENTIALS_DIR, ExitCode
 from finetune_api.spec import Storage as StorageSpec
-from finetune_trainer.errors import StorageDenied, StorageUnavailable, TrainerError
+from finetune_trainer.errors import KeysRefused, StorageDenied, StorageUnavailable, TrainerError
 from finetune_trainer.storage.mounted_keys import KEYS, open_session, read_credentials
 from finetune_trainer.storage.own_servers import OwnKey, explain_other_server
 
@@ -38,6 +38,7 @@ FIXES = {
     "RequestTimeTooSkewed": "the node's clock is wrong: correct it",
     "AccessDenied": "access is denied: allow these keys to list, read and write there",
 }
+KEY_CODES = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
 TRANSIENT_CODES = frozenset({"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded"})
 MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -217,7 +218,7 @@ def storage_error(
     if isinstance(error, ClientError):
         return _response_error(error, where, names, bucket_only=bucket_only)
     if isinstance(error, NO_CREDENTIALS):
-        return StorageDenied(f"{where}: there are no storage credentials: {names.keys}")
+        return KeysRefused(f"{where}: there are no storage credentials: {names.keys}")
     if isinstance(error, InvalidRegionError):
         return StorageDenied(f"{where}: {names.region} is not a region")
     if isinstance(error, SSLError):
@@ -236,7 +237,8 @@ def _response_error(error: ClientError, where: str, names: SettingNames, *, buck
     if bucket_only and is_missing(error):
         code = "NoSuchBucket"
     if code in FIXES:
-        return StorageDenied(f"{where}: {FIXES[code].format_map(asdict(names))}")
+        denied = KeysRefused if code in KEY_CODES else StorageDenied
+        return denied(f"{where}: {FIXES[code].format_map(asdict(names))}")
     if status in REDIRECTS:
         fix = f"redirects the request elsewhere: correct {names.endpoint} or {names.region}"
         return StorageDenied(f"{where}: the storage {fix} ({status})")
