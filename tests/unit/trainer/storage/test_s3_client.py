@@ -2,6 +2,7 @@
 
 import io
 import re
+import ssl
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,28 @@ def test_a_key_that_never_was_valid_is_denied_at_the_first_request(tmp_path: Pat
     with pytest.raises(StorageDenied, match="the access key is unknown"):
         S3Store(connection, 60.0, StopFlag()).put("s3://bucket/first", b"")
     assert len(requests) == 1
+
+
+class Garbled(io.BytesIO):
+    """A body whose second block fails its check of TLS, as through a broken middlebox or network card."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell():
+            raise ssl.SSLError(1, "[SSL: DECRYPTION_FAILED_OR_BAD_RECORD_MAC] decryption failed or bad record mac")
+        return super().read(1)
+
+
+def test_a_body_that_tls_refuses_in_the_middle_is_requested_again() -> None:
+    connection = S3Connection(Storage(), KEYS)
+    bodies = [Garbled(b"rows"), io.BytesIO(b"rows")]
+
+    def answer(request: AWSPreparedRequest, **_: object) -> AWSResponse:
+        headers = {"Content-Length": "4"}
+        return AWSResponse(request.url, 200, headers, HTTPResponse(bodies.pop(0), headers, preload_content=False))
+
+    connection.client.meta.events.register("before-send.s3", answer)
+    assert S3Store(connection, 60.0, StopFlag()).read("s3://bucket/a.jsonl") == b"rows"
+    assert bodies == []
 
 
 def text_of(header: str | bytes) -> str:

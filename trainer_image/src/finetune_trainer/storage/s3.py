@@ -12,6 +12,7 @@ from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_transfer_manager
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
 
 from finetune_trainer.errors import KeysRefused, ObjectMissing, StorageUnavailable
 from finetune_trainer.sigterm import StopFlag
@@ -38,8 +39,9 @@ BLOCK_BYTES = 256 * 1024
 CONFLICT_TRIES = 5
 SHORTEST_PAGE = 100
 """Objects that a page of a listing counts for at least, so that empty pages and those of folder markers end too."""
-# Any other OSError comes from this machine, for example a full disk.
-NETWORK_ERRORS = (BotoCoreError, Boto3Error, ConnectionError, TimeoutError)
+# Any other OSError comes from this machine, for example a full disk. HTTPError is of urllib3, whose error of TLS in the
+# middle of a body botocore passes on as it is.
+NETWORK_ERRORS = (BotoCoreError, Boto3Error, ConnectionError, TimeoutError, HTTPError)
 NOT_S3 = (ResponseParserError, KeyError, ValueError)
 """Raised for a response without a field that every store sends, or with one that cannot be read."""
 

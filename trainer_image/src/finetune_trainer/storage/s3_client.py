@@ -18,6 +18,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
     SSLError,
 )
+from urllib3.exceptions import HTTPError
 
 from finetune_api.endpoints import is_aws_s3
 from finetune_api.handoff import CA_DIR, CA_FILE, CREDENTIALS_DIR, ExitCode
@@ -207,7 +208,7 @@ def is_missing(error: ClientError) -> bool:
 
 
 def storage_error(
-    error: ClientError | BotoCoreError | Boto3Error | OSError,
+    error: ClientError | BotoCoreError | Boto3Error | OSError | HTTPError,
     uri: str,
     connection: S3Connection,
     *,
