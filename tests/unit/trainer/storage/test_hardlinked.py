@@ -35,3 +35,13 @@ def test_files_that_the_other_folder_lacks_are_downloaded(storage: HardlinkedSto
 def test_everything_else_is_requested_from_the_store(storage: HardlinkedStore) -> None:
     assert [entry.key for entry in storage.list("s3://bucket/model")] == ["config.json"]
     assert storage.read("s3://bucket/model/config.json") == b"stored"
+
+
+def test_files_of_the_model_cache_are_no_files_of_the_workspace(storage: HardlinkedStore, tmp_path: Path) -> None:
+    """A process fills the cache if that of its neighbour found no room there."""
+    (entry,) = storage.list("s3://bucket/model")
+    cached = tmp_path / "cache" / "config.json"
+    storage.download_entry("s3://bucket/model", entry, cached)
+    assert cached.read_text() == "stored"
+    (found,) = storage.download_folder("s3://bucket/model", tmp_path / "cache" / "other")
+    assert found.read_text() == "stored"

@@ -36,18 +36,20 @@ class HardlinkedStore:
     ) -> list[Path]:
         """Link the files of the neighbour's folder, else copy the objects."""
         folder = self._neighbour_path(directory)
-        found = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []
-        if not found:
+        found = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder and folder.is_dir() else []
+        if not folder or not found:
             return self._storage.download_folder(uri, directory, on_bytes, accept)
         paths = [directory / path.relative_to(folder) for path in found]
         return [path for path in paths if self._link(path)]
 
-    def _neighbour_path(self, path: Path) -> Path:
-        return self._neighbour / path.relative_to(self._workspace)
+    def _neighbour_path(self, path: Path) -> Path | None:
+        """Return the neighbour's path of a file; None outside the workspace, as in the model cache."""
+        is_inside = path.is_relative_to(self._workspace)
+        return self._neighbour / path.relative_to(self._workspace) if is_inside else None
 
     def _link(self, path: Path) -> bool:
         source = self._neighbour_path(path)
-        if not source.is_file():
+        if not source or not source.is_file():
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
