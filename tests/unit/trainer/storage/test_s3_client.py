@@ -18,6 +18,7 @@ from finetune_trainer.storage.s3_client import S3Connection, connect_s3, connect
 
 KEYS = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
 KEYS_OF_SECRET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+MINIO, EU = "http://minio:9000", "https://s3.eu-central-1.amazonaws.com"
 
 
 def signed_url(**settings: object) -> str:
@@ -127,6 +128,30 @@ def test_a_key_that_never_was_valid_is_denied_at_the_first_request(tmp_path: Pat
     assert len(requests) == 1
 
 
+@pytest.mark.parametrize(("endpoint", "has_checksum"), [(None, True), (EU, True), (MINIO, False)])
+def test_what_is_written_to_aws_has_a_checksum_which_it_requires_in_a_bucket_with_object_lock(
+    tmp_path: Path, endpoint: str | None, *, has_checksum: bool
+) -> None:
+    """A small object, a small file, and a file of two parts; some other stores refuse the checksums."""
+    connection = S3Connection(Storage(endpoint=endpoint), KEYS)
+    written: list[bool] = []
+
+    def answer(request: AWSPreparedRequest, **_: object) -> AWSResponse:
+        if request.method == "PUT":
+            written.append("x-amz-sdk-checksum-algorithm" in request.headers)
+        body = b"<R><UploadId>1</UploadId></R>" if request.method == "POST" else b""
+        headers = {"ETag": "e"}
+        return AWSResponse(request.url, 200, headers, HTTPResponse(io.BytesIO(body), headers, preload_content=False))
+
+    connection.client.meta.events.register("before-send.s3", answer)
+    store = S3Store(connection, 0.0, StopFlag())
+    store.put("s3://bucket/owner.json", b"{}")
+    for size in (1, 20_000_000):
+        (tmp_path / "file").write_bytes(b"x" * size)
+        store.upload(tmp_path / "file", "s3://bucket/file")
+    assert written == [has_checksum] * 4
+
+
 class Garbled(io.BytesIO):
     """A body whose second block fails its check of TLS, as through a broken middlebox or network card."""
 
@@ -158,9 +183,6 @@ def no_aws(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", "none")
-
-
-MINIO, EU = "http://minio:9000", "https://s3.eu-central-1.amazonaws.com"
 
 
 @pytest.mark.usefixtures("no_aws")

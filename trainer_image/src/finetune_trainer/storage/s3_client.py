@@ -100,14 +100,15 @@ class S3Connection:
     def _build(self, *, connect_timeout: float, read_timeout: float, attempts: int) -> Any:
         keys = {"botocore_session": open_session(self.mounted)} if self.mounted else self.credentials or {}
         session = Session(**keys, region_name=self.spec.region or DEFAULT_REGION)
+        is_aws = self.spec.endpoint is None or is_aws_s3(self.spec.endpoint)
         config = Config(
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
             retries={"mode": "standard", "total_max_attempts": attempts},
             s3={"addressing_style": self._addressing_style()},
             max_pool_connections=16,
-            # Some stores other than AWS refuse the checksums that boto3 adds by default.
-            request_checksum_calculation="when_required",
+            # AWS requires a checksum in a bucket with Object Lock; some other stores refuse those of boto3.
+            request_checksum_calculation="when_supported" if is_aws else "when_required",
             response_checksum_validation="when_required",
         )
         try:
