@@ -27,6 +27,7 @@ process.main()
 
 BROKEN = """
 import os, sys
+from safetensors import SafetensorError
 from finetune_trainer import __main__ as process
 from finetune_trainer.commands import check_data
 def start(*_):
@@ -49,17 +50,24 @@ BROKEN_GPUS = {
     "RuntimeError('row 5: my uncorrectable ECC error')": 70,
     "KeyError('CUDA error: uncorrectable ECC error encountered')": 70,
 }
+FULL_DISKS = [
+    "OSError(28, 'No space left on device')",
+    "OSError(122, 'Disk quota exceeded')",
+    "SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)')",
+    "RuntimeError('[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534')",
+]
+ERRORS = [*BROKEN_GPUS, *FULL_DISKS]
 
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
     """The exit code and the log of a process for each error; the processes are forked from one that has imported."""
     folder = tmp_path_factory.mktemp("broken")
-    program = BROKEN.replace("{errors}", ", ".join(BROKEN_GPUS))
+    program = BROKEN.replace("{errors}", ", ".join(ERRORS))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=folder)
     codes = map(int, done.stdout.split())
-    logs = [(folder / f"{number}.log").read_text() for number in range(len(BROKEN_GPUS))]
-    return dict(zip(BROKEN_GPUS, zip(codes, logs, strict=True), strict=True))
+    logs = [(folder / f"{number}.log").read_text() for number in range(len(ERRORS))]
+    return dict(zip(ERRORS, zip(codes, logs, strict=True), strict=True))
 
 
 @pytest.mark.parametrize(("error", "code"), BROKEN_GPUS.items())
@@ -67,6 +75,14 @@ def test_a_broken_gpu_has_an_exit_code_of_its_own(ends: dict[str, tuple[int, str
     found, log = ends[error]
     assert found == code
     assert ("a GPU of this node is broken: CUDA error: uncorrectable" in log) == (code == 80)
+
+
+@pytest.mark.parametrize("error", FULL_DISKS)
+def test_a_full_disk_is_named_with_what_to_change(ends: dict[str, tuple[int, str]], error: str) -> None:
+    code, log = ends[error]
+    assert code == 70
+    assert "ERROR WorkspaceFull: no space is left on the disk (" in log
+    assert "raise resources.workspace.sizeLimit" in log
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ def main() -> NoReturn:
     from finetune_trainer.cli import app
     from finetune_trainer.commands.extras import explain_missing
     from finetune_trainer.entrypoints.termination import RunState
-    from finetune_trainer.errors import TrainerError, find_gpu_fault
+    from finetune_trainer.errors import TrainerError, find_full_disk, find_gpu_fault
 
     state = RunState(STOP)
     code = 0
@@ -38,6 +38,7 @@ def main() -> NoReturn:
         known = explain_missing(error) if isinstance(error, ModuleNotFoundError) else find_gpu_fault(error)
         if known is None:
             logging.getLogger("finetune_trainer").exception("internal error")
+            known = find_full_disk(error)  # its traceback names the file
         code = state.fail(known or TrainerError(ExitCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}"))
     if state.exits_immediately:
         sys.stdout.flush()

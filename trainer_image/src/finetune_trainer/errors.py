@@ -1,9 +1,11 @@
 """The trainer's named failures, each with its exit code and one line with the fix."""
 
+import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from finetune_api.handoff import ExitCode
+from finetune_api.names import Reason
 from finetune_api.status import DatasetStatus
 
 MESSAGE_CHARACTERS = 1000
@@ -20,6 +22,24 @@ class TrainerError(Exception):
         self.code = code
         self.message = message
         self.dataset = dataset
+
+    @property
+    def reason(self) -> str:
+        """Return the reason that the operator shows."""
+        return self.code.reason
+
+
+class WorkspaceFull(TrainerError):  # noqa: N818 - named after the event
+    """The pod's scratch space is full; a volume there reports that to this process, and evicts no pod."""
+
+    def __init__(self, cause: BaseException) -> None:
+        fix = "raise resources.workspace.sizeLimit, with storageClassName on a full node, or use a modelCache"
+        super().__init__(ExitCode.INTERNAL_ERROR, f"no space is left on the disk ({one_line(str(cause), 200)}): {fix}")
+
+    @property
+    def reason(self) -> str:
+        """Return the reason of a pod that was evicted for its disk."""
+        return Reason.WORKSPACE_FULL
 
 
 class Stopped(TrainerError):  # noqa: N818 - named after the event
@@ -70,14 +90,37 @@ def find_gpu_fault(error: BaseException) -> TrainerError | None:
 
     Only a RuntimeError of a GPU's library counts: the message of another one may have text of rows.
     """
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _causes(error):
         text = str(cause)
         is_of_a_gpu = isinstance(cause, RuntimeError) and _OF_A_GPU.search(text)
         if is_of_a_gpu and any(words in text.lower() for words in GPU_FAULTS):
             return TrainerError(ExitCode.GPU_FAULT, f"a GPU of this node is broken: {one_line(text, 300)}")
-        cause = cause.__cause__ or cause.__context__
     return None
+
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FULL = {
+    "SafetensorError": re.compile(r"No space left on device|[Qq]uota exceeded"),
+    # PyTorch does not name the cause. Its writer fails so if a block of the file was not written.
+    "RuntimeError": re.compile(r"inline_container\.cc.*unexpected pos|PytorchStreamWriter failed writing"),
+}
+"""Texts of the errors of libraries that write files, by their type."""
+
+
+def find_full_disk(error: BaseException) -> WorkspaceFull | None:
+    """Return the failure if the error, or what caused it, is a full disk, else None."""
+    for cause in _causes(error):
+        words = _FULL.get(type(cause).__name__)
+        if (isinstance(cause, OSError) and cause.errno in NO_ROOM) or (words and words.search(str(cause))):
+            return WorkspaceFull(cause)
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def name_some(names: Sequence[str], limit: int = 5) -> str:

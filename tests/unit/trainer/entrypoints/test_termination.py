@@ -11,7 +11,7 @@ from finetune_api.output import HubPush, RegistryPush
 from finetune_api.status import Artifacts, DatasetStatus, Lineage, Metrics
 from finetune_api.text.printable import printable
 from finetune_trainer.entrypoints.termination import RunState, termination_message
-from finetune_trainer.errors import Stopped, StorageUnavailable, TrainerError, one_line
+from finetune_trainer.errors import Stopped, StorageUnavailable, TrainerError, WorkspaceFull, one_line
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 
@@ -124,3 +124,13 @@ def test_without_a_termination_log_nothing_is_written(state: RunState, tmp_path:
     state.termination_log = tmp_path / "absent"
     state.fail(Stopped())
     assert not state.termination_log.exists()
+
+
+def test_a_full_workspace_is_reported_under_its_own_reason(tmp_path: Path) -> None:
+    log = tmp_path / "termination-log"
+    log.touch()
+    state = RunState(StopFlag(), termination_log=log)
+    code = state.fail(WorkspaceFull(OSError(28, "No space left on device", "/workspace/checkpoint/optimizer.pt")))
+    report = Report.model_validate_json(log.read_text())
+    assert (code, report.reason) == (ExitCode.INTERNAL_ERROR, "WorkspaceFull")
+    assert "/workspace/checkpoint/optimizer.pt" in report.message

@@ -48,14 +48,14 @@ class RunState:
             error = Stopped(f"stopped by SIGTERM while storage was unavailable: {error.message}")
         self._close()
         level = logging.WARNING if error.code is ExitCode.PREEMPTED else logging.ERROR
-        logger.log(level, "%s: %s", error.code.reason, error.message)
+        logger.log(level, "%s: %s", error.reason, error.message)
         self._write(self._failure(error))
         return error.code
 
     def _failure(self, error: TrainerError) -> Report:
         report = Report(
             outcome=Outcome.PREEMPTED if error.code is ExitCode.PREEMPTED else Outcome.FAILED,
-            reason=error.code.reason,
+            reason=error.reason,
             message=printable(one_line(error.message)),
             job_uid=self.config.uid if self.config else self.echo.get("uid", ""),
             config_sha256=self.config.config_sha256 if self.config else self.echo.get("config_sha256", ""),

@@ -17,6 +17,7 @@ from typing import Any
 
 from finetune_api.handoff import MODEL_CACHE_DIR, JobConfig
 from finetune_api.inputs.claims import is_claim_uri
+from finetune_trainer.errors import NO_ROOM
 from finetune_trainer.models.base_model import is_model_file, pin_model
 from finetune_trainer.storage.etag import is_digest, matches_etag
 from finetune_trainer.storage.hub.uris import COMMIT, is_hub_uri, matches_entry, pinned_model_uri, strip_commit
@@ -30,7 +31,6 @@ FILES = "files"
 PART = ".part"
 """Suffix of a partial download, which a later one resumes."""
 WAIT_SECONDS = 1.0
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR})
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 SPARE_BYTES = 64 * 1024 * 1024

@@ -85,7 +85,7 @@ def judge(pod: Pod, report: Report | None, *, failed_unseen: bool = False) -> Po
         return PodOutcome(RESULT_FAILED, Reason.UNOBSERVED, absent)
     if code is None:
         return _judge_without_code(pod, failed_unseen=failed_unseen)
-    reason = _counted_reason(pod, code)
+    reason = _counted_reason(pod, code, report)
     return PodOutcome(RESULT_FAILED, reason, _message(pod, report, reason), report=report)
 
 
@@ -129,11 +129,13 @@ def _judge_success(report: Report | None) -> PodOutcome:
     )
 
 
-def _counted_reason(pod: Pod, code: int) -> str:
+def _counted_reason(pod: Pod, code: int, report: Report | None) -> str:
     if pod.container_reason == "OOMKilled":
         return Reason.OUT_OF_MEMORY
     if eviction := _eviction(pod):
         return eviction
+    if code == ExitCode.INTERNAL_ERROR and report and report.reason == Reason.WORKSPACE_FULL:
+        return Reason.WORKSPACE_FULL
     known = {member.value for member in ExitCode}
     return ExitCode(code).reason if code in known else Reason.CONTAINER_ERROR
 

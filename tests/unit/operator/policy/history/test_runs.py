@@ -139,6 +139,16 @@ def test_an_eviction_that_the_job_counts_as_a_failure_is_one_failure_with_the_ku
     assert run["message"].startswith(words.rstrip("."))
 
 
+def test_a_full_volume_that_the_trainer_reports_is_a_full_workspace(scene: Any) -> None:
+    """A workspace of a StorageClass evicts no pod."""
+    one = scene().to_training()
+    words = "no space is left on the disk (/workspace/x): raise resources.workspace.sizeLimit"
+    one.end(one.pod("one-1"), 70, one.report("Failed", reason="WorkspaceFull", message=words))
+    one.settle()
+    run = one.status["history"][0]
+    assert (run["result"], run["reason"], run["message"]) == ("Failed", "WorkspaceFull", words)
+
+
 def test_an_evicted_trainers_own_report_is_not_lost(scene: Any) -> None:
     one = scene().to_training()
     report = one.report("Preempted", lastStep=40)
