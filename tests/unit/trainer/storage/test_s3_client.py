@@ -152,6 +152,31 @@ def test_what_is_written_to_aws_has_a_checksum_which_it_requires_in_a_bucket_wit
     assert written == [has_checksum] * 4
 
 
+def test_a_store_that_refuses_conditional_writes_is_asked_whether_the_object_exists() -> None:
+    """As Alibaba Cloud OSS does: it answers 501 where other stores ignore the condition."""
+    connection = S3Connection(Storage(endpoint="https://oss.example"), KEYS)
+    objects: dict[str, bytes] = {}
+
+    def answer(request: AWSPreparedRequest, **_: object) -> AWSResponse:
+        status, body = 200, b""
+        if "If-None-Match" in request.headers:
+            status, body = 501, b"<Error><Code>NotImplemented</Code></Error>"
+        elif request.method == "PUT":
+            objects[request.url] = request.body.read() if hasattr(request.body, "read") else request.body
+        elif request.url in objects:
+            body = objects[request.url]
+        else:
+            status, body = 404, b"<Error><Code>NoSuchKey</Code></Error>"
+        headers = {"Content-Length": str(len(body))}
+        return AWSResponse(request.url, status, headers, HTTPResponse(io.BytesIO(body), headers, preload_content=False))
+
+    connection.client.meta.events.register("before-send.s3", answer)
+    store = S3Store(connection, 60.0, StopFlag())
+    assert store.put_if_absent("s3://bucket/owner.json", b"{}")
+    assert not store.put_if_absent("s3://bucket/owner.json", b"another's")
+    assert store.read("s3://bucket/owner.json") == b"{}"
+
+
 class Garbled(io.BytesIO):
     """A body whose second block fails its check of TLS, as through a broken middlebox or network card."""
 
