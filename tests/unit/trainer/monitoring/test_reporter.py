@@ -107,6 +107,24 @@ def test_every_sign_of_progress_moves_the_heartbeat_also_from_many_threads(repor
     assert reporter.snapshot().heartbeat == 4 * 200 * 2
 
 
+def test_no_time_is_left_once_early_stopping_has_ended_the_training(
+    reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps that are not taken are no work, while the result is merged and published."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    reporter.update(progress={"stage": "Training", "step": 0, "total_steps": 1000})
+    for step in (1, 2, 3):
+        now[0] += 60
+        reporter.update(progress={"step": step})
+    assert reporter.snapshot().progress.estimated_remaining_seconds == 997 * 60
+    reporter.update(early_stopping={"stopped": True, "stopped_at_step": 3, "best_step": 1, "patience": 2})
+    assert reporter.snapshot().progress.estimated_remaining_seconds == 0
+    reporter.set_stage("Publishing")
+    found = reporter.snapshot().progress
+    assert (found.estimated_remaining_seconds, found.percent, found.total_steps) == (0, 0, 1000)
+
+
 def test_a_misspelt_field_is_an_error(reporter: Reporter) -> None:
     with pytest.raises(KeyError, match="trainLoss"):
         reporter.update(metrics={"trainLoss": 1.0})

@@ -86,10 +86,10 @@ class Reporter:
             before = self._report.progress.stage
             self._touch()
             report = self._report
-            report.progress = self._add_derived(_merged(report.progress, progress))
-            report.metrics = _merged(report.metrics, metrics)
             if early_stopping:
                 report.early_stopping = _merged(report.early_stopping or EarlyStoppingStatus(), early_stopping)
+            report.progress = self._add_derived(_merged(report.progress, progress))
+            report.metrics = _merged(report.metrics, metrics)
             if resolved is not None:
                 report.resolved = resolved
             self._show(is_new=bool(metrics or early_stopping) or report.progress.stage != before)
@@ -145,7 +145,9 @@ class Reporter:
         progress.percent = min(100, 100 * progress.step // progress.total_steps)
         progress.display = f"{progress.percent}%"
         eval_steps = self._report.resolved.eval_steps if self._report.resolved else None
-        progress.estimated_remaining_seconds = self._pace.remaining(progress.total_steps, eval_steps)
+        has_stopped = bool(self._report.early_stopping and self._report.early_stopping.stopped)
+        last = progress.step if has_stopped else progress.total_steps
+        progress.estimated_remaining_seconds = self._pace.remaining(last, eval_steps)
         return progress
 
     def _show(self, *, is_new: bool) -> None:
