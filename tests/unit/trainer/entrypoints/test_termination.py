@@ -11,7 +11,7 @@ from finetune_api.output import HubPush, RegistryPush
 from finetune_api.status import Artifacts, DatasetStatus, Lineage, Metrics
 from finetune_api.text.printable import printable
 from finetune_trainer.entrypoints.termination import RunState, termination_message
-from finetune_trainer.errors import Stopped, StorageUnavailable, TrainerError, WorkspaceFull, one_line
+from finetune_trainer.errors import KeysRefused, Stopped, StorageUnavailable, TrainerError, WorkspaceFull, one_line
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 
@@ -114,6 +114,13 @@ def test_a_stop_is_reported_as_preempted(state: RunState) -> None:
 def test_storage_that_vanishes_after_sigterm_is_the_same_stop(state: RunState) -> None:
     state.stop.set()
     assert state.fail(StorageUnavailable("gone")) == 75
+
+
+def test_keys_that_are_refused_during_sigterm_are_judged_by_the_next_run(state: RunState) -> None:
+    """They may be about to be replaced; a failure would be permanent."""
+    assert state.fail(KeysRefused("the access key is unknown")) == 77
+    state.stop.set()
+    assert state.fail(KeysRefused("the access key is unknown")) == 75
 
 
 def test_storage_that_vanishes_without_sigterm_is_a_failure(state: RunState) -> None:

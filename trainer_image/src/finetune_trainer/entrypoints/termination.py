@@ -8,7 +8,7 @@ from pathlib import Path
 from finetune_api.handoff import ExitCode, JobConfig, Outcome, Report
 from finetune_api.status import Artifacts
 from finetune_api.text.printable import printable
-from finetune_trainer.errors import Stopped, StorageUnavailable, TrainerError, one_line
+from finetune_trainer.errors import KeysRefused, Stopped, StorageUnavailable, TrainerError, one_line
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 
@@ -42,9 +42,10 @@ class RunState:
     def fail(self, error: TrainerError) -> ExitCode:
         """Write the report of a failure and return the exit code.
 
-        If the store is unavailable after SIGTERM, the node is shutting down: this is a stop, not a failure.
+        If the store is unavailable after SIGTERM, the node is shutting down: this is a stop, not a failure. So is the
+        end of a wait for new keys.
         """
-        if self.stop.is_set() and isinstance(error, StorageUnavailable):
+        if self.stop.is_set() and isinstance(error, StorageUnavailable | KeysRefused):
             error = Stopped(f"stopped by SIGTERM while storage was unavailable: {error.message}")
         self._close()
         level = logging.WARNING if error.code is ExitCode.PREEMPTED else logging.ERROR
