@@ -256,6 +256,24 @@ def test_processes_start_again_with_half_the_micro_batch_until_it_is_one_row(
     assert (ending.code, ranks.micro_batches) == (code, micro_batches)
 
 
+class Grown(Exhausted):
+    """Processes that have enlarged the micro-batch to the memory that is free, as their reports have it."""
+
+    def report(self, rank: int) -> str:
+        rows = self.micro_batches[-1] or 8
+        resolved = Resolved(per_device_train_batch_size=rows, gradient_accumulation_steps=8 // rows)
+        return make_report(Outcome.FAILED, "GPUOutOfMemory").model_copy(update={"resolved": resolved}).model_dump_json()
+
+
+def test_a_micro_batch_that_filled_the_gpus_is_halved_and_not_the_default_of_one_row(tmp_path: Path) -> None:
+    """With packing the default is one sequence, which has no half: the job would fail for good."""
+    default = Resolved(per_device_train_batch_size=1, gradient_accumulation_steps=8, global_batch_size=16)
+    config = make_config(nodes=1).model_copy(update={"resolved": default})
+    ranks = Grown(Layout(1, 2), tmp_path, [{1: 79}, {0: 79}, {0: 0}])
+    ending = Pod(RunState(StopFlag()), config, Layout(1, 2), ranks=ranks, peers=PeerLink(), port=0).run()
+    assert (ending.code, ranks.micro_batches) == (0, [None, 4, 2])
+
+
 BATCH_OF_SIXTEEN = BATCH_OF_EIGHT.model_copy(update={"global_batch_size": 16})
 OUT = ExitCode.GPU_OUT_OF_MEMORY
 

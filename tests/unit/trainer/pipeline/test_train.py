@@ -62,3 +62,11 @@ def test_a_gpu_too_small_for_every_micro_batch_names_the_smallest_that_was_tried
     with pytest.raises(TrainerError, match=f"is too small for {fewest} per batch: lower") as caught:
         train.train_within_memory(nothing, torch.device("cpu"), nothing)
     assert caught.value.code is ExitCode.GPU_OUT_OF_MEMORY
+
+
+def test_processes_that_start_again_have_the_micro_batch_that_was_announced() -> None:
+    """Also one above the default, of which it is no fraction: what filled the GPU was halved."""
+    default = Resolved(per_device_train_batch_size=1, gradient_accumulation_steps=8, global_batch_size=8)
+    inputs: Any = SimpleNamespace(run=SimpleNamespace(config=SimpleNamespace(resolved=default)))
+    found = train.fill_gpu(inputs, torch.device("cpu"), micro_batch=4)
+    assert (found.per_device_train_batch_size, found.gradient_accumulation_steps) == (4, 2)

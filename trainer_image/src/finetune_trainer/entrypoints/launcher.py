@@ -21,7 +21,7 @@ from finetune_trainer.distributed.rank_processes import KILLED, RankProcesses, m
 from finetune_trainer.entrypoints.pod import read_config, record_interruption, serve
 from finetune_trainer.entrypoints.termination import RunState
 from finetune_trainer.errors import TrainerError, one_line
-from finetune_trainer.models.memory_estimate import micro_batches, share_batch
+from finetune_trainer.models.memory_estimate import micro_batches, share_batch, with_micro_batch
 from finetune_trainer.monitoring.reporter import Reporter
 
 logger = logging.getLogger(__name__)
@@ -202,11 +202,18 @@ class Pod:
         return Ending(code, self._read_report(rank) or self._report_missing(rank, code))
 
     def _find_smaller_batch(self) -> int | None:
-        """Return the rows of the next smaller micro-batch of the same effective batch; None if there is none."""
+        """Return the rows of the next smaller micro-batch of the same effective batch; None if there is none.
+
+        The processes may have enlarged that of the configuration to what was free on the GPUs: their reports have it.
+        """
         settings = share_batch(self._config.resolved or Resolved(), self._layout.size)
+        full = next(rank for rank, code in self._ranks.codes().items() if code == ExitCode.GPU_OUT_OF_MEMORY)
+        report = self._read_report(full)
+        used = report.resolved.per_device_train_batch_size if report and report.resolved else None
+        if rows := used or self._micro_batch:
+            settings = with_micro_batch(settings, rows)
         sizes = [one.per_device_train_batch_size for one in micro_batches(settings)]
-        present = sizes.index(self._micro_batch) if self._micro_batch else 0
-        return next(iter(sizes[present + 1 :]), None)
+        return next(iter(sizes[1:]), None)
 
     def _is_restart_due(self) -> bool:
         return self._announced != self._micro_batch and self._lost is None

@@ -146,8 +146,14 @@ def micro_batches(settings: Resolved) -> Iterator[Resolved]:
     for smaller in range(micro // 2, fewest - 1, -1):
         if smaller <= micro // 2 and whole % smaller == 0:
             micro = smaller
-            changes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": whole // micro}
-            yield settings.model_copy(update=changes)
+            yield with_micro_batch(settings, micro)
+
+
+def with_micro_batch(settings: Resolved, rows: int) -> Resolved:
+    """Return the settings with so many rows in a micro-batch, and the same effective batch."""
+    whole = (settings.per_device_train_batch_size or 1) * (settings.gradient_accumulation_steps or 1)
+    changes = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": whole // rows}
+    return settings.model_copy(update=changes)
 
 
 def share_batch(settings: Resolved, ranks: int) -> Resolved:

@@ -30,7 +30,7 @@ from finetune_trainer.models.loading import (
     model_errors,
     trained_tensors,
 )
-from finetune_trainer.models.memory_estimate import micro_batches, share_batch
+from finetune_trainer.models.memory_estimate import micro_batches, share_batch, with_micro_batch
 from finetune_trainer.models.resolve_settings import grow_micro_batch
 from finetune_trainer.models.shape import with_teacher
 from finetune_trainer.models.tensor_files import read_local_shape
@@ -119,11 +119,7 @@ def train_distributed(run: RunContext, world: World, micro_batch: int | None = N
     inputs = share_digests(inputs, world.gather_bytes)
     device = find_device(world)
     checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests, inputs.rows.input_digests)
-    batches = micro_batches(
-        share_batch(complete_settings(inputs.run.config.resolved or Resolved(), device), world.size)
-    )
-    smaller = next((one for one in batches if one.per_device_train_batch_size == micro_batch), None)
-    settings = smaller or fill_gpu(inputs, device, world)
+    settings = fill_gpu(inputs, device, world, micro_batch)
     with _track(inputs, is_first=world.is_first) as trackers:
         try:
             trained = train_once(inputs, settings, device, checkpoints, world)
@@ -193,9 +189,12 @@ def train_within_memory(inputs: Inputs, device: torch.device, checkpoints: Check
     )
 
 
-def fill_gpu(inputs: Inputs, device: torch.device, world: World = ALONE) -> Resolved:
-    """Return the settings on this device; an open micro-batch fills the memory that is free on every GPU."""
+def fill_gpu(inputs: Inputs, device: torch.device, world: World = ALONE, micro_batch: int | None = None) -> Resolved:
+    """Return the settings on this device, with so many rows in a micro-batch; without a number, an open micro-batch
+    fills the memory that is free on every GPU."""
     settings = share_batch(complete_settings(inputs.run.config.resolved or Resolved(), device), world.size)
+    if micro_batch:
+        return with_micro_batch(settings, micro_batch)
     if device.type != "cuda":
         return settings
     with model_errors(inputs.model):
