@@ -210,6 +210,8 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(make_bench: MakeBench, 
     report = stopped(bench, config, case.step, case.beats).train(config)
     assert bench.reporter.snapshot().progress.resumed_from_step == case.step
     require_same(bench, report, other, expected)
+    here, there = ({path.name for path in (one.root / "workspace").iterdir()} for one in (bench, other))
+    assert here <= there  # a run that resumes needs no more room
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -261,6 +262,20 @@ class KeepWeights(TrainerCallback):  # type: ignore[misc]
     def _add(self, step: int, model: torch.nn.Module) -> None:
         if self._is_changed():
             self._kept.add(step, self._history, functools.partial(save_trained, model))
+
+
+class RemoveRestored(TrainerCallback):  # type: ignore[misc]
+    """Remove the files of the checkpoint from which the training resumed, once a step shows that all are read.
+
+    Otherwise a run that resumes needs more scratch space than the one before it, by the size of a checkpoint.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Remove the folder; later steps find none."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]

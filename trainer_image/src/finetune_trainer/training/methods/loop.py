@@ -35,6 +35,7 @@ from finetune_trainer.evaluation.measurements import Measured, RewardPoint, toke
 from finetune_trainer.models.adapters.whole_modules import is_inside
 from finetune_trainer.models.loading import trained_tensors
 from finetune_trainer.training.callbacks import (
+    RemoveRestored,
     RequireFiniteLoss,
     SaveCheckpoints,
     build_divergence_error,
@@ -98,8 +99,10 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
         """Train from the first step or from a checkpoint; after SIGTERM, save the run before it ends."""
         try:
-            if resume_from_checkpoint and self._is_finished_at(Path(resume_from_checkpoint)):
-                return None
+            if resume_from_checkpoint:
+                if self._is_finished_at(Path(resume_from_checkpoint)):
+                    return None
+                self.add_callback(RemoveRestored(Path(resume_from_checkpoint)))
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
         except Stopped:
             if self.state.global_step and self.optimizer is not None:  # otherwise nothing was trained since the start
