@@ -139,6 +139,11 @@ class Case:
     rows: Callable[[int], list[dict[str, object]]] = make_rows
 
 
+def few_rows(count: int) -> list[dict[str, object]]:
+    """So few rows that a training passes over them several times."""
+    return make_rows(count // 15)
+
+
 SHORT: dict[str, Any] = {"maxSteps": 8}
 DPO: dict[str, Any] = {"objective": "DPO", "evaluation": {"steps": 5}}
 KTO: dict[str, Any] = {"objective": "KTO", "evaluation": {"steps": 4}, "hyperparameters": HYPERPARAMETERS | SHORT}
@@ -190,7 +195,9 @@ CASES = {
     "KTO after step 5": Case("LoRA", 5, 0, KTO, preference_rows),
     "a reward model after step 5": Case("LoRA", 5, 0, REWARD, preference_rows),
     "RLHF while the answers of step 4 are sampled": Case("LoRA", 3, 3, RLHF),
+    "RLHF in the second pass over the prompts": Case("LoRA", 5, 0, RLHF, few_rows),
     "Distillation while the answers of step 4 are sampled": Case("QLoRA", 3, 3, DISTILLATION),
+    "Distillation in the second pass over the prompts": Case("QLoRA", 4, 0, DISTILLATION, few_rows),
 }
 
 

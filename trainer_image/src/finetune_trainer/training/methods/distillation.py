@@ -23,6 +23,7 @@ from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.parts import LoopContext, Teacher, TrainerParts
 from finetune_trainer.training.methods.prompts import (
     beat_per_token,
+    continue_order,
     require_context,
     set_end_tokens,
     to_prompt_dataset,
@@ -49,6 +50,12 @@ class StudentTrainer(LoopTrainer, DistillationTrainer):  # type: ignore[misc]  #
         self._require_loss_of_logits()
         if self.eval_dataset is not None:
             self.eval_dataset = self._with_answers(self.eval_dataset, teacher)
+
+    @override
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
+        """Continue the order of the prompts after a checkpoint."""
+        sampler: Sampler[int] = continue_order(super()._get_train_sampler(dataset), self.state.global_step)
+        return sampler
 
     @override
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:

@@ -1,10 +1,13 @@
-"""Prompts that the model answers in the training: as a dataset, their end tokens, and a heartbeat for each token."""
+"""Prompts that the model answers in the training: as a dataset, their order, their end tokens, and a heartbeat for each
+token."""
 
 from collections.abc import Callable, Sequence
 
+import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import RepeatSampler
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
@@ -38,6 +41,14 @@ def to_prompt_dataset(samples: Sequence[EncodedPrompt], at_least: int = 0) -> Da
     """Return the prompts' ids and row numbers, repeated until a step is full: TRL drops an incomplete batch."""
     rows = list(range(len(samples))) * max(1, -(-at_least // len(samples)))
     return Dataset.from_dict({"prompt": [list(samples[row].prompt_ids) for row in rows], "row": rows})
+
+
+def continue_order(sampler: RepeatSampler, step: int) -> RepeatSampler:
+    """Return TRL's sampler as it is after `step` steps: it draws an order for each pass over the prompts, and a resumed
+    run would train those of the first pass again."""
+    for _ in range(step // (sampler.num_samples // sampler.batch_size)):
+        torch.randperm(sampler.num_samples, generator=sampler.generator)
+    return sampler
 
 
 def beat_per_token(model: PreTrainedModel | PeftModel, on_work: Callable[[], None]) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import orjson
 import torch
+from datasets import Dataset
 from peft import PeftModel
+from torch.utils.data import Sampler
 from transformers import (
     PreTrainedModel,
     TrainerCallback,
@@ -44,6 +46,7 @@ from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
 from finetune_trainer.training.methods.prompts import (
     beat_per_token,
+    continue_order,
     require_context,
     set_end_tokens,
     to_prompt_dataset,
@@ -73,6 +76,12 @@ class PolicyTrainer(LoopTrainer):
         beat_per_token(self.model, loop.on_own_work)
         if self.use_vllm:
             attach_engine(self, loop.on_own_work)
+
+    @override
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
+        """Continue the order of the prompts after a checkpoint."""
+        sampler: Sampler[int] = continue_order(super()._get_train_sampler(dataset), self.state.global_step)
+        return sampler
 
     @override
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
