@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from finetune_api.evaluation import EvaluationMetric, Verdict
 from finetune_api.handoff import ExitCode
@@ -241,6 +241,30 @@ def test_each_loss_of_dpo_starts_at_the_value_of_its_formula(
     assert trainer.measure().loss == pytest.approx(start, rel=1e-3)
     trainer.train()
     assert trainer.measure().loss < start
+
+
+@pytest.mark.parametrize("objective", ["DPO", "KTO"])
+def test_the_held_out_loss_of_a_mixture_is_that_of_the_answers_alone(
+    tiny_model: Path, tmp_path: Path, objective: str
+) -> None:
+    """The loss that balances the experts is of the training."""
+    base = tmp_path / "mixture"
+    shutil.copytree(tiny_model, base, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(
+        Qwen3MoeConfig(
+            vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=96,
+            router_aux_loss_coef=0.5, pad_token_id=2, bos_token_id=1, eos_token_id=2,
+        )
+    ).save_pretrained(base)  # fmt: skip
+    trainer = make_trainer(objective, base, tmp_path, make_settings(total_steps=2))
+    trainer.evaluate()
+    trainer.train()
+    start, end = trainer._loop.history.evaluations
+    assert start.loss == pytest.approx(START[objective], abs=0.01)
+    assert end.loss == pytest.approx(START[objective], abs=0.2)
+    assert trainer._loop.history.train[0].loss > START[objective] + 0.5
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.3])

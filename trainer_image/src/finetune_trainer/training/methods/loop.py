@@ -351,7 +351,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         return []
 
     def _measure_batch(self, inputs: dict[str, torch.Tensor]) -> MeasuredBatch:
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.compute_loss_context_manager(), without_router_loss(self):
             loss = float(self.compute_loss(self.model, dict(inputs)))
         if not math.isfinite(loss):
             raise build_divergence_error(self.state.global_step, "the evaluation loss")
@@ -405,6 +405,17 @@ def cast_forward(model: torch.nn.Module, accelerator: Accelerator) -> None:
     if accelerator.native_amp:
         cast: Callable[..., Any] = accelerator.autocast()(model.forward)
         model.forward = convert_outputs_to_fp32(cast)
+
+
+@contextmanager
+def without_router_loss(trainer: Any) -> Iterator[None]:
+    """Leave the loss that balances the experts of a mixture out: TRL adds it to a held-out loss too."""
+    is_added = getattr(trainer, "aux_loss_enabled", False)
+    trainer.aux_loss_enabled = False
+    try:
+        yield
+    finally:
+        trainer.aux_loss_enabled = is_added
 
 
 @contextmanager

@@ -69,7 +69,7 @@ class RowTrainer(LoopTrainer, SFTTrainer):  # type: ignore[misc]  # the library 
         loss = -outputs.log_probs.sum() / trained.clamp(min=1)
         if is_of_step and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP averages, and the number is that of all processes
-        if self.aux_loss_enabled and self.model.training:  # a held-out loss is that of the tokens alone
+        if self.aux_loss_enabled:
             parts = self.current_gradient_accumulation_steps if is_of_step else 1
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / parts
         return (loss, outputs) if return_outputs else loss
