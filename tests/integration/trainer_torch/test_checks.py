@@ -20,6 +20,7 @@ from finetune_trainer.models.loading import (
     linear_targets,
     load_plain,
     refuse_tied_merge,
+    require_plain_head,
     trained_tensors,
 )
 from finetune_trainer.tokenization.samples import Encoded
@@ -84,10 +85,26 @@ def test_an_adapter_on_the_embedding_is_trained_and_published(make_bench: MakeBe
     assert any("lora_embedding_A" in name for name in names)
 
 
-@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
-def test_a_merge_into_tied_embeddings_is_refused_before_training(make_bench: MakeBench, target: str) -> None:
+@pytest.mark.parametrize("objective", ["Instruction", "DPO"])
+def test_an_adapter_on_the_output_head_is_refused_before_a_gpu_is_held(make_bench: MakeBench, objective: str) -> None:
+    targets = ["q_proj", "lm_head"]
+    bench = make_bench(objective=objective, tuning={"method": "LoRA", "lora": {"rank": 2, "targetModules": targets}})
+    with pytest.raises(TrainerError, match=r"the output head \(lm_head\) is never trained") as caught:
+        bench.prepare()
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_an_output_head_is_found_under_any_name(tiny_model: Path) -> None:
+    require_plain_head(adapted(tiny_model, "q_proj", "embed_tokens"))
+    model = adapted(tiny_model, "q_proj", "lm_head")
+    with pytest.raises(TrainerError, match="an adapter on the output head") as caught:
+        require_plain_head(model)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_a_merge_into_tied_embeddings_is_refused_before_training(make_bench: MakeBench) -> None:
     bench = make_bench(
-        tuning={"method": "LoRA", "lora": {"rank": 2, "targetModules": [target]}},
+        tuning={"method": "LoRA", "lora": {"rank": 2, "targetModules": ["embed_tokens"]}},
         output={"uri": "s3://bucket/output", "merge": "FP32"},
     )
     config = bench.prepare()

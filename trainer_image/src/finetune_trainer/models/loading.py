@@ -35,6 +35,7 @@ from finetune_trainer.models.adapters.factors import WRAPPED
 from finetune_trainer.models.adapters.patterns import require_expressions, require_matches, require_one_value
 from finetune_trainer.models.adapters.starts import CHOICES, lora_layers, start_from_weights
 from finetune_trainer.models.adapters.whole_modules import choose_whole_modules, is_inside, keep_whole_modules
+from finetune_trainer.models.adapters.whole_names import refuse_adapter_on_head
 from finetune_trainer.models.architectures import find_class, text_modules, text_prefix
 from finetune_trainer.models.device import set_tf32
 from finetune_trainer.models.experts import (
@@ -338,6 +339,13 @@ def _choose_targets(model: PreTrainedModel, named: list[str] | None) -> list[str
 def scores_text(model: PreTrainedModel) -> bool:
     """Return whether the model has a score instead of the language head."""
     return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def require_plain_head(model: PeftModel) -> None:
+    """Refuse an adapter on the output head of a model that writes text."""
+    head = model.get_output_embeddings()
+    if isinstance(head, BaseTunerLayer):
+        refuse_adapter_on_head(next(name for name, module in model.get_base_model().named_modules() if module is head))
 
 
 def refuse_tied_merge(model: PeftModel) -> None:

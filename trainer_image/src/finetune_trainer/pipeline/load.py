@@ -20,6 +20,7 @@ from finetune_trainer.models.loading import (
     load_for_training,
     load_plain,
     refuse_tied_merge,
+    require_plain_head,
     unquantised_layers,
 )
 from finetune_trainer.pipeline.inputs import Inputs
@@ -54,6 +55,8 @@ def load_model(
         continue_adapter(model, inputs.initial_weights)
     if settings.method == Method.FULL:
         return model, settings
+    if writes_text:
+        require_plain_head(model)
     if spec.output.merge is not Merge.NONE:
         refuse_tied_merge(model)
     targets = model.peft_config["default"]

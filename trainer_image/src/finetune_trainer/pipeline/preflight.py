@@ -22,13 +22,13 @@ from finetune_trainer.models.activations import UNQUANTISED, adapted_layers
 from finetune_trainer.models.adapters.factors import no_experts_error
 from finetune_trainer.models.adapters.initial import InitialAdapter, check_initial_adapter, with_adapter
 from finetune_trainer.models.adapters.patterns import require_expressions, require_one_value
-from finetune_trainer.models.adapters.whole_names import require_whole_modules
+from finetune_trainer.models.adapters.whole_names import refuse_adapter_on_head, require_whole_modules
 from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model, read_config
 from finetune_trainer.models.context import context_length, position_limit
 from finetune_trainer.models.gguf_architectures import require_convertible
 from finetune_trainer.models.memory_estimate import format_bytes
 from finetune_trainer.models.resolve_settings import choose_settings
-from finetune_trainer.models.shape import with_teacher
+from finetune_trainer.models.shape import HEAD, with_teacher
 from finetune_trainer.models.teacher import CheckedTeacher, check_teacher
 from finetune_trainer.models.trainable import require_adapter_on_experts, require_method, require_trainable
 from finetune_trainer.pipeline.bound_model import describe_adapter, describe_model, describe_reward_model
@@ -86,6 +86,7 @@ def preflight(run: RunContext) -> Report:
     adapter = check_initial_adapter(config, model.shape, storage, on_bytes)
     _check_experts(with_adapter(config.spec, adapter), model)
     _check_patterns(with_adapter(config.spec, adapter), model)
+    _check_head(with_adapter(config.spec, adapter))
     _check_whole_modules(with_adapter(config.spec, adapter), model)
     Expectations(config.spec.evaluation.prompts or [])
     reward = _check_rewards(config, storage, workspace, on_bytes)
@@ -168,6 +169,15 @@ def _check_patterns(spec: FineTuneJobSpec, model: ModelFacts) -> None:
     if lora := spec.tuning.lora:
         require_expressions(lora)
         require_one_value(lora, adapted_layers(model.shape, lora) if model.shape else ())
+
+
+def _check_head(spec: FineTuneJobSpec) -> None:
+    """Refuse an adapter on the output head by its usual name; the trainer finds it under any."""
+    lora = spec.tuning.lora
+    if lora and lora.target_modules and spec.objective is not Objective.REWARD_MODEL:
+        for name in set(lora.target_modules) - set(lora.exclude_modules or ()):
+            if name.rpartition(".")[2] == HEAD:
+                refuse_adapter_on_head(name)
 
 
 def _check_whole_modules(spec: FineTuneJobSpec, model: ModelFacts) -> None:

@@ -83,6 +83,16 @@ def saved_modules(config: Mapping[str, Any], tensors: Iterable[str]) -> list[str
     return list(dict.fromkeys(module for module in whole if any(_ends(module, name) for name in names)))
 
 
+def refuse_adapter_on_head(name: str) -> NoReturn:
+    """Refuse an adapter on the output head: TRL computes the loss from the head's own weights."""
+    raise TrainerError(
+        ExitCode.INVALID_CONFIG,
+        f"an adapter on the output head ({name}) is never trained, because the loss is computed from the head's own "
+        "weights: remove it from tuning.lora.targetModules, or train the head in full with tuning.lora.modulesToSave; "
+        "merge a tuning.initialAdapter that has one into its base, and train the merged model",
+    )
+
+
 def agree(names: Sequence[str], modules: Sequence[str], *, is_tied: bool) -> bool:
     """Return whether the names end these modules and no others; of tied ones, one name is enough."""
     is_named = [any(_ends(module, name) for name in names) for module in modules]
