@@ -1,6 +1,7 @@
 """DPO and KTO on tiny models: reference, losses, published files, and the behaviour of TRL that we rely on."""
 
 import io
+import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -265,6 +266,15 @@ def test_the_held_out_loss_of_a_mixture_is_that_of_the_answers_alone(
     assert start.loss == pytest.approx(START[objective], abs=0.01)
     assert end.loss == pytest.approx(START[objective], abs=0.2)
     assert trainer._loop.history.train[0].loss > START[objective] + 0.5
+
+
+def test_a_tokenizer_without_a_token_for_the_end_or_for_padding_trains(tiny_model: Path, tmp_path: Path) -> None:
+    base = tmp_path / "unnamed"
+    shutil.copytree(tiny_model, base)
+    config = json.loads((base / "tokenizer_config.json").read_text(encoding="utf-8"))
+    named = {name: value for name, value in config.items() if name not in {"eos_token", "pad_token"}}
+    (base / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
+    make_trainer("DPO", base, tmp_path, make_settings(total_steps=2)).train()
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.3])

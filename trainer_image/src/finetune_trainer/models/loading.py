@@ -70,9 +70,13 @@ transformers_logging.disable_progress_bar()
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """Load the model's tokenizer; TRL requires the object, although it does not tokenise here."""
+    """Load the model's tokenizer; TRL requires the object, although it does not tokenise here, and a token to pad with,
+    which may be any: padding is neither attended to nor trained."""
     with model_errors(directory):
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
 
 
 def load_for_training(
