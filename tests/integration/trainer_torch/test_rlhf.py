@@ -203,6 +203,23 @@ def test_rewards_that_never_differ_are_refused_for_nothing_is_learnt(taught: Pat
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
 
+@pytest.mark.parametrize("algorithm", ["GRPO", "RLOO"])
+def test_equal_rewards_are_equal_however_far_the_answers_are_from_the_reference(
+    taught: Path, tmp_path: Path, algorithm: str
+) -> None:
+    """RLOO subtracts the divergence from a reward."""
+    changes = {"algorithm": algorithm, "total_steps": 2, "evaluates": False}
+    trainer = make_policy(taught, tmp_path, scorer=lambda answers: [0.5] * len(answers), **changes)
+    torch.manual_seed(1)
+    for tensor in trained_tensors(trainer.model).values():
+        torch.nn.init.normal_(tensor, std=0.05)
+    with pytest.raises(TrainerError, match="all answers to a prompt had the same reward"):
+        trainer.train()
+    points = trainer._loop.history.train
+    assert [point.flat_share for point in points] == [1.0, 1.0]
+    assert points[0].kl != 0
+
+
 def test_a_reward_that_is_not_finite_ends_the_run(taught: Path, tmp_path: Path) -> None:
     trainer = make_policy(taught, tmp_path, scorer=lambda answers: [math.nan] * len(answers), total_steps=1)
     with pytest.raises(TrainerError, match="reward is not finite") as caught:

@@ -71,6 +71,8 @@ class Rollouts:
     ) -> None:
         self.groups = 0
         self.groups_with_spread = 0
+        self.flat_share = 1.0
+        """Share of the last step's groups whose rewards are all equal."""
         self._samples = samples
         self._scorer = scorer
         self._decoder = decoder
@@ -83,10 +85,11 @@ class Rollouts:
 
     def count_groups(self, rewards: Sequence[float]) -> None:
         """Count the groups of a step's rewards, those of all processes, which may share a group."""
-        for start in range(0, len(rewards), self._group):
-            found = rewards[start : start + self._group]
-            self.groups += 1
-            self.groups_with_spread += max(found) > min(found)
+        groups = [rewards[start : start + self._group] for start in range(0, len(rewards), self._group)]
+        with_spread = sum(max(found) > min(found) for found in groups)
+        self.groups += len(groups)
+        self.groups_with_spread += with_spread
+        self.flat_share = 1 - with_spread / len(groups)
 
     def score_answers(self, samples: Sequence[EncodedPrompt], answers: Sequence[list[int]]) -> list[ScoredAnswer]:
         """Return the answers to these prompts with their rewards; a reward that is not finite ends the run."""

@@ -106,6 +106,14 @@ class PolicyTrainer(LoopTrainer):
         self._rollouts.count_groups(rewards[:, 0].tolist())
         return rewards
 
+    @override
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the share of groups with equal rewards; RLOO counts rewards from which it has subtracted the
+        divergence."""
+        if "loss" in logs:
+            self._metrics["train"]["frac_reward_zero_std"] = [self._rollouts.flat_share]
+        super().log(logs, start_time)
+
     def _sample(self, prompts: list[list[int]]) -> list[list[int]]:
         """Return one sampled answer to each prompt, including its end token."""
         raise NotImplementedError
