@@ -195,6 +195,20 @@ def test_the_teacher_answers_once_and_as_it_was_taught(
     assert [row[ANSWER] for row in again.eval_dataset] == answers
 
 
+def test_answers_have_the_models_own_probabilities_whatever_its_generation_config_sets(
+    taught: Path, tmp_path: Path
+) -> None:
+    """With `min_p` 1, only the likeliest token is left."""
+    teacher = load_plain(taught, torch.float32, CPU)
+    teacher.generation_config.min_p = 1.0
+    trainer = make_trainer(taught, teacher, tmp_path, held_out=as_samples(prompts_of(taught)[:1] * 16))
+    assert trainer.eval_dataset is not None
+    assert len({tuple(row[ANSWER]) for row in trainer.eval_dataset}) > 1
+    trainer.model.generation_config.min_p = 1.0
+    answers = trainer._generate_single_turn([list(prompts_of(taught)[0].prompt_ids)] * 16, None, {})
+    assert len(set(map(tuple, answers))) > 1
+
+
 def test_the_teacher_is_not_changed(tiny_model: Path, taught: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_model, taught, tmp_path, "Full", total_steps=2)
     before = {name: tensor.clone() for name, tensor in trainer.teacher_model.state_dict().items()}

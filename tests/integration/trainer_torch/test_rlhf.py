@@ -126,6 +126,18 @@ def test_the_policy_gets_prompts_as_at_inference(taught: Path, tmp_path: Path) -
     }
 
 
+@pytest.mark.parametrize("algorithm", ["GRPO", "RLOO"])
+def test_answers_have_the_models_own_probabilities_whatever_its_generation_config_sets(
+    taught: Path, tmp_path: Path, algorithm: str
+) -> None:
+    """With `min_p` 1, only the likeliest token is left."""
+    trainer = make_policy(taught, tmp_path, algorithm=algorithm)
+    trainer.model.generation_config.min_p = 1.0
+    answers = trainer._sample([list(prompts_of(taught)[0].prompt_ids)] * 16)
+    assert len(set(map(tuple, answers))) > 1
+    assert trainer.model.generation_config.min_p == 1.0
+
+
 def test_answers_are_scored_without_their_end_and_a_truncated_one_is_distinguished(
     taught: Path, tmp_path: Path
 ) -> None:

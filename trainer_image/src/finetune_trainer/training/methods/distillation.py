@@ -25,6 +25,7 @@ from finetune_trainer.training.methods.prompts import (
     beat_per_token,
     continue_order,
     require_context,
+    sampling_by_probability,
     set_end_tokens,
     to_prompt_dataset,
 )
@@ -78,7 +79,8 @@ class StudentTrainer(LoopTrainer, DistillationTrainer):  # type: ignore[misc]  #
     def _generate_single_turn(self, prompt_ids: list[list[int]], *arguments: Any, **options: Any) -> list[list[int]]:
         if self._given is not None:
             return self._given
-        sampled: list[list[int]] = super()._generate_single_turn(prompt_ids, *arguments, **options)
+        with sampling_by_probability(self.accelerator.unwrap_model(self.model_wrapped)):
+            sampled: list[list[int]] = super()._generate_single_turn(prompt_ids, *arguments, **options)
         return sampled
 
     @override

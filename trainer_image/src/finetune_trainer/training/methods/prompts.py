@@ -1,12 +1,13 @@
-"""Prompts that the model answers in the training: as a dataset, their order, their end tokens, and a heartbeat for each
-token."""
+"""Prompts that the model answers in the training: as a dataset, their order, their end tokens, the sampling, and a
+heartbeat for each token."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import RepeatSampler
 
 from finetune_api.handoff import ExitCode
@@ -49,6 +50,18 @@ def continue_order(sampler: RepeatSampler, step: int) -> RepeatSampler:
     for _ in range(step // (sampler.num_samples // sampler.batch_size)):
         torch.randperm(sampler.num_samples, generator=sampler.generator)
     return sampler
+
+
+@contextmanager
+def sampling_by_probability(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Sample without what the model's `generation_config.json` sets and TRL does not, for example `min_p`: the loss is
+    computed from all probabilities."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 def beat_per_token(model: PreTrainedModel | PeftModel, on_work: Callable[[], None]) -> None:

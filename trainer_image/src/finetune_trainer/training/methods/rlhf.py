@@ -48,6 +48,7 @@ from finetune_trainer.training.methods.prompts import (
     beat_per_token,
     continue_order,
     require_context,
+    sampling_by_probability,
     set_end_tokens,
     to_prompt_dataset,
 )
@@ -91,7 +92,7 @@ class PolicyTrainer(LoopTrainer):
     @override
     def _generate_single_turn(self, *arguments: Any, **options: Any) -> Any:
         """Sample this process's answers; collectives follow when all processes have theirs."""
-        with self._loop.pace.block(self._loop.reporter.beat):
+        with self._loop.pace.block(self._loop.reporter.beat), sampling_by_probability(self.model):
             return super()._generate_single_turn(*arguments, **options)
 
     def _reward(self, **options: Any) -> list[float]:
