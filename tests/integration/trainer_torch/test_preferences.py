@@ -268,12 +268,24 @@ def test_the_held_out_loss_of_a_mixture_is_that_of_the_answers_alone(
     assert trainer._loop.history.train[0].loss > START[objective] + 0.5
 
 
-def test_a_tokenizer_without_a_token_for_the_end_or_for_padding_trains(tiny_model: Path, tmp_path: Path) -> None:
-    base = tmp_path / "unnamed"
+@pytest.mark.parametrize(
+    "named", [{}, {"pad_token": "<|beyond|>"}, {"eos_token": "<|beyond|>"}], ids=["none", "padding", "end"]
+)
+def test_a_tokenizer_without_a_known_token_for_padding_or_for_the_end_trains(
+    tiny_model: Path, tmp_path: Path, named: dict[str, str]
+) -> None:
+    """Nor does a token that is only in the tokenizer's configuration have an embedding."""
+    base = tmp_path / "model"
     shutil.copytree(tiny_model, base)
     config = json.loads((base / "tokenizer_config.json").read_text(encoding="utf-8"))
-    named = {name: value for name, value in config.items() if name not in {"eos_token", "pad_token"}}
-    (base / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
+    others = {name: value for name, value in config.items() if name not in {"eos_token", "pad_token"}}
+    (base / "tokenizer_config.json").write_text(json.dumps(others | named), encoding="utf-8")
+    size = len(json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"])
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps(config | {"vocab_size": size}), encoding="utf-8")
+    weights = load_file(base / "model.safetensors")
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:size].clone()
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     make_trainer("DPO", base, tmp_path, make_settings(total_steps=2)).train()
 
 

@@ -70,11 +70,15 @@ transformers_logging.disable_progress_bar()
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """Load the model's tokenizer; TRL requires the object, although it does not tokenise here, and a token to pad with,
-    which may be any: padding is neither attended to nor trained."""
+    """Load the model's tokenizer; TRL requires the object, although it does not tokenise here, and a token to pad with.
+
+    If it names none that the model has an embedding of, another is taken: padding is neither attended to nor trained.
+    """
     with model_errors(directory):
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if padding is None or padding >= config.get_text_config().vocab_size:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
     return tokenizer
 
