@@ -2,10 +2,13 @@
 
 import gc
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.optim import AdEMAMix
+from bitsandbytes.optim.optimizer import Optimizer8bit
 from thin_slice import thin_slice
 from trainer_bench import KeepGradients, make_trainer, weights_of
 from transformers.training_args import OptimizerNames
@@ -107,3 +110,35 @@ def test_the_state_takes_the_bytes_that_are_counted_and_continues_after_it_was_s
         resumed.optimizer.step()
     ours, theirs = weights_of(trainer), weights_of(other)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("optim", [Optimiser.PAGED_ADAMW_8BIT, Optimiser.PAGED_LION, Optimiser.PAGED_ADEMAMIX_8BIT])
+def test_a_paged_state_is_in_pages_again_after_a_resume(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optim: Optimiser
+) -> None:
+    trainer, _ = build(tiny_model, tmp_path / "first", optim)
+    trainer.train()
+    trainer._save_optimizer_and_scheduler(str(tmp_path))
+    pages: list[torch.Tensor] = []
+
+    def keep(plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def make(*arguments: object, **options: object) -> torch.Tensor:
+            pages.append(plain(*arguments, **options))
+            return pages[-1]
+
+        return make
+
+    for kind, name in ((Optimizer8bit, "get_state_buffer"), (AdEMAMix, "_get_state_double_buffer")):
+        monkeypatch.setattr(kind, name, keep(getattr(kind, name)))
+    other, _ = build(tiny_model, tmp_path / "second", optim)
+    other.create_optimizer_and_scheduler(1)
+    other.optimizer = other.accelerator.prepare(other.optimizer)
+    other._load_optimizer_and_scheduler(str(tmp_path))
+    ours, theirs = (list(one.optimizer.optimizer.state.values()) for one in (other, trainer))
+    loaded = [one[name] for one in ours for name in ("state1", "state2") if name in one]
+    assert {id(one) for one in loaded} == {id(page) for page in pages}
+    assert len(ours) == len(theirs) > 0
+    for one, same in zip(ours, theirs, strict=True):
+        assert one.keys() == same.keys()
+        assert all(torch.equal(torch.as_tensor(one[name]), torch.as_tensor(same[name])) for name in one)

@@ -215,11 +215,14 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load this process's part of the saved state, whatever number of processes saved it."""
         shards = Path(checkpoint or "") / OPTIMISER_SHARDS
-        if not checkpoint or not (trains_shards(self.model) or shards.is_dir()):
+        is_paged = getattr(self.optimizer.optimizer, "is_paged", False) if checkpoint else False
+        if not checkpoint or not (trains_shards(self.model) or shards.is_dir() or is_paged):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         load = functools.partial(torch.load, map_location="cpu", weights_only=True, mmap=True)
-        if shards.is_dir():
+        if is_paged:
+            load_pages(self.optimizer.optimizer, load(Path(checkpoint) / OPTIMIZER_NAME))
+        elif shards.is_dir():
             load_shards(self.model, self.optimizer.optimizer, shards)
         else:
             load_state(self.optimizer.optimizer, load(Path(checkpoint) / OPTIMIZER_NAME))
@@ -383,6 +386,22 @@ def require_saved(ending: str) -> None:
         raise Stopped("stopped together with a process that received SIGTERM")
     if ending == FAILED:
         raise TrainerError(ExitCode.PREEMPTED, "the first process could not save the checkpoint, and ended")
+
+
+def load_pages(optimiser: Any, saved: dict[str, Any]) -> None:
+    """Load the state of a paged optimiser into pages, which the library makes as in the first step. Its own way moves
+    all of the state to the GPU, which may not hold it, and leaves it there."""
+    optimiser.load_state_dict(saved, move_to_device=False)
+    loaded = dict(optimiser.state)
+    optimiser.state.clear()
+    optimiser.check_overrides()  # which weights have a state of 32 bits
+    for number, group in enumerate(optimiser.param_groups):
+        for at, parameter in enumerate(group["params"]):
+            if values := loaded.pop(parameter, None):
+                optimiser.init_state(group, parameter, number, at)
+                made = optimiser.state[parameter]
+                for name, value in values.items():
+                    made[name] = made[name].copy_(value) if isinstance(value, torch.Tensor) else value
 
 
 def drop_overrides() -> None:
