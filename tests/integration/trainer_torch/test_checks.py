@@ -1,6 +1,7 @@
 """The checks on what training leaves: the saved adapter, the restored weights, the merged model."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from training_bench import Bench
 from transformers import AutoModelForCausalLM, GPT2Config
+from typing_extensions import override
 
 from finetune_api.handoff import ADAPTER_WEIGHTS, ExitCode
 from finetune_api.status import Resolved
+from finetune_trainer.distributed.sharding import require_same_gradients
+from finetune_trainer.distributed.world import World
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.logprobs import LOSS_TOKENS, HeldOut, iterate_logprobs
 from finetune_trainer.models.adapters.saved import save_adapter, verify_adapter
@@ -75,6 +79,38 @@ def test_an_adapter_as_untrained_as_it_began_is_refused(tiny_model: Path, tmp_pa
         save_adapter(
             attach_adapter(load_plain(tiny_model, torch.float32, CPU), settings), tmp_path, "s3://bucket/model"
         )
+
+
+class Twins(World):
+    """Two processes; the figures of the other one are ours times a factor."""
+
+    size = 2
+
+    def __init__(self, factor: float) -> None:
+        self._factor = factor
+
+    @override
+    def gather(self, own: torch.Tensor) -> list[torch.Tensor]:
+        return [own, own * self._factor]
+
+
+def with_gradient(gradient: float) -> torch.nn.Module:
+    layer = torch.nn.Linear(4, 4)
+    for parameter in layer.parameters():
+        parameter.grad = torch.full_like(parameter, gradient)
+    return layer
+
+
+@pytest.mark.parametrize("gradient", [float("nan"), float("inf")])
+def test_gradients_that_loss_scaling_made_too_large_for_fp16_in_all_processes_do_not_differ(gradient: float) -> None:
+    require_same_gradients(with_gradient(gradient), Twins(1.0))
+
+
+@pytest.mark.parametrize(("factor", "is_met"), [(1.0, True), (1 + 1e-12, True), (1.001, False), (float("nan"), False)])
+def test_gradients_differ_between_processes_by_more_than_the_order_of_a_sum(factor: float, is_met: bool) -> None:
+    differs = pytest.raises(TrainerError, match="the gradients of the processes differ")
+    with nullcontext() if is_met else differs:
+        require_same_gradients(with_gradient(0.5), Twins(factor))
 
 
 def test_an_adapter_on_the_embedding_is_trained_and_published(make_bench: MakeBench) -> None:

@@ -30,6 +30,8 @@ LARGEST_SHARE = 1.25
 """A process may hold this multiple of its even share, because not all tensors divide evenly."""
 STEPS = "step"
 """The only entry of an optimiser's state of a weight that is a number; the others have the weight's shape."""
+ROUNDING = 1e-6
+"""Relative difference of two norms of the same gradient."""
 SMALL = 1 << 16
 """Bytes of parameters that are allowed on top: the shares of small tensors are uneven."""
 
@@ -161,9 +163,13 @@ def decoder_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
 
 
 def require_same_gradients(model: torch.nn.Module, world: World) -> None:
-    """Raise if the gradients differ between processes after they were averaged."""
+    """Raise if the gradients differ between processes after they were averaged.
+
+    Loss scaling may make the first ones of FP16 too large, so that they are NaN everywhere.
+    """
     norms = [one.grad.double().norm() for one in model.parameters() if one.grad is not None and one.requires_grad]
     own = torch.stack([norm.cpu() for norm in norms]) if norms else torch.zeros(1, dtype=torch.float64)
     found = world.gather(own)
-    if not all(torch.equal(one, found[0]) for one in found):
+    # The same values have another sum on another kind of GPU.
+    if not all(torch.allclose(one, found[0], rtol=ROUNDING, atol=0.0, equal_nan=True) for one in found):
         raise TrainerError(ExitCode.INTERNAL_ERROR, "the gradients of the processes differ at the first step")
