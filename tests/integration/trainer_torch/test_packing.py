@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -22,6 +23,7 @@ from finetune_trainer.models.loading import trained_tensors
 from finetune_trainer.tokenization.packing import EXACT_MODELS, count_packed, group_lengths
 from finetune_trainer.tokenization.sample_table import as_samples
 from finetune_trainer.tokenization.samples import Encoded
+from finetune_trainer.training.methods import packed
 from finetune_trainer.training.methods.packed import (
     PackedCollator,
     group_many,
@@ -111,6 +113,16 @@ def test_rows_are_proven_apart_in_a_batch_of_several_lines(monkeypatch: pytest.M
     model.config._attn_implementation = "rows_of_one_line"
     with pytest.raises(TrainerError, match=r"attention \(rows_of_one_line\) lets packed rows attend to each other"):
         require_isolated_rows(model, COLLATOR)
+
+
+@pytest.mark.parametrize(("precision", "roundings"), [("BF16", 6), ("BF16", 100), ("FP32", 6)])
+def test_logits_that_are_rounded_to_16_bits_differ_by_more_than_those_in_fp32(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, roundings: int
+) -> None:
+    monkeypatch.setattr(packed, "_leak", lambda *_, **__: roundings * torch.finfo(torch.bfloat16).eps / 2)
+    refused = pytest.raises(TrainerError, match="lets packed rows attend to each other")
+    with nullcontext() if (precision, roundings) == ("BF16", 6) else refused:
+        make_trainer(tiny_model, tmp_path, settings_for("LoRA", packing=True, precision=precision))
 
 
 def test_the_first_token_of_each_row_is_not_trained_because_the_row_before_would_predict_it() -> None:

@@ -33,7 +33,9 @@ ROW_TOKENS = "row_tokens"
 """Tokens of each line without its padding: numbers, which need not be read from the device."""
 PROBE_LENGTHS = (8, 3, 5, 8)
 """Rows of the probe: two sequences of two rows, which make three lines, one with two rows."""
-LARGEST_LEAK = 1e-3
+LARGEST_LEAK, LARGEST_LEAK_IN_16_BITS = 1e-3, 0.05
+"""Of the largest logit; a row that attends to another one changes about as much as it has. Rounding is below: experts
+get other numbers of tokens, for which a library may add in another order, and each number in BF16 has 8 bits."""
 
 
 @dataclass
@@ -119,7 +121,11 @@ def _number_rows(position_ids: torch.Tensor) -> torch.Tensor:
 
 
 def require_isolated_rows(
-    model: PreTrainedModel | PeftModel, collator: PackedCollator, *, is_packed: bool = True
+    model: PreTrainedModel | PeftModel,
+    collator: PackedCollator,
+    *,
+    is_packed: bool = True,
+    largest_leak: float = LARGEST_LEAK,
 ) -> None:
     """Raise if other rows change a row's logits in a batch of the trainer's collator, with the attention in use.
 
@@ -129,7 +135,7 @@ def require_isolated_rows(
     model.eval()
     leaks = [_leak(model, collator, row, is_packed=is_packed) for row in range(len(PROBE_LENGTHS))]
     model.train(was_training)
-    if any(leak > LARGEST_LEAK for leak in leaks):
+    if any(leak > largest_leak for leak in leaks):
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
             f"this model's attention ({model.config._attn_implementation}) lets packed rows attend to each other: set "

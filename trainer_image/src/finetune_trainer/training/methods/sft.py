@@ -8,7 +8,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 from typing_extensions import override
 
-from finetune_api.spec import Attention
+from finetune_api.spec import Attention, Precision
 from finetune_trainer.models.attention import flash_kernel, use_attention
 from finetune_trainer.tokenization.labeler import UNTRAINED, Encoded
 from finetune_trainer.tokenization.packing import EXACT_MODELS, MAX_ROWS
@@ -16,6 +16,8 @@ from finetune_trainer.tokenization.sample_table import as_samples
 from finetune_trainer.training.methods.columns import to_dataset
 from finetune_trainer.training.methods.loop import LoopTrainer, MeasuredBatch
 from finetune_trainer.training.methods.packed import (
+    LARGEST_LEAK,
+    LARGEST_LEAK_IN_16_BITS,
     ROW_TOKENS,
     PackedCollator,
     mask_rows,
@@ -117,8 +119,10 @@ def build_sft_trainer(parts: TrainerParts, max_rows: int | None = MAX_ROWS) -> R
         padding, padding_free=is_flat, max_length=settings.max_length or 0, samples=packed
     )
     if settings.packing or is_flat:
+        largest = LARGEST_LEAK if settings.precision == Precision.FP32 else LARGEST_LEAK_IN_16_BITS
         with use_attention(trainer.model, trainer.kernel), trainer.compute_loss_context_manager():
-            require_isolated_rows(trainer.model, trainer.data_collator, is_packed=bool(settings.packing))
+            is_packed = bool(settings.packing)
+            require_isolated_rows(trainer.model, trainer.data_collator, is_packed=is_packed, largest_leak=largest)
     return trainer
 
 
