@@ -30,6 +30,7 @@ from measures import (
     measure_resume,
     measure_rollouts,
     measure_speed,
+    speed_pairs,
 )
 from results import Figure, Section, is_missed, read_sections, render
 
@@ -164,6 +165,11 @@ def test_the_estimate_is_computed_for_each_shape_and_judged_on_a_gpu_alone(machi
     assert list(found) == ["tiny, QLoRA", "tiny, LoRA", "tiny, Full"]
     assert {one.verdict for one in found.values()} == {"not measured"}, found
     assert all("estimated: " in one.measured for one in found.values())
+
+
+def test_the_speed_section_has_rows_with_the_libraries_of_the_trainer_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kubernetes.client", None)
+    assert len(speed_pairs(30)) == 30
 
 
 @pytest.mark.nightly
