@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from packed_rows import make_documents, make_model, make_samples, make_trainer, settings_for
+from torch._subclasses import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+from transformers.integrations import sdpa_attention
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
@@ -20,7 +22,7 @@ from finetune_trainer.models.attention import (
     find_unsupported_attention,
     use_attention,
 )
-from finetune_trainer.models.loading import trained_tensors
+from finetune_trainer.models.loading import load_plain, trained_tensors
 from finetune_trainer.tokenization.packing import FLASH_MODELS
 from finetune_trainer.training.methods.packed import PackedCollator, require_isolated_rows
 
@@ -106,6 +108,26 @@ def test_a_kernel_that_mixes_rows_or_fails_has_a_fault(monkeypatch: pytest.Monke
     assert "it fails" in (find_kernel_fault(model, torch.bfloat16, CPU) or "")
     monkeypatch.setitem(AttentionInterface._global_mapping, VARLEN, attend_all)
     assert "its results differ" in (find_kernel_fault(model, torch.float32, CPU) or "")
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "is_grouped"),
+    [
+        ((7, 5), torch.float16, False),
+        ((8, 0), torch.bfloat16, True),
+        ((9, 0), torch.float16, True),
+        ((9, 0), torch.float32, False),
+    ],
+)
+def test_keys_and_values_are_repeated_where_no_fused_kernel_takes_fewer_heads(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, is_grouped: bool
+) -> None:
+    load_plain(tiny_model, torch.float32, CPU)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    with FakeTensorMode():
+        key = torch.empty(1, 2, 16, 64, dtype=dtype, device="cuda")
+        assert sdpa_attention.use_gqa_in_sdpa(None, key, key) is is_grouped
+        assert sdpa_attention.use_gqa_in_sdpa(None, key.cpu(), key.cpu())
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from finetune_api.handoff import ExitCode
 from finetune_api.spec import Attention
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.grouped_heads import OLDEST_CAPABILITY
 from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.tokenization.packing import FLASH_MODELS
 
@@ -25,7 +26,6 @@ VARLEN = "finetune_varlen"
 """Name of `attend_rows` in transformers. The library makes no mask for it, because no mask has this name."""
 EAGER = "Eager"
 NAMES = {"sdpa": Attention.SDPA.value, "eager": EAGER}
-OLDEST_CAPABILITY = (8, 0)
 LARGEST_HEAD = 256
 CHECKED_LENGTHS = (17, 40, 7)
 LARGEST_DIFFERENCE = 0.05

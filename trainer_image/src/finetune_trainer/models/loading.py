@@ -47,6 +47,7 @@ from finetune_trainer.models.experts import (
     quantised_stacks,
     require_every_stack,
 )
+from finetune_trainer.models.grouped_heads import keep_fused
 from finetune_trainer.models.optimisers import refuse_sharded_optimiser
 from finetune_trainer.models.quantised import Quantised
 from finetune_trainer.models.shape import UNADAPTED_LAYERS
@@ -201,6 +202,7 @@ def _load(directory: Path, writes_text: bool, **options: Any) -> PreTrainedModel
     one, except for the head that a language model does not have."""
     if not writes_text:
         options["num_labels"] = 1
+    keep_fused()
     with model_errors(directory), _quiet():
         model, found = _find_class(directory, writes_text).from_pretrained(
             directory,
