@@ -16,11 +16,11 @@ def keep_fused() -> None:
 
 def may_stay_grouped(mask: torch.Tensor | None, key: torch.Tensor, value: torch.Tensor) -> bool:
     """Return whether SDPA gets keys and values as they are, in transformers' place."""
-    if not _plain(mask, key, value):
-        return False
-    kind = key.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else key.dtype
-    return kind != "cuda" or takes_grouped(torch.cuda.get_device_capability(key.device), dtype)
+    is_grouped = bool(_plain(mask, key, value))
+    if not is_grouped or key.device.type != "cuda":
+        return is_grouped
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else key.dtype
+    return takes_grouped(torch.cuda.get_device_capability(key.device), dtype)
 
 
 def takes_grouped(capability: tuple[int, int], dtype: torch.dtype) -> bool:
