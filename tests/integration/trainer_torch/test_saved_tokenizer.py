@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import SpecialVocab
 from tiny_model import CHAT_TEMPLATE
 from transformers import AutoTokenizer, GenerationConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from finetune_api.inputs.chat_template import ChatTemplateName
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, PreferenceRow, Row, Source
 from finetune_trainer.models.adapters.saved import save_generation_config, save_tokenizer
+from finetune_trainer.tokenization.chosen_template import TemplateChoice
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import Encoded, EncodedPair
 
@@ -68,6 +71,19 @@ def test_every_template_of_a_model_is_saved_and_chosen_as_in_training(folder: Pa
         sample = encode(labeler, ChatRow(CHAT, SOURCE, DataFormat.OPENAI, tools))
         assert sample.input_ids == saved.apply_chat_template(CHAT, tools=tools, return_dict=False)
     assert Labeler(tmp_path / "adapter").templates == labeler.templates
+
+
+@pytest.mark.parametrize("choice", [TemplateChoice(), TemplateChoice(ChatTemplateName.VICUNA)], ids=["own", "chosen"])
+def test_a_chosen_template_is_also_the_one_of_readers_that_prefer_the_tokenizers_configuration(
+    folder: Path, tmp_path: Path, choice: TemplateChoice
+) -> None:
+    labeler = Labeler(folder, choice)
+    save_tokenizer(folder, tmp_path / "merged", labeler)
+    assert SpecialVocab(tmp_path / "merged").chat_template == labeler.template_text  # llama.cpp's converter
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == labeler.template_text
+    before, after = ((one / "tokenizer_config.json").read_bytes() for one in (folder, tmp_path / "merged"))
+    assert (before == after) is (choice.name is None)
+    assert json.loads(before) == json.loads(after) | {"chat_template": CHAT_TEMPLATE}
 
 
 def test_the_stop_is_seen_and_trained_where_it_is_also_the_padding(folder: Path) -> None:

@@ -200,7 +200,7 @@ def _templates(directory: Path, config: dict[str, Any]) -> dict[str, str]:
         found[DEFAULT] = _read_text(directory / TEMPLATE_FILE)
     if not found:
         given = config.get("chat_template") or _read_json(directory / "chat_template.json").get("chat_template")
-        found = _by_name(given)
+        found = templates_by_name(given)
     if len(found) == 1:
         return {DEFAULT: next(iter(found.values()))}
     if found and DEFAULT not in found:
@@ -208,7 +208,8 @@ def _templates(directory: Path, config: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _by_name(given: Any) -> dict[str, str]:
+def templates_by_name(given: Any) -> dict[str, str]:
+    """Return the templates of a `chat_template` in a tokenizer's configuration, by name."""
     if isinstance(given, str):
         return {DEFAULT: given}
     pairs = list(given.items()) if isinstance(given, dict) else []

@@ -15,9 +15,10 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.adapters.factors import PREFIX
 from finetune_trainer.models.adapters.starts import publish_difference
 from finetune_trainer.models.adapters.whole_modules import ADAPTER, published_names, require_tied, tied_names
+from finetune_trainer.models.base_model import TOKENIZER_CONFIG
 from finetune_trainer.models.loading import HEAD, trained_tensors
 from finetune_trainer.tokenization.labeler import Labeler
-from finetune_trainer.tokenization.tokenizer import DEFAULT, TEMPLATE_FILE, TEMPLATE_FOLDER
+from finetune_trainer.tokenization.tokenizer import DEFAULT, TEMPLATE_FILE, TEMPLATE_FOLDER, templates_by_name
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -88,11 +89,20 @@ def verify_adapter(directory: Path, expected: int, *, must_change: bool = True) 
 
 
 def save_tokenizer(model_directory: Path, directory: Path, labeler: Labeler) -> None:
-    """Copy the tokenizer's files unchanged, and write the chat templates that the training used."""
+    """Copy the tokenizer's files, and write the chat templates that the training used.
+
+    Its configuration is changed only if it has other templates: some readers, such as llama.cpp's converter, prefer
+    those to the files of templates.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (model_directory / name).is_file():
             shutil.copyfile(model_directory / name, directory / name)
+    configuration = directory / TOKENIZER_CONFIG
+    config = json.loads(configuration.read_bytes()) if configuration.is_file() else {}
+    if "chat_template" in config and templates_by_name(config["chat_template"]) != labeler.templates:
+        del config["chat_template"]
+        configuration.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, template in labeler.templates.items():
         path = directory / (TEMPLATE_FILE if name == DEFAULT else f"{TEMPLATE_FOLDER}/{name}.jinja")
         path.parent.mkdir(exist_ok=True)
