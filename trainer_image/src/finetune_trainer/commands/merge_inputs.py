@@ -1,6 +1,5 @@
 """The inputs of `finetune-trainer merge`: base and adapter, checked against each other, and the rows to compare on."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +16,13 @@ from finetune_trainer.data.rows import BadRow, DataFormat, Rejected, Row, Source
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.merging.tuned_folder import read_tuned
 from finetune_trainer.models.adapters.factors import parse_factor
-from finetune_trainer.models.adapters.initial import BEYOND_LORA, read_base_digests, require_fit, require_weights
+from finetune_trainer.models.adapters.initial import (
+    BEYOND_LORA,
+    name_recorded_base,
+    read_base_digests,
+    require_fit,
+    require_weights,
+)
 from finetune_trainer.models.adapters.whole_names import saved_modules
 from finetune_trainer.models.base_model import (
     ADAPTER_CONFIG,
@@ -132,7 +137,7 @@ def check_base(adapter: LocalAdapter, name: str, base: OpenedBase, stop: StopFla
     lineage = adapter.find(Artifact.LINEAGE)
     content = lineage.read_bytes() if lineage else None
     if recorded := read_base_digests(content):
-        _require_digests(adapter, name, base.folder, recorded, stop, own=_name_base(content))
+        _require_digests(adapter, name, base.folder, recorded, stop, own=name_recorded_base(content))
         return "its weights have the SHA-256 in the adapter's lineage"
     if adapter.base and name.startswith(SCHEMES):
         if strip_commit(name.rstrip("/")) != adapter.base.rstrip("/"):
@@ -160,13 +165,6 @@ def _refuse_tied(adapter: LocalAdapter, base: Path, shape: ModelShape) -> None:
             f"it changes {min(modules & EMBEDDINGS)}, but input and output embeddings of the base are one tensor, so "
             "it cannot be merged: serve the adapter",
         )
-
-
-def _name_base(lineage: bytes | None) -> str:
-    """Return the end of a sentence with the base that a lineage names, with its commit; empty if it names none."""
-    base = json.loads(lineage or b"{}")["baseModel"]
-    commit = f"@{base['revision']}" if base.get("revision") else ""
-    return f", {base['uri']}{commit}" if base.get("uri") else ""
 
 
 def _require_digests(

@@ -21,7 +21,12 @@ from finetune_trainer.evaluation.groups import EVALUATED_PROMPTS, EVALUATED_ROWS
 from finetune_trainer.evaluation.questions import Question, list_questions
 from finetune_trainer.evaluation.run_record import Licence
 from finetune_trainer.merging.converter import require_converter
-from finetune_trainer.models.adapters.initial import InitialAdapter, fetch_initial_adapter, with_adapter
+from finetune_trainer.models.adapters.initial import (
+    InitialAdapter,
+    fetch_initial_adapter,
+    require_own_weights,
+    with_adapter,
+)
 from finetune_trainer.models.cache import fetch_model, pin_as_checked
 from finetune_trainer.models.model_card import read_licence
 from finetune_trainer.models.teacher import TeacherFiles, fetch_teacher, pin_teacher
@@ -164,6 +169,8 @@ def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
     run.reporter.start.end("rows")
     files = digest_folder(model, on_bytes) if digests_base else {}
     run.reporter.start.end("digests")
+    if adapter:
+        require_own_weights(adapter, pinned_model_uri(config.spec.model), files)
     run = replace(run, config=config)
     return Inputs(run, model, rows, labeler, samples, validation, adapter, reward, teacher, files, licence)
 

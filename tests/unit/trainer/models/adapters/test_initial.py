@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from safetensors.numpy import load_file, save_file
 
 from finetune_api.handoff import ExitCode, Manifest, ManifestFile, Outcome, Report
 from finetune_api.status import PublishedJob
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import StorageDenied, TrainerError
+from finetune_trainer.pipeline.inputs import load_inputs
 from finetune_trainer.pipeline.preflight import preflight
-from finetune_trainer.storage.protocol import sha256_file
+from finetune_trainer.storage.protocol import Entry, sha256_file
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -232,6 +234,55 @@ def test_an_adapter_on_a_copy_of_the_base_passes_by_the_digests_of_its_lineage_a
     (adapter.parent / "lineage.json").write_text(
         json.dumps({"baseModel": {"files": {"model.safetensors": digest, "config.json": "any"}}})
     )
+    assert check(world, FROM_URI).outcome is Outcome.VALIDATED
+
+
+@pytest.mark.parametrize("place", ["adapter", "kept-checkpoints/step-000002"])
+def test_an_adapter_whose_base_has_other_weights_now_is_refused_though_the_name_is_the_same(
+    world: Any, adapter: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"tuning": {"method": "LoRA", "initialAdapter": {"uri": f"s3://bucket/parent/{place}"}}}
+    folder = adapter.parent / place
+    folder.mkdir(parents=True, exist_ok=True)
+    write_adapter(folder)
+    base = {"uri": "hf://acme/base", "revision": "a" * 40, "files": {"model.safetensors": "0" * 64}}
+    (adapter.parent / "lineage.json").write_text(json.dumps({"baseModel": base}))
+    found = sha256_file(world.bucket / "model" / "model.safetensors")
+    sentence = f"has the SHA-256 {'0' * 12}, here {found[:12]}: name the base that it was trained on, hf://acme/base@aa"
+    assert check(world, changes).outcome is Outcome.VALIDATED  # S3 lists no digests: the weights are read by the pod
+    with pytest.raises(TrainerError) as caught:
+        load_inputs(world.run)
+    assert (caught.value.code, sentence in caught.value.message) == (ExitCode.INVALID_CONFIG, True)
+    shutil.rmtree(world.out)
+
+    listed = type(world.storage).list
+
+    def with_digests(store: Any, uri: str, *limit: int) -> list[Entry]:
+        entries = listed(store, uri, *limit)
+        if uri != "s3://bucket/model":
+            return entries
+        return [replace(one, sha256=sha256_file(world.bucket / "model" / one.key)) for one in entries]
+
+    monkeypatch.setattr(type(world.storage), "list", with_digests)  # as a hub does
+    assert sentence in refusal(world, ExitCode.INVALID_CONFIG, changes)
+    base["files"] = {"model.safetensors": found}
+    (adapter.parent / "lineage.json").write_text(json.dumps({"baseModel": base}))
+    assert check(world, changes).outcome is Outcome.VALIDATED
+    assert load_inputs(world.run).initial_adapter
+
+
+def test_an_adapter_whose_result_may_not_be_read_passes_by_the_name_of_its_base(
+    world: Any, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = type(world.storage).read
+
+    def denied(store: Any, uri: str, *limit: int) -> bytes | None:
+        if uri == "s3://bucket/parent/lineage.json":
+            raise StorageDenied("no")
+        found: bytes | None = read(store, uri, *limit)
+        return found
+
+    monkeypatch.setattr(type(world.storage), "read", denied)
     assert check(world, FROM_URI).outcome is Outcome.VALIDATED
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ExitCode, JobConfig
 from finetune_api.spec import FineTuneJobSpec, Lora
-from finetune_trainer.errors import ObjectMissing, TrainerError
+from finetune_trainer.errors import ObjectMissing, StorageDenied, TrainerError
 from finetune_trainer.models.adapters.factors import are_of_experts, experts_module, find_rank, parse_factor
 from finetune_trainer.models.adapters.patterns import matches, require_one_value
 from finetune_trainer.models.adapters.whole_names import agree, is_of_module, saved_modules
@@ -65,6 +65,8 @@ class InitialAdapter:
     tensors: Tensors
     config_sha256: str
     sha256: str = ""
+    lineage: bytes | None = None
+    """The `lineage.json` of the result that it is part of, if it is part of one."""
 
     @property
     def digests(self) -> dict[str, str]:
@@ -98,6 +100,18 @@ def fetch_initial_adapter(
     return _with_digest(adapter, sha256_file(directory / ADAPTER_WEIGHTS), expected)
 
 
+def require_own_weights(adapter: InitialAdapter, model: str, found: Mapping[str, str]) -> None:
+    """Refuse an adapter if a file of its base's weights has another digest than its lineage records: the name stays
+    when the files under it are replaced, or a branch of a hub moves on. `found` has the digests that are known."""
+    for name, digest in read_base_digests(adapter.lineage).items():
+        if found.get(name, digest) != digest:
+            _invalid(
+                f"the adapter {adapter.uri} was trained on other weights than those of {model}: in its lineage {name} "
+                f"has the SHA-256 {digest[:12]}, here {found[name][:12]}: name the base that it was trained on"
+                f"{name_recorded_base(adapter.lineage)}"
+            )
+
+
 def with_adapter(spec: FineTuneJobSpec, adapter: InitialAdapter | None) -> FineTuneJobSpec:
     """Return the spec with the adapter's settings, except for those of the training alone, which are the job's."""
     if adapter is None:
@@ -123,10 +137,25 @@ def _find(
     raw, config_sha256 = _read_config(uri, entries, storage, expected)
     require_weights(uri, entries)
     tensors = read_header(uri, entries[ADAPTER_WEIGHTS], storage, on_bytes)
-    _check_base(uri, raw, config.spec, storage, on_bytes)
+    lineage = _read_lineage(uri, storage)
+    if not _names_base(raw, config.spec) and not _is_made_on(lineage, config.spec, storage, on_bytes):
+        _refuse_base(uri, raw, config.spec)
     lora = _check_kind(uri, raw, tensors)
     _check_agreement(uri, config.spec.tuning.lora or Lora(), lora, is_tied=bool(raw.get("ensure_weight_tying")))
-    return InitialAdapter(uri, lora, tensors, config_sha256), expected
+    adapter = InitialAdapter(uri, lora, tensors, config_sha256, lineage=lineage)
+    base = pinned_model_uri(config.spec.model)
+    require_own_weights(adapter, base, {one.key: one.sha256 for one in storage.list(base) if one.sha256})
+    return adapter, expected
+
+
+def _read_lineage(uri: str, storage: ReadableStore) -> bytes | None:
+    """Return the lineage of the result that an adapter is part of, by the names of its folders; None if it is part of
+    none, or if the job may read the adapter alone."""
+    result = uri.partition(f"/{Artifact.KEPT}/")[0].removesuffix(f"/{Artifact.ADAPTER}")
+    try:
+        return None if uri.startswith(SCHEME) else storage.read(join_uri(result, Artifact.LINEAGE))
+    except StorageDenied:
+        return None
 
 
 def _find_at_parent(config: JobConfig, storage: ReadableStore) -> tuple[str, Mapping[str, str]]:
@@ -167,13 +196,13 @@ def require_weights(uri: str, keys: Collection[str]) -> None:
     refuse(uri, f"there is no {ADAPTER_WEIGHTS}")
 
 
-def _check_base(
-    uri: str, raw: Mapping[str, Any], spec: FineTuneJobSpec, storage: ReadableStore, on_bytes: OnBytes | None
-) -> None:
-    """Refuse an adapter of another base, by name and by the digests of its weights: it would produce noise."""
+def _names_base(raw: Mapping[str, Any], spec: FineTuneJobSpec) -> bool:
+    return _name(str(raw.get("base_model_name_or_path") or "")) == _name(spec.model.uri)
+
+
+def _refuse_base(uri: str, raw: Mapping[str, Any], spec: FineTuneJobSpec) -> NoReturn:
+    """Refuse an adapter of another base: it would produce noise."""
     named = str(raw.get("base_model_name_or_path") or "")
-    if _name(named) == _name(spec.model.uri) or _is_made_on(uri, spec, storage, on_bytes):
-        return
     _invalid(
         f"the adapter {uri} was trained on {named or 'a base that its config does not name'}, but spec.model.uri is "
         f"{spec.model.uri}: name the adapter's own base, or correct base_model_name_or_path in its {ADAPTER_CONFIG}"
@@ -185,11 +214,9 @@ def _name(uri: str) -> str:
     return uri.removeprefix(SCHEME).rstrip("/")
 
 
-def _is_made_on(uri: str, spec: FineTuneJobSpec, storage: ReadableStore, on_bytes: OnBytes | None) -> bool:
+def _is_made_on(lineage: bytes | None, spec: FineTuneJobSpec, storage: ReadableStore, on_bytes: OnBytes | None) -> bool:
     """Return whether the adapter's published lineage has the digests of this model's weights: a copy of the base."""
-    if uri.startswith(SCHEME):
-        return False
-    digests = read_base_digests(storage.read(join_uri(uri.removesuffix(f"/{Artifact.ADAPTER}"), Artifact.LINEAGE)))
+    digests = read_base_digests(lineage)
     base = pinned_model_uri(spec.model)
     try:
         return bool(digests) and all(
@@ -206,6 +233,13 @@ def read_base_digests(lineage: bytes | None) -> dict[str, str]:
         return {str(name): str(digest) for name, digest in files.items() if is_weight_file(str(name))}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
+
+
+def name_recorded_base(lineage: bytes | None) -> str:
+    """Return the end of a sentence with the base that a lineage names, with its commit; empty if it names none."""
+    base = json.loads(lineage or b"{}")["baseModel"]
+    commit = f"@{base['revision']}" if base.get("revision") else ""
+    return f", {base['uri']}{commit}" if base.get("uri") else ""
 
 
 def _check_kind(uri: str, raw: Mapping[str, Any], tensors: Tensors) -> Lora:
