@@ -140,6 +140,7 @@ def test_a_model_is_trained_by_its_text_part_and_published_whole(base: Path, tmp
     hyper = HYPERPARAMETERS | {"maxSteps": 4}
     output = {"uri": "s3://bucket/output", "merge": "FP32"}
     (tmp_path / "job").mkdir()
+    (base / "preprocessor_config.json").write_text('{"image_processor_type": "Gemma3ImageProcessor"}')
     bench = Bench(tmp_path / "job", base, make_spec("LoRA", hyperparameters=hyper, output=output))
     report = bench.run()
     assert report.metrics
@@ -151,6 +152,8 @@ def test_a_model_is_trained_by_its_text_part_and_published_whole(base: Path, tmp
     before, after = tensors(base), tensors(bench.output / "merged")
     assert after.keys() == before.keys()
     assert architectures(bench.output / "merged") == architectures(base)
+    processor = "preprocessor_config.json"  # without which no server loads the tower
+    assert (bench.output / "merged" / processor).read_bytes() == (base / processor).read_bytes()
     unchanged = {name for name in before if torch.equal(before[name], after[name].to(before[name].dtype))}
     assert {name for name in before if re.search(r"vis", name)} <= unchanged
     assert unchanged < before.keys()

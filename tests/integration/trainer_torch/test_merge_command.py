@@ -205,6 +205,19 @@ def test_an_adapter_on_tied_embeddings_is_refused(tiny_model: Path, tmp_path: Pa
     assert (error.code, "are one tensor" in error.message) == (ExitCode.MODEL_UNAVAILABLE, True)
 
 
+def test_the_merged_model_has_the_settings_of_the_bases_processors(
+    tiny_model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    names = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+    for name in names:
+        (base / name).write_text(json.dumps({"image_seq_length": 256, "of": name}))
+    merge(base, adapter, tmp_path / "merged", validate=False)
+    assert [(tmp_path / "merged" / name).read_bytes() for name in names] == [
+        (base / name).read_bytes() for name in names
+    ]
+
+
 def test_the_validation_can_be_turned_off_and_the_end_reports_it(
     tiny_model: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,7 +27,13 @@ from finetune_trainer.models.tensor_files import WEIGHTS as MODEL_WEIGHTS
 SHARD_BYTES = 2 * 1024**3
 BLOCK_VALUES = 16 * 1024**2
 """Number of values of a tensor that are merged at a time, in FP32."""
-COPIED = ("generation_config.json",)
+COPIED = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
+"""Files without weights that a server loads with the model; the last three of one for images or sound."""
 DTYPE_KEYS = ("dtype", "torch_dtype")
 CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt"})
 NAMES = {precision: str(dtype).removeprefix("torch.") for precision, dtype in DTYPES.items()}
@@ -254,6 +260,10 @@ def copy_settings(base: Path, output: Path, precision: str) -> None:
     _set_dtype(config, NAMES[precision])
     config.pop("_name_or_path", None)
     (output / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_companions(base: Path, output: Path) -> None:
+    """Copy the base's settings of generation and of processors, which no training changes."""
     for name in COPIED:
         if (base / name).is_file():
             (output / name).write_bytes((base / name).read_bytes())
