@@ -205,6 +205,29 @@ def test_an_adapter_on_tied_embeddings_is_refused(tiny_model: Path, tmp_path: Pa
     assert (error.code, "are one tensor" in error.message) == (ExitCode.MODEL_UNAVAILABLE, True)
 
 
+def test_an_adapter_on_embeddings_and_head_with_which_peft_saved_the_bases_own_is_merged(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (base / "config.json").write_text(json.dumps(config))
+    tensors = load_file(base / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    own = make_adapter(base, tmp_path / "own", target_modules=["q_proj", "embed_tokens", "lm_head"])
+    saved = load_file(own / "adapter_model.safetensors")
+    for name in ("lm_head", "model.embed_tokens"):
+        saved[f"base_model.model.{name}.base_layer.weight"] = tensors[f"{name}.weight"]
+    save_file(saved, own / "adapter_model.safetensors")  # as PEFT does unless it is told otherwise
+    merge(base, own, tmp_path / "merged")
+    source = logprobs(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), own))
+    merged = logprobs(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
+    assert float((source - merged).abs().max()) < 1e-3
+    saved["base_model.model.model.norm.base_layer.weight"] = tensors["model.norm.weight"]
+    save_file(saved, own / "adapter_model.safetensors")
+    assert "model.norm.base_layer.weight" in refusal(base, own, tmp_path / "other").message
+
+
 def test_the_merged_model_has_the_settings_of_the_bases_processors(
     tiny_model: Path, adapter: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from finetune_api.handoff import ADAPTER_WEIGHTS, ExitCode
 from finetune_trainer.errors import TrainerError, one_line
 from finetune_trainer.merging.tuned_folder import TunedFolder
+from finetune_trainer.models.adapters.factors import WRAPPED
 from finetune_trainer.models.loading import load_plain
 from finetune_trainer.models.tensor_files import TensorFiles
 
@@ -36,7 +37,10 @@ def load_answerers(tuned: TunedFolder, base: Path | None, dtype: torch.dtype, de
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """Put an adapter on its base; one that leaves out weights or has others is refused, as PEFT only warns of it."""
+    """Put an adapter on its base; one that leaves out weights or has others is refused, as PEFT only warns of it.
+
+    PEFT saves the base's own weights of embeddings and head, and loads them, with an adapter that targets these.
+    """
     try:
         # Without a device PEFT reads the weights onto the GPU, although the base may be on the CPU for lack of room.
         model = PeftModel.from_pretrained(base, str(folder), torch_device=str(base.device))
@@ -47,7 +51,8 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     with TensorFiles(folder / ADAPTER_WEIGHTS) as files:
         saved = {name: header.shape for name, header in files.headers.items()}
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    other = saved.keys() ^ state.keys()
+    own = {name for name, _ in model.named_parameters() if name.endswith(f"{WRAPPED}.weight")}
+    other = (saved.keys() - own) ^ state.keys()
     if other:
         raise _unfit(f"{len(other)} weights have no counterpart, for example {min(other)}")
     return model.eval()
