@@ -34,7 +34,7 @@ from finetune_trainer.merging.gate_worker import (
     keep_logprobs,
     load_source,
 )
-from finetune_trainer.merging.merge import copy_settings, open_adapter_merge
+from finetune_trainer.merging.merge import copy_settings, open_adapter_merge, open_full_merge
 from finetune_trainer.models.adapters.saved import save_adapter, save_tokenizer
 from finetune_trainer.models.loading import (
     attach_adapter,
@@ -116,6 +116,21 @@ def test_a_right_merge_is_its_source_to_rounding(plan: GatePlan, tmp_path: Path)
     assert seen.mean_kl < 1e-6
     assert seen.top1_agreement == 1.0
     assert len(seen.answers) == 1
+
+
+def test_a_fully_tuned_model_loses_the_bases_copy_of_tied_embeddings_though_the_config_does_not_name_it(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    del config["tie_word_embeddings"]  # as a library writes the architecture's default
+    (base / "config.json").write_text(json.dumps(config))
+    tensors = load_file(base / "model.safetensors")
+    save_file({name: tensor * 1.5 for name, tensor in tensors.items()}, tmp_path / "trained.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with open_full_merge(base, tmp_path / "trained.safetensors", "FP32") as merged:
+        assert "lm_head.weight" not in merged.names
 
 
 def test_one_corrupted_weight_is_caught(plan: GatePlan, tmp_path: Path) -> None:

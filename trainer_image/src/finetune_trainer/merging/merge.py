@@ -146,7 +146,7 @@ def open_full_merge(base: Path, weights: Path, precision: str) -> Iterator[Merge
     dtype = DTYPES[precision]
     with TensorFiles.of_folder(base) as files, TensorFiles(weights) as trained:
         sources = {_find_tensor(name.removesuffix(".weight"), files.headers, name): name for name in trained.headers}
-        kept = [name for name in files.headers if name in sources or not _is_tied_copy(name, base)]
+        kept = [name for name in files.headers if name in sources or not _is_tied_copy(name, files)]
 
         def make(name: str, weight: torch.Tensor) -> torch.Tensor:
             return (trained.read(sources[name]) if name in sources else weight).to(dtype)
@@ -236,9 +236,15 @@ def _by_file_name(whole: Mapping[str, torch.Tensor], headers: Mapping[str, Heade
     return found
 
 
-def _is_tied_copy(name: str, base: Path) -> bool:
-    """Return whether it is the base's copy of its embeddings, which would differ from the trained ones."""
-    return name == "lm_head.weight" and bool(read_config(base).get("tie_word_embeddings"))
+def _is_tied_copy(name: str, files: TensorFiles) -> bool:
+    """Return whether it is a copy of the embeddings as the output head, which would differ from the trained ones.
+
+    A configuration does not name that they are tied if this is the architecture's default.
+    """
+    if name != "lm_head.weight":
+        return False
+    others = (other for other, header in files.headers.items() if other != name and header == files.headers[name])
+    return any(torch.equal(files.read(name), files.read(other)) for other in others)
 
 
 def _in_shards(files: TensorFiles, names: list[str], limit: int, width: int) -> Iterator[list[str]]:
