@@ -34,7 +34,7 @@ from finetune_trainer.merging.gate_worker import (
     keep_logprobs,
     load_source,
 )
-from finetune_trainer.merging.merge import copy_settings, open_adapter_merge, open_full_merge
+from finetune_trainer.merging.merge import copy_settings, open_adapter_merge, open_full_merge, stored_precision
 from finetune_trainer.models.adapters.saved import save_adapter, save_tokenizer
 from finetune_trainer.models.loading import (
     attach_adapter,
@@ -116,6 +116,25 @@ def test_a_right_merge_is_its_source_to_rounding(plan: GatePlan, tmp_path: Path)
     assert seen.mean_kl < 1e-6
     assert seen.top1_agreement == 1.0
     assert len(seen.answers) == 1
+
+
+@pytest.mark.parametrize(
+    ("named", "stored", "precision"),
+    [
+        ({"torch_dtype": "float16"}, torch.bfloat16, "FP16"),
+        ({"text_config": {"dtype": "bfloat16"}}, torch.float32, "BF16"),
+        ({"text_config": {}}, torch.bfloat16, "BF16"),
+        ({}, torch.float16, "FP16"),
+        ({}, torch.float64, "FP32"),
+    ],
+)
+def test_the_number_format_of_a_base_is_that_of_its_config_its_text_part_or_its_files(
+    tmp_path: Path, named: dict[str, Any], stored: torch.dtype, precision: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_vl"} | named))
+    tensors = {"model.norm.weight": torch.ones(4), "model.embed_tokens.weight": torch.ones(9, 4, dtype=stored)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert stored_precision(tmp_path) == precision
 
 
 def test_a_fully_tuned_model_loses_the_bases_copy_of_tied_embeddings_though_the_config_does_not_name_it(

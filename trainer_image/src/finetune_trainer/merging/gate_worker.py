@@ -22,7 +22,7 @@ from finetune_trainer.evaluation.gate_rules import CLEAR_MARGIN, ValidationResul
 from finetune_trainer.evaluation.generate import answer_all
 from finetune_trainer.evaluation.logprobs import COMPARED_TOKENS, HeldOut, RowLogprobs, iterate_logprobs
 from finetune_trainer.merging.gate_messages import OUT_OF_MEMORY, Candidate, GatePlan, GateReply
-from finetune_trainer.merging.merge import Merge, Nf4, Unmapped, open_adapter_merge, open_full_merge
+from finetune_trainer.merging.merge import STORED, Merge, Nf4, Unmapped, open_adapter_merge, open_full_merge
 from finetune_trainer.merging.tuned_model import load_adapter
 from finetune_trainer.models.loading import DTYPES, load_plain
 from finetune_trainer.models.tensor_files import TensorFiles
@@ -32,7 +32,6 @@ from finetune_trainer.tokenization.samples import Encoded
 
 COMPUTED = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")
 """Buffers in the files of older models, which the model computes itself."""
-STORED = {"FP32": "F32", "BF16": "BF16", "FP16": "F16"}
 
 
 def examine(plan: GatePlan, candidate: Candidate) -> ValidationResult:

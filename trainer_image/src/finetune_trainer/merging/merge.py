@@ -5,6 +5,7 @@ The whole model is never in memory, only the shard that is being written.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -37,6 +38,8 @@ COPIED = (
 DTYPE_KEYS = ("dtype", "torch_dtype")
 CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt"})
 NAMES = {precision: str(dtype).removeprefix("torch.") for precision, dtype in DTYPES.items()}
+STORED = {"FP32": "F32", "BF16": "BF16", "FP16": "F16"}
+"""The names of number formats in files of weights."""
 
 Make = Callable[[str, torch.Tensor], torch.Tensor]
 """Returns the values to write, from a tensor's name and the base's values."""
@@ -155,10 +158,19 @@ def open_full_merge(base: Path, weights: Path, precision: str) -> Iterator[Merge
 
 
 def stored_precision(base: Path) -> str:
-    """Return the number format in which the base model is stored, by its config; FP32 if that names none."""
+    """Return the number format in which the base model is stored: by its config or that of its text part, else by most
+    of its weights; FP32 for any other."""
     config = read_config(base)
-    names = {name: precision for precision, name in NAMES.items()}
-    return names.get(str(config.get("dtype") or config.get("torch_dtype")), "FP32")
+    parts = (config, config.get("text_config") or {})
+    named = next((part[key] for part in parts for key in DTYPE_KEYS if part.get(key)), None)
+    if named is None:
+        with TensorFiles.of_folder(base) as files:
+            sizes: Counter[str] = Counter()
+            for header in files.headers.values():
+                sizes[header.dtype] += math.prod(header.shape)
+        named = sizes.most_common(1)[0][0]
+    known = {name: precision for names in (NAMES, STORED) for precision, name in names.items()}
+    return known.get(str(named), "FP32")
 
 
 @dataclass(frozen=True)
