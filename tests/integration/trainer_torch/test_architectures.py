@@ -19,8 +19,10 @@ from training_bench import HYPERPARAMETERS, Bench, make_spec
 from transformers import AutoConfig, PreTrainedModel
 
 from finetune_api.handoff import ExitCode
+from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.architectures import find_class
+from finetune_trainer.models.adapters.saved import save_adapter
+from finetune_trainer.models.architectures import find_class, name_loader
 from finetune_trainer.models.loading import (
     attach_adapter,
     linear_targets,
@@ -157,6 +159,29 @@ def test_a_model_is_trained_by_its_text_part_and_published_whole(base: Path, tmp
     unchanged = {name for name in before if torch.equal(before[name], after[name].to(before[name].dtype))}
     assert {name for name in before if re.search(r"vis", name)} <= unchanged
     assert unchanged < before.keys()
+
+
+@pytest.mark.parametrize(
+    ("base", "loader"),
+    [
+        ("Gemma3ForConditionalGeneration", "AutoModelForCausalLM"),
+        ("Mistral3ForConditionalGeneration", "Mistral3ForConditionalGeneration"),
+        ("Qwen3_5ForConditionalGeneration", "Qwen3_5ForConditionalGeneration"),
+    ],
+    indirect=["base"],
+)
+def test_the_class_that_the_report_names_loads_a_base_that_the_adapter_fits(
+    base: Path, loader: str, tmp_path: Path
+) -> None:
+    model = attach_adapter(load_plain(base, torch.float32, CPU), Resolved(lora_rank=2, lora_alpha=4)).eval()
+    for tensor in trained_tensors(model).values():
+        torch.nn.init.normal_(tensor, std=0.2)
+    save_adapter(model, tmp_path / "adapter", "acme/base")
+    assert name_loader(base) == loader
+    again = PeftModel.from_pretrained(getattr(transformers, loader).from_pretrained(base), tmp_path / "adapter").eval()
+    ids = torch.arange(3, 35)[None]
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
 @pytest.mark.parametrize("base", thin_slice(MIXTURES, "Qwen3MoeForCausalLM"), indirect=True)

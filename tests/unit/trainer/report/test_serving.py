@@ -212,8 +212,11 @@ def test_name_and_namespace_of_an_inference_service_fit_into_the_host_that_kserv
 
 def test_snippets_are_python_and_words_of_a_shell() -> None:
     for is_chat in (True, False):
-        compile(peft_snippet(is_chat=is_chat), "snippet", "exec")
-        assert ("apply_chat_template" in peft_snippet(is_chat=is_chat)) is is_chat
+        snippet = peft_snippet("Qwen3_5ForConditionalGeneration", is_chat=is_chat)
+        compile(snippet, "snippet", "exec")
+        assert ("apply_chat_template" in snippet) is is_chat
+        assert "import AutoTokenizer, GenerationConfig, Qwen3_5ForConditionalGeneration\n" in snippet
+        assert 'Qwen3_5ForConditionalGeneration.from_pretrained("base")' in snippet
     words = shlex.split(vllm_adapter_snippet(24))
     assert words[words.index("--max-lora-rank") + 1] == "32"
     assert words[words.index("--generation-config") + 1] == "adapter"

@@ -14,6 +14,7 @@ from finetune_trainer.merging.gate import GateNotRun, run_gate
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.merging.merge import stored_precision
 from finetune_trainer.models.adapters.saved import GENERATION_CONFIG, save_tokenizer
+from finetune_trainer.models.architectures import name_loader
 from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.models.memory_estimate import format_bytes
 from finetune_trainer.models.tensor_files import TensorFiles, total_bytes
@@ -28,9 +29,10 @@ HERE = "free memory, or merge without the comparison with --no-validate"
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What was written, and the gate's result, if it was run."""
+    """What was written, the class that loads it, and the gate's result, if it was run."""
 
     precision: str
+    loader: str
     tensors: int
     size: int
     result: ValidationResult | None
@@ -68,7 +70,7 @@ def merge_folders(
         raise _withheld(str(why).replace(IN_A_POD, HERE)) from None
     with TensorFiles.of_folder(directory) as files:
         size = sum(header.size() for header in files.headers.values())
-        return Merged(plan.precision, len(files.headers), size, result)
+        return Merged(plan.precision, name_loader(directory), len(files.headers), size, result)
 
 
 def _require_space(plan: GatePlan, folder: Path) -> None:

@@ -52,7 +52,7 @@ def merge_adapter(base_name: str, adapter_name: str, output_name: str, options: 
         f"{output}: {adapter_name} merged into {base_name}, {size}",
         f"base: {origin}",
         f"compared: {describe_result(merged.result, compared.source) if merged.result else UNCHECKED}",
-        f"load it with AutoModelForCausalLM.from_pretrained({str(output)!r})",
+        f"load it with {merged.loader}.from_pretrained({str(output)!r})",
         f"try it with {shlex.join(['finetune-trainer', 'chat', str(output), '--base', base_name])}",
     ]
     sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))

@@ -128,6 +128,8 @@ class BaseFacts:
     """The model's longest context in tokens, if its configuration states it."""
     prompt_tokens: tuple[int, ...] = ()
     """The length of each of `evaluation.prompts`, rendered, in tokens."""
+    loader: str = "AutoModelForCausalLM"
+    """The class of transformers that loads the model as it was trained."""
 
 
 @dataclass(frozen=True)

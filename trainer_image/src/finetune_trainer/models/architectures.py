@@ -44,6 +44,14 @@ def find_class(directory: Path) -> Any:
     )
 
 
+def name_loader(directory: Path) -> str:
+    """Return the name of the class with which Python loads the same model: the automatic one, if it chooses that."""
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    name: str = find_class(directory).__name__
+    is_chosen = name in _listed(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type))
+    return AutoModelForCausalLM.__name__ if is_chosen else name
+
+
 def text_modules(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module]]:
     """Yield the modules of the text decoder, and for a model without towers all modules, by their full names."""
     prefix = text_prefix(model)

@@ -32,6 +32,7 @@ from finetune_trainer.evaluation.kept_steps import describe_steps, find_kept
 from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.evaluation.run_record import (
     Answer,
+    BaseFacts,
     Machine,
     RewardedAnswer,
     RunRecord,
@@ -40,6 +41,7 @@ from finetune_trainer.evaluation.run_record import (
     Served,
 )
 from finetune_trainer.evaluation.verdict import to_status
+from finetune_trainer.models.architectures import name_loader
 from finetune_trainer.models.device import describe_device, peak_memory_bytes
 from finetune_trainer.models.model_card import describe_base
 from finetune_trainer.models.quantised import Quantised
@@ -52,6 +54,7 @@ from finetune_trainer.storage.hub.uris import pinned_commit
 from finetune_trainer.storage.protocol import join_uri
 from finetune_trainer.tokenization.sample_table import count_rows
 from finetune_trainer.tokenization.samples import EncodedPrompt, Sample
+from finetune_trainer.training.methods import traits_of
 
 
 @dataclass(frozen=True)
@@ -126,12 +129,16 @@ def build_record(
         rewarded_answers=[one for one in trained.examples if isinstance(one, RewardedAnswer)],
         machine=replace(trained.machine, seconds=time.monotonic() - trained.began),
         summary=inputs.rows.summary,
-        base=replace(
-            describe_base(inputs.model, inputs.labeler, inputs.licence, [answer.turns for answer in trained.answers]),
-            chosen_template=name_choice(inputs.run.config.spec.model.chat_template),
-        ),
+        base=_describe_base(inputs, trained),
     )
     return replace(record, evaluation=evaluate_gates(record))
+
+
+def _describe_base(inputs: Inputs, trained: TrainingResult) -> BaseFacts:
+    spec = inputs.run.config.spec
+    found = describe_base(inputs.model, inputs.labeler, inputs.licence, [answer.turns for answer in trained.answers])
+    found = replace(found, chosen_template=name_choice(spec.model.chat_template))
+    return replace(found, loader=name_loader(inputs.model)) if traits_of(spec.objective).writes_text else found
 
 
 def with_merged(answers: list[Answer], merge: MergeCheck | ScoreCheck | None) -> list[Answer]:

@@ -171,15 +171,16 @@ inputs = tokenizer.apply_chat_template(
 )"""
 
 
-def peft_snippet(*, is_chat: bool) -> str:
-    """Return Python code that answers with the adapter on the base: in a conversation, or by continuing a text."""
+def peft_snippet(loader: str, *, is_chat: bool) -> str:
+    """Return Python code that answers with the adapter on the base, which that class of transformers loads: in a
+    conversation, or by continuing a text."""
     encode = _ENCODE_QUESTION if is_chat else 'inputs = tokenizer("Hello", return_tensors="pt")'
     return f"""\
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import {", ".join(sorted([loader, "AutoTokenizer", "GenerationConfig"]))}
 
 tokenizer = AutoTokenizer.from_pretrained("adapter")
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), "adapter")
+model = PeftModel.from_pretrained({loader}.from_pretrained("base"), "adapter")
 settings = GenerationConfig.from_pretrained("adapter", max_new_tokens=128)
 {encode}
 print(tokenizer.decode(model.generate(**inputs, generation_config=settings)[0]))"""
