@@ -13,7 +13,7 @@ import transformers
 from architecture_table import automatic_classes, named_architectures, other_architectures, read_table
 from loop_bench import CPU, make_settings
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from thin_slice import thin_slice
 from training_bench import HYPERPARAMETERS, Bench, make_spec
 from transformers import AutoConfig, PreTrainedModel
@@ -21,6 +21,9 @@ from transformers import AutoConfig, PreTrainedModel
 from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.merging.gate_messages import Candidate, GatePlan
+from finetune_trainer.merging.gate_worker import find_candidate_faults
+from finetune_trainer.merging.merge import add_ignored
 from finetune_trainer.models.adapters.saved import save_adapter
 from finetune_trainer.models.architectures import find_class, name_loader
 from finetune_trainer.models.loading import (
@@ -33,6 +36,8 @@ from finetune_trainer.models.loading import (
 )
 from finetune_trainer.models.memory_estimate import weight_bytes
 from finetune_trainer.models.shape import read_shape
+from finetune_trainer.models.tensor_files import TensorFiles
+from finetune_trainer.pipeline.full_model import make_candidate
 from finetune_trainer.training.callbacks import restore_trained, save_trained
 
 TEXT = {
@@ -182,6 +187,44 @@ def test_the_class_that_the_report_names_loads_a_base_that_the_adapter_fits(
     ids = torch.arange(3, 35)[None]
     with torch.no_grad():
         assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("base", ["Qwen3_5ForConditionalGeneration"], indirect=True)
+def test_a_model_that_the_library_merges_keeps_the_bases_tensors_that_the_library_ignores(
+    base: Path, tmp_path: Path
+) -> None:
+    weights = load_file(base / "model.safetensors")
+    weights["mtp.fc.weight"] = torch.randn(64, 128)
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    settings = Resolved(lora_rank=2, lora_alpha=4, target_modules=["gate_proj"], use_dora=True)
+    model = attach_adapter(load_plain(base, torch.float32, CPU), settings)
+    for tensor in trained_tensors(model).values():
+        torch.nn.init.normal_(tensor, mean=1.0, std=0.2)
+    save_adapter(model, tmp_path / "adapter", "acme/base")
+    candidate = Candidate(name="unquantised base", directory=tmp_path / "merged")
+    plan = GatePlan(
+        base=base, adapter=tmp_path / "adapter", precision="BF16", candidates=[candidate], samples=[], prompts=[],
+        stop_ids=[], max_new_tokens=1, tokenizer_sha256={}, device="cpu",
+    )  # fmt: skip
+    make_candidate(plan, candidate, lambda: None)
+    assert find_candidate_faults(plan, candidate) == []
+    assert sorted(path.name for path in candidate.directory.glob("*.safetensors*")) == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
+    merged = load_plain(candidate.directory, torch.bfloat16, CPU)
+    with TensorFiles.of_folder(candidate.directory) as files:
+        assert files.headers.keys() == weights.keys()
+        assert torch.equal(files.read("mtp.fc.weight"), weights["mtp.fc.weight"].bfloat16())
+    merged.save_pretrained(tmp_path / "sharded", max_shard_size="200KB")
+    count = len(list((tmp_path / "sharded").glob("*.safetensors")))
+    add_ignored(base, tmp_path / "sharded", ["^mtp"], "BF16")
+    index = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"]["mtp.fc.weight"] == f"model-{count + 1:05}-of-{count + 1:05}.safetensors"
+    sizes = (tensor.numel() for tensor in weights.values())
+    assert (count > 1, index["metadata"]["total_size"]) == (True, 2 * sum(sizes))
+    assert load_plain(tmp_path / "sharded", torch.bfloat16, CPU).state_dict().keys() == merged.state_dict().keys()
 
 
 @pytest.mark.parametrize("base", thin_slice(MIXTURES, "Qwen3MoeForCausalLM"), indirect=True)

@@ -5,8 +5,9 @@ The whole model is never in memory, only the shard that is being written.
 
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,9 +116,7 @@ class Merge:
             save_file(tensors, output / file, metadata={"format": "pt"})
             where |= dict.fromkeys(shard, file)
         if len(shards) > 1:
-            total = sum(self.files.headers[name].size(width) for name in self.names)
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-            (output / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            _write_index(output, where, sum(self.files.headers[name].size(width) for name in self.names))
 
 
 @contextmanager
@@ -155,6 +154,31 @@ def open_full_merge(base: Path, weights: Path, precision: str) -> Iterator[Merge
             return (trained.read(sources[name]) if name in sources else weight).to(dtype)
 
         yield Merge(files, kept, precision, make)
+
+
+def add_ignored(base: Path, output: Path, patterns: Sequence[str], precision: str) -> None:
+    """Add a file with the base's tensors that the library does not load, by its patterns of their names, to a model
+    that it wrote: for example layers that predict further tokens, which servers use."""
+    with TensorFiles.of_folder(base) as files, TensorFiles.of_folder(output) as written:
+        names = [name for name in files.headers if any(re.search(one, name) for one in patterns)]
+        added = {name: files.read(name) for name in names if name not in written.headers}
+        own, width = list(written.headers), DTYPES[precision].itemsize
+        total = sum(header.size() for header in written.headers.values())
+        total += sum(files.headers[name].size(width) for name in added)
+    if not added:
+        return
+    index = output / INDEX
+    where = json.loads(index.read_bytes())["weight_map"] if index.is_file() else dict.fromkeys(own, MODEL_WEIGHTS)
+    before = sorted(set(where.values()))
+    *after, last = (f"model-{at:05}-of-{len(before) + 1:05}.safetensors" for at in range(1, len(before) + 2))
+    renamed = dict(zip(before, after, strict=True))
+    for old, new in renamed.items():
+        (output / old).rename(output / new)
+    dtype = DTYPES[precision]
+    tensors = {name: one.to(dtype) if one.is_floating_point() else one for name, one in added.items()}
+    save_file(tensors, output / last, metadata={"format": "pt"})
+    where = {name: renamed[file] for name, file in where.items()} | dict.fromkeys(added, last)
+    _write_index(output, where, total)
 
 
 def stored_precision(base: Path) -> str:
@@ -270,6 +294,11 @@ def _in_shards(files: TensorFiles, names: list[str], limit: int, width: int) -> 
         shard.append(name)
         filled += size
     yield shard
+
+
+def _write_index(output: Path, where: Mapping[str, str], total: int) -> None:
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+    (output / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_settings(base: Path, output: Path, precision: str) -> None:

@@ -27,7 +27,14 @@ from finetune_trainer.evaluation.run_record import Answer, ScoreCheck
 from finetune_trainer.merging.gate import GateNotRun, require_memory, run_gate
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.merging.gate_worker import load_source, open_merge
-from finetune_trainer.merging.merge import Unmapped, copy_companions, copy_settings, is_conv1d, stored_precision
+from finetune_trainer.merging.merge import (
+    Unmapped,
+    add_ignored,
+    copy_companions,
+    copy_settings,
+    is_conv1d,
+    stored_precision,
+)
 from finetune_trainer.merging.score_export import COMPARED_PAIRS, save_scoring_model
 from finetune_trainer.models.adapters.saved import save_generation_config, save_tokenizer
 from finetune_trainer.models.loading import DTYPES
@@ -139,6 +146,8 @@ def make_candidate(plan: GatePlan, candidate: Candidate, on_work: Callable[[], N
         if isinstance(model, PeftModel):
             model = model.merge_and_unload()
         model.to(DTYPES[plan.precision]).save_pretrained(candidate.directory)
+        ignored = model._keys_to_ignore_on_load_unexpected or ()
+        add_ignored(plan.base, candidate.directory, ignored, plan.precision)
     copy_companions(plan.base, candidate.directory)
 
 
