@@ -11,9 +11,10 @@ import pytest
 from published_result import MODULE, TENSORS, list_again, publish_result
 from safetensors.numpy import save_file
 
-from finetune_api.handoff import Artifact
+from finetune_api.handoff import Artifact, ExitCode
 from finetune_api.status import PublishedJob
 from finetune_trainer.commands.verify import VerifyResult, verify_published, verify_result
+from finetune_trainer.errors import TrainerError
 
 JOB = {"namespace": "team", "name": "job", "uid": "uid-job", "configSHA256": "c"}
 A, B = f"{MODULE}.lora_A.weight", f"{MODULE}.lora_B.weight"
@@ -147,6 +148,17 @@ def test_files_that_the_manifest_does_not_list_are_named(world: Any, tmp_path: P
 
 def test_a_prefix_without_a_manifest_has_one_fault(world: Any) -> None:
     assert verdict_on(world, "nothing").faults == ["manifest.json is missing"]
+
+
+@pytest.mark.parametrize("uri", ["nothing/here", "hf://acme/helpdesk", "pvc://claim/result"])
+def test_what_is_no_folder_is_refused_by_its_name_and_not_as_a_result_without_a_manifest(
+    uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "finetune_trainer")
+    with pytest.raises(TrainerError, match=f"URI {uri}: there is no such folder") as caught:
+        verify_published(uri, None, [])
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+    assert ("a push to a hub has neither manifest nor lineage" in caught.value.message) is uri.startswith("hf://")
 
 
 def test_the_name_of_a_file_in_a_manifest_is_text_on_a_terminal(

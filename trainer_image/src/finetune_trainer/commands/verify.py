@@ -7,13 +7,15 @@ import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ManifestFile
+from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ExitCode, ManifestFile
 from finetune_api.spec import Storage as StorageSpec
 from finetune_api.text.printable import printable
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.adapters.check import find_adapter_faults
 from finetune_trainer.publishing.lineage_chain import Link, follow_chain, read_result
 from finetune_trainer.publishing.publish import find_file_faults
 from finetune_trainer.publishing.unlisted import describe_unlisted, find_unlisted
+from finetune_trainer.storage.hub.uris import SCHEME
 from finetune_trainer.storage.local import LocalStore, parse_maps
 from finetune_trainer.storage.protocol import ReadableStore, Store, join_uri
 from finetune_trainer.storage.routed import RoutedStore
@@ -85,5 +87,15 @@ def _storage(uri: str, endpoint: str | None, maps: list[str]) -> ReadableStore:
     def open_s3() -> Store:
         return S3Store(connect_s3_here(StorageSpec(endpoint=endpoint), [endpoint] if endpoint else [], "--endpoint"))
 
-    own = {} if uri.startswith("s3://") else {uri: Path(uri)}
+    own = {} if uri.startswith("s3://") else {uri: _require_folder(uri)}
     return RoutedStore(open_s3, open_s3, LocalStore(parse_maps(maps) | own))
+
+
+def _require_folder(uri: str) -> Path:
+    """Return the folder with a copy of a result; a URI that is read from no store here is refused."""
+    if Path(uri).is_dir():
+        return Path(uri)
+    pushed = ": a push to a hub has neither manifest nor lineage" if uri.startswith(SCHEME) else ""
+    raise TrainerError(
+        ExitCode.INVALID_CONFIG, f"URI {uri}: there is no such folder{pushed}; write s3://… or the folder of a result"
+    )
