@@ -85,6 +85,8 @@ def run_jobs(state: RunState, manifest: Path, output: Path, options: RunOptions,
             report = report.model_copy(update={"message": names.replace_uris(report.message, job.output_key())})
             lines += list_next_steps(config, local, options.send_keys_to)
             if report.outcome is Outcome.GATE_NOT_MET:  # its children cannot build on it
+                left = ordered[ordered.index(job) + 1 :]
+                lines += [f"{one.name}: was not run, because {job.name} did not meet its gate" for one in left]
                 break
             done[job.name] = to_published_job(config, report.artifacts.manifest_sha256 if report.artifacts else None)
             if job is not ordered[-1]:
