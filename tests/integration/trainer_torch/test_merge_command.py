@@ -228,6 +228,20 @@ def test_an_adapter_on_embeddings_and_head_with_which_peft_saved_the_bases_own_i
     assert "model.norm.base_layer.weight" in refusal(base, own, tmp_path / "other").message
 
 
+def test_the_adapter_is_merged_into_the_weights_that_the_library_loads_and_not_into_shards_of_an_older_upload(
+    tiny_model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    older = load_file(make_tiny_model(tmp_path / "older", seed=8) / "model.safetensors")
+    save_file(older, base / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
+    index = {"weight_map": dict.fromkeys(older, "model-00001-of-00001.safetensors")}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    merge(base, adapter, tmp_path / "merged", validate=False)
+    merge(tiny_model, adapter, tmp_path / "expected", validate=False)
+    name = "model.safetensors"
+    assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
+
+
 def test_the_merged_model_has_the_settings_of_the_bases_processors(
     tiny_model: Path, adapter: Path, tmp_path: Path
 ) -> None:

@@ -41,9 +41,19 @@ def test_shards_are_counted_together(world: Any, model_folder: Any) -> None:
 
 
 def test_a_missing_shard_is_named(world: Any, model_folder: Any) -> None:
-    weight_map = {"a": "model.safetensors", "c": "model-00002.safetensors"}
+    (model_folder / "model.safetensors").rename(model_folder / "model-00001.safetensors")
+    weight_map = {"a": "model-00001.safetensors", "c": "model-00002.safetensors"}
     (model_folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert "model-00002.safetensors" in refusal(world)
+
+
+def test_shards_of_an_older_upload_are_not_counted_next_to_the_one_file_that_is_loaded(
+    world: Any, model_folder: Any
+) -> None:
+    save_file({"c": np.zeros((10, 10), dtype=np.float32)}, model_folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"c": "model-00001-of-00001.safetensors"}}
+    (model_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert check(world).parameters == 22
 
 
 def test_an_empty_prefix_is_a_missing_model(world: Any, model_folder: Any) -> None:

@@ -161,6 +161,8 @@ def _shards(uri: str, directory: Path, entries: Mapping[str, Entry]) -> list[Ent
     others = [name for name in names if not is_weight_file(name)]
     if others:
         refuse(uri, f"{INDEX} names weights that are not model*.safetensors: {', '.join(others[:5])}")
+    if WEIGHTS in entries:  # transformers then reads no index, which may be of an older upload
+        return [entries[WEIGHTS]]
     if missing or not names:
         refuse(uri, f"weights that {INDEX} names are missing: {', '.join(missing[:5]) or 'it names none'}")
     return [entries[name] for name in names]

@@ -50,9 +50,9 @@ class TensorFiles:
 
     @classmethod
     def of_folder(cls, directory: Path) -> Self:
-        """Open the files that a model's index names, or its only one."""
+        """Open the files of a model that transformers reads: the only one, else those that its index names."""
         index = directory / INDEX
-        if not index.is_file():
+        if (directory / WEIGHTS).is_file() or not index.is_file():
             return cls(directory / WEIGHTS)
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return cls(*(directory / name for name in sorted(names)))
