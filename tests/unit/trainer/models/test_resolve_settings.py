@@ -173,6 +173,22 @@ def test_qlora_is_advised_where_no_shorter_text_helps() -> None:
     assert "Set tuning.method QLoRA (" in sentence
 
 
+def test_on_several_gpus_a_shared_out_base_is_advised_before_shorter_texts_where_the_rules_allow_it() -> None:
+    tuning: dict[str, Any] = {"method": "LoRA", "vramBudget": "12Gi"}
+    pair = {"resources": {"gpusPerNode": 4}}
+
+    def refused(tuning: dict[str, Any], **blocks: Any) -> str:
+        with pytest.raises(TrainerError) as caught:
+            choose_settings(make_spec(tuning, {}, **blocks), LLAMA, FACTS)
+        return caught.value.message
+
+    assert "Set tuning.lora.shardBase true (" in refused(tuning, **pair)
+    settings = choose_settings(make_spec(tuning | {"lora": {"shardBase": True}}, {}, **pair), LLAMA, FACTS)
+    assert settings.shard_base is True
+    assert "shardBase" not in refused(tuning)
+    assert "shardBase" not in refused(tuning | {"lora": {"useDora": True}}, **pair)
+
+
 def test_the_budget_that_is_advised_is_enough() -> None:
     sentence = refusal(method="QLoRA", vramBudget="2Gi")
     assert "No setting makes it fit: use a smaller model, or raise the budget to " in sentence

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 from finetune_api.defaults import Facts, resolve
 from finetune_api.handoff import ExitCode
+from finetune_api.manifest.spec_rules import broken_rules
 from finetune_api.scalars import parse_quantity
 from finetune_api.spec import Attention, FineTuneJobSpec, Method, Mode, Objective, Precision
 from finetune_api.status import Resolved
+from finetune_api.tuning import Lora
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.memory_estimate import MemoryEstimate, estimate, format_bytes, micro_batches
 from finetune_trainer.models.optimisers import refuse_sharded_optimiser
@@ -245,12 +247,26 @@ def _milder(
         single = single.model_copy(update={"gradient_checkpointing": True})
         advice.append("gradientCheckpointing true")
         yield " and ".join(advice), single
+    if _may_share_base(spec, settings):
+        single = single.model_copy(update={"shard_base": True})
+        advice.append("tuning.lora.shardBase true")
+        yield " and ".join(advice), single
     shorter = _longest_fitting(single, lambda one: _fits(spec, shape, one, budget))
     if shorter:
         yield " and ".join([*advice, f"hyperparameters.maxLength {shorter.max_length}"]), shorter
     if settings.method != Method.QLORA:
-        quantised = single.model_copy(update={"method": Method.QLORA.value, "lora_rank": single.lora_rank or 16})
-        yield " and ".join([*advice, "tuning.method QLoRA"]), quantised
+        changes = {"method": Method.QLORA.value, "lora_rank": single.lora_rank or 16, "shard_base": None}
+        advice = [one for one in advice if "shardBase" not in one]
+        yield " and ".join([*advice, "tuning.method QLoRA"]), single.model_copy(update=changes)
+
+
+def _may_share_base(spec: FineTuneJobSpec, settings: Resolved) -> bool:
+    """Return whether the base can be shared out over the job's GPUs, and is not."""
+    if settings.method != Method.LORA or settings.shard_base:
+        return False
+    lora = (spec.tuning.lora or Lora()).model_copy(update={"shard_base": True})
+    tuning = spec.tuning.model_copy(update={"lora": lora})
+    return not broken_rules(spec.model_copy(update={"tuning": tuning}))
 
 
 def _longest_fitting(settings: Resolved, fits: Callable[[Resolved], bool]) -> Resolved | None:
