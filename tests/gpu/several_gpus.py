@@ -43,8 +43,7 @@ LARGEST_LOSS_DIFFERENCE = 0.01
 
 
 def measure_ranks(machine: Machine) -> Iterator[Figure]:
-    """Two processes, LoRA with DDP and on a sharded base, and method Full with shards, against one process with the same
-    effective batch."""
+    """Two processes against one with the same effective batch: LoRA with DDP and on a sharded base, and method Full."""
     if machine.ranks < 2:
         yield Figure("two GPUs", "not measured: one GPU", "the losses of one process")
         return
