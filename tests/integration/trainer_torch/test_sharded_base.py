@@ -11,18 +11,25 @@ from typing import Any
 
 import pytest
 import torch
-from loop_bench import CPU, make_loop, make_settings
+from loop_bench import CPU, THINGS, make_loop, make_settings, question, teach
 from ranks import start_ranks
 from safetensors.torch import load_file, save_file
 from trainer_bench import OWN, weights_of
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from finetune_api.handoff import ADAPTER_WEIGHTS
+from finetune_trainer.data.ability import Question
+from finetune_trainer.data.rows import Message
+from finetune_trainer.distributed.own_pace import OwnPace
 from finetune_trainer.distributed.sharding import local_shard
 from finetune_trainer.distributed.world import ALONE, World, join
+from finetune_trainer.errors import Stopped
+from finetune_trainer.evaluation.choices import answer_questions
+from finetune_trainer.evaluation.generate import answer_all
 from finetune_trainer.models.adapters.saved import continue_adapter, save_adapter
 from finetune_trainer.models.loading import load_for_training, load_tokenizer
-from finetune_trainer.tokenization.labeler import Encoded
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.tokenization.labeler import Encoded, Labeler
 from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair
 from finetune_trainer.training.methods import build_trainer
 from finetune_trainer.training.methods.loop import LoopTrainer
@@ -36,6 +43,8 @@ SAMPLES: dict[str, list[Any]] = {
     "KTO": [EncodedLabelled(one.prompt_ids, one.chosen_ids, at % 3 == 0) for at, one in enumerate(PAIRS)],
 }
 ROWS = 24
+PROMPTS = [*map(question, THINGS[:4]), [Message(role="user", content="Who?")]]
+QUESTIONS = [Question(f"Colour of {thing}?", ["red", "green and blue", "black"], 1) for thing in THINGS[:3]]
 
 
 @pytest.fixture
@@ -65,6 +74,18 @@ def test_the_experts_of_a_mixture_are_shared_out_with_the_rest_of_the_base(mixtu
     for one in _on_ranks(_train_rank, mixture, tmp_path, **changes):
         assert one["losses"] == pytest.approx(expected["losses"], rel=1e-3)
         assert 0.4 * expected["base"] <= one["base"] <= 0.6 * expected["base"]
+
+
+def test_the_processes_share_the_prompts_and_questions_and_stop_together(tiny_model: Path, tmp_path: Path) -> None:
+    changes = {"objective": "Chat", "precision": "FP32"}
+    taught = teach(tiny_model, tmp_path / "taught")
+    alone = _build(taught, tmp_path / "alone", ALONE, **changes)
+    labeler = Labeler(taught)
+    answers = _answer(alone, labeler)
+    marked = answer_questions(alone.model, labeler.tokenizer, QUESTIONS, lambda _: None)
+    assert len({len(answer) for answer in answers}) > 1, answers
+    for found in _on_ranks(_questions_rank, taught, tmp_path, **changes):
+        assert found == {"answers": answers, "marked": marked, "stopped": True}
 
 
 @pytest.mark.parametrize("precision", ["FP32", "BF16"])
@@ -143,5 +164,36 @@ def _train_rank(rank: int, model: Path, folder: Path, port: int, changes: dict[s
     torch.distributed.barrier()  # and the first process holds the others' store
     continue_adapter(trainer.model, saved.parent)
     torch.save(found | {"continued": weights_of(trainer)}, folder / f"found-{rank}.pt")
+    torch.distributed.barrier()
+    return trainer
+
+
+def _answer(trainer: LoopTrainer, labeler: Labeler, **options: Any) -> list[str]:
+    options = {"on_token": lambda: None, "max_new_tokens": 24} | options
+    return answer_all(trainer.model, labeler, PROMPTS, stop_ids=[2], **options)
+
+
+def _questions_rank(rank: int, model: Path, folder: Path, port: int, changes: dict[str, Any]) -> LoopTrainer:
+    """Answer prompts and questions; then again, while the second process is asked to stop."""
+    world, labeler = _join(rank, port), Labeler(model)
+    trainer = _build(model, folder / f"rank-{rank}", world, **changes)
+    own, answered = [], []
+
+    def count() -> None:
+        own.append(rank)
+        if rank and len(own) > 3 and len(answered):
+            pace._stop.set()
+
+    answered += _answer(trainer, labeler, world=world, on_token=count)
+    marked = answer_questions(trainer.model, labeler.tokenizer, QUESTIONS, lambda _: None, world)
+    pace = OwnPace(StopFlag(), world)
+    stopped = False
+    try:
+        with pace.block(lambda: None):
+            _answer(trainer, labeler, world=world, on_token=count, is_stopped=pace.is_set, max_new_tokens=400)
+            pace.raise_if_set()
+    except Stopped:
+        stopped = True
+    torch.save({"answers": answered, "marked": marked, "stopped": stopped}, folder / f"found-{rank}.pt")
     torch.distributed.barrier()
     return trainer

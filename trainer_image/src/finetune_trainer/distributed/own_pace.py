@@ -39,6 +39,8 @@ class OwnPace(StopFlag):
             return self._stop.is_set()
         if self._is_working and not self._is_set:
             self._is_set = self._stop.is_set()
+            if self._is_set:
+                self._world.choose(self._key, STOPPED)
             if not self._is_set and time.monotonic() - self._looked > LOOK_SECONDS:
                 self._looked = time.monotonic()
                 self._world.add(MOVES, 1)

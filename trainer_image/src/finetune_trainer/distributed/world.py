@@ -1,5 +1,6 @@
 """The training processes from the view of one of them; a process that trains alone communicates with no other."""
 
+import json
 import logging
 import os
 import socket
@@ -96,6 +97,14 @@ class World:
             at = turn * self.size + self.rank
             is_counted = at < len(items)
             yield items[at if is_counted else 0], is_counted
+
+    def gather_shards(self, own: Sequence[T], count: int) -> list[T]:
+        """Return what all processes made of their `shard` of so many items, in the order of these; a collective.
+
+        It is sent as JSON.
+        """
+        shares = [json.loads(one) for one in self.gather_bytes(json.dumps(own).encode())]
+        return [shares[at % self.size][at // self.size] for at in range(count)]
 
     def destroy_group(self, on_poll: OnPoll) -> None:
         """Destroy the process group once the first process no longer needs it."""

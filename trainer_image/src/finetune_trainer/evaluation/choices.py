@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from finetune_trainer.data.ability import Question
+from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.evaluation.logprobs import logits_at
 
 CONTEXT = 2048
@@ -31,21 +32,34 @@ def answer_questions(
     tokenizer: Tokenizer,
     questions: Sequence[Question],
     on_question: Callable[[int], None],
+    world: World = ALONE,
 ) -> list[bool]:
     """Return for each question whether the model prefers the correct choice; the model is left in evaluation mode.
+
+    The processes of `world` share the batches, all in the same number, because those of a sharded model read them
+    together; `on_question` gets how many questions are answered, or begun.
 
     Each choice is scored as a continuation of `Question: …` and `Answer:`, without a chat template, by its summed
     log-probability over its length in characters: `acc_norm` of the LM Evaluation Harness.
     """
     model.eval()
     context = min(CONTEXT, int(getattr(model.config, "max_position_embeddings", None) or CONTEXT))
-    found = []
-    for number, question in enumerate(questions, 1):
-        choices = encode_choices(tokenizer, question, context)
-        scores = [score for batch in _batches(choices) for score in _score(model, batch)]
-        found.append(max(range(len(scores)), key=scores.__getitem__) == question.correct)
-        on_question(number)
-    return found
+    batches = [  # without their tokens, which are many for all questions at once
+        (number, part)
+        for number, question in enumerate(questions)
+        for part in _batches(encode_choices(tokenizer, question, context))
+    ]
+    own = []
+    for (number, part), _ in world.shard(batches):
+        own.append(_score(model, encode_choices(tokenizer, questions[number], context)[part]))
+        on_question(number + 1)
+    scores: list[list[float]] = [[] for _ in questions]
+    for (number, _), found in zip(batches, world.gather_shards(own, len(batches)), strict=True):
+        scores[number] += found
+    return [
+        max(range(len(found)), key=found.__getitem__) == question.correct
+        for question, found in zip(questions, scores, strict=True)
+    ]
 
 
 def encode_choices(tokenizer: Tokenizer, question: Question, context: int) -> list[Continuation]:
@@ -71,11 +85,11 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
-def _batches(choices: Sequence[Continuation]) -> Iterator[Sequence[Continuation]]:
-    """Yield the choices in batches of at most `BATCH_TOKENS` tokens, at least one choice each."""
+def _batches(choices: Sequence[Continuation]) -> Iterator[slice]:
+    """Yield the parts of the choices that are read at once: at most `BATCH_TOKENS` tokens, at least one choice."""
     size = max(BATCH_TOKENS // max(len(one.ids) for one in choices), 1)
     for at in range(0, len(choices), size):
-        yield choices[at : at + size]
+        yield slice(at, at + size)
 
 
 def _score(model: PreTrainedModel | PeftModel, batch: Sequence[Continuation]) -> list[float]:

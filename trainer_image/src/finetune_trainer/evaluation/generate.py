@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, St
 from finetune_api.dataset.codes import RepairCode
 from finetune_api.handoff import ExitCode
 from finetune_trainer.data.rows import BadRow, Message
+from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import Encoded
@@ -27,8 +28,14 @@ def answer_all(
     stop_ids: Sequence[int],
     max_new_tokens: int,
     on_token: Callable[[], None],
+    world: World = ALONE,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> list[str]:
-    """Return one greedy answer per prompt, which is a list of turns."""
+    """Return one greedy answer per prompt, which is a list of turns; the processes of `world` share the prompts.
+
+    Those of a sharded model gather its layers together for each token, until the last one has its answer. Then none may
+    leave, and `is_stopped` ends the answers early instead.
+    """
     model.eval()
     settings = GenerationConfig(
         do_sample=False,
@@ -37,23 +44,23 @@ def answer_all(
         pad_token_id=stop_ids[0],
         use_cache=True,
     )
-    answers = []
-    for prompt in prompts:
+    own = []
+    for prompt, _ in world.shard(prompts):
         with torch.no_grad():
-            answers.append(_answer(model, labeler, prompt, settings, EachToken(on_token)))
-    return answers
+            own.append(_answer(model, labeler, prompt, settings, EachToken(on_token, is_stopped)))
+    return world.gather_shards(own, len(prompts))
 
 
 class EachToken(StoppingCriteria):  # type: ignore[misc]  # the library has no types
-    """Calls back for each token, and never ends an answer; an exception of the callback ends the generation."""
+    """Calls back for each token; an exception of the callback ends the generation, and `is_stopped` the answers."""
 
-    def __init__(self, on_token: Callable[[], None]) -> None:
-        self._on_token = on_token
+    def __init__(self, on_token: Callable[[], None], is_stopped: Callable[[], bool] = lambda: False) -> None:
+        self._on_token, self._is_stopped = on_token, is_stopped
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        """Call back, and return that no row is done."""
+        """Call back, and return whether the rows are done."""
         self._on_token()
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        return torch.full((len(input_ids),), self._is_stopped(), dtype=torch.bool, device=input_ids.device)
 
 
 def _answer(

@@ -1,5 +1,6 @@
 """What a run measures before and after the training: losses, answers to the job's prompts, and samples."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Method, Mode
 from finetune_trainer.distributed.sharding import is_sharded
+from finetune_trainer.distributed.world import ALONE
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.ability import Ability
 from finetune_trainer.evaluation.choices import answer_questions
@@ -157,7 +159,8 @@ def measure_ability(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> 
         on_work()
         loop.reporter.set_share(number, len(questions))
 
-    return answer_questions(trainer.model, inputs.labeler.tokenizer, questions, on_question)
+    world = loop.world if is_sharded(trainer.model) else ALONE
+    return answer_questions(trainer.model, inputs.labeler.tokenizer, questions, on_question, world)
 
 
 def answer_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> list[str]:
@@ -165,11 +168,17 @@ def answer_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> l
     if not inputs.questions:
         return []
     loop.reporter.set_stage("Answering")
-    return answer_all(
+    answer = functools.partial(
+        answer_all,
         trainer.model,
         inputs.labeler,
         [question.turns for question in inputs.questions],
         stop_ids=stop_token_ids(trainer.model, inputs.answers),
         max_new_tokens=inputs.run.config.spec.evaluation.max_new_tokens,
-        on_token=loop.on_work if is_sharded(trainer.model) else inputs.run.on_work,
     )
+    if not is_sharded(trainer.model):
+        return answer(on_token=inputs.run.on_work)
+    with loop.pace.block(loop.reporter.beat):
+        answers = answer(on_token=loop.reporter.beat, world=loop.world, is_stopped=loop.pace.is_set)
+        loop.pace.raise_if_set()
+    return answers
