@@ -14,9 +14,11 @@ from safetensors.numpy import load_file, save_file
 
 from finetune_api.handoff import ExitCode, Manifest, ManifestFile, Outcome, Report
 from finetune_api.status import PublishedJob
+from finetune_trainer.commands.local_stores import connect_here
 from finetune_trainer.errors import StorageDenied, TrainerError
 from finetune_trainer.pipeline.inputs import load_inputs
 from finetune_trainer.pipeline.preflight import preflight
+from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.storage.protocol import Entry, sha256_file
 
 CONFIG = {
@@ -284,6 +286,20 @@ def test_an_adapter_whose_result_may_not_be_read_passes_by_the_name_of_its_base(
 
     monkeypatch.setattr(type(world.storage), "read", denied)
     assert check(world, FROM_URI).outcome is Outcome.VALIDATED
+
+
+def test_an_adapter_that_is_mapped_without_its_result_passes_though_no_key_is_for_the_jobs_store(
+    world: Any, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in `finetune-trainer run` with --map for model, rows, adapter and output."""
+    monkeypatch.setenv("AWS_CONFIG_FILE", "none")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    names = ("model", "rows.jsonl", "parent/adapter", "out")
+    maps = {f"s3://bucket/{name}": world.bucket / name for name in names}
+    world.with_config(FROM_URI | {"storage": {"endpoint": "http://minio.minio:9000"}})
+    world.storage = connect_here(world.config.spec, world.stop, LocalStore(maps))
+    assert preflight(world.run).outcome is Outcome.VALIDATED
 
 
 @pytest.mark.parametrize(

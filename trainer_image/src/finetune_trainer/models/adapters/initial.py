@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ExitCode, JobConfig
 from finetune_api.spec import FineTuneJobSpec, Lora
-from finetune_trainer.errors import ObjectMissing, StorageDenied, TrainerError
+from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerError
 from finetune_trainer.models.adapters.factors import are_of_experts, experts_module, find_rank, parse_factor
 from finetune_trainer.models.adapters.patterns import matches, require_one_value
 from finetune_trainer.models.adapters.whole_names import agree, is_of_module, saved_modules
@@ -150,11 +150,13 @@ def _find(
 
 def _read_lineage(uri: str, storage: ReadableStore) -> bytes | None:
     """Return the lineage of the result that an adapter is part of, by the names of its folders; None if it is part of
-    none, or if the job may read the adapter alone."""
+    none, or if the job may read the adapter alone, or this machine, to which it is mapped."""
     result = uri.partition(f"/{Artifact.KEPT}/")[0].removesuffix(f"/{Artifact.ADAPTER}")
     try:
         return None if uri.startswith(SCHEME) else storage.read(join_uri(result, Artifact.LINEAGE))
-    except StorageDenied:
+    except StorageUnavailable:
+        raise
+    except TrainerError:
         return None
 
 
