@@ -48,6 +48,7 @@ def record_ended(context: Context, attempts: Sequence[Job]) -> Effect:
                 continue
             if child:
                 _record_counters(status, end.outcome, child)
+                _record_followed(context, pod, child)
             began = _begin_run(context, pod, child.attempt if child else status.attempts or 1)
             run = _end_run(context, began, end, ended, _steps(context, began, end.outcome))
             run.exit_code = (end.pod or pod).exit_code
@@ -251,6 +252,17 @@ def is_pod_missing(context: Context) -> bool:
     return run is not None and all(pod.uid != run.pod_uid for pod in context.observed.pods)
 
 
+def _record_followed(context: Context, pod: Pod, child: Job) -> None:
+    """Record the current run before the pod of its Job that followed it, if its own is gone: it has ended before.
+
+    If the Job counts a failure more, either may be meant, and the other pods come first.
+    """
+    run = context.status.current_run
+    is_open = child.failed_pods > _failed_of(context.status, child)
+    if run and is_pod_missing(context) and not is_open and pod in _later_pods(context, run, child):
+        _record_unseen_end(context, run, child)
+
+
 def _record_missing(context: Context, attempts: Sequence[Job]) -> Effect:
     """Record a run whose pod is gone by its Job's status, once the pod's end can no longer arrive as an event."""
     run = context.status.current_run
@@ -301,12 +313,20 @@ def _latest_end(context: Context, run: CurrentRun, child: Job | None) -> datetim
     latest = bookkeeping.read(context.status).pod_missing_since_time or context.observed.now
     if child is None or run.start_time is None:
         return latest
+    created = [pod.created for pod in _later_pods(context, run, child)]
+    times = [time for time in (*created, child.completed, child.failed) if time and time > run.start_time]
+    return min([latest, *times])
+
+
+def _later_pods(context: Context, run: CurrentRun, child: Job) -> list[Pod]:
+    """Return the pods of rank 0 that the run's Job created after that of the run."""
+    began = run.start_time
+    if began is None or child.attempt != run.attempt:
+        return []
     # By the clock of its node, a run may have begun some seconds before its own pod or an earlier one was created.
     known = {run.pod_uid, *(one.pod_uid for one in history(context.status))}
     pods = [pod for pod in context.observed.pods_of(child.uid) if pod.rank == 0 and pod.uid not in known]
-    created = [pod.created for pod in pods]
-    times = [time for time in (*created, child.completed, child.failed) if time and time > run.start_time]
-    return min([latest, *times])
+    return [pod for pod in pods if pod.created and pod.created > began]
 
 
 def _outcome_of_unseen(context: Context, run: CurrentRun, child: Job | None) -> PodOutcome:
@@ -317,7 +337,7 @@ def _outcome_of_unseen(context: Context, run: CurrentRun, child: Job | None) -> 
         return PodOutcome(RESULT_FAILED, Reason.JOB_DELETED, "the Job was deleted while the pod ran")
     if child.failed_pods > _failed_of(context.status, child):
         return PodOutcome(RESULT_FAILED, Reason.UNOBSERVED, message)
-    if child.completed:
+    if child.completed and not _later_pods(context, run, child):
         return PodOutcome(
             RESULT_FAILED, Reason.RESULT_MISSING, "the pod exited with 0, and its report was not observed"
         )

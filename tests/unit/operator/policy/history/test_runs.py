@@ -209,6 +209,29 @@ def test_the_next_pod_ends_a_run_whose_end_was_not_observed(scene: Any) -> None:
     assert (one.status["preemptions"], one.status["currentRun"]["podName"]) == (1, "second")
 
 
+def test_a_run_before_the_one_that_succeeded_while_no_operator_ran_was_preempted_and_ended_before_it(
+    scene: Any,
+) -> None:
+    one = scene().to_training()
+    one.run(one.pod("one-1"))
+    one.settle()
+    began = datetime.fromisoformat(one.status["currentRun"]["startTime"])
+    one.pods = {name: pod for name, pod in one.pods.items() if "one-1" not in name}
+    second = one.pod("one-1", "second")
+    second["metadata"]["creationTimestamp"] = (began + timedelta(seconds=40)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    one.end(second, 0, one.published())
+    one.complete("one-1")
+    one.now += timedelta(hours=3)
+    for _ in range(2):
+        one.settle()
+        one.now += timedelta(seconds=5)
+    assert one.status["phase"] == "Succeeded"
+    runs = [(run["podName"], run["result"]) for run in one.status["history"]]
+    assert runs == [("one-1-1", "Preempted"), ("second", "Succeeded")]
+    assert one.status["history"][0]["endTime"] == second["metadata"]["creationTimestamp"]
+    assert (one.status.get("failures", 0), one.status["preemptions"]) == (0, 1)
+
+
 def test_hours_without_an_operator_do_not_count_for_a_run_that_ended_in_the_meantime(scene: Any) -> None:
     one = scene().to_training()
     one.run(one.pod("one-1"))
