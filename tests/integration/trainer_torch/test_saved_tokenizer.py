@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from gguf import SpecialVocab
 from tiny_model import CHAT_TEMPLATE
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig, ProcessorMixin
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from finetune_api.inputs.chat_template import ChatTemplateName
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, PreferenceRow, Row, Source
-from finetune_trainer.models.adapters.saved import save_generation_config, save_tokenizer
+from finetune_trainer.merging.merge import copy_companions
+from finetune_trainer.models.adapters.saved import PROCESSOR, save_generation_config, save_tokenizer
 from finetune_trainer.tokenization.chosen_template import TemplateChoice
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import Encoded, EncodedPair
@@ -84,6 +85,20 @@ def test_a_chosen_template_is_also_the_one_of_readers_that_prefer_the_tokenizers
     before, after = ((one / "tokenizer_config.json").read_bytes() for one in (folder, tmp_path / "merged"))
     assert (before == after) is (choice.name is None)
     assert json.loads(before) == json.loads(after) | {"chat_template": CHAT_TEMPLATE}
+
+
+@pytest.mark.parametrize("choice", [TemplateChoice(), TemplateChoice(ChatTemplateName.VICUNA)], ids=["own", "chosen"])
+def test_a_chosen_template_is_also_that_of_the_processor_of_a_model_with_towers(
+    folder: Path, tmp_path: Path, choice: TemplateChoice
+) -> None:
+    """transformers, and with it vLLM, prefers the template in the configuration of a processor to the file."""
+    (folder / PROCESSOR).write_text(json.dumps({"image_seq_length": 256, "chat_template": CHAT_TEMPLATE}))
+    labeler = Labeler(folder, choice)
+    (tmp_path / "merged").mkdir()
+    copy_companions(folder, tmp_path / "merged")
+    save_tokenizer(folder, tmp_path / "merged", labeler)
+    found, _ = ProcessorMixin.get_processor_dict(str(tmp_path / "merged"))
+    assert (found["image_seq_length"], found["chat_template"]) == (256, labeler.template_text)
 
 
 def test_the_stop_is_seen_and_trained_where_it_is_also_the_padding(folder: Path) -> None:

@@ -31,6 +31,8 @@ TOKENIZER_FILES = (
     "spiece.model",
 )
 GENERATION_CONFIG = "generation_config.json"
+PROCESSOR = "processor_config.json"
+"""Settings of the processor of a model for images or sound."""
 ZERO_AT_START = (".lora_B.", ".lora_embedding_A")
 """The factors that PEFT starts at zero, so that a fresh adapter changes nothing; for an embedding it is the first."""
 
@@ -91,18 +93,18 @@ def verify_adapter(directory: Path, expected: int, *, must_change: bool = True) 
 def save_tokenizer(model_directory: Path, directory: Path, labeler: Labeler) -> None:
     """Copy the tokenizer's files, and write the chat templates that the training used.
 
-    Its configuration is changed only if it has other templates: some readers, such as llama.cpp's converter, prefer
-    those to the files of templates.
+    Its configuration, and that of a processor next to it, is changed only if it has other templates: some readers, such
+    as llama.cpp's converter and transformers' processors, prefer those to the files of templates.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (model_directory / name).is_file():
             shutil.copyfile(model_directory / name, directory / name)
-    configuration = directory / TOKENIZER_CONFIG
-    config = json.loads(configuration.read_bytes()) if configuration.is_file() else {}
-    if "chat_template" in config and templates_by_name(config["chat_template"]) != labeler.templates:
-        del config["chat_template"]
-        configuration.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for configuration in (directory / TOKENIZER_CONFIG, directory / PROCESSOR):
+        config = json.loads(configuration.read_bytes()) if configuration.is_file() else {}
+        if "chat_template" in config and templates_by_name(config["chat_template"]) != labeler.templates:
+            del config["chat_template"]
+            configuration.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, template in labeler.templates.items():
         path = directory / (TEMPLATE_FILE if name == DEFAULT else f"{TEMPLATE_FOLDER}/{name}.jinja")
         path.parent.mkdir(exist_ok=True)
