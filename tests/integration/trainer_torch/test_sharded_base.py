@@ -21,16 +21,18 @@ from finetune_api.handoff import ADAPTER_WEIGHTS
 from finetune_trainer.data.ability import Question
 from finetune_trainer.data.rows import Message
 from finetune_trainer.distributed.own_pace import OwnPace
-from finetune_trainer.distributed.sharding import local_shard
+from finetune_trainer.distributed.sharding import local_shard, reshard
 from finetune_trainer.distributed.world import ALONE, World, join
 from finetune_trainer.errors import Stopped
 from finetune_trainer.evaluation.choices import answer_questions
+from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.generate import answer_all
 from finetune_trainer.models.adapters.saved import continue_adapter, save_adapter
 from finetune_trainer.models.loading import load_for_training, load_tokenizer
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.labeler import Encoded, Labeler
 from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair
+from finetune_trainer.training.kept_weights import KeptWeights
 from finetune_trainer.training.methods import build_trainer
 from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.parts import TrainerParts
@@ -69,7 +71,7 @@ def mixture(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def test_the_experts_of_a_mixture_are_shared_out_with_the_rest_of_the_base(mixture: Path, tmp_path: Path) -> None:
-    changes = {"objective": "Chat", "precision": "FP32"}
+    changes: dict[str, Any] = {"objective": "Chat", "precision": "FP32"}
     expected = _train(_build(mixture, tmp_path / "alone", ALONE, **changes))
     for one in _on_ranks(_train_rank, mixture, tmp_path, **changes):
         assert one["losses"] == pytest.approx(expected["losses"], rel=1e-3)
@@ -93,7 +95,7 @@ def test_the_processes_share_the_prompts_and_questions_and_stop_together(tiny_mo
 def test_two_processes_with_half_the_base_each_train_and_measure_as_one_with_all_of_it(
     tiny_model: Path, tmp_path: Path, objective: str, precision: str
 ) -> None:
-    changes = {"objective": objective, "precision": precision}
+    changes: dict[str, Any] = {"objective": objective, "precision": precision}
     alone = _build(tiny_model, tmp_path / "alone", ALONE, **changes)
     expected = _train(alone)
     tolerance = 1e-3 if precision == "FP32" else 2e-2
@@ -108,6 +110,17 @@ def test_two_processes_with_half_the_base_each_train_and_measure_as_one_with_all
         if precision == "FP32":
             for name, tensor in expected["weights"].items():
                 torch.testing.assert_close(one["weights"][name], tensor, rtol=0.01, atol=2e-3)
+
+
+def test_weights_that_the_first_process_keeps_alone_change_nothing_for_the_others(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """An evaluation leaves weights outside the layers gathered until the next backward pass, in every process."""
+    changes: dict[str, Any] = {"objective": "Chat", "precision": "FP32"}
+    expected = _train(_build(tiny_model, tmp_path / "alone", ALONE, **changes))
+    for one in _on_ranks(_train_rank, tiny_model, tmp_path, **changes, keeps=2):
+        assert one["losses"] == pytest.approx(expected["losses"], rel=1e-3)
+    assert KeptWeights(tmp_path / "rank-0" / "kept", 2).steps() == [2, 4, 5]
 
 
 def _on_ranks(work: Callable[..., object], model: Path, folder: Path, **changes: Any) -> list[dict[str, Any]]:
@@ -125,13 +138,17 @@ def _join(rank: int, port: int) -> World:
     return join(rank, RANKS, (rank, RANKS), ("127.0.0.1", port), lambda: None, timeout=timedelta(minutes=2))
 
 
-def _build(model: Path, folder: Path, world: World, *, objective: str, precision: str) -> LoopTrainer:
-    """Five steps of eight rows each, with two micro-batches in a step and recomputed activations."""
+def _build(model: Path, folder: Path, world: World, *, objective: str, precision: str, keeps: int = 0) -> LoopTrainer:
+    """Five steps of eight rows each, with two micro-batches in a step and recomputed activations; as for each process
+    of a job, the first one keeps weights, here of steps that are not the best."""
     batch = {"per_device_train_batch_size": 4 // world.size, "gradient_accumulation_steps": 2}
     own = OWN.get(objective, {}) | {"precision": precision, "gradient_checkpointing": True, "shard_base": True}
     settings = make_settings("LoRA", **own, **batch, total_steps=5, eval_steps=2)
     folder.mkdir()
     loop = replace(make_loop(folder), world=world)
+    if keeps:
+        kept = KeptWeights(folder / "kept", keeps if world.is_first else 0)
+        loop = replace(loop, kept=kept, plateau=Plateau(None, best_loss=0.0))
     loaded = load_for_training(model, settings, CPU, world=world)
     samples = SAMPLES[objective]
     parts = TrainerParts(
@@ -144,6 +161,7 @@ def _train(trainer: LoopTrainer) -> dict[str, Any]:
     """Measure and train; return the figures, the trained weights and the bytes of the base that are held."""
     trainer.evaluate()
     trainer.train()
+    reshard(trainer.model)  # what the last evaluation has gathered
     base = [one for one in trainer.model.parameters() if not one.requires_grad]
     return {
         "losses": [one.loss for one in trainer._loop.history.train],

@@ -312,9 +312,11 @@ def early_stopping_status(plateau: Plateau, stopped_at: int | None) -> dict[str,
 def save_trained(model: torch.nn.Module, path: Path) -> None:
     """Write the trained weights to one file; an older one is replaced only when the new one is complete.
 
-    Of a sharded model, all processes gather each weight and the first one writes.
+    Of a sharded model, all processes gather each weight and the first one writes. An adapter is written by any process
+    alone: its sharded base stays as it is, because the next gathering needs the same state in all of them.
     """
-    reshard(model)
+    if trains_shards(model):
+        reshard(model)
     is_writer = not trains_shards(model) or dist.get_rank() == 0
     tensors = {}
     for name, tensor in trained_tensors(model).items():
@@ -330,7 +332,8 @@ def save_trained(model: torch.nn.Module, path: Path) -> None:
 
 def restore_trained(model: torch.nn.Module, path: Path) -> None:
     """Load the weights that `save_trained` wrote into the model; those of other modules are an OutputConflict."""
-    reshard(model)
+    if trains_shards(model):
+        reshard(model)
     saved = load_file(path) if not trains_shards(model) or dist.get_rank() == 0 else None
     trained = trained_tensors(model)
     if saved is not None and (other := saved.keys() ^ trained.keys()):
