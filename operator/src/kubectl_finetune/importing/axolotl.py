@@ -416,12 +416,12 @@ FORMAT = Format(
         derived(lambda draft: templates.put_template(draft, "chat_template", templates.AXOLOTL), "chat_template"),
         derived(put_rows, "datasets pretraining_dataset test_datasets val_set_size"),
         derived(lambda draft: shared.put_everything(draft, "train_on_inputs"), "train_on_inputs"),
+        derived(_batch, f"micro_batch_size gradient_accumulation_steps batch_size {' '.join(GPU_SPLITS)}"),
         derived(
             _preferences,
             "rl_beta dpo_beta kto_desirable_weight kto_undesirable_weight trl "
             "dpo_loss_type dpo_loss_weights dpo_label_smoothing",
         ),
-        derived(_batch, f"micro_batch_size gradient_accumulation_steps batch_size {' '.join(GPU_SPLITS)}"),
         derived(
             _schedule,
             "num_epochs max_steps warmup_steps warmup_ratio lr_scheduler lr_scheduler_kwargs "

@@ -5,10 +5,11 @@ from typing import Any
 
 from finetune_api.manifest.yaml_document import FieldPath
 from kubectl_finetune.importing import shared, templates, values
-from kubectl_finetune.importing.draft import Draft
+from kubectl_finetune.importing.draft import Draft, NotConverted
 from kubectl_finetune.importing.engine import apply_table
 from kubectl_finetune.importing.locations import put_model
-from kubectl_finetune.importing.rows import Table, harmless, lost, to
+from kubectl_finetune.importing.rows import Table, harmless, is_off, lost, to
+from kubectl_finetune.importing.shared import HYPER
 
 SAMPLED = "answers are sampled in the process that trains"
 LOSS = "the loss is that of `dapo`: each token of a step has the same weight"
@@ -16,6 +17,27 @@ ESTIMATE = "the trainer computes advantages and the loss in its own way: see doc
 THINKS_FIRST = r"(?s)^<think>(?!.*<think>).*?</think>"
 REWARDS: Mapping[str, dict[str, Any]] = {"think_format_reward": {"type": "Regex", "pattern": THINKS_FIRST}}
 """TRL's own rewards that can be computed here."""
+
+
+def _sampled_at_once(draft: Draft, path: FieldPath, value: Any) -> None:
+    """Name answers that are sampled at once; for several steps, the later ones train on answers of older weights."""
+    if is_off(value):
+        return
+    try:
+        found = values.count(value)
+    except NotConverted as error:
+        draft.lose(path, error.reason, error.fix)
+        return
+    step = draft.at(f"{HYPER}.gradientAccumulationSteps") or 1
+    if path[-1] == "generation_batch_size":
+        gpus = (draft.at("resources.numNodes") or 1) * (draft.at("resources.gpusPerNode") or 1)
+        step *= gpus * (draft.at(f"{HYPER}.perDeviceTrainBatchSize") or 1)
+    if found > step:
+        draft.lose(path, "each step samples its own answers; here they are of the weights some steps before")
+    else:
+        draft.lose(path, "each step samples its own answers", changes_training=False)
+
+
 TABLE: Table = {
     "beta": to("rlhf.beta", values.number),
     "num_generations": to("rlhf.numGenerations", values.whole),
@@ -38,8 +60,8 @@ TABLE: Table = {
     "sync_ref_model": lost("the reference model is the model before training"),
     "ref_model_*": harmless("it belongs to sync_ref_model"),
     "top_entropy_quantile": lost(ESTIMATE, unless=(1.0,)),
-    "generation_batch_size": harmless(SAMPLED),
-    "steps_per_generation": harmless(SAMPLED),
+    "generation_batch_size": _sampled_at_once,
+    "steps_per_generation": _sampled_at_once,
     "use_vllm": harmless("with vLLM in the trainer's image, rlhf.rollouts.engine VLLM samples the answers"),
     "vllm_*": harmless("it belongs to use_vllm"),
     "log_*": harmless("the report shows answers before and after"),

@@ -118,7 +118,11 @@ def _objective(draft: Draft) -> None:
         if draft.get("dataset_text_field") == "text" and not draft.options.objective:
             reason = "it is TRL's default, which TRL ignores for rows with messages or prompts: texts are assumed"
             draft.lose("dataset_text_field", reason, "use --objective Chat for such rows")
-    objective = shared.put_objective(draft, found.value, sign or "objective")
+    shared.put_objective(draft, found.value, sign or "objective")
+
+
+def _settings(draft: Draft) -> None:
+    objective = str(draft.at("objective"))
     if objective == Objective.DPO.value:
         shared.carry(draft, "beta", "dpo.beta", values.number)
         draft.done |= {"loss_type", "loss_weights", "label_smoothing"}
@@ -130,7 +134,7 @@ def _objective(draft: Draft) -> None:
         shared.carry(draft, "undesirable_weight", "kto.undesirableWeight", values.number)
     elif objective == Objective.RLHF.value:
         _limit_of_samples(draft, "rlhf")
-        algorithm = "RLOO" if command == "rloo" else "GRPO"
+        algorithm = "RLOO" if _command(draft)[0] == "rloo" else "GRPO"
         block = {
             key: one for key, one in draft.file.values.items() if key in rewards.KEYS or find_row(key, rewards.TABLE)
         }
@@ -365,8 +369,10 @@ FORMAT = Format(
     ),
     table=TABLE,
     derived=(
+        derived(_objective, ""),
+        derived(_batch, "per_device_train_batch_size gradient_accumulation_steps num_processes accelerate_config"),
         derived(
-            _objective,
+            _settings,
             "beta desirable_weight undesirable_weight completion_only_loss assistant_only_loss",
         ),
         derived(lambda draft: put_model(draft, "model_name_or_path"), "model_name_or_path"),
@@ -381,7 +387,6 @@ FORMAT = Format(
             "datasets dataset_name dataset_config dataset_train_split dataset_test_split dataset_text_field "
             "test_split_size eval_strategy",
         ),
-        derived(_batch, "per_device_train_batch_size gradient_accumulation_steps num_processes accelerate_config"),
         derived(
             _schedule, "num_train_epochs max_steps warmup_steps warmup_ratio lr_scheduler_type lr_scheduler_kwargs"
         ),

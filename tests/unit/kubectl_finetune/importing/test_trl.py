@@ -155,6 +155,24 @@ def test_a_null_limit_of_sampled_answers_is_named(read: Read, changes: dict[str,
     assert [(one.key, one.fix) for one in done.not_carried] == [("max_completion_length", f"set {field}")]
 
 
+@pytest.mark.parametrize(
+    ("changes", "is_lost"),
+    [
+        ({"steps_per_generation": 4}, True),
+        ({"steps_per_generation": 4, "gradient_accumulation_steps": 4}, False),
+        ({"generation_batch_size": 64}, True),
+        ({"generation_batch_size": 32}, False),
+    ],
+)
+def test_answers_that_trl_samples_for_several_steps_at_once_change_the_training(
+    read: Read, changes: dict[str, Any], is_lost: bool
+) -> None:
+    """A step has 32 answers: 8 of each of 4 processes."""
+    done = read(reward_funcs=["think_format_reward"], num_processes=4, use_peft=True, **changes)
+    key = next(iter(changes))
+    assert [one.changes_training for one in done.not_carried if one.key == key] == [is_lost]
+
+
 def test_a_null_limit_of_gradients_is_no_limit(read: Read) -> None:
     assert spec_of(read(max_grad_norm=None))["hyperparameters"]["maxGradNorm"] == 0
     assert spec_of(read())["hyperparameters"]["maxGradNorm"] == 1.0
