@@ -12,7 +12,7 @@ from kubectl_finetune.importing.draft import Draft, NotConverted
 from kubectl_finetune.importing.engine import apply_table
 from kubectl_finetune.importing.locations import put_model, put_result
 from kubectl_finetune.importing.preferences import DPO_ALONE, put_axolotl_beta, put_losses, put_smoothing, sft_weight
-from kubectl_finetune.importing.rewards import put_rlhf
+from kubectl_finetune.importing.rewards import NO_LIMIT, put_rlhf
 from kubectl_finetune.importing.rows import Format, Table, derived, harmless, is_off, lost, refused, to
 from kubectl_finetune.importing.shared import HYPER, LORA, REMOVE
 
@@ -84,6 +84,8 @@ def _preferences(draft: Draft) -> None:
     settings = draft.get("trl") or {}
     if block == "rlhf" and isinstance(settings, dict):
         put_rlhf(draft, settings, ("trl",), "GRPO")
+        if settings.get("max_completion_length") is None:
+            draft.lose(("trl", "max_completion_length"), NO_LIMIT, "set rlhf.maxCompletionLength")
     elif not isinstance(settings, dict):
         draft.refuse("trl", "is not a block", "write its settings below it")
     else:

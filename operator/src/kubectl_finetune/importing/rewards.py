@@ -13,6 +13,7 @@ from kubectl_finetune.importing.shared import HYPER
 
 SAMPLED = "answers are sampled in the process that trains"
 LOSS = "the loss is that of `dapo`: each token of a step has the same weight"
+NO_LIMIT = "without it answers are sampled without a limit; here they end after 512 tokens"
 ESTIMATE = "the trainer computes advantages and the loss in its own way: see docs/objectives.md"
 THINKS_FIRST = r"(?s)^<think>(?!.*<think>).*?</think>"
 REWARDS: Mapping[str, dict[str, Any]] = {"think_format_reward": {"type": "Regex", "pattern": THINKS_FIRST}}

@@ -447,6 +447,19 @@ def test_grpo_carries_its_settings_and_names_rewards_that_are_python(read: Read)
     assert [one.key for one in refused.refused] == ["trl.reward_funcs"]
 
 
+@pytest.mark.parametrize(("limit", "lost"), [({}, True), ({"max_completion_length": None}, True),
+                                             ({"max_completion_length": 512}, False)])  # fmt: skip
+def test_answers_of_grpo_without_a_limit_are_named_because_they_end_here(
+    read: Read, limit: dict[str, Any], lost: bool
+) -> None:
+    """axolotl gives TRL no limit, and not TRL's default, if the file has none."""
+    block = {"num_generations": 4, "reward_funcs": ["think_format_reward"], **limit}
+    done = read(rl="grpo", trl=block, datasets=[{"path": "acme/prompts"}], sample_packing=None)
+    assert spec_of(done)["rlhf"]["maxCompletionLength"] == 512
+    named = [(one.key, one.fix) for one in done.not_carried if one.changes_training]
+    assert (("trl.max_completion_length", "set rlhf.maxCompletionLength") in named) == lost
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
