@@ -282,10 +282,11 @@ def _schedule(draft: Draft) -> None:
 
 
 def _precision(draft: Draft) -> None:
+    """Set the number format; without a switch LLaMA-Factory computes in that of the model or in 16 bits, as `Auto`."""
     if shared.read(draft, "pure_bf16", values.flag, False):
         draft.set(f"{HYPER}.precision", "BF16", "pure_bf16")
     else:
-        shared.put_precision(draft)
+        shared.put_precision(draft, is_32_bits_if_off=False)
 
 
 TABLE: Table = MappingProxyType(

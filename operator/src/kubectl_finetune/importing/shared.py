@@ -264,15 +264,15 @@ def put_schedule(draft: Draft, key: str) -> None:
         )
 
 
-def put_precision(draft: Draft) -> None:
-    """Set the number format from the two switches; without either, the computation is in 32 bits."""
+def put_precision(draft: Draft, *, is_32_bits_if_off: bool = True) -> None:
+    """Set the number format from the two switches; with BF16 switched off, the computation may be in 32 bits."""
     if read(draft, "bf16", _is_automatic) == "Auto":
         return
     for key, name in (("bf16", "BF16"), ("fp16", "FP16")):
         if read(draft, key, values.flag, False):
             draft.set(f"{HYPER}.precision", name, key)
             return
-    if draft.is_given("bf16") and draft.file.values["bf16"] is False:
+    if is_32_bits_if_off and draft.is_given("bf16") and draft.file.values["bf16"] is False:
         draft.set(f"{HYPER}.precision", "FP32", "bf16")
 
 

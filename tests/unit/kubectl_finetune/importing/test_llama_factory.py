@@ -356,3 +356,20 @@ def test_an_adapter_that_starts_from_the_weights_is_carried_with_method_lora(rea
     quantised = read(pissa_init=True, quantization_bit=4)
     assert [(one.key, one.changes_training) for one in quantised.not_carried] == [("pissa_init", True)]
     assert quantised.problems == []
+
+
+@pytest.mark.parametrize(
+    ("switches", "precision"),
+    [
+        ({}, None),
+        ({"bf16": False}, None),
+        ({"bf16": False, "fp16": False}, None),
+        ({"bf16": False, "fp16": True}, "FP16"),
+        ({"bf16": True}, "BF16"),
+        ({"pure_bf16": True, "bf16": False}, "BF16"),
+    ],
+)
+def test_without_a_switch_the_number_format_follows_from_gpu_and_model_and_is_not_32_bits(
+    read: Read, switches: dict[str, Any], precision: str | None
+) -> None:
+    assert spec_of(read(**switches))["hyperparameters"].get("precision") == precision
