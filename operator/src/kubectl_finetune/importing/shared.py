@@ -192,7 +192,7 @@ def put_trainer_hub(draft: Draft) -> None:
 
 
 def put_gpus(draft: Draft, key: str = "--gpus", found: int = 1) -> None:
-    """Set the GPUs, spread over nodes of at most eight."""
+    """Set the GPUs, spread evenly over as few nodes of at most eight as possible."""
     gpus = found if draft.options.gpus is None else draft.options.gpus
     if gpus > 1 and draft.at("objective") == Objective.DISTILLATION.value:
         steps = gpus * (draft.at(f"{HYPER}.gradientAccumulationSteps") or 1)
@@ -200,10 +200,10 @@ def put_gpus(draft: Draft, key: str = "--gpus", found: int = 1) -> None:
         if "gradient_accumulation_steps" in draft.defaults:
             fix += f", and gradient_accumulation_steps: {steps} in the file, for the same batch"
         draft.refuse(key if draft.options.gpus is None else "--gpus", ONE_GPU.format(draft.at("objective")), fix)
-    nodes = math.ceil(gpus / 8) or 1
-    if gpus > 8 and gpus % nodes == 0:
-        draft.set("resources.numNodes", nodes, key)
-        gpus //= nodes
+    if gpus > 8:
+        each = next(each for each in range(8, 0, -1) if gpus % each == 0)
+        draft.set("resources.numNodes", gpus // each, key)
+        gpus = each
     draft.set("resources.gpusPerNode", gpus, key)
 
 

@@ -115,6 +115,25 @@ def test_the_number_of_gpus_is_part_of_a_step_and_not_of_the_digest(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    ("gpus", "resources"),
+    [
+        (0, {"gpusPerNode": 0}),
+        (8, {"gpusPerNode": 8}),
+        (9, {"numNodes": 3, "gpusPerNode": 3}),
+        (10, {"numNodes": 2, "gpusPerNode": 5}),
+        (11, {"numNodes": 11, "gpusPerNode": 1}),
+        (17, {"numNodes": 17, "gpusPerNode": 1}),
+        (20, {"numNodes": 4, "gpusPerNode": 5}),
+    ],
+)
+def test_gpus_are_spread_over_nodes_that_exist(tmp_path: Path, gpus: int, resources: dict[str, int]) -> None:
+    path = tmp_path / "qlora.yml"
+    path.write_text(BASE)
+    done = import_file(path, "", Options(gpus=gpus))
+    assert (spec_of(done)["resources"], done.problems) == (resources, [])
+
+
+@pytest.mark.parametrize(
     ("changes", "method"),
     [
         ({"adapter": "qlora"}, "QLoRA"),
