@@ -14,6 +14,7 @@ from kubectl_finetune.importing.locations import put_model, put_result
 from kubectl_finetune.importing.preferences import DPO_ALONE, put_axolotl_beta, put_losses, put_smoothing, sft_weight
 from kubectl_finetune.importing.rewards import NO_LIMIT, put_rlhf
 from kubectl_finetune.importing.rows import Format, Table, derived, harmless, is_off, lost, refused, to
+from kubectl_finetune.importing.sharding import KEYS, put_shards
 from kubectl_finetune.importing.shared import HYPER, LORA, REMOVE
 
 REINFORCEMENT = {
@@ -438,6 +439,7 @@ FORMAT = Format(
             lambda draft: shared.put_hub(draft, "hub_model_id", is_asked=bool(draft.get("hub_model_id"))),
             "hub_model_id hub_private_repo hub_strategy hub_revision",
         ),
+        derived(put_shards, KEYS, follows_table=True),
     ),
     defaults={
         "sequence_len": 512,

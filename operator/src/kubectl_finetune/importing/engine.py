@@ -29,12 +29,16 @@ def convert(file: TrainingFile, form: Format, options: Options) -> Draft:
     for path, first in file.document.duplicates.items():
         draft.lose(path, f"is given twice, first in line {first}; the last counts", changes_training=False)
     for one in form.derived:
-        one.function(draft)
+        if not one.follows_table:
+            one.function(draft)
     known = form.derived_keys
     given = {**form.defaults, **{key: value for key, value in file.values.items() if value is not None}}
     given |= {key: value for key, value in form.nulls.items() if draft.is_null(key)}
     rest = {key: value for key, value in given.items() if key not in known | draft.done}
     apply_table(draft, (), rest, form.table, known)
+    for one in form.derived:
+        if one.follows_table:
+            one.function(draft)
     draft.spec = _in_order(draft.spec, _schema())
     return draft
 

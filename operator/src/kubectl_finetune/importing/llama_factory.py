@@ -23,6 +23,7 @@ from kubectl_finetune.importing.locations import (
 )
 from kubectl_finetune.importing.roles import check_roles, turn_columns
 from kubectl_finetune.importing.rows import OFF, Format, Table, derived, harmless, lost, refused, to
+from kubectl_finetune.importing.sharding import KEYS, put_trainer_shards
 from kubectl_finetune.importing.shared import HYPER, LORA, REMOVE
 
 STAGES = {
@@ -426,6 +427,7 @@ FORMAT = Format(
         derived(shared.put_trackers, "report_to"),
         derived(lambda draft: put_result(draft, "output_dir"), "output_dir"),
         derived(shared.put_trainer_hub, shared.HUB_KEYS),
+        derived(put_trainer_shards, KEYS, follows_table=True),
     ),
     defaults={
         "stage": "sft",

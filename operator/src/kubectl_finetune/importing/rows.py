@@ -19,6 +19,7 @@ class Derived:
 
     function: Callable[[Draft], None]
     keys: tuple[str, ...]
+    follows_table: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Format:
     table: Table
     """By key; a key that ends in `*` matches every name with that beginning."""
     derived: tuple[Derived, ...]
-    """In this order, before the table."""
+    """In this order, before the table if they do not follow it."""
     defaults: Mapping[str, Any]
     texts: frozenset[str] = frozenset()
     """Keys whose value may look like a template."""
@@ -46,9 +47,9 @@ class Format:
         return frozenset(key for one in self.derived for key in one.keys)
 
 
-def derived(function: Callable[[Draft], None], keys: str) -> Derived:
+def derived(function: Callable[[Draft], None], keys: str, *, follows_table: bool = False) -> Derived:
     """Return a derivation from the keys, which are separated by spaces."""
-    return Derived(function, tuple(keys.split()))
+    return Derived(function, tuple(keys.split()), follows_table)
 
 
 def to(field: str, read: Callable[[Any], Any]) -> Row:

@@ -90,7 +90,6 @@ TRAINING_ARGUMENTS: dict[str, Row] = {
     "fp16_full_eval": harmless(MEMORY),
     "remove_unused_columns": harmless("columns that a format does not name are ignored"),
     "ddp_*": harmless(GPUS),
-    "deepspeed": harmless(GPUS, GIVE_GPUS),
     "fsdp*": harmless(GPUS, GIVE_GPUS),
     "accelerator_config": harmless(GPUS),
     "local_rank": harmless(GPUS),

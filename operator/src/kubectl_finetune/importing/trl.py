@@ -23,6 +23,7 @@ from kubectl_finetune.importing.locations import (
     row_source,
 )
 from kubectl_finetune.importing.rows import Format, Table, derived, harmless, is_off, lost, refused, to
+from kubectl_finetune.importing.sharding import KEYS, put_shards, put_trainer_shards
 from kubectl_finetune.importing.shared import HYPER, LORA
 
 SIGNS_OF_COMMANDS: Mapping[str, frozenset[str]] = {
@@ -280,8 +281,6 @@ def _of_mixture(draft: Draft, place: FieldPath, entry: Mapping[str, Any]) -> Row
 def _batch(draft: Draft) -> None:
     shared.put_batch(draft, "per_device_train_batch_size", "gradient_accumulation_steps")
     shared.put_gpus(draft, "num_processes", shared.read(draft, "num_processes", values.whole, 1))
-    if draft.is_given("accelerate_config") and draft.options.gpus is None and not draft.is_given("num_processes"):
-        draft.lose("accelerate_config", shared.GPUS, shared.GIVE_GPUS, changes_training=False)
 
 
 def _schedule(draft: Draft) -> None:
@@ -370,7 +369,7 @@ FORMAT = Format(
     table=TABLE,
     derived=(
         derived(_objective, ""),
-        derived(_batch, "per_device_train_batch_size gradient_accumulation_steps num_processes accelerate_config"),
+        derived(_batch, "per_device_train_batch_size gradient_accumulation_steps num_processes"),
         derived(
             _settings,
             "beta desirable_weight undesirable_weight completion_only_loss assistant_only_loss",
@@ -395,6 +394,8 @@ FORMAT = Format(
         derived(shared.put_trackers, "report_to"),
         derived(lambda draft: put_result(draft, "output_dir"), "output_dir"),
         derived(shared.put_trainer_hub, shared.HUB_KEYS),
+        derived(put_trainer_shards, KEYS, follows_table=True),
+        derived(lambda draft: put_shards(draft, "accelerate_config"), "accelerate_config", follows_table=True),
     ),
     defaults={
         "num_train_epochs": 3,

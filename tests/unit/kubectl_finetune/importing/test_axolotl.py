@@ -697,3 +697,50 @@ def test_held_out_rows_without_a_split_are_the_one_that_axolotl_reads(
     held_out = {"path": "acme/held-out", "type": "chat_template", **entry}
     done = read(datasets=[{"path": "acme/rows", "type": "chat_template"}], test_datasets=[held_out], val_set_size=0)
     assert (spec_of(done)["dataset"]["validation"], done.problems) == (found, [])
+
+
+LORA = {"adapter": "lora", "load_in_4bit": None}
+
+
+@pytest.mark.parametrize(
+    ("way", "is_shared"),
+    [
+        ({"fsdp": ["full_shard", "auto_wrap"]}, True),
+        ({"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}, True),
+        ({"deepspeed": "deepspeed_configs/zero3_bf16.json"}, True),
+        ({"deepspeed": "deepspeed_configs/zero2.json"}, False),
+        ({"fsdp": ["shard_grad_op"]}, False),
+        ({}, False),
+    ],
+)
+def test_a_base_that_the_file_shares_out_over_gpus_is_shared_out(
+    tmp_path: Path, way: dict[str, Any], is_shared: bool
+) -> None:
+    path = tmp_path / "lora.yml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(BASE) | LORA | way))
+    done = import_file(path, "axolotl", Options(gpus=4))
+    assert spec_of(done)["tuning"]["lora"].get("shardBase", False) is is_shared
+    assert done.problems == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpus", "reason"),
+    [
+        ({}, None, "a base is shared out over several GPUs"),
+        ({"adapter": "qlora", "load_in_4bit": True}, 4, "each GPU holds the whole base, in 4 bits"),
+        ({"peft_use_dora": True}, 4, "each GPU holds the whole base: it is shared out under plain adapters"),
+        ({"lora_modules_to_save": ["lm_head"]}, 4, "each GPU holds the whole base: it is shared out under plain"),
+        ({"reward_model": True}, 4, "each GPU holds the whole base with objective RewardModel"),
+        ({"adapter": None, "lora_r": None}, 4, "several GPUs need no setting of their own"),
+    ],
+)
+def test_a_base_that_cannot_be_shared_out_is_named(
+    tmp_path: Path, changes: dict[str, Any], gpus: int | None, reason: str
+) -> None:
+    path = tmp_path / "lora.yml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(BASE) | LORA | {"fsdp": ["full_shard"]} | changes))
+    done = import_file(path, "axolotl", Options(gpus=gpus))
+    assert "shardBase" not in spec_of(done)["tuning"].get("lora", {})
+    (named,) = [one for one in done.not_carried if one.key == "fsdp"]
+    assert named.reason.startswith(reason)
+    assert ("--gpus" in named.fix, named.changes_training, done.problems) == (gpus is None, False, [])

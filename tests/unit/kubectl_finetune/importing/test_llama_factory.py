@@ -373,3 +373,9 @@ def test_without_a_switch_the_number_format_follows_from_gpu_and_model_and_is_no
     read: Read, switches: dict[str, Any], precision: str | None
 ) -> None:
     assert spec_of(read(**switches))["hyperparameters"].get("precision") == precision
+
+
+def test_a_base_that_deepspeed_shares_out_is_shared_out(read: Read) -> None:
+    done = read(Options(result="s3://models/out", gpus=4), deepspeed="examples/deepspeed/ds_z3_config.json")
+    assert spec_of(done)["tuning"]["lora"]["shardBase"] is True
+    assert (done.problems, done.not_carried) == ([], [])

@@ -507,3 +507,24 @@ def test_dropout_that_trl_has_by_default_and_grpo_here_has_not_is_named(
     done = read(reward_funcs=["think_format_reward"], use_peft=True, lora_target_modules="all-linear", **changes)
     assert [one.key for one in done.not_carried if one.changes_training] == lost
     assert "dropout" not in spec_of(done)["tuning"]["lora"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_shared"),
+    [
+        ({"accelerate_config": "fsdp2"}, True),
+        ({"accelerate_config": "zero3"}, True),
+        ({"accelerate_config": "multi_gpu"}, False),
+        ({"fsdp": "full_shard"}, True),
+        ({"fsdp_config": {"version": 2}}, False),
+    ],
+)
+def test_a_base_that_accelerate_shares_out_is_shared_out(read: Read, changes: dict[str, Any], is_shared: bool) -> None:
+    done = read(use_peft=True, num_processes=4, lora_target_modules="all-linear", **changes)
+    assert (spec_of(done)["tuning"]["lora"].get("shardBase", False), done.problems) == (is_shared, [])
+    assert [one.key for one in done.not_carried if not one.changes_training] == ([] if is_shared else [*changes])
+
+
+def test_a_configuration_of_accelerate_needs_the_number_of_gpus(read: Read) -> None:
+    (named,) = [one for one in read(accelerate_config="fsdp2", packing=False).not_carried if not one.changes_training]
+    assert (named.key, "--gpus" in named.fix) == ("accelerate_config", True)
