@@ -36,12 +36,20 @@ def build_manifest(
         manifest, written = _read(Path(job))
     else:
         raise WrongUse(f"job {job} has no spec", "give a spec, or the path of a manifest")
-    _check(manifest, written)
     for block, more in (("labels", labels), ("annotations", annotations)):
         if more:
-            manifest["metadata"][block] = {**(manifest["metadata"].get(block) or {}), **more}
+            _add(manifest.get("metadata"), block, more)
+    _check(manifest, written)
     manifest.pop("status", None)
     return manifest
+
+
+def _add(meta: Any, block: str, more: object) -> None:
+    """Add labels or annotations to a manifest; one whose own are no block is refused later."""
+    if not isinstance(more, Mapping):
+        raise WrongUse(f"{block} are not a {type(more).__name__}", "give a dict of texts")
+    if isinstance(meta, dict) and isinstance(own := meta.get(block) or {}, dict):
+        meta[block] = {**own, **{str(name): value for name, value in more.items()}}
 
 
 def _require_spec(job: object, spec: object) -> None:
@@ -83,6 +91,7 @@ def _read(path: Path) -> tuple[Object, dict[FieldPath, str]]:
 
 
 def _check(manifest: Object, written: dict[FieldPath, str]) -> None:
+    from finetune_client.manifest.object_metadata import find_metadata_faults  # noqa: PLC0415 - as the next
     from finetune_client.manifest.schema import find_faults  # noqa: PLC0415 - its schema library loads slowly
 
     for field, wanted in (("apiVersion", names.API_VERSION), ("kind", names.KIND)):
@@ -94,7 +103,8 @@ def _check(manifest: Object, written: dict[FieldPath, str]) -> None:
         require_name(manifest["metadata"].get("name"))
     if not isinstance(manifest.get("spec"), dict):
         raise InvalidJob("spec is missing", "kubectl finetune new writes a manifest to start with")
-    faults = [(f"{_name(manifest, one)} {one.message}", one.fix) for one in find_faults(manifest["spec"], written)]
+    found = [*find_metadata_faults(manifest["metadata"]), *find_faults(manifest["spec"], written)]
+    faults = [(f"{_name(manifest, one)} {one.message}", one.fix) for one in found]
     if len(faults) == 1:
         raise InvalidJob(*faults[0])
     if faults:

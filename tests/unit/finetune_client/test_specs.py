@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from finetune_api.spec import FineTuneJobSpec
 from finetune_client import InvalidJob, WrongUse
@@ -99,3 +100,42 @@ def test_a_path_is_not_the_spec_of_a_name(spec: Any) -> None:
     assert caught.value.fix == "give the path alone"
     with pytest.raises(WrongUse, match="a spec is not a list"):
         build_manifest("one", [spec], None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("labels", "annotations", "words"),
+    [
+        ({"team": 7}, None, "metadata.labels.team 7 must be a text\n  put it in quotes"),
+        ({"team": "a b"}, None, 'metadata.labels.team "a b" is not a valid value of a label'),
+        ({"team a": "b"}, None, "metadata.labels.team a"),
+        (None, {"ticket": True}, "metadata.annotations.ticket true must be a text"),
+        (None, {"/ticket": "x"}, "is not a valid key of annotations"),
+    ],
+)
+def test_labels_and_annotations_are_checked_before_the_api_server_is_asked(
+    labels: Any, annotations: Any, words: str
+) -> None:
+    with pytest.raises(InvalidJob) as refused:
+        build_manifest("one", SPEC, labels, annotations)
+    assert words in str(refused.value), str(refused.value)
+    written = {"labels": labels, "annotations": annotations, "name": "one"}
+    manifest = build_manifest("one", SPEC, None, None) | {"metadata": {key: one for key, one in written.items() if one}}
+    with pytest.raises(InvalidJob):
+        build_manifest(manifest, None, None, None)
+
+
+def test_labels_that_are_no_block_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    manifest = build_manifest("one", SPEC, None, None)
+    path.write_text(yaml.safe_dump(manifest | {"metadata": {"name": "one", "labels": ["team"]}}))
+    for more in (None, {"team": "a"}):
+        with pytest.raises(InvalidJob, match=r"metadata\.labels must be a block of fields"):
+            build_manifest(path, None, more, None)
+    with pytest.raises(WrongUse, match="labels are not a list"):
+        build_manifest("one", SPEC, ["team"], None)  # type: ignore[arg-type]
+
+
+def test_a_misspelt_part_of_the_metadata_is_named() -> None:
+    manifest = build_manifest("one", SPEC, None, None) | {"metadata": {"name": "one", "label": {"team": "a"}}}
+    with pytest.raises(InvalidJob, match=r"metadata\.label is not a field\n  did you mean labels\?"):
+        build_manifest(manifest, None, None, None)

@@ -19,25 +19,11 @@ from finetune_api.manifest.yaml_document import FieldPath, FileError, YamlDocume
 from finetune_api.manifest.yaml_faults import YamlError
 from finetune_api.text.printable import printable
 from finetune_client.errors import FineTuneError, WrongUse
+from finetune_client.manifest.object_metadata import find_metadata_faults
 from finetune_client.manifest.schema import SPECS, UNKNOWN, Fault, find_faults
 from finetune_client.manifest.suggestions import nearest
-from finetune_client.metadata import (
-    KEY_FIX,
-    LABEL_FIX,
-    NAME_FIX,
-    NAMESPACE_FIX,
-    is_key,
-    is_label_value,
-    is_name,
-    is_name_prefix,
-    is_namespace,
-)
 
 ROOT = ("apiVersion", "kind", "metadata", "spec", "status")
-META = (
-    *("name", "namespace", "labels", "annotations", "generateName", "finalizers", "ownerReferences", "uid"),
-    *("resourceVersion", "generation", "creationTimestamp", "managedFields", "selfLink", "deletionTimestamp"),
-)
 LONGEST = 80
 
 
@@ -170,7 +156,7 @@ def _kind_of(document: YamlDocument, file: str, result: ValidationResult) -> str
 
 
 def _check(document: YamlDocument, file: str, kind: str) -> list[Problem]:
-    faults = [*_head(document.value, kind), *_metadata(document.value.get("metadata"))]
+    faults = [*_head(document.value, kind), *find_metadata_faults(document.value.get("metadata"))]
     if "spec" in document.value and document.value["spec"] is not None:
         faults += find_faults(document.value["spec"], document.written, kind)
     else:
@@ -220,59 +206,6 @@ def _head(value: dict[str, Any], kind: str) -> Iterator[Fault]:
             near = nearest(key, ROOT)
             fix = explain_foreign(key) or f"did you mean {near or 'spec.' + key}?"
             yield Fault((key,), UNKNOWN, fix)
-
-
-def _metadata(meta: Any) -> Iterator[Fault]:
-    if not isinstance(meta, dict):
-        yield Fault(("metadata",), "is missing", "metadata: {name: my-job}")
-        return
-    yield from _own_names(meta)
-    for key in meta:
-        if key not in META:
-            near = nearest(key, META)
-            yield Fault(("metadata", key), UNKNOWN, f"did you mean {near}?" if near else "remove it")
-    for block in ("labels", "annotations"):
-        values = meta.get(block) or {}
-        if not isinstance(values, dict):
-            yield Fault(("metadata", block), "must be a block of fields", f"write `name: value` pairs below {block}")
-            continue
-        for key, one in values.items():
-            # The API server reads the keys of annotations without regard to case.
-            if not is_key(key if block == "labels" else key.lower()):
-                yield Fault(("metadata", block, key), f"is not a valid key of {block}", KEY_FIX)
-            elif not isinstance(one, str):
-                yield Fault(("metadata", block, key), "must be a text", "put it in quotes")
-            elif block == "labels" and not is_label_value(one):
-                yield Fault(("metadata", block, key), "is not a valid value of a label", LABEL_FIX)
-    yield from _lists(meta)
-
-
-def _own_names(meta: dict[str, Any]) -> Iterator[Fault]:
-    name = meta.get("name")
-    if name is None and not meta.get("generateName"):
-        yield Fault(("metadata", "name"), "is missing", "give the job a name, for example support-bot")
-    elif name is not None and not is_name(name):
-        yield Fault(("metadata", "name"), "is not a valid Kubernetes name", NAME_FIX)
-    if meta.get("generateName") and not is_name_prefix(meta["generateName"]):
-        yield Fault(("metadata", "generateName"), "is not the beginning of a valid Kubernetes name", NAME_FIX)
-    if meta.get("namespace") not in (None, "") and not is_namespace(meta["namespace"]):
-        yield Fault(("metadata", "namespace"), "cannot be the name of a namespace", NAMESPACE_FIX)
-
-
-def _lists(meta: dict[str, Any]) -> Iterator[Fault]:
-    for block, kind in (("finalizers", str), ("ownerReferences", dict), ("managedFields", dict)):
-        values = meta.get(block)
-        if values is None:
-            continue
-        if not isinstance(values, list):
-            yield Fault(("metadata", block), "must be a list", "remove it, or write `- ` before each item")
-            continue
-        for index, one in enumerate(values):
-            if not isinstance(one, kind):
-                what = "a text" if kind is str else "a block of fields"
-                yield Fault(("metadata", block, index), f"must be {what}", "remove it")
-            elif kind is str and not is_key(one):
-                yield Fault(("metadata", block, index), "is not a valid name of a finalizer", KEY_FIX)
 
 
 def _clashes(found: Iterable[tuple[str, YamlDocument]]) -> Iterator[Problem]:
