@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from finetune_client.manifest.schema import Fault
 
 LONGEST = 80
+OF_THE_SERVER = ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields", "selfLink",
+                 "deletionTimestamp", "deletionGracePeriodSeconds")  # fmt: skip
+"""Metadata of a stored object, with which the API server neither creates nor applies one."""
 Object = dict[str, Any]
 Spec = FineTuneJobSpec | Mapping[str, Any]
 Labels = Mapping[str, str]
@@ -36,11 +39,13 @@ def build_manifest(
         manifest, written = _read(Path(job))
     else:
         raise WrongUse(f"job {job} has no spec", "give a spec, or the path of a manifest")
+    manifest.pop("status", None)
+    if isinstance(meta := manifest.get("metadata"), dict):
+        manifest["metadata"] = {name: value for name, value in meta.items() if name not in OF_THE_SERVER}
     for block, more in (("labels", labels), ("annotations", annotations)):
         if more:
             _add(manifest.get("metadata"), block, more)
     _check(manifest, written)
-    manifest.pop("status", None)
     return manifest
 
 

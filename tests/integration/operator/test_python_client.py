@@ -297,3 +297,11 @@ def test_a_job_that_the_client_created_and_stopped_is_applied_and_anothers_field
         finetune.apply(changed(backoffLimit=5))
     assert "force=True" in refused.value.fix
     assert finetune.apply(changed(backoffLimit=5), force=True).spec.backoff_limit == 5
+
+
+def test_what_the_cluster_stores_can_be_applied_and_created_again(world: Any, finetune: FineTuneClient) -> None:
+    stored = finetune.create("one", SPEC).manifest
+    changed = stored | {"spec": stored["spec"] | {"suspend": True}}
+    assert finetune.apply(changed, force=True).spec.suspend is True
+    finetune.delete("one")
+    assert finetune.create(stored).spec.suspend is not True

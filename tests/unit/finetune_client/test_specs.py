@@ -68,8 +68,18 @@ def test_several_faults_are_named_at_once() -> None:
 
 
 def test_a_manifest_of_the_cluster_can_be_created_again() -> None:
-    stored = build_manifest("one", SPEC, None, None) | {"status": {"phase": "Failed"}}
-    assert "status" not in build_manifest(stored, None, None, None)
+    made = build_manifest("one", SPEC, {"team": "a"}, None)
+    of_the_server = {
+        "uid": "u1",
+        "resourceVersion": "7",
+        "generation": 2,
+        "creationTimestamp": "2026-03-01T12:00:00Z",
+        "deletionTimestamp": "2026-03-01T12:00:00Z",
+        "deletionGracePeriodSeconds": 0,
+        "managedFields": [{"manager": "kubectl"}],
+    }
+    stored = made | {"status": {"phase": "Failed"}, "metadata": made["metadata"] | of_the_server}
+    assert build_manifest(stored, None, None, None) == made
 
 
 def test_a_file_without_one_job_or_with_broken_yaml_is_named(tmp_path: Path) -> None:
