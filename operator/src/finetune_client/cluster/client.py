@@ -13,6 +13,7 @@ from finetune_client.cluster.connection import (
     APPLY,
     PLUGIN,
     Connection,
+    Expired,
     FieldConflict,
     NoApi,
     Query,
@@ -76,9 +77,11 @@ class Cluster:
         found: list[Job] = []
         token = ""
         while True:
-            page = self._connection.call(
-                "GET", path, query={"labelSelector": selector, "limit": PAGE, "continue": token}
-            )
+            query: Query = {"labelSelector": selector, "limit": PAGE, "continue": token}
+            try:
+                page = self._connection.call("GET", path, query=query)
+            except Expired:  # the API server no longer has the version of the first page
+                page, found = self._connection.call("GET", path, query={"labelSelector": selector}), []
             found += [Job.from_list(item) for item in page["items"]]
             token = page["metadata"].get("continue", "")
             if not token:

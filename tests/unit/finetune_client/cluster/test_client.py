@@ -23,6 +23,20 @@ def test_every_page_of_a_long_list_is_read(front: Any, finetune: Callable[..., A
     assert queries == ["labelSelector=team%3Dsupport&limit=500", "labelSelector=team%3Dsupport&limit=500&continue=next"]
 
 
+def test_a_list_whose_next_page_has_expired_is_read_again_as_a_whole(
+    front: Any, finetune: Callable[..., Any], job: Any
+) -> None:
+    expired = {"reason": "Expired", "message": "The provided continue parameter is too old"}
+    front.answers["finetunejobs"] = [
+        (200, {"items": [job("one").raw], "metadata": {"continue": "next"}}),
+        (410, expired),
+        (200, {"items": [job("one").raw, job("two").raw], "metadata": {}}),
+    ]
+    done = finetune("list", "-o", "json", "--context", "lab")
+    assert (done.code, [one["metadata"]["name"] for one in yaml.safe_load(done.out)["items"]]) == (0, ["one", "two"])
+    assert front.requests[-1][1].endswith("/finetunejobs")
+
+
 def test_an_unknown_job_is_refused_with_similar_names(front: Any, finetune: Callable[..., Any], job: Any) -> None:
     front.answers["ome"] = [(404, NOT_FOUND)]
     front.answers["finetunejobs"] = [(200, {"items": [job("one").raw, job("other").raw], "metadata": {}})]
