@@ -138,10 +138,11 @@ class Storage:
             self._write(part, entry)
             part.replace(target)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                part.unlink()
             fix = "choose another folder, or free space on its disk"
             raise FineTuneError(f"{target} cannot be written: {error.strerror}", fix) from None
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink()  # of a download that has failed, or was interrupted
         return target
 
     def _write(self, part: Path, entry: ManifestFile) -> None:
@@ -151,7 +152,6 @@ class Storage:
                 found.update(piece)
                 file.write(piece)
         if found.hexdigest() != entry.sha256:
-            part.unlink()
             raise _changed(entry.path)
 
     def _load_manifest(self, digest: str) -> Manifest:

@@ -63,6 +63,24 @@ def test_a_changed_file_never_gets_its_name(monkeypatch: pytest.MonkeyPatch, tmp
     assert [path.name for path in tmp_path.rglob("*")] == ["adapter"]
 
 
+def test_a_download_that_breaks_leaves_no_part_of_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    store, storage = opened(monkeypatch, {"adapter/a.json": b"{}"})
+    from botocore.exceptions import ReadTimeoutError
+
+    for broken, raised in ((ReadTimeoutError(endpoint_url="u"), FineTuneError), (KeyboardInterrupt(), KeyboardInterrupt)):
+
+        class Body(io.BytesIO):
+            def read(self, size: int | None = -1, /, broken: BaseException = broken) -> bytes:
+                if found := super().read(1):
+                    return found
+                raise broken
+
+        monkeypatch.setattr(store, "get_object", lambda body=Body, **_: {"Body": body(b"{")})
+        with pytest.raises(raised):
+            storage.download(tmp_path, "adapter")
+        assert [path.name for path in tmp_path.rglob("*")] == ["adapter"]
+
+
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "adapter/../../outside"])
 def test_a_manifest_cannot_write_outside_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     _, storage = opened(monkeypatch, {name: b"x"})
