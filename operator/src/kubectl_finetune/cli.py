@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415, PLR0917 - heavy modules are imported when needed; a command has many options
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -313,10 +314,17 @@ def cancel(
     """Delete jobs with their pods, logs and history. Files in storage stay, checkpoints too. To keep a job and continue
     it later, suspend it. A job that has ended is a record and is not deleted.
     """
+    from finetune_client.errors import WrongUse
     from kubectl_finetune.commands.lifecycle import delete_jobs
 
     def is_sure(question: str) -> bool:
-        return yes or typer.confirm(printable(question), err=True)
+        try:
+            return yes or typer.confirm(printable(question), err=True)
+        except typer.Abort:
+            if sys.stdin.isatty():
+                raise
+            typer.echo(err=True)  # the question has no end of line
+            raise WrongUse("the question has no answer, because stdin is empty", "add --yes") from None
 
     delete_jobs(connect(context, namespace, kube_context, kubeconfig), jobs, is_sure, tell)
 

@@ -71,6 +71,12 @@ def test_cancel_asks_with_the_phase_and_the_progress(front: Any, finetune: Finet
     assert len(changes(front)) == 1
 
 
+def test_cancel_without_an_answer_names_the_option_that_needs_none(front: Any, finetune: Finetune, job: Any) -> None:
+    front.answers["one"] = [(200, job().raw)]
+    done = finetune("cancel", "one", "--context", "lab", stdin="")
+    assert (done.code, "add --yes" in done.err, changes(front)) == (2, True, [])
+
+
 def test_a_job_that_ends_while_cancel_asks_is_not_deleted(front: Any, finetune: Finetune, job: Any) -> None:
     front.answers["one"] = [(200, job().raw), (200, job(phase="Succeeded", conditions=ENDED).raw)]
     done = finetune("cancel", "one", "--context", "lab", stdin="y\n")
