@@ -22,6 +22,8 @@ from kubectl_finetune.display.table import STYLES, bar, fields, sparkline
 
 QUIET_SECONDS = 60.0
 """Time after which a line is printed although nothing has changed."""
+RETRY_SECONDS = 2.0
+"""Between two requests while the API server is away, so that it is asked for a minute, whatever the interval."""
 Clock = Callable[[], float]
 
 
@@ -50,7 +52,7 @@ def changes(look: Callable[[], Job], interval: float, clock: Clock = time.monoto
             return
         time.sleep(interval)
         require_reader()
-        job = retry_unreachable(look, interval)
+        job = retry_unreachable(look, RETRY_SECONDS)
 
 
 @contextmanager

@@ -195,7 +195,10 @@ def test_a_job_that_does_not_change_is_looked_at_and_passed_on_once_a_minute(
     assert [one.phase for one in found] == ["Training", "Training", "Training", "Succeeded"]
 
 
-def test_an_api_server_that_is_away_for_a_while_does_not_end_the_following(job: Make) -> None:
+def test_an_api_server_that_is_away_for_a_while_does_not_end_the_following(
+    job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
     answers: list[Job | None] = [job(), None, None, job(phase="Succeeded", conditions=ENDED)]
 
     def look() -> Job:
@@ -210,14 +213,32 @@ def test_an_api_server_that_is_away_for_a_while_does_not_end_the_following(job: 
         list(progress.changes(_away, 0))
 
 
+@pytest.mark.parametrize("interval", [0.1, 30.0])
+def test_an_api_server_that_is_away_is_asked_for_a_minute_at_any_interval(
+    job: Make, monkeypatch: pytest.MonkeyPatch, interval: float
+) -> None:
+    waits = [0.0]
+    monkeypatch.setattr("time.sleep", waits.append)
+
+    def look() -> Job:
+        if len(waits) > 1:
+            raise Unreachable("away")
+        return job()
+
+    with pytest.raises(Unreachable):
+        list(progress.changes(look, interval))
+    assert sum(waits) == interval + 60
+
+
 def _away() -> Job:
     raise Unreachable("away")
 
 
 @pytest.mark.parametrize("failure", [(502, b"<html>Bad Gateway</html>"), (429, {"message": "too many requests"})])
 def test_progress_survives_a_failing_gateway_and_ends_with_the_job(
-    front: Any, finetune: Callable[..., Any], job: Make, failure: Any
+    front: Any, finetune: Callable[..., Any], job: Make, failure: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(progress, "RETRY_SECONDS", 0.01)
     done = job(phase="Succeeded", conditions=ENDED).raw
     complete = done | {"metadata": done["metadata"] | {"resourceVersion": "2"}}
     front.answers["one"] = [(200, job().raw), failure, failure, (200, complete)]
