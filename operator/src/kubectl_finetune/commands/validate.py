@@ -98,8 +98,9 @@ def check_files(sources: Iterable[tuple[str, str]]) -> ValidationResult:
 
 
 def read_files(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
-    """Yield names and texts; a folder yields the YAML files in it and in the folders below."""
-    for path in paths:
+    """Yield names and texts, each file once; a folder yields the YAML files in it and in the folders below."""
+    seen: set[str] = set()
+    for path in dict.fromkeys(paths):
         if str(path) == "-":
             yield "stdin", read_stdin()
             continue
@@ -111,6 +112,9 @@ def read_files(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
         if not inside:
             raise FineTuneError(f"{path} has no YAML files")
         for one in inside:
+            if (place := os.path.realpath(one)) in seen:
+                continue
+            seen.add(place)
             try:
                 yield str(one), read_text(one)
             except FileError as error:

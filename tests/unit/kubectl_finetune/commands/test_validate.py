@@ -210,6 +210,14 @@ def test_a_folder_means_its_manifests_and_an_unreadable_path_is_an_error(
     assert "is not a text in UTF-8" in finetune("validate", str(tmp_path / "a.yaml")).err
 
 
+def test_a_file_that_is_given_twice_is_checked_once(finetune: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB)
+    for paths in ((".", "job.yaml"), ("job.yaml", "./job.yaml"), ("-", "-")):
+        found = [one if one == "-" else str(tmp_path / one) for one in paths]
+        done = finetune("validate", *found, stdin=JOB)
+        assert (done.code, done.out) == (0, "job is valid\n")
+
+
 def yaml_as_json(text: str, name: str) -> str:
     return json.dumps(yaml.safe_load(text.replace("{name: job}", f"{{name: {name}}}").replace("/out", f"/{name}")))
 
