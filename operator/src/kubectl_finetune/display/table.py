@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from finetune_api.names import Phase
@@ -32,13 +33,14 @@ GAP = 3
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]], indent: int = 0) -> Text:
     """Return a table; names of states are coloured."""
     cells = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(len(row[index]) for row in [list(header), *cells]) for index in range(len(header))]
+    widths = [max(cell_len(row[index]) for row in [list(header), *cells]) for index in range(len(header))]
     text = Text()
     for row in [list(header), *cells]:
         text.append(" " * indent)
         for index, cell in enumerate(row):
             is_last = index == len(row) - 1
-            text.append(cell if is_last else cell.ljust(widths[index] + GAP), STYLES.get(cell, ""))
+            padding = "" if is_last else " " * (widths[index] + GAP - cell_len(cell))
+            text.append(cell + padding, STYLES.get(cell, ""))
         text.append("\n")
     text.rstrip()
     return text

@@ -1,6 +1,7 @@
 from datetime import UTC, datetime
 
 import pytest
+from rich.cells import cell_len
 
 from finetune_api.names import Phase
 from finetune_client.figures import duration, number
@@ -38,3 +39,8 @@ def test_pairs_without_a_value_are_left_out_and_names_have_the_same_width() -> N
 )  # fmt: skip
 def test_figures_are_short(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def test_columns_are_aligned_by_the_cells_of_a_terminal_of_which_some_characters_take_two() -> None:
+    lines = columns(("URI", "ROWS"), [("s3://データ/行", "7"), ("s3://data/rows", "8")]).plain.splitlines()
+    assert {cell_len(line[: -len(last)]) for line, last in zip(lines, ("ROWS", "7", "8"), strict=True)} == {17}
