@@ -81,15 +81,19 @@ class FineTuneClient:
 
     def delete(self, name: str) -> None:
         """Delete a job with its pods, logs and history; its files in storage stay."""
-        self.get(name).delete()
+        self._get_controlled(name).delete()
 
     def stop(self, name: str) -> None:
         """Suspend a job: the trainer saves a checkpoint and releases its GPUs."""
-        self.get(name).stop()
+        self._get_controlled(name).stop()
 
     def resume(self, name: str) -> None:
         """Let a stopped job continue from its last checkpoint."""
-        self.get(name).resume()
+        self._get_controlled(name).resume()
+
+    def _get_controlled(self, name: str) -> FineTuneJob:
+        """Return a job, if need be without parts of its status that only a newer client can read."""
+        return FineTuneJob(self._cluster, self._cluster.get_controlled_job(require_name(name)))
 
     def _prepare(
         self,

@@ -83,13 +83,7 @@ class FineTuneJob:
 
     def refresh(self) -> "FineTuneJob":
         """Read the job again and return it; raise JobDeleted if another job has its name now."""
-        found = self._cluster.get_job(self.name)
-        if found.uid != self.uid:
-            raise JobDeleted(
-                f"{self.name} was deleted, and another job has its name", "read that one with get of the client"
-            )
-        self._observe(found)
-        return self
+        return self._take(self._cluster.get_job(self.name))
 
     def watch(self, timeout: float | None = None) -> Watch:
         """Return its progress now and after each change until it ends, for `for` and for `async for`.
@@ -135,8 +129,16 @@ class FineTuneJob:
         """Delete the job with its pods, logs and history; its files in storage stay."""
         self._cluster.delete_job(self._job)
 
+    def _take(self, found: Job) -> "FineTuneJob":
+        if found.uid != self.uid:
+            raise JobDeleted(
+                f"{self.name} was deleted, and another job has its name", "read that one with get of the client"
+            )
+        self._observe(found)
+        return self
+
     def _suspend(self, *, wanted: bool) -> None:
-        if self.refresh().has_ended:
+        if self._take(self._cluster.get_controlled_job(self.name)).has_ended:
             what = "stop" if wanted else "resume"
             raise FineTuneError(f"{self.name} has ended ({self.phase}): there is nothing to {what}", self._job.why)
         self._cluster.patch_spec(self.name, {"suspend": wanted})

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_client import FineTuneClient, WrongUse
+from finetune_client import FineTuneClient, FineTuneError, WrongUse
 from finetune_client.cluster.client import open_cluster
 from kubectl_finetune.__main__ import complete
 
@@ -106,3 +106,16 @@ def test_a_pod_of_a_deleted_job_of_the_same_name_has_no_log_of_this_one(
         front.answers = {"one": [(200, job().raw)], "pods": [(200, {"items": [pod]})], "log": [(200, b"step 1\n")]}
         done = finetune("logs", "one", "--context", "lab")
         assert (done.code, done.out) == (code, "" if code else "step 1\n")
+
+
+def test_a_status_that_is_unreadable_in_part_prevents_neither_stop_nor_delete(front: Any, job: Any) -> None:
+    raw = job().raw
+    front.answers["one"] = [(200, raw | {"status": raw["status"] | {"progress": {"step": "many"}}})]
+    client = FineTuneClient(context="lab")
+    client.stop("one")
+    client.resume("one")
+    client.delete("one")
+    assert [one[0] for one in front.requests if one[0] != "GET"] == ["PATCH", "PATCH", "DELETE"]
+    front.answers["one"] = [(200, raw | {"status": raw["status"] | {"conditions": "all"}})]
+    with pytest.raises(FineTuneError, match=r"status\.conditions"):
+        client.stop("one")
