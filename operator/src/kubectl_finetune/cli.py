@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415, PLR0917 - heavy modules are imported when needed; a command has many options
 
+import functools
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -229,7 +230,7 @@ def lineage(
     from kubectl_finetune.commands import lineage as tracing
 
     cluster = connect(context, namespace, kube_context, kubeconfig)
-    found = tracing.origin_record(cluster.get_job(name), cluster.find_job)
+    found = tracing.origin_record(cluster.get_job(name), functools.cache(cluster.find_job))
     if output:
         dump(found, output)
     else:

@@ -85,3 +85,19 @@ def test_jobs_that_are_each_others_parents_end(job: Make) -> None:
     while "parent" in found:
         found, depth = found["parent"], depth + 1
     assert (depth, found["note"]) == (51, "not in the cluster")
+
+
+def test_an_ancestor_of_parent_and_reward_model_is_read_once(
+    front: Any, finetune: Callable[..., Any], job: Callable[..., Job]
+) -> None:
+    """Each round learns from the last one, and its reward model does so too: the paths double with each round."""
+    last = {"parentRef": {"name": "round-0"}}
+    front.answers["round-0"] = [(200, job("round-0").raw)]
+    for number in range(1, 7):
+        reward, name = f"reward-{number}", f"round-{number}"
+        front.answers[reward] = [(200, job(reward, {"lineage": last}).raw)]
+        spec = {"lineage": last, "rlhf": {"rewardModel": {"jobRef": {"name": reward}}}}
+        front.answers[name] = [(200, job(name, spec).raw)]
+        last = {"parentRef": {"name": name}}
+    assert finetune("lineage", "round-6", "--context", "lab").code == 0
+    assert len(front.requests) == 13
