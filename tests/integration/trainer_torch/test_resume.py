@@ -221,6 +221,14 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(make_bench: MakeBench, 
     assert here <= there  # a run that resumes needs no more room
 
 
+def test_the_steps_are_in_a_checkpoint_once(make_bench: MakeBench) -> None:
+    bench = make_bench("LoRA")
+    stopped(bench, bench.prepare(), 6)
+    saved = bench.output / "checkpoints" / "step-000006"
+    assert len((saved / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) > 6
+    assert json.loads((saved / "trainer_state.json").read_text(encoding="utf-8"))["log_history"] == []
+
+
 @pytest.mark.parametrize(
     ("blocks", "trainer"), thin_slice([(DPO, DPOTrainer), (KTO, KTOTrainer)], (DPO, DPOTrainer)), ids=["DPO", "KTO"]
 )
