@@ -193,6 +193,14 @@ def test_a_stop_ends_an_answer_at_the_next_token_and_every_token_is_reported(tin
     assert reporter.snapshot().heartbeat == 2
 
 
+def test_an_answer_that_no_token_ends_has_the_maximum_length(tiny_model: Path) -> None:
+    model, tokens = load_plain(tiny_model, torch.float32, CPU), []
+    model.generation_config.eos_token_id = None
+    prompt = [{"role": "user", "content": "Why?"}]
+    answer_all(model, Labeler(tiny_model), [prompt], stop_ids=[], max_new_tokens=5, on_token=lambda: tokens.append(1))
+    assert len(tokens) == 5
+
+
 def test_the_rate_warms_up_and_falls_along_the_cosine(tiny_model: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_model, tmp_path, make_settings(total_steps=8))
     trainer.train()

@@ -137,3 +137,5 @@ def test_the_generation_settings_are_the_bases_with_the_tokens_that_end_an_answe
     (folder / "generation_config.json").unlink()
     save_generation_config(folder, tmp_path, [2])
     assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == [2]
+    save_generation_config(folder, tmp_path, [])
+    assert GenerationConfig.from_pretrained(tmp_path).eos_token_id is None

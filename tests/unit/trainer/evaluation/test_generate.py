@@ -24,3 +24,8 @@ def test_the_end_of_most_answers_is_found_without_reading_all_of_them() -> None:
     model: Any = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=2))
     answers = cycle([Encoded([1, 5, 7], [-100, 5, 7], 2), Encoded([1, 7], [-100, 7], 1), Encoded([1, 9], [-100, 9], 1)])
     assert stop_token_ids(model, answers) == [2, 7]
+
+
+def test_no_token_ends_an_answer_if_neither_the_model_nor_a_whole_answer_has_one() -> None:
+    model: Any = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=None))
+    assert stop_token_ids(model, [Encoded([1, 5, 7], [-100, 5, 7], 1, truncated=True)]) == []

@@ -40,8 +40,8 @@ def answer_all(
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=list(stop_ids),
-        pad_token_id=stop_ids[0],
+        eos_token_id=list(stop_ids) or None,
+        pad_token_id=next(iter(stop_ids), 0),  # one answer at a time needs no padding
         use_cache=True,
     )
     own = []
@@ -89,10 +89,13 @@ def _is_whole(sample: Encoded) -> bool:
 
 
 def stop_token_ids(model: PreTrainedModel, samples: Iterable[Encoded]) -> list[int]:
-    """Return the tokens that end an answer: the model's own and the one that ends most of the first answers."""
+    """Return the tokens that end an answer: the model's own and the one that ends most of the first answers.
+
+    Return none if neither is known: an answer then has the maximum length.
+    """
     known = model.generation_config.eos_token_id
     ids = [] if known is None else [known] if isinstance(known, int) else list(known)
     whole = islice(filter(_is_whole, samples), COUNTED_ANSWERS)
     ends = Counter(next(label for label in reversed(sample.labels) if label >= 0) for sample in whole)
     ids += [token for token, _ in ends.most_common(1)]
-    return sorted(set(ids)) or [0]
+    return sorted(set(ids))

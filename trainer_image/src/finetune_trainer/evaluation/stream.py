@@ -46,8 +46,8 @@ def stream_answer(
         do_sample=temperature > 0,
         temperature=temperature or None,
         max_new_tokens=max_new_tokens,
-        eos_token_id=stops,
-        pad_token_id=stops[0],
+        eos_token_id=stops or None,
+        pad_token_id=next(iter(stops), 0),
         use_cache=True,
     )
     inputs = torch.tensor([ids], device=model.device)

@@ -121,7 +121,7 @@ def save_generation_config(model_directory: Path, directory: Path, stop_ids: Seq
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (ValueError, RecursionError):  # transformers ignores such a file, too
         found = {}
-    settings = (found if isinstance(found, dict) else {}) | {"eos_token_id": list(stop_ids)}
+    settings = (found if isinstance(found, dict) else {}) | ({"eos_token_id": list(stop_ids)} if stop_ids else {})
     (directory / GENERATION_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
