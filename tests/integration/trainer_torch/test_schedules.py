@@ -3,10 +3,12 @@
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from thin_slice import thin_slice
+from trainer_bench import make_trainer
 from training_bench import HYPERPARAMETERS, Bench
 
 MakeBench = Callable[..., Bench]
@@ -49,3 +51,11 @@ def test_every_step_has_the_rate_of_the_formula(
     assert rates == pytest.approx({step + 1: PEAK * formula(step) for step in range(STEPS)}, rel=1e-4)
     assert report.resolved
     assert (report.resolved.min_lr_ratio, report.resolved.decay_steps) == (0.2, settings.get("decaySteps"))
+
+
+def test_a_peak_that_is_no_higher_than_the_end_of_polynomial_goes_down_to_0(tiny_model: Path, tmp_path: Path) -> None:
+    rates = {"learning_rate": 1e-7, "lr_scheduler_type": "polynomial"}
+    trainer = make_trainer("Instruction", tiny_model, tmp_path, total_steps=4, eval_steps=4, **rates)
+    trainer.train()
+    found = [line["learning_rate"] for line in trainer.state.log_history if "learning_rate" in line]
+    assert found == pytest.approx([1e-7, 0.75e-7, 0.5e-7, 0.25e-7])

@@ -1,24 +1,28 @@
 """Every resolved setting changes the trainer, its model or its adapter, with every objective that has the setting."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from loop_bench import CPU, make_settings
+from loop_bench import CPU, make_loop, make_settings
 from peft.tuners.lora import LoraLayer
 from trainer_bench import make_trainer
 from training_bench import HYPERPARAMETERS, Bench
+from transformers import set_seed
 
 from finetune_api.defaults import Facts, resolve
 from finetune_api.objectives import Objective
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Resolved
-from finetune_trainer.models.loading import load_for_training, trained_tensors
+from finetune_trainer.distributed.world import World
+from finetune_trainer.models.loading import load_for_training, load_tokenizer, trained_tensors
 from finetune_trainer.training.methods.loop import LoopTrainer
+from finetune_trainer.training.methods.parts import TrainerParts
 
 MakeBench = Callable[..., Bench]
 OBJECTIVES = [one.value for one in Objective]
@@ -157,3 +161,20 @@ def test_fused_kernels_are_reported_if_set(make_bench: MakeBench, asked: dict[st
     report = bench.run()
     assert report.resolved
     assert report.resolved.fused_kernels is reported, "there is no GPU here"
+
+
+def test_the_highest_seed_leaves_room_for_the_number_of_each_process(tiny_model: Path, tmp_path: Path) -> None:
+    """TRL adds a process's number to the seed before it samples, and numpy takes 32 bits."""
+    world = World()
+    world.size = 4
+    parts = TrainerParts(
+        load_for_training(tiny_model, make_settings("LoRA"), CPU),
+        load_tokenizer(tiny_model),
+        make_settings("LoRA", seed=2**32 - 1),
+        replace(make_loop(tmp_path), world=world),
+        [],
+        [],
+        tmp_path,
+    )
+    for rank in range(world.size):
+        set_seed(parts.library_settings()["seed"] + rank)

@@ -39,6 +39,9 @@ from finetune_trainer.training.checkpoints import Checkpoints
 from finetune_trainer.training.kept_weights import NOTHING_KEPT, KeptWeights
 
 COMPARED_GROUPS = 30
+POLYNOMIAL_END = 1e-7
+"""The library's lowest rate of schedule `polynomial`; it refuses a peak that is not above it."""
+HIGHEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,8 @@ class TrainerParts:
             "bf16": settings.precision == "BF16",
             "fp16": settings.precision == "FP16",
             "use_cpu": self.model.device.type == "cpu",
-            "seed": settings.seed,
+            # TRL adds the process's number to it before it samples.
+            "seed": None if settings.seed is None else min(settings.seed, HIGHEST_SEED - self.loop.world.size + 1),
             "data_seed": settings.seed,
             "eval_strategy": "steps" if self.validation else "no",
             "eval_steps": settings.eval_steps,
@@ -164,6 +168,8 @@ def schedule_arguments(settings: Resolved) -> dict[str, Any] | None:
             return {"min_lr_rate": settings.min_lr_ratio}
         case Schedule.WARMUP_STABLE_DECAY:
             return {"num_decay_steps": settings.decay_steps, "min_lr_ratio": settings.min_lr_ratio}
+        case Schedule.POLYNOMIAL if (settings.learning_rate or 1.0) <= POLYNOMIAL_END:
+            return {"lr_end": 0.0}
         case _:
             return None
 
