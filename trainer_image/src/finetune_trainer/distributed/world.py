@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 JOIN_SECONDS = 900.0
-"""How long a process may take to start once its pod is there."""
+"""How long a process may take to connect once the first one listens."""
 POLL_SECONDS = 0.1
 LEAVE_SECONDS = 15.0
 
@@ -222,10 +222,9 @@ def join(
     """
     local_rank, local_size = local
     is_first = rank == 0
-    deadline = time.monotonic() + JOIN_SECONDS
+    # Without limit: the first process may push the result of an earlier run before. If it hangs, its progress stalls.
     while not is_first and not _is_open(address):
         on_poll()
-        _require_in_time(deadline, "rank 0")
         time.sleep(POLL_SECONDS)
     # Without a socket of ours torch listens on every address.
     listening = listen(address, size).detach() if is_first else None
@@ -233,9 +232,12 @@ def join(
         *address, None, is_first, timeout=timeout, wait_for_workers=False, master_listen_fd=listening
     )
     store.set(f"here/{rank}", "")
+    deadline = time.monotonic() + JOIN_SECONDS
     while not store.check([f"here/{one}" for one in range(size)]):
         on_poll()
-        _require_in_time(deadline, "some of the other processes")
+        if time.monotonic() > deadline:
+            problem = f"some of the other processes did not connect within {JOIN_SECONDS:.0f} seconds"
+            raise TrainerError(ExitCode.INTERNAL_ERROR, f"{problem}: see the logs of the pods of this attempt")
         time.sleep(POLL_SECONDS)
     backend = "gloo"
     if torch.cuda.is_available():
@@ -266,12 +268,6 @@ def as_only_process() -> Iterator[None]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _require_in_time(deadline: float, missing: str) -> None:
-    if time.monotonic() > deadline:
-        problem = f"{missing} did not connect within {JOIN_SECONDS:.0f} seconds"
-        raise TrainerError(ExitCode.INTERNAL_ERROR, f"{problem}: see the logs of the pods of this attempt")
 
 
 def _is_open(address: tuple[str, int]) -> bool:
