@@ -55,6 +55,8 @@ def test_requests_are_counted_by_resource_and_never_by_name(path: str, resource:
         (403, {"message": 'jobs "one" is forbidden: exceeded quota: q'}, Refused),
         (403, {"message": "unable to create: namespace team is being terminated"}, Gone),
         (404, {"message": "not found"}, Gone),
+        (404, {"message": 'admission webhook "x" denied the request: no such project'}, Refused),
+        (409, {"message": 'admission webhook "x" denied the request: two jobs', "reason": "Conflict"}, Refused),
         (409, {"reason": "AlreadyExists"}, AlreadyExists),
         (409, {"reason": "Conflict"}, Outdated),
         (422, {"message": "spec.x: Invalid value"}, Refused),

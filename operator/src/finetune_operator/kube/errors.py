@@ -8,6 +8,8 @@ import orjson
 from finetune_api import names
 
 _RBAC = re.compile(r'cannot (\w+) resource "([^"]+)"')
+_DENIAL = re.compile(r'admission webhook "[^"]*" denied the request')
+"""A webhook chooses the code of its denial."""
 _SOURCE = re.compile(r"\S{1,64}:\d{1,5}->")
 """The API server's own end of a broken connection, whose port is another one each time."""
 
@@ -70,6 +72,8 @@ def error_from(code: int, body: bytes, retry_after: str | None, path: str) -> Cl
         answer = {}
     answer = answer if isinstance(answer, dict) else {}
     message, reason = _SOURCE.sub("", str(answer.get("message") or f"{path}: HTTP {code}")), answer.get("reason")
+    if _DENIAL.match(message):
+        return Refused(message)
     if code == HTTPStatus.FORBIDDEN:
         return _forbidden(message, path)
     if code == HTTPStatus.NOT_FOUND:
