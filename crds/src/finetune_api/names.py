@@ -28,6 +28,8 @@ ANNOTATION_JOB_NAME = f"{GROUP}/job-name"
 
 ANNOTATION_SETTINGS_SHA256 = f"{GROUP}/settings-sha256"
 """Digest of the spec that a Job was built from."""
+ANNOTATION_IMAGE = f"{GROUP}/image"
+"""The image that a Job was built with: a policy of the cluster may have replaced that of its pods."""
 ANNOTATION_SUSPENDED_BY = f"{GROUP}/suspended-by"
 """On children: the component that suspended the Job; if absent, another controller did, and must resume it."""
 ANNOTATION_QUEUED_BY = f"{GROUP}/queued-by"

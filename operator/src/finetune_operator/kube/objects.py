@@ -206,6 +206,7 @@ class Job:
     component: str
     attempt: int
     image: str
+    """The image that it was built with."""
     created: datetime | None
     completed: datetime | None
     failed: datetime | None
@@ -240,7 +241,7 @@ class Job:
     def from_object(cls, obj: Object) -> Self:
         """Read a batch/v1 Job."""
         meta, status = obj["metadata"], obj.get("status") or {}
-        labels = meta.get("labels") or {}
+        labels, annotations = meta.get("labels") or {}, meta.get("annotations") or {}
         ends = {one["type"]: one for one in status.get("conditions") or [] if one["status"] == "True"}
         complete, failed = ends.get("Complete", {}), ends.get("Failed", {})
         template = obj["spec"]["template"]
@@ -257,7 +258,7 @@ class Job:
             owner_uid=controller_of(obj).get("uid", ""),
             component=fixed.get(names.LABEL_COMPONENT, ""),
             attempt=_small(fixed.get(names.LABEL_ATTEMPT, "0")),
-            image=container.get("image", ""),
+            image=annotations.get(names.ANNOTATION_IMAGE) or container.get("image", ""),
             created=moment(meta.get("creationTimestamp")),
             completed=moment(status.get("completionTime") or complete.get("lastTransitionTime")) if complete else None,
             failed=moment(failed.get("lastTransitionTime")),
@@ -267,14 +268,14 @@ class Job:
             failed_pods=min(failed_pods, 1) if nodes > 1 else failed_pods,  # one failure ends all pods
             backoff_limit=obj["spec"].get("backoffLimit", 6),
             is_suspended=bool(obj["spec"].get("suspend")),
-            is_ours_to_resume=names.ANNOTATION_SUSPENDED_BY in (meta.get("annotations") or {}),
+            is_ours_to_resume=names.ANNOTATION_SUSPENDED_BY in annotations,
             is_deleting=bool(meta.get("deletionTimestamp")),
             queue=labels.get(names.LABEL_QUEUE),
-            is_queued_by_us=names.ANNOTATION_QUEUED_BY in (meta.get("annotations") or {}),
+            is_queued_by_us=names.ANNOTATION_QUEUED_BY in annotations,
             is_for_other_cluster=obj["spec"].get("managedBy") == names.MULTIKUEUE,
             grace_seconds=pod.get("terminationGracePeriodSeconds"),
             limits={name: str(value) for name, value in limits.items()},
-            settings_sha256=(meta.get("annotations") or {}).get(names.ANNOTATION_SETTINGS_SHA256, ""),
+            settings_sha256=annotations.get(names.ANNOTATION_SETTINGS_SHA256, ""),
             alive_pods=(status.get("active") or 0) + (status.get("terminating") or 0),
             version=version_of(meta),
         )

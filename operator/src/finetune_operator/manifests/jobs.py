@@ -196,7 +196,7 @@ def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str,
         "spec": pod | ({"subdomain": name} if nodes > 1 else {}),
     }
     queued = _queue_labels(job, component)
-    built_from = {names.ANNOTATION_SETTINGS_SHA256: digest_settings(_spec(job))}
+    built_from = {names.ANNOTATION_SETTINGS_SHA256: digest_settings(_spec(job)), names.ANNOTATION_IMAGE: image}
     queued_by = {names.ANNOTATION_QUEUED_BY: names.MANAGED_BY} if queued else {}
     job_meta = meta | {"labels": meta["labels"] | queued, "annotations": meta["annotations"] | built_from | queued_by}
     return Child(
