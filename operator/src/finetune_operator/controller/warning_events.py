@@ -1,14 +1,18 @@
 """Warning events of pods and Jobs that do not start: one list for all of a namespace, read ever less often for each."""
 
 import asyncio
+import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from finetune_operator.cluster import Cluster
+from finetune_operator.kube.errors import Overloaded, RetryLater
 from finetune_operator.kube.observed import Warnings
 from finetune_operator.policy.pods.pod_diagnosis import EventQuery
+
+log = logging.getLogger(__name__)
 
 SHARED_SECONDS = timedelta(seconds=5)
 """How long one list serves all objects of its namespace: the API server reads every event for it."""
@@ -26,7 +30,8 @@ class _Known:
 
 @dataclass(frozen=True)
 class _Listed:
-    by_uid: dict[str, Warnings]
+    by_uid: dict[str, Warnings] | None
+    """None if the list failed."""
     at: datetime
 
 
@@ -48,17 +53,28 @@ class WarningEvents:
         if known is None or now >= known.read_again_at:
             pause = min(2 * known.pause, MAX_PAUSE) if known else PAUSE
             listed = await self._list(namespace, query.kind)
-            known = _Known(listed.get(query.uid) or Warnings(query.uid, ()), pause, now + pause)
+            nothing = known.warnings if known and listed is None else Warnings(query.uid, ())
+            known = _Known((listed or {}).get(query.uid) or nothing, pause, now + pause)
         self._known[query.uid] = known
         if len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
         return known.warnings
 
-    async def _list(self, namespace: str, kind: str) -> dict[str, Warnings]:
+    async def _list(self, namespace: str, kind: str) -> dict[str, Warnings] | None:
         place = (namespace, kind)
         async with self._locks[place]:
             now = self._clock()
             self._listed = {key: one for key, one in self._listed.items() if now - one.at < SHARED_SECONDS}
             if place not in self._listed:
-                self._listed[place] = _Listed(await self._cluster.list_warnings(namespace, kind), now)
+                self._listed[place] = _Listed(await self._try_list(namespace, kind), now)
             return self._listed[place].by_uid
+
+    async def _try_list(self, namespace: str, kind: str) -> dict[str, Warnings] | None:
+        """List the events. An API server may keep them in a store of their own: if it is away, no job waits for it."""
+        try:
+            return await self._cluster.list_warnings(namespace, kind)
+        except Overloaded:
+            raise
+        except RetryLater as problem:
+            log.warning("the events of namespace %s cannot be listed: %s", namespace, problem)
+            return None

@@ -20,7 +20,7 @@ from finetune_operator.controller.mirror import Mirror
 from finetune_operator.controller.warning_events import WarningEvents
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
-from finetune_operator.kube.errors import Denied
+from finetune_operator.kube.errors import Denied, Overloaded, RetryLater
 from finetune_operator.kube.objects import Key, Pod
 from finetune_operator.kube.observed import Warnings
 from finetune_operator.metrics.registry import Metrics
@@ -122,6 +122,34 @@ async def test_a_namespace_whose_events_take_long_holds_up_no_other() -> None:
     assert (await asyncio.wait_for(events.read("team", EventQuery("Pod", "pod-7")), 60)).items
     assert not slow.done()
     slow.cancel()
+
+
+async def test_events_that_cannot_be_listed_hold_up_no_job_and_known_ones_are_kept() -> None:
+    cluster: Any = Events()
+    now = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    events = WarningEvents(cluster, lambda: now)
+    known = await events.read("team", EventQuery("Pod", "pod-7"))
+
+    async def fail(namespace: str, kind: str) -> dict[str, Warnings]:
+        cluster.lists += 1
+        raise RetryLater("the store of the events is away")
+
+    cluster.list_warnings = fail
+    now += timedelta(seconds=10)
+    assert await events.read("team", EventQuery("Pod", "pod-7")) == known
+    assert await events.read("team", EventQuery("Pod", "pod-8")) == Warnings("pod-8", ())
+    assert cluster.lists == 2
+
+
+async def test_a_pause_that_the_api_server_asks_for_is_kept_for_events_too() -> None:
+    cluster: Any = Events()
+
+    async def refuse(*_: str) -> dict[str, Warnings]:
+        raise Overloaded("busy", 5.0)
+
+    cluster.list_warnings = refuse
+    with pytest.raises(Overloaded):
+        await WarningEvents(cluster, lambda: datetime(2026, 3, 1, 12, tzinfo=UTC)).read("team", EventQuery("Pod", "p"))
 
 
 class Counted(World):
