@@ -18,6 +18,7 @@ from finetune_operator.manifests import jobs as manifests
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "helm" / "finetune-operator"
 KINDS = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
+UP = "finetune_operator_build_info"
 HAS_OPERATOR = ("--api-versions", "monitoring.coreos.com/v1")
 
 
@@ -111,8 +112,27 @@ def test_the_rules_are_those_of_the_file_with_the_runbooks_address(helm: str) ->
     address = "https://wiki.example/runbooks"
     rule = one(render(helm, *HAS_OPERATOR, "--set", f"monitoring.runbookUrl={address}"), "PrometheusRule")
     text = (CHART / "alerts.yaml").read_text(encoding="utf-8")
-    assert rule["spec"] == yaml.safe_load(text.replace("RUNBOOK_URL", address))
+    own = text.replace(f"absent({UP})", f'absent({UP}{{namespace="system", service="release-finetune-operator"}})')
+    assert rule["spec"] == yaml.safe_load(own.replace("RUNBOOK_URL", address))
     assert "RUNBOOK_URL" not in str(rule)
+
+
+def test_an_operator_that_is_down_is_reported_although_that_of_another_release_is_scraped(helm: str) -> None:
+    documents = render(helm, *HAS_OPERATOR)
+    (alert,) = [
+        rule
+        for group in one(documents, "PrometheusRule")["spec"]["groups"]
+        for rule in group["rules"]
+        if rule["alert"] == "FineTuneOperatorDown"
+    ]
+    (service,) = [document for document in documents if document["kind"] == "Service"]
+    place = f'namespace="{service["metadata"]["namespace"]}", service="{service["metadata"]["name"]}"'
+    assert alert["expr"] == f"absent({UP}{{{place}}})"
+
+
+def test_without_the_service_monitor_the_labels_of_the_scrape_are_not_known(helm: str) -> None:
+    rule = one(render(helm, *HAS_OPERATOR, "--set", "monitoring.operator=false"), "PrometheusRule")
+    assert f"absent({UP})" in str(rule)
 
 
 def test_without_the_runbooks_address_an_alert_names_their_file_and_version_and_has_no_dead_link(helm: str) -> None:
