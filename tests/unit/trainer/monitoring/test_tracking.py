@@ -14,8 +14,8 @@ from finetune_api.blocks import SecretRef
 from finetune_api.handoff import Outcome, Report
 from finetune_api.status import Artifacts
 from finetune_api.tracking import MlflowTracking, WandbTracking
-from finetune_trainer.errors import Stopped
-from finetune_trainer.monitoring.tracking import DrainTimeout, track
+from finetune_trainer.errors import Stopped, StorageUnavailable
+from finetune_trainer.monitoring.tracking import DrainTimeout, Trackers, track
 from finetune_trainer.monitoring.tracking.follower import Follower, Point, RunEnd, TrackerFault
 from finetune_trainer.monitoring.tracking.mlflow import MlflowRun
 from finetune_trainer.monitoring.tracking.wandb import read_access
@@ -206,6 +206,20 @@ def test_a_stopped_run_leaves_its_trackers_within_seconds(world: Any, metrics: P
         with pytest.raises(Stopped), track(world.config, **places, reporter=world.reporter, stop=world.stop):
             stop()
         assert time.monotonic() - started[0] < DrainTimeout.ENDED
+
+
+@pytest.mark.parametrize(("is_stopped", "ending"), [(True, RunEnd.STOPPED), (False, RunEnd.FAILED)])
+def test_a_store_that_is_away_after_sigterm_is_a_stop_for_trackers_too(
+    world: Any, metrics: Path, monkeypatch: pytest.MonkeyPatch, is_stopped: bool, ending: RunEnd
+) -> None:
+    ended: list[RunEnd] = []
+    monkeypatch.setattr(Trackers, "end", lambda _, found: ended.append(found))
+    places = {"result": metrics.parent, "workspace": metrics.parent}
+    if is_stopped:
+        world.stop.set()
+    with pytest.raises(StorageUnavailable), track(world.config, **places, reporter=world.reporter, stop=world.stop):
+        raise StorageUnavailable("the checkpoint of step 7 cannot be saved")
+    assert ended == [ending]
 
 
 def test_only_the_first_of_several_processes_reports(world: Any, metrics: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from finetune_api.handoff import Artifact, JobConfig, Outcome, Report
 from finetune_api.tracking import Tracking, WandbMode
-from finetune_trainer.errors import Stopped
+from finetune_trainer.errors import KeysRefused, Stopped, StorageUnavailable
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.monitoring.tracking.follower import Follower, RunEnd
 from finetune_trainer.monitoring.tracking.mlflow import MlflowRun
@@ -116,8 +116,9 @@ def track(
     try:
         yield trackers
         ending = trackers.ending
-    except Stopped:
-        ending = RunEnd.STOPPED
+    except (Stopped, StorageUnavailable, KeysRefused) as error:
+        if isinstance(error, Stopped) or stop.is_set():  # then the pod ends as preempted, too
+            ending = RunEnd.STOPPED
         raise
     finally:
         trackers.end(ending)
