@@ -55,7 +55,7 @@ class ChatTemplate(Block):
 
 ChatTemplateKwargs = Annotated[
     dict[
-        Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_]*$")],
+        Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")],
         Annotated[str, StringConstraints(max_length=256)],
     ],
     Field(max_length=16, json_schema_extra=GRANULAR),

@@ -20,7 +20,7 @@ from finetune_api.blocks import (
 )
 from finetune_api.inputs.chat_template import KWARGS_RULE, ChatTemplate, ChatTemplateKwargs
 
-ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[a-z_]+$")]
+ColumnName = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,64}$")]
 Columns = Annotated[
     dict[ColumnName, Annotated[str, StringConstraints(min_length=1, max_length=128)]],
     Field(min_length=1, max_length=16, json_schema_extra=ATOMIC),

@@ -34,7 +34,8 @@ FORMATS: Mapping[str, str] = MappingProxyType(
         r"^[a-z0-9-]+$": "use lowercase letters, digits and -, for example eu-west-1",
         r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$": _NAME,
         r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$": "use lowercase letters, digits and -, with a letter or digit at both ends",
-        r"^[a-z_]+$": "use lowercase letters and _, for example prompt",
+        r"^[a-z_]{1,64}$": "use lowercase letters and _, at most 64, for example prompt",
+        r"^[a-z][a-z0-9_]{0,63}$": "use lowercase letters, digits and _, at most 64, for example enable_thinking",
     }
 )
 """By the pattern of the field."""

@@ -99,7 +99,8 @@ def test_a_quantity_of_kubernetes_is_no_fault(right: Any) -> None:
 
 
 def test_every_pattern_has_its_fix() -> None:
-    patterns = {str(node["pattern"]) for _, node in nodes(SCHEMA) if "pattern" in node} | {r"^[a-z_]+$"}
+    of_keys = {r"^[a-z_]{1,64}$", r"^[a-z][a-z0-9_]{0,63}$"}
+    patterns = {str(node["pattern"]) for _, node in nodes(SCHEMA) if "pattern" in node} | of_keys
     general = fix_format("no such pattern", "x")
     assert {pattern for pattern in patterns if fix_format(pattern, "?") == general} == set()
     assert set(FORMATS) <= patterns, "one that no field has"
@@ -152,7 +153,7 @@ def test_every_pattern_has_its_fix() -> None:
         ("tuning.lora.targetModules", ["q", "q"], "remove the second q"),
         ("storage.endpoint", "minio:9000", "for example http://minio.minio:9000"),
         ("dataset.train.sha256", "abc", "write the 64 lowercase hexadecimal digits that sha256sum prints"),
-        ("dataset.columns", {"Prompt!": "x"}, "use lowercase letters and _, for example prompt"),
+        ("dataset.columns", {"Prompt!": "x"}, "use lowercase letters and _, at most 64, for example prompt"),
         ("dataset.columns", {}, "add an entry, or remove the field"),
         ("hyperparameters.seed", "one", "write 42, for example"),
         ("tuning.lora", 8, "write its fields below it: rank, alpha, rankPattern, alphaPattern, dropout"),
