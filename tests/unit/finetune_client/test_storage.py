@@ -67,7 +67,10 @@ def test_a_download_that_breaks_leaves_no_part_of_a_file(monkeypatch: pytest.Mon
     store, storage = opened(monkeypatch, {"adapter/a.json": b"{}"})
     from botocore.exceptions import ReadTimeoutError
 
-    for broken, raised in ((ReadTimeoutError(endpoint_url="u"), FineTuneError), (KeyboardInterrupt(), KeyboardInterrupt)):
+    for broken, raised in (
+        (ReadTimeoutError(endpoint_url="u"), FineTuneError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ):
 
         class Body(io.BytesIO):
             def read(self, size: int | None = -1, /, broken: BaseException = broken) -> bytes:
