@@ -150,13 +150,13 @@ def _find(
 
 def _read_lineage(uri: str, storage: ReadableStore) -> bytes | None:
     """Return the lineage of the result that an adapter is part of, by the names of its folders; None if it is part of
-    none, or if the job may read the adapter alone, or this machine, to which it is mapped."""
+    none, or if the job may read the adapter alone, or this machine, to which nothing else of the result is mapped."""
     result = uri.partition(f"/{Artifact.KEPT}/")[0].removesuffix(f"/{Artifact.ADAPTER}")
     try:
         return None if uri.startswith(SCHEME) else storage.read(join_uri(result, Artifact.LINEAGE))
     except StorageUnavailable:
         raise
-    except TrainerError:
+    except (TrainerError, LookupError):  # the latter of a local store
         return None
 
 
