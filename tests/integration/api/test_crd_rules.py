@@ -373,7 +373,7 @@ AT_CREATION = [
             (UNKNOWN_RESOURCE, {"requests": {"ephemeral-storage": "1Gi"}}, {"requests": {"storage": "1Gi"}}),
             (UNKNOWN_RESOURCE, {"limits": {"rdma/hca": 1}}, {"limits": {"hca": 1}}),
             (UNKNOWN_RESOURCE, {"limits": {"hugepages-2Mi": "4Mi", "cpu": 1}}, {"limits": {"hugepages": "4Mi"}}),
-            (WHOLE_DEVICE, {"requests": {"rdma/hca": 1}, "limits": {"rdma/hca": "1"}}, {"requests": {"rdma/hca": 1}}),
+            (WHOLE_DEVICE, {"requests": {"rdma/hca": 1}, "limits": {"rdma/hca": 1}}, {"requests": {"rdma/hca": 1}}),
             (WHOLE_DEVICE, {"limits": {"rdma/hca": 2}}, {"requests": {"rdma/hca": 1}, "limits": {"rdma/hca": 2}}),
         )
     ),

@@ -32,7 +32,7 @@ from finetune_api.objectives import HAS_SHARE, HAS_SIMILARITY, HAS_SMOOTHING, JS
 from finetune_api.output import COMMIT, IMAGE_REPOSITORY, REPO
 from finetune_api.pods.affinity import DOMAINS_OF_DO_NOT_SCHEDULE, HAS_VALUES, HAS_VALUES_OR_INTEGER
 from finetune_api.pods.resources import (
-    DEVICE,
+    DIVISIBLE,
     GPU_WITH_VENDOR,
     GPUS_BY_COUNT,
     IN_BYTES,
@@ -396,16 +396,16 @@ CONDITIONS: dict[str, Condition] = {
         not any(_is_below_a_mebibyte((one or {}).get("memory")) for one in (pod.requests, pod.limits))
     ),
     WITHIN_LIMITS: lambda pod: all(
-        _amount((pod.requests or {}).get(name), 0) <= _amount(limit, math.inf)
-        for name, limit in (pod.limits or {}).items()
+        _amount((pod.requests or {}).get(name), 0) <= _amount((pod.limits or {}).get(name), math.inf)
+        for name in DIVISIBLE
     ),
     KNOWN_RESOURCES: lambda pod: all(
         re.search(RESOURCE, name) for name in [*(pod.requests or ()), *(pod.limits or ())]
     ),
     WHOLE_DEVICES: lambda pod: all(
-        _amount(quantity, 0) == _amount((pod.limits or {}).get(name), math.inf)
+        quantity == (pod.limits or {}).get(name)
         for name, quantity in (pod.requests or {}).items()
-        if re.search(DEVICE, name)
+        if name not in DIVISIBLE
     ),
     GPU_WITH_VENDOR: lambda resources: "/" in resources.gpu_resource_name,
     GPUS_BY_COUNT: lambda resources: {"nvidia.com/gpu", resources.gpu_resource_name}.isdisjoint(
