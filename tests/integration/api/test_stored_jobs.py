@@ -1,6 +1,7 @@
 """A job that was stored before a change of the CRD can still be suspended, limited and deleted afterwards."""
 
 import copy
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ def api(control_plane: Path) -> Iterator[client.ApiClient]:
         client.ApiextensionsV1Api(connected).delete_custom_resource_definition(f"{names.PLURAL}.{GROUP}")
 
 
+@pytest.mark.skipif(
+    os.environ.get("KUBERNETES_MINOR") == "1.31", reason="its API server judges unchanged blocks by new rules, too"
+)
 def test_a_job_that_a_new_rule_would_refuse_at_creation_can_be_changed_where_it_is_not_fixed(
     api: client.ApiClient,
 ) -> None:
