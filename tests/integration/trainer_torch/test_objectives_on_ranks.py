@@ -1,22 +1,18 @@
 """KTO and RewardModel with an adapter in two processes over gloo: the training and the figures of one process."""
 
 import math
-import os
-import socket
-from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from loop_bench import CPU, make_loop, make_settings
-from ranks import start_ranks
+from ranks import join_as, run_ranks
 from trainer_bench import OWN, weights_of
 
 from finetune_api.handoff import ExitCode
-from finetune_trainer.distributed.world import ALONE, World, join
+from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.models.loading import load_for_training, load_tokenizer
@@ -44,7 +40,7 @@ def test_two_processes_train_and_measure_as_one(tiny_model: Path, tmp_path: Path
     alone = _build(tiny_model, tmp_path / "alone", ALONE, objective=objective, method=method)
     start = weights_of(alone)
     expected = _train(alone)
-    for found in _on_ranks(_train_rank, tiny_model, tmp_path, objective=objective, method=method):
+    for found in run_ranks(_train_rank, RANKS, tiny_model, tmp_path, objective=objective, method=method):
         for name in ("losses", "margins", "accuracies"):
             assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
         for one, other in zip(found["evaluations"], expected["evaluations"], strict=True):
@@ -64,7 +60,7 @@ def test_two_processes_train_and_measure_as_one(tiny_model: Path, tmp_path: Path
 def test_an_epoch_whose_last_step_has_one_row_ends_in_both_processes(
     tiny_model: Path, tmp_path: Path, objective: str
 ) -> None:
-    first, second = _on_ranks(_train_rank, tiny_model, tmp_path, objective=objective, rows=17)
+    first, second = run_ranks(_train_rank, RANKS, tiny_model, tmp_path, objective=objective, rows=17)
     assert first["losses"] == second["losses"]
     assert all(map(math.isfinite, first["losses"]))
     for name, tensor in first["weights"].items():
@@ -75,24 +71,9 @@ def test_a_divergence_that_is_not_finite_in_one_process_ends_the_training_in_bot
     tiny_model: Path, tmp_path: Path
 ) -> None:
     """TRL's loss leaves out answers whose own loss is not a number."""
-    for found in _on_ranks(_poison_second, tiny_model, tmp_path, objective="KTO"):
+    for found in run_ranks(_poison_second, RANKS, tiny_model, tmp_path, objective="KTO"):
         assert found["code"] is ExitCode.DIVERGED
         assert "the training loss is not finite at step 1" in found["message"]
-
-
-def _on_ranks(work: Callable[..., object], model: Path, folder: Path, **changes: Any) -> list[dict[str, Any]]:
-    """Run the function in every process, and return what each has written."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    start_ranks(work, (model, folder, port, changes), RANKS)
-    return [torch.load(folder / f"found-{rank}.pt", weights_only=False) for rank in range(RANKS)]
-
-
-def _join(rank: int, port: int) -> World:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(RANKS)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    return join(rank, RANKS, (rank, RANKS), ("127.0.0.1", port), lambda: None, timeout=timedelta(minutes=2))
 
 
 def _build(
@@ -130,7 +111,7 @@ def _figures(measured: Measured) -> dict[str, float]:
 
 
 def _train_rank(rank: int, model: Path, folder: Path, port: int, changes: dict[str, Any]) -> LoopTrainer:
-    trainer = _build(model, folder / f"rank-{rank}", _join(rank, port), **changes)
+    trainer = _build(model, folder / f"rank-{rank}", join_as(rank, RANKS, port), **changes)
     torch.save(_train(trainer), folder / f"found-{rank}.pt")
     torch.distributed.barrier()  # the first process holds the others' store
     return trainer
@@ -138,7 +119,7 @@ def _train_rank(rank: int, model: Path, folder: Path, port: int, changes: dict[s
 
 def _poison_second(rank: int, model: Path, folder: Path, port: int, changes: dict[str, Any]) -> LoopTrainer:
     """Train with a prompt of another answer that is not finite in the second process alone."""
-    trainer = _build(model, folder / f"rank-{rank}", _join(rank, port), **changes)
+    trainer = _build(model, folder / f"rank-{rank}", join_as(rank, RANKS, port), **changes)
     if rank:
         poisoned = torch.full((len(trainer.train_dataset),), math.nan).numpy()
         trainer.train_dataset = trainer.train_dataset.remove_columns("ref_KL_logps").add_column(

@@ -1,11 +1,9 @@
 """GRPO and RLOO on two processes over gloo: the prompts, groups, rewards and weights of one process."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,10 @@ import torch
 from free_ports import free_port
 from loop_bench import CPU, make_loop, make_settings, teach
 from policy_bench import Listener, make_policy
-from ranks import start_ranks
+from ranks import join_as, start_ranks
 from safetensors.torch import load_file, save_file
 
-from finetune_trainer.distributed.world import ALONE, AgreedStop, World, join
+from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.errors import Stopped
 from finetune_trainer.models.adapters.saved import save_adapter
 from finetune_trainer.models.loading import load_for_training, trained_tensors
@@ -119,10 +117,7 @@ def _join(rank: int, port: int) -> World:
     """Join the other process; without a port this one trains alone."""
     if not port:
         return ALONE
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(RANKS)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    return join(rank, RANKS, (rank, RANKS), ("127.0.0.1", port), lambda: None, timeout=timedelta(minutes=2))
+    return join_as(rank, RANKS, port)
 
 
 def _build(model: Path, folder: Path, world: World, scorer: Scorer, **changes: Any) -> PolicyTrainer:

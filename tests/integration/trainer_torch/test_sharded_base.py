@@ -1,18 +1,14 @@
 """An adapter in two processes over gloo, each of which holds a share of the frozen base."""
 
-import os
 import shutil
-import socket
-from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from loop_bench import CPU, THINGS, make_loop, make_settings, question, teach
-from ranks import start_ranks
+from ranks import join_as, run_ranks
 from safetensors.torch import load_file, save_file
 from trainer_bench import OWN, weights_of
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
@@ -22,7 +18,7 @@ from finetune_trainer.data.ability import Question
 from finetune_trainer.data.rows import Message
 from finetune_trainer.distributed.own_pace import OwnPace
 from finetune_trainer.distributed.sharding import local_shard, reshard
-from finetune_trainer.distributed.world import ALONE, World, join
+from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import Stopped
 from finetune_trainer.evaluation.choices import answer_questions
 from finetune_trainer.evaluation.early_stopping import Plateau
@@ -73,7 +69,7 @@ def mixture(tiny_model: Path, tmp_path: Path) -> Path:
 def test_the_experts_of_a_mixture_are_shared_out_with_the_rest_of_the_base(mixture: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"objective": "Chat", "precision": "FP32"}
     expected = _train(_build(mixture, tmp_path / "alone", ALONE, **changes))
-    for one in _on_ranks(_train_rank, mixture, tmp_path, **changes):
+    for one in run_ranks(_train_rank, RANKS, mixture, tmp_path, **changes):
         assert one["losses"] == pytest.approx(expected["losses"], rel=1e-3)
         assert 0.4 * expected["base"] <= one["base"] <= 0.6 * expected["base"]
 
@@ -86,7 +82,7 @@ def test_the_processes_share_the_prompts_and_questions_and_stop_together(tiny_mo
     answers = _answer(alone, labeler)
     marked = answer_questions(alone.model, labeler.tokenizer, QUESTIONS, lambda _: None)
     assert len({len(answer) for answer in answers}) > 1, answers
-    for found in _on_ranks(_questions_rank, taught, tmp_path, **changes):
+    for found in run_ranks(_questions_rank, RANKS, taught, tmp_path, **changes):
         assert found == {"answers": answers, "marked": marked, "stopped": True}
 
 
@@ -99,7 +95,7 @@ def test_two_processes_with_half_the_base_each_train_and_measure_as_one_with_all
     alone = _build(tiny_model, tmp_path / "alone", ALONE, **changes)
     expected = _train(alone)
     tolerance = 1e-3 if precision == "FP32" else 2e-2
-    found = _on_ranks(_train_rank, tiny_model, tmp_path, **changes)
+    found = run_ranks(_train_rank, RANKS, tiny_model, tmp_path, **changes)
     for one in found:
         assert one["losses"] == pytest.approx(expected["losses"], rel=tolerance)
         assert one["evaluations"] == pytest.approx(expected["evaluations"], rel=tolerance)
@@ -118,24 +114,9 @@ def test_weights_that_the_first_process_keeps_alone_change_nothing_for_the_other
     """An evaluation leaves weights outside the layers gathered until the next backward pass, in every process."""
     changes: dict[str, Any] = {"objective": "Chat", "precision": "FP32"}
     expected = _train(_build(tiny_model, tmp_path / "alone", ALONE, **changes))
-    for one in _on_ranks(_train_rank, tiny_model, tmp_path, **changes, keeps=2):
+    for one in run_ranks(_train_rank, RANKS, tiny_model, tmp_path, **changes, keeps=2):
         assert one["losses"] == pytest.approx(expected["losses"], rel=1e-3)
     assert KeptWeights(tmp_path / "rank-0" / "kept", 2).steps() == [2, 4, 5]
-
-
-def _on_ranks(work: Callable[..., object], model: Path, folder: Path, **changes: Any) -> list[dict[str, Any]]:
-    """Run the function in every process, and return what each has written."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    start_ranks(work, (model, folder, port, changes), RANKS)
-    return [torch.load(folder / f"found-{rank}.pt", weights_only=False) for rank in range(RANKS)]
-
-
-def _join(rank: int, port: int) -> World:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(RANKS)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    return join(rank, RANKS, (rank, RANKS), ("127.0.0.1", port), lambda: None, timeout=timedelta(minutes=2))
 
 
 def _build(model: Path, folder: Path, world: World, *, objective: str, precision: str, keeps: int = 0) -> LoopTrainer:
@@ -173,7 +154,7 @@ def _train(trainer: LoopTrainer) -> dict[str, Any]:
 
 def _train_rank(rank: int, model: Path, folder: Path, port: int, changes: dict[str, Any]) -> LoopTrainer:
     """Train in one of the processes; the first one saves the adapter, which each continues with ones in it."""
-    trainer = _build(model, folder / f"rank-{rank}", _join(rank, port), **changes)
+    trainer = _build(model, folder / f"rank-{rank}", join_as(rank, RANKS, port), **changes)
     found = _train(trainer)
     saved = folder / "adapter" / ADAPTER_WEIGHTS
     if not rank:
@@ -193,7 +174,7 @@ def _answer(trainer: LoopTrainer, labeler: Labeler, **options: Any) -> list[str]
 
 def _questions_rank(rank: int, model: Path, folder: Path, port: int, changes: dict[str, Any]) -> LoopTrainer:
     """Answer prompts and questions; then again, while the second process is asked to stop."""
-    world, labeler = _join(rank, port), Labeler(model)
+    world, labeler = join_as(rank, RANKS, port), Labeler(model)
     trainer = _build(model, folder / f"rank-{rank}", world, **changes)
     own, answered = [], []
 

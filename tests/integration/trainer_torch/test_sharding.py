@@ -1,21 +1,19 @@
 """Method Full on two processes over gloo: what each of them holds."""
 
 import json
-import os
 import re
 import shutil
 import socket
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from loop_bench import CPU, make_loop, make_settings
-from ranks import start_ranks
+from ranks import join_as, start_ranks
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
@@ -29,7 +27,7 @@ from finetune_trainer.distributed.sharding import (
     require_sharded,
     save_shards,
 )
-from finetune_trainer.distributed.world import ALONE, World, join
+from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.loading import load_for_training, load_tokenizer
 from finetune_trainer.tokenization.labeler import Encoded
@@ -152,13 +150,6 @@ def _start(work: Callable[..., None], model: Path, folder: Path, *rest: Any) -> 
     start_ranks(work, (model, folder, port, *rest), RANKS)
 
 
-def _join(rank: int, port: int) -> World:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(RANKS)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    return join(rank, RANKS, (rank, RANKS), ("127.0.0.1", port), lambda: None, timeout=timedelta(minutes=2))
-
-
 def _train_on_ranks(model: Path, folder: Path, **changes: Any) -> list[dict[str, Any]]:
     _start(_train, model, folder, changes)
     return [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(RANKS)]
@@ -166,7 +157,7 @@ def _train_on_ranks(model: Path, folder: Path, **changes: Any) -> list[dict[str,
 
 def _train(rank: int, model: Path, folder: Path, port: int, changes: dict[str, Any]) -> None:
     """Train in this process; write what it holds after a micro-batch, and in which number formats."""
-    world = _join(rank, port)
+    world = join_as(rank, RANKS, port)
     found: dict[str, Any] = {"gradients": [], "gathered": [], "reduced": []}
 
     class Measure(TrainerCallback):
@@ -224,7 +215,7 @@ def _moments(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[s
 
 def _save_and_load(rank: int, model: Path, folder: Path, port: int) -> None:
     """Train, write this process's shards to a folder of all, and load what one process alone has saved."""
-    world = _join(rank, port)
+    world = join_as(rank, RANKS, port)
     trainer = _build(model, folder / f"rank-{rank}", world, accumulation=2)
     trainer.train()
     save_shards(trainer.model, trainer.optimizer.optimizer, folder / "shards")
@@ -238,7 +229,7 @@ def _save_and_load(rank: int, model: Path, folder: Path, port: int) -> None:
 
 def _load(rank: int, model: Path, folder: Path, port: int) -> None:
     """Load this process's share; write the most memory that it held at any time, without pages of files."""
-    world = _join(rank, port)
+    world = join_as(rank, RANKS, port)
     peak, is_done = [0], threading.Event()
     before = _anonymous_bytes()
 
@@ -264,7 +255,7 @@ def _anonymous_bytes() -> int:
 
 def _overflow(rank: int, model: Path, folder: Path, port: int) -> None:
     """Take a step in which one gradient of the second process alone is infinite."""
-    world = _join(rank, port)
+    world = join_as(rank, RANKS, port)
     loaded = load_for_training(model, make_settings("Full"), CPU, world=world)
     optimiser, scaler = torch.optim.SGD(loaded.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
     batch = torch.tensor([SAMPLES[rank].input_ids])
@@ -281,7 +272,7 @@ def _overflow(rank: int, model: Path, folder: Path, port: int) -> None:
 
 
 def _leave_one_layer_out(rank: int, _: Path, folder: Path, port: int) -> None:
-    world = _join(rank, port)
+    world = join_as(rank, RANKS, port)
     model = LlamaForCausalLM(LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=2, vocab_size=64))
     for module in (model.model.layers[0], model):
         fully_shard(module)
