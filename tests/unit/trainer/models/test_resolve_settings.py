@@ -186,6 +186,8 @@ def test_on_several_gpus_a_shared_out_base_is_advised_before_shorter_texts_where
     settings = choose_settings(make_spec(tuning | {"lora": {"shardBase": True}}, {}, **pair), LLAMA, FACTS)
     assert settings.shard_base is True
     assert "shardBase" not in refused(tuning)
+    small = {"method": "LoRA", "vramBudget": "9Gi", "lora": {"shardBase": True}}
+    assert "Set tuning.method QLoRA without tuning.lora.shardBase (" in refused(small, resources={"gpusPerNode": 2})
     assert "shardBase" not in refused(tuning | {"lora": {"useDora": True}}, **pair)
 
 

@@ -257,7 +257,8 @@ def _milder(
     if settings.method != Method.QLORA:
         changes = {"method": Method.QLORA.value, "lora_rank": single.lora_rank or 16, "shard_base": None}
         advice = [one for one in advice if "shardBase" not in one]
-        yield " and ".join([*advice, "tuning.method QLoRA"]), single.model_copy(update=changes)
+        quantised = "tuning.method QLoRA" + (" without tuning.lora.shardBase" if settings.shard_base else "")
+        yield " and ".join([*advice, quantised]), single.model_copy(update=changes)
 
 
 def _may_share_base(spec: FineTuneJobSpec, settings: Resolved) -> bool:
