@@ -62,10 +62,11 @@ def test_two_pods_publish_one_result_that_verifies(bench: Bench, undisturbed: di
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("tuning", [{"method": "Full"}, LORA | {"lora": {"rank": 8, "shardBase": True}}])
-def test_two_gpus_of_one_pod_share_out_the_weights(bench: Bench, tuning: dict[str, Any]) -> None:
+@pytest.mark.parametrize("method", ["Full", "LoRA", "QLoRA"])
+def test_two_gpus_of_one_pod_share_out_the_weights(bench: Bench, method: str) -> None:
+    tuning: dict[str, Any] = {"method": method} | ({} if method == "Full" else {"lora": {"rank": 8, "shardBase": True}})
     resources = {"gpusPerNode": 2, "requests": {"cpu": "250m", "memory": "1Gi"}}
-    job = bench.apply(f"shared-out-{tuning['method'].lower()}", tuning=tuning, resources=resources)
+    job = bench.apply(f"shared-out-{method.lower()}", tuning=tuning, resources=resources)
     status = job.wait("Complete")
     (pod,) = job.pods()
     assert pod.spec.containers[0].resources.limits["nvidia.com/gpu"] == "2"

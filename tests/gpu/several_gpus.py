@@ -34,8 +34,16 @@ from finetune_trainer.training.methods.parts import TrainerParts
 from finetune_trainer.training.methods.rlhf import PolicyTrainer, build_rlhf_trainer
 
 RANKS_TIMEOUT = timedelta(minutes=3)
-SHARED_OUT = "LoRA, shardBase"
-TOGETHER = (("Chat", "LoRA"), ("Chat", SHARED_OUT), ("Chat", "Full"), ("KTO", "LoRA"), ("RewardModel", "LoRA"))
+SHARED_OUT = "shardBase"
+"""What follows the method whose base is sharded."""
+TOGETHER = (
+    ("Chat", "LoRA"),
+    ("Chat", f"LoRA, {SHARED_OUT}"),
+    ("Chat", f"QLoRA, {SHARED_OUT}"),
+    ("Chat", "Full"),
+    ("KTO", "LoRA"),
+    ("RewardModel", "LoRA"),
+)
 LETTERS = ("a", "e", "i", "o", "s", "t", "[0-9]", "[A-Z]")
 """Patterns that some answers of a group have, also those of a random model."""
 LARGEST_LOSS_DIFFERENCE = 0.01
@@ -43,7 +51,7 @@ LARGEST_LOSS_DIFFERENCE = 0.01
 
 
 def measure_ranks(machine: Machine) -> Iterator[Figure]:
-    """Two processes against one with the same effective batch: LoRA with DDP and on a sharded base, and method Full."""
+    """Two processes against one with the same effective batch: with DDP, on a sharded base, and with method Full."""
     if machine.ranks < 2:
         yield Figure("two GPUs", "not measured: one GPU", "the losses of one process")
         return
@@ -72,7 +80,7 @@ def _train(machine: Machine, objective: str, method: str, folder: Path, world: W
     """Train with four rows a step, in one batch of each process, because KTO has a divergence over the batch."""
     batch = {"per_device_train_batch_size": 4 // world.size, "global_batch_size": 4}
     settings = machine.settings(method.partition(",")[0], **batch, **OWN.get(objective, {}))
-    settings = settings.model_copy(update={"shard_base": method == SHARED_OUT or None})
+    settings = settings.model_copy(update={"shard_base": method.endswith(SHARED_OUT) or None})
     folder.mkdir()
     writes_text = traits_of(objective).writes_text
     model = load_for_training(machine.model, settings, machine.device, writes_text=writes_text, world=world)

@@ -68,7 +68,6 @@ PLAIN_ON_SHARDS = (
     "(!has(self.targetExperts) || !self.targetExperts) && !has(self.modulesToSave) && "
     "(!has(self.initLoraWeights) || self.initLoraWeights in ['Default', 'Gaussian']))"
 )
-SHARDED_WITH_LORA = "self.method == 'LoRA' || !has(self.lora) || !has(self.lora.shardBase) || !self.lora.shardBase"
 
 
 class Lora(Block):
@@ -180,8 +179,8 @@ class Lora(Block):
     usual. Default: 1."""
     shard_base: Annotated[bool | None, AfterValidator(lambda value: value or None)] = None
     """Share the frozen base out over the job's GPUs: each holds a part of every layer and gathers one layer at a time,
-    for models whose 16-bit weights do not fit one GPU. Needs method `LoRA` and several GPUs. Default: false, each GPU
-    holds the whole base."""
+    for models that do not fit one GPU in 16 bits, or with method `QLoRA` in 4 bits. Needs several GPUs. Default: false,
+    each GPU holds the whole base."""
 
 
 class Quantization(Block):
@@ -240,12 +239,6 @@ class Tuning(Block):
                 "first values from the weights need them in 16 bits: set tuning.method to LoRA, or "
                 "tuning.lora.initLoraWeights to Default or Gaussian",
                 ".lora.initLoraWeights",
-            ),
-            cel(
-                SHARDED_WITH_LORA,
-                "only a base in 16 bits is shared out under an adapter: set tuning.method to LoRA, or remove "
-                "tuning.lora.shardBase",
-                ".lora.shardBase",
             ),
             cel(
                 START_OF_A_NEW_ADAPTER,

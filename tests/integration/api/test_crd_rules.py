@@ -679,30 +679,25 @@ AT_CREATION = [
     *(
         (
             "the base is shared out over several GPUs, with objectives",
-            good | {"tuning": {"method": "LoRA", "lora": {"shardBase": True}}},
-            bad | {"tuning": {"method": "LoRA", "lora": {"shardBase": True}}},
+            good | {"tuning": {"method": method, "lora": {"shardBase": True}}},
+            bad | {"tuning": {"method": method, "lora": {"shardBase": True}}},
             "spec.tuning.lora.shardBase",
         )
-        for good, bad in (
-            ({"resources": {"gpusPerNode": 2}}, {"resources": {"gpusPerNode": 1}}),
+        for method, good, bad in (
+            ("LoRA", {"resources": {"gpusPerNode": 2}}, {"resources": {"gpusPerNode": 1}}),
+            ("QLoRA", {"resources": {"gpusPerNode": 2}}, {"resources": {"gpusPerNode": 1}}),
+            ("Auto", {"resources": {"gpusPerNode": 2}}, {"resources": {"gpusPerNode": 1}}),
             (
+                "LoRA",
                 {"objective": "DPO", "resources": {"numNodes": 2, "gpusPerNode": 0}},
                 {"objective": "RewardModel", "resources": {"numNodes": 2, "gpusPerNode": 0}},
             ),
             (
+                "QLoRA",
                 {"objective": "KTO", "resources": {"gpusPerNode": 2}},
                 rlhf(rewards=LENGTHS) | {"resources": {"gpusPerNode": 2}},
             ),
         )
-    ),
-    *(
-        (
-            "only a base in 16 bits is shared out under an adapter",
-            {"resources": {"gpusPerNode": 2}, "tuning": {"method": "LoRA", "lora": {"shardBase": True}}},
-            {"resources": {"gpusPerNode": 2}, "tuning": {"method": method, "lora": {"shardBase": True}}},
-            "spec.tuning.lora.shardBase",
-        )
-        for method in ("QLoRA", "Auto")
     ),
     *(
         (

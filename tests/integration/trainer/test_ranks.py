@@ -376,17 +376,19 @@ def test_shared_out_weights_are_stopped_resumed_and_put_together_again(
 
 
 @pytest.mark.nightly
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
 def test_an_adapter_on_a_shared_out_base_is_stopped_resumed_merged_and_published_as_by_one_process(
-    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, method: str
 ) -> None:
+    bucket = f"ranks-shared-{method.lower()}"
     blocks: dict[str, Any] = {
-        "tuning": {"method": "LoRA", "lora": {"dropout": 0, "shardBase": True}},
+        "tuning": {"method": method, "lora": {"dropout": 0, "shardBase": True}},
         "resources": {"gpusPerNode": 2},
-        "output": {"uri": "s3://ranks-shared-base/output", "merge": "FP32"},
+        "output": {"uri": f"s3://{bucket}/output", "merge": "FP32"},
         "checkpoint": {"steps": 2, "keep": 2},
         "evaluation": {"steps": 3, "maxNewTokens": 8, "prompts": [{"prompt": "Why is the sky blue?"}]},
     }
-    job = make_job(s3_server, "ranks-shared-base", tmp_path, "LoRA", trainer_python, **blocks)
+    job = make_job(s3_server, bucket, tmp_path, method, trainer_python, **blocks)
     attempt = job.start("stopped", gpus=2, environment=slowly(tmp_path))
     attempt.wait_for_step(2)
     attempt.processes[0].send_signal(signal.SIGTERM)

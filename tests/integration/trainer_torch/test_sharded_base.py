@@ -24,7 +24,7 @@ from finetune_trainer.evaluation.choices import answer_questions
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.generate import answer_all
 from finetune_trainer.models.adapters.saved import continue_adapter, save_adapter
-from finetune_trainer.models.loading import load_for_training, load_tokenizer
+from finetune_trainer.models.loading import load_for_training, load_quantised, load_tokenizer
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.labeler import Encoded, Labeler
 from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair
@@ -66,12 +66,40 @@ def mixture(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_experts_of_a_mixture_are_shared_out_with_the_rest_of_the_base(mixture: Path, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"objective": "Chat", "precision": "FP32"}
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+def test_the_experts_of_a_mixture_are_shared_out_with_the_rest_of_the_base(
+    mixture: Path, tmp_path: Path, method: str
+) -> None:
+    changes: dict[str, Any] = {"objective": "Chat", "precision": "FP32", "method": method}
     expected = _train(_build(mixture, tmp_path / "alone", ALONE, **changes))
     for one in run_ranks(_train_rank, RANKS, mixture, tmp_path, **changes):
         assert one["losses"] == pytest.approx(expected["losses"], rel=1e-3)
         assert 0.4 * expected["base"] <= one["base"] <= 0.6 * expected["base"]
+
+
+@pytest.mark.parametrize("kind", ["dense", "mixture"])
+def test_what_each_process_reads_of_a_base_in_4_bits_is_its_rows_and_together_they_are_the_base(
+    tiny_model: Path, mixture: Path, kind: str
+) -> None:
+    """Three processes, of which the last one has fewer rows."""
+    folder = mixture if kind == "mixture" else tiny_model
+    whole = load_for_training(folder, make_settings("QLoRA"), CPU).get_base_model()
+    packed = {name: tensor for name, tensor in whole.named_parameters() if tensor.dtype is torch.uint8}
+    assert len(packed) >= 12
+    shares = [load_quantised(folder, torch.float32, True, CPU, world=_share_of(rank, 3)) for rank in range(3)]
+    for name, tensor in packed.items():
+        rows = [_packed_rows(share, name) for share in shares]
+        assert torch.equal(torch.cat(rows), tensor)
+        assert [len(one) for one in rows] == [len(one) for one in tensor.chunk(3)]
+
+
+def test_three_processes_with_uneven_shares_of_a_base_in_4_bits_compute_what_one_does(
+    mixture: Path, tmp_path: Path
+) -> None:
+    settings = make_settings("QLoRA", precision="FP32", shard_base=True)
+    expected = _logits(load_for_training(mixture, settings, CPU))
+    for one in run_ranks(_logits_rank, 3, mixture, tmp_path):
+        torch.testing.assert_close(one, expected)
 
 
 def test_the_processes_share_the_prompts_and_questions_and_stop_together(tiny_model: Path, tmp_path: Path) -> None:
@@ -88,10 +116,11 @@ def test_the_processes_share_the_prompts_and_questions_and_stop_together(tiny_mo
 
 @pytest.mark.parametrize("precision", ["FP32", "BF16"])
 @pytest.mark.parametrize("objective", SAMPLES)
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
 def test_two_processes_with_half_the_base_each_train_and_measure_as_one_with_all_of_it(
-    tiny_model: Path, tmp_path: Path, objective: str, precision: str
+    tiny_model: Path, tmp_path: Path, method: str, objective: str, precision: str
 ) -> None:
-    changes: dict[str, Any] = {"objective": objective, "precision": precision}
+    changes: dict[str, Any] = {"objective": objective, "precision": precision, "method": method}
     alone = _build(tiny_model, tmp_path / "alone", ALONE, **changes)
     expected = _train(alone)
     tolerance = 1e-3 if precision == "FP32" else 2e-2
@@ -119,12 +148,41 @@ def test_weights_that_the_first_process_keeps_alone_change_nothing_for_the_other
     assert KeptWeights(tmp_path / "rank-0" / "kept", 2).steps() == [2, 4, 5]
 
 
-def _build(model: Path, folder: Path, world: World, *, objective: str, precision: str, keeps: int = 0) -> LoopTrainer:
+def _share_of(rank: int, size: int) -> World:
+    world = World()
+    world.rank, world.size = rank, size
+    return world
+
+
+def _packed_rows(model: Any, name: str) -> torch.Tensor:
+    """Return the rows of a weight that was loaded; those of a stack are not yet in the model."""
+    own = name.replace(".base_layer", "").replace("parametrizations.", "").removesuffix(".original")
+    stacks = model.hf_quantizer.shares_of_stacks
+    return stacks[own][0] if own in stacks else model.get_parameter(own)
+
+
+def _logits(model: torch.nn.Module) -> torch.Tensor:
+    tokens = torch.arange(12).view(1, -1)
+    with torch.no_grad():
+        return model.eval()(input_ids=tokens).logits
+
+
+def _logits_rank(rank: int, model: Path, folder: Path, port: int, changes: dict[str, Any]) -> World:
+    world = join_as(rank, 3, port)
+    settings = make_settings("QLoRA", precision="FP32", shard_base=True)
+    torch.save(_logits(load_for_training(model, settings, CPU, world=world)), folder / f"found-{rank}.pt")
+    torch.distributed.barrier()
+    return world
+
+
+def _build(
+    model: Path, folder: Path, world: World, *, objective: str, precision: str, method: str = "LoRA", keeps: int = 0
+) -> LoopTrainer:
     """Five steps of eight rows each, with two micro-batches in a step and recomputed activations; as for each process
     of a job, the first one keeps weights, here of steps that are not the best."""
     batch = {"per_device_train_batch_size": 4 // world.size, "gradient_accumulation_steps": 2}
     own = OWN.get(objective, {}) | {"precision": precision, "gradient_checkpointing": True, "shard_base": True}
-    settings = make_settings("LoRA", **own, **batch, total_steps=5, eval_steps=2)
+    settings = make_settings(method, **own, **batch, total_steps=5, eval_steps=2)
     folder.mkdir()
     loop = replace(make_loop(folder), world=world)
     if keeps:

@@ -422,8 +422,8 @@ def estimate_command(  # noqa: PLR0917 - the options of a command
     """Estimate the GPU memory of a training by part, for QLoRA, LoRA and Full. Needs no GPU and loads no weights.
 
     The objective is Chat, with the defaults of a job. With --gpu-memory the batch is made smaller and activations are
-    recomputed if that makes it fit. With --gpus above 1, LoRA is also shown with tuning.lora.shardBase. Exits with 71
-    if no method fits.
+    recomputed if that makes it fit. With --gpus above 1, QLoRA and LoRA are also shown with tuning.lora.shardBase.
+    Exits with 71 if no method fits.
     """
     from finetune_trainer.commands.estimate import Request, parse_memory, print_estimate
 

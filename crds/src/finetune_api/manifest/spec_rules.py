@@ -71,7 +71,6 @@ from finetune_api.tuning import (
     INPUTS_OF_LAYERS,
     PLAIN_ON_SHARDS,
     PLAIN_START,
-    SHARDED_WITH_LORA,
     START_OF_A_NEW_ADAPTER,
     START_WITH_LORA,
     UNBOUNDED,
@@ -146,7 +145,6 @@ CONDITIONS: dict[str, Condition] = {
             or lora.init_lora_weights in {"PiSSA", "OLoRA", "EVA"}
         )
     ),
-    SHARDED_WITH_LORA: lambda tuning: tuning.method == "LoRA" or not tuning.lora or not tuning.lora.shard_base,
     SHARES_OUT: lambda spec: (
         not spec.tuning.lora
         or not spec.tuning.lora.shard_base

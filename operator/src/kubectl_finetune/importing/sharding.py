@@ -22,7 +22,7 @@ KEYS = "fsdp fsdp_config deepspeed"
 
 
 def put_shards(draft: Draft, keys: str = KEYS) -> None:
-    """Share the base of LoRA out over the GPUs, if one of the keys does so and the rules of the spec allow it."""
+    """Share the base of an adapter out over the GPUs, if one of the keys does so and the rules of the spec allow it."""
     is_counted = draft.options.gpus is not None or draft.is_given("num_processes")
     for key in (key for key in keys.split() if not is_off(draft.get(key))):
         shares = SHARES[key](str(draft.get(key)).lower()) and draft.at(f"{LORA}.shardBase") is None
@@ -49,8 +49,6 @@ def _why_whole(draft: Draft) -> tuple[str, str]:
         return GPUS, ""
     if (draft.at("resources.numNodes") or 1) * (draft.at("resources.gpusPerNode") or 1) <= 1:
         return "a base is shared out over several GPUs", "use --gpus with their number"
-    if method != "LoRA":
-        return "each GPU holds the whole base, in 4 bits", "tuning.method LoRA with tuning.lora.shardBase shares it out"
     if objective not in {*SUPERVISED, Objective.DPO.value, Objective.KTO.value}:
         return f"each GPU holds the whole base with objective {objective}", ""
     given = [name for name in ("useDora", "targetExperts", "modulesToSave") if lora.get(name)]

@@ -706,6 +706,7 @@ LORA = {"adapter": "lora", "load_in_4bit": None}
     ("way", "is_shared"),
     [
         ({"fsdp": ["full_shard", "auto_wrap"]}, True),
+        ({"fsdp": ["full_shard", "auto_wrap"], "adapter": "qlora", "load_in_4bit": True}, True),
         ({"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}, True),
         ({"deepspeed": "deepspeed_configs/zero3_bf16.json"}, True),
         ({"deepspeed": "deepspeed_configs/zero2.json"}, False),
@@ -727,7 +728,6 @@ def test_a_base_that_the_file_shares_out_over_gpus_is_shared_out(
     ("changes", "gpus", "reason"),
     [
         ({}, None, "a base is shared out over several GPUs"),
-        ({"adapter": "qlora", "load_in_4bit": True}, 4, "each GPU holds the whole base, in 4 bits"),
         ({"peft_use_dora": True}, 4, "each GPU holds the whole base: it is shared out under plain adapters"),
         ({"lora_modules_to_save": ["lm_head"]}, 4, "each GPU holds the whole base: it is shared out under plain"),
         ({"reward_model": True}, 4, "each GPU holds the whole base with objective RewardModel"),

@@ -33,7 +33,7 @@ def run(*arguments: object) -> Result:
 def methods(*arguments: object) -> dict[str, dict[str, Any]]:
     done = run(*arguments, "--json")
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return {one["method"]: one for one in json.loads(done.stdout)["methods"]}
+    return {one["method"]: one for one in json.loads(done.stdout)["methods"] if not one["shardBase"]}
 
 
 def test_every_method_has_its_parts_and_their_sum(llama: Path) -> None:
@@ -61,12 +61,13 @@ def test_a_memory_shows_what_fits_and_the_batch_is_made_smaller_for_it(llama: Pa
     assert methods(llama)["LoRA"]["gradientCheckpointing"] is False
 
 
-def test_lora_is_also_shown_with_a_base_that_several_gpus_share(llama: Path) -> None:
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+def test_a_method_with_a_frozen_base_is_also_shown_with_one_that_several_gpus_share(llama: Path, method: str) -> None:
     found = json.loads(run(llama, "--gpus", 8, "--json").stdout)["methods"]
-    whole, shared = (one for one in found if one["method"] == "LoRA")
+    whole, shared = (one for one in found if one["method"] == method)
     assert (whole["shardBase"], shared["shardBase"]) == (False, True)
     assert shared["totalBytes"] < whole["totalBytes"]
-    assert "LoRA, shardBase" in run(llama, "--gpus", 8).stdout
+    assert f" {method}, shardBase" in run(llama, "--gpus", 8).stdout
     assert "shardBase" not in run(llama).stdout
 
 

@@ -98,6 +98,19 @@ def test_a_sharded_base_takes_its_share_and_what_is_gathered_and_the_adapter_sta
     assert estimate(llama, settings("LoRA", shard_base=True), Objective.CHAT) == alone
 
 
+def test_a_sharded_base_in_4_bits_is_gathered_in_4_bits_and_its_constants_stay_whole(llama: ModelShape) -> None:
+    alone = estimate(llama, settings("QLoRA"), Objective.CHAT)
+    shared = estimate(llama, settings("QLoRA", shard_base=True), Objective.CHAT, ranks=8)
+    layers = llama.parameters - llama.other
+    constants = alone.weights - 2 * llama.other - layers // 2
+    assert layers // 64 < constants < layers // 60
+    gathered = 2 * llama.other + 2 * (layers // llama.layers) // 2
+    assert shared.weights == (alone.weights - constants) // 8 + constants + gathered
+    for part in ("adapter", "gradients", "optimiser", "activations", "logits"):
+        assert getattr(shared, part) == getattr(alone, part), part
+    assert estimate(llama, settings("QLoRA", shard_base=True), Objective.CHAT) == alone
+
+
 def _gathered(shape: ModelShape) -> int:
     """The weights outside the layers, and two layers."""
     return shape.other + 2 * ((shape.parameters - shape.other) // shape.layers)

@@ -173,22 +173,34 @@ def test_qlora_is_advised_where_no_shorter_text_helps() -> None:
     assert "Set tuning.method QLoRA (" in sentence
 
 
+def refusal_with(gpus: int, tuning: dict[str, Any]) -> str:
+    with pytest.raises(TrainerError) as caught:
+        choose_settings(make_spec(tuning, {}, resources={"gpusPerNode": gpus}), LLAMA, FACTS)
+    assert caught.value.code is ExitCode.WONT_FIT
+    return caught.value.message
+
+
+SHARED: dict[str, Any] = {"lora": {"shardBase": True}}
+
+
 def test_on_several_gpus_a_shared_out_base_is_advised_before_shorter_texts_where_the_rules_allow_it() -> None:
     tuning: dict[str, Any] = {"method": "LoRA", "vramBudget": "12Gi"}
-    pair = {"resources": {"gpusPerNode": 4}}
-
-    def refused(tuning: dict[str, Any], **blocks: Any) -> str:
-        with pytest.raises(TrainerError) as caught:
-            choose_settings(make_spec(tuning, {}, **blocks), LLAMA, FACTS)
-        return caught.value.message
-
-    assert "Set tuning.lora.shardBase true (" in refused(tuning, **pair)
-    settings = choose_settings(make_spec(tuning | {"lora": {"shardBase": True}}, {}, **pair), LLAMA, FACTS)
+    assert "Set tuning.lora.shardBase true (" in refusal_with(4, tuning)
+    settings = choose_settings(make_spec(tuning | SHARED, {}, resources={"gpusPerNode": 4}), LLAMA, FACTS)
     assert settings.shard_base is True
-    assert "shardBase" not in refused(tuning)
-    small = {"method": "LoRA", "vramBudget": "9Gi", "lora": {"shardBase": True}}
-    assert "Set tuning.method QLoRA without tuning.lora.shardBase (" in refused(small, resources={"gpusPerNode": 2})
-    assert "shardBase" not in refused(tuning | {"lora": {"useDora": True}}, **pair)
+    assert "shardBase" not in refusal_with(1, tuning)
+    assert "shardBase" not in refusal_with(4, tuning | {"lora": {"useDora": True}})
+
+
+def test_qlora_is_advised_with_a_whole_base_before_a_shared_out_one() -> None:
+    lora, qlora = {"method": "LoRA"}, {"method": "QLoRA"}
+    assert "Set tuning.method QLoRA (" in refusal_with(2, lora | {"vramBudget": "9Gi"})
+    assert "Set tuning.lora.shardBase true and tuning.method QLoRA (" in refusal_with(
+        2, lora | {"vramBudget": "8700Mi"}
+    )
+    assert "Set tuning.method QLoRA (" in refusal_with(2, lora | SHARED | {"vramBudget": "8700Mi"})
+    assert "Set tuning.lora.shardBase true (" in refusal_with(2, qlora | {"vramBudget": "8700Mi"})
+    assert "shardBase" not in refusal_with(1, qlora | {"vramBudget": "8Gi"})
 
 
 def test_the_budget_that_is_advised_is_enough() -> None:

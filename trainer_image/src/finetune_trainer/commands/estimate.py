@@ -75,7 +75,7 @@ def print_estimate(model: str, request: Request, stop: StopFlag, *, as_json: boo
         )
     found = []
     for method in request.methods:
-        ways = (False, True) if method is Method.LORA and request.gpus > 1 else (False,)
+        ways = (False, True) if method is not Method.FULL and request.gpus > 1 else (False,)
         estimates = [estimate_method(facts.shape, method, request, shard_base=way) for way in ways]
         try:
             require_method(config, method)

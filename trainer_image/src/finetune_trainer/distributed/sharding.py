@@ -6,6 +6,7 @@ process: transformers averages its gradients.
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 from transformers.distributed import DistributedConfig
@@ -50,12 +52,46 @@ def sharding_options(skeleton: PreTrainedModel, world: World, compute: torch.dty
     }
 
 
+def shard_base(base: PreTrainedModel, size: int, shares: Sequence[tuple[torch.nn.Module, str, torch.Size]]) -> None:
+    """Shard every weight of the model that is frozen, on the device on which it is.
+
+    Of `shares`, given as a module, the weight's name in it and the shape of the whole, this process has its rows
+    already; the other weights are whole.
+    """
+    adapter = {one for one in base.parameters() if one.requires_grad}
+    mesh = init_device_mesh(base.device.type, (size,))
+    rows = {(module, name): getattr(module, name).data for module, name, _ in shares}
+    for module, name, shape in shares:
+        whole = torch.empty(shape, dtype=rows[module, name].dtype, device="meta")
+        setattr(module, name, torch.nn.Parameter(whole, requires_grad=False))
+    for module in [*(layer for _, layer in decoder_layers(base)), base]:
+        fully_shard(module, mesh=mesh, ignored_params=adapter)
+    for (module, name), own in rows.items():
+        like = getattr(module, name)
+        options = {"run_check": False, "shape": like.shape, "stride": like.stride()}
+        shard = DTensor.from_local(own, mesh, like.placements, **options)
+        setattr(module, name, torch.nn.Parameter(shard, requires_grad=False))
+    # What the library sets on a model that it sharded itself, and reads in Trainer and generate().
+    base._is_distributed_loading_by_transformers = base._is_fsdp_managed_module = True
+    base.config.distributed_config = DistributedConfig(fsdp_size=size)
+    require_sharded(base, size)
+
+
+def own_rows(tensor: torch.Tensor, world: World) -> torch.Tensor:
+    """Return a copy of this process's rows of the tensor, as it is sharded; none if there are fewer rows than
+    processes."""
+    rows = tensor.chunk(world.size)
+    return (rows[world.rank] if world.rank < len(rows) else tensor[:0]).clone()
+
+
 def require_sharded(model: torch.nn.Module, size: int) -> None:
-    """Raise unless every layer is wrapped and this process holds about one part in `size` of the weights."""
+    """Raise unless every layer is wrapped and this process holds about one part in `size` of the weights, those of an
+    adapter excepted, which is whole."""
     layers = [module for _, module in decoder_layers(model)]
     wrapped = sum(isinstance(module, FSDPModule) for module in layers)
-    whole = sum(one.numel() * one.element_size() for one in model.parameters())
-    held = sum(local_shard(one).numel() * one.element_size() for one in model.parameters())
+    weights = [one for one in model.parameters() if isinstance(one, DTensor) or not one.requires_grad]
+    whole = sum(one.numel() * one.element_size() for one in weights)
+    held = sum(local_shard(one).numel() * one.element_size() for one in weights)
     found = (
         f"{wrapped} of {len(layers)} layers are wrapped, and this process holds {held:,} of {whole:,} bytes of weights"
     )
@@ -156,7 +192,7 @@ def decoder_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
     kinds = set(getattr(model, "_no_split_modules", None) or ())
     layers = [(name, one) for name, one in model.named_modules() if kinds & {kind.__name__ for kind in type(one).mro()}]
     if not layers:
-        fix = "use tuning.method LoRA without shardBase, or one GPU"
+        fix = "use an adapter without tuning.lora.shardBase, or one GPU"
         problem = f"{type(model).__name__} does not declare its layers: {fix}"
         raise TrainerError(ExitCode.INVALID_CONFIG, f"the model cannot be sharded over processes: {problem}")
     return layers

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from finetune_trainer.models.experts import (
     require_every_stack,
 )
 from finetune_trainer.models.grouped_heads import keep_fused
+from finetune_trainer.models.nf4_shares import keep_shares, shard_quantised
 from finetune_trainer.models.optimisers import refuse_sharded_optimiser
 from finetune_trainer.models.quantised import Quantised
 from finetune_trainer.models.shape import UNADAPTED_LAYERS
@@ -88,7 +89,7 @@ def load_for_training(
     directory: Path, settings: Resolved, device: torch.device, *, writes_text: bool = True, world: World = ALONE
 ) -> PreTrainedModel | PeftModel:
     """Load the model as the method trains it: Full in FP32 under autocast and sharded between the processes, LoRA on a
-    16-bit base, which is sharded if the job asks for it, QLoRA on an NF4 base.
+    16-bit base, QLoRA on an NF4 base, both of which are sharded if the job asks for it.
 
     A model that writes no text has one score instead of the language head, which is trained whole.
     """
@@ -109,13 +110,19 @@ def load_for_training(
         if settings.init_lora_weights in CHOICES:
             start_from_weights(adapted, str(settings.init_lora_weights))
         return adapted
-    model = load_quantised(directory, compute, bool(settings.double_quant), device, writes_text=writes_text)
+    shares = world if settings.shard_base and world.size > 1 else ALONE
+    double_quant = bool(settings.double_quant)
+    model = load_quantised(directory, compute, double_quant, device, writes_text=writes_text, world=shares)
     adapted = attach_adapter(prepare_quantised(model, checkpoints=can_checkpoint(settings, model)), settings)
     # After the adapter: PEFT takes the modules that hold quantised experts for layers of the same name.
-    quantise_experts(adapted, bool(settings.double_quant), device)
+    if shares.size > 1:
+        shard_quantised(adapted, shares)
+    else:
+        quantise_experts(adapted, double_quant, device)
+        adapted.to(device)
     if left := unquantised_layers(model):
         logger.warning("%s are not quantised: QLoRA saves no memory on them", describe_layers(model, left))
-    return adapted.to(device)
+    return adapted
 
 
 def prepare_quantised(model: PreTrainedModel, *, checkpoints: bool) -> PreTrainedModel:
@@ -157,11 +164,18 @@ def load_sharded(
 
 
 def load_quantised(
-    directory: Path, compute: torch.dtype, double_quant: bool, device: torch.device, *, writes_text: bool = True
+    directory: Path,
+    compute: torch.dtype,
+    double_quant: bool,
+    device: torch.device,
+    *,
+    writes_text: bool = True,
+    world: World = ALONE,
 ) -> PreTrainedModel:
     """Load the model with its linear layers in NF4, except for the head; `quantise_experts` does the rest.
 
-    A model with experts is loaded into the host's memory: a GPU may not hold them in 16 bits.
+    A model with experts is loaded into the host's memory: a GPU may not hold them in 16 bits. With several processes
+    the model has shares of its quantised weights, which are cut on the GPU, and `shard_quantised` does the rest.
     """
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -170,9 +184,10 @@ def load_quantised(
         bnb_4bit_compute_dtype=compute,
     )
     with model_errors(directory):
-        is_on_gpu = device.type == "cuda" and not has_experts(directory)
+        is_on_gpu = device.type == "cuda" and (world.size > 1 or not has_experts(directory))
     device_map = {"": device.index or 0 if is_on_gpu else "cpu"}
-    model = _load(directory, writes_text, dtype=compute, quantization_config=quantisation, device_map=device_map)
+    with keep_shares(world) if world.size > 1 else nullcontext():
+        model = _load(directory, writes_text, dtype=compute, quantization_config=quantisation, device_map=device_map)
     _keep_gradients_on_cpu(model)
     return model
 

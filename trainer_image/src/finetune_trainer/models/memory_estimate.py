@@ -34,6 +34,8 @@ RESERVE = GIB
 COMMUNICATION = GIB // 2
 """NCCL's buffers with several ranks: an assumption, until `make gpu` has measured them."""
 NF4_BLOCK, NF4_CONSTANTS_BLOCK = 64, 256
+NF4_VALUES = 2
+"""Weights in a byte."""
 NF4_TABLES = 16 * FULL_WIDTH
 NF4_CONSTANTS_TABLES = 256 * FULL_WIDTH + FULL_WIDTH
 LOSS_TOKENS, LOSS_WORDS = 4096, 32768
@@ -81,8 +83,8 @@ def estimate(
     """Estimate the memory of one training on each of its GPUs; settings that depend on the device count as on a GPU.
 
     A reward model is assumed to be as large as the model itself. With method Full, several GPUs hold one shard each
-    and gather a layer and the next one; so they do with a frozen base that is sharded. With an adapter on a whole base,
-    each holds a second copy of its gradients to send.
+    and gather a layer and the next one; so they do with a frozen base that is sharded, in 4 bits if it is so, with all
+    of its constants. With an adapter on a whole base, each holds a second copy of its gradients to send.
     """
     trained = trained_shapes(shape, settings)
     weights = weight_bytes(shape, settings)
@@ -94,13 +96,14 @@ def estimate(
     shares = ranks if is_full else 1
     is_sharded = ranks > 1 and (is_full or bool(settings.shard_base))
     is_cast = shares > 1 and settings.precision not in {"FP16", "FP32"}  # layers are gathered in BF16
-    gathered = _gathered(shape, 2 if is_cast else stored_width(settings)) if is_sharded else 0
+    gathered = _gathered(shape, settings, 2 if is_cast else stored_width(settings)) if is_sharded else 0
     reduced = _reduced(shape) if shares > 1 else 0
     copies = 2 if ranks > 1 and not is_sharded else 1
     share = settings.rollouts_gpu_memory_fraction
     answers = ceil((settings.global_batch_size or 1) / ranks)
+    whole = _constants_of(shape, settings) if is_sharded else 0
     training = MemoryEstimate(
-        weights=ceil(weights / (ranks if is_sharded else 1)) + gathered,
+        weights=ceil((weights - whole) / (ranks if is_sharded else 1)) + whole + gathered,
         adapter=0 if is_full else (parameters + first) * FULL_WIDTH,
         gradients=ceil(parameters * FULL_WIDTH * copies / shares) + reduced,
         optimiser=ceil(_state(shape, settings) / shares),
@@ -126,12 +129,10 @@ def _state(shape: ModelShape, settings: Resolved) -> int:
 
 def weight_bytes(shape: ModelShape, settings: Resolved) -> int:
     """Return the size of the base as the method loads it: Full in FP32, LoRA in 16 bits, QLoRA in NF4 and 16 bits."""
-    if settings.method != Method.QLORA or shape.model_type in UNQUANTISED:
+    if not _is_quantised(shape, settings):
         return shape.parameters * stored_width(settings)
-    double_quant = settings.double_quant is not False
-    quantised = sum(_nf4(prod(size), double_quant) for size in shape.linear.values())
-    stacks = sum(EXPERT_STACKS * _nf4(size // EXPERT_STACKS, double_quant) for size in shape.experts.values())
-    return quantised + stacks + shape.other * stored_width(settings)
+    packed = sum(ceil(size / NF4_VALUES) for size in _quantised_sizes(shape))
+    return packed + _constants_of(shape, settings) + shape.other * stored_width(settings)
 
 
 def micro_batches(settings: Resolved) -> Iterator[Resolved]:
@@ -193,10 +194,11 @@ def format_bytes(size: int) -> str:
     return f"{size / GIB:.1f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.3g} MiB"
 
 
-def _gathered(shape: ModelShape, width: int) -> int:
+def _gathered(shape: ModelShape, settings: Resolved, width: int) -> int:
     """Return what is gathered at once: the weights outside the layers, which are kept until the end of the backward
     pass, a layer, and the one that is gathered while the first one computes."""
-    return width * (shape.other + min(2, shape.layers) * _layer(shape))
+    layer = ceil(_layer(shape) / NF4_VALUES) if _is_quantised(shape, settings) else _layer(shape) * width
+    return shape.other * width + min(2, shape.layers) * layer
 
 
 def _reduced(shape: ModelShape) -> int:
@@ -208,12 +210,28 @@ def _layer(shape: ModelShape) -> int:
     return (sum(prod(size) for size in shape.linear.values()) + sum(shape.experts.values())) // shape.layers
 
 
-def _nf4(elements: int, double_quant: bool) -> int:
+def _is_quantised(shape: ModelShape, settings: Resolved) -> bool:
+    return settings.method == Method.QLORA and shape.model_type not in UNQUANTISED
+
+
+def _quantised_sizes(shape: ModelShape) -> Iterator[int]:
+    """Yield the number of weights in each tensor that is stored in NF4."""
+    yield from (prod(size) for size in shape.linear.values())
+    yield from (size // EXPERT_STACKS for size in shape.experts.values() for _ in range(EXPERT_STACKS))
+
+
+def _constants_of(shape: ModelShape, settings: Resolved) -> int:
+    """Return the size of the constants of all blocks of NF4, and of the tables to read them; none in 16 bits."""
+    if not _is_quantised(shape, settings):
+        return 0
+    return sum(_nf4_constants(size, settings.double_quant is not False) for size in _quantised_sizes(shape))
+
+
+def _nf4_constants(elements: int, double_quant: bool) -> int:
     blocks = ceil(elements / NF4_BLOCK)
-    packed = ceil(elements / 2) + NF4_TABLES
     if not double_quant:
-        return packed + blocks * FULL_WIDTH
-    return packed + blocks + ceil(blocks / NF4_CONSTANTS_BLOCK) * FULL_WIDTH + NF4_CONSTANTS_TABLES
+        return NF4_TABLES + blocks * FULL_WIDTH
+    return NF4_TABLES + blocks + ceil(blocks / NF4_CONSTANTS_BLOCK) * FULL_WIDTH + NF4_CONSTANTS_TABLES
 
 
 def _logits(shape: ModelShape, settings: Resolved, objective: Objective) -> int:

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 FILLED = 0.9
 """Share of a GPU's free memory that the estimate may take."""
+SHARED_BASE, QUANTISED = "tuning.lora.shardBase true", "tuning.method QLoRA"
 SHORTEST = 64
 """Advised lengths are multiples of this, and not below it."""
 
@@ -249,21 +250,22 @@ def _milder(
         yield " and ".join(advice), single
     if _may_share_base(spec, settings):
         single = single.model_copy(update={"shard_base": True})
-        advice.append("tuning.lora.shardBase true")
+        advice.append(SHARED_BASE)
         yield " and ".join(advice), single
     shorter = _longest_fitting(single, lambda one: _fits(spec, shape, one, budget))
     if shorter:
         yield " and ".join([*advice, f"hyperparameters.maxLength {shorter.max_length}"]), shorter
     if settings.method != Method.QLORA:
-        changes = {"method": Method.QLORA.value, "lora_rank": single.lora_rank or 16, "shard_base": None}
-        advice = [one for one in advice if "shardBase" not in one]
-        quantised = "tuning.method QLoRA" + (" without tuning.lora.shardBase" if settings.shard_base else "")
-        yield " and ".join([*advice, quantised]), single.model_copy(update=changes)
+        single = single.model_copy(update={"method": Method.QLORA.value, "lora_rank": single.lora_rank or 16})
+        whole = single.model_copy(update={"shard_base": settings.shard_base})
+        yield " and ".join([*(one for one in advice if one != SHARED_BASE), QUANTISED]), whole
+        if single.shard_base and not whole.shard_base:
+            yield " and ".join([*advice, QUANTISED]), single
 
 
 def _may_share_base(spec: FineTuneJobSpec, settings: Resolved) -> bool:
     """Return whether the base can be shared out over the job's GPUs, and is not."""
-    if settings.method != Method.LORA or settings.shard_base:
+    if settings.method == Method.FULL or settings.shard_base:
         return False
     lora = (spec.tuning.lora or Lora()).model_copy(update={"shard_base": True})
     tuning = spec.tuning.model_copy(update={"lora": lora})
