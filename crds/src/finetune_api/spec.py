@@ -143,6 +143,10 @@ HOLDS_WHOLE_GROUPS = (
     "self.rlhf.numGenerations == 0"
 )
 ALONE_FOR_VLLM = f"!({_WITH_VLLM}) || ({_ONE_PROCESS})"
+WITH_ADAPTER = (
+    f"({_ONE_PROCESS}) || self.objective in ['Instruction', 'Chat', 'DomainAdaptation'] || "
+    "self.tuning.method in ['LoRA', 'QLoRA']"
+)
 _OUTPUT = "(self.output.uri + '/').startsWith"
 SHARES_OUT = (
     "!has(self.tuning.lora) || !has(self.tuning.lora.shardBase) || !self.tuning.lora.shardBase || "
@@ -336,15 +340,9 @@ class FineTuneJobSpec(Block):
                 ".preflight.enabled",
             ),
             cel(
-                f"({_ONE_PROCESS}) || self.objective != 'Distillation'",
-                "objective Distillation trains in one process: set resources.numNodes 1 and resources.gpusPerNode 1",
-                ".resources",
-            ),
-            cel(
-                f"({_ONE_PROCESS}) || !(self.objective in ['DPO', 'KTO', 'RewardModel', 'RLHF']) || "
-                "self.tuning.method in ['LoRA', 'QLoRA']",
-                "objectives DPO, KTO, RewardModel and RLHF train on several GPUs or nodes with an adapter only: set "
-                "tuning.method LoRA or QLoRA, or resources.numNodes 1 and resources.gpusPerNode 1",
+                WITH_ADAPTER,
+                "objectives DPO, KTO, RewardModel, RLHF and Distillation train on several GPUs or nodes with an "
+                "adapter only: set tuning.method LoRA or QLoRA, or resources.numNodes 1 and resources.gpusPerNode 1",
                 ".resources",
             ),
             cel(

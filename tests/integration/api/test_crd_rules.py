@@ -67,8 +67,7 @@ NO_ANSWERS = "a reward model generates no answers"
 PACKING = "packing works with objectives"
 FLASH = "FlashAttention works with objectives"
 DROPOUT = "objectives DPO, KTO, RLHF and Distillation train without dropout"
-ONE_PROCESS = "objective Distillation trains in one process"
-WITH_ADAPTER = "objectives DPO, KTO, RewardModel and RLHF train on several GPUs or nodes with an adapter only"
+WITH_ADAPTER = "objectives DPO, KTO, RewardModel, RLHF and Distillation train on several GPUs or nodes with an adapter"
 ROWS_OF_KTO = "objective KTO measures its divergence over the rows of a batch"
 WANDB_KEY = "credentialsSecretRef is required with mode Online"
 WANDB_URL = "endpoint and caSecretRef have no effect with mode Offline"
@@ -656,13 +655,6 @@ AT_CREATION = [
         "spec.rlhf.numGenerations",
     ),
     *(
-        (ONE_PROCESS, base(objective, "Auto"), base(objective, "Auto") | {"resources": many}, "spec.resources")
-        for objective, many in (
-            ("Distillation", {"numNodes": 3}),
-            ("Distillation", {"gpusPerNode": 2}),
-        )
-    ),
-    *(
         (
             WITH_ADAPTER,
             of_objective | {"tuning": {"method": good}, "resources": many},
@@ -674,6 +666,7 @@ AT_CREATION = [
             ({"objective": "KTO"}, "QLoRA", "Auto", {"numNodes": 2}),
             ({"objective": "RewardModel"}, "LoRA", "Full", {"gpusPerNode": 2}),
             (rlhf(rewards=LENGTHS), "LoRA", "Auto", {"numNodes": 2, "gpusPerNode": 0}),
+            (base("Distillation", "QLoRA"), "QLoRA", "Full", {"gpusPerNode": 2}),
         )
     ),
     *(

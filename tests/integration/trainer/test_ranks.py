@@ -133,10 +133,13 @@ class Job:
     ) -> "Job":
         """Run preflight in this process, on a folder that becomes the bucket."""
         bench = Bench(root / "alone", make_tiny_model(root / "model"), spec, rows, bucket=bucket)
+        if teacher := spec.get("distillation", {}).get("teacher"):
+            bench.elsewhere = {teacher["uri"]: make_tiny_model(root / "teacher", seed=1)}
         config = bench.prepare()
         storage = S3Store(connect_s3(server.spec()))
-        for path in sorted(bench.model.iterdir()):
-            storage.upload(path, f"s3://{bucket}/model/{path.name}")
+        for uri, folder in {f"s3://{bucket}/model": bench.model, **bench.elsewhere}.items():
+            for path in sorted(folder.iterdir()):
+                storage.upload(path, f"{uri}/{path.name}")
         for path in sorted(bench.output.rglob("*")):
             if path.is_file():
                 storage.upload(path, f"s3://{bucket}/output/{path.relative_to(bench.output)}")
@@ -171,7 +174,7 @@ def make_job(server: Any, bucket: str, root: Path, method: str, python: str, **b
         hyperparameters=HYPERPARAMETERS | {"packing": "Never", "maxSteps": 12},
     )
     objective, rows = blocks.get("objective", "Instruction"), make_rows(60)
-    if objective == "RLHF":
+    if objective in {"RLHF", "Distillation"}:
         rows = [{"prompt": row["prompt"]} for row in preference_rows(60)]
     elif objective != "Instruction":
         rows = preference_rows(60)
@@ -502,6 +505,42 @@ def test_a_policy_is_stopped_while_it_samples_and_resumed_by_another_number_of_p
     assert report.metrics
     assert report.metrics.baseline_eval_reward == pytest.approx(held_out[0])
     assert report.metrics.best_step == max((4, 8, 12), key=lambda step: held_out[step])
+    assert find_result_faults(job.config.output_key(), job.storage) == []
+
+
+@pytest.mark.nightly
+def test_a_student_is_stopped_while_it_samples_and_resumed_by_another_number_of_processes(
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
+) -> None:
+    """Also the teacher's answers, which no process samples again, and the measurement on the base in 16 bits."""
+    teacher = {"uri": "s3://ranks-student/teacher"}
+    blocks = {
+        "objective": "Distillation",
+        "distillation": {"teacher": teacher, "maxCompletionLength": 6},
+        "evaluation": {"steps": 4, "maxNewTokens": 4},
+    }
+    job = make_job(s3_server, "ranks-student", tmp_path, "QLoRA", trainer_python, **blocks)
+    attempt = job.start("stopped", nodes=2, environment=slowly(tmp_path))
+    attempt.wait_for_step(2)
+    attempt.processes[1].send_signal(signal.SIGTERM)
+    assert attempt.codes() == [75, 75], attempt.errors()
+    stopped = attempt.report()
+    assert stopped.checkpoint
+    assert stopped.checkpoint.step == stopped.last_step == checkpoint_step(job)
+
+    attempt = job.start("last", gpus=2)
+    assert attempt.codes() == [0], attempt.errors()
+    report = attempt.report()
+    assert report.resumed_from_step == stopped.last_step
+    lines = figures(job)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 13))
+    held_out = {line["step"]: line["loss"] for line in lines if line["kind"] == "eval"}
+    assert sorted(held_out) == [0, 4, 8, 12]
+    assert min(held_out.values()) < held_out[0]
+    lineage = json.loads(job.storage.read(f"{job.config.output_key()}/{Artifact.LINEAGE}") or b"")
+    assert set(lineage["teacher"]["files"]) > {"model.safetensors", "tokenizer.json"}
+    text = (job.storage.read(f"{job.config.output_key()}/{Artifact.REPORT}") or b"").decode()
+    assert "as served (16-bit base)" in text
     assert find_result_faults(job.config.output_key(), job.storage) == []
 
 

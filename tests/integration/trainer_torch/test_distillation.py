@@ -6,23 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from loop_bench import COLOURS, CPU, THINGS, make_loop, make_settings, question, teach
+from loop_bench import COLOURS, CPU, THINGS, make_loop, teach
+from policy_bench import LONGEST, prompts_of
+from student_bench import make_student
 from thin_slice import thin_slice
-from transformers import PreTrainedModel
 
 from finetune_api.evaluation import EvaluationMetric
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.verdict import compare
-from finetune_trainer.models.loading import load_for_training, load_plain, load_tokenizer
-from finetune_trainer.tokenization.labeler import Labeler
-from finetune_trainer.tokenization.sample_table import Samples, as_samples, with_prompts
-from finetune_trainer.tokenization.samples import EncodedPrompt
-from finetune_trainer.training.methods import build_trainer
+from finetune_trainer.models.loading import load_plain, load_tokenizer
+from finetune_trainer.tokenization.sample_table import as_samples, with_prompts
 from finetune_trainer.training.methods.distillation import ANSWER, StudentTrainer
-from finetune_trainer.training.methods.parts import LoopContext, Teacher, TrainerParts
-
-LONGEST = 10
 
 
 @pytest.fixture(scope="module")
@@ -35,38 +30,6 @@ def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def red(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that knows one of the colours alone."""
     return teach(tiny_model, tmp_path_factory.mktemp("red") / "model", steps=60, colours=COLOURS[:1])
-
-
-def prompts_of(model: Path) -> list[EncodedPrompt]:
-    """A prompt for each thing."""
-    labeler = Labeler(model)
-    return [EncodedPrompt(labeler.render_prompt(row)[1], row) for row in map(question, THINGS)]
-
-
-def make_trainer(
-    model: Path,
-    teacher: Path | PreTrainedModel,
-    tmp_path: Path,
-    method: str = "LoRA",
-    *,
-    loop: LoopContext | None = None,
-    held_out: Samples[EncodedPrompt] | None = None,
-    **changes: Any,
-) -> StudentTrainer:
-    sampling = {"max_completion_length": LONGEST, "temperature": 1.0, "beta": 1.0}
-    settings = make_settings(method, **(sampling | {"eval_steps": 100} | changes))
-    student = load_for_training(model, settings, CPU)
-    loaded = load_plain(teacher, torch.float32, CPU) if isinstance(teacher, Path) else teacher
-    prompts = prompts_of(model)
-    scratch = tmp_path / "scratch"
-    parts = TrainerParts(
-        student, load_tokenizer(model), settings, loop or make_loop(tmp_path), prompts, held_out or prompts, scratch
-    )
-    answers = tmp_path / "answers.safetensors"
-    known = Teacher(loaded.requires_grad_(False).eval(), Labeler(model).stop_id(), answers)
-    trainer = build_trainer("Distillation", parts, teacher=known)
-    assert isinstance(trainer, StudentTrainer)
-    return trainer
 
 
 def log_probs(model: Any, prompt: list[int], answer: list[int], temperature: float) -> torch.Tensor:
@@ -100,7 +63,7 @@ def test_a_student_that_answers_any_colour_learns_the_one_of_its_teacher(
     taught: Path, red: Path, tmp_path: Path, method: str, beta: float
 ) -> None:
     """More than half of the divergence must be gone, on what the student writes and on what the teacher writes."""
-    trainer = make_trainer(taught, red, tmp_path, method, beta=beta, total_steps=20)
+    trainer = make_student(taught, red, tmp_path, method, beta=beta, total_steps=20)
     before = trainer.measure()
     trainer.train()
     after = trainer.measure()
@@ -115,7 +78,7 @@ def test_a_student_that_answers_any_colour_learns_the_one_of_its_teacher(
 def test_held_out_prompts_of_one_conversation_are_one_group(taught: Path, red: Path, tmp_path: Path) -> None:
     prompts = as_samples(prompts_of(taught))
     parts = with_prompts(prompts, {row: row % 5 for row in range(len(prompts))})
-    measured = make_trainer(taught, red, tmp_path, held_out=parts).measure()
+    measured = make_student(taught, red, tmp_path, held_out=parts).measure()
     found = compare(EvaluationMetric.LOSS, measured.batches, measured.batches, owners=measured.owners)
     assert found
     assert found.groups == 5
@@ -124,21 +87,21 @@ def test_held_out_prompts_of_one_conversation_are_one_group(taught: Path, red: P
 
 def test_a_step_with_five_of_eight_prompts_is_five_eighths_of_an_epoch(taught: Path, red: Path, tmp_path: Path) -> None:
     batch = {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 1, "global_batch_size": 5}
-    trainer = make_trainer(taught, red, tmp_path, total_steps=2, **batch)
+    trainer = make_student(taught, red, tmp_path, total_steps=2, **batch)
     trainer.train()
     assert [point.epoch for point in trainer._loop.history.train] == [0.625, 1.25]
 
 
 def test_a_teacher_that_knows_which_of_four_colours_is_two_bits_ahead(taught: Path, red: Path, tmp_path: Path) -> None:
     """Its answer and the student's are otherwise the same, so that the divergence of an answer is about ln 4."""
-    trainer = make_trainer(taught, red, tmp_path, beta=0.0)
+    trainer = make_student(taught, red, tmp_path, beta=0.0)
     measured = trainer.measure()
     assert measured.loss * measured.tokens / len(THINGS) == pytest.approx(math.log(4), rel=0.25)
 
 
 @pytest.mark.parametrize("beta", thin_slice([0.0, 0.5, 1.0], 0.5))
 def test_a_model_that_is_its_own_teacher_has_no_divergence(taught: Path, tmp_path: Path, beta: float) -> None:
-    trainer = make_trainer(taught, taught, tmp_path, beta=beta)
+    trainer = make_student(taught, taught, tmp_path, beta=beta)
     assert trainer.measure().loss == pytest.approx(0, abs=1e-6)
 
 
@@ -154,7 +117,7 @@ def test_a_model_that_is_its_own_teacher_has_no_divergence(taught: Path, tmp_pat
 def test_the_held_out_loss_is_the_divergence_on_the_answers_of_the_teacher(  # noqa: PLR0917 - three of them are cases
     tiny_model: Path, taught: Path, tmp_path: Path, beta: float, expected: Any, temperature: float
 ) -> None:
-    trainer = make_trainer(tiny_model, taught, tmp_path, beta=beta, temperature=temperature)
+    trainer = make_student(tiny_model, taught, tmp_path, beta=beta, temperature=temperature)
     rows = [(row["prompt"], row[ANSWER]) for row in trainer.eval_dataset]
     assert all(0 < len(answer) <= LONGEST for _, answer in rows)
     found = torch.cat(
@@ -175,9 +138,9 @@ def test_the_held_out_loss_is_the_divergence_on_the_answers_of_the_teacher(  # n
 def test_sixteen_bits_change_the_divergence_by_rounding_alone(
     taught: Path, red: Path, tmp_path: Path, method: str
 ) -> None:
-    whole = make_trainer(taught, red, tmp_path, method).measure().loss
+    whole = make_student(taught, red, tmp_path, method).measure().loss
     teacher = load_plain(red, torch.bfloat16, CPU)
-    rounded = make_trainer(taught, teacher, tmp_path, method, precision="BF16", total_steps=2)
+    rounded = make_student(taught, teacher, tmp_path, method, precision="BF16", total_steps=2)
     assert rounded.measure().loss == pytest.approx(whole, rel=0.05)
     rounded.train()
     assert rounded._loop.history.train[0].grad_norm
@@ -186,12 +149,12 @@ def test_sixteen_bits_change_the_divergence_by_rounding_alone(
 def test_the_teacher_answers_once_and_as_it_was_taught(
     tiny_model: Path, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = make_trainer(tiny_model, taught, tmp_path)
+    trainer = make_student(tiny_model, taught, tmp_path)
     tokenizer = load_tokenizer(taught)
     answers = [row[ANSWER] for row in trainer.eval_dataset]
     assert sum(tokenizer.decode(answer).startswith("It is") for answer in answers) > len(answers) / 2
     monkeypatch.setattr(StudentTrainer, "_ask_teacher", lambda *_: pytest.fail("it is asked again"))
-    again = make_trainer(tiny_model, taught, tmp_path)
+    again = make_student(tiny_model, taught, tmp_path)
     assert [row[ANSWER] for row in again.eval_dataset] == answers
 
 
@@ -201,7 +164,7 @@ def test_answers_have_the_models_own_probabilities_whatever_its_generation_confi
     """With `min_p` 1, only the likeliest token is left."""
     teacher = load_plain(taught, torch.float32, CPU)
     teacher.generation_config.min_p = 1.0
-    trainer = make_trainer(taught, teacher, tmp_path, held_out=as_samples(prompts_of(taught)[:1] * 16))
+    trainer = make_student(taught, teacher, tmp_path, held_out=as_samples(prompts_of(taught)[:1] * 16))
     assert trainer.eval_dataset is not None
     assert len({tuple(row[ANSWER]) for row in trainer.eval_dataset}) > 1
     trainer.model.generation_config.min_p = 1.0
@@ -210,7 +173,7 @@ def test_answers_have_the_models_own_probabilities_whatever_its_generation_confi
 
 
 def test_the_teacher_is_not_changed(tiny_model: Path, taught: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(tiny_model, taught, tmp_path, "Full", total_steps=2)
+    trainer = make_student(tiny_model, taught, tmp_path, "Full", total_steps=2)
     before = {name: tensor.clone() for name, tensor in trainer.teacher_model.state_dict().items()}
     trainer.train()
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.teacher_model.state_dict().items())
@@ -221,13 +184,13 @@ def test_a_model_whose_logits_the_loss_does_not_know_is_refused(tiny_model: Path
     teacher = load_plain(taught, torch.float32, CPU)
     teacher.lm_head.register_forward_hook(lambda _, __, logits: logits / 3)
     with pytest.raises(TrainerError, match="TRL's distillation loss is not that of the logits of Llama") as caught:
-        make_trainer(tiny_model, teacher, tmp_path)
+        make_student(tiny_model, teacher, tmp_path)
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
 
 def test_prompts_that_leave_no_room_for_an_answer_are_refused(tiny_model: Path, taught: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match=r"lower distillation\.maxCompletionLength") as caught:
-        make_trainer(tiny_model, taught, tmp_path, max_completion_length=1020)
+        make_student(tiny_model, taught, tmp_path, max_completion_length=1020)
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
 
@@ -238,5 +201,5 @@ def test_a_stop_is_seen_while_the_teacher_answers(tiny_model: Path, taught: Path
     teacher.register_forward_pre_hook(lambda *_: passes.append(None))
     teacher.register_forward_hook(lambda *_: loop.stop.set() if len(passes) == 4 else None)
     with pytest.raises(Stopped):
-        make_trainer(tiny_model, teacher, tmp_path, loop=loop)
+        make_student(tiny_model, teacher, tmp_path, loop=loop)
     assert len(passes) <= 5

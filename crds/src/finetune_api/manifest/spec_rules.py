@@ -60,6 +60,7 @@ from finetune_api.spec import (
     PLAIN_HEAD,
     SHARES_OUT,
     TRAIN_ON,
+    WITH_ADAPTER,
 )
 from finetune_api.tuning import (
     BOUNDED,
@@ -377,13 +378,9 @@ CONDITIONS: dict[str, Condition] = {
     "(self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1 && !has(self.resources.merge))": lambda spec: (
         spec.has_preflight or (spec.resources.ranks == 1 and spec.resources.merge is None)
     ),
-    "(self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1) || "
-    "self.objective != 'Distillation'": lambda spec: spec.resources.ranks == 1 or spec.objective != "Distillation",
-    "(self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1) || "
-    "!(self.objective in ['DPO', 'KTO', 'RewardModel', 'RLHF']) || "
-    "self.tuning.method in ['LoRA', 'QLoRA']": lambda spec: (
+    WITH_ADAPTER: lambda spec: (
         spec.resources.ranks == 1
-        or spec.objective not in {"DPO", "KTO", "RewardModel", "RLHF"}
+        or spec.objective in {"Instruction", "Chat", "DomainAdaptation"}
         or spec.tuning.method in {"LoRA", "QLoRA"}
     ),
     "self.objective != 'KTO' || !has(self.hyperparameters.perDeviceTrainBatchSize) || "

@@ -18,7 +18,6 @@ HYPER, LORA = "hyperparameters", "tuning.lora"
 SUPERVISED = (Objective.INSTRUCTION.value, Objective.CHAT.value, Objective.DOMAIN_ADAPTATION.value)
 GPUS = "several GPUs need no setting of their own"
 GIVE_GPUS = "give their number with --gpus: the effective batch depends on it"
-ONE_GPU = "objective {} trains on one GPU"
 EVERY_STEP = "every step is logged"
 NO_CACHE = "preflight prepares and stores the rows"
 OWN_CODE = "a model that needs code of its own is refused by preflight"
@@ -193,12 +192,6 @@ def put_trainer_hub(draft: Draft) -> None:
 def put_gpus(draft: Draft, key: str = "--gpus", found: int = 1) -> None:
     """Set the GPUs, spread evenly over as few nodes of at most eight as possible."""
     gpus = found if draft.options.gpus is None else draft.options.gpus
-    if gpus > 1 and draft.at("objective") == Objective.DISTILLATION.value:
-        steps = gpus * (draft.at(f"{HYPER}.gradientAccumulationSteps") or 1)
-        fix = "use --gpus 1"
-        if "gradient_accumulation_steps" in draft.defaults:
-            fix += f", and gradient_accumulation_steps: {steps} in the file, for the same batch"
-        draft.refuse(key if draft.options.gpus is None else "--gpus", ONE_GPU.format(draft.at("objective")), fix)
     if gpus > 8:
         each = next(each for each in range(8, 0, -1) if gpus % each == 0)
         draft.set("resources.numNodes", gpus // each, key)

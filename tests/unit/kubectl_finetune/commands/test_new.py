@@ -142,10 +142,10 @@ def test_a_starter_for_several_gpus_has_a_method_that_its_objective_trains_with(
     [
         (
             ("--objective", "DPO", "--method", "Auto"),
-            "objectives DPO, KTO, RewardModel and RLHF train on several GPUs or nodes with an adapter only",
+            "objectives DPO, KTO, RewardModel, RLHF and Distillation train on several GPUs or nodes with an adapter "
+            "only",
             "set --method LoRA or QLoRA, or --gpus 1",
         ),
-        (("--objective", "Distillation"), "objective Distillation trains in one process", "set --gpus 1"),
     ],
 )
 def test_several_gpus_that_cannot_be_used_are_refused_with_the_options_to_change(

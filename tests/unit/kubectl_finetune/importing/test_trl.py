@@ -193,11 +193,12 @@ def test_processes_are_gpus_and_part_of_a_step(read: Read) -> None:
     assert "A step has 32 rows: 2 x 4 (accumulation) x 4 (GPUs)." in done.text
 
 
-def test_several_gpus_are_refused_for_distillation_with_the_same_batch_on_one(read: Read) -> None:
-    (refused,) = read(teacher_model_name_or_path="acme/larger", num_processes=4).refused
-    assert (refused.key, refused.reason) == ("num_processes", "objective Distillation trains on one GPU")
-    assert refused.fix == "use --gpus 1, and gradient_accumulation_steps: 4 in the file, for the same batch"
-    assert not read(reward_funcs=["think_format_reward"], num_processes=4, use_peft=True).refused
+def test_distillation_on_several_gpus_needs_an_adapter(read: Read) -> None:
+    done = read(teacher_model_name_or_path="acme/larger", num_processes=4, use_peft=True)
+    assert (done.refused, done.problems) == ([], [])
+    assert spec_of(done)["resources"] == {"gpusPerNode": 4}
+    (problem,) = read(teacher_model_name_or_path="acme/larger", num_processes=4).problems
+    assert "train on several GPUs or nodes with an adapter only" in problem.message
 
 
 def test_held_out_rows_are_those_of_the_same_repository_if_it_is_evaluated(read: Read) -> None:

@@ -28,14 +28,19 @@ def test_the_model_that_an_earlier_run_left_in_the_workspace_is_removed(world: A
 
 def test_one_process_of_a_pod_digests_the_base_and_all_get_the_digests(world: Any) -> None:
     preflight(world.run)
-    first, second = load_inputs(world.run), load_inputs(world.run, digests_base=False)
+    first, second = load_inputs(world.run), load_inputs(world.run, digests_models=False)
     assert second.model_files == {}
-    ranks = [json.dumps(dict(one.model_files)).encode() for one in (first, second)]
-    assert share_digests(second, lambda _: ranks * 2).base_sha256 == first.base_sha256
+    sent: list[bytes] = []
+    for one in (first, second):
+        share_digests(one, lambda own: sent.append(own) or [own])
+    assert share_digests(second, lambda _: sent * 2).base_sha256 == first.base_sha256
 
-    changed = dict(first.model_files) | {"model.safetensors": "0" * 64}
-    with pytest.raises(TrainerError, match=r"rank 2 loaded other files .* for example model\.safetensors"):
-        share_digests(first, lambda _: [*ranks, json.dumps(changed).encode(), b"{}"])
+    for model in ("base model", "teacher"):
+        changed = json.loads(sent[0])
+        changed[model]["model.safetensors"] = "0" * 64
+        found = [*sent, json.dumps(changed).encode(), sent[1]]
+        with pytest.raises(TrainerError, match=rf"rank 2 loaded other files of the {model} .* model\.safetensors"):
+            share_digests(first, lambda _, found=found: found)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from finetune_api.handoff import ExitCode, JobConfig
 from finetune_api.objectives import Objective
@@ -41,7 +40,6 @@ from finetune_trainer.publishing.lineage import combined_sha256, digest_folder
 from finetune_trainer.publishing.parent_result import check_parents
 from finetune_trainer.rewards.fetch import RewardFolders, fetch_reward_model
 from finetune_trainer.storage.hub.uris import pinned_model_uri
-from finetune_trainer.storage.protocol import OnBytes, ReadableStore
 from finetune_trainer.tokenization.labeler import Labeler, load_labeler
 from finetune_trainer.tokenization.samples import (
     UNTRAINED,
@@ -130,10 +128,11 @@ class Inputs:
         return iter(()) if has_none else map(as_text, self.train)
 
 
-def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
-    """Download model and rows, verify rows and tokens against preflight's digests.
+def load_inputs(run: RunContext, *, digests_models: bool = True) -> Inputs:
+    """Download models and rows, verify rows and tokens against preflight's digests.
 
-    Without `digests_base` the digests of the base model are left to another process of the pod, see `share_digests`.
+    Without `digests_models` the digests of base model and teacher are left to another process of the pod, see
+    `share_digests`.
     """
     config, storage, workspace, on_bytes = run.config, run.storage, run.workspace, run.on_bytes
     if config.spec.output.gguf:
@@ -152,7 +151,11 @@ def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
     reward = fetch_reward_model(config, storage, workspace, model, on_bytes)
     if reward:
         require_reward_model_as_checked(reward, rows.summary.get("rewardModel") or {}, storage)
-    config, teacher = _load_teacher(config, storage, workspace, rows.summary.get("teacher") or {}, on_bytes)
+    teacher, checked = None, rows.summary.get("teacher") or {}
+    if found := fetch_teacher(config, storage, workspace / "teacher", checked, on_bytes):
+        teacher = TeacherFiles(*found, digest_folder(found[1], on_bytes) if digests_models else {})
+        require_as_checked(teacher.model, checked, teacher.folder, storage)
+        config = pin_teacher(config, teacher.model)
     licence = read_licence(pinned_model_uri(config.spec.model), storage)
     run.reporter.start.end("download")
     labeler = load_labeler(model, config.spec.model.uri, restore_choice(config, rows.template))
@@ -167,25 +170,12 @@ def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
     if not samples:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, "no row has a token to train on: see status.dataset")
     run.reporter.start.end("rows")
-    files = digest_folder(model, on_bytes) if digests_base else {}
+    files = digest_folder(model, on_bytes) if digests_models else {}
     run.reporter.start.end("digests")
     if adapter:
         require_own_weights(adapter, pinned_model_uri(config.spec.model), files)
     run = replace(run, config=config)
     return Inputs(run, model, rows, labeler, samples, validation, adapter, reward, teacher, files, licence)
-
-
-def _load_teacher(
-    config: JobConfig, storage: ReadableStore, workspace: Path, checked: Mapping[str, Any], on_bytes: OnBytes
-) -> tuple[JobConfig, TeacherFiles | None]:
-    """Download the teacher, if the job has one, and require it to be as preflight checked it; return the job with the
-    commit that was loaded."""
-    found = fetch_teacher(config, storage, workspace / "teacher", checked, on_bytes)
-    if found is None:
-        return config, None
-    model, folder = found
-    require_as_checked(model, checked, folder, storage)
-    return pin_teacher(config, model), TeacherFiles(model, folder, digest_folder(folder, on_bytes))
 
 
 def _with_patterns(config: JobConfig, adapter: InitialAdapter | None) -> JobConfig:
@@ -198,18 +188,20 @@ def _with_patterns(config: JobConfig, adapter: InitialAdapter | None) -> JobConf
 
 
 def share_digests(inputs: Inputs, gather: Callable[[bytes], list[bytes]]) -> Inputs:
-    """Return the inputs with the digests of the base model that one process of each pod took.
+    """Return the inputs with the digests of base model and teacher that one process of each pod took.
 
     `gather` returns every process's bytes. Raise if the pods loaded different files.
     """
-    found = [json.loads(one) for one in gather(json.dumps(dict(inputs.model_files)).encode())]
-    first = found[0]
-    for rank, files in enumerate(found):
-        other = sorted(name for name in files.keys() | first.keys() if files.get(name) != first.get(name))
-        if files and other:
-            problem = f"rank {rank} loaded other files of the base model than rank 0, for example {other[0]}"
-            raise TrainerError(ExitCode.INTERNAL_ERROR, f"{problem}: check whether the model is being changed")
-    return replace(inputs, model_files=first)
+    own = {"base model": dict(inputs.model_files), "teacher": dict(inputs.teacher.digests) if inputs.teacher else {}}
+    found = [json.loads(one) for one in gather(json.dumps(own).encode())]
+    for name, first in found[0].items():
+        for rank, files in enumerate(one[name] for one in found):
+            other = sorted(path for path in files.keys() | first.keys() if files.get(path) != first.get(path))
+            if files and other:
+                problem = f"rank {rank} loaded other files of the {name} than rank 0, for example {other[0]}"
+                raise TrainerError(ExitCode.INTERNAL_ERROR, f"{problem}: check whether the model is being changed")
+    teacher = inputs.teacher and replace(inputs.teacher, digests=found[0]["teacher"])
+    return replace(inputs, model_files=found[0]["base model"], teacher=teacher)
 
 
 def as_text(sample: Sample) -> Encoded:

@@ -114,7 +114,7 @@ def train_distributed(run: RunContext, world: World, micro_batch: int | None = N
     """
     run.reporter.set_stage("Loading")
     with local_rank_zero_first("inputs", world, run.on_work):
-        inputs = load_inputs(run, digests_base=world.local_rank == 0)
+        inputs = load_inputs(run, digests_models=world.local_rank == 0)
     world.barrier("loaded", run.on_work)
     inputs = share_digests(inputs, world.gather_bytes)
     device = find_device(world)

@@ -46,8 +46,8 @@ class StudentTrainer(LoopTrainer, DistillationTrainer):  # type: ignore[misc]  #
     def __init__(self, loop: LoopContext, teacher: Teacher, **arguments: Any) -> None:
         super().__init__(loop, teacher_model=teacher.model, **arguments)
         self._given: list[list[int]] | None = None
-        beat_per_token(self.model, loop.on_work)
-        beat_per_token(teacher.model, loop.on_work)
+        beat_per_token(self.model, loop.on_own_work)
+        beat_per_token(teacher.model, loop.on_own_work)
         self._require_loss_of_logits()
         if self.eval_dataset is not None:
             self.eval_dataset = self._with_answers(self.eval_dataset, teacher)
@@ -77,9 +77,11 @@ class StudentTrainer(LoopTrainer, DistillationTrainer):  # type: ignore[misc]  #
 
     @override
     def _generate_single_turn(self, prompt_ids: list[list[int]], *arguments: Any, **options: Any) -> list[list[int]]:
+        """Sample this process's answers; collectives follow when all processes have theirs."""
         if self._given is not None:
             return self._given
-        with sampling_by_probability(self.accelerator.unwrap_model(self.model_wrapped)):
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        with self._loop.pace.block(self._loop.reporter.beat), sampling_by_probability(model):
             sampled: list[list[int]] = super()._generate_single_turn(prompt_ids, *arguments, **options)
         return sampled
 
@@ -105,19 +107,23 @@ class StudentTrainer(LoopTrainer, DistillationTrainer):  # type: ignore[misc]  #
         return prompts.add_column(ANSWER, answers)
 
     def _ask_teacher(self, prompts: Dataset) -> list[list[int]]:
-        """Sample one answer to each prompt, as many at once as the model samples in a step."""
-        size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        answers: list[list[int]] = []
+        """Sample one answer to each prompt, as many at once as a process samples in a step.
+
+        Several processes share the batches. Each batch has a seed of its own, so that one process can repeat all.
+        """
+        world, size = self._loop.world, self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        batches = [prompts[start : start + size]["prompt"] for start in range(0, len(prompts), size)]
+        own: list[list[list[int]]] = []
         student, self.model_wrapped = self.model_wrapped, self.teacher_model
         try:
-            with keep_random_state():
-                torch.manual_seed(self.args.seed)
-                for start in range(0, len(prompts), size):
-                    self._loop.reporter.set_share(start, len(prompts))
-                    answers += self._generate_single_turn(prompts[start : start + size]["prompt"], None, {})
+            with keep_random_state(), self._loop.pace.block(self._loop.reporter.beat):
+                for number in range(world.rank, len(batches), world.size):
+                    torch.manual_seed(self.args.seed + number)
+                    self._loop.reporter.set_share(number, len(batches))
+                    own.append(self._generate_single_turn(batches[number], None, {}))
         finally:
             self.model_wrapped = student
-        return answers
+        return [answer for batch in world.gather_shards(own, len(batches)) for answer in batch]
 
     def _require_loss_of_logits(self) -> None:
         """Raise unless TRL's loss is that of both models' own logits: it is made from hidden states and output heads,

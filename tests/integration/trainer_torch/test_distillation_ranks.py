@@ -1,0 +1,219 @@
+"""Distillation on two processes over gloo: the prompts, the teacher's answers, the figures and weights of one."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import pytest
+import torch
+from loop_bench import COLOURS, make_loop, teach
+from ranks import join_as, run_ranks
+from student_bench import ANSWERS, make_student
+from trainer_bench import weights_of
+
+from finetune_trainer.distributed.world import ALONE, AgreedStop, World
+from finetune_trainer.errors import Stopped
+from finetune_trainer.training.methods.distillation import ANSWER, StudentTrainer
+
+RANKS, STEP = 2, 6
+
+
+@pytest.fixture(scope="module")
+def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers with one of four colours."""
+    return teach(tiny_model, tmp_path_factory.mktemp("taught") / "model", steps=60)
+
+
+@pytest.fixture(scope="module")
+def red(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that knows one of the colours alone."""
+    return teach(tiny_model, tmp_path_factory.mktemp("red") / "model", steps=60, colours=COLOURS[:1])
+
+
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+def test_the_same_answers_train_the_same_weights_as_in_one_process(
+    taught: Path, red: Path, tmp_path: Path, method: str
+) -> None:
+    alone = _build(taught, red, tmp_path, ALONE, method=method, total_steps=3, eval_steps=2)
+    expected = _train_with_given_answers(alone)
+    changes: dict[str, Any] = {"teacher": red, "method": method, "total_steps": 3, "eval_steps": 2}
+    for rank in range(RANKS):  # which ask the teacher for other batches
+        (tmp_path / f"rank-{rank}-of-{RANKS}").mkdir()
+        copyfile(tmp_path / "rank-0-of-1" / ANSWERS, tmp_path / f"rank-{rank}-of-{RANKS}" / ANSWERS)
+    found = run_ranks(_train_rank, RANKS, taught, tmp_path, **changes)
+    for one in found:
+        for name in ("losses", "evaluations", "tokens", "lengths", "epochs"):
+            assert one[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-5), name
+        for name, tensor in expected["weights"].items():
+            torch.testing.assert_close(one["weights"][name], tensor, rtol=1e-3, atol=1e-4)
+            assert torch.equal(one["weights"][name], found[0]["weights"][name])
+    assert expected["losses"][-1] != expected["losses"][0]
+
+
+def test_processes_share_the_prompts_of_a_step_and_answer_differently(taught: Path, red: Path, tmp_path: Path) -> None:
+    alone = _sample(_build(taught, red, tmp_path, ALONE, total_steps=2))
+    first, second = run_ranks(_sample_rank, RANKS, taught, tmp_path, teacher=red, total_steps=2)
+    own = STEP // RANKS
+    for step in range(2):
+        shares = [found["prompts"][step * own : (step + 1) * own] for found in (first, second)]
+        assert [*shares[0], *shares[1]] == alone["prompts"][step * STEP : (step + 1) * STEP]
+    assert first["random"] != second["random"]
+
+
+def test_processes_share_the_prompts_that_the_teacher_answers_and_all_have_its_answers(
+    taught: Path, red: Path, tmp_path: Path
+) -> None:
+    """Eight prompts in batches of three: one process asks the teacher for two batches, the other one for one."""
+    batch = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 1}
+    alone = _build(taught, red, tmp_path, ALONE, **batch, global_batch_size=3)
+    answers = [row[ANSWER] for row in alone.eval_dataset]
+    first, second = run_ranks(_ask_rank, RANKS, taught, tmp_path, teacher=red, **batch, global_batch_size=6)
+    assert first["answers"] == second["answers"] == answers
+    assert (first["asked"], second["asked"]) == (2, 1)
+    assert first["loss"] == second["loss"] == pytest.approx(alone.measure().loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stop_of_one_process_in_the_middle_of_an_answer_stops_both_after_the_same_step(
+    taught: Path, red: Path, tmp_path: Path, stopped: int
+) -> None:
+    changes = {"teacher": red, "total_steps": 9, "stopped": stopped}
+    for one in run_ranks(_train_until_stopped, RANKS, taught, tmp_path, **changes):
+        assert one == {"stopped_after": 1, "saved_after": 1}
+
+
+def test_a_stop_while_the_teacher_answers_in_one_process_stops_both(taught: Path, red: Path, tmp_path: Path) -> None:
+    assert run_ranks(_ask_until_stopped, RANKS, taught, tmp_path, teacher=red) == [{"is_stopped": True}] * RANKS
+
+
+def _build(model: Path, teacher: Path, folder: Path, world: World, **changes: Any) -> StudentTrainer:
+    """Return a trainer of one process, or of one of two with half of the prompts of a step each."""
+    own = folder / f"rank-{world.rank}-of-{world.size}"
+    own.mkdir(exist_ok=True)
+    loop = replace(make_loop(own), world=world)
+    if world.size > 1:
+        loop = replace(loop, stop=AgreedStop(loop.stop, world))
+    batch = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": STEP // world.size}
+    return make_student(model, teacher, own, loop=loop, **batch | {"global_batch_size": STEP} | changes)
+
+
+def _in_rank(rank: int, model: Path, folder: Path, port: int, changes: dict[str, Any]) -> StudentTrainer:
+    world = join_as(rank, RANKS, port)
+    rest = {name: value for name, value in changes.items() if name not in {"teacher", "stopped"}}
+    return _build(model, changes["teacher"], folder, world, **rest)
+
+
+def _write(folder: Path, rank: int, found: dict[str, Any]) -> None:
+    torch.save(found, folder / f"found-{rank}.pt")
+    torch.distributed.barrier()  # the first process holds the others' store
+
+
+def _note_prompts(trainer: StudentTrainer, answer: Callable[[list[int]], list[int]] | None = None) -> list[list[int]]:
+    """Return the list to which each prompt that is answered in the training is added; `answer` replaces sampling."""
+    noted: list[list[int]] = []
+    sample = trainer._generate_single_turn
+
+    def generate(prompt_ids: list[list[int]], *arguments: Any, **options: Any) -> list[list[int]]:
+        if not trainer.model.training:
+            return sample(prompt_ids, *arguments, **options)
+        noted.extend(prompt_ids)
+        return list(map(answer, prompt_ids)) if answer else sample(prompt_ids, *arguments, **options)
+
+    trainer._generate_single_turn = generate
+    return noted
+
+
+def _train_with_given_answers(trainer: StudentTrainer) -> dict[str, Any]:
+    """Measure and train on answers that follow from the prompt, whichever process has it."""
+    end = trainer.eos_token_ids[0]
+    _note_prompts(trainer, lambda ids: [*[30 + sum(ids) % 40] * (1 + sum(ids) % 3), end])
+    trainer.evaluate()
+    trainer.train()
+    points, evaluations = trainer._loop.history.train, trainer._loop.history.evaluations
+    return {
+        "losses": [one.loss for one in points],
+        "lengths": [one.completion_length for one in points],
+        "epochs": [one.epoch for one in points],
+        "evaluations": [one.measured.loss for one in evaluations],
+        "tokens": [one.measured.tokens for one in evaluations],
+        "weights": weights_of(trainer),
+    }
+
+
+def _train_rank(rank: int, model: Path, folder: Path, port: int, changes: dict[str, Any]) -> StudentTrainer:
+    trainer = _in_rank(rank, model, folder, port, changes)
+    _write(folder, rank, _train_with_given_answers(trainer))
+    return trainer
+
+
+def _sample(trainer: StudentTrainer) -> dict[str, Any]:
+    """Train on sampled answers; return the prompts and the random state before it."""
+    prompts, random = _note_prompts(trainer), torch.get_rng_state().tolist()[:64]
+    trainer.train()
+    return {"prompts": prompts, "random": random}
+
+
+def _sample_rank(rank: int, model: Path, folder: Path, port: int, changes: dict[str, Any]) -> StudentTrainer:
+    trainer = _in_rank(rank, model, folder, port, changes)
+    _write(folder, rank, _sample(trainer))
+    return trainer
+
+
+def _ask_rank(rank: int, model: Path, folder: Path, port: int, changes: dict[str, Any]) -> StudentTrainer:
+    """Count the batches that this process asks the teacher for, while the trainer is built."""
+    asked: list[int] = []
+    sample = StudentTrainer._generate_single_turn
+
+    def count(trainer: StudentTrainer, prompts: list[list[int]], *arguments: Any) -> list[list[int]]:
+        asked.append(len(prompts))
+        return sample(trainer, prompts, *arguments)
+
+    StudentTrainer._generate_single_turn = count  # of this process alone
+    trainer = _in_rank(rank, model, folder, port, changes)
+    batches = len(asked)
+    answers = [row[ANSWER] for row in trainer.eval_dataset]
+    _write(folder, rank, {"answers": answers, "asked": batches, "loss": trainer.measure().loss})
+    return trainer
+
+
+def _train_until_stopped(rank: int, model: Path, folder: Path, port: int, changes: dict[str, Any]) -> StudentTrainer:
+    """Set the stop flag of one process when it has sampled a token of the second step."""
+    trainer, saved = _in_rank(rank, model, folder, port, changes), []
+
+    def work(_: Any, arguments: Any, options: dict[str, Any]) -> None:
+        if trainer.state.global_step == 1 and options["input_ids"].shape[1] == 1:
+            if rank == changes["stopped"]:
+                trainer._loop.stop.own.set()
+            else:
+                time.sleep(0.5)
+
+    trainer.model.get_base_model().register_forward_pre_hook(work, with_kwargs=True)
+    trainer._save_checkpoint = lambda *_: saved.append(trainer.state.global_step)
+    found: dict[str, Any] = {}
+    try:
+        trainer.train()
+    except Stopped:
+        found = {"stopped_after": trainer.state.global_step, "saved_after": saved[-1]}
+    _write(folder, rank, found)
+    return trainer
+
+
+def _ask_until_stopped(rank: int, model: Path, folder: Path, port: int, changes: dict[str, Any]) -> None:
+    """Stop the second process when the teacher has begun to answer in it."""
+    sample = StudentTrainer._generate_single_turn
+
+    def stop(trainer: StudentTrainer, *arguments: Any) -> list[list[int]]:
+        if rank:
+            trainer._loop.stop.own.set()
+        return sample(trainer, *arguments)
+
+    StudentTrainer._generate_single_turn = stop  # of this process alone
+    is_stopped = False
+    try:
+        _in_rank(rank, model, folder, port, changes)
+    except Stopped:
+        is_stopped = True
+    _write(folder, rank, {"is_stopped": is_stopped})
