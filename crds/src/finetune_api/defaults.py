@@ -176,7 +176,9 @@ def _objective(spec: FineTuneJobSpec) -> dict[str, Any]:
             share = {"rollouts_gpu_memory_fraction": rollouts_share(rlhf)}
             return rlhf.model_dump(include=names) | share | {"algorithm": rlhf.algorithm.value}
         case Objective.DISTILLATION if spec.distillation:
-            return spec.distillation.model_dump(include={"max_completion_length", "temperature", "beta"})
+            return spec.distillation.model_dump(
+                include={"max_completion_length", "temperature", "beta", "shard_teacher"}
+            )
         case _:
             return {}
 

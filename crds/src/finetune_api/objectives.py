@@ -397,3 +397,7 @@ class Distillation(Block):
     beta: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Divergence of a token's probabilities that is the loss: 0 = KL of the teacher from the model (forward), 1 = KL of
     the model from the teacher (reverse), between them the generalised Jensen-Shannon divergence. Default: 1."""
+    shard_teacher: Annotated[bool | None, AfterValidator(lambda value: value or None)] = None
+    """Share the teacher out over the job's GPUs: each holds a part of every layer and gathers one layer at a time, for
+    teachers that do not fit one GPU next to the model. Needs several GPUs. Default: false, each GPU holds the whole
+    teacher."""

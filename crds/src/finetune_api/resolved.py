@@ -92,6 +92,8 @@ class Resolved(StatusBlock):
     """Maximum length of a sampled answer, in tokens (RLHF, Distillation)."""
     temperature: Measure | None = None
     """Sampling temperature (RLHF, Distillation)."""
+    shard_teacher: bool | None = None
+    """Whether each GPU holds a share of the teacher (Distillation); absent if each holds the whole."""
     rollouts_gpu_memory_fraction: Measure | None = None
     """Share of the GPU's memory for vLLM, which samples the answers (RLHF); absent without vLLM."""
     lora_rank: Count | None = None

@@ -152,6 +152,10 @@ SHARES_OUT = (
     "!has(self.tuning.lora) || !has(self.tuning.lora.shardBase) || !self.tuning.lora.shardBase || "
     f"(!({_ONE_PROCESS}) && !(self.objective in ['RewardModel', 'RLHF', 'Distillation']))"
 )
+SHARES_TEACHER = (
+    "!has(self.distillation) || !has(self.distillation.shardTeacher) || !self.distillation.shardTeacher || "
+    f"!({_ONE_PROCESS})"
+)
 OUTSIDE_OF_ROWS = (
     "![has(self.dataset.train.uri) ? self.dataset.train.uri : '-', "
     "has(self.dataset.validation) ? self.dataset.validation.uri : '-']"
@@ -350,6 +354,12 @@ class FineTuneJobSpec(Block):
                 "the base is shared out over several GPUs, with objectives Instruction, Chat, DomainAdaptation, DPO "
                 "and KTO: set resources.gpusPerNode or numNodes above 1, or remove tuning.lora.shardBase",
                 ".tuning.lora.shardBase",
+            ),
+            cel(
+                SHARES_TEACHER,
+                "the teacher is shared out over several GPUs: set resources.gpusPerNode or numNodes above 1, or remove "
+                "distillation.shardTeacher",
+                ".distillation.shardTeacher",
             ),
             cel(
                 KEEPS_ADAPTERS,

@@ -169,6 +169,10 @@ def wandb(**fields: Any) -> Spec:
     return {"tracking": {"wandb": {"project": "p"} | fields}}
 
 
+SHARED_TEACHER: Spec = {
+    "objective": "Distillation",
+    "distillation": {"teacher": {"uri": "s3://models/larger"}, "shardTeacher": True},
+}
 EVALUATING: Spec = SPLIT | {"mode": "Evaluate", "tuning": {"initialAdapter": {"uri": "s3://models/adapter"}}}
 _NOTHING = "mode Evaluate trains nothing: remove "
 EVALUATE_REFUSES: list[tuple[str, str, Any]] = [
@@ -666,7 +670,7 @@ AT_CREATION = [
             ({"objective": "KTO"}, "QLoRA", "Auto", {"numNodes": 2}),
             ({"objective": "RewardModel"}, "LoRA", "Full", {"gpusPerNode": 2}),
             (rlhf(rewards=LENGTHS), "LoRA", "Auto", {"numNodes": 2, "gpusPerNode": 0}),
-            (base("Distillation", "QLoRA"), "QLoRA", "Full", {"gpusPerNode": 2}),
+            (distillation(), "QLoRA", "Full", {"gpusPerNode": 2}),
         )
     ),
     *(
@@ -691,6 +695,12 @@ AT_CREATION = [
                 rlhf(rewards=LENGTHS) | {"resources": {"gpusPerNode": 2}},
             ),
         )
+    ),
+    (
+        "the teacher is shared out over several GPUs",
+        SHARED_TEACHER | {"resources": {"gpusPerNode": 2}},
+        SHARED_TEACHER | {"resources": {"gpusPerNode": 1}},
+        "spec.distillation.shardTeacher",
     ),
     *(
         (

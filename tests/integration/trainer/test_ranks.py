@@ -512,11 +512,13 @@ def test_a_policy_is_stopped_while_it_samples_and_resumed_by_another_number_of_p
 def test_a_student_is_stopped_while_it_samples_and_resumed_by_another_number_of_processes(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
 ) -> None:
-    """Also the teacher's answers, which no process samples again, and the measurement on the base in 16 bits."""
+    """Each has a share of the teacher, whose answers no process samples again; at the end, one has all of it for the
+    measurement on the base in 16 bits."""
     teacher = {"uri": "s3://ranks-student/teacher"}
     blocks = {
         "objective": "Distillation",
-        "distillation": {"teacher": teacher, "maxCompletionLength": 6},
+        "distillation": {"teacher": teacher, "maxCompletionLength": 6, "shardTeacher": True},
+        "resources": {"gpusPerNode": 2},
         "evaluation": {"steps": 4, "maxNewTokens": 4},
     }
     job = make_job(s3_server, "ranks-student", tmp_path, "QLoRA", trainer_python, **blocks)

@@ -13,9 +13,12 @@ from loop_bench import COLOURS, make_loop, teach
 from ranks import join_as, run_ranks
 from student_bench import ANSWERS, make_student
 from trainer_bench import weights_of
+from transformers import PreTrainedModel
 
+from finetune_trainer.distributed.sharding import local_shard, reshard
 from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.errors import Stopped
+from finetune_trainer.models.loading import load_sharded
 from finetune_trainer.training.methods.distillation import ANSWER, StudentTrainer
 
 RANKS, STEP = 2, 6
@@ -33,13 +36,14 @@ def red(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return teach(tiny_model, tmp_path_factory.mktemp("red") / "model", steps=60, colours=COLOURS[:1])
 
 
-@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+@pytest.mark.parametrize(("method", "shards"), [("LoRA", True), ("QLoRA", False)])
 def test_the_same_answers_train_the_same_weights_as_in_one_process(
-    taught: Path, red: Path, tmp_path: Path, method: str
+    taught: Path, red: Path, tmp_path: Path, method: str, shards: bool
 ) -> None:
+    """Also if each process has a share of the teacher."""
     alone = _build(taught, red, tmp_path, ALONE, method=method, total_steps=3, eval_steps=2)
     expected = _train_with_given_answers(alone)
-    changes: dict[str, Any] = {"teacher": red, "method": method, "total_steps": 3, "eval_steps": 2}
+    changes: dict[str, Any] = {"teacher": red, "shards": shards, "method": method, "total_steps": 3, "eval_steps": 2}
     for rank in range(RANKS):  # which ask the teacher for other batches
         (tmp_path / f"rank-{rank}-of-{RANKS}").mkdir()
         copyfile(tmp_path / "rank-0-of-1" / ANSWERS, tmp_path / f"rank-{rank}-of-{RANKS}" / ANSWERS)
@@ -50,6 +54,8 @@ def test_the_same_answers_train_the_same_weights_as_in_one_process(
         for name, tensor in expected["weights"].items():
             torch.testing.assert_close(one["weights"][name], tensor, rtol=1e-3, atol=1e-4)
             assert torch.equal(one["weights"][name], found[0]["weights"][name])
+        held, whole = one["teacher"]
+        assert (held < 0.6 * whole) is shards
     assert expected["losses"][-1] != expected["losses"][0]
 
 
@@ -63,16 +69,18 @@ def test_processes_share_the_prompts_of_a_step_and_answer_differently(taught: Pa
     assert first["random"] != second["random"]
 
 
+@pytest.mark.parametrize("shards", [False, True])
 def test_processes_share_the_prompts_that_the_teacher_answers_and_all_have_its_answers(
-    taught: Path, red: Path, tmp_path: Path
+    taught: Path, red: Path, tmp_path: Path, shards: bool
 ) -> None:
-    """Eight prompts in batches of three: one process asks the teacher for two batches, the other one for one."""
+    """Eight prompts in batches of three: the second process has one of its own, and repeats one."""
     batch = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 1}
     alone = _build(taught, red, tmp_path, ALONE, **batch, global_batch_size=3)
     answers = [row[ANSWER] for row in alone.eval_dataset]
-    first, second = run_ranks(_ask_rank, RANKS, taught, tmp_path, teacher=red, **batch, global_batch_size=6)
+    changes = {"teacher": red, "shards": shards} | batch | {"global_batch_size": 6}
+    first, second = run_ranks(_ask_rank, RANKS, taught, tmp_path, **changes)
     assert first["answers"] == second["answers"] == answers
-    assert (first["asked"], second["asked"]) == (2, 1)
+    assert (first["asked"], second["asked"]) == (2, 2)
     assert first["loss"] == second["loss"] == pytest.approx(alone.measure().loss, rel=1e-4)
 
 
@@ -85,11 +93,15 @@ def test_a_stop_of_one_process_in_the_middle_of_an_answer_stops_both_after_the_s
         assert one == {"stopped_after": 1, "saved_after": 1}
 
 
-def test_a_stop_while_the_teacher_answers_in_one_process_stops_both(taught: Path, red: Path, tmp_path: Path) -> None:
-    assert run_ranks(_ask_until_stopped, RANKS, taught, tmp_path, teacher=red) == [{"is_stopped": True}] * RANKS
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_stop_while_the_teacher_answers_in_one_process_stops_both(
+    taught: Path, red: Path, tmp_path: Path, shards: bool
+) -> None:
+    found = run_ranks(_ask_until_stopped, RANKS, taught, tmp_path, teacher=red, shards=shards)
+    assert found == [{"is_stopped": True}] * RANKS
 
 
-def _build(model: Path, teacher: Path, folder: Path, world: World, **changes: Any) -> StudentTrainer:
+def _build(model: Path, teacher: Path | PreTrainedModel, folder: Path, world: World, **changes: Any) -> StudentTrainer:
     """Return a trainer of one process, or of one of two with half of the prompts of a step each."""
     own = folder / f"rank-{world.rank}-of-{world.size}"
     own.mkdir(exist_ok=True)
@@ -102,8 +114,11 @@ def _build(model: Path, teacher: Path, folder: Path, world: World, **changes: An
 
 def _in_rank(rank: int, model: Path, folder: Path, port: int, changes: dict[str, Any]) -> StudentTrainer:
     world = join_as(rank, RANKS, port)
-    rest = {name: value for name, value in changes.items() if name not in {"teacher", "stopped"}}
-    return _build(model, changes["teacher"], folder, world, **rest)
+    rest = {name: value for name, value in changes.items() if name not in {"teacher", "shards", "stopped"}}
+    teacher = changes["teacher"]
+    if changes.get("shards"):
+        teacher = load_sharded(teacher, torch.float32, torch.float32, world)
+    return _build(model, teacher, folder, world, **rest)
 
 
 def _write(folder: Path, rank: int, found: dict[str, Any]) -> None:
@@ -132,6 +147,8 @@ def _train_with_given_answers(trainer: StudentTrainer) -> dict[str, Any]:
     _note_prompts(trainer, lambda ids: [*[30 + sum(ids) % 40] * (1 + sum(ids) % 3), end])
     trainer.evaluate()
     trainer.train()
+    reshard(trainer.teacher_model)
+    teacher = list(trainer.teacher_model.parameters())
     points, evaluations = trainer._loop.history.train, trainer._loop.history.evaluations
     return {
         "losses": [one.loss for one in points],
@@ -140,6 +157,7 @@ def _train_with_given_answers(trainer: StudentTrainer) -> dict[str, Any]:
         "evaluations": [one.measured.loss for one in evaluations],
         "tokens": [one.measured.tokens for one in evaluations],
         "weights": weights_of(trainer),
+        "teacher": (sum(local_shard(one).numel() for one in teacher), sum(one.numel() for one in teacher)),
     }
 
 

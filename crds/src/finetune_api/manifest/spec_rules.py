@@ -59,6 +59,7 @@ from finetune_api.spec import (
     OUTSIDE_OF_ROWS,
     PLAIN_HEAD,
     SHARES_OUT,
+    SHARES_TEACHER,
     TRAIN_ON,
     WITH_ADAPTER,
 )
@@ -150,6 +151,9 @@ CONDITIONS: dict[str, Condition] = {
         not spec.tuning.lora
         or not spec.tuning.lora.shard_base
         or (spec.resources.ranks > 1 and spec.objective not in {"RewardModel", "RLHF", "Distillation"})
+    ),
+    SHARES_TEACHER: lambda spec: (
+        not spec.distillation or not spec.distillation.shard_teacher or spec.resources.ranks > 1
     ),
     "self.method != 'Full' || !has(self.lora)": lambda tuning: tuning.method != "Full" or tuning.lora is None,
     "self.method in ['QLoRA', 'Auto'] || !has(self.quantization)": lambda tuning: (

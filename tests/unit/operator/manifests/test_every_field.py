@@ -42,6 +42,7 @@ RESOLVED: dict[str, Any] = {
     "tuning.lora.initLoraWeights": "Gaussian",
     "tuning.lora.loraPlusLrRatio": 16,
     "tuning.lora.shardBase": True,
+    "distillation.shardTeacher": True,
     "tuning.quantization.doubleQuant": False,
     "hyperparameters.numTrainEpochs": 2.5,
     "hyperparameters.maxSteps": 7,
@@ -527,6 +528,8 @@ def base(objective: str, path: str) -> Spec:
             spec["rlhf"]["rollouts"] = {"engine": "VLLM"}
     if objective == "Distillation":
         spec["distillation"] = {"teacher": {"uri": "s3://models/larger"}}
+        if path == "distillation.shardTeacher":
+            spec |= {"tuning": {"method": "LoRA"}, "resources": {"gpusPerNode": 2}}
     if path == "tuning.lora.shardBase":
         spec |= {"tuning": {"method": "LoRA"}, "resources": {"gpusPerNode": 1 if objective == "Distillation" else 2}}
     if path == "dpo.labelSmoothing" and objective == "DPO":

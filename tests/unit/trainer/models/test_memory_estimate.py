@@ -356,6 +356,14 @@ def test_a_teacher_is_held_in_16_bits_and_answers_as_many_prompts_at_once(llama:
     assert with_teacher(llama, None) is None
 
 
+def test_a_sharded_teacher_takes_its_share_and_what_is_gathered(llama: ModelShape) -> None:
+    student = with_teacher(replace(llama, layers=16), llama)
+    changes = {"max_completion_length": 128, "shard_teacher": True}
+    alone = estimate(student, settings("LoRA", **changes), Objective.DISTILLATION)
+    shared = estimate(student, settings("LoRA", **changes), Objective.DISTILLATION, ranks=8)
+    assert alone.teacher - shared.teacher == 2 * (llama.parameters * 7 // 8 - _gathered(llama))
+
+
 def test_a_tied_model_has_no_head_of_its_own() -> None:
     tied = shape_of(LLAMA_8B, tied=True)
     assert (tied.tied, tied.head) == (True, 0)

@@ -13,7 +13,7 @@ from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.memory_estimate import GIB
 from finetune_trainer.models.resolve_settings import choose_settings, grow_micro_batch
-from finetune_trainer.models.shape import ModelShape
+from finetune_trainer.models.shape import ModelShape, with_teacher
 
 LLAMA = shape_of(LLAMA_8B)
 SMALL = shape_of(LLAMA_8B | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16})
@@ -190,6 +190,20 @@ def test_on_several_gpus_a_shared_out_base_is_advised_before_shorter_texts_where
     assert settings.shard_base is True
     assert "shardBase" not in refusal_with(1, tuning)
     assert "shardBase" not in refusal_with(4, tuning | {"lora": {"useDora": True}})
+
+
+def test_on_several_gpus_a_shared_out_teacher_is_advised_before_a_shared_out_base() -> None:
+    student = with_teacher(SMALL, LLAMA)
+    job = {"objective": "Distillation", "distillation": {"teacher": {"uri": "s3://bucket/larger"}}}
+
+    def refused(gpus: int) -> str:
+        spec = make_spec({"method": "QLoRA", "vramBudget": "16Gi"}, {}, **job, resources={"gpusPerNode": gpus})
+        with pytest.raises(TrainerError) as caught:
+            choose_settings(spec, student, FACTS)
+        return caught.value.message
+
+    assert "Set distillation.shardTeacher true (" in refused(4)
+    assert "shardTeacher" not in refused(1)
 
 
 def test_qlora_is_advised_with_a_whole_base_before_a_shared_out_one() -> None:

@@ -111,7 +111,7 @@ def estimate(
         logits=0 if objective is Objective.REWARD_MODEL else _logits(shape, settings, objective),
         reference=_reference(shape, settings, objective),
         reward_model=shape.parameters * compute_width(settings) if has_reward_model else 0,
-        teacher=_teacher(shape.teacher, settings, objective) if shape.teacher else 0,
+        teacher=_teacher(shape.teacher, settings, objective, ranks) if shape.teacher else 0,
         generation=_generation(shape, settings, answers) if objective in SAMPLED and share is None else 0,
         reserve=RESERVE + (COMMUNICATION if ranks > 1 else 0),
     )
@@ -255,11 +255,13 @@ def _reference(shape: ModelShape, settings: Resolved, objective: Objective) -> i
     return shape.parameters * compute_width(settings) if is_held else 0
 
 
-def _teacher(shape: ModelShape, settings: Resolved, objective: Objective) -> int:
-    """Return the size of the teacher in the number format of the computation, with what one of its layers has at once
-    of a micro-batch: it is run without gradients."""
-    inside = 3 * shape.intermediate + 4 * shape.hidden
-    return (shape.parameters + count_tokens(settings, objective) * inside) * compute_width(settings)
+def _teacher(shape: ModelShape, settings: Resolved, objective: Objective, ranks: int) -> int:
+    """Return the size of the teacher in the number format of the computation, or of a share of it with what is gathered
+    at once, and what one of its layers has at once of a micro-batch: it is run without gradients."""
+    inside, held = 3 * shape.intermediate + 4 * shape.hidden, shape.parameters
+    if settings.shard_teacher and ranks > 1:
+        held = ceil(held / ranks) + shape.other + min(2, shape.layers) * _layer(shape)
+    return (held + count_tokens(settings, objective) * inside) * compute_width(settings)
 
 
 def _rollouts(shape: ModelShape, settings: Resolved, share: float, training: int) -> int:

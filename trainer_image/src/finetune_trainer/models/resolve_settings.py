@@ -248,6 +248,10 @@ def _milder(
         single = single.model_copy(update={"gradient_checkpointing": True})
         advice.append("gradientCheckpointing true")
         yield " and ".join(advice), single
+    if shape.teacher and spec.resources.ranks > 1 and not settings.shard_teacher:
+        single = single.model_copy(update={"shard_teacher": True})
+        advice.append("distillation.shardTeacher true")
+        yield " and ".join(advice), single
     if _may_share_base(spec, settings):
         single = single.model_copy(update={"shard_base": True})
         advice.append(SHARED_BASE)

@@ -19,6 +19,7 @@ from finetune_trainer.models.loading import (
     describe_layers,
     load_for_training,
     load_plain,
+    load_sharded,
     refuse_tied_merge,
     require_plain_head,
     unquantised_layers,
@@ -80,10 +81,15 @@ def build_judge(inputs: Inputs, settings: Resolved, device: torch.device, loop: 
     return Judge(scorer, inputs.labeler.stop_id())
 
 
-def load_teacher(inputs: Inputs, settings: Resolved, device: torch.device) -> Teacher | None:
-    """Return the teacher in the number format of the computation, if the job has one."""
+def load_teacher(inputs: Inputs, settings: Resolved, device: torch.device, world: World = ALONE) -> Teacher | None:
+    """Return the teacher in the number format of the computation, if the job has one: this process's shard of it, if it
+    is shared out."""
     if inputs.teacher is None:
         return None
-    model = load_plain(inputs.teacher.folder, DTYPES[str(settings.precision)], device)
+    folder, dtype = inputs.teacher.folder, DTYPES[str(settings.precision)]
+    if settings.shard_teacher and world.size > 1:
+        model = load_sharded(folder, dtype, dtype, world)
+    else:
+        model = load_plain(folder, dtype, device)
     answers = inputs.run.workspace / REFERENCE
     return Teacher(model.requires_grad_(False).eval(), inputs.labeler.stop_id(), answers)

@@ -230,7 +230,7 @@ def train_once(
         start_from_inputs(model, texts, settings.per_device_train_batch_size or 1, inputs.run.on_work)
     tokenizer, scratch = load_tokenizer(inputs.model), inputs.run.workspace / "trainer"
     parts = TrainerParts(model, tokenizer, settings, loop, inputs.train, inputs.validation, scratch)
-    teacher = load_teacher(inputs, settings, device)
+    teacher = load_teacher(inputs, settings, device, world)
     trainer = build_trainer(spec.objective, parts, build_judge(inputs, settings, device, loop), teacher)
     reporter.start.end("trainer")
     parameters = sum(tensor.numel() for tensor in trained_tensors(model).values())

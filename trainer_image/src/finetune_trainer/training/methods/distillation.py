@@ -16,6 +16,7 @@ from trl import DistillationConfig, DistillationTrainer
 from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
+from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.tokenization.sample_table import longest_length
 from finetune_trainer.training.callbacks import ReportProgress
@@ -47,7 +48,7 @@ class StudentTrainer(LoopTrainer, DistillationTrainer):  # type: ignore[misc]  #
         super().__init__(loop, teacher_model=teacher.model, **arguments)
         self._given: list[list[int]] | None = None
         beat_per_token(self.model, loop.on_own_work)
-        beat_per_token(teacher.model, loop.on_own_work)
+        beat_per_token(teacher.model, loop.on_work if is_sharded(teacher.model) else loop.on_own_work)
         self._require_loss_of_logits()
         if self.eval_dataset is not None:
             self.eval_dataset = self._with_answers(self.eval_dataset, teacher)
@@ -109,15 +110,16 @@ class StudentTrainer(LoopTrainer, DistillationTrainer):  # type: ignore[misc]  #
     def _ask_teacher(self, prompts: Dataset) -> list[list[int]]:
         """Sample one answer to each prompt, as many at once as a process samples in a step.
 
-        Several processes share the batches. Each batch has a seed of its own, so that one process can repeat all.
+        Several processes share the batches, and sample as often, because the teacher may be sharded. Each batch has a
+        seed of its own, so that one process can repeat all.
         """
         world, size = self._loop.world, self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         batches = [prompts[start : start + size]["prompt"] for start in range(0, len(prompts), size)]
         own: list[list[list[int]]] = []
         student, self.model_wrapped = self.model_wrapped, self.teacher_model
         try:
-            with keep_random_state(), self._loop.pace.block(self._loop.reporter.beat):
-                for number in range(world.rank, len(batches), world.size):
+            with keep_random_state():
+                for number, _ in world.shard(range(len(batches))):
                     torch.manual_seed(self.args.seed + number)
                     self._loop.reporter.set_share(number, len(batches))
                     own.append(self._generate_single_turn(batches[number], None, {}))
