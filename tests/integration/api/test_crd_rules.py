@@ -171,6 +171,7 @@ def wandb(**fields: Any) -> Spec:
 
 SHARED_TEACHER: Spec = {
     "objective": "Distillation",
+    "tuning": {"method": "QLoRA"},
     "distillation": {"teacher": {"uri": "s3://models/larger"}, "shardTeacher": True},
 }
 EVALUATING: Spec = SPLIT | {"mode": "Evaluate", "tuning": {"initialAdapter": {"uri": "s3://models/adapter"}}}
