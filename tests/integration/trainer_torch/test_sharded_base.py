@@ -11,15 +11,15 @@ from loop_bench import CPU, THINGS, make_loop, make_settings, question, teach
 from ranks import join_as, run_ranks
 from safetensors.torch import load_file, save_file
 from trainer_bench import OWN, weights_of
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import FalconMambaConfig, FalconMambaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from finetune_api.handoff import ADAPTER_WEIGHTS
+from finetune_api.handoff import ADAPTER_WEIGHTS, ExitCode
 from finetune_trainer.data.ability import Question
 from finetune_trainer.data.rows import Message
 from finetune_trainer.distributed.own_pace import OwnPace
-from finetune_trainer.distributed.sharding import local_shard, reshard
+from finetune_trainer.distributed.sharding import decoder_layers, local_shard, reshard
 from finetune_trainer.distributed.world import ALONE, World
-from finetune_trainer.errors import Stopped
+from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.choices import answer_questions
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.generate import answer_all
@@ -34,6 +34,7 @@ from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.parts import TrainerParts
 
 RANKS = 2
+QUANTISED = "model.layers.0.mlp.up_proj.weight"
 PAIRS = [EncodedPair([1, 20 + at, 21], [30, 31 + at % 2, 2], [40, 41 + at % 3, 42, 2]) for at in range(33)]
 SAMPLES: dict[str, list[Any]] = {
     "Chat": [Encoded([1, 20 + at, 21, 22, 2], [-100, -100, 21, 22, 2], 3) for at in range(33)],
@@ -93,12 +94,42 @@ def test_what_each_process_reads_of_a_base_in_4_bits_is_its_rows_and_together_th
         assert [len(one) for one in rows] == [len(one) for one in tensor.chunk(3)]
 
 
+def test_the_library_reserves_memory_for_a_share_before_it_loads_one(tiny_model: Path) -> None:
+    whole, share = (load_quantised(tiny_model, torch.float32, True, CPU, world=_share_of(0, size)) for size in (1, 4))
+    bytes_of = [one.hf_quantizer.param_element_size(one, QUANTISED, torch.empty(1)) for one in (whole, share)]
+    assert bytes_of == [0.5, 0.125]
+
+
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+def test_a_layer_inside_of_a_layer_is_sharded_with_it(tiny_model: Path, tmp_path: Path, method: str) -> None:
+    """Both blocks and their mixers are modules that must not be split."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    torch.manual_seed(1)
+    config = FalconMambaConfig(vocab_size=512, hidden_size=64, num_hidden_layers=2, state_size=8)
+    FalconMambaForCausalLM(config).save_pretrained(folder)
+    settings = make_settings(method, precision="FP32", shard_base=True)
+    expected = _logits(load_for_training(folder, settings, CPU))
+    for one in run_ranks(_logits_rank, RANKS, folder, tmp_path, method=method, size=RANKS):
+        torch.testing.assert_close(one, expected)
+
+
+def test_layers_that_share_weights_are_refused() -> None:
+    with torch.device("meta"):
+        model = FalconMambaForCausalLM(FalconMambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2))
+    first, second = (layer for _, layer in decoder_layers(model))
+    second.mixer.in_proj.weight = first.mixer.in_proj.weight
+    with pytest.raises(TrainerError, match=r"several layers share, for example backbone\.layers\.1") as caught:
+        decoder_layers(model)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
 def test_three_processes_with_uneven_shares_of_a_base_in_4_bits_compute_what_one_does(
     mixture: Path, tmp_path: Path
 ) -> None:
     settings = make_settings("QLoRA", precision="FP32", shard_base=True)
     expected = _logits(load_for_training(mixture, settings, CPU))
-    for one in run_ranks(_logits_rank, 3, mixture, tmp_path):
+    for one in run_ranks(_logits_rank, 3, mixture, tmp_path, method="QLoRA", size=3):
         torch.testing.assert_close(one, expected)
 
 
@@ -168,8 +199,8 @@ def _logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def _logits_rank(rank: int, model: Path, folder: Path, port: int, changes: dict[str, Any]) -> World:
-    world = join_as(rank, 3, port)
-    settings = make_settings("QLoRA", precision="FP32", shard_base=True)
+    world = join_as(rank, changes["size"], port)
+    settings = make_settings(changes["method"], precision="FP32", shard_base=True)
     torch.save(_logits(load_for_training(model, settings, CPU, world=world)), folder / f"found-{rank}.pt")
     torch.distributed.barrier()
     return world

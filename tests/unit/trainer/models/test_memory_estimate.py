@@ -1,6 +1,7 @@
 """The estimate for models that do not fit here; against counted bytes it is tested with torch."""
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import pytest
@@ -109,6 +110,23 @@ def test_a_sharded_base_in_4_bits_is_gathered_in_4_bits_and_its_constants_stay_w
     for part in ("adapter", "gradients", "optimiser", "activations", "logits"):
         assert getattr(shared, part) == getattr(alone, part), part
     assert estimate(llama, settings("QLoRA", shard_base=True), Objective.CHAT) == alone
+
+
+def test_what_is_held_before_the_first_activation_counts_where_it_is_more_than_the_training(llama: ModelShape) -> None:
+    """Of short rows, while the weights outside the layers are received; of experts, while they are quantised."""
+    embeddings = replace(llama, tensors=llama.tensors | {"more.embed_tokens.weight": (1_000_000, 4096)})
+    short = {"shard_base": True, "max_length": 64, "per_device_train_batch_size": 1}
+    memory = estimate(embeddings, settings("LoRA", **short), Objective.CHAT, ranks=8)
+    assert memory.total == 2 * embeddings.parameters // 8 + 4 * embeddings.other + memory.adapter + memory.reserve
+
+    up, down = (128, 8192, 4096), (128, 4096, 4096)
+    module = "model.layers.0.mlp.experts"
+    stacks = {f"{module}.gate_up_proj": up, f"{module}.down_proj": down}
+    experts = replace(llama, tensors=llama.tensors | stacks)
+    memory = estimate(experts, settings("QLoRA", **short), Objective.CHAT, ranks=8)
+    share = (experts.parameters - experts.other) / 2 / 8 + 2 * experts.other / 8
+    expected = share + 2 * experts.other + 4 * prod(up) + memory.adapter + memory.reserve
+    assert memory.total == pytest.approx(expected, rel=0.02)
 
 
 def _gathered(shape: ModelShape) -> int:

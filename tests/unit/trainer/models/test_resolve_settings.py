@@ -206,6 +206,21 @@ def test_on_several_gpus_a_shared_out_teacher_is_advised_before_a_shared_out_bas
     assert "shardTeacher" not in refused(1)
 
 
+def test_weights_that_bitsandbytes_cannot_quantise_are_refused_with_the_method_that_trains_them() -> None:
+    name = "model.layers.0.mlp.experts"
+    stacks = {f"{name}.gate_up_proj": (160, 2816, 5120), f"{name}.down_proj": (160, 5120, 1408)}
+    large = replace(LLAMA, tensors=LLAMA.tensors | stacks)
+    with pytest.raises(TrainerError, match=r"QLoRA: .* and model\.layers\.0\.mlp has 2,306,867,200: set it"):
+        choose(large, method="QLoRA")
+    assert choose(large, method="LoRA").method == "LoRA"
+
+    falcon = replace(LLAMA, model_type="falcon")
+    pair = {"resources": {"gpusPerNode": 2}}
+    with pytest.raises(TrainerError, match=r"no layer of falcon, so that tuning\.lora\.shardBase has no effect"):
+        choose_settings(make_spec({"method": "QLoRA"} | SHARED, {}, **pair), falcon, FACTS)
+    assert choose_settings(make_spec({"method": "LoRA"} | SHARED, {}, **pair), falcon, FACTS).shard_base is True
+
+
 def test_qlora_is_advised_with_a_whole_base_before_a_shared_out_one() -> None:
     lora, qlora = {"method": "LoRA"}, {"method": "QLoRA"}
     assert "Set tuning.method QLoRA (" in refusal_with(2, lora | {"vramBudget": "9Gi"})

@@ -60,11 +60,12 @@ def shard_base(base: PreTrainedModel, size: int, shares: Sequence[tuple[torch.nn
     """
     adapter = {one for one in base.parameters() if one.requires_grad}
     mesh = init_device_mesh(base.device.type, (size,))
+    layers = decoder_layers(base)
     rows = {(module, name): getattr(module, name).data for module, name, _ in shares}
     for module, name, shape in shares:
         whole = torch.empty(shape, dtype=rows[module, name].dtype, device="meta")
         setattr(module, name, torch.nn.Parameter(whole, requires_grad=False))
-    for module in [*(layer for _, layer in decoder_layers(base)), base]:
+    for module in [*(layer for _, layer in layers), base]:
         fully_shard(module, mesh=mesh, ignored_params=adapter)
     for (module, name), own in rows.items():
         like = getattr(module, name)
@@ -188,13 +189,27 @@ def _shard_value(value: Any, parameter: torch.Tensor) -> Any:
 
 
 def decoder_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
-    """Return the layers, by name: the modules that the library must not split."""
+    """Return the layers, by name: the modules that the library must not split, without those inside of another one.
+
+    Raises InvalidConfig for a model that has none, or whose layers share weights.
+    """
     kinds = set(getattr(model, "_no_split_modules", None) or ())
-    layers = [(name, one) for name, one in model.named_modules() if kinds & {kind.__name__ for kind in type(one).mro()}]
-    if not layers:
+    layers: list[tuple[str, torch.nn.Module]] = []
+    for name, one in model.named_modules():
+        is_inside = bool(layers) and name.startswith(f"{layers[-1][0]}.")
+        if not is_inside and kinds & {kind.__name__ for kind in type(one).mro()}:
+            layers.append((name, one))
+    problem = "" if layers else "does not declare its layers"
+    owners: dict[int, str] = {}
+    for name, layer in layers:
+        if any(owners.setdefault(id(one), name) != name for one in layer.parameters()):
+            problem = f"has weights that several layers share, for example {name}"
+    if problem:
         fix = "use an adapter without tuning.lora.shardBase, or one GPU"
-        problem = f"{type(model).__name__} does not declare its layers: {fix}"
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"the model cannot be sharded over processes: {problem}")
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"the model cannot be sharded over processes: {type(model).__name__} {problem}: {fix}",
+        )
     return layers
 
 

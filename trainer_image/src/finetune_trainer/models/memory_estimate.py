@@ -102,8 +102,9 @@ def estimate(
     share = settings.rollouts_gpu_memory_fraction
     answers = ceil((settings.global_batch_size or 1) / ranks)
     whole = _constants_of(shape, settings) if is_sharded else 0
+    held = ceil((weights - whole) / (ranks if is_sharded else 1)) + whole
     training = MemoryEstimate(
-        weights=ceil((weights - whole) / (ranks if is_sharded else 1)) + whole + gathered,
+        weights=held + gathered,
         adapter=0 if is_full else (parameters + first) * FULL_WIDTH,
         gradients=ceil(parameters * FULL_WIDTH * copies / shares) + reduced,
         optimiser=ceil(_state(shape, settings) / shares),
@@ -115,7 +116,22 @@ def estimate(
         generation=_generation(shape, settings, answers) if objective in SAMPLED and share is None else 0,
         reserve=RESERVE + (COMMUNICATION if ranks > 1 else 0),
     )
+    if is_sharded:
+        before = held + _before_training(shape, settings, 2 if is_cast else stored_width(settings))
+        more = max(before + training.adapter + training.reserve - training.total, 0)
+        training = replace(training, weights=training.weights + more)
     return replace(training, rollouts=_rollouts(shape, settings, share, training.total)) if share else training
+
+
+def _before_training(shape: ModelShape, settings: Resolved, width: int) -> int:
+    """Return what is held at once next to the shares before the first activation: the weights outside the layers, as
+    they are received and copied, or while a base in 4 bits is loaded the same weights, not yet shared out, and a stack
+    of experts with the matrices that it is made of."""
+    received = 2 * shape.other * width
+    if not _is_quantised(shape, settings):
+        return received
+    stack = max((prod(size) for stacks in shape.stacks.values() for size in stacks), default=0)
+    return max(received, (shape.other + 2 * stack) * stored_width(settings))
 
 
 def _state(shape: ModelShape, settings: Resolved) -> int:

@@ -43,12 +43,13 @@ def keep_shares(world: World) -> Iterator[None]:
 def shard_quantised(model: PeftModel, world: World) -> None:
     """Shard the frozen base that was loaded by `keep_shares`, with an adapter on it, which stays whole."""
     base = model.get_base_model()
-    shares = dict(base.hf_quantizer.shares_of_stacks)
     for full, module, name in list(plain_stacks(base)):
-        share, state = shares.pop(full)
+        share, state = base.hf_quantizer.shares_of_stacks.pop(full)
         setattr(module, name, torch.nn.Parameter(share, requires_grad=False))
-        replace_parameter_4bit_prequantized(module, name, state.as_dict(packed=True), share.device)
+        replace_parameter_4bit_prequantized(module, name, state.as_dict(packed=True), base.device)
     shard_base(base, world.size, list(_packed_weights(base)))
+    if base.device.type == "cuda":
+        torch.cuda.empty_cache()  # of whole weights: NCCL allocates by itself, and finds what PyTorch does not hold
 
 
 class _SharesQuantiser(Bnb4BitHfQuantizer):  # type: ignore[misc]  # the library has no types
@@ -63,6 +64,12 @@ class _SharesQuantiser(Bnb4BitHfQuantizer):  # type: ignore[misc]  # the library
         super().__init__(*args, **kwargs)
         self.shares_of_stacks: dict[str, tuple[torch.Tensor, QuantState]] = {}
         self._stacks: frozenset[str] = frozenset()
+
+    @property
+    @override
+    def quantized_element_size(self) -> float:
+        """Bytes of each weight that stay in this process: the library reserves memory for all before it loads them."""
+        return float(super().quantized_element_size) / self._world.size
 
     @override
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from math import prod
 
 from finetune_api.defaults import Facts, resolve
 from finetune_api.handoff import ExitCode
@@ -13,6 +14,7 @@ from finetune_api.spec import Attention, FineTuneJobSpec, Method, Mode, Objectiv
 from finetune_api.status import Resolved
 from finetune_api.tuning import Lora
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.activations import UNQUANTISED
 from finetune_trainer.models.memory_estimate import MemoryEstimate, estimate, format_bytes, micro_batches
 from finetune_trainer.models.optimisers import refuse_sharded_optimiser
 from finetune_trainer.models.shape import ModelShape
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 FILLED = 0.9
 """Share of a GPU's free memory that the estimate may take."""
 SHARED_BASE, QUANTISED = "tuning.lora.shardBase true", "tuning.method QLoRA"
+LARGEST_QUANTISED = 2**31 - 1
+"""The kernels of bitsandbytes count the weights of a tensor in 32 bits, and larger ones without an error wrongly."""
 SHORTEST = 64
 """Advised lengths are multiples of this, and not below it."""
 
@@ -47,6 +51,7 @@ def choose_settings(
     settings = resolve(spec, facts)
     _check_decay(spec, settings)
     refuse_sharded_optimiser(settings, spec.resources.ranks)
+    _check_quantised(settings, shape)
     if shape is None:
         logger.warning("the model's configuration lacks its dimensions: GPU memory is not estimated")
         return settings
@@ -76,6 +81,23 @@ def _check_decay(spec: FineTuneJobSpec, settings: Resolved) -> None:
             f"{settings.warmup_steps:g} of them warm-up: set decaySteps to {settings.decay_steps} or less, or to a "
             "fraction below 1",
         )
+
+
+def _check_quantised(settings: Resolved, shape: ModelShape | None) -> None:
+    """Refuse QLoRA for weights that bitsandbytes cannot quantise, and to shard a base that it leaves in 16 bits."""
+    if settings.method != Method.QLORA or shape is None:
+        return
+    stacks = {name: max(map(prod, sizes)) for name, sizes in shape.stacks.items()}
+    largest = max(stacks, key=stacks.__getitem__, default="")
+    why = ""
+    if stacks and stacks[largest] > LARGEST_QUANTISED:
+        why = (
+            f"bitsandbytes quantises up to {LARGEST_QUANTISED:,} weights at once, and {largest} has {stacks[largest]:,}"
+        )
+    elif settings.shard_base and shape.model_type in UNQUANTISED:
+        why = f"bitsandbytes quantises no layer of {shape.model_type}, so that tuning.lora.shardBase has no effect"
+    if why:
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"tuning.method QLoRA: {why}: set it to LoRA")
 
 
 def _check_attention(spec: FineTuneJobSpec, shape: ModelShape | None) -> None:
