@@ -144,8 +144,7 @@ HOLDS_WHOLE_GROUPS = (
 )
 ALONE_FOR_VLLM = f"!({_WITH_VLLM}) || ({_ONE_PROCESS})"
 WITH_ADAPTER = (
-    f"({_ONE_PROCESS}) || self.objective in ['Instruction', 'Chat', 'DomainAdaptation'] || "
-    "self.tuning.method in ['LoRA', 'QLoRA']"
+    f"({_ONE_PROCESS}) || self.objective in ['Instruction', 'Chat', 'DomainAdaptation'] || self.tuning.method != 'Full'"
 )
 _OUTPUT = "(self.output.uri + '/').startsWith"
 SHARES_OUT = (
@@ -346,7 +345,8 @@ class FineTuneJobSpec(Block):
             cel(
                 WITH_ADAPTER,
                 "objectives DPO, KTO, RewardModel, RLHF and Distillation train on several GPUs or nodes with an "
-                "adapter only: set tuning.method LoRA or QLoRA, or resources.numNodes 1 and resources.gpusPerNode 1",
+                "adapter only: set tuning.method Auto, QLoRA or LoRA, or resources.numNodes 1 and "
+                "resources.gpusPerNode 1",
                 ".resources",
             ),
             cel(

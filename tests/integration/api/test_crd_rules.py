@@ -171,7 +171,6 @@ def wandb(**fields: Any) -> Spec:
 
 SHARED_TEACHER: Spec = {
     "objective": "Distillation",
-    "tuning": {"method": "QLoRA"},
     "distillation": {"teacher": {"uri": "s3://models/larger"}, "shardTeacher": True},
 }
 EVALUATING: Spec = SPLIT | {"mode": "Evaluate", "tuning": {"initialAdapter": {"uri": "s3://models/adapter"}}}
@@ -668,9 +667,9 @@ AT_CREATION = [
         )
         for of_objective, good, bad, many in (
             ({"objective": "DPO"}, "LoRA", "Full", {"numNodes": 2, "gpusPerNode": 0}),
-            ({"objective": "KTO"}, "QLoRA", "Auto", {"numNodes": 2}),
+            ({"objective": "KTO"}, "QLoRA", "Full", {"numNodes": 2}),
             ({"objective": "RewardModel"}, "LoRA", "Full", {"gpusPerNode": 2}),
-            (rlhf(rewards=LENGTHS), "LoRA", "Auto", {"numNodes": 2, "gpusPerNode": 0}),
+            (rlhf(rewards=LENGTHS), "Auto", "Full", {"numNodes": 2, "gpusPerNode": 0}),
             (distillation(), "QLoRA", "Full", {"gpusPerNode": 2}),
         )
     ),

@@ -385,7 +385,7 @@ CONDITIONS: dict[str, Condition] = {
     WITH_ADAPTER: lambda spec: (
         spec.resources.ranks == 1
         or spec.objective in {"Instruction", "Chat", "DomainAdaptation"}
-        or spec.tuning.method in {"LoRA", "QLoRA"}
+        or spec.tuning.method != "Full"
     ),
     "self.objective != 'KTO' || !has(self.hyperparameters.perDeviceTrainBatchSize) || "
     "self.hyperparameters.perDeviceTrainBatchSize > 1": lambda spec: (

@@ -48,8 +48,6 @@ BLOCKS: Mapping[Objective, str] = {
       uri: hf://owner/larger    # a larger model with the same tokenizer and vocab_size
 """,
 }
-ANY_METHOD = "QLoRA, LoRA or Full; Auto is QLoRA unless Full fits vramBudget"
-AN_ADAPTER = "QLoRA or LoRA, which this objective needs on several GPUs"
 NO_ENDPOINT = "# endpoint: http://minio.minio:9000  # default: that of the operator, else AWS S3"
 Word = TypeVar("Word", Objective, Method)
 
@@ -77,16 +75,11 @@ class Answers:
 def write(answers: Answers) -> str:
     """Return a valid manifest; raise WrongUse with the first problem if the answers are invalid."""
     objective = _word(answers.objective, Objective, "--objective")
-    given = None if answers.method is None else _word(answers.method, Method, "--method")
-    # Auto may become Full, which some objectives do not train with on several GPUs
-    choices = {given: ANY_METHOD} if given else {Method.AUTO: ANY_METHOD, Method.QLORA: AN_ADAPTER}
-    problems: list[Problem] = []
-    for method, comment in choices.items():
-        text = _template(answers, objective, method, comment)
-        problems = check_files([(f"{answers.name}.yaml", text)]).problems
-        if not problems:
-            return text
-    raise _refused(problems[0], answers)
+    method = Method.AUTO if answers.method is None else _word(answers.method, Method, "--method")
+    text = _template(answers, objective, method)
+    if problems := check_files([(f"{answers.name}.yaml", text)]).problems:
+        raise _refused(problems[0], answers)
+    return text
 
 
 def _refused(problem: Problem, answers: Answers) -> WrongUse:
@@ -104,7 +97,7 @@ def _word(text: str, kind: type[Word], flag: str) -> Word:
     raise WrongUse(f"{flag} {text}: must be one of {', '.join(known)}", f"did you mean {near}?" if near else "")
 
 
-def _template(answers: Answers, objective: Objective, method: Method, methods: str) -> str:
+def _template(answers: Answers, objective: Objective, method: Method) -> str:
     namespace = f"\n  namespace: {_quote(answers.namespace)}" if answers.namespace else ""
     endpoint = f"endpoint: {_quote(answers.endpoint)}" if answers.endpoint else NO_ENDPOINT
     holds_out = answers.validation_percent > 0
@@ -143,7 +136,7 @@ spec:
   model:
     uri: {_quote(answers.model)}
   tuning:
-    method: {method.value:<20}# {methods}
+    method: {method.value:<20}# QLoRA, LoRA or Full; Auto is QLoRA unless Full fits vramBudget
   dataset:                      # formats: {formats}; detected row by row
     # one row: {ROWS[objective]}
     # several sources: train: {{sources: [{{uri: s3://…, weight: 3}}, {{uri: s3://…, weight: 1}}]}}

@@ -125,15 +125,11 @@ def test_a_wrong_answer_is_refused_with_the_right_one(
     assert told in done.err
 
 
-@pytest.mark.parametrize("objective", [one.value for one in Objective if one is not Objective.DISTILLATION])
-def test_a_starter_for_several_gpus_has_a_method_that_its_objective_trains_with(
-    finetune: Callable[..., Any], objective: str
-) -> None:
+@pytest.mark.parametrize("objective", [one.value for one in Objective])
+def test_a_starter_for_several_gpus_is_valid(finetune: Callable[..., Any], objective: str) -> None:
     written = finetune("new", "first", *GIVEN, "--objective", objective, "--gpus", "2", "-f", "-")
     assert written.code == 0, written.err
-    with_any = objective in {"Instruction", "Chat", "DomainAdaptation"}
-    assert yaml.safe_load(written.out)["spec"]["tuning"]["method"] == ("Auto" if with_any else "QLoRA")
-    assert ("Auto is QLoRA unless" in written.out) == with_any
+    assert yaml.safe_load(written.out)["spec"]["tuning"]["method"] == "Auto"
     assert finetune("validate", "-", stdin=written.out).out == "first is valid\n"
 
 
@@ -141,10 +137,10 @@ def test_a_starter_for_several_gpus_has_a_method_that_its_objective_trains_with(
     ("options", "why", "fix"),
     [
         (
-            ("--objective", "DPO", "--method", "Auto"),
+            ("--objective", "DPO", "--method", "Full"),
             "objectives DPO, KTO, RewardModel, RLHF and Distillation train on several GPUs or nodes with an adapter "
             "only",
-            "set --method LoRA or QLoRA, or --gpus 1",
+            "set --method Auto, QLoRA or LoRA, or --gpus 1",
         ),
     ],
 )

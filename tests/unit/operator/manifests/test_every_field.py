@@ -529,7 +529,7 @@ def base(objective: str, path: str) -> Spec:
     if objective == "Distillation":
         spec["distillation"] = {"teacher": {"uri": "s3://models/larger"}}
         if path == "distillation.shardTeacher":
-            spec |= {"tuning": {"method": "LoRA"}, "resources": {"gpusPerNode": 2}}
+            spec["resources"] = {"gpusPerNode": 2}
     if path == "tuning.lora.shardBase":
         spec |= {"tuning": {"method": "LoRA"}, "resources": {"gpusPerNode": 1 if objective == "Distillation" else 2}}
     if path == "dpo.labelSmoothing" and objective == "DPO":

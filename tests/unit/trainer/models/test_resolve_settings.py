@@ -173,6 +173,18 @@ def test_qlora_is_advised_where_no_shorter_text_helps() -> None:
     assert "Set tuning.method QLoRA (" in sentence
 
 
+def test_auto_is_an_adapter_for_an_objective_that_several_gpus_train_with_one_only() -> None:
+    tuning = {"vramBudget": "80Gi"}
+    pair = {"resources": {"gpusPerNode": 2}}
+    settings = choose_settings(make_spec(tuning, {}, objective="DPO", **pair), SMALL, FACTS)
+    assert (settings.method, settings.method_reason) == (
+        "QLoRA",
+        "Auto is QLoRA with objective DPO on several GPUs or nodes",
+    )
+    assert choose_settings(make_spec(tuning, {}, objective="DPO"), SMALL, FACTS).method == "Full"
+    assert choose_settings(make_spec(tuning, {}, **pair), SMALL, FACTS).method == "Full"
+
+
 def refusal_with(gpus: int, tuning: dict[str, Any]) -> str:
     with pytest.raises(TrainerError) as caught:
         choose_settings(make_spec(tuning, {}, resources={"gpusPerNode": gpus}), LLAMA, FACTS)
