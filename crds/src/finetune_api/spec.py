@@ -149,7 +149,7 @@ WITH_ADAPTER = (
 _OUTPUT = "(self.output.uri + '/').startsWith"
 SHARES_OUT = (
     "!has(self.tuning.lora) || !has(self.tuning.lora.shardBase) || !self.tuning.lora.shardBase || "
-    f"(!({_ONE_PROCESS}) && !(self.objective in ['RewardModel', 'RLHF', 'Distillation']))"
+    f"(!({_ONE_PROCESS}) && !(self.objective in ['RewardModel', 'Distillation']))"
 )
 SHARES_TEACHER = (
     "!has(self.distillation) || !has(self.distillation.shardTeacher) || !self.distillation.shardTeacher || "
@@ -351,8 +351,8 @@ class FineTuneJobSpec(Block):
             ),
             cel(
                 SHARES_OUT,
-                "the base is shared out over several GPUs, with objectives Instruction, Chat, DomainAdaptation, DPO "
-                "and KTO: set resources.gpusPerNode or numNodes above 1, or remove tuning.lora.shardBase",
+                "the base is shared out over several GPUs, with objectives other than RewardModel and Distillation: "
+                "set resources.gpusPerNode or numNodes above 1, or remove tuning.lora.shardBase",
                 ".tuning.lora.shardBase",
             ),
             cel(

@@ -691,8 +691,8 @@ AT_CREATION = [
             ),
             (
                 "QLoRA",
-                {"objective": "KTO", "resources": {"gpusPerNode": 2}},
                 rlhf(rewards=LENGTHS) | {"resources": {"gpusPerNode": 2}},
+                distillation() | {"resources": {"gpusPerNode": 2}},
             ),
         )
     ),

@@ -479,11 +479,15 @@ def policy_blocks(*rewards: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.nightly
+@pytest.mark.parametrize("shares", [False, True])
 def test_a_policy_is_stopped_while_it_samples_and_resumed_by_another_number_of_processes(
-    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, shares: bool
 ) -> None:
-    blocks = policy_blocks({"type": "Regex", "pattern": "[a-e]"})
-    job = make_job(s3_server, "ranks-policy", tmp_path, "LoRA", trainer_python, **blocks)
+    """Also if each process has a share of its base."""
+    blocks = policy_blocks({"type": "Regex", "pattern": "[a-e]"}) | {"resources": {"gpusPerNode": 2}}
+    bucket = f"ranks-policy-{shares}".lower()
+    blocks["tuning"] = {"method": "LoRA", "lora": {"dropout": 0, "shardBase": shares}}
+    job = make_job(s3_server, bucket, tmp_path, "LoRA", trainer_python, **blocks)
     attempt = job.start("stopped", nodes=2, environment=slowly(tmp_path))
     attempt.wait_for_step(2)
     attempt.processes[1].send_signal(signal.SIGTERM)

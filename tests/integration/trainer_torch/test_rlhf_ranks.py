@@ -47,13 +47,23 @@ def earlier(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("algorithm", "start"),
-    [("GRPO", "continued"), ("RLOO", "LoRA"), pytest.param("GRPO", "QLoRA", marks=pytest.mark.nightly)],
+    [
+        ("GRPO", "continued"),
+        ("RLOO", "LoRA"),
+        ("GRPO", "shared out"),
+        pytest.param("GRPO", "QLoRA", marks=pytest.mark.nightly),
+        pytest.param("RLOO", "shared out", marks=pytest.mark.nightly),
+    ],
 )
 def test_the_same_answers_train_the_same_weights_as_in_one_process(
     taught: Path, earlier: Path, tmp_path: Path, algorithm: str, start: str
 ) -> None:
     """Also the divergence from the reference, which is the base or the adapter that the training continues."""
-    begun = {"adapter": earlier} if start == "continued" else {"method": start}
+    kinds: dict[str, dict[str, Any]] = {
+        "continued": {"adapter": earlier},
+        "shared out": {"method": "QLoRA", "shard_base": True},
+    }
+    begun = kinds.get(start, {"method": start})
     changes = {"algorithm": algorithm, "total_steps": 3, "learning_rate": 2e-4} | begun
     _train_with_given_answers(0, taught, tmp_path, 0, changes)
     alone = _read(tmp_path, "alone")
@@ -92,9 +102,11 @@ def test_a_group_whose_rewards_differ_between_processes_has_a_spread_in_both(tau
     assert first["best"] == second["best"]
 
 
-def test_held_out_prompts_are_shared_and_measured_as_in_one_process(taught: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shares", [False, True])
+def test_held_out_prompts_are_shared_and_measured_as_in_one_process(taught: Path, tmp_path: Path, shares: bool) -> None:
     """Eight prompts in batches of three: one process answers two batches, the other one."""
-    batch = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 1, "num_generations": 3}
+    batch: dict[str, Any] = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 1, "num_generations": 3}
+    batch["shard_base"] = shares
     _measure(0, taught, tmp_path, 0, batch | {"global_batch_size": 3})
     start_ranks(_measure, (taught, tmp_path, free_port(), batch | {"global_batch_size": 6}), RANKS)
     alone, first, second = (_read(tmp_path, name) for name in ("alone", 0, 1))
@@ -104,11 +116,11 @@ def test_held_out_prompts_are_shared_and_measured_as_in_one_process(taught: Path
     assert sorted(first["scored"] + second["scored"]) == sorted(alone["scored"])
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize(("stopped", "shares"), [(0, False), (1, False), (1, True)])
 def test_a_stop_of_one_process_in_the_middle_of_an_answer_stops_both_after_the_same_step(
-    taught: Path, tmp_path: Path, stopped: int
+    taught: Path, tmp_path: Path, stopped: int, shares: bool
 ) -> None:
-    start_ranks(_train_until_stopped, (taught, tmp_path, free_port(), stopped), RANKS)
+    start_ranks(_train_until_stopped, (taught, tmp_path, free_port(), (stopped, shares)), RANKS)
     for rank in range(RANKS):
         assert _read(tmp_path, rank) == {"stopped_after": 1, "saved_after": 1}
 
@@ -221,10 +233,10 @@ def _measure(rank: int, model: Path, folder: Path, port: int, batch: dict[str, A
     return trainer
 
 
-def _train_until_stopped(rank: int, model: Path, folder: Path, port: int, stopped: int) -> PolicyTrainer:
+def _train_until_stopped(rank: int, model: Path, folder: Path, port: int, case: tuple[int, bool]) -> PolicyTrainer:
     """Set the stop flag of one process when it has sampled a token of the second step."""
-    world, saved = _join(rank, port), []
-    trainer = _build(model, folder, world, _count_tokens, total_steps=9, evaluates=False)
+    world, saved, (stopped, shares) = _join(rank, port), [], case
+    trainer = _build(model, folder, world, _count_tokens, total_steps=9, evaluates=False, shard_base=shares)
 
     def work(_: Any, arguments: Any, options: dict[str, Any]) -> None:
         if trainer.state.global_step == 1 and options["input_ids"].shape[1] == 1:

@@ -7,7 +7,7 @@ from typing import Any
 from finetune_api.objectives import Objective
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.rows import is_off
-from kubectl_finetune.importing.shared import GIVE_GPUS, GPUS, LORA, SUPERVISED, name_unused
+from kubectl_finetune.importing.shared import GIVE_GPUS, GPUS, LORA, name_unused
 
 _KEEPS_WEIGHTS = re.compile(r"no_shard|shard_grad_op")
 _STAGE_3 = re.compile(r"(z|zero|stage)['\": _-]*3")
@@ -49,7 +49,7 @@ def _why_whole(draft: Draft) -> tuple[str, str]:
         return GPUS, ""
     if (draft.at("resources.numNodes") or 1) * (draft.at("resources.gpusPerNode") or 1) <= 1:
         return "a base is shared out over several GPUs", "use --gpus with their number"
-    if objective not in {*SUPERVISED, Objective.DPO.value, Objective.KTO.value}:
+    if objective in {Objective.REWARD_MODEL.value, Objective.DISTILLATION.value}:
         return f"each GPU holds the whole base with objective {objective}", ""
     given = [name for name in ("useDora", "targetExperts", "modulesToSave") if lora.get(name)]
     if lora.get("initLoraWeights", "Default") not in {"Default", "Gaussian"}:

@@ -23,7 +23,7 @@ from typing_extensions import override
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Algorithm
 from finetune_api.status import Resolved
-from finetune_trainer.distributed.sharding import require_same_gradients
+from finetune_trainer.distributed.sharding import is_sharded, require_same_gradients
 from finetune_trainer.distributed.world import World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.groups import EVALUATED_PROMPTS
@@ -74,7 +74,7 @@ class PolicyTrainer(LoopTrainer):
         self._held_out = held_out
         super().__init__(loop, reward_funcs=[self._reward], **arguments)
         _reduce_reference(self)
-        beat_per_token(self.model, loop.on_own_work)
+        beat_per_token(self.model, loop.on_work if is_sharded(self.model) else loop.on_own_work)
         if self.use_vllm:
             attach_engine(self, loop.on_own_work)
 
@@ -185,7 +185,8 @@ class PolicyTrainer(LoopTrainer):
     def show(self, samples: Sequence[EncodedPrompt], seed: int | None = None) -> list[ScoredAnswer]:
         """Return one sampled answer to each prompt with its reward; the training's random state does not change.
 
-        Several processes share the batches. Each batch has a seed of its own, so that one process can repeat all.
+        Several processes share the batches, and sample as often, because the model may be sharded. Each batch has a
+        seed of its own, so that one process can repeat all.
         """
         self.model.eval()
         self._last_loaded_step = NEVER
@@ -195,10 +196,11 @@ class PolicyTrainer(LoopTrainer):
         own: list[list[ScoredAnswer]] = []
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices), self._loop.pace.block(self._loop.reporter.beat):
-            for number in range(world.rank, len(batches), world.size):
+            for number, is_counted in world.shard(range(len(batches))):
                 torch.manual_seed(first + 2 * number)  # the other seed of a measurement is one higher
                 answers = self._sample([list(sample.prompt_ids) for sample in batches[number]])
-                own.append(self._rollouts.score_answers(batches[number], answers))
+                if is_counted:
+                    own.append(self._rollouts.score_answers(batches[number], answers))
         self._last_loaded_step = NEVER
         return _gather_answers(own, len(batches), world)
 
