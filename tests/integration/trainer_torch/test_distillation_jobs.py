@@ -53,6 +53,13 @@ def refused(bench: Bench) -> TrainerError:
     return caught.value
 
 
+def test_a_gate_after_qlora_needs_a_teacher_that_one_gpu_holds(make_bench: MakeBench, taught: Path, red: Path) -> None:
+    distillation = {"teacher": {"uri": TEACHER}, "shardTeacher": True}
+    blocks = {"distillation": distillation, "resources": {"gpusPerNode": 2}}
+    gated = blocks | {"evaluation": {"gate": {"mustImprove": True}}}
+    assert "set tuning.method LoRA, or remove" in refused(make_job(make_bench, taught, red, "QLoRA", **gated)).message
+
+
 def change_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     change(content)

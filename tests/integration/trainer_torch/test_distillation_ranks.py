@@ -1,5 +1,6 @@
 """Distillation on two processes over gloo: the prompts, the teacher's answers, the figures and weights of one."""
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from loop_bench import COLOURS, make_loop, teach
 from ranks import join_as, run_ranks
 from student_bench import ANSWERS, make_student
 from trainer_bench import weights_of
-from transformers import PreTrainedModel
+from transformers import PhiConfig, PhiForCausalLM, PreTrainedModel
 
 from finetune_trainer.distributed.sharding import local_shard, reshard
 from finetune_trainer.distributed.world import ALONE, AgreedStop, World
@@ -91,6 +92,21 @@ def test_a_stop_of_one_process_in_the_middle_of_an_answer_stops_both_after_the_s
     changes = {"teacher": red, "total_steps": 9, "stopped": stopped}
     for one in run_ranks(_train_until_stopped, RANKS, taught, tmp_path, **changes):
         assert one == {"stopped_after": 1, "saved_after": 1}
+
+
+def test_the_output_head_of_a_shared_out_teacher_is_read_whole(taught: Path, tmp_path: Path) -> None:
+    """Phi's is a group of its own, which a pass through its layers alone does not gather."""
+    folder = tmp_path / "phi"
+    shutil.copytree(taught, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    PhiForCausalLM(PhiConfig(vocab_size=512, **sizes)).save_pretrained(folder)
+    alone = _build(taught, folder, tmp_path, ALONE)
+    for rank in range(RANKS):
+        (tmp_path / f"rank-{rank}-of-{RANKS}").mkdir()
+        copyfile(tmp_path / "rank-0-of-1" / ANSWERS, tmp_path / f"rank-{rank}-of-{RANKS}" / ANSWERS)
+    for one in run_ranks(_ask_rank, RANKS, taught, tmp_path, teacher=folder, shards=True):
+        assert one["loss"] == pytest.approx(alone.measure().loss, rel=1e-4)
 
 
 @pytest.mark.parametrize("shards", [False, True])

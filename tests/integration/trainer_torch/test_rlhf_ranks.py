@@ -125,6 +125,15 @@ def test_a_stop_of_one_process_in_the_middle_of_an_answer_stops_both_after_the_s
         assert _read(tmp_path, rank) == {"stopped_after": 1, "saved_after": 1}
 
 
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_stop_of_one_process_while_it_scores_held_out_answers_stops_both(
+    taught: Path, tmp_path: Path, shares: bool
+) -> None:
+    """Eight prompts in batches of two: each process has two batches, and the second is stopped in its first."""
+    start_ranks(_measure_until_stopped, (taught, tmp_path, free_port(), shares), RANKS)
+    assert [_read(tmp_path, rank) for rank in range(RANKS)] == [{"is_stopped": True, "is_exchanged": True}] * RANKS
+
+
 def _join(rank: int, port: int) -> World:
     """Join the other process; without a port this one trains alone."""
     if not port:
@@ -253,4 +262,30 @@ def _train_until_stopped(rank: int, model: Path, folder: Path, port: int, case: 
     except Stopped:
         found = {"stopped_after": trainer.state.global_step, "saved_after": saved[-1]}
     _write(folder, rank, world, found)
+    return trainer
+
+
+def _measure_until_stopped(rank: int, model: Path, folder: Path, port: int, shares: bool) -> PolicyTrainer:
+    """Stop the second process while it scores, when the first has long scored its own; then exchange something, as a
+    checkpoint does."""
+    world = _join(rank, port)
+
+    def score(completions: Sequence[Completion]) -> list[float]:
+        if rank:
+            time.sleep(0.5)
+            trainer._loop.stop.own.set()
+            trainer._loop.on_own_work()
+        return _count_tokens(completions)
+
+    batch = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "num_generations": 2}
+    changes = batch | {"global_batch_size": 4, "shard_base": shares}
+    trainer = _build(model, folder, world, score, **changes)
+    is_stopped = False
+    try:
+        trainer.measure_reward()
+    except Stopped:
+        is_stopped = True
+    gathered = [one.decode() for one in world.gather_bytes(str(rank).encode() * 1000)]
+    is_exchanged = gathered == ["0" * 1000, "1" * 1000]
+    _write(folder, rank, world, {"is_stopped": is_stopped, "is_exchanged": is_exchanged})
     return trainer

@@ -374,6 +374,15 @@ def test_a_teacher_is_held_in_16_bits_and_answers_as_many_prompts_at_once(llama:
     assert with_teacher(llama, None) is None
 
 
+def test_an_embedding_that_is_the_head_too_is_gathered_for_each_of_them(llama: ModelShape) -> None:
+    tied = replace(llama, tensors={name: size for name, size in llama.tensors.items() if "lm_head" not in name})
+    for changes in ({"shard_base": True}, {}):
+        method = "LoRA" if changes else "Full"
+        one, other = (estimate(shape, settings(method, **changes), Objective.CHAT, ranks=8) for shape in (llama, tied))
+        width = 4 if method == "Full" else 2
+        assert one.weights - other.weights == width * llama.head // 8
+
+
 def test_a_sharded_teacher_takes_its_share_and_what_is_gathered(llama: ModelShape) -> None:
     student = with_teacher(replace(llama, layers=16), llama)
     changes = {"max_completion_length": 128, "shard_teacher": True}

@@ -12,7 +12,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.memory_estimate import GIB
-from finetune_trainer.models.resolve_settings import choose_settings, grow_micro_batch
+from finetune_trainer.models.resolve_settings import choose_settings, grow_micro_batch, refuse_full_on_ranks
 from finetune_trainer.models.shape import ModelShape, with_teacher
 
 LLAMA = shape_of(LLAMA_8B)
@@ -183,6 +183,16 @@ def test_auto_is_an_adapter_for_an_objective_that_several_gpus_train_with_one_on
     )
     assert choose_settings(make_spec(tuning, {}, objective="DPO"), SMALL, FACTS).method == "Full"
     assert choose_settings(make_spec(tuning, {}, **pair), SMALL, FACTS).method == "Full"
+
+
+def test_what_auto_made_full_on_one_gpu_is_not_trained_on_two() -> None:
+    spec = make_spec({}, {}, objective="KTO", resources={"gpusPerNode": 2})
+    with pytest.raises(TrainerError, match=r"one process with objective KTO: set resources\.numNodes 1") as caught:
+        refuse_full_on_ranks(spec, Resolved(method="Full"))
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+    refuse_full_on_ranks(spec, Resolved(method="QLoRA"))
+    refuse_full_on_ranks(make_spec({}, {}, objective="KTO"), Resolved(method="Full"))
+    refuse_full_on_ranks(make_spec({}, {}, resources={"gpusPerNode": 2}), Resolved(method="Full"))
 
 
 def refusal_with(gpus: int, tuning: dict[str, Any]) -> str:

@@ -205,7 +205,7 @@ def decoder_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
         if any(owners.setdefault(id(one), name) != name for one in layer.parameters()):
             problem = f"has weights that several layers share, for example {name}"
     if problem:
-        fix = "use an adapter without tuning.lora.shardBase, or one GPU"
+        fix = "use one GPU, or an adapter without tuning.lora.shardBase and distillation.shardTeacher"
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
             f"the model cannot be sharded over processes: {type(model).__name__} {problem}: {fix}",

@@ -213,8 +213,15 @@ def format_bytes(size: int) -> str:
 def _gathered(shape: ModelShape, settings: Resolved, width: int) -> int:
     """Return what is gathered at once: the weights outside the layers, which are kept until the end of the backward
     pass, a layer, and the one that is gathered while the first one computes."""
-    layer = ceil(_layer(shape) / NF4_VALUES) if _is_quantised(shape, settings) else _layer(shape) * width
-    return shape.other * width + min(2, shape.layers) * layer
+    if _is_quantised(shape, settings):
+        return shape.other * width + min(2, shape.layers) * ceil(_layer(shape) / NF4_VALUES)
+    return width * (_outside(shape) + min(2, shape.layers) * _layer(shape))
+
+
+def _outside(shape: ModelShape) -> int:
+    """Return the number of weights that are gathered outside the layers of a model that is sharded while it is loaded:
+    an embedding that is the output head too is gathered for each of them."""
+    return shape.other + (0 if shape.head else shape.vocabulary * shape.hidden)
 
 
 def _reduced(shape: ModelShape) -> int:
@@ -276,7 +283,7 @@ def _teacher(shape: ModelShape, settings: Resolved, objective: Objective, ranks:
     at once, and what one of its layers has at once of a micro-batch: it is run without gradients."""
     inside, held = 3 * shape.intermediate + 4 * shape.hidden, shape.parameters
     if settings.shard_teacher and ranks > 1:
-        held = ceil(held / ranks) + shape.other + min(2, shape.layers) * _layer(shape)
+        held = ceil(held / ranks) + _outside(shape) + min(2, shape.layers) * _layer(shape)
     return (held + count_tokens(settings, objective) * inside) * compute_width(settings)
 
 

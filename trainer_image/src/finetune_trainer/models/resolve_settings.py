@@ -195,6 +195,16 @@ def choose_method(spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts)
     return Method.QLORA, f"Auto is QLoRA: Full needs {needed}, above tuning.vramBudget {format_bytes(budget)}"
 
 
+def refuse_full_on_ranks(spec: FineTuneJobSpec, settings: Resolved) -> None:
+    """Refuse to train in several processes what was resolved to method Full while the job had one: `Auto` may be."""
+    if settings.method == Method.FULL and _needs_adapter(spec):
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"tuning.method Auto was resolved to Full for this job, which trains in one process with objective "
+            f"{spec.objective.value}: set resources.numNodes 1 and resources.gpusPerNode 1",
+        )
+
+
 def _needs_adapter(spec: FineTuneJobSpec) -> bool | None:
     """Return True if the rules of the spec refuse method Full."""
     full = spec.tuning.model_copy(update={"method": Method.FULL})

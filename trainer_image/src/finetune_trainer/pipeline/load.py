@@ -88,7 +88,8 @@ def load_teacher(inputs: Inputs, settings: Resolved, device: torch.device, world
         return None
     folder, dtype = inputs.teacher.folder, DTYPES[str(settings.precision)]
     if settings.shard_teacher and world.size > 1:
-        model = load_sharded(folder, dtype, dtype, world)
+        # FP32 as the format of the computation: nothing is cast, and no gradient is reduced.
+        model = load_sharded(folder, dtype, torch.float32, world)
     else:
         model = load_plain(folder, dtype, device)
     answers = inputs.run.workspace / REFERENCE

@@ -122,7 +122,7 @@ def preflight(run: RunContext) -> Report:
     require_method(architecture, resolved.method)
     if resolved.target_experts:
         require_adapter_on_experts(architecture)
-    _check_served(config, model.parameters + (teacher.facts.parameters if teacher else 0), resolved)
+    _check_served(config, model.parameters, teacher.facts.parameters if teacher else 0, resolved)
     claim_prefix(config, storage)
     _upload(config, dataset, storage, on_bytes)
     start.end("upload")
@@ -243,17 +243,27 @@ def _check_gate(config: JobConfig, dataset: PreparedDataset) -> None:
         )
 
 
-def _check_served(config: JobConfig, parameters: int, resolved: Resolved) -> None:
+def _check_served(config: JobConfig, parameters: int, of_teacher: int, resolved: Resolved) -> None:
     """After QLoRA a gate judges the adapter on the base in 16 bits, which must then fit alone, or with its teacher."""
     gate, budget = config.spec.evaluation.gate, config.spec.tuning.vram_budget
-    if gate is None or budget is None or resolved.method != Method.QLORA:
+    if gate is None or resolved.method != Method.QLORA:
         return
-    needed, available = SERVED_BYTES * parameters, parse_quantity(budget)
     judged = gate.max_eval_loss is not None or gate.must_improve or gate.max_forgotten is not None
-    if judged and needed >= available:
+    if judged and resolved.shard_teacher:
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
-            f"evaluation.gate judges the adapter on the base in 16 bits, as it is served, which needs "
+            "evaluation.gate judges the adapter on the base in 16 bits, as it is served, with the whole teacher on one "
+            "GPU, and distillation.shardTeacher is for one that does not fit: set tuning.method LoRA, or remove "
+            "mustImprove, maxEvalLoss and maxForgotten",
+        )
+    if budget is None:
+        return
+    needed, available = SERVED_BYTES * (parameters + of_teacher), parse_quantity(budget)
+    if judged and needed >= available:
+        together = " with its teacher" if of_teacher else ""
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"evaluation.gate judges the adapter on the base in 16 bits, as it is served, which{together} needs "
             f"{format_bytes(needed)}, and tuning.vramBudget is {format_bytes(available)}: use a larger GPU, or remove "
             "mustImprove, maxEvalLoss and maxForgotten",
         )

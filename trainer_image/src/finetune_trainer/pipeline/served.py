@@ -71,7 +71,8 @@ def _find_obstacle(inputs: Inputs, settings: Resolved, device: torch.device) -> 
         return ""
     kind = "GPU memory" if is_gpu else "memory"
     sizes = f"{format_bytes(needed)}, and {format_bytes(free)} of {kind} are free"
-    return f"the base in 16 bits, as serving software loads it, needs {sizes}"
+    what = "the base in 16 bits, as serving software loads it"
+    return f"{what}, and its teacher need {sizes}" if teacher else f"{what}, needs {sizes}"
 
 
 def _measure(inputs: Inputs, trained: TrainingResult, device: torch.device) -> TrainingResult:

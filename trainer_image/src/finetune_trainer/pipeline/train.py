@@ -31,7 +31,7 @@ from finetune_trainer.models.loading import (
     trained_tensors,
 )
 from finetune_trainer.models.memory_estimate import micro_batches, share_batch, with_micro_batch
-from finetune_trainer.models.resolve_settings import grow_micro_batch
+from finetune_trainer.models.resolve_settings import grow_micro_batch, refuse_full_on_ranks
 from finetune_trainer.models.shape import with_teacher
 from finetune_trainer.models.tensor_files import read_local_shape
 from finetune_trainer.monitoring.tracking import Trackers, track
@@ -193,6 +193,7 @@ def fill_gpu(inputs: Inputs, device: torch.device, world: World = ALONE, micro_b
     """Return the settings on this device, with so many rows in a micro-batch; without a number, an open micro-batch
     fills the memory that is free on every GPU."""
     settings = share_batch(complete_settings(inputs.run.config.resolved or Resolved(), device), world.size)
+    refuse_full_on_ranks(inputs.run.config.spec, settings)
     if micro_batch:
         return with_micro_batch(settings, micro_batch)
     if device.type != "cuda":

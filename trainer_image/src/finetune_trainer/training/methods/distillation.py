@@ -137,9 +137,10 @@ class StudentTrainer(LoopTrainer, DistillationTrainer):  # type: ignore[misc]  #
         inputs |= {f"{name}_mask": torch.ones_like(part) for name, part in parts.items()}
         self.model.eval()
         with torch.no_grad():
-            loss, entropy, _ = self._compute_loss(self.accelerator.unwrap_model(self.model), inputs, None)
             with self.accelerator.autocast():
                 own, taught = (self._log_probs(model, ids, length) for model in (self.model, self.teacher_model))
+            # After a whole pass, which gathers the output head of a sharded teacher once for all passes of the loss.
+            loss, entropy, _ = self._compute_loss(self.accelerator.unwrap_model(self.model), inputs, None)
         expected = divergence(own, taught, self.beta)
         own_entropy = -(own.exp() * own).sum(-1).mean()
         for found, true in ((loss, expected), (entropy / length, own_entropy)):

@@ -193,14 +193,16 @@ class PolicyTrainer(LoopTrainer):
         world, first = self._loop.world, self.args.seed if seed is None else seed
         size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         batches = [samples[start : start + size] for start in range(0, len(samples), size)]
-        own: list[list[ScoredAnswer]] = []
+        sampled: list[tuple[Sequence[EncodedPrompt], list[list[int]]]] = []
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices), self._loop.pace.block(self._loop.reporter.beat):
             for number, is_counted in world.shard(range(len(batches))):
                 torch.manual_seed(first + 2 * number)  # the other seed of a measurement is one higher
                 answers = self._sample([list(sample.prompt_ids) for sample in batches[number]])
                 if is_counted:
-                    own.append(self._rollouts.score_answers(batches[number], answers))
+                    sampled.append((batches[number], answers))
+            # After all of them: scoring has no collective, and a stop may end it in one process.
+            own = [self._rollouts.score_answers(batch, answers) for batch, answers in sampled]
         self._last_loaded_step = NEVER
         return _gather_answers(own, len(batches), world)
 
