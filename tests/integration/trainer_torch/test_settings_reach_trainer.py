@@ -82,6 +82,7 @@ NOT_ARGUMENTS = {
     "init_lora_weights": "test_adapter_settings.py",
     "lora_plus_lr_ratio": "test_adapter_settings.py",
     "shard_base": "test_sharded_base.py",
+    "shard_teacher": "test_distillation_ranks.py",
     "rollouts_gpu_memory_fraction": "test_rlhf.py, and with vLLM tests/servers/rollouts",
 }
 

@@ -196,6 +196,14 @@ def test_a_gate_on_a_base_that_does_not_fit_in_16_bits_is_refused_before_a_gpu_i
     assert not world.out.exists()
 
 
+def test_a_gate_on_a_base_that_is_shared_out_in_4_bits_is_refused_before_a_gpu_is_held(world: Any) -> None:
+    blocks = {"evaluation": {"gate": {"mustImprove": True}}, "resources": {"gpusPerNode": 2}}
+    tuning = {"method": "QLoRA", "lora": {"shardBase": True}}
+    error = failure(world.with_config(blocks | {"tuning": tuning}))
+    assert "and tuning.lora.shardBase is for a model that does not fit there: set tuning.method LoRA" in error.message
+    assert check(world.with_config(blocks | {"tuning": tuning | {"method": "LoRA"}})).outcome is Outcome.VALIDATED
+
+
 def test_an_empty_file_is_unusable(world: Any) -> None:
     (world.bucket / "rows.jsonl").write_text("")
     error = failure(world)

@@ -249,12 +249,13 @@ def _check_served(config: JobConfig, parameters: int, of_teacher: int, resolved:
     if gate is None or resolved.method != Method.QLORA:
         return
     judged = gate.max_eval_loss is not None or gate.must_improve or gate.max_forgotten is not None
-    if judged and resolved.shard_teacher:
+    if judged and (resolved.shard_base or resolved.shard_teacher):
+        setting = "tuning.lora.shardBase" if resolved.shard_base else "distillation.shardTeacher"
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
-            "evaluation.gate judges the adapter on the base in 16 bits, as it is served, with the whole teacher on one "
-            "GPU, and distillation.shardTeacher is for one that does not fit: set tuning.method LoRA, or remove "
-            "mustImprove, maxEvalLoss and maxForgotten",
+            "evaluation.gate judges the adapter on the base in 16 bits, as it is served, on one GPU and with its "
+            f"teacher if it has one, and {setting} is for a model that does not fit there: set tuning.method LoRA, or "
+            "remove mustImprove, maxEvalLoss and maxForgotten",
         )
     if budget is None:
         return
