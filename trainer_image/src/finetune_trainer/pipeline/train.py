@@ -112,6 +112,7 @@ def train_distributed(run: RunContext, world: World, micro_batch: int | None = N
 
     `micro_batch` is the number of rows of a micro-batch after a larger one did not fit; a step keeps its rows.
     """
+    refuse_full_on_ranks(run.config.spec, run.config.resolved or Resolved())
     run.reporter.set_stage("Loading")
     with local_rank_zero_first("inputs", world, run.on_work):
         inputs = load_inputs(run, digests_models=world.local_rank == 0)
@@ -193,7 +194,6 @@ def fill_gpu(inputs: Inputs, device: torch.device, world: World = ALONE, micro_b
     """Return the settings on this device, with so many rows in a micro-batch; without a number, an open micro-batch
     fills the memory that is free on every GPU."""
     settings = share_batch(complete_settings(inputs.run.config.resolved or Resolved(), device), world.size)
-    refuse_full_on_ranks(inputs.run.config.spec, settings)
     if micro_batch:
         return with_micro_batch(settings, micro_batch)
     if device.type != "cuda":
