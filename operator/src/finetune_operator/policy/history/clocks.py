@@ -18,7 +18,8 @@ def order(pod: Pod, now: datetime) -> tuple[datetime, datetime, str]:
 def run_times(pod: Pod, pods: Sequence[Pod], now: datetime) -> Times:
     """Return when a pod started and ended: after its creation, before now, and before the next pod of its rank.
 
-    Both times are moved together, so that the length of the run stays what the node has measured.
+    Both times are moved together, so that the length of the run stays what the node has measured, unless its clock was
+    set back in between.
     """
     created, now = pod.created or now, now.replace(microsecond=0)
     later = [other.created for other in pods if other.rank == pod.rank and other.created and other.created > created]
@@ -27,6 +28,9 @@ def run_times(pod: Pod, pods: Sequence[Pod], now: datetime) -> Times:
     first, last = started or ended, ended or started
     if first is None or last is None:
         return None, None
+    if last < first:
+        began = min(max(first, created), latest)
+        return began, min(max(last, began), latest)
     move = timedelta(0)
     if first < created - SLACK:
         move = created - first

@@ -68,6 +68,19 @@ def test_no_run_begins_before_its_pod_or_ends_after_now(scene: Build, hours: int
     assert 25 <= one.status["activeSeconds"] <= 36
 
 
+@pytest.mark.parametrize(("start", "end"), [(0, -1), (1, 0), (1, -1), (0, 1), (-1, 1)])
+def test_no_run_ends_before_it_begins_if_the_clock_was_set_in_between(scene: Build, start: int, end: int) -> None:
+    one = scene().to_training()
+    pod = run_and_preempt(one, start * HOUR)
+    ended = pod["status"]["containerStatuses"][0]["state"]["terminated"]
+    ended["finishedAt"] = at(one.now + end * HOUR)
+    one.settle()
+    run = one.status["history"][0]
+    assert pod["metadata"]["creationTimestamp"] <= run["startTime"] <= run["endTime"] <= at(one.now)
+    length = datetime.fromisoformat(run["endTime"]) - datetime.fromisoformat(run["startTime"])
+    assert one.status["activeSeconds"] == length.total_seconds()
+
+
 def report_interrupted(one: Any, ended: datetime) -> Any:
     """Let the running trainer report a run that was interrupted while the operator was down."""
     pod = next(reversed(one.pods.values()))
