@@ -1,14 +1,16 @@
 """The ending of a pod, from the exit codes of its processes and the events of other pods; nothing is started."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from finetune_api.handoff import ENV_POD_IP, ExitCode, JobConfig, Outcome, Report
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Resolved
+from finetune_api.status import CheckpointStatus, Resolved
 from finetune_trainer.distributed.peer_link import Done, Event, Lost, PeerLink, Restart, Smaller
 from finetune_trainer.distributed.rank_layout import LEFT_GROUP, Layout, build_layout
 from finetune_trainer.distributed.rank_processes import RankProcesses
@@ -155,6 +157,21 @@ def test_the_pod_ends_with_the_most_specific_code_and_reports_it_to_the_others(t
     ending = ended(tmp_path, {2: 70, 3: ExitCode.DIVERGED}, others, node=1, reports={3: diverged})
     assert ending == Ending(ExitCode.DIVERGED, diverged)
     assert others.sent == [(1, ExitCode.DIVERGED)]
+
+
+def test_of_processes_with_the_same_code_the_first_to_report_has_the_cause_and_rank_0_the_checkpoint(
+    tmp_path: Path,
+) -> None:
+    stored = CheckpointStatus(uri="s3://b/c", step=7, saved_time=datetime.now(UTC), sha256="d" * 64)
+    echo = make_report(Outcome.FAILED, "InternalError").model_copy(update={"checkpoint": stored})
+    cause = make_report(Outcome.FAILED, "InternalError").model_copy(update={"message": "the cause"})
+    for rank, seconds in ((0, 20), (1, 10)):
+        folder = tmp_path / f"rank-{rank}"
+        folder.mkdir()
+        (folder / "report.json").write_text("{}")
+        os.utime(folder / "report.json", (seconds, seconds))
+    ending = ended(tmp_path, {0: 70, 1: 70}, Others(), reports={0: echo, 1: cause})
+    assert ending == Ending(70, cause.model_copy(update={"checkpoint": stored}))
 
 
 def test_a_failed_collective_is_the_echo_of_a_lost_pod(tmp_path: Path) -> None:

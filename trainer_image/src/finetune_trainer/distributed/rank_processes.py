@@ -70,6 +70,18 @@ class RankProcesses:
         except OSError:
             return ""
 
+    def first_to_report(self, ranks: Iterable[int]) -> int:
+        """Return which of these ranks wrote its report first, because later ones of the same code may be echoes."""
+
+        def order(rank: int) -> tuple[bool, int, int]:
+            try:
+                found = (self.folder(rank) / "report.json").stat()
+            except OSError:
+                return True, 0, rank
+            return not found.st_size, found.st_mtime_ns, rank
+
+        return min(ranks, key=order)
+
     def is_saving(self) -> bool:
         """Return whether rank 0 runs in this pod and is saving a checkpoint."""
         return (self.folder(0) / "checkpoint").exists()

@@ -196,10 +196,13 @@ class Pod:
         self._stop_ranks(drain_timeout)
         codes = {rank: code for rank, code in self._ranks.codes().items() if code != ExitCode.OK}
         code = most_specific(codes.values())
-        rank = min(rank for rank, its in codes.items() if its == code)
+        rank = self._ranks.first_to_report(rank for rank, its in codes.items() if its == code)
         if code == ExitCode.PREEMPTED and self._layout.nodes > 1 and not self._state.stop.is_set():
             return self._end_as_peer_lost("another pod of this attempt was stopped")
-        return Ending(code, self._read_report(rank) or self._report_missing(rank, code))
+        report, first = self._read_report(rank) or self._report_missing(rank, code), self._read_first_report()
+        if first and report.checkpoint is None:  # only rank 0 knows it
+            report = report.model_copy(update={"checkpoint": first.checkpoint})
+        return Ending(code, report)
 
     def _find_smaller_batch(self) -> int | None:
         """Return the rows of the next smaller micro-batch of the same effective batch; None if there is none.
