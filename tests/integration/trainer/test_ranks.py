@@ -4,234 +4,40 @@ import itertools
 import json
 import os
 import re
-import shutil
 import signal
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from free_ports import free_port
 from graders import grading, respond_with_lengths, send
-from listening import beyond_loopback, descendants, listening
+from listening import beyond_loopback, listening
 from preloaded import fork_of
 from published_result import find_result_faults
-from safetensors.torch import load_file
+from rank_jobs import (
+    Job,
+    alone_from_checkpoint,
+    checkpoint_step,
+    figures,
+    make_job,
+    require_as_alone,
+    slowly,
+    weights,
+    with_fault,
+)
 from thin_slice import thin_slice
-from tiny_model import make_tiny_model
-from training_bench import HYPERPARAMETERS, Bench, make_rows, make_spec, preference_rows
+from training_bench import HYPERPARAMETERS
 from waiting import wait_until
 
 from finetune_api.handoff import (
-    ENV_POD_IP,
-    ENV_POD_NAME,
-    ENV_POD_UID,
     Artifact,
-    JobConfig,
     Outcome,
-    ProgressReport,
-    Report,
 )
 from finetune_trainer.distributed.world import World, unshard
-from finetune_trainer.storage.s3 import S3Store
-from finetune_trainer.storage.s3_client import connect_s3
 
 pytestmark = pytest.mark.timeout(1800)
-
-
-@dataclass
-class Attempt:
-    """The pods of one attempt, each with its own PID 1 on this machine."""
-
-    config: JobConfig
-    root: Path
-    pods: int
-    python: str
-    ports: list[int] = field(default_factory=list)
-    processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
-    environment: dict[str, str] = field(default_factory=dict)
-
-    def start(self) -> "Attempt":
-        self.root.mkdir(parents=True)
-        (self.root / "config.json").write_text(self.config.model_dump_json(by_alias=True))
-        (self.root / "token").write_text("5" * 64)
-        rendezvous, peer_link = free_port(), free_port()
-        for pod in range(self.pods):
-            (self.root / f"log-{pod}").write_text("")
-            self.ports.append(free_port())
-            command = [
-                self.python, "-m", "finetune_trainer", "train", "--config", str(self.root / "config.json"),
-                "--workspace", str(self.root / f"workspace-{pod}"), "--port", str(self.ports[pod]),
-                "--termination-log", str(self.root / f"log-{pod}"),
-                "--rendezvous-port", str(rendezvous), "--peer-link-port", str(peer_link),
-                "--peer-token", str(self.root / "token"),
-            ]  # fmt: skip
-            place = {"JOB_COMPLETION_INDEX": str(pod), "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-            place |= {ENV_POD_NAME: f"{self.root.name}-{pod}", ENV_POD_UID: f"uid-{self.root.name}-{pod}"}
-            place |= {ENV_POD_IP: "127.0.0.1"}
-            with (self.root / f"stderr-{pod}").open("wb") as errors:
-                self.processes.append(
-                    subprocess.Popen(
-                        command, stdout=subprocess.DEVNULL, stderr=errors, env=os.environ | place | self.environment
-                    )
-                )
-        return self
-
-    def codes(self) -> list[int]:
-        return [process.wait(600) for process in self.processes]
-
-    def errors(self) -> str:
-        return "\n".join((self.root / f"stderr-{pod}").read_text()[-6000:] for pod in range(self.pods))
-
-    def report(self, pod: int = 0) -> Report:
-        return Report.model_validate_json((self.root / f"log-{pod}").read_text())
-
-    def wait_for_step(self, step: int) -> None:
-        deadline = time.monotonic() + 600
-        while time.monotonic() < deadline:
-            assert all(process.poll() is None for process in self.processes), self.errors()
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[0]}/progress", timeout=2) as answer:
-                    if (ProgressReport.model_validate_json(answer.read()).progress.step or 0) >= step:
-                        return
-            except (urllib.error.URLError, TimeoutError, ConnectionError):
-                pass
-            time.sleep(0.05)
-        raise AssertionError(f"step {step} was not seen:\n{self.errors()}")
-
-    def all_processes(self, pod: int) -> set[int]:
-        """Return the ids of a pod's PID 1, of its training processes, and of all that they started."""
-        ranks = [descendants(fork_of(self.python, rank)) for rank in self.ranks(pod)]
-        return descendants(fork_of(self.python, self.processes[pod].pid)).union(*ranks)
-
-    def ranks(self, pod: int) -> list[int]:
-        """Return the process ids of a pod's training processes."""
-        parent = fork_of(self.python, self.processes[pod].pid)
-        return [int(one) for one in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-
-
-@dataclass
-class Job:
-    """A job in a bucket of its own, and the result of one process alone."""
-
-    storage: S3Store
-    bench: Bench
-    config: JobConfig
-    root: Path
-    python: str
-
-    @classmethod
-    def make(
-        cls, server: Any, bucket: str, root: Path, spec: dict[str, Any], rows: list[dict[str, object]], *, python: str
-    ) -> "Job":
-        """Run preflight in this process, on a folder that becomes the bucket."""
-        bench = Bench(root / "alone", make_tiny_model(root / "model"), spec, rows, bucket=bucket)
-        if teacher := spec.get("distillation", {}).get("teacher"):
-            bench.elsewhere = {teacher["uri"]: make_tiny_model(root / "teacher", seed=1)}
-        config = bench.prepare()
-        storage = S3Store(connect_s3(server.spec()))
-        for uri, folder in {f"s3://{bucket}/model": bench.model, **bench.elsewhere}.items():
-            for path in sorted(folder.iterdir()):
-                storage.upload(path, f"{uri}/{path.name}")
-        for path in sorted(bench.output.rglob("*")):
-            if path.is_file():
-                storage.upload(path, f"s3://{bucket}/output/{path.relative_to(bench.output)}")
-        return cls(storage, bench, config, root, python)
-
-    def start(
-        self,
-        name: str,
-        nodes: int = 1,
-        gpus: int = 1,
-        timeout: int = 600,
-        environment: dict[str, str] | None = None,
-        **changes: Any,
-    ) -> Attempt:
-        place = {"num_nodes": nodes, "gpus_per_node": gpus, "collective_timeout_seconds": timeout}
-        resources = self.config.spec.resources.model_copy(update=place)
-        spec = self.config.spec.model_copy(update={"resources": resources} | changes)
-        first = "127.0.0.1" if nodes > 1 else None
-        config = self.config.model_copy(update={"spec": spec, "first_pod": first})
-        return Attempt(config, self.root / name, nodes, self.python, environment=environment or {}).start()
-
-
-def make_job(server: Any, bucket: str, root: Path, method: str, python: str, **blocks: Any) -> Job:
-    """Without dropout, which depends on the process; a step has the same rows for one process and for two."""
-    server.client().create_bucket(Bucket=bucket)
-    tuning: dict[str, Any] = {"method": method} if method == "Full" else {"method": method, "lora": {"dropout": 0}}
-    spec = make_spec(
-        tuning=tuning,
-        storage={"endpoint": server.endpoint},
-        model={"uri": f"s3://{bucket}/model"},
-        output={"uri": f"s3://{bucket}/output"},
-        hyperparameters=HYPERPARAMETERS | {"packing": "Never", "maxSteps": 12},
-    )
-    objective, rows = blocks.get("objective", "Instruction"), make_rows(60)
-    if objective in {"RLHF", "Distillation"}:
-        rows = [{"prompt": row["prompt"]} for row in preference_rows(60)]
-    elif objective != "Instruction":
-        rows = preference_rows(60)
-    return Job.make(server, bucket, root / bucket, spec | blocks, rows, python=python)
-
-
-def figures(job: Job) -> list[dict[str, Any]]:
-    """Return every line of metrics.jsonl except those about a resumed run."""
-    data = job.storage.read(f"{job.config.output_key()}/{Artifact.METRICS}") or b""
-    return [line for line in map(json.loads, data.splitlines()) if line["kind"] != "resume"]
-
-
-def weights(job: Job) -> dict[str, torch.Tensor]:
-    """Return the published adapter, or the whole model."""
-    prefix = job.config.output_key()
-    keys = [entry.key for entry in job.storage.list(prefix) if entry.key.endswith(".safetensors")]
-    (key,) = [key for key in keys if key.startswith("adapter/")] or keys
-    path = job.root / "published.safetensors"
-    job.storage.download(f"{prefix}/{key}", path)
-    return load_file(path)
-
-
-def require_as_alone(job: Job, report: Report) -> None:
-    """One process gives the same losses and the same result, except for the order of float additions."""
-    alone = job.bench.train(job.config)
-    assert report.metrics
-    assert alone.metrics
-    assert report.last_step == alone.last_step
-    assert report.metrics.baseline_eval_loss == pytest.approx(alone.metrics.baseline_eval_loss, rel=1e-5)
-    assert report.metrics.eval_loss == pytest.approx(alone.metrics.eval_loss, rel=2e-3)
-    lines = (job.bench.output / Artifact.METRICS).read_text(encoding="utf-8").splitlines()
-    expected, found = [json.loads(line) for line in lines], figures(job)
-    assert [(line["kind"], line["step"]) for line in found] == [(line["kind"], line["step"]) for line in expected]
-    assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], rel=5e-3)
-    assert find_result_faults(job.config.output_key(), job.storage) == []
-
-
-def checkpoint_step(job: Job) -> int:
-    """Return the newest checkpoint's step."""
-    folders = {
-        entry.key.split("/")[0]
-        for entry in job.storage.list(f"{job.config.output_key()}/{Artifact.CHECKPOINTS}")
-        if entry.key.endswith(Artifact.MANIFEST)
-    }
-    return max(int(folder.removeprefix("step-")) for folder in folders)
-
-
-def alone_from_checkpoint(job: Job) -> Report:
-    """Resume in one process, in a copy of the bucket, from a checkpoint of several."""
-    root = job.root / "copy"
-    shutil.copytree(job.bench.root, root)
-    bench = Bench(root, job.bench.model, job.bench.spec, job.bench.rows, bucket=job.bench.bucket)
-    uri = f"{job.config.output_key()}/{Artifact.CHECKPOINTS}"
-    job.storage.download_folder(uri, bench.output / Artifact.CHECKPOINTS)
-    report = bench.train(job.config)
-    assert "was saved by 2 processes, not 1" in (bench.reporter.snapshot().progress.note or "")
-    return report
 
 
 @pytest.mark.nightly
@@ -280,28 +86,6 @@ def test_pods_stop_together_lose_each_other_and_end_as_one_pod_and_as_one_proces
     assert [line.get("loss") for line in figures(job)] == [line.get("loss") for line in figures(whole)]
     found, expected = weights(job), weights(whole)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-SLOW_STEPS = """
-import sys, time
-
-if torch := sys.modules.get("torch"):
-    plain = torch.nn.functional.embedding
-
-    def embedding(*arguments, **options):
-        time.sleep(0.2)
-        return plain(*arguments, **options)
-
-    torch.nn.functional.embedding = embedding
-"""
-
-
-def slowly(folder: Path) -> dict[str, str]:
-    """Environment of processes each of whose steps takes long enough for a test to end them before the last one."""
-    path = folder / "slow" / "sitecustomize.py"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(SLOW_STEPS)
-    return {"PYTHONPATH": os.pathsep.join([str(path.parent), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 PLACES: list[dict[str, int]] = [{}, {"gpus": 2}, {"nodes": 2}]
@@ -516,8 +300,8 @@ def test_a_policy_is_stopped_while_it_samples_and_resumed_by_another_number_of_p
 def test_a_student_is_stopped_while_it_samples_and_resumed_by_another_number_of_processes(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
 ) -> None:
-    """Each has a share of the teacher, whose answers no process samples again; at the end, one has all of it for the
-    measurement on the base in 16 bits."""
+    """Each has a share of the teacher, whose answers no process samples again, also for the measurement on the base in
+    16 bits."""
     teacher = {"uri": "s3://ranks-student/teacher"}
     blocks = {
         "objective": "Distillation",
@@ -547,17 +331,20 @@ def test_a_student_is_stopped_while_it_samples_and_resumed_by_another_number_of_
     assert set(lineage["teacher"]["files"]) > {"model.safetensors", "tokenizer.json"}
     text = (job.storage.read(f"{job.config.output_key()}/{Artifact.REPORT}") or b"").decode()
     assert "as served (16-bit base)" in text
+    assert "do not measure the result together" not in attempt.errors()
     assert find_result_faults(job.config.output_key(), job.storage) == []
 
 
 @pytest.mark.nightly
-def test_a_policy_on_a_quantised_base_is_measured_as_it_is_served_after_the_processes_have_parted(
-    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
+@pytest.mark.parametrize("shares", [False, True], ids=["after-they-have-parted", "together"])
+def test_a_policy_on_a_quantised_base_is_measured_by_the_processes_as_it_is_served(
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, shares: bool
 ) -> None:
-    """One process measures, whose own batch is half of a group."""
-    blocks = policy_blocks({"type": "Regex", "pattern": "[a-e]"})
-    short = HYPERPARAMETERS | {"maxSteps": 4}
-    job = make_job(s3_server, "ranks-served", tmp_path, "QLoRA", trainer_python, **blocks | {"hyperparameters": short})
+    """Alone, the own batch of the process that measures is half of a group."""
+    blocks = policy_blocks({"type": "Regex", "pattern": "[a-e]"}) | {"resources": {"gpusPerNode": 2}}
+    blocks["tuning"] = {"method": "QLoRA", "lora": {"dropout": 0, "shardBase": shares}}
+    blocks["hyperparameters"] = HYPERPARAMETERS | {"maxSteps": 4}
+    job = make_job(s3_server, f"ranks-served-{shares}".lower(), tmp_path, "QLoRA", trainer_python, **blocks)
     attempt = job.start("quantised", gpus=2)
     assert attempt.codes() == [0], attempt.errors()
     text = (job.storage.read(f"{job.config.output_key()}/{Artifact.REPORT}") or b"").decode()
@@ -588,14 +375,11 @@ def test_a_reward_server_that_fails_for_one_process_ends_the_attempt_with_its_re
         else:
             respond_with_lengths(handler, body)
 
-    (tmp_path / "fault").mkdir()
-    (tmp_path / "fault" / "sitecustomize.py").write_text(WITHOUT_RETRIES)
-    path = os.pathsep.join([str(tmp_path / "fault"), *filter(None, [os.environ.get("PYTHONPATH")])])
     with grading() as server:
         server.respond = respond
         blocks = policy_blocks({"type": "Service", "service": {"endpoint": server.endpoint}})
         job = make_job(s3_server, f"ranks-graded-{pods}", tmp_path, "LoRA", trainer_python, **blocks)
-        attempt = job.start("fails", nodes=pods, gpus=2 // pods, environment={"PYTHONPATH": path})
+        attempt = job.start("fails", nodes=pods, gpus=2 // pods, environment=with_fault(tmp_path, WITHOUT_RETRIES))
         codes = attempt.codes()
     assert sorted(codes) == [75, 81][-pods:], attempt.errors()
     report = attempt.report(codes.index(81))
@@ -626,10 +410,8 @@ def test_if_one_process_runs_out_of_memory_all_train_with_half_the_micro_batch(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, pods: int
 ) -> None:
     job = make_job(s3_server, f"ranks-memory-{pods}", tmp_path, "LoRA", trainer_python)
-    (tmp_path / "fault").mkdir()
-    (tmp_path / "fault" / "sitecustomize.py").write_text(OUT_OF_MEMORY_ON_RANK_1.replace("LIMIT", "2"))
-    path = os.pathsep.join([str(tmp_path / "fault"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    attempt = job.start("starved", nodes=pods, gpus=2 // pods, environment={"PYTHONPATH": path})
+    fault = with_fault(tmp_path, OUT_OF_MEMORY_ON_RANK_1.replace("LIMIT", "2"))
+    attempt = job.start("starved", nodes=pods, gpus=2 // pods, environment=fault)
     assert attempt.codes() == [0] * pods, attempt.errors()
     logs = [(attempt.root / f"stderr-{pod}").read_text() for pod in range(pods)]
     assert "rank 1 is out of GPU memory with 4 rows per batch" in logs[-1]

@@ -1,6 +1,7 @@
 """`finetune-trainer estimate`: memory by part for a model of real size, of which only the headers exist."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,18 @@ def test_a_method_with_a_frozen_base_is_also_shown_with_one_that_several_gpus_sh
     assert shared["totalBytes"] < whole["totalBytes"]
     assert f" {method}, shardBase" in run(llama, "--gpus", 8).stdout
     assert "shardBase" not in run(llama).stdout
+
+
+def test_what_a_verdict_takes_after_qlora_is_shown_and_is_less_if_the_gpus_share_the_base(llama: Path) -> None:
+    whole, shared, *others = json.loads(run(llama, "--gpus", 8, "--json").stdout)["methods"]
+    weights = 2 * 8_030_261_248
+    assert weights < whole["verdictBytes"] < 1.3 * weights
+    assert shared["totalBytes"] < shared["verdictBytes"] < whole["verdictBytes"] / 2
+    assert {one["verdictBytes"] for one in others} == {None}
+    text = run(llama, "--gpus", 8).stdout
+    assert re.search(r"for a verdict +1[5-9]\.\d GiB +\d\.\d GiB +- +- +-\n", text), text
+    assert "need the base in 16 bits" in text
+    assert "need the base in 16 bits" not in run(llama, "--method", "LoRA").stdout
 
 
 def test_full_tuning_needs_less_on_each_of_several_gpus(llama: Path) -> None:

@@ -2,7 +2,9 @@ import json
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from finetune_api.handoff import Artifact, ExitCode, Outcome, Report
 from finetune_trainer.errors import Stopped, TrainerError
@@ -196,12 +198,40 @@ def test_a_gate_on_a_base_that_does_not_fit_in_16_bits_is_refused_before_a_gpu_i
     assert not world.out.exists()
 
 
-def test_a_gate_on_a_base_that_is_shared_out_in_4_bits_is_refused_before_a_gpu_is_held(world: Any) -> None:
-    blocks = {"evaluation": {"gate": {"mustImprove": True}}, "resources": {"gpusPerNode": 2}}
-    tuning = {"method": "QLoRA", "lora": {"shardBase": True}}
-    error = failure(world.with_config(blocks | {"tuning": tuning}))
-    assert "and tuning.lora.shardBase is for a model that does not fit there: set tuning.method LoRA" in error.message
-    assert check(world.with_config(blocks | {"tuning": tuning | {"method": "LoRA"}})).outcome is Outcome.VALIDATED
+def give_layers(world: Any) -> None:
+    """Make the model a Llama of four wide layers and few words, whose size is that of its layers."""
+    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "vocab_size": 300}
+    give_context(
+        world,
+        architectures=["LlamaForCausalLM"],
+        model_type="llama",
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=256,
+        **sizes,
+    )
+    shapes = {f"self_attn.{one}_proj": (512, 512) for one in "qkvo"} | {"mlp.down_proj": (512, 1536)}
+    shapes |= {f"mlp.{one}_proj": (1536, 512) for one in ("gate", "up")}
+    tensors = {f"model.layers.{layer}.{name}.weight": size for layer in range(4) for name, size in shapes.items()}
+    tensors |= {"model.embed_tokens.weight": (300, 512), "lm_head.weight": (300, 512)}
+    whole = {name: np.zeros(size, dtype=np.float16) for name, size in tensors.items()}
+    save_file(whole, world.bucket / "model" / "model.safetensors")
+
+
+def test_a_gate_on_a_base_that_is_shared_out_in_4_bits_needs_gpus_that_share_it_in_16_bits(world: Any) -> None:
+    give_layers(world)
+    tuning: dict[str, Any] = {"method": "QLoRA", "lora": {"shardBase": True, "rank": 1}}
+    blocks = {"resources": {"gpusPerNode": 2}, "hyperparameters": {"maxLength": 128, "gradientCheckpointing": True}}
+    resolved = check(world.with_config(blocks | {"tuning": tuning})).resolved
+    assert resolved
+    blocks |= {"evaluation": {"gate": {"mustImprove": True}}, "output": {"uri": "s3://bucket/gated"}}
+    tight = tuning | {"vramBudget": str(resolved.estimated_gpu_memory_bytes)}
+    error = failure(world.with_config(blocks | {"tuning": tight}))
+    assert error.code is ExitCode.INVALID_CONFIG
+    assert "as it is served, which needs 1.5 GiB on each GPU, and tuning.vramBudget is 1.5 GiB" in error.message
+    assert "use larger GPUs, or more of them, or remove mustImprove" in error.message
+    enough = tuning | {"vramBudget": "2Gi"}
+    assert check(world.with_config(blocks | {"tuning": enough})).outcome is Outcome.VALIDATED
 
 
 def test_an_empty_file_is_unusable(world: Any) -> None:

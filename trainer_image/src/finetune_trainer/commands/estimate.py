@@ -17,7 +17,7 @@ from finetune_api.tuning import Lora
 from finetune_trainer.commands.model_place import find_model, minimal_spec
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.base_model import ModelFacts, read_config
-from finetune_trainer.models.memory_estimate import GIB, MemoryEstimate, format_bytes
+from finetune_trainer.models.memory_estimate import GIB, MemoryEstimate, estimate_measuring, format_bytes
 from finetune_trainer.models.resolve_settings import estimate_settings
 from finetune_trainer.models.shape import ModelShape
 from finetune_trainer.models.trainable import require_method, require_trainable
@@ -54,6 +54,8 @@ class MethodEstimate:
     memory: MemoryEstimate
     fits: bool | None
     obstacle: str | None = None
+    verdict: int | None = None
+    """Bytes to measure the result of QLoRA on the base in 16 bits; None of other methods, which measure in training."""
 
     @property
     def name(self) -> str:
@@ -100,7 +102,10 @@ def estimate_method(shape: ModelShape, method: Method, request: Request, *, shar
     facts = Facts(shape.parameters, ENOUGH_ROWS, 0, method)
     settings, memory = estimate_settings(spec, shape, facts, request.gpu_memory)
     fits = None if request.gpu_memory is None else memory.total <= request.gpu_memory
-    return MethodEstimate(method, settings, memory, fits)
+    verdict = None
+    if method is Method.QLORA:
+        verdict = estimate_measuring(shape, settings, spec.objective, ranks=request.gpus if shard_base else 1).total
+    return MethodEstimate(method, settings, memory, fits, verdict=verdict)
 
 
 def parse_memory(text: str) -> int:
@@ -128,6 +133,7 @@ def _to_text(model: str, facts: ModelFacts, request: Request, found: Sequence[Me
     rows.append(["total", *(format_bytes(one.memory.total) for one in found)])
     if request.gpu_memory is not None:
         rows.append(["fits", *("yes" if one.fits else "no" for one in found)])
+    rows.append(["for a verdict", *(format_bytes(one.verdict) if one.verdict else "-" for one in found)])
     rows.append(["rows per batch", *(str(one.settings.per_device_train_batch_size) for one in found)])
     rows.append(["checkpointing", *("yes" if one.settings.gradient_checkpointing else "no" for one in found)])
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
@@ -138,6 +144,8 @@ def _to_text(model: str, facts: ModelFacts, request: Request, found: Sequence[Me
     yield from (f"{one.name}: {one.obstacle}" for one in found if one.obstacle)
     if request.gpu_memory is not None:
         yield "A job gets these settings with tuning.vramBudget set to the memory of the GPU."
+    if any(one.verdict for one in found):
+        yield "After QLoRA the verdict and gates need the base in 16 bits, which is loaded when the training has ended."
     yield NOTE
 
 
@@ -156,6 +164,7 @@ def _to_json(model: str, facts: ModelFacts, request: Request, found: Sequence[Me
                 "fits": one.fits,
                 "obstacle": one.obstacle,
                 "totalBytes": one.memory.total,
+                "verdictBytes": one.verdict,
                 "partBytes": {_camel(name): size for name, size in one.memory.parts()},
                 "perDeviceTrainBatchSize": one.settings.per_device_train_batch_size,
                 "gradientAccumulationSteps": one.settings.gradient_accumulation_steps,

@@ -22,12 +22,12 @@ class OwnPace(StopFlag):
 
     The last process to finish, or an earlier SIGTERM in any, decides which, by a key that is set once. The others wait
     as long as any process works, which may be longer than the time-out of a collective; for that time they wait for one
-    that does nothing.
+    that does nothing. Two in the same processes have different names.
     """
 
-    def __init__(self, stop: StopFlag, world: World) -> None:
+    def __init__(self, stop: StopFlag, world: World, name: str = "") -> None:
         super().__init__()
-        self._stop, self._world = stop, world
+        self._stop, self._world, self._name = stop, world, name
         self._blocks = 0
         self._is_working = False
         self._looked = 0.0
@@ -75,7 +75,7 @@ class OwnPace(StopFlag):
 
     @property
     def _key(self) -> str:
-        return f"pace/{self._blocks}"
+        return f"pace/{self._name}/{self._blocks}"
 
     def _wait(self, on_move: Callable[[], None]) -> None:
         world, moves, since = self._world, -1, time.monotonic()

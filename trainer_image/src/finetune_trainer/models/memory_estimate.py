@@ -123,6 +123,17 @@ def estimate(
     return replace(training, rollouts=_rollouts(shape, settings, share, training.total)) if share else training
 
 
+def estimate_measuring(
+    shape: ModelShape, settings: Resolved, objective: Objective, *, has_reward_model: bool = False, ranks: int = 1
+) -> MemoryEstimate:
+    """Estimate, for each GPU of a training with QLoRA, the memory to measure its adapter on the base in 16 bits, which
+    is shared out as it was in 4 bits: no gradient is computed, and one layer's activations are held at once."""
+    changes = {"method": Method.LORA.value, "gradient_checkpointing": True}
+    measured = settings.model_copy(update=changes)
+    found = estimate(shape, measured, objective, has_reward_model=has_reward_model, ranks=ranks)
+    return replace(found, gradients=0, optimiser=0)
+
+
 def _before_training(shape: ModelShape, settings: Resolved, width: int) -> int:
     """Return what is held at once next to the shares before the first activation: the weights outside the layers, as
     they are received and copied, or while a base in 4 bits is loaded the same weights, not yet shared out, and a stack

@@ -15,7 +15,13 @@ from finetune_api.status import Resolved
 from finetune_api.tuning import Lora
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.activations import UNQUANTISED
-from finetune_trainer.models.memory_estimate import MemoryEstimate, estimate, format_bytes, micro_batches
+from finetune_trainer.models.memory_estimate import (
+    MemoryEstimate,
+    estimate,
+    estimate_measuring,
+    format_bytes,
+    micro_batches,
+)
 from finetune_trainer.models.optimisers import refuse_sharded_optimiser
 from finetune_trainer.models.shape import ModelShape
 from finetune_trainer.tokenization.packing import FLASH_MODELS, count_packed
@@ -224,6 +230,13 @@ def _estimate(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved) -> M
     has_reward_model = spec.rlhf is not None and spec.rlhf.reward_model is not None
     ranks = spec.resources.ranks
     return estimate(shape, settings, spec.objective, has_reward_model=has_reward_model, ranks=ranks)
+
+
+def estimate_served(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved) -> MemoryEstimate:
+    """Return the memory of each GPU to measure the adapter of QLoRA on the base in 16 bits, shared out as in 4 bits."""
+    has_reward_model = spec.rlhf is not None and spec.rlhf.reward_model is not None
+    ranks = spec.resources.ranks
+    return estimate_measuring(shape, settings, spec.objective, has_reward_model=has_reward_model, ranks=ranks)
 
 
 def _fit(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, budget: int) -> Resolved | None:

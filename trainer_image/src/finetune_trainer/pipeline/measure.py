@@ -1,7 +1,8 @@
 """What a run measures before and after the training: losses, answers to the job's prompts, and samples."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -44,12 +45,10 @@ def measure_baseline(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext, *,
         trainer.evaluate()
     loop.before.shown = trainer.show(inputs.shown)
     loop.before.questions_sha256 = inputs.questions_sha256
-    if loop.world.is_first or is_sharded(trainer.model):
-        loop.before.answers = answer_prompts(inputs, trainer, loop)
-        loop.before.ability = [] if is_quantised else measure_ability(inputs, trainer, loop)
-        loop.world.set_key("answered")
-    else:
-        loop.world.wait_key("answered", inputs.run.on_work)
+    with first_answers(inputs, trainer, loop, "answered") as is_answering:
+        if is_answering:
+            loop.before.answers = answer_prompts(inputs, trainer, loop)
+            loop.before.ability = [] if is_quantised else measure_ability(inputs, trainer, loop)
 
 
 def answer_changed_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> None:
@@ -57,11 +56,22 @@ def answer_changed_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopConte
     if loop.before.questions_sha256 == inputs.questions_sha256:
         return
     loop.before.questions_sha256 = inputs.questions_sha256
-    if loop.world.is_first or is_sharded(trainer.model):
-        loop.before.answers = answer_prompts(inputs, trainer, loop)
-        loop.world.set_key("answered")
-    else:
-        loop.world.wait_key("answered", inputs.run.on_work)
+    with first_answers(inputs, trainer, loop, "answered") as is_answering:
+        if is_answering:
+            loop.before.answers = answer_prompts(inputs, trainer, loop)
+
+
+@contextmanager
+def first_answers(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext, name: str) -> Iterator[bool]:
+    """Yield whether this process answers: only the first one does, and the others wait for it without limit, unless the
+    model is sharded."""
+    key = f"{loop.name}/{name}"
+    is_answering = loop.world.is_first or is_sharded(trainer.model)
+    if not is_answering:
+        loop.world.wait_key(key, inputs.run.on_work)
+    yield is_answering
+    if is_answering:
+        loop.world.set_key(key)
 
 
 def measure_result(

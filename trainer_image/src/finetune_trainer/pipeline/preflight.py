@@ -27,8 +27,8 @@ from finetune_trainer.models.base_model import ModelFacts, check_model, pin_mode
 from finetune_trainer.models.context import context_length, position_limit
 from finetune_trainer.models.gguf_architectures import require_convertible
 from finetune_trainer.models.memory_estimate import format_bytes
-from finetune_trainer.models.resolve_settings import choose_settings
-from finetune_trainer.models.shape import HEAD, with_teacher
+from finetune_trainer.models.resolve_settings import choose_settings, estimate_served
+from finetune_trainer.models.shape import HEAD, ModelShape, with_teacher
 from finetune_trainer.models.teacher import CheckedTeacher, check_teacher
 from finetune_trainer.models.trainable import require_adapter_on_experts, require_method, require_trainable
 from finetune_trainer.pipeline.bound_model import describe_adapter, describe_model, describe_reward_model
@@ -122,7 +122,7 @@ def preflight(run: RunContext) -> Report:
     require_method(architecture, resolved.method)
     if resolved.target_experts:
         require_adapter_on_experts(architecture)
-    _check_served(config, model.parameters, teacher.facts.parameters if teacher else 0, resolved)
+    _check_served(config, model, teacher, resolved)
     claim_prefix(config, storage)
     _upload(config, dataset, storage, on_bytes)
     start.end("upload")
@@ -243,29 +243,26 @@ def _check_gate(config: JobConfig, dataset: PreparedDataset) -> None:
         )
 
 
-def _check_served(config: JobConfig, parameters: int, of_teacher: int, resolved: Resolved) -> None:
-    """After QLoRA a gate judges the adapter on the base in 16 bits, which must then fit alone, or with its teacher."""
+def _check_served(config: JobConfig, model: ModelFacts, teacher: CheckedTeacher | None, resolved: Resolved) -> None:
+    """After QLoRA a gate judges the adapter on the base in 16 bits. One GPU must hold it and its teacher, or, if one of
+    them is shared out, each GPU its shares."""
     gate, budget = config.spec.evaluation.gate, config.spec.tuning.vram_budget
-    if gate is None or resolved.method != Method.QLORA:
+    if gate is None or budget is None or resolved.method != Method.QLORA:
         return
-    judged = gate.max_eval_loss is not None or gate.must_improve or gate.max_forgotten is not None
-    if judged and (resolved.shard_base or resolved.shard_teacher):
-        setting = "tuning.lora.shardBase" if resolved.shard_base else "distillation.shardTeacher"
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
-            "evaluation.gate judges the adapter on the base in 16 bits, as it is served, on one GPU and with its "
-            f"teacher if it has one, and {setting} is for a model that does not fit there: set tuning.method LoRA, or "
-            "remove mustImprove, maxEvalLoss and maxForgotten",
-        )
-    if budget is None:
+    if gate.max_eval_loss is None and not gate.must_improve and gate.max_forgotten is None:
         return
-    needed, available = SERVED_BYTES * (parameters + of_teacher), parse_quantity(budget)
-    if judged and needed >= available:
-        together = " with its teacher" if of_teacher else ""
+    shape, available = _shape_of(model, teacher), parse_quantity(budget)
+    needed = SERVED_BYTES * (model.parameters + (teacher.facts.parameters if teacher else 0))
+    where, fix = "", "use a larger GPU"
+    if (resolved.shard_base or resolved.shard_teacher) and shape:
+        needed = estimate_served(config.spec, shape, resolved).total
+        where, fix = " on each GPU", "use larger GPUs, or more of them"
+    if needed >= available:
+        together = " with its teacher" if teacher else ""
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
             f"evaluation.gate judges the adapter on the base in 16 bits, as it is served, which{together} needs "
-            f"{format_bytes(needed)}, and tuning.vramBudget is {format_bytes(available)}: use a larger GPU, or remove "
+            f"{format_bytes(needed)}{where}, and tuning.vramBudget is {format_bytes(available)}: {fix}, or remove "
             "mustImprove, maxEvalLoss and maxForgotten",
         )
 
@@ -309,8 +306,12 @@ def _choose(
         train_rows=dataset.train_samples,
         validation_rows=dataset.validation_samples,
     )
-    shape = with_teacher(model.shape, teacher.facts.shape) if teacher else model.shape
+    shape = _shape_of(model, teacher)
     return choose_settings(with_adapter(config.spec, adapter), shape, facts, dataset.train_lengths)
+
+
+def _shape_of(model: ModelFacts, teacher: CheckedTeacher | None) -> ModelShape | None:
+    return with_teacher(model.shape, teacher.facts.shape) if teacher else model.shape
 
 
 def _report(

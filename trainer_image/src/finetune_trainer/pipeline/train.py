@@ -46,7 +46,7 @@ from finetune_trainer.pipeline.gguf_files import make_gguf
 from finetune_trainer.pipeline.inputs import Inputs, as_text, load_inputs, share_digests
 from finetune_trainer.pipeline.load import build_judge, load_model, load_teacher
 from finetune_trainer.pipeline.measure import answer_changed_prompts, measure_baseline, measure_result
-from finetune_trainer.pipeline.served import measure_as_served
+from finetune_trainer.pipeline.served import measure_as_served, measure_together
 from finetune_trainer.pipeline.stored_training import restore_training, store_training
 from finetune_trainer.publishing.publish import publish
 from finetune_trainer.publishing.pushes import push_published
@@ -131,6 +131,7 @@ def train_distributed(run: RunContext, world: World, micro_batch: int | None = N
                 f"rank {world.rank} is out of GPU memory with {settings.per_device_train_batch_size} rows per batch"
             )
             raise TrainerError(ExitCode.GPU_OUT_OF_MEMORY, f"{problem}: {SAVE_MEMORY}") from error
+        trained = measure_together(inputs, trained, device, checkpoints, world)
         world.destroy_group(run.on_work)
         (run.workspace / LEFT_GROUP).touch()
         if not world.is_first:

@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 LONGEST_GAP_SECONDS = 1800.0
 """Longest time between two checkpoints by default: the work that a killed run may lose."""
 FOLDER = "step-{:06d}"
+MEASURING = "measuring"
+"""Object with the number of attempts that ended while all processes measured together."""
+MOST_MEASURED = 2
 UPLOADED = TypeAdapter(list[ManifestFile])
 Stored = tuple[str, CheckpointManifest, bytes]
 """The folder of a checkpoint, its manifest, and the manifest's bytes."""
@@ -218,6 +221,27 @@ class Checkpoints:
             ) from None
         return manifest.step, self._run.workspace / "trained"
 
+    def begin_measuring(self) -> str:
+        """Count an attempt to measure the trained weights in all processes together; return why there is no other one,
+        empty if there is.
+
+        A process that is lost in the middle of it leaves the others waiting, and ends the attempt: the training's
+        result must not depend on it.
+        """
+        known = int(self._run.storage.read(self._measuring) or b"0")
+        if known >= MOST_MEASURED:
+            return f"{known} attempts ended while all processes measured the base in 16 bits together"
+        self._run.storage.put(self._measuring, str(known + 1).encode())
+        return ""
+
+    def give_up_measuring(self) -> None:
+        """Let no later attempt measure together."""
+        self._run.storage.put(self._measuring, str(MOST_MEASURED).encode())
+
+    def end_measuring(self) -> None:
+        """Forget the attempts: this one was completed, or stopped by SIGTERM."""
+        remove_checkpoint(self.uri, [MEASURING], self._run.storage)
+
     def _fetch(self, step: int, sizes: Mapping[str, int]) -> Path:
         uri, directory = self._folder(step), self._run.workspace / "resumed"
         manifest, data = self._download(uri, step, sizes, directory)
@@ -298,6 +322,10 @@ class Checkpoints:
         )
 
     @property
+    def _measuring(self) -> str:
+        return join_uri(self.uri, MEASURING)
+
+    @property
     def _trained(self) -> str:
         return _trained_uri(self._run.config)
 
@@ -360,8 +388,10 @@ def _trained_uri(config: JobConfig) -> str:
 def remove_checkpoints(config: JobConfig, storage: Store) -> None:
     """Remove every checkpoint of a job whose result is published, and the records of its interrupted runs."""
     uri = join_uri(config.output_key(), Artifact.CHECKPOINTS)
-    for step, sizes in list_checkpoints(uri, storage).items():
+    found = _list_quietly(uri, storage)
+    for step, sizes in group_by_step(found).items():
         remove_checkpoint(join_uri(uri, FOLDER.format(step)), sizes, storage)
+    remove_checkpoint(uri, [entry.key for entry in found if entry.key == MEASURING], storage)
     trained = _trained_uri(config)
     remove_checkpoint(trained, [entry.key for entry in _list_quietly(trained, storage)], storage)
     interrupted_runs.remove(config, storage)

@@ -56,6 +56,8 @@ from finetune_trainer.training.random_state import RandomState, keep_random_stat
 
 STOPPED = "stopped"
 """What a process sets in place of its shards, or next to the saved step, if SIGTERM arrived between two tries."""
+REPLICATED = "_replicated_grad_hook_registered"
+"""The library's mark on a parameter whose gradients it averages."""
 FAILED = "failed"
 """What the first process sets next to the saved step if it ends."""
 
@@ -111,6 +113,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
             raise
         finally:
             drop_overrides()
+            drop_hooks(self.model)
 
     def _is_finished_at(self, folder: Path) -> bool:
         """Return whether no step is left; run the evaluation that was due after the checkpoint."""
@@ -410,6 +413,15 @@ def drop_overrides() -> None:
     memory, as long as the process runs, and another training's weights in the same places would have 32 bits too."""
     if optimisers := sys.modules.get("bitsandbytes.optim"):
         optimisers.GlobalOptimManager.get_instance().initialize()
+
+
+def drop_hooks(model: torch.nn.Module) -> None:
+    """Remove the hooks by which the library averages the gradients of an adapter on a sharded base: they refer to the
+    trainer, in a way that Python's garbage collector does not see, so that the model's memory would never be free."""
+    for parameter in model.parameters():
+        if getattr(parameter, REPLICATED, False):
+            parameter._post_accumulate_grad_hooks.clear()
+            delattr(parameter, REPLICATED)
 
 
 def use_one_gpu(arguments: TrainingArguments) -> None:

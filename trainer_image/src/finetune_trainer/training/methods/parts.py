@@ -64,6 +64,8 @@ class LoopContext:
     """The weights of other steps to publish."""
     began: float = field(default_factory=time.monotonic)
     """Start of the run on the clock of `time.monotonic`, minus the duration of the runs that it resumes."""
+    name: str = "training"
+    """Prefix of this loop's keys in the store of the processes, which may have several loops one after the other."""
 
     @property
     def on_work(self) -> Callable[[], None]:
@@ -73,7 +75,7 @@ class LoopContext:
     @cached_property
     def pace(self) -> OwnPace:
         """Work that each process does at its own pace."""
-        return OwnPace(self.stop.own if isinstance(self.stop, AgreedStop) else self.stop, self.world)
+        return OwnPace(self.stop.own if isinstance(self.stop, AgreedStop) else self.stop, self.world, self.name)
 
     @property
     def on_own_work(self) -> Callable[[], None]:
