@@ -35,6 +35,8 @@ ANNOTATION_SUSPENDED_BY = f"{GROUP}/suspended-by"
 ANNOTATION_QUEUED_BY = f"{GROUP}/queued-by"
 """On a Job: the component that put it into its queue; if absent, another did, and would put a new Job there too."""
 
+LABEL_SWEEP = f"{GROUP}/sweep"
+"""On the FineTuneJobs of a sweep: the name of the job that they are variants of."""
 ANNOTATION_RELEASE_NAME = f"{GROUP}/release-name"
 """On the Job of a release: the FineTuneRelease's full name."""
 LABEL_RELEASE_GENERATION = f"{GROUP}/release-generation"

@@ -14,6 +14,7 @@ from finetune_api import __version__
 from finetune_api.text.command_group import PrintableGroup
 from finetune_api.text.printable import printable
 from kubectl_finetune.commands.import_command import import_training
+from kubectl_finetune.commands.sweep_command import compare, sweep
 from kubectl_finetune.errors import ExitCode
 from kubectl_finetune.options import (
     Endpoint,
@@ -275,6 +276,11 @@ def diff(
             show(page)
 
 
+app.command(epilog=_examples("compare -l finetune.dev/sweep=support-bot", "compare support-bot support-bot-2 -o json"))(
+    compare
+)
+
+
 @app.command(epilog=_examples("suspend support-bot", "suspend support-bot other-bot"))
 def suspend(
     context: typer.Context,
@@ -437,6 +443,14 @@ def new(
         )
     )
     writing.deliver(text, path, force=force)
+
+
+app.command(
+    epilog=_examples(
+        "sweep job.yaml --set hyperparameters.learningRate=5e-5,1e-4,2e-4",
+        "sweep job.yaml --set tuning.lora.rank=8,32 --set hyperparameters.numTrainEpochs=1,3 -f - | kubectl apply -f -",
+    )
+)(sweep)
 
 
 app.command(

@@ -175,6 +175,44 @@ def test_a_chain_is_a_tree_down_to_its_base_and_two_jobs_are_compared(
     assert "(no longer in the cluster)" in finetune("lineage", "dpo")
 
 
+def test_a_sweep_is_applied_by_kubectl_and_its_jobs_are_ranked(
+    world: Any, operator: Any, finetune: Callable[..., str], shell: Callable[..., Run], tmp_path: Path
+) -> None:
+    world.create("one", dataset={"train": {"uri": "s3://bucket/rows.jsonl"}, "validationSplitPercent": 20})
+    job = world.get("one")
+    meta = {name: job["metadata"][name] for name in ("name", "namespace")}
+    (tmp_path / "one.json").write_text(
+        json.dumps({name: job[name] for name in ("apiVersion", "kind", "spec")} | {"metadata": meta})
+    )
+    setting = "hyperparameters.learningRate=5e-5,1e-4,2e-4"
+    written = shell("kubectl", "finetune", "sweep", str(tmp_path / "one.json"), "--set", setting, "-f", "-")
+    applied = shell("kubectl", "apply", "-f", "-", stdin=written.stdout)
+    assert applied.returncode == 0, applied.stderr
+    for number, loss in enumerate((1.4, 1.2, 1.3), 1):
+        figures = {"verdict": "Better", "metric": "Loss", "before": 2.5, "after": loss, "rows": 40, "change": "-40 %"}
+        interval = {
+            "difference": round(loss - 2.5, 3),
+            "differenceLow": round(loss - 2.56, 3),
+            "differenceHigh": round(loss - 2.44, 3),
+        }
+        complete(world, f"one-try-{number}", evaluation=figures | interval)
+    page = finetune("compare", "-l", "finetune.dev/sweep=one")
+    lines = [line.split() for line in page.splitlines()]
+    assert lines[0][:2] == ["NAME", "learningRate"]
+    assert [line[:4] for line in lines[1:4]] == [
+        ["one-try-2", "0.0001", "Succeeded", "1.2"],
+        ["one-try-3", "0.0002", "Succeeded", "1.3"],
+        ["one-try-1", "5e-05", "Succeeded", "1.4"],
+    ]
+    assert (
+        "one-try-2 has the best loss, but the intervals do not separate it from one-try-3: more held-out rows" in page
+    )
+    ranked = json.loads(finetune("compare", "one-try-1", "one-try-2", "-o", "json"))
+    assert [one["fields"] for one in ranked["jobs"]] == [
+        {"hyperparameters.learningRate": rate} for rate in (1e-4, 5e-5)
+    ]
+
+
 def test_a_missing_name_is_reported_with_similar_ones(world: Any, finetune: Callable[..., str]) -> None:
     world.create("support-bot")
     error = finetune("describe", "suport-bot", code=3)

@@ -29,20 +29,21 @@ def _result(job: Job) -> Object:
 
 
 def _unequal(left: Object, right: Object) -> dict[str, Pair]:
-    flat_left, flat_right = _flat(left), _flat(right)
+    flat_left, flat_right = flat_fields(left), flat_fields(right)
     paths = list(dict.fromkeys([*flat_left, *flat_right]))
     pairs = {path: (flat_left.get(path), flat_right.get(path)) for path in paths}
     return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
+def flat_fields(value: Any, path: str = "") -> dict[str, Any]:
+    """Return the fields of a block by dotted path; sources of rows by what names them."""
     if isinstance(value, list) and value and all(isinstance(one, dict) and "uri" in one for one in value):
         return _flat_sources(value, path)
     if not isinstance(value, dict) or not value:
         return {path: value} if path else {}
     found: dict[str, Any] = {}
     for key, child in value.items():
-        found |= _flat(child, f"{path}.{key}" if path else key)
+        found |= flat_fields(child, f"{path}.{key}" if path else key)
     return found
 
 
@@ -51,7 +52,9 @@ def _flat_sources(sources: list[dict[str, Any]], path: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for one in sources:
         name = " ".join(str(one[key]) for key in NAMES if key in one)
-        found |= _flat({key: value for key, value in one.items() if key not in NAMES} or "used", f"{path}[{name}]")
+        found |= flat_fields(
+            {key: value for key, value in one.items() if key not in NAMES} or "used", f"{path}[{name}]"
+        )
     return found
 
 
@@ -61,14 +64,15 @@ def difference_page(left: Job, right: Job) -> Group:
     parts: list[Text] = []
     for title, pairs in found.items():
         parts += [*([Text("")] if parts else []), heading(title.capitalize())]
-        rows = [(path, *map(_show, pair), _change(pair)) for path, pair in pairs.items()]
+        rows = [(path, *map(show_value, pair), _change(pair)) for path, pair in pairs.items()]
         parts.append(
             columns(("FIELD", left.name, right.name, "CHANGE"), rows, 2) if rows else Text("  no difference", "dim")
         )
     return Group(*parts)
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """Return a value as a cell of a table shows it."""
     if value is None:
         return NONE
     if isinstance(value, bool):

@@ -1,0 +1,121 @@
+"""`compare`: the best job first, and no claim beyond the intervals."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from finetune_client.cluster.job import Job
+from kubectl_finetune.commands.compare import rank, ranking_table
+
+Make = Callable[..., Job]
+Printed = Callable[..., str]
+LINEAGE = {"datasetSHA256": "a" * 64}
+
+
+@pytest.fixture
+def tried(job: Make) -> Make:
+    """Return a job with a learning rate, whose loss was 3 before, with an interval of this half width."""
+
+    def make(name: str, rate: float, loss: float | None, half: float | None = 0.02, **more: Any) -> Job:
+        spec = {"hyperparameters": {"learningRate": rate}, "output": {"uri": f"s3://b/{name}"}} | more.pop("spec", {})
+        found: dict[str, Any] | None = None
+        if loss is not None:
+            found = {"verdict": "Better", "metric": "Loss", "before": 3.0, "after": loss, "rows": 40, "change": "-9 %"}
+            if half is not None:
+                found |= {"differenceLow": round(loss - 3 - half, 3), "differenceHigh": round(loss - 3 + half, 3)}
+        return job(name, spec, evaluation=(found or {}) | more.pop("evaluation", {}) or None, lineage=LINEAGE, **more)
+
+    return make
+
+
+def names(jobs: list[Job]) -> list[str]:
+    return [job.name for job in rank(jobs).jobs]
+
+
+def test_the_lowest_loss_is_first_with_the_field_that_differs_and_its_interval(tried: Make, printed: Printed) -> None:
+    jobs = [tried("one", 5e-5, 2.9), tried("two", 1e-4, 2.7), tried("three", 1e-3, 2.8)]
+    ranking = rank(jobs)
+    lines = [line.split("   ") for line in printed(ranking_table(ranking)).splitlines()]
+    header, first, *others = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    assert header == ["NAME", "learningRate", "PHASE", "HELD-OUT", "CHANGE", "95 % INTERVAL", "VERDICT", "TIME"]
+    assert first == ["two", "0.0001", "Training 42%", "2.7", "-9 %", "-0.32 to -0.28", "Better", "10m00s"]
+    assert [line[0] for line in others] == ["three", "one"]
+    assert ranking.sentences == [
+        "two has the best loss, by more than the intervals of both allow for each other job",
+        "the best of 3 was chosen by these rows: measure it on others before you rely on its figure",
+    ]
+
+
+@pytest.mark.parametrize(("half", "is_separated"), [(0.049, True), (0.051, False), (None, False)])
+def test_jobs_within_their_intervals_are_not_separated(tried: Make, half: float | None, is_separated: bool) -> None:
+    jobs = [tried("one", 5e-5, 2.9, half), tried("two", 1e-4, 2.8, half)]
+    told = rank(jobs).sentences[0]
+    assert ("by more than the intervals" in told) is is_separated
+    assert ("the intervals do not separate it from one: more held-out rows" in told) is not is_separated
+
+
+def test_the_highest_reward_is_first(tried: Make) -> None:
+    rewards = {"evaluation": {"metric": "Reward"}}
+    assert names([tried("one", 1e-5, 2.0, **rewards), tried("two", 1e-6, 2.5, **rewards)]) == ["two", "one"]
+
+
+def test_jobs_without_a_figure_come_last_and_are_counted(tried: Make) -> None:
+    jobs = [tried("late", 1e-5, None), tried("one", 1e-4, 2.9), tried("two", 2e-4, 2.8)]
+    assert names(jobs) == ["two", "one", "late"]
+    assert "1 of 3 jobs have no held-out figure (yet)" in rank(jobs).sentences
+    assert rank([jobs[0]]).sentences == ["1 of 1 jobs have no held-out figure (yet)"]
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"spec": {"objective": "DPO", "dpo": {"beta": 0.1}}}, "objective is Chat and DPO"),
+        ({"spec": {"model": {"uri": "hf://owner/other"}}}, "model.uri is hf://owner/model and hf://owner/other"),
+        ({"spec": {"hyperparameters": {"maxLength": 64}}}, "hyperparameters.maxLength is - and 64"),
+        ({"evaluation": {"rows": 50}}, "the number of held-out rows differs"),
+        ({"evaluation": {"before": 3.1}}, "the model before the training had 3 and 3.1"),
+    ],
+)
+def test_figures_that_measure_different_things_are_not_ranked_and_the_note_has_the_reason(
+    tried: Make, other: dict[str, Any], told: str
+) -> None:
+    ranking = rank([tried("b", 1e-4, 2.9), tried("a", 1e-4, 2.95, **other)])
+    assert [job.name for job in ranking.jobs] == ["a", "b"]
+    assert ranking.sentences == [f"not ranked, because the held-out figures measure different things: {told}"]
+
+
+def test_jobs_that_were_trained_on_other_rows_are_not_ranked(job: Make) -> None:
+    found = {"verdict": "Better", "metric": "Loss", "after": 2.0, "rows": 40}
+    jobs = [job(name, evaluation=found, lineage={"datasetSHA256": name * 64}) for name in "ab"]
+    assert "they were trained on other rows" in rank(jobs).sentences[-1]
+
+
+def test_fields_of_the_same_name_are_shown_with_their_blocks_and_many_are_cut(job: Make) -> None:
+    many = {name: number for number, name in enumerate(["maxSteps", "seed", "maxLength", "weightDecay", "warmupSteps"])}
+    specs = [{"hyperparameters": {}, "output": {"uri": "s3://b/1"}, "suspend": True}]
+    specs.append(
+        {"hyperparameters": many, "evaluation": {"steps": 2}, "checkpoint": {"steps": 3}, "tuning": {"method": "LoRA"}}
+    )
+    ranking = rank([job(name, spec) for name, spec in zip("ab", specs, strict=True)])
+    assert len(ranking.fields) == 6
+    assert "3 more fields differ" in ranking.sentences[0]
+    steps = rank(
+        [
+            job(name, spec)
+            for name, spec in zip("ab", ({}, {"evaluation": {"steps": 2}, "checkpoint": {"steps": 3}}), strict=True)
+        ]
+    )
+    assert {"evaluation.steps", "checkpoint.steps"} < set(steps.header())
+
+
+def test_a_selector_or_names_are_needed_and_a_selector_that_matches_nothing_is_an_error(
+    finetune: Callable[..., Any], front: Any
+) -> None:
+    for arguments in ((), ("one", "-l", "a=b")):
+        done = finetune("compare", *arguments, "--context", "lab")
+        assert (done.code, "compare needs names or a selector" in done.err) == (2, True)
+    front.answers["finetunejobs"] = [(200, {"metadata": {}, "items": []})]
+    done = finetune("compare", "-l", "finetune.dev/sweep=x", "--context", "lab")
+    assert (done.code, done.out) == (3, ""), done.err
+    assert "no jobs in namespace team-a match finetune.dev/sweep=x" in done.err
