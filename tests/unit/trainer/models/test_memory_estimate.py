@@ -15,6 +15,7 @@ from finetune_trainer.models.memory_estimate import (
     GIB,
     MemoryEstimate,
     estimate,
+    estimate_measuring,
     format_bytes,
     share_batch,
     weight_bytes,
@@ -127,6 +128,27 @@ def test_what_is_held_before_the_first_activation_counts_where_it_is_more_than_t
     share = (experts.parameters - experts.other) / 2 / 8 + 2 * experts.other / 8
     expected = share + 2 * experts.other + 4 * prod(up) + memory.adapter + memory.reserve
     assert memory.total == pytest.approx(expected, rel=0.02)
+
+
+def test_to_measure_a_shared_base_in_16_bits_nothing_is_held_for_gradients(llama: ModelShape) -> None:
+    trained = settings("QLoRA", shard_base=True)
+    measured = estimate_measuring(llama, trained, Objective.CHAT, ranks=8)
+    lora = estimate(llama, settings("LoRA", shard_base=True, gradient_checkpointing=True), Objective.CHAT, ranks=8)
+    assert (measured.gradients, measured.optimiser) == (0, 0)
+    assert measured.weights == lora.weights
+    copies = measured.adapter // 2  # autocast keeps those of the whole adapter in 16 bits
+    assert measured.activations == lora.activations + copies
+    one_answer = 2 * 2 * llama.layers * llama.key_value_heads * llama.head_size * 2048
+    assert measured.generation == one_answer
+
+
+def test_to_measure_takes_what_is_held_while_the_base_is_loaded(llama: ModelShape) -> None:
+    """Of short rows, although a training with gradients of a large adapter would take more."""
+    short = settings("QLoRA", shard_base=True, max_length=64, per_device_train_batch_size=1, lora_rank=256)
+    embeddings = replace(llama, tensors=llama.tensors | {"more.embed_tokens.weight": (2_000_000, 4096)})
+    measured = estimate_measuring(embeddings, short, Objective.CHAT, ranks=8)
+    loaded = 2 * embeddings.parameters // 8 + 4 * embeddings.other + measured.adapter + measured.reserve
+    assert measured.total >= loaded
 
 
 def _gathered(shape: ModelShape) -> int:

@@ -12,7 +12,14 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.memory_estimate import GIB
-from finetune_trainer.models.resolve_settings import choose_settings, grow_micro_batch, refuse_full_on_ranks
+from finetune_trainer.models.resolve_settings import (
+    choose_settings,
+    estimate_served,
+    fit_served,
+    grow_micro_batch,
+    least_served,
+    refuse_full_on_ranks,
+)
 from finetune_trainer.models.shape import ModelShape, with_teacher
 
 LLAMA = shape_of(LLAMA_8B)
@@ -375,3 +382,30 @@ def test_a_micro_batch_of_rlhf_grows_by_whole_groups() -> None:
         80 * GIB, small, objective="RLHF", rlhf=rlhf | {"maxCompletionLength": 64}, resources={"gpusPerNode": 4}
     )
     assert batches(shared) == (4, 1), "half of a group in each process"
+
+
+QUANTISED_SHARES = {"method": "QLoRA", "lora": {"shardBase": True}}
+
+
+def test_a_micro_batch_that_fills_the_gpu_is_made_smaller_to_measure_in_16_bits() -> None:
+    spec = make_spec(QUANTISED_SHARES, {"maxLength": 4096}, resources={"gpusPerNode": 2})
+    settings = choose_settings(spec, LLAMA, FACTS).model_copy(
+        update={"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    )
+    least = least_served(spec, LLAMA, settings)
+    assert least < estimate_served(spec, LLAMA, settings).total
+    assert fit_served(spec, LLAMA, settings, least - 1) is None
+    tight, ample = (fit_served(spec, LLAMA, settings, memory) for memory in (least, 80 * GIB))
+    assert tight
+    assert (tight.per_device_train_batch_size, tight.gradient_accumulation_steps) == (1, 16)
+    assert ample == settings
+
+
+def test_questions_on_general_ability_are_read_more_tokens_at_once_than_a_short_row_has() -> None:
+    blocks = {"resources": {"gpusPerNode": 2}}
+    asked = {"evaluation": {"ability": {"uri": "s3://data/questions.jsonl"}}}
+    plain, asking = (make_spec(QUANTISED_SHARES, {"maxLength": 512}, **blocks | more) for more in ({}, asked))
+    settings = choose_settings(plain, LLAMA, FACTS).model_copy(update={"per_device_train_batch_size": 1})
+    assert (
+        estimate_served(asking, LLAMA, settings).activations > 4 * estimate_served(plain, LLAMA, settings).activations
+    )

@@ -16,6 +16,8 @@ ENV_THREADS = "OMP_NUM_THREADS"
 """torch reads it when it is imported."""
 LEFT_GROUP = "left-group"
 """File in a rank's workspace: it has destroyed the process group and no longer needs the others."""
+MEASURING = "measuring"
+"""File in rank 0's workspace while all processes measure together, and the object that counts such attempts."""
 THIS_MACHINE = "127.0.0.1"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from finetune_api.handoff import TERMINAL_EXIT_CODES, ExitCode
-from finetune_trainer.distributed.rank_layout import LEFT_GROUP, Layout
+from finetune_trainer.distributed.rank_layout import LEFT_GROUP, MEASURING, Layout
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +89,10 @@ class RankProcesses:
     def has_left_group(self) -> bool:
         """Return whether rank 0 runs in this pod and no longer needs the other processes."""
         return (self.folder(0) / LEFT_GROUP).exists()
+
+    def is_measuring(self) -> bool:
+        """Return whether rank 0 runs in this pod, and all processes measure together."""
+        return (self.folder(0) / MEASURING).exists()
 
     def codes(self) -> dict[int, int]:
         """Return the exit codes of the processes that ended without SIGKILL from here, by rank."""

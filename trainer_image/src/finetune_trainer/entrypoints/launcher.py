@@ -318,7 +318,8 @@ def launch(state: RunState, layout: Layout, *, config_path: Path, port: int, wor
         ranks.stop(0.0)
         peers.close()
     if pod.must_record_interruption(ending):
-        record_interruption(config, state.stop, ending.report.last_step, ending.report.resumed_from_step)
+        steps = ending.report.last_step, ending.report.resumed_from_step
+        record_interruption(config, state.stop, *steps, was_measuring=ranks.is_measuring())
     state.finish(ending.report)
     return ending.code
 

@@ -97,12 +97,20 @@ def recorded_interruption(run: RunContext) -> Iterator[None]:
 
 
 def record_interruption(
-    config: JobConfig, stop: StopFlag, last_step: int | None, resumed_from_step: int | None
+    config: JobConfig,
+    stop: StopFlag,
+    last_step: int | None,
+    resumed_from_step: int | None,
+    *,
+    was_measuring: bool = False,
 ) -> None:
     """Record in storage that SIGTERM ended this run, because the operator may be down."""
-    from finetune_trainer.training import interrupted_runs
+    from finetune_trainer.training import interrupted_runs, joint_measuring
 
-    interrupted_runs.record(config, connect_stores(config, stop), STARTED, last_step, resumed_from_step)
+    storage = connect_stores(config, stop)
+    interrupted_runs.record(config, storage, STARTED, last_step, resumed_from_step)
+    if was_measuring:
+        joint_measuring.forget(config, storage)
 
 
 def require_checked(config: JobConfig) -> None:

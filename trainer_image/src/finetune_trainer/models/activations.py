@@ -37,7 +37,7 @@ def activation_bytes(shape: ModelShape, settings: Resolved, objective: Objective
     """
     tokens = count_tokens(settings, objective)
     scores = _scores(shape, settings, tokens)
-    casts = 0 if is_cast else _casts(shape, settings)
+    casts = 0 if is_cast else cast_bytes(shape, settings)
     layer = tokens * _layer_bytes_per_token(shape, settings) + casts // shape.layers
     layer += scores * _score_width(settings)
     last_norm = tokens * FULL_WIDTH * shape.hidden * (2 if settings.method == Method.FULL else 1)
@@ -184,7 +184,7 @@ def _gradient_bytes_per_token(shape: ModelShape, settings: Resolved) -> int:
     return 2 * (FULL_WIDTH * shape.hidden + width * shape.intermediate)
 
 
-def _casts(shape: ModelShape, settings: Resolved) -> int:
+def cast_bytes(shape: ModelShape, settings: Resolved) -> int:
     """Return the 16-bit copies that autocast keeps of trained FP32 weights."""
     width = compute_width(settings)
     if width == FULL_WIDTH:

@@ -19,6 +19,7 @@ from finetune_trainer.models.activations import (
     UNQUANTISED,
     activation_bytes,
     adapter_shapes,
+    cast_bytes,
     compute_width,
     count_tokens,
     stored_width,
@@ -42,6 +43,8 @@ LOSS_TOKENS, LOSS_WORDS = 4096, 32768
 """The loss is computed in tiles of this many tokens and words: the logits of a whole batch are never stored."""
 FROM_WEIGHTS = (InitLoraWeights.PISSA, InitLoraWeights.OLORA)
 """First values of an adapter that are kept, because they are subtracted."""
+ABILITY_TOKENS = 8192
+"""Tokens of the choices of a question on general ability that are read at once, with padding."""
 EXPERT_STACKS = 2
 """Parameters of a module of experts: the projections up and down."""
 
@@ -78,13 +81,22 @@ class MemoryEstimate:
 
 
 def estimate(
-    shape: ModelShape, settings: Resolved, objective: Objective, *, has_reward_model: bool = False, ranks: int = 1
+    shape: ModelShape,
+    settings: Resolved,
+    objective: Objective,
+    *,
+    has_reward_model: bool = False,
+    ranks: int = 1,
+    is_trained: bool = True,
 ) -> MemoryEstimate:
     """Estimate the memory of one training on each of its GPUs; settings that depend on the device count as on a GPU.
 
     A reward model is assumed to be as large as the model itself. With method Full, several GPUs hold one shard each
     and gather a layer and the next one; so they do with a frozen base that is sharded, in 4 bits if it is so, with all
     of its constants. With an adapter on a whole base, each holds a second copy of its gradients to send.
+
+    What is only measured has no gradients and no optimiser; autocast keeps its copies of the whole adapter, and one
+    answer is sampled at a time.
     """
     trained = trained_shapes(shape, settings)
     weights = weight_bytes(shape, settings)
@@ -103,17 +115,19 @@ def estimate(
     answers = ceil((settings.global_batch_size or 1) / ranks)
     whole = _constants_of(shape, settings) if is_sharded else 0
     held = ceil((weights - whole) / (ranks if is_sharded else 1)) + whole
+    activations = activation_bytes(shape, settings, objective, is_cast=is_cast)
+    sampled = answers if objective in SAMPLED else 0 if is_trained else 1
     training = MemoryEstimate(
         weights=held + gathered,
         adapter=0 if is_full else (parameters + first) * FULL_WIDTH,
-        gradients=ceil(parameters * FULL_WIDTH * copies / shares) + reduced,
-        optimiser=ceil(_state(shape, settings) / shares),
-        activations=activation_bytes(shape, settings, objective, is_cast=is_cast),
+        gradients=ceil(parameters * FULL_WIDTH * copies / shares) + reduced if is_trained else 0,
+        optimiser=ceil(_state(shape, settings) / shares) if is_trained else 0,
+        activations=activations if is_trained else activations + cast_bytes(shape, settings),
         logits=0 if objective is Objective.REWARD_MODEL else _logits(shape, settings, objective),
         reference=_reference(shape, settings, objective),
         reward_model=shape.parameters * compute_width(settings) if has_reward_model else 0,
         teacher=_teacher(shape.teacher, settings, objective, ranks) if shape.teacher else 0,
-        generation=_generation(shape, settings, answers) if objective in SAMPLED and share is None else 0,
+        generation=_generation(shape, settings, sampled) if share is None else 0,
         reserve=RESERVE + (COMMUNICATION if ranks > 1 else 0),
     )
     if is_sharded:
@@ -127,11 +141,9 @@ def estimate_measuring(
     shape: ModelShape, settings: Resolved, objective: Objective, *, has_reward_model: bool = False, ranks: int = 1
 ) -> MemoryEstimate:
     """Estimate, for each GPU of a training with QLoRA, the memory to measure its adapter on the base in 16 bits, which
-    is shared out as it was in 4 bits: no gradient is computed, and one layer's activations are held at once."""
-    changes = {"method": Method.LORA.value, "gradient_checkpointing": True}
-    measured = settings.model_copy(update=changes)
-    found = estimate(shape, measured, objective, has_reward_model=has_reward_model, ranks=ranks)
-    return replace(found, gradients=0, optimiser=0)
+    is shared out as it was in 4 bits; one layer's activations are held at once."""
+    measured = settings.model_copy(update={"method": Method.LORA.value, "gradient_checkpointing": True})
+    return estimate(shape, measured, objective, has_reward_model=has_reward_model, ranks=ranks, is_trained=False)
 
 
 def _before_training(shape: ModelShape, settings: Resolved, width: int) -> int:

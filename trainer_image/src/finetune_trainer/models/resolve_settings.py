@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from math import prod
+from math import ceil, prod
 
 from finetune_api.defaults import Facts, resolve
 from finetune_api.handoff import ExitCode
@@ -16,6 +16,7 @@ from finetune_api.tuning import Lora
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.activations import UNQUANTISED
 from finetune_trainer.models.memory_estimate import (
+    ABILITY_TOKENS,
     MemoryEstimate,
     estimate,
     estimate_measuring,
@@ -233,10 +234,28 @@ def _estimate(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved) -> M
 
 
 def estimate_served(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved) -> MemoryEstimate:
-    """Return the memory of each GPU to measure the adapter of QLoRA on the base in 16 bits, shared out as in 4 bits."""
+    """Return the memory of each GPU to measure the adapter of QLoRA on the base in 16 bits, shared out as in 4 bits,
+    with the questions on general ability."""
+    if spec.evaluation.ability:
+        rows = max(settings.per_device_train_batch_size or 1, ceil(ABILITY_TOKENS / (settings.max_length or 1)))
+        settings = settings.model_copy(update={"per_device_train_batch_size": rows})
     has_reward_model = spec.rlhf is not None and spec.rlhf.reward_model is not None
     ranks = spec.resources.ranks
     return estimate_measuring(shape, settings, spec.objective, has_reward_model=has_reward_model, ranks=ranks)
+
+
+def fit_served(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, memory: int) -> Resolved | None:
+    """Return the settings with the largest micro-batch with which that fits the memory; None if none does.
+
+    The micro-batch of the training may fill the GPU with what only a training holds.
+    """
+    return next((one for one in micro_batches(settings) if estimate_served(spec, shape, one).total <= memory), None)
+
+
+def least_served(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved) -> int:
+    """Return the bytes that it takes with the smallest micro-batch."""
+    *_, smallest = micro_batches(settings)
+    return estimate_served(spec, shape, smallest).total
 
 
 def _fit(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, budget: int) -> Resolved | None:

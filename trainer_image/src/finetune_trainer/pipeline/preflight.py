@@ -27,7 +27,7 @@ from finetune_trainer.models.base_model import ModelFacts, check_model, pin_mode
 from finetune_trainer.models.context import context_length, position_limit
 from finetune_trainer.models.gguf_architectures import require_convertible
 from finetune_trainer.models.memory_estimate import format_bytes
-from finetune_trainer.models.resolve_settings import choose_settings, estimate_served
+from finetune_trainer.models.resolve_settings import choose_settings, least_served
 from finetune_trainer.models.shape import HEAD, ModelShape, with_teacher
 from finetune_trainer.models.teacher import CheckedTeacher, check_teacher
 from finetune_trainer.models.trainable import require_adapter_on_experts, require_method, require_trainable
@@ -255,7 +255,7 @@ def _check_served(config: JobConfig, model: ModelFacts, teacher: CheckedTeacher 
     needed = SERVED_BYTES * (model.parameters + (teacher.facts.parameters if teacher else 0))
     where, fix = "", "use a larger GPU"
     if (resolved.shard_base or resolved.shard_teacher) and shape:
-        needed = estimate_served(config.spec, shape, resolved).total
+        needed = least_served(config.spec, shape, resolved)
         where, fix = " on each GPU", "use larger GPUs, or more of them"
     if needed >= available:
         together = " with its teacher" if teacher else ""

@@ -10,14 +10,14 @@ from finetune_api.handoff import TERMINAL_EXIT_CODES, ExitCode
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.world import ALONE, AgreedStop, World, as_only_process
-from finetune_trainer.errors import Stopped, TrainerError, one_line
+from finetune_trainer.errors import TrainerError, one_line
 from finetune_trainer.evaluation.ability import Ability
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.run_record import Served
 from finetune_trainer.models.loading import DTYPES, load_tokenizer, model_errors
 from finetune_trainer.models.memory_estimate import format_bytes
-from finetune_trainer.models.resolve_settings import estimate_served
+from finetune_trainer.models.resolve_settings import fit_served, least_served
 from finetune_trainer.models.shape import with_teacher
 from finetune_trainer.models.tensor_files import read_local_shape
 from finetune_trainer.monitoring.host_memory import available_bytes
@@ -25,8 +25,8 @@ from finetune_trainer.pipeline.finalize import TrainingResult
 from finetune_trainer.pipeline.inputs import Inputs
 from finetune_trainer.pipeline.load import build_judge, load_model, load_teacher
 from finetune_trainer.pipeline.measure import answer_prompts, first_answers, measure_ability, pair_answers
+from finetune_trainer.training import joint_measuring
 from finetune_trainer.training.callbacks import restore_trained
-from finetune_trainer.training.checkpoints import Checkpoints
 from finetune_trainer.training.methods import build_trainer
 from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
@@ -40,45 +40,41 @@ TRAIN_SAMPLES = 64
 """Training samples that a trainer is built on here; it takes no step."""
 
 
-def measure_together(
-    inputs: Inputs, trained: TrainingResult, device: torch.device, checkpoints: Checkpoints, world: World
-) -> TrainingResult:
+def measure_together(inputs: Inputs, trained: TrainingResult, device: torch.device, world: World) -> TrainingResult:
     """Add the figures and answers of the base in 16 bits, without and with the adapter, to a result of QLoRA whose base
     or teacher is shared out: all processes measure it, with a share each. A collective.
 
-    If it does not fit, or two attempts ended in the middle of it, only the reason is added.
+    If it does not fit, or earlier attempts ended in the middle of it, only the reason is added.
     """
     settings = trained.settings
     if world.size == 1 or not (settings.shard_base or settings.shard_teacher) or not _is_due(inputs, settings):
         return trained
+    run = inputs.run
+    world.barrier("finished", run.on_work)  # the first process may have answered and saved for long
     _free_gpu()
     free = min(int(one) for one in world.gather(torch.tensor(_free_bytes(device))))
+    fitting, obstacle = _fit_shares(inputs, settings, free, world)
     if world.is_first:
-        obstacle = _find_shared_obstacle(inputs, settings, free, world) or checkpoints.begin_measuring()
+        obstacle = obstacle or joint_measuring.begin(run)
         if obstacle:
             logger.warning("the processes do not measure the result together as it will be served: %s", obstacle)
         world.set_key(SERVED, obstacle)
-    else:
-        obstacle = world.wait_key(SERVED, inputs.run.on_work)
+    elif found := world.wait_key(SERVED, run.on_work):
+        obstacle = found
     if obstacle:
         return replace(trained, served=Served(obstacle=obstacle))
     try:
-        measured = _measure(inputs, trained, device, world)
-    except Stopped:
-        if world.is_first:
-            checkpoints.end_measuring()
-        raise
+        measured = _measure(inputs, replace(trained, settings=fitting), device, world)
     except (TrainerError, RuntimeError) as error:
-        is_final = isinstance(error, TrainerError) and error.code in TERMINAL_EXIT_CODES
-        if not is_final and not is_out_of_memory(error):
+        if not _is_final(error):
             raise
         # The other processes wait in the middle of a pass: only a new attempt brings them back together.
-        checkpoints.give_up_measuring()
+        joint_measuring.give_up(run)
         problem = f"rank {world.rank} cannot measure the adapter on the base in 16 bits: {one_line(str(error))}"
         raise TrainerError(ExitCode.INTERNAL_ERROR, f"{problem}; the next attempt leaves it out") from error
     if world.is_first:
-        checkpoints.end_measuring()
-    return measured
+        joint_measuring.end(run)
+    return replace(measured, settings=settings)
 
 
 def measure_as_served(inputs: Inputs, trained: TrainingResult, device: torch.device) -> TrainingResult:
@@ -95,8 +91,8 @@ def measure_as_served(inputs: Inputs, trained: TrainingResult, device: torch.dev
         try:
             with as_only_process():
                 return _measure(inputs, trained, device)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
+        except (TrainerError, RuntimeError) as error:
+            if not (is_out_of_memory(error) or (tried and _is_final(error))):
                 raise
             obstacle = "the base in 16 bits does not fit in the GPU's memory together with a batch of held-out rows"
         _free_gpu()  # outside the handler: its traceback keeps the tensors alive
@@ -118,20 +114,27 @@ def _free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
 
 
-def _find_shared_obstacle(inputs: Inputs, settings: Resolved, free: int, world: World) -> str:
-    """Return why the processes cannot measure together, by the estimate; empty if they can. It has to be on the safe
-    side: a process that runs out of memory leaves the others waiting."""
+def _is_final(error: Exception) -> bool:
+    """Return whether another attempt would fail in the same way."""
+    return is_out_of_memory(error) or (isinstance(error, TrainerError) and error.code in TERMINAL_EXIT_CODES)
+
+
+def _fit_shares(inputs: Inputs, settings: Resolved, free: int, world: World) -> tuple[Resolved, str]:
+    """Return the settings with which the estimate fits on every GPU, and why none does, the same in all processes.
+
+    It has to be on the safe side: a process that runs out of memory leaves the others waiting.
+    """
     with model_errors(inputs.model):
         shape = read_local_shape(inputs.model)
         if inputs.teacher:
             shape = with_teacher(shape, read_local_shape(inputs.teacher.folder))
     if shape is None:
-        return "the base in 16 bits is not measured by several processes: config.json lacks the sizes of the model"
-    needed = estimate_served(inputs.run.config.spec, shape, settings).total
-    if needed <= free:
-        return ""
-    sizes = f"{format_bytes(needed)} on each of {world.size} GPUs by the estimate, and {format_bytes(free)} are free"
-    return f"the base in 16 bits, as serving software loads it, needs {sizes}"
+        return settings, "config.json lacks the sizes of the model, so that several GPUs do not load it in 16 bits"
+    if fitting := fit_served(inputs.run.config.spec, shape, settings, free):
+        return fitting, ""
+    needed = format_bytes(least_served(inputs.run.config.spec, shape, settings))
+    sizes = f"{needed} on each of {world.size} GPUs by the estimate, and {format_bytes(free)} are free"
+    return settings, f"the base in 16 bits, as serving software loads it, needs {sizes}"
 
 
 def _find_obstacle(inputs: Inputs, settings: Resolved, device: torch.device) -> str:
@@ -157,8 +160,7 @@ def _measure(inputs: Inputs, trained: TrainingResult, device: torch.device, worl
     run, spec = inputs.run, inputs.run.config.spec
     run.reporter.set_stage("Evaluating")
     changes = {"method": Method.LORA, "packing": False, "gradient_checkpointing": False}
-    model, settings = load_model(inputs, trained.settings.model_copy(update=changes), device, world)
-    scratch = run.workspace / "served"
+    scratch = run.workspace / SERVED
     loop = LoopContext(
         reporter=run.reporter,
         stop=AgreedStop(run.stop, world) if world.size > 1 else run.stop,
@@ -168,9 +170,12 @@ def _measure(inputs: Inputs, trained: TrainingResult, device: torch.device, worl
         world=world,
         name=SERVED,
     )
+    model, settings = load_model(inputs, trained.settings.model_copy(update=changes), device, world)
+    teacher = load_teacher(inputs, settings, device, world)
+    world.barrier(f"{SERVED}/loaded", run.on_work)  # nodes may read at very different speeds
+    loop.stop.raise_if_set()
     few = inputs.train[:TRAIN_SAMPLES]
     parts = TrainerParts(model, load_tokenizer(inputs.model), settings, loop, few, inputs.validation, scratch)
-    teacher = load_teacher(inputs, settings, device, world)
     trainer = build_trainer(spec.objective, parts, build_judge(inputs, settings, device, loop), teacher)
     is_compared = spec.evaluation.baseline and inputs.validation
     before = trainer.measure_again(trained.history.baseline_reward()) if is_compared else None

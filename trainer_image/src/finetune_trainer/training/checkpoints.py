@@ -16,6 +16,7 @@ from finetune_api.handoff import Artifact, CheckpointManifest, ExitCode, JobConf
 from finetune_api.spec import Checkpoint, ResumePolicy
 from finetune_api.status import CheckpointStatus, Resolved
 from finetune_trainer.config.run_context import RunContext
+from finetune_trainer.distributed.rank_layout import MEASURING
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerError
 from finetune_trainer.storage.hub.uris import pinned_model_uri
 from finetune_trainer.storage.protocol import Entry, Store, confine_path, describe_files, join_uri, sha256_file
@@ -27,9 +28,6 @@ logger = logging.getLogger(__name__)
 LONGEST_GAP_SECONDS = 1800.0
 """Longest time between two checkpoints by default: the work that a killed run may lose."""
 FOLDER = "step-{:06d}"
-MEASURING = "measuring"
-"""Object with the number of attempts that ended while all processes measured together."""
-MOST_MEASURED = 2
 UPLOADED = TypeAdapter(list[ManifestFile])
 Stored = tuple[str, CheckpointManifest, bytes]
 """The folder of a checkpoint, its manifest, and the manifest's bytes."""
@@ -221,27 +219,6 @@ class Checkpoints:
             ) from None
         return manifest.step, self._run.workspace / "trained"
 
-    def begin_measuring(self) -> str:
-        """Count an attempt to measure the trained weights in all processes together; return why there is no other one,
-        empty if there is.
-
-        A process that is lost in the middle of it leaves the others waiting, and ends the attempt: the training's
-        result must not depend on it.
-        """
-        known = int(self._run.storage.read(self._measuring) or b"0")
-        if known >= MOST_MEASURED:
-            return f"{known} attempts ended while all processes measured the base in 16 bits together"
-        self._run.storage.put(self._measuring, str(known + 1).encode())
-        return ""
-
-    def give_up_measuring(self) -> None:
-        """Let no later attempt measure together."""
-        self._run.storage.put(self._measuring, str(MOST_MEASURED).encode())
-
-    def end_measuring(self) -> None:
-        """Forget the attempts: this one was completed, or stopped by SIGTERM."""
-        remove_checkpoint(self.uri, [MEASURING], self._run.storage)
-
     def _fetch(self, step: int, sizes: Mapping[str, int]) -> Path:
         uri, directory = self._folder(step), self._run.workspace / "resumed"
         manifest, data = self._download(uri, step, sizes, directory)
@@ -320,10 +297,6 @@ class Checkpoints:
             sha256=hashlib.sha256(data).hexdigest(),
             save_seconds=seconds,
         )
-
-    @property
-    def _measuring(self) -> str:
-        return join_uri(self.uri, MEASURING)
 
     @property
     def _trained(self) -> str:
