@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rows import colour_rows, jsonl
-from user import Bench, wait_for
+from user import Bench, Job, kubectl, wait_for
 
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 LONG = {"maxSteps": 600, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
@@ -97,6 +98,22 @@ def test_the_lineage_of_a_child_leads_to_its_parent_and_its_base(bench: Bench, f
     for one in kept:
         assert one["uri"] in page
         assert f"kept-checkpoints/step-{one['step']:06d}/adapter_model.safetensors" in files
+
+
+@pytest.mark.nightly
+def test_the_jobs_of_a_sweep_are_ranked_by_what_they_have_learned(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(bench.manifest("tried")))
+    setting, target = "hyperparameters.learningRate=1e-7,5e-3", tmp_path / "sweep.yaml"
+    command = ["kubectl", "finetune", "sweep", str(tmp_path / "job.yaml"), "--set", setting, "-f", str(target)]
+    subprocess.run(command, env=os.environ | {"PATH": PATH}, check=True)
+    kubectl("apply", "-f", str(target))
+    for number in (1, 2):
+        Job(bench, f"tried-try-{number}").wait("Complete")
+    header, first, second = finetune(bench, "compare", "-l", "finetune.dev/sweep=tried").splitlines()
+    assert header.split()[:3] == ["NAME", "learningRate", "PHASE"]
+    assert first.split()[:3] == ["tried-try-2", "0.005", "Succeeded"]
+    assert second.split()[:3] == ["tried-try-1", "1e-07", "Succeeded"]
+    assert ("Better" in first, "NoMeasurableDifference" in second) == (True, True)
 
 
 def test_a_job_is_suspended_resumes_from_its_checkpoint_and_is_cancelled(bench: Bench) -> None:

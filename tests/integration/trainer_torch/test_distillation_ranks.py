@@ -1,7 +1,6 @@
 """Distillation on two processes over gloo: the prompts, the teacher's answers, the figures and weights of one."""
 
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from loop_bench import COLOURS, make_loop, teach
-from ranks import join_as, run_ranks
+from ranks import join_as, run_ranks, stop_in_an_answer
 from student_bench import ANSWERS, make_student
 from trainer_bench import weights_of
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedModel
@@ -215,23 +214,8 @@ def _ask_rank(rank: int, model: Path, folder: Path, port: int, changes: dict[str
 
 def _train_until_stopped(rank: int, model: Path, folder: Path, port: int, changes: dict[str, Any]) -> StudentTrainer:
     """Set the stop flag of one process when it has sampled a token of the second step."""
-    trainer, saved = _in_rank(rank, model, folder, port, changes), []
-
-    def work(_: Any, arguments: Any, options: dict[str, Any]) -> None:
-        if trainer.state.global_step == 1 and options["input_ids"].shape[1] == 1:
-            if rank == changes["stopped"]:
-                trainer._loop.stop.own.set()
-            else:
-                time.sleep(0.5)
-
-    trainer.model.get_base_model().register_forward_pre_hook(work, with_kwargs=True)
-    trainer._save_checkpoint = lambda *_: saved.append(trainer.state.global_step)
-    found: dict[str, Any] = {}
-    try:
-        trainer.train()
-    except Stopped:
-        found = {"stopped_after": trainer.state.global_step, "saved_after": saved[-1]}
-    _write(folder, rank, found)
+    trainer = _in_rank(rank, model, folder, port, changes)
+    _write(folder, rank, stop_in_an_answer(trainer, is_asked=rank == changes["stopped"]))
     return trainer
 
 

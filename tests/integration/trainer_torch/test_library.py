@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import loop_bench
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -11,10 +12,7 @@ from transformers import TrainerCallback
 from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.generate import answer_all
-from finetune_trainer.evaluation.history import History
-from finetune_trainer.models.device import complete_settings
 from finetune_trainer.models.loading import (
     load_for_training,
     load_plain,
@@ -26,7 +24,7 @@ from finetune_trainer.pipeline.measure import restore_best
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.labeler import Encoded, Labeler
 from finetune_trainer.training.callbacks import save_trained
-from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
+from finetune_trainer.training.methods.parts import TrainerParts
 from finetune_trainer.training.methods.sft import RowTrainer, build_sft_trainer
 
 CPU = torch.device("cpu")
@@ -37,39 +35,25 @@ SAMPLES = [
 ]
 
 
+OWN: dict[str, Any] = {
+    "total_steps": 4,
+    "learning_rate": 0.01,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.25,
+    "per_device_train_batch_size": 2,
+    "global_batch_size": 4,
+    "eval_steps": 2,
+    "lora_rank": 4,
+    "lora_alpha": 8,
+}
+
+
 def make_settings(method: str = "LoRA", **changes: Any) -> Resolved:
-    settings = Resolved(
-        method=method,
-        total_steps=4,
-        learning_rate=0.01,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.25,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
-        global_batch_size=4,
-        max_length=128,
-        precision="Auto",
-        gradient_checkpointing=method == "QLoRA",
-        seed=42,
-        eval_steps=2,
-        lora_rank=4,
-        lora_alpha=8,
-        lora_dropout=0.0,
-        double_quant=True,
-    )
-    return complete_settings(settings.model_copy(update=changes), CPU)
+    return loop_bench.make_settings(method, **OWN | changes)
 
 
 def make_trainer(tiny_model: Path, tmp_path: Path, settings: Resolved, samples: list[Encoded] = SAMPLES) -> RowTrainer:
-    loop = LoopContext(
-        reporter=Reporter("u", out=io.StringIO()),
-        stop=StopFlag(),
-        history=History(tmp_path / "metrics.jsonl"),
-        plateau=Plateau(None),
-        best_weights=tmp_path / "best.safetensors",
-    )
+    loop = loop_bench.make_loop(tmp_path)
     model = load_for_training(tiny_model, settings, CPU)
     tokenizer = load_tokenizer(tiny_model)
     return build_sft_trainer(TrainerParts(model, tokenizer, settings, loop, samples, samples, tmp_path / "scratch"))

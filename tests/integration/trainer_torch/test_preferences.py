@@ -1,6 +1,5 @@
 """DPO and KTO on tiny models: reference, losses, published files, and the behaviour of TRL that we rely on."""
 
-import io
 import json
 import math
 import shutil
@@ -10,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import loop_bench
 import pytest
 import torch
 from peft import PeftModel
@@ -21,15 +21,11 @@ from finetune_api.handoff import ExitCode
 from finetune_api.objectives import LossType
 from finetune_api.status import Resolved
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.evaluation.early_stopping import Plateau
-from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.evaluation.verdict import compare
 from finetune_trainer.models.adapters.saved import continue_adapter, save_adapter
-from finetune_trainer.models.device import complete_settings
 from finetune_trainer.models.loading import load_for_training, load_tokenizer, trained_tensors
 from finetune_trainer.models.memory_estimate import micro_batches
-from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.inputs import as_text
 from finetune_trainer.pipeline.measure import restore_best
 from finetune_trainer.sigterm import StopFlag
@@ -52,43 +48,23 @@ SAMPLES: dict[str, Sequence[Any]] = {"DPO": PAIRS, "KTO": JUDGED}
 START = {"DPO": math.log(2), "KTO": 0.5}
 
 
+OWN: dict[str, Any] = {
+    "learning_rate": 0.01,
+    "max_grad_norm": 1.0,
+    "gradient_accumulation_steps": 1,
+    "global_batch_size": 4,
+    "eval_steps": 2,
+    "lora_rank": 4,
+    "lora_alpha": 8,
+    "beta": 0.1,
+    "loss_type": "sigmoid",
+    "desirable_weight": 1.0,
+    "undesirable_weight": 1.0,
+}
+
+
 def make_settings(method: str = "LoRA", **changes: Any) -> Resolved:
-    settings = Resolved(
-        method=method,
-        total_steps=8,
-        learning_rate=0.01,
-        lr_scheduler_type="constant",
-        warmup_steps=0,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=1,
-        global_batch_size=4,
-        max_length=128,
-        precision="Auto",
-        gradient_checkpointing=method == "QLoRA",
-        seed=42,
-        eval_steps=2,
-        lora_rank=4,
-        lora_alpha=8,
-        lora_dropout=0.0,
-        double_quant=True,
-        beta=0.1,
-        loss_type="sigmoid",
-        desirable_weight=1.0,
-        undesirable_weight=1.0,
-    )
-    return complete_settings(settings.model_copy(update=changes), CPU)
-
-
-def make_loop(directory: Path) -> LoopContext:
-    return LoopContext(
-        reporter=Reporter("u", out=io.StringIO()),
-        stop=StopFlag(),
-        history=History(directory / "metrics.jsonl"),
-        plateau=Plateau(None),
-        best_weights=directory / "best.safetensors",
-    )
+    return loop_bench.make_settings(method, **OWN | changes)
 
 
 def make_trainer(
@@ -98,7 +74,7 @@ def make_trainer(
     if adapter:
         continue_adapter(model, adapter)
     samples = SAMPLES[objective]
-    loop, scratch = make_loop(tmp_path), tmp_path / "scratch"
+    loop, scratch = loop_bench.make_loop(tmp_path), tmp_path / "scratch"
     return build_trainer(
         objective, TrainerParts(model, load_tokenizer(base), settings, loop, samples, samples, scratch)
     )
@@ -111,7 +87,7 @@ def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = make_settings(total_steps=15, learning_rate=0.03)
     texts = [as_text(pair) for pair in PAIRS]
     model = load_for_training(tiny_model, settings, CPU)
-    loop = make_loop(folder)
+    loop = loop_bench.make_loop(folder)
     parts = TrainerParts(model, load_tokenizer(tiny_model), settings, loop, texts, [], folder / "scratch")
     build_trainer("Chat", parts).train()
     assert loop.history.train[-1].loss < loop.history.train[0].loss - 0.5
@@ -393,7 +369,7 @@ def measure_few_prompts(
     objective: str, base: Path, tmp_path: Path, loop: LoopContext | None = None
 ) -> tuple[LoopTrainer, Measured]:
     settings = make_settings(desirable_weight=1.0 if objective == "KTO" else None)
-    model, loop = load_for_training(base, settings, CPU), loop or make_loop(tmp_path)
+    model, loop = load_for_training(base, settings, CPU), loop or loop_bench.make_loop(tmp_path)
     samples, scratch = with_few_prompts(objective), tmp_path / "scratch"
     trainer = build_trainer(
         objective, TrainerParts(model, load_tokenizer(base), settings, loop, SAMPLES[objective], samples, scratch)
@@ -423,7 +399,7 @@ def test_a_resumed_run_has_the_order_of_held_out_answers_of_its_checkpoint(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its reference, its losses and its baseline are of the batches in that order."""
-    loop = replace(make_loop(tmp_path), reference=tmp_path / "reference.safetensors")
+    loop = replace(loop_bench.make_loop(tmp_path), reference=tmp_path / "reference.safetensors")
     with monkeypatch.context() as patch:
         patch.setattr(kto, "order_by_prompt", lambda prompts: list(range(len(prompts))))
         _, before = measure_few_prompts("KTO", tiny_model, tmp_path, loop)
@@ -437,7 +413,7 @@ def test_a_resumed_run_has_the_order_of_held_out_answers_of_its_checkpoint(
 
 
 def test_a_run_that_is_resumed_finds_its_reference_by_prompt(tiny_model: Path, tmp_path: Path) -> None:
-    loop = replace(make_loop(tmp_path), reference=tmp_path / "reference.safetensors")
+    loop = replace(loop_bench.make_loop(tmp_path), reference=tmp_path / "reference.safetensors")
     _, before = measure_few_prompts("KTO", tiny_model, tmp_path, loop)
     written = (tmp_path / "reference.safetensors").read_bytes()
     assert measure_few_prompts("KTO", tiny_model, tmp_path, loop)[1] == before

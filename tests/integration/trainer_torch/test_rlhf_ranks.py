@@ -12,7 +12,7 @@ import torch
 from free_ports import free_port
 from loop_bench import CPU, make_loop, make_settings, teach
 from policy_bench import Listener, make_policy
-from ranks import join_as, start_ranks
+from ranks import join_as, start_ranks, stop_in_an_answer
 from safetensors.torch import load_file, save_file
 
 from finetune_trainer.distributed.world import ALONE, AgreedStop, World
@@ -244,24 +244,9 @@ def _measure(rank: int, model: Path, folder: Path, port: int, batch: dict[str, A
 
 def _train_until_stopped(rank: int, model: Path, folder: Path, port: int, case: tuple[int, bool]) -> PolicyTrainer:
     """Set the stop flag of one process when it has sampled a token of the second step."""
-    world, saved, (stopped, shares) = _join(rank, port), [], case
+    world, (stopped, shares) = _join(rank, port), case
     trainer = _build(model, folder, world, _count_tokens, total_steps=9, evaluates=False, shard_base=shares)
-
-    def work(_: Any, arguments: Any, options: dict[str, Any]) -> None:
-        if trainer.state.global_step == 1 and options["input_ids"].shape[1] == 1:
-            if rank == stopped:
-                trainer._loop.stop.own.set()
-            else:
-                time.sleep(0.5)
-
-    trainer.model.get_base_model().register_forward_pre_hook(work, with_kwargs=True)
-    trainer._save_checkpoint = lambda *_: saved.append(trainer.state.global_step)
-    found: dict[str, Any] = {}
-    try:
-        trainer.train()
-    except Stopped:
-        found = {"stopped_after": trainer.state.global_step, "saved_after": saved[-1]}
-    _write(folder, rank, world, found)
+    _write(folder, rank, world, stop_in_an_answer(trainer, is_asked=rank == stopped))
     return trainer
 
 
