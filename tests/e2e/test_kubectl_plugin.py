@@ -109,7 +109,7 @@ def test_the_jobs_of_a_sweep_are_ranked_by_what_they_have_learned(bench: Bench, 
     kubectl("apply", "-f", str(target))
     for number in (1, 2):
         Job(bench, f"tried-try-{number}").wait("Complete")
-    header, first, second = finetune(bench, "compare", "-l", "finetune.dev/sweep=tried").splitlines()
+    header, first, second = finetune(bench, "compare", "-l", "finetune.dev/sweep=tried-try").splitlines()
     assert header.split()[:3] == ["NAME", "learningRate", "PHASE"]
     assert first.split()[:3] == ["tried-try-2", "0.005", "Succeeded"]
     assert second.split()[:3] == ["tried-try-1", "1e-07", "Succeeded"]

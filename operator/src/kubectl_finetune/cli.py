@@ -276,9 +276,9 @@ def diff(
             show(page)
 
 
-app.command(epilog=_examples("compare -l finetune.dev/sweep=support-bot", "compare support-bot support-bot-2 -o json"))(
-    compare
-)
+app.command(
+    epilog=_examples("compare -l finetune.dev/sweep=support-bot-try", "compare support-bot support-bot-2 -o json")
+)(compare)
 
 
 @app.command(epilog=_examples("suspend support-bot", "suspend support-bot other-bot"))

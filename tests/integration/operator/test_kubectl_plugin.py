@@ -196,7 +196,7 @@ def test_a_sweep_is_applied_by_kubectl_and_its_jobs_are_ranked(
             "differenceHigh": round(loss - 2.44, 3),
         }
         complete(world, f"one-try-{number}", evaluation=figures | interval)
-    page = finetune("compare", "-l", "finetune.dev/sweep=one")
+    page = finetune("compare", "-l", "finetune.dev/sweep=one-try")
     lines = [line.split() for line in page.splitlines()]
     assert lines[0][:2] == ["NAME", "learningRate"]
     assert [line[:4] for line in lines[1:4]] == [

@@ -4,19 +4,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api.evaluation import EvaluationMetric
+from pydantic import ValidationError
+
+from finetune_api.evaluation import EvaluationMetric, Verdict
+from finetune_api.objectives import Dpo, Kto, Objective
+from finetune_api.spec import FineTuneJobSpec
 from finetune_client.cluster.job import Job, Object
 from finetune_client.figures import NONE, duration, number
 from kubectl_finetune.commands.diff import flat_fields, show_value
 
-MEASURE = ("objective", "mode", "model", "dataset", "dpo", "kto", "rlhf", "distillation")
-"""Blocks of the spec that decide what a held-out figure means."""
+TRAINING = ("hyperparameters", "tuning", "dataset", "model", "objective", "mode", "dpo", "kto", "rlhf", "distillation")
+"""Blocks of the spec that are shown where they differ, in this order, before `lineage` and `earlyStopping`."""
+SHOWN = (*TRAINING, "lineage", "earlyStopping")
+MEASURE = ("objective", "model", "dataset", "dpo", "kto", "rlhf", "distillation")
+"""Blocks of the spec that decide what a held-out figure means, but for these fields of them:"""
+OF_THE_TRAINING = (
+    *("dataset.maxRejectedPercent", "rlhf.algorithm", "rlhf.beta", "rlhf.numGenerations", "rlhf.rollouts"),
+    "distillation.shardTeacher",
+)
 MEASURES = ("hyperparameters.maxLength",)
-UNTOLD = ("output.", "suspend", "scheduling.")
-"""Beginnings of the fields that say nothing about the training."""
+CREDENTIALS = "credentialsSecretRef"
+REFERENCES = (Objective.DPO.value, Objective.KTO.value)
+"""Objectives whose loss is relative to the model that the training starts from."""
 MOST_FIELDS = 6
 SAME_BASE = 0.005
-"""Relative difference of the figures before the training with which they are taken for those of the same model."""
+"""Relative difference of the losses before the training with which they are taken for those of the same model."""
+ROUNDING = 0.001
+"""Share of a loss that rounding in 16 bits can make, as in the verdict."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +43,8 @@ class Ranking:
 
     def header(self) -> tuple[str, ...]:
         """Return the titles of the columns."""
-        last = [path.rpartition(".")[2] for path in self.fields]
-        names = [name if last.count(name) == 1 else path for path, name in zip(self.fields, last, strict=True)]
+        short = [_short(path) for path in self.fields]
+        names = [name if short.count(name) == 1 else path for path, name in zip(self.fields, short, strict=True)]
         return ("NAME", *names, "PHASE", "HELD-OUT", "CHANGE", "95 % INTERVAL", "VERDICT", "TIME")
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -77,12 +91,10 @@ def rank(jobs: Sequence[Job]) -> Ranking:
     fields = _different_fields(jobs)
     measured = [job for job in jobs if _figure(job) is not None]
     named = sorted(jobs, key=lambda job: job.name)
-    sentences = []
+    sentences = [*_without_figure(named)]
     if (more := len(fields) - MOST_FIELDS) > 0:
         sentences.append(f"{more} more fields differ: kubectl finetune diff shows those of two jobs")
-    if len(measured) < len(jobs):
-        sentences.append(f"{len(jobs) - len(measured)} of {len(jobs)} jobs have no held-out figure (yet)")
-    if why := _why_not_comparable(measured):
+    if why := different_measure([job.spec for job in measured]) or _different_inputs(measured):
         sentences.append(f"not ranked, because the held-out figures measure different things: {why}")
         return Ranking(named, fields[:MOST_FIELDS], sentences)
     sign = -1 if _is_reward(measured) else 1
@@ -91,32 +103,117 @@ def rank(jobs: Sequence[Job]) -> Ranking:
     return Ranking([*ranked, *others], fields[:MOST_FIELDS], [*sentences, *_sentences(ranked)])
 
 
+def different_measure(specs: Sequence[Object]) -> str:
+    """Return the field by which the held-out figures of jobs mean different things; empty if none does."""
+    filled = [flat_fields(_with_defaults(spec)) for spec in specs]
+    held_out = {tuple(item for item in spec.items() if item[0].startswith("dataset.validation.")) for spec in filled}
+    trained = ("dataset.train", "dataset.maxSamples") if len(held_out) == 1 and held_out != {()} else ()
+    for path in dict.fromkeys(path for spec in filled for path in spec):
+        is_split = path == "hyperparameters.seed" and not trained
+        is_measure = path.partition(".")[0] in MEASURE or path in MEASURES or is_split
+        if not is_measure or path.startswith((*OF_THE_TRAINING, *trained)) or CREDENTIALS in path:
+            continue
+        values = dict.fromkeys(show_value(spec.get(path)) for spec in filled)
+        if len(values) > 1:
+            reason = ", which holds out other rows" if is_split else ""
+            return f"{path} is {' and '.join(values)}{reason}"
+    return ""
+
+
+def _with_defaults(spec: Object) -> Object:
+    """Return the spec with the defaults of its fields, if it can be read."""
+    try:
+        read = FineTuneJobSpec.model_validate(spec).model_dump(mode="json", by_alias=True, exclude_none=True)
+    except ValidationError:
+        return spec
+    for objective, block, defaults in ((Objective.DPO, "dpo", Dpo()), (Objective.KTO, "kto", Kto())):
+        if read["objective"] == objective:
+            read[block] = defaults.model_dump(mode="json", by_alias=True, exclude_none=True) | read.get(block, {})
+    return dict(read)
+
+
+def _different_inputs(jobs: Sequence[Job]) -> str:
+    """Return what the operator has found to differ of the models, rows and figures before; empty if nothing does."""
+    known = [job.status.lineage for job in jobs if job.status.lineage]
+    digests: list[tuple[str, list[Any]]] = [
+        ("the base models differ", [one.base_model_sha256 for one in known]),
+        ("the teachers differ", [one.teacher_sha256 for one in known]),
+        ("the reward models differ", [one.reward_job and one.reward_job.manifest_sha256 for one in known]),
+        ("the numbers of held-out rows differ", [job.status.evaluation.rows for job in jobs if job.status.evaluation]),
+    ]
+    if not all("validation" in (job.field("dataset") or {}) for job in jobs):
+        digests.append(
+            ("the rows differ, and those that are held out with them", [one.dataset_sha256 for one in known])
+        )
+    if any(job.field("objective") in REFERENCES for job in jobs):
+        references = [one.initial_adapter_sha256 or "" for one in known]
+        digests.append(("they start from different adapters, which the loss is relative to", references))
+    for why, values in digests:
+        if len({one for one in values if one is not None}) > 1:
+            return why
+    before = [job.status.evaluation.before for job in jobs if job.status.evaluation]
+    losses = [one for one in before if one is not None and not _is_reward(jobs)]
+    if losses and max(losses) - min(losses) > SAME_BASE * max(map(abs, losses)):
+        return f"the model before the training had {number(min(losses))} and {number(max(losses))}"
+    return ""
+
+
+def _without_figure(jobs: Sequence[Job]) -> list[str]:
+    """Return a sentence on the jobs that are not measured yet, and one for each that ended without a figure."""
+    missing = [job for job in jobs if _figure(job) is None]
+    sentences = []
+    if running := [job for job in missing if not job.has_ended]:
+        sentences.append(f"{len(running)} of {len(jobs)} jobs have no held-out figure yet")
+    for job in missing:
+        if job.has_ended:
+            told = job.status.evaluation.verdict_message if job.status.evaluation else None
+            sentences.append(f"{job.name} has no held-out figure: {told or job.why or job.phase}")
+    return sentences
+
+
 def _sentences(ranked: Sequence[Job]) -> list[str]:
     """Return whether the rows separate the best job from the others.
 
-    All intervals are of differences from the same model before. The difference of two jobs is outside of the sum of
-    their half intervals only if it is outside of the interval that their own paired rows would have, or one of both
-    intervals misses its value; without the losses of single rows there is no narrower one.
+    All intervals are of differences from the same model before, on the same rows. The difference of two jobs is outside
+    of the sum of their half intervals only if it is outside of the interval that their own paired rows would have, or
+    one of both intervals misses its value; without the losses of single rows there is no narrower one.
     """
     if len(ranked) < 2:
         return []
     best, *others = ranked
     word = "reward" if _is_reward(ranked) else "loss"
-    close = [job.name for job in others if not _is_separated(best, job)]
-    luck = f"the best of {len(ranked)} was chosen by these rows: measure it on others before you rely on its figure"
+    unknown = [job.name for job in ranked if _half_interval(job) is None]
+    close = [job.name for job in others if not _is_separated(best, job, is_loss=word == "loss")]
     told = f"{best.name} has the best {word}, by more than the intervals of both allow for each other job"
-    if close:
+    if unknown:
+        told = f"{best.name} has the best {word}; {', '.join(unknown)} has no interval, so chance is not excluded"
+    elif close:
         told = (
             f"{best.name} has the best {word}, but the intervals do not separate it from {', '.join(close)}: more "
             "held-out rows would show whether there is a difference"
         )
+    luck = f"the best of {len(ranked)} was chosen by these rows: measure it on others before you rely on its figure"
+    found = best.status.evaluation
+    if found and found.verdict == Verdict.WORSE:
+        return [told, f"{best.name} is worse than the model before the training"]
+    if found and found.is_met is False:
+        return [told, luck, f"{best.name} does not meet its gate: {found.gate_message}"]
     return [told, luck]
 
 
-def _is_separated(best: Job, other: Job) -> bool:
+def _is_separated(best: Job, other: Job, *, is_loss: bool) -> bool:
     margins = [_half_interval(job) for job in (best, other)]
-    gap = abs(float(_figure(other) or 0) - float(_figure(best) or 0))
+    changes = [_change(job) for job in (best, other)]
+    gap = min(abs(float(_figure(other) or 0) - float(_figure(best) or 0)), abs(changes[1] - changes[0]))
+    if is_loss and gap < ROUNDING * abs(float(_figure(best) or 0)):
+        return False
     return None not in margins and gap > sum(margin for margin in margins if margin is not None)
+
+
+def _change(job: Job) -> float:
+    """Return the middle of the interval of the change; 0 without one."""
+    found = job.status.evaluation
+    return ((found.difference_low or 0.0) + (found.difference_high or 0.0)) / 2 if found else 0.0
 
 
 def _half_interval(job: Job) -> float | None:
@@ -134,29 +231,19 @@ def _is_reward(jobs: Sequence[Job]) -> bool:
     return any(job.status.evaluation and job.status.evaluation.metric == EvaluationMetric.REWARD for job in jobs)
 
 
-def _why_not_comparable(jobs: Sequence[Job]) -> str:
-    """Return what makes the figures of the jobs different things; empty if nothing does."""
-    for path in dict.fromkeys(path for job in jobs for path in flat_fields(job.spec)):
-        if path.partition(".")[0] in MEASURE or path in MEASURES:
-            values = [show_value(flat_fields(job.spec).get(path)) for job in jobs]
-            if len(set(values)) > 1:
-                return f"{path} is {' and '.join(dict.fromkeys(values))}"
-    if len({job.status.lineage.dataset_sha256 if job.status.lineage else None for job in jobs}) > 1:
-        return "they were trained on other rows, and so were measured on others"
-    if len({job.status.evaluation.rows if job.status.evaluation else None for job in jobs}) > 1:
-        return "the number of held-out rows differs"
-    before = [job.status.evaluation.before for job in jobs if job.status.evaluation]
-    known = [one for one in before if one is not None]
-    if known and max(known) - min(known) > SAME_BASE * max(map(abs, known)):
-        return f"the model before the training had {number(min(known))} and {number(max(known))}"
-    return ""
-
-
 def _different_fields(jobs: Sequence[Job]) -> list[str]:
-    """Return the fields of the spec in which the jobs differ, except for those that do not concern the training."""
+    """Return the fields of the spec in which the trainings differ, those of the settings first."""
     specs = [flat_fields(job.spec) for job in jobs]
-    paths = dict.fromkeys(path for spec in specs for path in spec if not path.startswith(UNTOLD))
-    return [path for path in paths if len({show_value(spec.get(path)) for spec in specs}) > 1]
+    paths = dict.fromkeys(path for spec in specs for path in spec if CREDENTIALS not in path)
+    shown = [path for path in paths if path.partition(".")[0] in SHOWN]
+    different = [path for path in shown if len({show_value(spec.get(path)) for spec in specs}) > 1]
+    return sorted(different, key=lambda path: SHOWN.index(path.partition(".")[0]))
+
+
+def _short(path: str) -> str:
+    """Return the last part of a path, or its last two if that one alone could be of any block."""
+    *_, above, last = ["", *path.split(".")]
+    return f"{above}.{last}" if last in {"uri", "name", "beta", "temperature"} or len(last) < 3 else last
 
 
 def ranking_table(ranking: Ranking) -> Any:

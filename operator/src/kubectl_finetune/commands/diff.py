@@ -1,5 +1,6 @@
 """`diff`: the specs and the results of two jobs, side by side."""
 
+import json
 from typing import Any
 
 from rich.console import Group
@@ -77,6 +78,8 @@ def show_value(value: Any) -> str:
         return NONE
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False)
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 

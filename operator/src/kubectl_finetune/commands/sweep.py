@@ -11,6 +11,7 @@ from finetune_api.manifest.yaml_document import join_path, read_documents, write
 from finetune_api.manifest.yaml_faults import YamlError
 from finetune_api.names import LABEL_SWEEP
 from finetune_client.errors import FineTuneError, WrongUse
+from kubectl_finetune.commands.compare import different_measure
 from kubectl_finetune.commands.validate import Problem, check_files
 
 Place = tuple[str, ...]
@@ -18,9 +19,13 @@ Manifest = dict[str, Any]
 
 MOST = 64
 """Variants of one sweep: each is a training."""
-RESULT: Place = ("output", "uri")
+SUFFIX = "try"
+OWN = (("output", "uri"), ("output", "hub"), ("output", "oci"))
+"""Fields that each variant has of its own, or must not have, because all would write to one place."""
 PUSHES = ("hub", "oci")
-"""Blocks of `output` that name one place, to which every variant would push."""
+TRACKERS = ("mlflow", "wandb")
+APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+KEPT_META = ("name", "namespace", "labels", "annotations")
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Sweep:
     """The variants, and what a user should know of them; with problems of the manifest there are none."""
 
     name: str = ""
+    """Value of the variants' label, and the beginning of their names."""
+    namespace: str = ""
     variants: list[Manifest] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -50,62 +57,79 @@ def parse_setting(text: str) -> Setting:
     name, _, written = text.partition("=")
     path = tuple(name.strip().removeprefix("spec.").split("."))
     try:
-        values = read_documents(f"[{written}]")[0].value
+        values = [document.value for document in read_documents(f"[{written}]")]
     except YamlError as error:
         raise WrongUse(f"--set {text}: the values are not YAML: {error.problem}", error.fix) from None
-    if not all(path) or not values or None in values:
+    if not all(path) or values in ([], [[]]) or len(values) > 1 or None in values[0]:
         raise WrongUse(f"--set {text} has no field or no value", "--set hyperparameters.learningRate=1e-4,2e-4")
-    if path[:2] in {RESULT, ("output",)}:
+    if "[" in name:
+        raise WrongUse(f"--set {text}: an item of a list is no field", "give the whole list: --set 'FIELD=[A,B],[C]'")
+    if any(path == own[: len(path)] or path[: len(own)] == own for own in OWN):
         raise WrongUse(f"--set {text}: each variant has a result of its own", "leave the field out")
-    return Setting(path, values)
+    return Setting(path, values[0])
 
 
-def make_sweep(source: tuple[str, str], settings: Sequence[Setting]) -> Sweep:
+def make_sweep(source: tuple[str, str], settings: Sequence[Setting], suffix: str = SUFFIX) -> Sweep:
     """Return a variant of the file's job for each combination of the values; raises WrongUse for settings that make
-    too many or invalid ones."""
+    too many, equal or invalid ones."""
     checked = check_files([source])
     if checked.problems:
         return Sweep(problems=checked.problems)
-    if len(checked.jobs) != 1 or not checked.jobs[0]["metadata"].get("name"):
-        raise WrongUse(f"{source[0]} must have one FineTuneJob, with metadata.name", "give it a file of its own")
+    if len(checked.jobs) != 1:
+        raise WrongUse(f"{source[0]} has {len(checked.jobs)} FineTuneJobs", "give it a file with one")
     base = checked.jobs[0]
+    if not base["metadata"].get("name"):
+        raise WrongUse(f"{source[0]} has a job without metadata.name", "give it one, in place of generateName")
     paths = [setting.path for setting in settings]
-    if twice := [path for path in paths if paths.count(path) > 1]:
-        raise WrongUse(f"{join_path(twice[0])} is set twice", "give all its values in one --set")
+    for first, second in itertools.permutations(paths, 2):
+        if first == second[: len(first)]:
+            raise WrongUse(f"{join_path(second)} is set twice", "give all values of a field in one --set")
     if (count := prod(len(setting.values) for setting in settings)) > MOST:
         raise WrongUse(
             f"these settings have {count:,} combinations, and a sweep has {MOST} at most", "try fewer values"
         )
-    found = Sweep(base["metadata"]["name"], notes=_notes(base, paths))
+    meta = base["metadata"]
+    found = Sweep(f"{meta['name']}-{suffix}", meta.get("namespace") or "", notes=[*checked.notes])
     for number, values in enumerate(itertools.product(*(setting.values for setting in settings)), 1):
-        found.variants.append(_variant(base, number, dict(zip(paths, values, strict=True))))
-        _require_valid(found.variants[-1], values, paths)
+        variant = _variant(base, found.name, f"{suffix}-{number}", dict(zip(paths, values, strict=True)))
+        _require_valid(variant, values, paths)
+        found.variants.append(variant)
+    _require_different(found.variants)
+    found.notes += _notes(base, [one["spec"] for one in found.variants])
     return found
 
 
-def _variant(base: Manifest, number: int, values: dict[Place, Any]) -> Manifest:
+def _variant(base: Manifest, sweep: str, suffix: str, values: dict[Place, Any]) -> Manifest:
     """Return the job with these values, and with a name and a result of its own."""
-    made = copy.deepcopy(base)
-    made.pop("status", None)
-    meta, output = made["metadata"], made["spec"]["output"]
-    meta["labels"] = (meta.get("labels") or {}) | {LABEL_SWEEP: meta["name"]}
-    meta["name"] += f"-try-{number}"
-    output["uri"] = f"{output['uri'].rstrip('/')}-try-{number}"
+    made: Manifest = {
+        key: copy.deepcopy(base[key]) for key in ("apiVersion", "kind", "metadata", "spec") if key in base
+    }
+    meta = {key: value for key, value in made["metadata"].items() if key in KEPT_META}
+    if "annotations" in meta:
+        meta["annotations"] = {key: one for key, one in (meta["annotations"] or {}).items() if key != APPLIED}
+    meta["labels"] = (meta.get("labels") or {}) | {LABEL_SWEEP: sweep}
+    meta["name"] += f"-{suffix}"
+    made["metadata"], output = meta, made["spec"]["output"]
+    output["uri"] = f"{output['uri'].rstrip('/')}-{suffix}"
     for block in PUSHES:
         output.pop(block, None)
     for path, value in values.items():
         *above, last = path
         block = made["spec"]
         for name in above:
-            if not isinstance(block.setdefault(name, {}), dict):
+            block[name] = {} if block.get(name) is None else block[name]
+            if not isinstance(block[name], dict):
                 raise WrongUse(f"{join_path(path)} is unknown: {name} is no block", "kubectl explain finetunejob.spec")
             block = block[name]
-        block[last] = value
+        block[last] = copy.deepcopy(value)
+    for tracker in TRACKERS:
+        if isinstance(named := (made["spec"].get("tracking") or {}).get(tracker), dict):
+            named.pop("runName", None)  # its default has the job's name
     return made
 
 
 def _require_valid(variant: Manifest, values: Sequence[Any], paths: Sequence[Place]) -> None:
-    """Raise WrongUse with the first problem of a variant, and with the values that it has."""
+    """Raise with the first problem of a variant, and with the values that it has."""
     problems = check_files([(variant["metadata"]["name"], write_document(variant))]).problems
     if problems:
         chosen = ", ".join(f"{join_path(path)} {value}" for path, value in zip(paths, values, strict=True))
@@ -113,15 +137,25 @@ def _require_valid(variant: Manifest, values: Sequence[Any], paths: Sequence[Pla
         raise FineTuneError(f"with {chosen}, {first.field} {first.message}", first.fix)
 
 
-def _notes(base: Manifest, paths: Sequence[Place]) -> list[str]:
+def _require_different(variants: Sequence[Manifest]) -> None:
+    for first, second in itertools.combinations(variants, 2):
+        one, other = ({**made["spec"], "output": None} for made in (first, second))
+        if one == other:
+            names = f"{first['metadata']['name']} and {second['metadata']['name']}"
+            raise WrongUse(f"{names} would be the same training", "give each value once")
+
+
+def _notes(base: Manifest, specs: Sequence[Manifest]) -> list[str]:
+    """Return what is left out, and why `compare` will not rank the jobs."""
     notes = [
         f"output.{block} is left out: every variant would push to the same place"
         for block in PUSHES
         if block in base["spec"]["output"]
     ]
-    dataset = base["spec"]["dataset"]
-    if "validation" not in dataset and not dataset.get("validationSplitPercent"):
+    if not all(spec["dataset"].keys() & {"validation", "validationSplitPercent"} for spec in specs):
         notes.append("no rows are held out, so that compare cannot rank the jobs: set dataset.validationSplitPercent")
-    if ("hyperparameters", "seed") in paths and "validationSplitPercent" in dataset:
-        notes.append("each seed holds out other rows, so that losses differ by these too: set dataset.validation")
+    elif why := different_measure(specs):
+        notes.append(f"compare will not rank the jobs, because their held-out figures measure different things: {why}")
+    if any((spec.get("evaluation") or {}).get("baseline") is False for spec in specs):
+        notes.append("evaluation.baseline is false: without figures before the training there is nothing to rank by")
     return notes

@@ -28,8 +28,11 @@ def sweep(
         list[str],
         typer.Option("--set", metavar="FIELD=VALUE,…", help="A field of the spec with its values; repeatable."),
     ],
+    suffix: Annotated[
+        str, typer.Option(help="What follows the name of the job, before a number; another sweep of it needs another.")
+    ] = "try",
     target: Annotated[
-        Path | None, typer.Option("--file", "-f", help="File to write, or - for stdout. Default: NAME-sweep.yaml.")
+        Path | None, typer.Option("--file", "-f", help="File to write, or - for stdout. Default: NAME-try.yaml.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
@@ -39,20 +42,25 @@ def sweep(
     and seed, so that they are measured on the same held-out rows.
     """
     from finetune_api.names import LABEL_SWEEP
+    from finetune_client.errors import WrongUse
     from kubectl_finetune.commands import sweep as sweeping
     from kubectl_finetune.commands.new import deliver
     from kubectl_finetune.commands.validate import read_files
 
+    if file.is_dir():
+        raise WrongUse(f"{file} is a folder", "give the file of one job")
     chosen = [sweeping.parse_setting(one) for one in settings]
-    found = sweeping.make_sweep(next(read_files([file])), chosen)
+    found = sweeping.make_sweep(next(read_files([file])), chosen, suffix)
     for problem in found.problems:
         typer.echo(problem.text(), err=True)
     if found.problems:
         raise typer.Exit(ExitCode.FAILED)
     for note in found.notes:
         say(f"note: {note}")
-    deliver(found.text(), target or Path(f"{found.name}-sweep.yaml"), force=force)
-    say(f"{len(found.variants)} jobs; rank them with: kubectl finetune compare -l {LABEL_SWEEP}={found.name}")
+    deliver(found.text(), target or Path(f"{found.name}.yaml"), force=force)
+    count = f"{len(found.variants)} {'job' if len(found.variants) == 1 else 'jobs'}"
+    place = f" -n {found.namespace}" if found.namespace else ""
+    say(f"{count}; rank them with: kubectl finetune compare -l {LABEL_SWEEP}={found.name}{place}")
 
 
 def compare(
@@ -81,7 +89,7 @@ def compare(
     from kubectl_finetune.commands import compare as comparing
 
     if bool(jobs) == bool(selector):
-        raise WrongUse("compare needs names or a selector", "kubectl finetune compare -l finetune.dev/sweep=NAME")
+        raise WrongUse("compare needs names or a selector", "kubectl finetune compare -l finetune.dev/sweep=NAME-try")
     cluster = connect(context, namespace, kube_context, kubeconfig)
     names = dict.fromkeys(jobs or [])
     found = cluster.list_jobs(selector=selector) if selector else [cluster.get_job(name) for name in names]

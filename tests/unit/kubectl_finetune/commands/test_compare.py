@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from plugin_world import SPEC
 
 from finetune_client.cluster.job import Job
-from kubectl_finetune.commands.compare import rank, ranking_table
+from kubectl_finetune.commands.compare import different_measure, rank, ranking_table
 
 Make = Callable[..., Job]
 Printed = Callable[..., str]
+TIME = "2026-03-01T12:00:00Z"
 LINEAGE = {"datasetSHA256": "a" * 64}
 
 
@@ -47,8 +49,8 @@ def test_the_lowest_loss_is_first_with_the_field_that_differs_and_its_interval(t
     ]
 
 
-@pytest.mark.parametrize(("half", "is_separated"), [(0.049, True), (0.051, False), (None, False)])
-def test_jobs_within_their_intervals_are_not_separated(tried: Make, half: float | None, is_separated: bool) -> None:
+@pytest.mark.parametrize(("half", "is_separated"), [(0.049, True), (0.051, False)])
+def test_jobs_within_their_intervals_are_not_separated(tried: Make, half: float, is_separated: bool) -> None:
     jobs = [tried("one", 5e-5, 2.9, half), tried("two", 1e-4, 2.8, half)]
     told = rank(jobs).sentences[0]
     assert ("by more than the intervals" in told) is is_separated
@@ -63,8 +65,8 @@ def test_the_highest_reward_is_first(tried: Make) -> None:
 def test_jobs_without_a_figure_come_last_and_are_counted(tried: Make) -> None:
     jobs = [tried("late", 1e-5, None), tried("one", 1e-4, 2.9), tried("two", 2e-4, 2.8)]
     assert names(jobs) == ["two", "one", "late"]
-    assert "1 of 3 jobs have no held-out figure (yet)" in rank(jobs).sentences
-    assert rank([jobs[0]]).sentences == ["1 of 1 jobs have no held-out figure (yet)"]
+    assert "1 of 3 jobs have no held-out figure yet" in rank(jobs).sentences
+    assert rank([jobs[0]]).sentences == ["1 of 1 jobs have no held-out figure yet"]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_jobs_without_a_figure_come_last_and_are_counted(tried: Make) -> None:
         ({"spec": {"objective": "DPO", "dpo": {"beta": 0.1}}}, "objective is Chat and DPO"),
         ({"spec": {"model": {"uri": "hf://owner/other"}}}, "model.uri is hf://owner/model and hf://owner/other"),
         ({"spec": {"hyperparameters": {"maxLength": 64}}}, "hyperparameters.maxLength is - and 64"),
-        ({"evaluation": {"rows": 50}}, "the number of held-out rows differs"),
+        ({"evaluation": {"rows": 50}}, "the numbers of held-out rows differ"),
         ({"evaluation": {"before": 3.1}}, "the model before the training had 3 and 3.1"),
     ],
 )
@@ -88,7 +90,7 @@ def test_figures_that_measure_different_things_are_not_ranked_and_the_note_has_t
 def test_jobs_that_were_trained_on_other_rows_are_not_ranked(job: Make) -> None:
     found = {"verdict": "Better", "metric": "Loss", "after": 2.0, "rows": 40}
     jobs = [job(name, evaluation=found, lineage={"datasetSHA256": name * 64}) for name in "ab"]
-    assert "they were trained on other rows" in rank(jobs).sentences[-1]
+    assert "the rows differ, and those that are held out with them" in rank(jobs).sentences[-1]
 
 
 def test_fields_of_the_same_name_are_shown_with_their_blocks_and_many_are_cut(job: Make) -> None:
@@ -99,14 +101,94 @@ def test_fields_of_the_same_name_are_shown_with_their_blocks_and_many_are_cut(jo
     )
     ranking = rank([job(name, spec) for name, spec in zip("ab", specs, strict=True)])
     assert len(ranking.fields) == 6
-    assert "3 more fields differ" in ranking.sentences[0]
-    steps = rank(
-        [
-            job(name, spec)
-            for name, spec in zip("ab", ({}, {"evaluation": {"steps": 2}, "checkpoint": {"steps": 3}}), strict=True)
-        ]
-    )
-    assert {"evaluation.steps", "checkpoint.steps"} < set(steps.header())
+    assert "more fields differ" in ranking.sentences[1]
+    others = {"model": {"uri": "hf://owner/b"}, "dataset": {"train": {"uri": "s3://b/other.jsonl"}}}
+    assert {"model.uri", "train.uri"} < set(rank([job("a"), job("b", others)]).header())
+
+
+def two(job: Make, spec: dict[str, Any], *lineages: dict[str, Any]) -> list[str]:
+    """Return the sentences on two jobs that differ in nothing but what is given."""
+    evaluation = {"verdict": "Better", "metric": "Loss", "before": 0.7, "rows": 40}
+    evaluation |= {"differenceLow": -0.3, "differenceHigh": -0.28}
+    jobs = [
+        job(name, spec, evaluation=evaluation | {"after": after}, lineage=LINEAGE | lineage)
+        for name, after, lineage in zip("ab", (0.4, 0.41), lineages, strict=True)
+    ]
+    return list(rank(jobs).sentences)
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "told"),
+    [
+        ({"objective": "DPO"}, "baseModelSHA256", "the base models differ"),
+        (
+            {"objective": "DPO"},
+            "initialAdapterSHA256",
+            "they start from different adapters, which the loss is relative to",
+        ),
+        ({}, "initialAdapterSHA256", ""),
+        ({}, "teacherSHA256", "the teachers differ"),
+        ({}, "datasetSHA256", "the rows differ, and those that are held out with them"),
+        ({"dataset": {"train": {"uri": "s3://b/x"}, "validation": {"uri": "s3://b/h"}}}, "datasetSHA256", ""),
+    ],
+)
+def test_other_models_and_rows_that_the_loss_is_of_are_recognised_by_their_digests(
+    job: Make, spec: dict[str, Any], field: str, told: str
+) -> None:
+    sentences = two(job, spec, {field: "b" * 64}, {field: "c" * 64})
+    assert ("not ranked" in sentences[0]) is bool(told)
+    assert told in sentences[0]
+
+
+def test_what_does_not_concern_the_held_out_rows_may_differ() -> None:
+    held = {"validation": {"uri": "s3://bucket/h"}}
+    specs: list[list[dict[str, Any]]] = [
+        [{"dataset": {"train": {"uri": uri}} | held} for uri in ("s3://bucket/x", "s3://bucket/y")],
+        [{"objective": "DPO"}, {"objective": "DPO", "dpo": {"beta": 0.1}}],  # the default
+        [{"model": {"uri": "hf://owner/model", "credentialsSecretRef": {"name": "k"}}}, {}],
+        [{"objective": "RLHF", "rlhf": {"rewards": [], "beta": beta, "algorithm": "GRPO"}} for beta in (0, 0.1)],
+    ]
+    base = SPEC | {"dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}}, "output": {"uri": "s3://bucket/out"}}
+    for pair in specs:
+        assert different_measure([base | one for one in pair]) == "", pair
+    seeds = [base | {"hyperparameters": {"seed": seed}} for seed in (1, 2)]
+    assert different_measure(seeds) == "hyperparameters.seed is 1 and 2, which holds out other rows"
+    assert different_measure([one | {"dataset": base["dataset"] | held} for one in seeds]) == ""
+
+
+def test_sampled_rewards_before_the_training_may_differ(job: Make) -> None:
+    jobs = [
+        job(name, evaluation={"metric": "Reward", "before": before, "after": 0.5, "rows": 40, "verdict": "Better"})
+        for name, before in (("a", 0.010), ("b", 0.011))
+    ]
+    assert "not ranked" not in rank(jobs).sentences[0]
+
+
+def test_a_difference_that_rounding_or_the_base_can_make_is_not_called_one(tried: Make) -> None:
+    """Both of a thousandth of the loss, and of figures before that differ as much as those after."""
+    close = [tried("a", 1e-4, 2.9988, 0.0003), tried("b", 1e-3, 2.9996, 0.0003)]
+    moved = {"before": 3.0138, "differenceLow": -0.205, "differenceHigh": -0.195}
+    shifted = [tried("a", 1e-4, 2.8, 0.005), tried("b", 1e-3, 2.8138, 0.005, evaluation=moved)]
+    for jobs in (close, shifted):
+        assert "the intervals do not separate it from b" in rank(jobs).sentences[0]
+
+
+def test_a_job_without_an_interval_a_worse_one_and_a_failed_gate_are_named(tried: Make) -> None:
+    unknown = [tried("a", 1e-4, 2.8, None), tried("b", 1e-3, 2.9)]
+    assert rank(unknown).sentences[0] == "a has the best loss; a has no interval, so chance is not excluded"
+    worse = {"evaluation": {"verdict": "Worse"}}
+    told = rank([tried("a", 1e-4, 3.1, **worse), tried("b", 1e-3, 3.5, **worse)]).sentences
+    assert "a is worse than the model before the training" in told
+    failed = {"evaluation": {"gate": "NotMet", "gateMessage": "maxEvalLoss is 1"}}
+    told = rank([tried("a", 1e-4, 2.8, **failed), tried("b", 1e-3, 2.9)]).sentences
+    assert "a does not meet its gate: maxEvalLoss is 1" in told
+
+
+def test_a_job_that_ended_without_a_figure_has_the_reason(job: Make) -> None:
+    done = {"type": "Complete", "status": "True", "reason": "Published", "message": "m", "lastTransitionTime": TIME}
+    unmeasured = {"verdict": "NotEvaluated", "verdictMessage": "the base does not fit"}
+    ended = job("a", conditions=[done], evaluation=unmeasured)
+    assert rank([ended]).sentences == ["a has no held-out figure: the base does not fit"]
 
 
 def test_a_selector_or_names_are_needed_and_a_selector_that_matches_nothing_is_an_error(
