@@ -3,7 +3,7 @@
 import re
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -62,6 +62,16 @@ if "torch" in sys.modules and os.environ.get("RANK") in RANKS:
 """
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 OUT_OF_MEMORY = 'raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")'
+
+
+class Lost(NamedTuple):
+    """A fault of the second process, the place of both, and the exit codes of the pods of each attempt that it ends."""
+
+    fault: str
+    place: dict[str, int]
+    ends: list[list[int]]
+
+
 SMALL = """
 import sys
 
@@ -138,27 +148,34 @@ def measure(job: Job, model: Any) -> tuple[float, list[str]]:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("fault", [OUT_OF_MEMORY, KILLED], ids=["memory", "killed"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Lost(OUT_OF_MEMORY, {"gpus": 2}, [[70]]),
+        Lost(OUT_OF_MEMORY, {"nodes": 2}, [[75, 70]]),
+        Lost(KILLED, {"gpus": 2}, [[137], [137]]),
+    ],
+    ids=["memory", "memory-of-another-pod", "killed"],
+)
 def test_a_process_that_is_lost_in_the_middle_costs_an_attempt_or_two_and_not_the_result(
-    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, fault: str
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, case: Lost
 ) -> None:
     """What cannot succeed is not tried again; the first process then measures alone."""
-    codes = [137, 137] if fault == KILLED else [70]
-    job = make_shared_job(s3_server, f"together-{codes[0]}", tmp_path, trainer_python)
-    environment = with_fault(tmp_path, FAULT.replace("RANKS", '["1"]').replace("WHAT", fault))
-    for number, code in enumerate(codes):
-        attempt = job.start(f"lost-{number}", gpus=2, environment=environment)
-        assert attempt.codes() == [code], attempt.errors()
-    assert measuring_counts(job) == ["2" if fault == KILLED else "given up"]
-    if fault == OUT_OF_MEMORY:
-        assert (
-            "rank 1 cannot measure the adapter on the base in 16 bits: CUDA out of memory" in attempt.report().message
-        )
-    attempt = job.start("last", gpus=2, environment=environment)
-    assert attempt.codes() == [0], attempt.errors()
+    job = make_shared_job(s3_server, f"together-{'-'.join(case.place)}-{len(case.ends)}", tmp_path, trainer_python)
+    environment = with_fault(tmp_path, FAULT.replace("RANKS", '["1"]').replace("WHAT", case.fault))
+    for number, codes in enumerate(case.ends):
+        attempt = job.start(f"lost-{number}", environment=environment, **case.place)
+        assert attempt.codes() == codes, attempt.errors()
+    is_killed = case.fault == KILLED
+    assert measuring_counts(job) == ["2" if is_killed else "given up"]
+    if not is_killed:
+        told = "rank 1 cannot measure the adapter on the base in 16 bits: CUDA out of memory"
+        assert told in attempt.report(len(codes) - 1).message
+    attempt = job.start("last", environment=environment, **case.place)
+    assert set(attempt.codes()) == {0}, attempt.errors()
     why = "2 attempts ended while all processes measured the base in 16 bits together, and with backoffLimit 3"
     given_up = "an earlier attempt could not measure the base in 16 bits in all processes together"
-    assert (why if fault == KILLED else given_up) in attempt.errors()
+    assert (why if is_killed else given_up) in (attempt.root / "stderr-0").read_text()
     assert attempt.report().evaluation.verdict == "Better"  # type: ignore[union-attr]
     assert measuring_counts(job) == []
 

@@ -138,15 +138,20 @@ def _row(line: dict[str, Any]) -> ChatRow:
     return ChatRow(line["messages"], Source("rows.jsonl", 1), DataFormat.OPENAI)
 
 
+@pytest.mark.parametrize("gpus", [1, 2])
 def test_a_base_that_does_not_fit_in_16_bits_gives_no_verdict(
-    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, gpus: int
 ) -> None:
+    """Several GPUs are told how to share it."""
     monkeypatch.setattr(served, "available_bytes", lambda: 4096)
     gate = {"steps": 4, "prompts": [], "gate": {"mustImprove": True, "maxEvalLoss": 100}}
-    bench, report = run(make_bench, method="QLoRA", hyperparameters=SHORT, evaluation=gate)
+    place = {"gpusPerNode": gpus}
+    bench, report = run(make_bench, method="QLoRA", hyperparameters=SHORT, evaluation=gate, resources=place)
     assert report.evaluation is not None
     assert (report.evaluation.verdict, report.evaluation.before) == ("NotEvaluated", None)
     assert "the base in 16 bits, as serving software loads it, needs" in str(report.evaluation.verdict_message)
+    has_fix = "with tuning.lora.shardBase the job's GPUs share it out" in str(report.evaluation.verdict_message)
+    assert has_fix == (gpus > 1)
     assert (report.outcome, report.evaluation.gate) == (Outcome.GATE_NOT_MET, "NotMet")
     page = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
     assert "These are figures of the 4-bit base of the training." in page

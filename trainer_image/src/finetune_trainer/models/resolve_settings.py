@@ -323,7 +323,7 @@ def _milder(
         single = single.model_copy(update={"shard_teacher": True})
         advice.append("distillation.shardTeacher true")
         yield " and ".join(advice), single
-    if _may_share_base(spec, settings):
+    if may_share_base(spec, settings):
         single = single.model_copy(update={"shard_base": True})
         advice.append(SHARED_BASE)
         yield " and ".join(advice), single
@@ -338,7 +338,7 @@ def _milder(
             yield " and ".join([*advice, QUANTISED]), single
 
 
-def _may_share_base(spec: FineTuneJobSpec, settings: Resolved) -> bool:
+def may_share_base(spec: FineTuneJobSpec, settings: Resolved) -> bool:
     """Return whether the base can be shared out over the job's GPUs, and is not."""
     if settings.method == Method.FULL or settings.shard_base:
         return False

@@ -17,7 +17,7 @@ from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.run_record import Served
 from finetune_trainer.models.loading import DTYPES, load_tokenizer, model_errors
 from finetune_trainer.models.memory_estimate import format_bytes
-from finetune_trainer.models.resolve_settings import fit_served, least_served
+from finetune_trainer.models.resolve_settings import fit_served, least_served, may_share_base
 from finetune_trainer.models.shape import with_teacher
 from finetune_trainer.models.tensor_files import read_local_shape
 from finetune_trainer.monitoring.host_memory import available_bytes
@@ -96,7 +96,10 @@ def measure_as_served(inputs: Inputs, trained: TrainingResult, device: torch.dev
                 raise
             obstacle = "the base in 16 bits does not fit in the GPU's memory together with a batch of held-out rows"
         _free_gpu()  # outside the handler: its traceback keeps the tensors alive
-    obstacle = tried.obstacle if tried else obstacle
+    if tried:
+        obstacle = tried.obstacle
+    elif may_share_base(inputs.run.config.spec, trained.settings):
+        obstacle += "; with tuning.lora.shardBase the job's GPUs share it out"
     logger.warning("the result is not measured as it will be served: %s", obstacle)
     return replace(trained, served=Served(obstacle=obstacle))
 
