@@ -1,4 +1,4 @@
-"""A base that the file shares out over its GPUs, by FSDP or DeepSpeed: `tuning.lora.shardBase`."""
+"""A model that the file shares out over its GPUs, by FSDP or DeepSpeed: the base of an adapter, or its teacher."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -19,18 +19,21 @@ SHARES: Mapping[str, Callable[[str], Any]] = {
 }
 """By key: whether its value, in lower case, shares out the weights."""
 KEYS = "fsdp fsdp_config deepspeed"
+TEACHER = "distillation.shardTeacher"
 
 
 def put_shards(draft: Draft, keys: str = KEYS) -> None:
-    """Share the base of an adapter out over the GPUs, if one of the keys does so and the rules of the spec allow it."""
+    """Share the base of an adapter out over the GPUs, or in a distillation the teacher, if one of the keys does so and
+    the rules of the spec allow it."""
+    field = TEACHER if draft.at("objective") == Objective.DISTILLATION.value else f"{LORA}.shardBase"
     is_counted = draft.options.gpus is not None or draft.is_given("num_processes")
     for key in (key for key in keys.split() if not is_off(draft.get(key))):
-        shares = SHARES[key](str(draft.get(key)).lower()) and draft.at(f"{LORA}.shardBase") is None
+        shares = SHARES[key](str(draft.get(key)).lower()) and draft.at(field) is None
         reason, fix = _why_whole(draft) if shares else (GPUS, "")
         if reason:
             draft.lose(key, reason, fix if is_counted else GIVE_GPUS, changes_training=False)
         else:
-            draft.set(f"{LORA}.shardBase", True, key)
+            draft.set(field, True, key)
 
 
 def put_trainer_shards(draft: Draft) -> None:
@@ -43,13 +46,15 @@ def put_trainer_shards(draft: Draft) -> None:
 
 
 def _why_whole(draft: Draft) -> tuple[str, str]:
-    """Return why each GPU holds the whole base, and the fix; both are empty if it can be shared out."""
+    """Return why each GPU holds the whole model, and the fix; both are empty if it can be shared out."""
     method, objective, lora = draft.at("tuning.method"), draft.at("objective"), draft.at(LORA) or {}
     if method == "Full":
         return GPUS, ""
     if (draft.at("resources.numNodes") or 1) * (draft.at("resources.gpusPerNode") or 1) <= 1:
-        return "a base is shared out over several GPUs", "use --gpus with their number"
-    if objective in {Objective.REWARD_MODEL.value, Objective.DISTILLATION.value}:
+        return "a model is shared out over several GPUs", "use --gpus with their number"
+    if objective == Objective.DISTILLATION.value:
+        return "", ""
+    if objective == Objective.REWARD_MODEL.value:
         return f"each GPU holds the whole base with objective {objective}", ""
     given = [name for name in ("useDora", "targetExperts", "modulesToSave") if lora.get(name)]
     if lora.get("initLoraWeights", "Default") not in {"Default", "Gaussian"}:

@@ -526,6 +526,14 @@ def test_a_base_that_accelerate_shares_out_is_shared_out(read: Read, changes: di
     assert [one.key for one in done.not_carried if not one.changes_training] == ([] if is_shared else [*changes])
 
 
+@pytest.mark.parametrize(("gpus", "is_shared"), [(4, True), (1, False)])
+def test_of_a_distillation_the_teacher_is_shared_out(read: Read, gpus: int, is_shared: bool) -> None:
+    teacher = {"teacher_model_name_or_path": "acme/larger", "accelerate_config": "fsdp2", "num_processes": gpus}
+    done = read(**teacher, use_peft=True, lora_target_modules="all-linear")
+    assert (spec_of(done)["distillation"].get("shardTeacher", False), done.problems) == (is_shared, [])
+    assert "shardBase" not in spec_of(done)["tuning"]["lora"]
+
+
 def test_a_configuration_of_accelerate_needs_the_number_of_gpus(read: Read) -> None:
     (named,) = [one for one in read(accelerate_config="fsdp2", packing=False).not_carried if not one.changes_training]
     assert (named.key, "--gpus" in named.fix) == ("accelerate_config", True)
