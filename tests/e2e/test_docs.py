@@ -18,7 +18,7 @@ from user import BUCKET, Bench, kubectl
 pytestmark = pytest.mark.nightly
 
 INSTALL_AWS = ["apt-get", "install", "--yes", "--no-install-recommends", "awscli"]
-NOT_HERE = ("--watch", "patch", "support-bot-2", " import ")
+NOT_HERE = ("--watch", "patch", "support-bot-2", " import ", "support-bot-try")
 """What does not end, would change the job, needs another, or reads a file and no job."""
 WAIT = "kubectl wait --for=condition=Reconciling=false ftj/support-bot --timeout=6h"
 
