@@ -8,6 +8,9 @@ from statistics import NormalDist
 from finetune_api.evaluation import AbilityStatus, EvaluationMetric, Gate
 from finetune_trainer.evaluation.verdict import LEVEL, Comparison, compare
 
+BATCH_TOKENS = 8192
+"""Tokens of a question's choices that are read at once, with padding."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ability:

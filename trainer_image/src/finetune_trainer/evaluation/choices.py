@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from finetune_trainer.data.ability import Question
 from finetune_trainer.distributed.world import ALONE, World
+from finetune_trainer.evaluation.ability import BATCH_TOKENS
 from finetune_trainer.evaluation.logprobs import logits_at
-from finetune_trainer.models.memory_estimate import ABILITY_TOKENS
 
 CONTEXT = 2048
 """Tokens of a question and a choice that are read, the last ones; fewer if the model's context is shorter."""
@@ -85,8 +85,8 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _batches(choices: Sequence[Continuation]) -> Iterator[slice]:
-    """Yield the parts of the choices that are read at once: at most `ABILITY_TOKENS` tokens, at least one choice."""
-    size = max(ABILITY_TOKENS // max(len(one.ids) for one in choices), 1)
+    """Yield the parts of the choices that are read at once: at most `BATCH_TOKENS` tokens, at least one choice."""
+    size = max(BATCH_TOKENS // max(len(one.ids) for one in choices), 1)
     for at in range(0, len(choices), size):
         yield slice(at, at + size)
 

@@ -43,8 +43,6 @@ LOSS_TOKENS, LOSS_WORDS = 4096, 32768
 """The loss is computed in tiles of this many tokens and words: the logits of a whole batch are never stored."""
 FROM_WEIGHTS = (InitLoraWeights.PISSA, InitLoraWeights.OLORA)
 """First values of an adapter that are kept, because they are subtracted."""
-ABILITY_TOKENS = 8192
-"""Tokens of the choices of a question on general ability that are read at once, with padding."""
 EXPERT_STACKS = 2
 """Parameters of a module of experts: the projections up and down."""
 

@@ -14,9 +14,9 @@ from finetune_api.spec import WITH_ADAPTER, Attention, FineTuneJobSpec, Method, 
 from finetune_api.status import Resolved
 from finetune_api.tuning import Lora
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.ability import BATCH_TOKENS
 from finetune_trainer.models.activations import UNQUANTISED
 from finetune_trainer.models.memory_estimate import (
-    ABILITY_TOKENS,
     MemoryEstimate,
     estimate,
     estimate_measuring,
@@ -237,7 +237,7 @@ def estimate_served(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved
     """Return the memory of each GPU to measure the adapter of QLoRA on the base in 16 bits, shared out as in 4 bits,
     with the questions on general ability."""
     if spec.evaluation.ability:
-        rows = max(settings.per_device_train_batch_size or 1, ceil(ABILITY_TOKENS / (settings.max_length or 1)))
+        rows = max(settings.per_device_train_batch_size or 1, ceil(BATCH_TOKENS / (settings.max_length or 1)))
         settings = settings.model_copy(update={"per_device_train_batch_size": rows})
     has_reward_model = spec.rlhf is not None and spec.rlhf.reward_model is not None
     ranks = spec.resources.ranks
