@@ -51,7 +51,8 @@ def _why_whole(draft: Draft) -> tuple[str, str]:
     if method == "Full":
         return GPUS, ""
     if (draft.at("resources.numNodes") or 1) * (draft.at("resources.gpusPerNode") or 1) <= 1:
-        return "a model is shared out over several GPUs", "use --gpus with their number"
+        what = "a teacher" if objective == Objective.DISTILLATION.value else "a base"
+        return f"{what} is shared out over several GPUs", "use --gpus with their number"
     if objective == Objective.DISTILLATION.value:
         return "", ""
     if objective == Objective.REWARD_MODEL.value:
