@@ -53,11 +53,15 @@ def refused(bench: Bench) -> TrainerError:
     return caught.value
 
 
-def test_a_gate_after_qlora_needs_a_teacher_that_one_gpu_holds(make_bench: MakeBench, taught: Path, red: Path) -> None:
+def test_a_gate_after_qlora_may_have_a_teacher_that_is_shared_out(
+    make_bench: MakeBench, taught: Path, red: Path
+) -> None:
     distillation = {"teacher": {"uri": TEACHER}, "shardTeacher": True}
     blocks = {"distillation": distillation, "resources": {"gpusPerNode": 2}}
     gated = blocks | {"evaluation": {"gate": {"mustImprove": True}}}
-    assert "set tuning.method LoRA, or remove" in refused(make_job(make_bench, taught, red, "QLoRA", **gated)).message
+    resolved = make_job(make_bench, taught, red, "QLoRA", **gated).prepare().resolved
+    assert resolved
+    assert resolved.shard_teacher
 
 
 def change_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
