@@ -36,7 +36,7 @@ ANNOTATION_QUEUED_BY = f"{GROUP}/queued-by"
 """On a Job: the component that put it into its queue; if absent, another did, and would put a new Job there too."""
 
 LABEL_SWEEP = f"{GROUP}/sweep"
-"""On the FineTuneJobs of a sweep: the name of the job that they are variants of."""
+"""On the FineTuneJobs of a sweep: the name of the job that they are variants of, with the sweep's suffix."""
 ANNOTATION_RELEASE_NAME = f"{GROUP}/release-name"
 """On the Job of a release: the FineTuneRelease's full name."""
 LABEL_RELEASE_GENERATION = f"{GROUP}/release-generation"

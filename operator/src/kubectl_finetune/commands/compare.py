@@ -186,7 +186,7 @@ def _sentences(ranked: Sequence[Job]) -> list[str]:
     close = [job.name for job in others if not _is_separated(best, job, is_loss=word == "loss")]
     told = f"{best.name} has the best {word}, by more than the intervals of both allow for each other job"
     if unknown:
-        told = f"{best.name} has the best {word}; {', '.join(unknown)} has no interval, so chance is not excluded"
+        told = f"{best.name} has the best {word}; without an interval of {', '.join(unknown)}, it may be chance"
     elif close:
         told = (
             f"{best.name} has the best {word}, but the intervals do not separate it from {', '.join(close)}: more "

@@ -32,7 +32,7 @@ def sweep(
         str, typer.Option(help="What follows the name of the job, before a number; another sweep of it needs another.")
     ] = "try",
     target: Annotated[
-        Path | None, typer.Option("--file", "-f", help="File to write, or - for stdout. Default: NAME-try.yaml.")
+        Path | None, typer.Option("--file", "-f", help="File to write, or - for stdout. Default: NAME-SUFFIX.yaml.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:

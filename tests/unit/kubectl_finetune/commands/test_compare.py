@@ -175,7 +175,7 @@ def test_a_difference_that_rounding_or_the_base_can_make_is_not_called_one(tried
 
 def test_a_job_without_an_interval_a_worse_one_and_a_failed_gate_are_named(tried: Make) -> None:
     unknown = [tried("a", 1e-4, 2.8, None), tried("b", 1e-3, 2.9)]
-    assert rank(unknown).sentences[0] == "a has the best loss; a has no interval, so chance is not excluded"
+    assert rank(unknown).sentences[0] == "a has the best loss; without an interval of a, it may be chance"
     worse = {"evaluation": {"verdict": "Worse"}}
     told = rank([tried("a", 1e-4, 3.1, **worse), tried("b", 1e-3, 3.5, **worse)]).sentences
     assert "a is worse than the model before the training" in told
