@@ -1,6 +1,7 @@
 """What the GPU suite measures of several GPUs: two processes against one."""
 
 import hashlib
+import io
 import json
 import os
 import socket
@@ -18,13 +19,20 @@ from policy_bench import prompts_of
 from ranks import start_ranks
 from results import Figure, try_figure
 from trainer_bench import OWN
+from training_bench import Bench, make_rows, make_spec
 
+from finetune_api.handoff import JobConfig, Outcome, Report
 from finetune_api.objectives import Reward
+from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.distributed.world import ALONE, World, join
 from finetune_trainer.models.device import find_device
 from finetune_trainer.models.loading import load_for_training, load_tokenizer
 from finetune_trainer.models.memory_estimate import format_bytes
+from finetune_trainer.models.resolve_settings import estimate_served
+from finetune_trainer.models.tensor_files import read_local_shape
+from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.rewards.computed import ComputedRewards, Judge
+from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.labeler import UNTRAINED, Labeler
 from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair
 from finetune_trainer.training.callbacks import save_trained
@@ -51,7 +59,8 @@ LARGEST_LOSS_DIFFERENCE = 0.01
 
 
 def measure_ranks(machine: Machine) -> Iterator[Figure]:
-    """Two processes against one with the same effective batch: with DDP, on a sharded base, and with method Full."""
+    """Two processes against one with the same effective batch: with DDP, on a sharded base, and with method Full; and a
+    job of two whose result is measured in both."""
     if machine.ranks < 2:
         yield Figure("two GPUs", "not measured: one GPU", "the losses of one process")
         return
@@ -60,6 +69,8 @@ def measure_ranks(machine: Machine) -> Iterator[Figure]:
         yield try_figure(name, "the losses of one process", lambda one=(objective, method): _compare(machine, *one))
     required = "the held-out rewards of one process before the training, and the same weights in both after it"
     yield try_figure("GRPO on two processes", required, lambda: _compare_policies(machine))
+    name = f"a job with QLoRA, {SHARED_OUT}, whose result both processes measure on the base in 16 bits"
+    yield try_figure(name, "published, measured, within the estimate", lambda: _measure_together(machine))
 
 
 def _compare(machine: Machine, objective: str, method: str) -> tuple[str, bool]:
@@ -155,6 +166,53 @@ def _policy(machine: Machine, world: World, folder: Path) -> PolicyTrainer:
     rewards = [Reward.model_validate({"type": "Regex", "pattern": pattern}) for pattern in LETTERS]
     judge = Judge(ComputedRewards(rewards), Labeler(machine.model).stop_id())
     return build_rlhf_trainer(parts, judge)
+
+
+def _measure_together(machine: Machine) -> tuple[str, bool]:
+    """Return what became of a whole job, and the peak of each process while they measured together."""
+    hyper = {"maxSteps": machine.steps, "perDeviceTrainBatchSize": 2, "gradientAccumulationSteps": 1, "maxLength": 128}
+    tuning = {"method": "QLoRA", "lora": {"shardBase": True}}
+    place = {"gpusPerNode": machine.ranks}
+    spec = make_spec(tuning=tuning, hyperparameters=hyper, resources=place, evaluation={"steps": 100})
+    bench = Bench(machine.scratch / "ranks-together", machine.model, spec, make_rows(60))
+    config = bench.prepare()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    arguments = (replace(machine, shapes={}), bench.root, config, port)
+    start_ranks(_run_rank, arguments, machine.ranks, "spawn" if machine.is_gpu else "fork")
+    report = Report.model_validate_json((bench.root / "report.json").read_text())
+    shape = read_local_shape(machine.model)
+    assert shape
+    assert report.resolved
+    estimated = estimate_served(config.spec, shape, report.resolved).total
+    peaks = [int((bench.root / f"peak-{rank}").read_text()) for rank in range(machine.ranks)]
+    verdict = report.evaluation.verdict if report.evaluation else None
+    is_met = report.outcome is Outcome.PUBLISHED and verdict not in {None, "NotEvaluated"}
+    if machine.is_gpu:
+        is_met = is_met and max(peaks) <= estimated
+    found = ", ".join(map(format_bytes, peaks)) if machine.is_gpu else "not measured"
+    return f"{report.outcome.value}, {verdict}, peak of each {found}, estimated {format_bytes(estimated)}", is_met
+
+
+def _run_rank(rank: int, machine: Machine, root: Path, config: JobConfig, port: int) -> None:
+    """Run a job's training in one of several processes; write the report, and the peak of the measurement."""
+    world, own = _join(rank, machine, root, port)
+    from finetune_trainer.pipeline import served, train  # disables dynamo, which a plain script may use
+
+    load = served.load_model
+
+    def load_model(*arguments: Any) -> Any:
+        own.reset_peak()
+        return load(*arguments)
+
+    served.load_model = load_model
+    bench = Bench(root, own.model, config.spec.model_dump(by_alias=True, exclude_none=True))
+    run = RunContext(config, bench.storage, root / f"rank-{rank}", Reporter("u-1", out=io.StringIO()), StopFlag())
+    run.workspace.mkdir()
+    report = train.train_distributed(run, world)
+    (root / f"peak-{rank}").write_text(str(own.peak()))
+    if report:
+        (root / "report.json").write_text(report.model_dump_json(by_alias=True))
 
 
 def _train_policy(rank: int, machine: Machine, folder: Path, port: int) -> PolicyTrainer:
