@@ -139,6 +139,13 @@ class Scene:
         if evicted:
             pod["status"] |= {"reason": "Evicted", "message": evicted}
 
+    def linger(self, pod: Object, code: int, message: str = "") -> None:
+        """End the trainer's container, while a proxy that was injected runs on."""
+        self.end(pod, code, message)
+        proxy = {"name": "istio-proxy", "state": {"running": {"startedAt": stamp()}}}
+        pod["status"] = pod["status"] | {"phase": "Running"}
+        pod["status"]["containerStatuses"].append(proxy)
+
     def reject(self, pod: Object, reason: str, message: str) -> None:
         """Set the pod status that the kubelet writes when it rejects a pod, or evicts it before a container ended."""
         pod["status"] = {"phase": "Failed", "reason": reason, "message": message}

@@ -50,6 +50,7 @@ class Simulator(RuleBasedStateMachine):
         steps=st.integers(0, 8),
         queued=st.booleans(),
         merged=st.booleans(),
+        proxied=st.sampled_from([False, False, True]),
     )
     def create(  # noqa: PLR0917
         self,
@@ -61,6 +62,7 @@ class Simulator(RuleBasedStateMachine):
         steps: int,
         queued: bool,
         merged: bool,
+        proxied: bool,
     ) -> None:
         spec = {"backoffLimit": backoff, "maxPreemptions": preemptions, "suspend": suspended, "stallTimeoutSeconds": 60}
         spec |= {"activeDeadlineSeconds": deadline} if deadline else {}
@@ -70,6 +72,7 @@ class Simulator(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.queued = kueue_world.QueuedWorld(**spec, scheduling={"queueName": "team"}) if queued else None
         self.world = self.queued or job_world.World(**spec)
+        self.world.has_proxy = proxied
         self.one, self.other = (
             job_operator.Operator(self.world, self.loop),
             job_operator.Operator(self.world, self.loop),
@@ -363,9 +366,10 @@ class Simulator(RuleBasedStateMachine):
         self.kueue_works(has_room=True)
         self.world.control()
         for pod in list(self.world.pods.values()):
-            if "deletionTimestamp" in pod["metadata"] and pod["status"]["phase"] == "Running":
+            is_running = pod["status"]["phase"] == "Running" and job_world.is_working(pod)
+            if "deletionTimestamp" in pod["metadata"] and is_running:
                 self.world.end(pod, 75, self.world.report("Preempted"))
-            elif works and pod["status"]["phase"] == "Running":
+            elif works and is_running:
                 self.world.publish(pod)
             elif works and pod["status"]["phase"] == "Pending":
                 self.world.start(pod)

@@ -331,6 +331,8 @@ class Pod:
     """Whether a container requests CPU; without, the pod gets what others of its node leave."""
     evicted: str
     """Why the kubelet evicted it, also if its container wrote a termination message."""
+    companions: str = ""
+    """The running containers that others have added to it, such as the proxy of a service mesh."""
     version: int = field(default=0, compare=False)
 
     @classmethod
@@ -384,6 +386,7 @@ class Pod:
                 for one in spec.get("containers") or []
             ),
             evicted=_text(status.get("message", "")) if status.get("reason") == names.Reason.EVICTED else "",
+            companions=_companions(status),
             version=version_of(meta),
         )
 
@@ -421,6 +424,11 @@ class Pod:
         reference = re.sub(r"^[a-z-]+://", "", self.image_id)
         is_usable = "@sha256:" in reference and repository(reference) == repository(self.image)
         return f"{strip_tag(self.image)}@{reference.partition('@')[2]}" if is_usable else self.image
+
+
+def _companions(status: Object) -> str:
+    running = (one["name"] for one in status.get("containerStatuses") or [] if "running" in (one.get("state") or {}))
+    return ", ".join(name for name in running if name != names.TRAINER_CONTAINER)
 
 
 def _job_of(pod: Object) -> str:

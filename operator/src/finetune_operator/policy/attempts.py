@@ -29,7 +29,7 @@ from finetune_operator.policy.history import (
     runs,
 )
 from finetune_operator.policy.liveness import describe_place, show_running
-from finetune_operator.policy.pods import pod_diagnosis, rank_outcomes, run_outcome
+from finetune_operator.policy.pods import lingering, pod_diagnosis, rank_outcomes, run_outcome
 from finetune_operator.policy.startup import watch_start
 from finetune_operator.policy.status_report import (
     record_image,
@@ -150,7 +150,7 @@ def _continue(context: Context, current: Job) -> Effect:
     is_used_up = endings.has_too_many_preemptions(context) or has_lower_limit
     cause = None if is_used_up else edits.find_cause(context, current)
     if not is_used_up and not cause:
-        return _watch(context, current)
+        return _end_lingering(context, current) or _watch(context, current)
     if _has_counted(context):
         return _watch(context, current) + requeue_in(0)
     if cause:
@@ -162,6 +162,19 @@ def _continue(context: Context, current: Job) -> Effect:
     reason = R.TOO_MANY_PREEMPTIONS if is_preempted else R.BACKOFF_LIMIT_EXCEEDED
     _record_stopped(context, reason, "stopped, because the limit was exceeded before")
     return Effect(delete=current) + end
+
+
+def _end_lingering(context: Context, current: Job) -> Effect | None:
+    """End a Job that only containers of others keep open, once all counts are written; None if it is not one."""
+    recorded = {run.pod_uid: run.end_time for run in runs.history(context.status) if run.end_time}
+    left = lingering.seconds_left(context.observed.pods_of(current.uid), context.observed.now, recorded)
+    if left is None or current.is_suspended or context.spec.suspend:
+        return None
+    if left > 0 or _has_counted(context) or context.status.current_run:
+        return _watch(context, current) + requeue_in(left or SOON_SECONDS)
+    if context.observed.obstacle:
+        return _watch(context, current) + _show_refusal(context, current)
+    return endings.end_lingering(context, current)
 
 
 def _replace_deleted(context: Context, job_ref: JobRef) -> Effect:

@@ -26,7 +26,7 @@ from finetune_operator.policy.history import (
     rejections,
     runs,
 )
-from finetune_operator.policy.pods import rank_outcomes, run_outcome
+from finetune_operator.policy.pods import lingering, rank_outcomes, run_outcome
 from finetune_operator.policy.status_report import (
     find_difference,
     record_lineage,
@@ -54,6 +54,21 @@ def end_attempt(context: Context, current: Job) -> Effect:
     if broken := broken_gpus.record_fault(context, current, ends):
         return close(context, R.GPU_FAULT, broken, add_failure=False)
     return _end_used_up(context, current)
+
+
+def end_lingering(context: Context, current: Job) -> Effect:
+    """End an attempt whose Job never ends, because containers of others run on in its pods; every run is counted."""
+    pods = context.observed.pods_of(current.uid)
+    ends = [rank_outcomes.End(context.outcome_of(pod), pod) for pod in pods]
+    if proven := end_proven(context, JobRef(name=current.name, uid=current.uid)):
+        return Effect(delete=current) + proven
+    if terminal := next((end.named() for end in ends if end.outcome.is_terminal), None):
+        return Effect(delete=current) + _end_terminal(context, None, terminal)
+    if broken := broken_gpus.record_fault(context, current, ends):
+        return close(context, R.GPU_FAULT, broken, add_failure=False)
+    # Its Job is removed next, as one that is closed, but open.
+    reason, _, message = runs.last_sentence(context.status).partition(": ")
+    return close(context, reason, f"{message}; {lingering.describe(pods)}", add_failure=False)
 
 
 def end_deleted(context: Context, job_ref: JobRef, detail: str) -> Effect:

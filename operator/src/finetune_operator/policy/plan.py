@@ -72,7 +72,7 @@ def _decide(observed: Observed, settings: Settings, spec: FineTuneJobSpec, statu
     if not spec.has_preflight:
         return effect + set_condition(C.VALIDATED, "Unknown", R.PREFLIGHT_DISABLED) + attempts.train(context)
     if status.is_true(C.VALIDATED):
-        return effect + attempts.train(context)
+        return effect + preflight.remove_lingering(context) + attempts.train(context)
     has_passed, checked = preflight.check(context)
     return effect + checked + (attempts.train(context) if has_passed else Effect())
 

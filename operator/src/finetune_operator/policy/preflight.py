@@ -19,7 +19,7 @@ from finetune_operator.policy.decision import (
     succeed,
 )
 from finetune_operator.policy.history import bookkeeping, preflight_runs, runs
-from finetune_operator.policy.pods import run_outcome
+from finetune_operator.policy.pods import lingering, run_outcome
 from finetune_operator.policy.startup import watch_start
 from finetune_operator.policy.status_report import record_dataset, record_image, record_lineage, record_report
 
@@ -37,24 +37,43 @@ def check(context: Context) -> tuple[bool, Effect]:
     deadline = deadlines.next_deadline(context)
     if deadline:
         effect += deadline.wait()
-    if child is None and deadline and deadline.is_exceeded:
-        return False, effect + deadlines.end_job(context, deadline)
     if child is None:
-        image = context.spec.trainer.image or context.settings.preflight_image or context.settings.trainer_image
-        return False, effect + create_job(context, build_preflight(context.observed.job, context.settings, image))
+        return False, effect + _begin(context, deadline)
     pods = context.observed.pods_of(child.uid)
     preflight_runs.record_preflight(context, pods)
     passed = next(((pod, report) for pod in pods if (report := _passing_report(context, pod))), None)
-    if passed and (child.completed or passed[1].outcome is Outcome.VALIDATED):
+    left = lingering.seconds_left(pods, context.observed.now)
+    if passed and (child.completed or passed[1].outcome is Outcome.VALIDATED or left == 0):
         has_passed, result = _pass(context, child, *passed)
         return has_passed, effect + result
     if child.is_over:
         return False, effect + _fail(context, child, pods)
+    if left is not None and not context.spec.suspend:
+        return False, effect + _end_lingering(context, child, pods, left)
     if cause := edits.find_cause(context, child):
         shown = set_condition(C.RUNNING, "False", R.BACKING_OFF, ": ".join(cause))
         return False, effect + shown + Effect(delete=child) + requeue_in(SOON_SECONDS)
     effect += edits.announce(context, child)
     return False, effect + _watch(context, child, pods, deadline)
+
+
+def _begin(context: Context, deadline: deadlines.Deadline | None) -> Effect:
+    if deadline and deadline.is_exceeded:
+        return deadlines.end_job(context, deadline)
+    image = context.spec.trainer.image or context.settings.preflight_image or context.settings.trainer_image
+    return create_job(context, build_preflight(context.observed.job, context.settings, image))
+
+
+def remove_lingering(context: Context) -> Effect:
+    """Remove a preflight that has passed, and whose Job only containers of others keep open."""
+    own = context.observed.own
+    child = next((one for one in own if one.component == Component.PREFLIGHT), None)
+    if child is None or child.is_over or child.is_deleting or context.observed.obstacle:
+        return Effect()
+    left = lingering.seconds_left(context.observed.pods_of(child.uid), context.observed.now)
+    if left is None:
+        return Effect()
+    return requeue_in(left) if left > 0 else Effect(delete=child) + requeue_in(SOON_SECONDS)
 
 
 def _watch(context: Context, child: Job, pods: Sequence[Pod], deadline: deadlines.Deadline | None) -> Effect:
@@ -73,6 +92,18 @@ def _watch(context: Context, child: Job, pods: Sequence[Pod], deadline: deadline
     shown = watch_start(context, child, pods) if held is None else held
     is_to_end = _has_too_many_preemptions(context) or (deadline and deadline.is_exceeded)
     return effect + shown + (suspension.show_refused_stop(context, pods) if held is None or is_to_end else Effect())
+
+
+def _end_lingering(context: Context, child: Job, pods: Sequence[Pod], left: float) -> Effect:
+    """End a preflight whose Job only containers of others keep open: one that was preempted is run again."""
+    if left > 0 or context.status.preflight != context.stored.preflight:
+        return _watch(context, child, pods, None) + requeue_in(left or SOON_SECONDS)
+    if context.observed.obstacle or _has_too_many_preemptions(context):
+        return _watch(context, child, pods, None)
+    if context.outcome_of(pods[-1]).result != run_outcome.RESULT_PREEMPTED:
+        return Effect(delete=child) + _fail(context, child, pods)
+    shown = set_condition(C.RUNNING, "False", R.BACKING_OFF, f"preflight was preempted; {lingering.describe(pods)}")
+    return shown + Effect(delete=child) + requeue_in(SOON_SECONDS)
 
 
 def _has_noted_a_pod(context: Context) -> bool:
