@@ -17,6 +17,10 @@ JOB = 'namespace="team", name="one"'
 WHERE = {"namespace": "team", "name": "one"}
 HELD = 'finetune_release_stalled{namespace="team", name="one", reason="Held"}'
 WATCH = 'finetune_operator_last_event_timestamp_seconds{instance="a", resource="finetunejobs"}'
+LEADS, LEADS_TOO, LEADS_ELSEWHERE = (
+    f'finetune_operator_leading{{namespace="system",service="{service}",pod="{pod}"}}'
+    for service, pod in (("one", "a"), ("one", "b"), ("two", "c"))
+)
 PATCHES = 'finetune_operator_api_requests_total{instance="a", verb="PATCH", resource="finetunejobs/status", code="200"}'
 OTHER_PATCHES = 'finetune_operator_api_requests_total{instance="a", verb="PATCH", resource="jobs", code="200"}'
 ERRORS = 'finetune_operator_reconcile_total{instance="a", result="error"}'
@@ -49,6 +53,10 @@ DENIED = job("failures_total", ', reason="StorageUnavailable"')
 
 FIRING: list[tuple[str, str, Series, dict[str, str]]] = [
     ("FineTuneOperatorDown", "6m", {"finetune_job_info": "1x10"}, {}),
+    (
+        "FineTuneOperatorNotLeading", "7m",
+        {LEADS: "1 0x10", LEADS_TOO: "0x10"}, {"namespace": "system", "service": "one"},
+    ),
     # The watch was last heard at minute 1, and a status is written every ten seconds.
     ("FineTuneWatchStale", "12m", {WATCH: "60x60", PATCHES: "0+6x60"}, {"instance": "a", "resource": "finetunejobs"}),
     ("FineTuneReconcileErrors", "30m", {ERRORS: "0+1x60"}, {"instance": "a", "result": "error"}),
@@ -90,6 +98,8 @@ FIRING: list[tuple[str, str, Series, dict[str, str]]] = [
 ]  # fmt: skip
 SILENT: list[tuple[str, str, Series]] = [
     ("FineTuneOperatorDown", "30m", {"finetune_operator_build_info": "1x60"}),
+    # The other replica takes over, and a second release has an operator of its own.
+    ("FineTuneOperatorNotLeading", "30m", {LEADS: "1x10 0x60", LEADS_TOO: "0x12 1x60", LEADS_ELSEWHERE: "1x60"}),
     # Nothing happens in the cluster: nothing is written, and nothing heard.
     ("FineTuneWatchStale", "30m", {WATCH: "60x60", PATCHES: "5x60"}),
     ("FineTuneWatchStale", "30m", {WATCH: "60x60", OTHER_PATCHES: "0+6x60"}),
