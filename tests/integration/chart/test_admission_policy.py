@@ -308,3 +308,50 @@ def test_after_the_lists_have_changed_the_operator_can_stop_its_job_but_start_no
         adopted = change("foreign", metadata={"ownerReferences": own["metadata"]["ownerReferences"]})
         assert "is not in trainer.image" in adopted
     kubectl("delete", "job", "-n", "default", "foreign")
+
+
+DELETED = (("batch/v1", "Job", "jobs"), ("v1", "ConfigMap", "configmaps"), ("v1", "Service", "services"),
+           ("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"))  # fmt: skip
+
+
+@pytest.mark.parametrize(("version", "kind", "resource"), DELETED)
+def test_the_operators_account_deletes_what_a_finetunejob_controls_and_nothing_else(
+    create: Callable[..., str], kubectl: Callable[..., str], version: str, kind: str, resource: str
+) -> None:
+    plain = {
+        "objective": "Chat",
+        "model": SPEC["model"],
+        "dataset": SPEC["dataset"],
+        "output": {"uri": "s3://bucket/out"},
+    }
+    job = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": resource}, "spec": plain}
+    kubectl("apply", "-f", "-", stdin=yaml.safe_dump(job))
+    uid = kubectl("get", "finetunejob", resource, "-o", "jsonpath={.metadata.uid}")
+    named = {"apiVersion": job["apiVersion"], "kind": job["kind"], "name": resource, "uid": uid}
+    own = [named | {"controller": True}]  # one that exists: the garbage collector deletes what has no owner
+    spec = {"Job": yaml.safe_load(JOB_SPEC), "Service": {"ports": [{"port": 80}]}, "NetworkPolicy": {"podSelector": {}}}
+    for name, owners in (("ours", own), ("theirs", []), ("pretended", [named])):
+        made = {"apiVersion": version, "kind": kind, "metadata": {"name": name, "ownerReferences": owners}}
+        kubectl("apply", "-f", "-", stdin=yaml.safe_dump(made | ({"spec": spec[kind]} if kind in spec else {})))
+
+    def delete(name: str, *user: str) -> str:
+        try:
+            return kubectl("delete", resource, name, *user)
+        except AssertionError as refusal:
+            return str(refusal)
+
+    try:
+        for name in ("theirs", "pretended"):
+            assert "the controller of what is deleted must be a FineTuneJob" in delete(name, "--as", OPERATOR)
+        assert "deleted" in delete("ours", "--as", OPERATOR)
+    finally:
+        for name in ("theirs", "pretended"):
+            assert "deleted" in delete(name), "an administrator may"
+        kubectl("delete", "finetunejob", resource)
+
+
+JOB_SPEC = """
+suspend: true
+template:
+  spec: {restartPolicy: Never, containers: [{name: a, image: a}]}
+"""
