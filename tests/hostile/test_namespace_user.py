@@ -18,6 +18,7 @@ IMAGE = "registry.example/trainer:1"
 SETTINGS = Settings(
     trainer_image=IMAGE,
     allowed_pod_annotations=["*"],
+    allowed_pod_labels=["*"],
     default_hub_token_secret="platform-hub",
     default_hub_endpoint="https://hub.example",
 )
@@ -39,6 +40,7 @@ FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "variable": lambda text: {"trainer": {"env": [{"name": text, "value": "1"}]}},
     "value": lambda text: {"trainer": {"env": [{"name": "NCCL_DEBUG", "value": text}]}},
     "annotation": lambda text: {"trainer": {"podAnnotations": {text: "other"}}},
+    "label": lambda text: {"trainer": {"podLabels": {text: "other"}}},
     "field of a pod": lambda text: {"trainer": {text: True}},
     "priority": lambda text: {"scheduling": {"priorityClassName": text}},
     "priority in the queue": lambda text: {"scheduling": {"queueName": "q", "workloadPriorityClassName": text}},

@@ -493,7 +493,8 @@ class FineTuneJobSpec(Block):
     once for trainers. Default: 1800."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = None
     """Seconds after the end of the job until its Jobs, pods and ConfigMaps are deleted; the FineTuneJob stays as the
-    record. Takes effect at once. Default: the operator's setting, else they are deleted with the FineTuneJob."""
+    record. Takes effect at once. Default: the operator's setting, else 3600 with
+    `resources.workspace.storageClassName`, else they are deleted with the FineTuneJob."""
 
     @property
     def labelled_as(self) -> str:

@@ -18,6 +18,12 @@
 - {name: FINETUNE_DEFAULT_TOLERATIONS, value: {{ with $pods.tolerations }}{{ toJson . | quote }}{{ else }}""{{ end }}}
 - {name: FINETUNE_DEFAULT_NODE_SELECTOR, value: {{ with $pods.nodeSelector }}{{ toJson . | quote }}{{ else }}""{{ end }}}
 - {name: FINETUNE_DEFAULT_RUNTIME_CLASS, value: {{ $pods.runtimeClassName | quote }}}
+- {name: FINETUNE_DEFAULT_POD_LABELS, value: {{ with $pods.podLabels }}{{ toJson . | quote }}{{ else }}""{{ end }}}
+- {name: FINETUNE_DEFAULT_POD_ANNOTATIONS, value: {{ with $pods.podAnnotations }}{{ toJson . | quote }}{{ else }}""{{ end }}}
+- {name: FINETUNE_CPU_POD_NODE_SELECTOR, value: {{ with .Values.trainer.cpuPods.nodeSelector }}{{ toJson . | quote }}{{ else }}""{{ end }}}
+- {name: FINETUNE_CPU_POD_TOLERATIONS, value: {{ if kindIs "slice" .Values.trainer.cpuPods.tolerations }}{{ toJson .Values.trainer.cpuPods.tolerations | quote }}{{ else }}""{{ end }}}
+- {name: FINETUNE_NODE_AVOIDANCE, value: {{ .Values.trainer.nodeAvoidance | quote }}}
+- {name: FINETUNE_NODE_SHUTDOWN_SECONDS, value: {{ include "finetune-operator.scalar" .Values.trainer.nodeShutdownSeconds | quote }}}
 - {name: FINETUNE_DEFAULT_START_DEADLINE_SECONDS, value: {{ include "finetune-operator.scalar" $pods.startDeadlineSeconds | quote }}}
 - {name: FINETUNE_DEFAULT_ACTIVE_DEADLINE_SECONDS, value: {{ include "finetune-operator.scalar" $pods.activeDeadlineSeconds | quote }}}
 - {name: FINETUNE_DEFAULT_TTL_SECONDS_AFTER_FINISHED, value: {{ include "finetune-operator.scalar" $pods.ttlSecondsAfterFinished | quote }}}
@@ -38,6 +44,7 @@
 - {name: FINETUNE_MAX_GRACE_PERIOD_SECONDS, value: {{ include "finetune-operator.scalar" .Values.allowed.maxGracePeriodSeconds | quote }}}
 - {name: FINETUNE_ALLOWED_ENV, value: {{ join "," .Values.allowed.env | quote }}}
 - {name: FINETUNE_ALLOWED_POD_ANNOTATIONS, value: {{ join "," .Values.allowed.podAnnotations | quote }}}
+- {name: FINETUNE_ALLOWED_POD_LABELS, value: {{ join "," .Values.allowed.podLabels | quote }}}
 - {name: FINETUNE_ALLOWED_STORAGE_ENDPOINTS, value: {{ join "," .Values.allowed.storageEndpoints | quote }}}
 - {name: FINETUNE_ALLOWED_STORAGE_PREFIXES, value: {{ join "," .Values.allowed.storagePrefixes | quote }}}
 - {name: FINETUNE_DEFAULT_STORAGE_ENDPOINT, value: {{ .Values.defaultStorage.endpoint | quote }}}

@@ -100,7 +100,7 @@ which prints as 1.00065e+09, and as digits in JSON. */}}
 absent number would be 0, an absent switch off, and absent ports all ports. */}}
 {{- define "finetune-operator.checkValues" -}}
 {{- $empty := list }}
-{{- $required := list "image.repository" "image.pullPolicy" "trainer.image.repository" "trainer.simulatedGpus"
+{{- $required := list "image.repository" "image.pullPolicy" "trainer.image.repository" "trainer.nodeAvoidance" "trainer.simulatedGpus"
   "allowed.maxGracePeriodSeconds" "crds.enabled" "crds.keep" "release.enabled" "release.kserve" "serviceAccount.create"
   "rbac.create" "rbac.aggregateToDefaultRoles" "admissionPolicy.enabled" "networkPolicy.enabled"
   "networkPolicy.apiServerPorts" "networkPolicy.dnsPorts" "networkPolicy.trainingPods" "networkPolicy.egress.enabled"

@@ -77,6 +77,7 @@ Peers = Annotated[list[dict[str, Any]] | None, NoDecode, BeforeValidator(_parse_
 EgressRules = Annotated[
     list[dict[str, Any]] | None, NoDecode, AfterValidator(_check_egress), BeforeValidator(_parse_json)
 ]
+Labels = Annotated[dict[QualifiedName, str] | None, NoDecode, BeforeValidator(_parse_json)]
 Url = Annotated[Endpoint | None, BeforeValidator(_empty_is_none)]
 Secret = Annotated[SecretName | None, BeforeValidator(_empty_is_none)]
 Seconds = Annotated[int | None, Field(ge=1, le=31_536_000), BeforeValidator(_empty_is_none)]
@@ -123,8 +124,14 @@ class Settings(BaseSettings):
     """Largest `spec.checkpoint.gracePeriodSeconds`: so long may a pod delay the drain of its node."""
     allowed_env: CommaSeparated = ["NCCL_*", "FI_*", "GLOO_*", "UCX_*", "TORCH_NCCL_*", "TORCH_DISTRIBUTED_*"]
     """Environment variables that `spec.trainer.env` may set; a `*` at the end matches any rest."""
-    allowed_pod_annotations: CommaSeparated = []
-    """Annotations that `spec.trainer.podAnnotations` may set, written in the same way."""
+    allowed_pod_annotations: CommaSeparated = [
+        "karpenter.sh/do-not-disrupt",
+        "cluster-autoscaler.kubernetes.io/safe-to-evict",
+    ]
+    """Annotations that `spec.trainer.podAnnotations` may set, written in the same way; by default those that keep an
+    autoscaler from ending a training."""
+    allowed_pod_labels: CommaSeparated = []
+    """Labels that `spec.trainer.podLabels` may set, written in the same way."""
     allowed_storage_endpoints: CommaSeparated = []
     """URLs of storage that jobs may use; `*` matches any text within the host or one path segment. Empty = all
     except link-local and metadata addresses. The default storage is always allowed; without one, a job that names no
@@ -195,6 +202,23 @@ class Settings(BaseSettings):
     """Node labels of the trainer pods of jobs without `spec.scheduling.nodeSelector`, as a JSON object."""
     default_runtime_class: Secret = None
     """Runtime class of the trainer pods of jobs without `spec.scheduling.runtimeClassName`."""
+    default_pod_labels: Labels = None
+    """Labels of the pods of every job and release, as a JSON object; those of `spec.trainer.podLabels` take
+    precedence."""
+    default_pod_annotations: Labels = None
+    """Annotations of the pods of every job and release, as a JSON object; those of `spec.trainer.podAnnotations` take
+    precedence."""
+    cpu_pod_node_selector: Annotated[dict[QualifiedName, LabelValue] | None, NoDecode, BeforeValidator(_parse_json)] = (
+        None
+    )
+    """Node labels of the pods that need no GPU (preflight, merge, release), as a JSON object."""
+    cpu_pod_tolerations: Annotated[list[Toleration] | None, NoDecode, BeforeValidator(_parse_json)] = None
+    """Tolerations of these pods, in place of those of the job, as a JSON list; empty = those of the job."""
+    node_avoidance: Literal["Required", "Preferred", "Off"] = "Required"
+    """Whether the next attempt must, should or need not leave out a node whose GPU has failed."""
+    node_shutdown_seconds: Seconds = None
+    """Seconds that a node leaves a pod when it shuts down or is reclaimed, if that may be less than the pod's grace
+    period; condition GracePeriodSufficient compares with it. Empty = the grace period."""
     default_start_deadline_seconds: Seconds = None
     """`spec.startDeadlineSeconds` of jobs that set none; empty = none."""
     default_active_deadline_seconds: Seconds = None

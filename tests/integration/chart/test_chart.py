@@ -354,7 +354,7 @@ def settings_of(given: dict[str, Any]) -> Settings:
 
 def test_a_runtime_class_that_is_a_default_passes_the_admission_policy(helm: str) -> None:
     given = "admissionPolicy.enabled=true,trainer.defaults.runtimeClassName=sandboxed"
-    (policy,) = of_kind(render(helm, "--set", given), "ValidatingAdmissionPolicy")
+    policy, _ = of_kind(render(helm, "--set", given), "ValidatingAdmissionPolicy")
     (runtimes,) = [one["expression"] for one in policy["spec"]["variables"] if one["name"] == "runtimeClasses"]
     assert json.loads(runtimes) == ["nvidia", "nvidia-cdi", "nvidia-legacy", "sandboxed"]
 

@@ -51,6 +51,11 @@ def test_an_uninstalled_chart_leaves_every_job_and_is_installed_again_over_them(
     release("install", "first", str(CHART))
     assert world.get()["metadata"]["uid"] == uid
     release("uninstall", "first")
+    with pytest.raises(AssertionError, match="ownership"):
+        release("install", "another", str(CHART))
+    release("install", "another", str(CHART), "--take-ownership")
+    assert world.get()["metadata"]["uid"] == uid
+    release("uninstall", "another")
 
 
 def test_jobs_are_deleted_with_the_chart_if_requested(

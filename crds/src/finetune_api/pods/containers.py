@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import GRANULAR, Block, QualifiedName, SecretName, SecretRef, cel, map_list, rules
+from finetune_api.blocks import GRANULAR, Block, LabelValue, QualifiedName, SecretName, SecretRef, cel, map_list, rules
 from finetune_api.pods.resources import PodResources
 from finetune_api.pods.scheduling import QueueName
 
@@ -61,6 +61,11 @@ class Trainer(Block):
         | None
     ) = None
     """Annotations of the trainer pods, for example `{k8s.v1.cni.cncf.io/networks: rdma}`. Default: none."""
+    pod_labels: Annotated[dict[QualifiedName, LabelValue], Field(max_length=16, json_schema_extra=GRANULAR)] | None = (
+        None
+    )
+    """Labels of all pods of the job, for example `{example.com/cost-centre: a17}`; they cannot replace the operator's.
+    Default: none."""
 
 
 class Preflight(Block):

@@ -37,8 +37,9 @@ class Workspace(Block):
     size_limit: Quantity | None = None
     """Maximum scratch space of a pod, for example `100Gi`. Required with `storageClassName`. Default: the node's."""
     storage_class_name: ObjectName | None = None
-    """StorageClass of a volume of `sizeLimit` that each pod gets as scratch space, and that is deleted with the pod.
-    Default: the node's disk."""
+    """StorageClass of a volume of `sizeLimit` that each pod gets as scratch space. A pod that has ended keeps it until
+    it is deleted, an hour after the end of the job unless `ttlSecondsAfterFinished` is set. Default: the node's
+    disk."""
 
 
 ResourceList = Annotated[dict[QualifiedName, Quantity], Field(max_length=16, json_schema_extra=GRANULAR)]

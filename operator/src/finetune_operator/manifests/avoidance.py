@@ -5,16 +5,24 @@ from collections.abc import Sequence
 from finetune_api.names import Reason
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import Object
+from finetune_operator.settings import Settings
 
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 
 
-def place_elsewhere(affinity: Object | None, status: FineTuneJobStatus) -> Object | None:
-    """Return the job's affinity against the nodes on which its runs ended; None if there is none."""
-    placed = avoid_nodes(affinity, status.avoided_node_names) if status.avoided_node_names else affinity
+def place_elsewhere(affinity: Object | None, status: FineTuneJobStatus, settings: Settings) -> Object | None:
+    """Return the job's affinity against the nodes on which its runs ended, as the platform wants it; None if there is
+    none."""
+    if settings.node_avoidance == "Off":
+        return affinity
+    placed, broken = affinity, status.avoided_node_names or []
+    if broken and settings.node_avoidance == "Required":
+        placed = avoid_nodes(affinity, broken)
+    elif broken:
+        placed = prefer_others(affinity, broken)
     node = find_doubtful_node(status)
-    return prefer_others(placed, node) if node else placed
+    return prefer_others(placed, [node]) if node else placed
 
 
 def find_doubtful_node(status: FineTuneJobStatus) -> str | None:
@@ -28,11 +36,11 @@ def find_doubtful_node(status: FineTuneJobStatus) -> str | None:
     return nodes[0] if len(nodes) == 2 and nodes[0] == nodes[1] else None
 
 
-def prefer_others(affinity: Object | None, node: str) -> Object:
-    """Return the affinity with a preference, of the greatest weight, for other nodes than this one."""
+def prefer_others(affinity: Object | None, nodes: Sequence[str]) -> Object:
+    """Return the affinity with a preference, of the greatest weight, for other nodes than these."""
     given = affinity or {}
     of_nodes = given.get("nodeAffinity") or {}
-    term = {"weight": 100, "preference": {"matchFields": [_other_than(node)]}}
+    term = {"weight": 100, "preference": {"matchFields": [_other_than(node) for node in nodes]}}
     return given | {"nodeAffinity": of_nodes | {PREFERRED: [*of_nodes.get(PREFERRED, []), term]}}
 
 

@@ -42,15 +42,20 @@ def effective_hub(spec: FineTuneJobSpec, settings: Settings) -> Hub | None:
     return _fill_defaults(spec.hub, settings.default_hub())
 
 
-def effective_scheduling(spec: FineTuneJobSpec, settings: Settings) -> Scheduling:
-    """Return the job's scheduling; a field that it does not set has the operator's default, and an empty one none."""
+def effective_scheduling(spec: FineTuneJobSpec, settings: Settings, component: Component) -> Scheduling:
+    """Return the job's scheduling for a pod; a field that it does not set has the operator's default, and an empty one
+    none. A pod that needs no GPU has the node labels of the operator's setting alone."""
     own = spec.scheduling or Scheduling()
     defaults = {
         "tolerations": settings.default_tolerations,
         "node_selector": settings.default_node_selector,
         "runtime_class_name": settings.default_runtime_class,
     }
-    return own.model_copy(update={name: value for name, value in defaults.items() if getattr(own, name) is None})
+    changes = {name: value for name, value in defaults.items() if getattr(own, name) is None}
+    if component is not Component.TRAINER:
+        changes["node_selector"] = settings.cpu_pod_node_selector
+        changes |= {} if settings.cpu_pod_tolerations is None else {"tolerations": settings.cpu_pod_tolerations}
+    return own.model_copy(update=changes)
 
 
 def effective_pull_secrets(spec: FineTuneJobSpec, settings: Settings) -> list[SecretRef]:

@@ -34,15 +34,15 @@ COMMANDS = {
     names.Component.RELEASE: "release",
 }
 PLACEMENT: dict[names.Component, set[str]] = {
-    names.Component.PREFLIGHT: {"scheduler_name"},
+    names.Component.PREFLIGHT: {"node_selector", "scheduler_name"},
     names.Component.TRAINER: {
         *("node_selector", "affinity", "topology_spread_constraints"),
         *("priority_class_name", "runtime_class_name", "scheduler_name"),
     },
-    names.Component.MERGE: {"priority_class_name", "scheduler_name"},
-    names.Component.RELEASE: {"scheduler_name"},
+    names.Component.MERGE: {"node_selector", "priority_class_name", "scheduler_name"},
+    names.Component.RELEASE: {"node_selector", "scheduler_name"},
 }
-"""The fields of `spec.scheduling` that each pod gets, in addition to the tolerations."""
+"""The fields of the effective scheduling that each pod gets, in addition to the tolerations."""
 CACHES = ("HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
@@ -190,8 +190,10 @@ def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str,
     pod = build_pod_spec(job, settings, component, image, config_map, peer_token)
     template = {
         "metadata": {
-            "labels": meta["labels"],
-            "annotations": _annotations(job, component) | meta["annotations"] | _topology(job, component),
+            "labels": build_pod_labels(_spec(job), settings) | meta["labels"],
+            "annotations": build_pod_annotations(_spec(job), settings, component)
+            | meta["annotations"]
+            | _topology(job, component),
         },
         "spec": pod | ({"subdomain": name} if nodes > 1 else {}),
     }
@@ -259,8 +261,15 @@ def _queue_labels(job: FineTuneJob, component: names.Component) -> dict[str, str
     return {names.LABEL_QUEUE: queue} | ({names.LABEL_QUEUE_PRIORITY: priority} if priority else {})
 
 
-def _annotations(job: FineTuneJob, component: names.Component) -> dict[str, str]:
-    return dict(_spec(job).trainer.pod_annotations or {}) if component is names.Component.TRAINER else {}
+def build_pod_labels(spec: FineTuneJobSpec, settings: Settings) -> dict[str, str]:
+    """Return the labels of others on the pods of a job: the platform's, then the job's."""
+    return (settings.default_pod_labels or {}) | (spec.trainer.pod_labels or {})
+
+
+def build_pod_annotations(spec: FineTuneJobSpec, settings: Settings, component: names.Component) -> dict[str, str]:
+    """Return the annotations of others on a pod: the platform's, and on trainers then the job's."""
+    own = spec.trainer.pod_annotations if component is names.Component.TRAINER else None
+    return (settings.default_pod_annotations or {}) | (own or {})
 
 
 def _topology(job: FineTuneJob, component: names.Component) -> dict[str, str]:
@@ -307,13 +316,13 @@ def build_pod_spec(  # noqa: PLR0917 - what a pod is made of
         pod["imagePullSecrets"] = [{"name": secret.name} for secret in secrets]
     if is_trainer and spec.resources.claims:
         pod["resourceClaims"] = build_pod_claims(spec.resources.claims)
-    placed = pod | _scheduling(effective_scheduling(spec, settings), component)
-    affinity = place_elsewhere(placed.get("affinity"), job.status) if is_trainer else None
+    placed = pod | _scheduling(effective_scheduling(spec, settings, component), component)
+    affinity = place_elsewhere(placed.get("affinity"), job.status, settings) if is_trainer else None
     return placed | ({"affinity": affinity} if affinity else {})
 
 
 def _scheduling(scheduling: Scheduling, component: names.Component) -> Object:
-    """Return the scheduling fields; preflight and merge need no GPU node, so that only the trainer gets its labels."""
+    """Return the scheduling fields of a pod."""
     given: Object = {}
     if scheduling.tolerations:
         given["tolerations"] = [

@@ -66,6 +66,7 @@ def find_refusal(job: FineTuneJob, settings: Settings) -> str | None:
         or _check_grace_period(spec, settings)
         or _check_environment(spec, settings)
         or _check_annotations(spec, settings)
+        or _check_labels(spec, settings)
         or _check_storage(spec, settings)
         or _check_prefixes(spec, job.key.namespace, settings)
         or _check_hub(spec, settings)
@@ -165,6 +166,11 @@ def _check_environment(spec: FineTuneJobSpec, settings: Settings) -> str | None:
 def _check_annotations(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     given, allowed = list(spec.trainer.pod_annotations or ()), settings.allowed_pod_annotations
     return _check_names("pod annotation", given, allowed, "FINETUNE_ALLOWED_POD_ANNOTATIONS")
+
+
+def _check_labels(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+    given, allowed = list(spec.trainer.pod_labels or ()), settings.allowed_pod_labels
+    return _check_names("pod label", given, allowed, "FINETUNE_ALLOWED_POD_LABELS")
 
 
 def _check_names(

@@ -11,14 +11,15 @@ SHARE = 0.8
 
 def check_save_time(context: Context, child: Job) -> Effect:
     """Warn if a preemption would lose work; the grace period is that of the existing Job."""
-    saved, grace = context.status.checkpoint, child.grace_seconds
+    saved, grace, limit = context.status.checkpoint, child.grace_seconds, context.settings.node_shutdown_seconds
     if saved is None or saved.save_seconds is None or grace is None:
         return Effect()
     took = f"Saving step {saved.step} took {saved.save_seconds:.3g} s, and the grace period is {grace} s"
+    raised = f"raise checkpoint.gracePeriodSeconds to {round(2 * saved.save_seconds)} for later pods, or "
+    if limit and limit < grace:
+        took += f", of which a node that shuts down leaves {limit} s"
+        grace, raised = limit, ""
     if saved.save_seconds <= SHARE * grace:
         return set_condition(C.GRACE_PERIOD_SUFFICIENT, "True", R.CHECKPOINT_SAVED, took)
-    advice = (
-        f"raise checkpoint.gracePeriodSeconds to {round(2 * saved.save_seconds)} for later pods, "
-        "or lower checkpoint.steps, because a preemption may lose the steps since the last checkpoint"
-    )
+    advice = f"{raised}lower checkpoint.steps, because a preemption may lose the steps since the last checkpoint"
     return set_condition(C.GRACE_PERIOD_SUFFICIENT, "False", R.SAVE_TOO_SLOW, f"{took}: {advice}")

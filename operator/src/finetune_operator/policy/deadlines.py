@@ -14,6 +14,8 @@ from finetune_operator.settings import Settings
 SLACK_SECONDS = 0.5
 MAX_WAIT_SECONDS = 31_536_000.0
 """After a year the rest is computed again: the end of a wait must be a time, whatever a status contains."""
+VOLUMES_TTL_SECONDS = 3600
+"""Without a TTL, jobs whose pods have volumes keep those of every ended pod for as long: their disks cost money."""
 _WAITING = frozenset(
     {
         *(Reason.ACCEPTED, Reason.API_DENIED, Reason.API_UNAVAILABLE, Reason.NAME_CONFLICT),
@@ -114,8 +116,14 @@ def is_stalled(context: Context, reading: Reading) -> bool:
 
 def find_ttl(job: FineTuneJob, settings: Settings) -> int | None:
     """Return the seconds from the job's end until its Jobs are removed; None if they stay."""
-    own = job.spec.ttl_seconds_after_finished if job.spec else None
-    return settings.default_ttl_seconds_after_finished if own is None else own
+    own, default = (
+        job.spec.ttl_seconds_after_finished if job.spec else None,
+        settings.default_ttl_seconds_after_finished,
+    )
+    workspace = job.spec.resources.workspace if job.spec else None
+    if default is None and workspace and workspace.storage_class_name:
+        default = VOLUMES_TTL_SECONDS
+    return default if own is None else own
 
 
 def seconds_to_tidy(job: FineTuneJob, now: datetime, settings: Settings) -> float | None:

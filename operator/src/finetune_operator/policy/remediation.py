@@ -14,6 +14,10 @@ FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
         (r"untolerated taint", "tolerate the taint in scheduling.tolerations"),
         (r"volume node affinity conflict", "choose a node that can reach the volume in scheduling.nodeSelector"),
         (r"Too many pods|no nodes available", "wait, or add a node"),
+        (
+            r"waiting for ephemeral volume controller",
+            "see kubectl get persistentvolumeclaims: volumes of ended pods count for the namespace's quota too",
+        ),
     ),
     R.IMAGE_PULL_FAILED: (
         (r"(?i)unauthorized|denied|authentication|no basic auth|forbidden", "set trainer.imagePullSecrets"),

@@ -12,6 +12,7 @@ from finetune_operator.policy.decision import Context, Effect, set_condition
 from finetune_operator.policy.history import runs
 from finetune_operator.policy.pods import pod_diagnosis, rank_outcomes
 from finetune_operator.policy.pods.pod_diagnosis import Diagnosis
+from finetune_operator.settings import Settings
 
 C, R = ConditionType, Reason
 
@@ -34,15 +35,17 @@ def watch_start(context: Context, child: Job, pods: Sequence[Pod]) -> Effect:
     findings = list(_find(context, child, pods))
     worst = min(findings, key=_weight, default=Finding("", pods, Diagnosis(R.PODS_STARTING)))
     if child.component == Component.TRAINER:
-        worst = replace(worst, prefix=_where(context.status) + worst.prefix)
+        worst = replace(worst, prefix=_where(context.status, context.settings) + worst.prefix)
     times = [one.diagnosis.check_after for one in findings if one.diagnosis.check_after is not None]
     query = worst.diagnosis.query
     return _show(context, child, worst) + Effect(fetch_events_for=query, requeue_after=min(times, default=None))
 
 
-def _where(status: FineTuneJobStatus) -> str:
+def _where(status: FineTuneJobStatus, settings: Settings) -> str:
     """Return which nodes the attempt leaves to others, as the beginning of a sentence."""
     words = ""
+    if settings.node_avoidance == "Off":
+        return words
     if status.avoided_node_names:
         words = f"avoiding {', '.join(status.avoided_node_names)}, whose GPU failed: "
     if node := find_doubtful_node(status):

@@ -8,7 +8,13 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.child_names import selector_value, slug
 from finetune_operator.kube.objects import FineTuneJob, Object
 from finetune_operator.manifests.effective_spec import build_effective_spec, queue_name
-from finetune_operator.manifests.jobs import build_pod_failure_policy, build_pod_spec, digest_of
+from finetune_operator.manifests.jobs import (
+    build_pod_annotations,
+    build_pod_failure_policy,
+    build_pod_labels,
+    build_pod_spec,
+    digest_of,
+)
 from finetune_operator.manifests.network import build_dns_rule
 from finetune_operator.release.objects import Release
 from finetune_operator.settings import Settings
@@ -123,7 +129,13 @@ def build_children(
             "activeDeadlineSeconds": spec.progress_deadline_seconds,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": build_pod_failure_policy(),
-            "template": {"metadata": {"labels": labels}, "spec": pod},
+            "template": {
+                "metadata": {
+                    "labels": build_pod_labels(job_spec, settings) | labels,
+                    "annotations": build_pod_annotations(job_spec, settings, names.Component.RELEASE),
+                },
+                "spec": pod,
+            },
         },
     }
     egress: Object = {

@@ -4,7 +4,8 @@ import pytest
 
 from finetune_api.runs import Run
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.manifests.avoidance import avoid_nodes, find_doubtful_node
+from finetune_operator.manifests.avoidance import avoid_nodes, find_doubtful_node, place_elsewhere
+from finetune_operator.settings import Settings
 
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
@@ -68,3 +69,20 @@ def test_another_run_between_two_failures_breaks_the_succession() -> None:
 def test_failures_on_two_nodes_or_on_an_unknown_one_make_none_doubtful() -> None:
     assert find_doubtful_node(ended(("Failed", "a"), ("Failed", "b"))) is None
     assert find_doubtful_node(ended(("Failed", None), ("Failed", None))) is None
+
+
+@pytest.mark.parametrize(
+    ("avoidance", "required", "preferred"),
+    [("Required", [["broken"]], [["doubtful"]]), ("Preferred", [], [["broken"], ["doubtful"]]), ("Off", [], [])],
+)
+def test_the_platform_decides_how_firmly_nodes_are_left_out(
+    avoidance: str, required: list[list[str]], preferred: list[list[str]]
+) -> None:
+    status = ended(("Failed", "doubtful"), ("Failed", "doubtful"))
+    status.avoided_node_names = ["broken"]
+    settings = Settings(trainer_image="a", node_avoidance=avoidance)  # type: ignore[arg-type]
+    found = (place_elsewhere(None, status, settings) or {}).get("nodeAffinity", {})
+    terms = found.get(REQUIRED, {}).get("nodeSelectorTerms", [])
+    wanted = [one["preference"] for one in found.get(PREFERRED, [])]
+    assert [[field["values"][0] for field in one["matchFields"]] for one in terms] == required
+    assert [[field["values"][0] for field in one["matchFields"]] for one in wanted] == preferred

@@ -136,6 +136,7 @@ PODS: dict[str, Any] = {
     "trainer.env[].name": "NCCL_DEBUG",
     "trainer.env[].value": "INFO",
     "trainer.podAnnotations": {"example.com/network": "rdma"},
+    "trainer.podLabels": {"example.com/cost-centre": "a17"},
     "preflight.queueName": "checks",
     "preflight.resources.requests": {"cpu": 1},
     "preflight.resources.limits": {"memory": "2Gi"},

@@ -14,6 +14,7 @@ from finetune_operator.policy.deadlines import seconds_to_tidy
 from finetune_operator.settings import Settings
 
 GPU_TAINT = {"key": "node.kubernetes.io/unschedulable", "operator": "Exists", "effect": "NoSchedule"}
+CPU_TAINT = {"key": "cpu", "operator": "Exists"}
 OWN_TAINT = {"key": "team", "operator": "Equal", "value": "a"}
 DEFAULTS = Settings(
     trainer_image="registry.example/trainer:1",
@@ -21,6 +22,9 @@ DEFAULTS = Settings(
     default_tolerations=f'[{{"key": "{GPU_TAINT["key"]}", "operator": "Exists", "effect": "NoSchedule"}}]',
     default_node_selector='{"node-role.kubernetes.io/gpu": ""}',
     default_runtime_class="sandboxed",
+    default_pod_labels='{"team": "platform", "finetune.dev/job-name": "another"}',
+    default_pod_annotations='{"karpenter.sh/do-not-disrupt": "true", "finetune.dev/job-name": "another"}',
+    cpu_pod_node_selector='{"kubernetes.io/arch": "amd64"}',
     default_start_deadline_seconds="600",
     default_active_deadline_seconds="1200",
     default_ttl_seconds_after_finished="60",
@@ -44,7 +48,32 @@ def test_preflight_gets_no_default_that_chooses_gpu_nodes(built: Any) -> None:
     pod = _pod(built("preflight", using=DEFAULTS))
     assert pod["imagePullSecrets"] == [{"name": "pull"}, {"name": "mirror"}]
     assert pod["tolerations"] == [GPU_TAINT]
-    assert pod.keys().isdisjoint({"nodeSelector", "runtimeClassName"})
+    assert pod["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
+    assert "runtimeClassName" not in pod
+
+
+def test_pods_that_need_no_gpu_have_the_platforms_tolerations_if_it_sets_them(built: Any) -> None:
+    own = {"tolerations": [OWN_TAINT], "nodeSelector": {"zone": "a"}}
+    for given, expected in (("[]", None), ('[{"key": "cpu", "operator": "Exists"}]', [CPU_TAINT])):
+        using = DEFAULTS.model_copy(
+            update={"cpu_pod_tolerations": Settings(trainer_image="a", cpu_pod_tolerations=given).cpu_pod_tolerations}
+        )
+        pod = _pod(built("preflight", using=using, scheduling=own))
+        assert pod.get("tolerations") == expected
+        assert pod["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
+        assert _pod(built(using=using, scheduling=own))["tolerations"] == [OWN_TAINT]
+
+
+@pytest.mark.parametrize("kind", ["preflight", "trainer"])
+def test_labels_and_annotations_of_the_platform_are_on_all_pods_and_cannot_replace_the_operators(
+    built: Any, kind: str
+) -> None:
+    trainer = {"podLabels": {"cost-centre": "a17", "team": "own"}, "podAnnotations": {"cni": "rdma"}}
+    found = built(kind, using=DEFAULTS, trainer=trainer)["spec"]["template"]["metadata"]
+    plain = built(kind)["spec"]["template"]["metadata"]
+    assert found["labels"] == plain["labels"] | {"cost-centre": "a17", "team": "own"}
+    of_job = {"cni": "rdma"} if kind == "trainer" else {}
+    assert found["annotations"] == plain["annotations"] | {"karpenter.sh/do-not-disrupt": "true"} | of_job
 
 
 def test_what_a_job_sets_replaces_the_default_as_a_whole(built: Any) -> None:
@@ -117,6 +146,9 @@ def test_the_default_ttl_is_for_finished_jobs_that_set_none(scene: Any, own: Any
         ("default_tolerations", "gpu=true", "JSON"),
         ("default_tolerations", '[{"key": "a", "efect": "NoExecute"}]', "efect"),
         ("default_node_selector", '["a"]', "dictionary"),
+        ("default_pod_labels", '{"a": 1}', "string"),
+        ("cpu_pod_tolerations", '[{"key": "a", "efect": "NoExecute"}]', "efect"),
+        ("node_avoidance", "Sometimes", "Preferred"),
         ("default_image_pull_secrets", "Not a name", "pattern"),
         ("default_start_deadline_seconds", "0", "greater than"),
     ],

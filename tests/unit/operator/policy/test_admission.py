@@ -84,6 +84,7 @@ def test_other_addresses_are_not(host: str) -> None:
         ({"trainer": {"env": [{"name": "OFI_X", "value": "1"}]}}, {"allowed_env": ["NCCL_*", "OFI_X"]}),
         ({"trainer": {"env": [{"name": "OFI_X", "value": "1"}]}}, {"allowed_env": ["OFI_*"]}),
         ({"trainer": {"podAnnotations": {"cni.io/net": "a"}}}, {"allowed_pod_annotations": ["cni.io/*"]}),
+        ({"trainer": {"podLabels": {"cost-centre": "a"}}}, {"allowed_pod_labels": ["cost-centre"]}),
     ],
 )
 def test_what_is_refused_by_default_is_allowed_by_its_setting(scene: Any, spec: Any, allowed: Any) -> None:

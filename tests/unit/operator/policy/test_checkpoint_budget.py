@@ -65,3 +65,22 @@ def test_the_grace_period_is_the_one_that_the_running_job_was_created_with(scene
     one.object["spec"]["checkpoint"] = {"gracePeriodSeconds": 600}
     one.settle()
     assert one.condition("GracePeriodSufficient")["reason"] == "SaveTooSlow"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status", "advice"),
+    [(11.0, "True", ""), (14.0, "False", "15 s: lower checkpoint.steps"), (50.0, "False", "15 s: lower")],
+)
+def test_a_node_that_leaves_less_time_than_the_grace_period_decides(
+    scene: Build, settings: Any, seconds: float, status: str, advice: str
+) -> None:
+    one = trained(scene, seconds, checkpoint={"gracePeriodSeconds": 60})
+    one.settings = settings.model_copy(update={"node_shutdown_seconds": 15})
+    one.settle()
+    found = one.condition("GracePeriodSufficient")
+    assert found["status"] == status
+    assert "the grace period is 60 s, of which a node that shuts down leaves 15 s" in found["message"]
+    assert advice in found["message"]
+    one.settings = settings.model_copy(update={"node_shutdown_seconds": 600})
+    one.settle()
+    assert "a node that shuts down" not in one.condition("GracePeriodSufficient")["message"]

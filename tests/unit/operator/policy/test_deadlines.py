@@ -406,6 +406,19 @@ def test_what_is_left_of_a_finished_job_is_removed_in_its_time(scene: Any, ttl: 
     assert seconds_to_tidy(one.job, ended + timedelta(seconds=after), one.settings) == left
 
 
+@pytest.mark.parametrize(("own", "default", "left"), [(None, None, 3600.0), (None, 60, 60.0), (90, None, 90.0)])
+def test_the_volumes_of_ended_pods_are_kept_for_an_hour_unless_a_ttl_is_set(
+    scene: Any, settings: Any, own: Any, default: Any, left: float
+) -> None:
+    volumes = {"workspace": {"sizeLimit": "2Ti", "storageClassName": "fast"}}
+    one = scene(resources=volumes, **({} if own is None else {"ttlSecondsAfterFinished": own})).to_training()
+    one.end(one.pod("one-1"), 0, one.published())
+    one.complete("one-1")
+    one.settle()
+    using = settings.model_copy(update={"default_ttl_seconds_after_finished": default})
+    assert seconds_to_tidy(one.job, one.job.status.completion_time, using) == left
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(-900, 90), min_size=1, max_size=40))
 def test_a_clock_that_is_set_back_ends_nothing_early_and_decreases_no_counter(scene: Any, moves: list[int]) -> None:

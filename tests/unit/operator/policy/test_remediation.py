@@ -13,6 +13,10 @@ from finetune_operator.kube.observed import Warnings
 from finetune_operator.policy import remediation
 
 UNSCHEDULABLE = [
+    (
+        'waiting for ephemeral volume controller to create the persistentvolumeclaim "one-1-0-abc-workspace"',
+        "volumes of ended pods count for the namespace's quota too",
+    ),
     ("0/4 nodes are available: 4 Insufficient nvidia.com/gpu. preemption: 0/4 nodes", "free nvidia.com/gpu"),
     ("0/4 nodes are available: 4 Insufficient nvidia.com/mig-3g.40gb.", "check resources.gpuResourceName"),
     ("0/4 nodes are available: 4 Insufficient memory.", "less memory in resources.requests"),
