@@ -7,7 +7,7 @@ import pytest
 import yaml
 from user import Bench, Job, kubectl, wait_for
 
-PROXY = """Object{spec: Object.spec{containers: [Object.spec.containers{
+PROXY = """[JSONPatch{op: "add", path: "/spec/containers/-", value: Object.spec.containers{
   name: "proxy",
   image: object.spec.containers[0].image,
   command: ["python3", "-c", "import signal, sys, time; signal.signal(15, lambda *_: sys.exit()); time.sleep(1e6)"],
@@ -15,7 +15,16 @@ PROXY = """Object{spec: Object.spec{containers: [Object.spec.containers{
     allowPrivilegeEscalation: false,
     capabilities: Object.spec.containers.securityContext.capabilities{drop: ["ALL"]}
   }
-}]}}"""
+}}]"""
+POD = """
+apiVersion: v1
+kind: Pod
+metadata: {name: injected}
+spec:
+  securityContext: {runAsNonRoot: true, runAsUser: 1000, seccompProfile: {type: RuntimeDefault}}
+  containers:
+  - {name: a, image: a, securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}}
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,12 +43,14 @@ def _injected(bench: Bench) -> Iterator[None]:
                     {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
                 ],
             },
-            "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": PROXY}}],
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": PROXY}}],
         },
     }
     binding = policy | {"kind": "MutatingAdmissionPolicyBinding", "spec": {"policyName": bench.namespace}}
     made = yaml.safe_dump_all([policy, binding])
     kubectl("apply", "-f", "-", stdin=made)
+    look = ("create", "-n", bench.namespace, "--dry-run=server", "-o", "jsonpath={.spec.containers[*].name}", "-f", "-")
+    wait_for("the injection", lambda: kubectl(*look, stdin=POD).stdout == "a proxy", seconds=60)
     yield
     kubectl("delete", "-f", "-", stdin=made)
 
