@@ -49,6 +49,13 @@ class Stopped(TrainerError):  # noqa: N818 - named after the event
         super().__init__(ExitCode.PREEMPTED, message)
 
 
+class InvalidConfig(TrainerError):  # noqa: N818 - named after the event
+    """The job's spec, or an option of the command, cannot work as it is; a retry would fail too."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ExitCode.INVALID_CONFIG, message)
+
+
 class StorageDenied(TrainerError):  # noqa: N818 - named after the event
     """Storage refused the credentials, or the bucket does not exist; a retry would fail too."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from finetune_api.handoff import Artifact, ExitCode
+from finetune_api.handoff import Artifact
 from finetune_api.spec import Precision
 from finetune_api.status import Resolved
 from finetune_api.text.printable import printable
@@ -23,7 +23,7 @@ from finetune_trainer.commands.chat_screen import show_answers
 from finetune_trainer.commands.model_place import ModelPlace, Origin, open_base
 from finetune_trainer.config.manifest import read_manifest
 from finetune_trainer.data.rows import Message
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.merging.tuned_folder import TunedFolder, read_tuned
 from finetune_trainer.models.base_model import TOKENIZER
 from finetune_trainer.sigterm import StopFlag
@@ -149,7 +149,7 @@ def find_base(folder: Path, tuned: TunedFolder, options: ChatOptions, stop: Stop
     if name is None:
         if not tuned.is_adapter:
             return None
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{folder} names no base with a URI: name its folder with --base")
+        raise InvalidConfig(f"{folder} names no base with a URI: name its folder with --base")
     try:
         revision = None if given else tuned.revision
         origin = Origin(spec, revision, options.send_keys_to)

@@ -32,7 +32,7 @@ from finetune_trainer.data.checks.pipeline import Progress, check_rows
 from finetune_trainer.data.checks.summary import Summary, explain_unusable, name_unknown_columns
 from finetune_trainer.data.formats.export import ExportFormat
 from finetune_trainer.data.rows import UnreadableFile
-from finetune_trainer.errors import TrainerError, name_some
+from finetune_trainer.errors import InvalidConfig, TrainerError, name_some
 
 if TYPE_CHECKING:
     from finetune_trainer.tokenization.chosen_template import TemplateChoice
@@ -70,7 +70,7 @@ def check_local_rows(files: list[str], out: Path, request: Request) -> None:
     """Write the files and print the counts; raise DatasetUnusable by the rules of a job."""
     require_folder(out, "--out")
     if unknown := name_unknown_columns(frozenset(request.columns or ())):
-        raise TrainerError(ExitCode.INVALID_CONFIG, _as_options(unknown))
+        raise InvalidConfig(_as_options(unknown))
     summary = Summary()
     conversion = Conversion(out, request.to, request.objective) if request.to else None
     found = find_files(files, [out / name for name in (*OUTPUT_FILES, CONVERTED, UNCONVERTED)])
@@ -97,15 +97,13 @@ def parse_kwargs(options: list[str]) -> dict[str, str]:
     InvalidConfig."""
     kwargs = _parse_pairs(options, "--chat-template-kwargs", "VARIABLE=VALUE, for example enable_thinking=false")
     if taken := sorted(kwargs.keys() & set(RESERVED)):
-        message = f"--chat-template-kwargs: {', '.join(taken)} has a value already: remove it"
-        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+        raise InvalidConfig(f"--chat-template-kwargs: {', '.join(taken)} has a value already: remove it")
     try:
         return TypeAdapter(ChatTemplateKwargs).validate_python(kwargs)
     except ValidationError as error:
         first = error.errors()[0]
         name = next((str(part) for part in first["loc"]), "")
-        message = f"--chat-template-kwargs {name}: {first['msg']}, as in model.chatTemplateKwargs"
-        raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
+        raise InvalidConfig(f"--chat-template-kwargs {name}: {first['msg']}, as in model.chatTemplateKwargs") from None
 
 
 def _parse_pairs(options: list[str], option: str, form: str) -> dict[str, str]:
@@ -113,7 +111,7 @@ def _parse_pairs(options: list[str], option: str, form: str) -> dict[str, str]:
     for pair in ",".join(options).split(","):
         name, separator, value = (part.strip() for part in pair.partition("="))
         if not (name and separator and value):
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"{option} {pair!r}: write {form}")
+            raise InvalidConfig(f"{option} {pair!r}: write {form}")
         pairs[name] = value
     return pairs
 
@@ -166,10 +164,10 @@ def _read_choice(request: Request) -> "TemplateChoice":
     except (OSError, ValueError) as error:
         reason = "it is not text in UTF-8" if isinstance(error, ValueError) else (error.strerror or "unreadable")
         fix = f"give a file of a template in Jinja, or one of {', '.join(ChatTemplateName)}"
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"--chat-template {given}: {reason}: {fix}") from None
+        raise InvalidConfig(f"--chat-template {given}: {reason}: {fix}") from None
     if len(text) > LARGEST_TEMPLATE:
         message = f"--chat-template {given}: it has more than {LARGEST_TEMPLATE:,} characters, which no ConfigMap holds"
-        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+        raise InvalidConfig(message)
     return TemplateChoice(text=text, kwargs=kwargs)
 
 

@@ -15,7 +15,7 @@ from finetune_api.status import Resolved
 from finetune_api.text.printable import printable
 from finetune_api.tuning import Lora
 from finetune_trainer.commands.model_place import find_model, minimal_spec
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.base_model import ModelFacts, read_config
 from finetune_trainer.models.memory_estimate import GIB, MemoryEstimate, estimate_measuring, format_bytes
 from finetune_trainer.models.resolve_settings import estimate_settings
@@ -115,7 +115,7 @@ def parse_memory(text: str) -> int:
     except ValueError:
         found = 0
     if found < SMALLEST_GPU:
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"--gpu-memory {text}: write a quantity such as 24Gi or 80G")
+        raise InvalidConfig(f"--gpu-memory {text}: write a quantity such as 24Gi or 80G")
     return found
 
 

@@ -1,7 +1,6 @@
 """Which extra of the package has what a command needs: the small ones leave out much."""
 
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 
 PREFLIGHT = frozenset({"boto3", "botocore", "numpy", "pyarrow", "regex"})
 TRAINER = frozenset(
@@ -18,4 +17,4 @@ def explain_missing(error: ModuleNotFoundError) -> TrainerError | None:
         return None
     # from a clone: no index has the project, and a package by its name there would be another's
     install = f"in a clone of the operator's repository: pip install '.[{extra}]'"
-    return TrainerError(ExitCode.INVALID_CONFIG, f"this command needs the Python package {name}: {install}")
+    return InvalidConfig(f"this command needs the Python package {name}: {install}")

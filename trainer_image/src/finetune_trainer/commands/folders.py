@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 
 
 def require_folder(path: Path, option: str) -> Path:
@@ -15,5 +15,5 @@ def require_folder(path: Path, option: str) -> Path:
         raise TrainerError(ExitCode.OUTPUT_CONFLICT, f"{option} {path} {where}; nothing was changed: name a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         problem = f"{option} {path} cannot be written, because you have no right to write to {nearest}"
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{problem}: name another folder")
+        raise InvalidConfig(f"{problem}: name another folder")
     return path

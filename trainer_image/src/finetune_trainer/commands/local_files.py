@@ -9,7 +9,7 @@ from finetune_api.handoff import ExitCode
 from finetune_trainer.data.patterns import WILDCARD, split_pattern
 from finetune_trainer.data.rows import NamedPath
 from finetune_trainer.data.sources import is_data_file
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 
 SHOWN = 5
 
@@ -52,9 +52,7 @@ class _Finder:
     def find(self, argument: str) -> LocalFiles:
         path = Path(argument)
         if path.resolve() in self.written:
-            raise TrainerError(
-                ExitCode.INVALID_CONFIG, f"{argument} would be overwritten: choose another folder for --out"
-            )
+            raise InvalidConfig(f"{argument} would be overwritten: choose another folder for --out")
         if path.is_dir():
             return self._data_files(path)
         if WILDCARD.search(argument) and not path.exists():

@@ -9,10 +9,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api import names
-from finetune_api.handoff import Artifact, ExitCode, JobConfig, Manifest
+from finetune_api.handoff import Artifact, JobConfig, Manifest
 from finetune_api.status import PublishedJob
 from finetune_trainer.config.manifest import read_manifest
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def sort_jobs(configs: Sequence[JobConfig], finished: Iterable[str]) -> list[Job
     for config in configs:
         for reference in list_references(config):
             if reference.name not in known:
-                raise _invalid(
+                raise InvalidConfig(
                     f"{config.name}: {reference.field} names {reference.name}, which is not available: put "
                     f"its {names.KIND} into the same file, or pass its finished result with "
                     f"--job {reference.name}=DIR, the --output folder of its run"
@@ -59,7 +59,7 @@ def sort_jobs(configs: Sequence[JobConfig], finished: Iterable[str]) -> list[Job
     try:
         return [jobs[name] for name in TopologicalSorter(needs).static_order()]
     except CycleError as error:
-        raise _invalid(f"these jobs wait for each other: {', '.join(sorted(set(error.args[1])))}") from None
+        raise InvalidConfig(f"these jobs wait for each other: {', '.join(sorted(set(error.args[1])))}") from None
 
 
 def add_references(config: JobConfig, finished: Mapping[str, PublishedJob]) -> JobConfig:
@@ -84,7 +84,7 @@ def parse_finished(options: Sequence[str]) -> dict[str, FinishedJob]:
     for option in options:
         name, separator, folder = option.partition("=")
         if not separator or not name or not folder:
-            raise _invalid(f"--job {option}: write NAME=DIR")
+            raise InvalidConfig(f"--job {option}: write NAME=DIR")
         found[name] = _finished(option, name, Path(folder))
     return found
 
@@ -94,12 +94,8 @@ def _finished(option: str, name: str, folder: Path) -> FinishedJob:
         data = (folder / Artifact.MANIFEST).read_bytes()
         manifest = Manifest.model_validate_json(data)
     except (OSError, ValidationError):
-        raise _invalid(f"--job {option}: {folder} does not contain a finished result") from None
+        raise InvalidConfig(f"--job {option}: {folder} does not contain a finished result") from None
     if manifest.name != name:
-        raise _invalid(f"--job {option}: the result in {folder} belongs to {manifest.name}")
+        raise InvalidConfig(f"--job {option}: the result in {folder} belongs to {manifest.name}")
     config = read_manifest(folder / Artifact.CONFIG, manifest.uid)
     return FinishedJob(to_published_job(config, hashlib.sha256(data).hexdigest()), folder)
-
-
-def _invalid(message: str) -> TrainerError:
-    return TrainerError(ExitCode.INVALID_CONFIG, message)

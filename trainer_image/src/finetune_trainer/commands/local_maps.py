@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.handoff import ExitCode, JobConfig
+from finetune_api.handoff import JobConfig
 from finetune_api.status import PublishedJob
 from finetune_trainer.data.patterns import WILDCARD
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.storage.local import parse_maps
 
 _OUTPUT = re.compile(r"\b(?:spec\.)?output\.uri\b")
@@ -41,8 +41,7 @@ def read_maps(
     results = outputs | {one.output_uri.rstrip("/") for one in finished}
     for uri, path in maps.items():
         if not (_is_used(uri, results) or any(covers(uri, one) for one in uris)):
-            message = f"--map {uri}={path}: the manifest has no such URI: write one of {', '.join(uris)}"
-            raise TrainerError(ExitCode.INVALID_CONFIG, message)
+            raise InvalidConfig(f"--map {uri}={path}: the manifest has no such URI: write one of {', '.join(uris)}")
     return maps
 
 

@@ -4,9 +4,9 @@ import os
 from collections.abc import Collection
 
 from finetune_api.endpoints import is_endpoint
-from finetune_api.handoff import REWARD_TOKEN_FILE, ExitCode, JobConfig
+from finetune_api.handoff import REWARD_TOKEN_FILE, JobConfig
 from finetune_api.tracking import WandbMode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.monitoring.tracking.wandb import KEY as WANDB_KEY
 from finetune_trainer.monitoring.tracking.wandb import SERVER as WANDB_SERVER
 from finetune_trainer.monitoring.tracking.wandb import SERVER_SETTING as WANDB_SETTING
@@ -27,12 +27,12 @@ def require_own_trackers(config: JobConfig, named: Collection[str]) -> None:
     if tracking and tracking.wandb and tracking.wandb.mode is WandbMode.ONLINE and os.environ.get(WANDB_KEY):
         own, asked = os.environ.get(WANDB_SETTING) or WANDB_SERVER, tracking.wandb.endpoint
         if not is_endpoint(own):
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"{WANDB_SETTING} is not a URL: write https://host")
+            raise InvalidConfig(f"{WANDB_SETTING} is not a URL: write https://host")
         field = "spec.tracking.wandb.endpoint" if asked else WANDB_SETTING
         known = OwnKey(WANDB_KEY, own, WANDB_SETTING)
         problems.append(explain_withheld(known, field, asked or own, named))
     for problem in filter(None, problems):
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{config.name}: {problem}; or remove the tracker from the job")
+        raise InvalidConfig(f"{config.name}: {problem}; or remove the tracker from the job")
 
 
 def require_own_graders(config: JobConfig, named: Collection[str]) -> None:
@@ -43,8 +43,8 @@ def require_own_graders(config: JobConfig, named: Collection[str]) -> None:
         field = f"spec.rlhf.rewards[{at}].service"
         if not os.environ.get(REWARD_TOKEN_FILE):
             missing = f"{field}.credentialsSecretRef is a Secret of a cluster: set {REWARD_TOKEN_FILE} on this machine"
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"{config.name}: {missing}")
+            raise InvalidConfig(f"{config.name}: {missing}")
         own = os.environ.get(REWARD_SETTING, "")
         known = OwnKey(REWARD_TOKEN_FILE, own if is_endpoint(own) else None, REWARD_SETTING)
         if problem := explain_withheld(known, f"{field}.endpoint", reward.service.endpoint, named):
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"{config.name}: {problem}")
+            raise InvalidConfig(f"{config.name}: {problem}")

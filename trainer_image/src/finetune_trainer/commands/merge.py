@@ -15,7 +15,7 @@ from finetune_api.spec import Precision
 from finetune_api.text.printable import printable
 from finetune_trainer.commands.merge_inputs import check_base, open_adapter, read_compared
 from finetune_trainer.commands.model_place import SCHEMES, open_base
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.evaluation.gate_rules import LARGEST_MEAN_KL, ValidationResult
 from finetune_trainer.models.memory_estimate import format_bytes
 from finetune_trainer.sigterm import StopFlag
@@ -62,9 +62,7 @@ def require_free(name: str) -> Path:
     """Return the output's folder; refuse a store, and a folder with files, which would be lost or mixed."""
     folder = Path(name)
     if name.startswith(SCHEMES) or is_claim_uri(name):
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG, f"OUTPUT {name}: the model is written to this machine: name a folder"
-        )
+        raise InvalidConfig(f"OUTPUT {name}: the model is written to this machine: name a folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         state = "is not empty" if folder.is_dir() else "is a file"
         raise TrainerError(ExitCode.OUTPUT_CONFLICT, f"OUTPUT {name} {state}; nothing was changed: name a new folder")
@@ -78,7 +76,7 @@ def hidden_folder(output: Path) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         made = tempfile.TemporaryDirectory(prefix=".merge-", dir=output if output.is_dir() else output.parent)
     except OSError as error:
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"OUTPUT {output} cannot be written: {error.strerror}") from None
+        raise InvalidConfig(f"OUTPUT {output} cannot be written: {error.strerror}") from None
     with made as name:
         yield Path(name)
 

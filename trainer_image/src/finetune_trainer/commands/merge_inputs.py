@@ -13,7 +13,7 @@ from finetune_trainer.data.checks.output import read_accepted
 from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.summary import Summary, explain_unusable
 from finetune_trainer.data.rows import BadRow, DataFormat, Rejected, Row, Source, TextRow, UnreadableFile
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.merging.tuned_folder import read_tuned
 from finetune_trainer.models.adapters.factors import parse_factor
 from finetune_trainer.models.adapters.initial import (
@@ -97,7 +97,7 @@ def open_adapter(name: str, stop: StopFlag, directory: Path) -> LocalAdapter:
     except TrainerError as error:
         raise TrainerError(error.code, error.message.replace(str(folder), name)) from None
     if not tuned.is_adapter:
-        raise _invalid(f"ADAPTER {name} has a full model and no adapter: name the folder of an adapter")
+        raise InvalidConfig(f"ADAPTER {name} has a full model and no adapter: name the folder of an adapter")
     config = parse_json_file(name, ADAPTER_CONFIG, (tuned.weights / ADAPTER_CONFIG).read_bytes())
     beyond = [setting for setting in BEYOND_LORA if config.get(setting) and setting not in MERGED_BY_PEFT]
     if beyond:
@@ -133,7 +133,7 @@ def check_base(adapter: LocalAdapter, name: str, base: OpenedBase, stop: StopFla
         try:
             require_fit(adapter.name, adapter.tensors, rank if isinstance(rank, int) and rank else 1, base.facts.shape)
         except TrainerError as error:
-            raise _invalid(f"{error.message}: name the base that it was trained on instead of {name}") from None
+            raise InvalidConfig(f"{error.message}: name the base that it was trained on instead of {name}") from None
     lineage = adapter.find(Artifact.LINEAGE)
     content = lineage.read_bytes() if lineage else None
     if recorded := read_base_digests(content):
@@ -141,7 +141,7 @@ def check_base(adapter: LocalAdapter, name: str, base: OpenedBase, stop: StopFla
         return "its weights have the SHA-256 in the adapter's lineage"
     if adapter.base and name.startswith(SCHEMES):
         if strip_commit(name.rstrip("/")) != adapter.base.rstrip("/"):
-            raise _invalid(
+            raise InvalidConfig(
                 f"the adapter {adapter.name} was trained on {adapter.base}, but BASE is {name}: name the adapter's own "
                 f"base, or correct base_model_name_or_path in its {ADAPTER_CONFIG}"
             )
@@ -172,13 +172,13 @@ def _require_digests(
 ) -> None:
     another = f"the adapter {adapter.name} was trained on another base than {name}"
     if missing := next((file for file in recorded if not (base / file).is_file()), None):
-        raise _invalid(f"{another}, which has no {missing}: name the base that it was trained on{own}")
+        raise InvalidConfig(f"{another}, which has no {missing}: name the base that it was trained on{own}")
     total = sum((base / file).stat().st_size for file in recorded)
     with progress_bar("reading the base", stop, total=total, unit="B") as on_bytes:
         for file, digest in recorded.items():
             found = sha256_file(base / file, on_bytes)
             if found != digest:
-                raise _invalid(
+                raise InvalidConfig(
                     f"{another}: in its lineage {file} has the SHA-256 {digest[:12]}, here {found[:12]}: "
                     f"name the base that it was trained on{own}"
                 )
@@ -224,7 +224,3 @@ def _encode(rows: Sequence[Row], labeler: Labeler, longest: int) -> Iterator[Enc
     for samples in labeler.encode_batch(rows, "Chat", longest):
         if not isinstance(samples, BadRow):
             yield from (as_text(sample) for sample in samples)
-
-
-def _invalid(message: str) -> TrainerError:
-    return TrainerError(ExitCode.INVALID_CONFIG, message)

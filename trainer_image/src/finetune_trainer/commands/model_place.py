@@ -8,12 +8,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from finetune_api.handoff import ExitCode
 from finetune_api.inputs.claims import is_claim_uri
 from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_trainer.commands.local_stores import connect_here
 from finetune_trainer.config.manifest import parse_spec
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.base_model import ADAPTER_CONFIG, ModelFacts, check_model, is_model_file, refuse
 from finetune_trainer.models.cache import cached_model
 from finetune_trainer.sigterm import StopFlag
@@ -58,11 +57,9 @@ def find_model(name: str, option: str, stop: StopFlag, origin: Origin | None = N
         return ModelPlace(name, LocalStore({name: folder}), folder)
     if is_claim_uri(name):
         problem = f"{name} is in a PersistentVolumeClaim, which only pods mount"
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{problem}: copy its folder here, and name that with {option}")
+        raise InvalidConfig(f"{problem}: copy its folder here, and name that with {option}")
     if not name.startswith(SCHEMES):
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG, f"{option} {name}: there is no such folder; write a folder, s3://… or hf://…"
-        )
+        raise InvalidConfig(f"{option} {name}: there is no such folder; write a folder, s3://… or hf://…")
     spec = origin.spec or minimal_spec(name, option)
     storage = connect_here(spec, stop, LocalStore({}), origin.send_keys_to)
     return ModelPlace(storage.pin(name.rstrip("/"), origin.revision), storage)

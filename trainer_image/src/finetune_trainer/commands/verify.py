@@ -7,10 +7,10 @@ import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ExitCode, ManifestFile
+from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ManifestFile
 from finetune_api.spec import Storage as StorageSpec
 from finetune_api.text.printable import printable
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.models.adapters.check import find_adapter_faults
 from finetune_trainer.publishing.lineage_chain import Link, follow_chain, read_result
 from finetune_trainer.publishing.publish import find_file_faults
@@ -96,6 +96,4 @@ def _require_folder(uri: str) -> Path:
     if Path(uri).is_dir():
         return Path(uri)
     pushed = ": a push to a hub has neither manifest nor lineage" if uri.startswith(SCHEME) else ""
-    raise TrainerError(
-        ExitCode.INVALID_CONFIG, f"URI {uri}: there is no such folder{pushed}; write s3://… or the folder of a result"
-    )
+    raise InvalidConfig(f"URI {uri}: there is no such folder{pushed}; write s3://… or the folder of a result")

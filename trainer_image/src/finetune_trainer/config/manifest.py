@@ -7,13 +7,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api import names
-from finetune_api.handoff import ExitCode, JobConfig, config_sha256
+from finetune_api.handoff import JobConfig, config_sha256
 from finetune_api.manifest.foreign_names import explain_foreign
 from finetune_api.manifest.former_names import current_name
 from finetune_api.manifest.spec_rules import broken_rules
 from finetune_api.manifest.yaml_document import FileError, YamlDocument, drop_nulls, join_path, read_stream, read_text
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 
 MAX_ERRORS = 10
 
@@ -22,7 +22,7 @@ def read_manifest(path: Path, uid: str) -> JobConfig:
     """Return the one job in a manifest, as a pod would get it; raises InvalidConfig naming each wrong field."""
     jobs = read_manifests(path, lambda: uid)
     if len(jobs) != 1:
-        raise _invalid(path, f"contains {len(jobs)} objects, but must contain one {names.KIND}")
+        raise InvalidConfig(f"{path}: contains {len(jobs)} objects, but must contain one {names.KIND}")
     return jobs[0]
 
 
@@ -40,7 +40,7 @@ def read_manifests(path: Path, make_uid: Callable[[], str]) -> list[JobConfig]:
     twice = [name for name, count in Counter(job.name for job in jobs).items() if count > 1]
     faults += [f"contains more than one {names.KIND} named {name}" for name in twice]
     if faults:
-        raise _invalid(path, join_faults(faults))
+        raise InvalidConfig(f"{path}: {join_faults(faults)}")
     return jobs
 
 
@@ -93,7 +93,7 @@ def parse_spec(content: object, path: Path) -> FineTuneJobSpec:
     """Return the spec, validated like in the API server."""
     spec, faults = _parse(content, "spec")
     if spec is None or faults:
-        raise _invalid(path, join_faults(faults))
+        raise InvalidConfig(f"{path}: {join_faults(faults)}")
     return spec
 
 
@@ -134,12 +134,8 @@ def _read(path: Path) -> tuple[list[YamlDocument], list[str]]:
     try:
         documents, faults = read_stream(read_text(path))
     except FileError as error:
-        raise TrainerError(ExitCode.INVALID_CONFIG, str(error)) from None
+        raise InvalidConfig(str(error)) from None
     found = [one for document in documents for one in document.objects() if isinstance(one.value, dict)]
     if not found and not faults:
-        raise _invalid(path, f"contains no {names.KIND}")
+        raise InvalidConfig(f"{path}: contains no {names.KIND}")
     return found, [f"is not YAML: {fault}" for fault in faults]
-
-
-def _invalid(path: Path, why: str) -> TrainerError:
-    return TrainerError(ExitCode.INVALID_CONFIG, f"{path}: {why}")

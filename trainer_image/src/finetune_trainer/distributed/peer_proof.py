@@ -11,8 +11,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 
 TOKEN = re.compile(r"[0-9a-f]{64}")
 NONCE_BYTES = 16
@@ -24,9 +23,9 @@ def read_token(path: Path) -> bytes:
         text = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         problem = f"{path} cannot be read: {error}"
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{problem}: pods that train together need a token") from None
+        raise InvalidConfig(f"{problem}: pods that train together need a token") from None
     if not TOKEN.fullmatch(text):
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{path} must have 64 hexadecimal digits, in lower case")
+        raise InvalidConfig(f"{path} must have 64 hexadecimal digits, in lower case")
     return bytes.fromhex(text)
 
 

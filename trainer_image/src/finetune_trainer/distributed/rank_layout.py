@@ -4,11 +4,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from finetune_api.handoff import ENV_POD_IP, PEER_LINK_PORT, RENDEZVOUS_PORT, ExitCode, JobConfig
+from finetune_api.handoff import ENV_POD_IP, PEER_LINK_PORT, RENDEZVOUS_PORT, JobConfig
 from finetune_api.pods.resources import PodResources, Resources
 from finetune_api.scalars import parse_quantity
 from finetune_trainer.distributed.pod_network import name_interface
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 
 ENV_NODE = "JOB_COMPLETION_INDEX"
 """The pod's completion index, set by the Indexed Job."""
@@ -80,9 +80,7 @@ def build_layout(
     node, address = os.environ.get(ENV_NODE, "0"), os.environ.get(ENV_POD_IP, "")
     if not config.first_pod or not node.isdecimal() or int(node) >= nodes or not address:
         found = f"firstPod is {config.first_pod!r}, {ENV_NODE} is {node!r} and {ENV_POD_IP} is {address!r}"
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG, f"resources.numNodes is {nodes}, but the pod has no valid rank or address: {found}"
-        )
+        raise InvalidConfig(f"resources.numNodes is {nodes}, but the pod has no valid rank or address: {found}")
     return Layout(nodes, per_node, int(node), config.first_pod, address, rendezvous_port, peer_link_port, cores)
 
 

@@ -24,7 +24,7 @@ from transformers.distributed import DistributedConfig
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.distributed.world import World
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 
 logger = logging.getLogger(__name__)
 
@@ -206,10 +206,7 @@ def decoder_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
             problem = f"has weights that several layers share, for example {name}"
     if problem:
         fix = "use one GPU, or an adapter without tuning.lora.shardBase and distillation.shardTeacher"
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
-            f"the model cannot be sharded over processes: {type(model).__name__} {problem}: {fix}",
-        )
+        raise InvalidConfig(f"the model cannot be sharded over processes: {type(model).__name__} {problem}: {fix}")
     return layers
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from finetune_api.handoff import ENV_CONFIG_SHA256, HANDOFF_VERSION, ExitCode, JobConfig, Outcome, Report
+from finetune_api.handoff import ENV_CONFIG_SHA256, HANDOFF_VERSION, JobConfig, Outcome, Report
 from finetune_api.spec import ResumePolicy
 from finetune_api.status import CheckpointStatus
 from finetune_trainer.config.manifest import field_errors, join_faults
 from finetune_trainer.config.run_context import RunContext, bind_checked
 from finetune_trainer.entrypoints.stall import end_when_stalled
 from finetune_trainer.entrypoints.termination import RunState
-from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.errors import InvalidConfig, Stopped
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.protocol import ReadableStore, Store
@@ -116,7 +116,7 @@ def record_interruption(
 def require_checked(config: JobConfig) -> None:
     """Raise if the job has not passed preflight."""
     if config.resolved is None or config.dataset is None:
-        raise TrainerError(ExitCode.INVALID_CONFIG, "the configuration lacks resolved or dataset: run preflight first")
+        raise InvalidConfig("the configuration lacks resolved or dataset: run preflight first")
 
 
 def find_result(run: RunContext) -> Report | None:
@@ -175,11 +175,11 @@ def read_config(path: Path, state: RunState) -> JobConfig:
         _require_known_version(content.get("handoffVersion"))
         state.config = JobConfig.model_validate(content)
     except OSError as error:
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{path} cannot be read: {error.strerror}") from None
+        raise InvalidConfig(f"{path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{path}: {join_faults(field_errors(error, 'config'))}") from None
+        raise InvalidConfig(f"{path}: {join_faults(field_errors(error, 'config'))}") from None
     except (ValueError, AttributeError):
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{path} is not a JSON object") from None
+        raise InvalidConfig(f"{path} is not a JSON object") from None
     return state.config
 
 
@@ -188,14 +188,14 @@ def require_digest(path: Path, data: bytes) -> None:
     written, found = os.environ.get(ENV_CONFIG_SHA256), hashlib.sha256(data).hexdigest()
     if written and written != found:
         problem = f"{path} is not the configuration that the operator wrote: its SHA-256 is {found}, and {written} was"
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{problem} written: find out who makes ConfigMaps here")
+        raise InvalidConfig(f"{problem} written: find out who makes ConfigMaps here")
 
 
 def _require_known_version(version: object) -> None:
     """Raise for a newer version, because ignoring its new fields would run another job than the requested one."""
     if isinstance(version, int) and version > HANDOFF_VERSION:
         found = f"the configuration has handoffVersion {version}, this trainer supports {HANDOFF_VERSION}"
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{found}: use the trainer image of the operator's version")
+        raise InvalidConfig(f"{found}: use the trainer image of the operator's version")
 
 
 def _begin(state: RunState, config_path: Path, port: int) -> tuple[JobConfig, Reporter]:

@@ -17,7 +17,7 @@ from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.distributed.rank_processes import DUMP_STACKS
 from finetune_trainer.entrypoints import pod
 from finetune_trainer.entrypoints.termination import RunState
-from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.errors import InvalidConfig, Stopped, TrainerError
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.storage.hardlinked import HardlinkedStore
 
@@ -101,7 +101,7 @@ def _timeout(config: JobConfig) -> timedelta:
 def _number(name: str) -> int:
     text = os.environ.get(name, "")
     if not text.isdecimal():
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{name} is {text!r}: `train` starts `rank`; do not run it by hand")
+        raise InvalidConfig(f"{name} is {text!r}: `train` starts `rank`; do not run it by hand")
     return int(text)
 
 

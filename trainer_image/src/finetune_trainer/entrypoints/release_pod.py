@@ -14,7 +14,7 @@ from finetune_api import handoff
 from finetune_api.release import ReleaseConfig, ReleaseOutcome, ReleaseReport
 from finetune_trainer.entrypoints.pod import require_digest
 from finetune_trainer.entrypoints.termination import RunState
-from finetune_trainer.errors import TrainerError, one_line
+from finetune_trainer.errors import InvalidConfig, TrainerError, one_line
 
 logger = logging.getLogger("finetune_trainer")
 
@@ -87,8 +87,8 @@ def _read_config(path: Path) -> ReleaseConfig:
         require_digest(path, data)
         return ReleaseConfig.model_validate_json(data)
     except OSError as error:
-        raise TrainerError(handoff.ExitCode.INVALID_CONFIG, f"{path} cannot be read: {error.strerror}") from None
+        raise InvalidConfig(f"{path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise TrainerError(handoff.ExitCode.INVALID_CONFIG, f"{path}: {where}: {first['msg']}") from None
+        raise InvalidConfig(f"{path}: {where}: {first['msg']}") from None

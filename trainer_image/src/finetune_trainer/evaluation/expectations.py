@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import regex
 
 from finetune_api.evaluation import Gate, Prompt, Verdict
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.evaluation.run_record import Answer
 
 logger = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ def compile_pattern(pattern: str, name: str) -> "regex.Pattern[str]":
             re.compile(pattern)
             return regex.compile(pattern)
     except (re.error, regex.error, ValueError, OverflowError, RecursionError) as error:
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{name} is not a regular expression: {error}") from error
+        raise InvalidConfig(f"{name} is not a regular expression: {error}") from error
 
 
 def is_found(pattern: "regex.Pattern[str]", text: str) -> bool:

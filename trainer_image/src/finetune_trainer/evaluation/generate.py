@@ -9,10 +9,9 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from finetune_api.dataset.codes import RepairCode
-from finetune_api.handoff import ExitCode
 from finetune_trainer.data.rows import BadRow, Message
 from finetune_trainer.distributed.world import ALONE, World
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import Encoded
 
@@ -73,7 +72,7 @@ def _answer(
     try:
         _, ids = labeler.render_prompt(prompt)
     except BadRow as bad:
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"evaluation.prompts: {bad.detail}") from bad
+        raise InvalidConfig(f"evaluation.prompts: {bad.detail}") from bad
     inputs = torch.tensor([ids], device=model.device)
     output = model.generate(
         input_ids=inputs,

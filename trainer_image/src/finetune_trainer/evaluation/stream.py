@@ -7,9 +7,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from finetune_api.handoff import ExitCode
 from finetune_trainer.data.rows import BadRow, Message
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.evaluation.generate import stop_token_ids
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import Encoded
@@ -31,15 +30,12 @@ def stream_answer(
     try:
         _, ids = labeler.render_prompt(messages)
     except BadRow as bad:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG, f"the chat template refuses the conversation: {bad.detail}"
-        ) from bad
+        raise InvalidConfig(f"the chat template refuses the conversation: {bad.detail}") from bad
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit and len(ids) + max_new_tokens > limit:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             f"the conversation has {len(ids)} tokens, and with an answer of {max_new_tokens} it is longer than the "
-            f"{limit} of the model: start a new one, or lower --max-new-tokens",
+            f"{limit} of the model: start a new one, or lower --max-new-tokens"
         )
     stops = stop_tokens(model, labeler)
     settings = GenerationConfig(

@@ -6,8 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 
 LLAMA_CPP = Path(sys.prefix) / "share/llama.cpp"
 """Its converter, and its Python bindings with what they import."""
@@ -17,10 +16,9 @@ OUTPUT_TYPES = {"FP32": "f32", "BF16": "bf16", "FP16": "f16"}
 def require_converter() -> None:
     """Refuse `output.gguf` before the training if this image cannot make such files."""
     if not _script().is_file():
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             "output.gguf: this trainer image has no llama.cpp: use the operator's image, or build it with "
-            "trainer_image/llama-cpp.sh as the Dockerfile does (on this machine too), or remove output.gguf",
+            "trainer_image/llama-cpp.sh as the Dockerfile does (on this machine too), or remove output.gguf"
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.handoff import Artifact, ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.adapters.initial import PLAIN_STARTS, require_weights
 from finetune_trainer.models.base_model import ADAPTER_CONFIG, CONFIG, parse_json_file, refuse
 from finetune_trainer.storage.hub.uris import SCHEME
@@ -29,7 +29,7 @@ class TunedFolder:
 def read_tuned(folder: Path) -> TunedFolder:
     """Return what a folder has: an adapter before a full model, each in the folder itself or in that of a result."""
     if not folder.is_dir():
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{folder}: there is no such folder")
+        raise InvalidConfig(f"{folder}: there is no such folder")
     for adapter in (folder / Artifact.ADAPTER, folder):
         if (adapter / ADAPTER_CONFIG).is_file():
             return _read_adapter(adapter)

@@ -13,8 +13,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
 )
 
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 
 WRITERS = (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -37,10 +36,9 @@ def find_class(directory: Path) -> Any:
             return getattr(transformers, name)
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return AutoModelForCausalLM
-    raise TrainerError(
-        ExitCode.INVALID_CONFIG,
+    raise InvalidConfig(
         f"a model of type {config.model_type} ({', '.join(names) or 'no architecture'}) does not write text in "
-        f"transformers {transformers.__version__}: choose a causal language model",
+        f"transformers {transformers.__version__}: choose a causal language model"
     )
 
 
@@ -67,9 +65,8 @@ def text_prefix(model: PreTrainedModel) -> str:
     decoder = model.get_decoder()
     found = [name for name, module in model.named_modules() if module is decoder]
     if not found or not found[0]:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
-            f"the text decoder of {type(model).__name__} was not found among its other parts: choose a model of text",
+        raise InvalidConfig(
+            f"the text decoder of {type(model).__name__} was not found among its other parts: choose a model of text"
         )
     return f"{found[0]}."
 

@@ -12,10 +12,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
-from finetune_api.handoff import ExitCode
 from finetune_api.spec import Attention
 from finetune_api.status import Resolved
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.grouped_heads import OLDEST_CAPABILITY
 from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.tokenization.packing import FLASH_MODELS
@@ -104,7 +103,7 @@ def choose_attention(
 
 
 def _refuse(asked: str, why: str, remedy: str) -> TrainerError:
-    return TrainerError(ExitCode.INVALID_CONFIG, f"hyperparameters.attention {asked}: {why}: set it to {remedy}")
+    return InvalidConfig(f"hyperparameters.attention {asked}: {why}: set it to {remedy}")
 
 
 def find_flash_fault(model: PreTrainedModel | PeftModel, precision: str, device: torch.device) -> str | None:

@@ -14,7 +14,7 @@ from finetune_api.handoff import ExitCode, JobConfig
 from finetune_api.spec import Mode, Precision
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.world import ALONE, World
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.optimisers import default_optimiser, needs_gpu
 
 logger = logging.getLogger(__name__)
@@ -145,9 +145,7 @@ def complete_settings(resolved: Resolved, device: torch.device) -> Resolved:
         return resolved.model_copy(update={"precision": _precision(resolved.precision, device)})
     optim = resolved.optim or default_optimiser(resolved.method, has_gpu=device.type == "cuda").value
     if device.type == "cpu" and needs_gpu(optim):
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG, f"optim {optim} needs a GPU: set adamw_torch_fused, or request a GPU"
-        )
+        raise InvalidConfig(f"optim {optim} needs a GPU: set adamw_torch_fused, or request a GPU")
     return resolved.model_copy(update={"precision": _precision(resolved.precision, device), "optim": optim})
 
 
@@ -177,12 +175,12 @@ def _precision(asked: str | None, device: torch.device) -> str:
     """Return the number format: FP32 on a CPU, because only some have BF16 and results must not depend on the node."""
     if device.type == "cpu":
         if asked == Precision.FP16:
-            raise TrainerError(ExitCode.INVALID_CONFIG, "precision FP16 needs a GPU: set Auto, BF16 or FP32")
+            raise InvalidConfig("precision FP16 needs a GPU: set Auto, BF16 or FP32")
         return Precision.FP32 if asked in (None, Precision.AUTO) else str(asked)
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if asked in (None, Precision.AUTO):
         return Precision.BF16 if has_bf16 else Precision.FP16
     if asked == Precision.BF16 and not has_bf16:
         name = torch.cuda.get_device_name(device)
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{name} has no BF16: set precision to Auto, FP16 or FP32")
+        raise InvalidConfig(f"{name} has no BF16: set precision to Auto, FP16 or FP32")
     return str(asked)

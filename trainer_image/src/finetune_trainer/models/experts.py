@@ -14,8 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.models.adapters.factors import WRAPPED, no_experts_error
 from finetune_trainer.models.architectures import text_modules
 from finetune_trainer.models.shape import EXPERTS, STACK, names_experts
@@ -57,10 +56,9 @@ def require_every_stack(model: PeftModel) -> None:
     stacks = sum(1 for _ in plain_stacks(base))
     found = sum(isinstance(module, ParamWrapper) for module in base.modules())
     if found != stacks:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             f"the experts of {type(base).__name__} cannot have an adapter, which PEFT puts on {found} parameters "
-            f"instead of {stacks}; remove tuning.lora.targetExperts",
+            f"instead of {stacks}; remove tuning.lora.targetExperts"
         )
 
 

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.models.trainable import find_architecture
 
 TABLE = Path(__file__).with_name("gguf_architectures.json")
@@ -20,8 +19,7 @@ def require_convertible(config: Mapping[str, Any]) -> None:
     text = config.get("text_config")
     inner = text.get("architectures") if isinstance(text, dict) else None
     if not {name, *(inner or [])} & set(table["architectures"]):
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             f"output.gguf: llama.cpp of this image (llama-cpp-python {table['llama-cpp-python']}) cannot convert "
-            f"{name}: remove output.gguf",
+            f"{name}: remove output.gguf"
         )

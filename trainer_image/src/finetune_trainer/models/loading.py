@@ -30,7 +30,7 @@ from finetune_api.status import Resolved
 from finetune_api.tuning import InitLoraWeights
 from finetune_trainer.distributed.sharding import require_sharded, sharding_options
 from finetune_trainer.distributed.world import ALONE, World
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.adapters.factors import WRAPPED
 from finetune_trainer.models.adapters.patterns import require_expressions, require_matches, require_one_value
 from finetune_trainer.models.adapters.starts import CHOICES, lora_layers, start_from_weights
@@ -312,7 +312,7 @@ def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
     try:
         adapted = get_peft_model(model, config)
     except (ValueError, AttributeError) as error:  # the latter of embeddings that PEFT does not find to tie
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"tuning.lora does not fit the model: {error}") from error
+        raise InvalidConfig(f"tuning.lora does not fit the model: {error}") from error
     keep_whole_modules(adapted)
     _require_excluded(adapted, targets, excluded)
     modules = [name for name, _ in lora_layers(adapted)]
@@ -336,10 +336,9 @@ def _require_excluded(adapted: PeftModel, targets: Sequence[str], excluded: Sequ
     names = [name for name, _ in adapted.get_base_model().named_modules() if _ends_with(name, targets)]
     for one in excluded:
         if not any(_ends_with(name, [one]) for name in names):
-            raise TrainerError(
-                ExitCode.INVALID_CONFIG,
+            raise InvalidConfig(
                 f"tuning.lora.excludeModules names {one}, which excludes no module with an adapter: correct or remove "
-                "it",
+                "it"
             )
 
 
@@ -352,11 +351,10 @@ def _choose_targets(model: PreTrainedModel, named: list[str] | None) -> list[str
     names = named or linear_targets(model)
     of_experts = expert_targets(model, names)
     if named and of_experts:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             f"tuning.lora.targetModules names {', '.join(of_experts)}, which PEFT applies to the experts or the router "
             f"of a {model.config.model_type}: remove these names, and set tuning.lora.targetExperts for an adapter on "
-            "the experts",
+            "the experts"
         )
     return [name for name in names if name not in of_experts]
 
@@ -378,10 +376,9 @@ def refuse_tied_merge(model: PeftModel) -> None:
     base = model.get_base_model()
     embeddings = (base.get_input_embeddings(), base.get_output_embeddings())
     if base.config.tie_word_embeddings and any(isinstance(module, BaseTunerLayer) for module in embeddings):
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             "this model's input and output embeddings are one tensor, and an adapter on them cannot be merged: "
-            "remove them from tuning.lora.targetModules, or set output.merge None",
+            "remove them from tuning.lora.targetModules, or set output.merge None"
         )
 
 

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from math import ceil, prod
 
-from finetune_api.handoff import ExitCode
 from finetune_api.objectives import SAMPLED, SMALLEST_KTO_BATCH
 from finetune_api.spec import Method, Objective
 from finetune_api.status import Resolved
 from finetune_api.tuning import InitLoraWeights
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.models.activations import (
     FULL_WIDTH,
     UNQUANTISED,
@@ -203,18 +202,16 @@ def share_batch(settings: Resolved, ranks: int) -> Resolved:
     if micro * accumulation * ranks == whole:
         return settings
     if whole % ranks:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             f"a step has {whole} rows, which {ranks} processes cannot share evenly: set resources.numNodes and "
-            f"resources.gpusPerNode so that their product divides {whole}, or run the job again",
+            f"resources.gpusPerNode so that their product divides {whole}, or run the job again"
         )
     own = whole // ranks
     sizes = [size for size in range(_fewest_rows(settings), own + 1) if own % size == 0]
     if not sizes:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             f"a step has {whole} rows, one for each of {ranks} processes, and KTO needs two or more: set "
-            "resources.numNodes and resources.gpusPerNode to a smaller product, or run the job again",
+            "resources.numNodes and resources.gpusPerNode to a smaller product, or run the job again"
         )
     micro = max((size for size in sizes if size <= micro), default=sizes[0])
     changes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": own // micro}

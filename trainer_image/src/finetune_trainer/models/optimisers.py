@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from math import ceil, prod
 from types import MappingProxyType
 
-from finetune_api.handoff import ExitCode
 from finetune_api.hyperparameters import Optimiser
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.models.activations import FULL_WIDTH
 
 EIGHT_BIT_BLOCK, EIGHT_BIT_SMALLEST = 256, 4096
@@ -85,8 +84,7 @@ def refuse_sharded_optimiser(settings: Resolved, ranks: int) -> None:
     """Refuse an optimiser that cannot update sharded weights: its kernels raise in the first step."""
     optim = settings.optim
     if settings.method == Method.FULL and ranks > 1 and optim and optim not in SHARDED:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             f"hyperparameters.optim {optim} does not work with tuning.method Full on several GPUs: use "
-            "adamw_torch_fused or adamw_torch, tuning.method LoRA or QLoRA, or one GPU",
+            "adamw_torch_fused or adamw_torch, tuning.method LoRA or QLoRA, or one GPU"
         )

@@ -13,7 +13,7 @@ from finetune_api.scalars import parse_quantity
 from finetune_api.spec import WITH_ADAPTER, Attention, FineTuneJobSpec, Method, Mode, Objective, Precision
 from finetune_api.status import Resolved
 from finetune_api.tuning import Lora
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.evaluation.ability import BATCH_TOKENS
 from finetune_trainer.models.activations import UNQUANTISED
 from finetune_trainer.models.memory_estimate import (
@@ -82,11 +82,10 @@ def _check_decay(spec: FineTuneJobSpec, settings: Resolved) -> None:
     """Refuse a number of decay steps for which the training is too short; a fraction always fits."""
     asked = spec.hyperparameters.decay_steps or 0
     if asked >= 1 and settings.decay_steps != asked:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             f"hyperparameters.decaySteps is {asked:g}, but the training has {settings.total_steps} steps, "
             f"{settings.warmup_steps:g} of them warm-up: set decaySteps to {settings.decay_steps} or less, or to a "
-            "fraction below 1",
+            "fraction below 1"
         )
 
 
@@ -104,7 +103,7 @@ def _check_quantised(settings: Resolved, shape: ModelShape | None) -> None:
     elif settings.shard_base and shape.model_type in UNQUANTISED:
         why = f"bitsandbytes quantises no layer of {shape.model_type}, so that tuning.lora.shardBase has no effect"
     if why:
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"tuning.method QLoRA: {why}: set it to LoRA")
+        raise InvalidConfig(f"tuning.method QLoRA: {why}: set it to LoRA")
 
 
 def _check_attention(spec: FineTuneJobSpec, shape: ModelShape | None) -> None:
@@ -120,7 +119,7 @@ def _check_attention(spec: FineTuneJobSpec, shape: ModelShape | None) -> None:
     elif shape and shape.model_type not in FLASH_MODELS:
         why = f"the kernel is not known to be exact for {shape.model_type}"
     if why:
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"hyperparameters.attention FlashAttention: {why}: set it to Auto")
+        raise InvalidConfig(f"hyperparameters.attention FlashAttention: {why}: set it to Auto")
 
 
 def _pack(
@@ -205,10 +204,9 @@ def choose_method(spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts)
 def refuse_full_on_ranks(spec: FineTuneJobSpec, settings: Resolved) -> None:
     """Refuse to train in several processes what was resolved to method Full while the job had one: `Auto` may be."""
     if settings.method == Method.FULL and _needs_adapter(spec):
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             f"tuning.method Auto was resolved to Full for this job, which trains in one process with objective "
-            f"{spec.objective.value}: set resources.numNodes 1 and resources.gpusPerNode 1",
+            f"{spec.objective.value}: set resources.numNodes 1 and resources.gpusPerNode 1"
         )
 
 
@@ -224,7 +222,7 @@ def _budget(spec: FineTuneJobSpec) -> int | None:
     try:
         return parse_quantity(spec.tuning.vram_budget)
     except ValueError as error:
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"tuning.vramBudget: {error}: write 80Gi, for example") from error
+        raise InvalidConfig(f"tuning.vramBudget: {error}: write 80Gi, for example") from error
 
 
 def _estimate(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved) -> MemoryEstimate:

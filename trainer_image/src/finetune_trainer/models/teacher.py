@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from finetune_api.handoff import ExitCode, JobConfig
 from finetune_api.spec import Model
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model, read_config
 from finetune_trainer.models.cache import fetch_model, pin_as_checked
 from finetune_trainer.models.trainable import require_trainable
@@ -103,19 +103,17 @@ def _require_same_tokens(teacher: str, folder: Path, model: str, base: Path) -> 
     """Refuse other tokens: the loss compares the probabilities of each id."""
     theirs, own = _read_tokenizer(teacher, folder), _read_tokenizer(model, base)
     if theirs.vocabulary != own.vocabulary:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             f"{FIELD} {teacher} has a vocab_size of {theirs.vocabulary}, and spec.model {model} one of "
-            f"{own.vocabulary}, so that their probabilities cannot be compared: {FAMILY}",
+            f"{own.vocabulary}, so that their probabilities cannot be compared: {FAMILY}"
         )
     there, here = _token_ids(theirs.tokenizer), _token_ids(own.tokenizer)
     if there == here:
         return
     other = min(one for one in there.keys() | here.keys() if there.get(one) != here.get(one))
-    raise TrainerError(
-        ExitCode.INVALID_CONFIG,
+    raise InvalidConfig(
         f"{FIELD} {teacher} has another vocabulary (SHA-256 {_digest(there)}) than spec.model {model} "
-        f"({_digest(here)}): id {other} is {there.get(other)!r} there and {here.get(other)!r} here: {FAMILY}",
+        f"({_digest(here)}): id {other} is {there.get(other)!r} there and {here.get(other)!r} here: {FAMILY}"
     )
 
 

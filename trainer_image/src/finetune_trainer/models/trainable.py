@@ -8,9 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from finetune_api.handoff import ExitCode
 from finetune_api.spec import Method
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 
 logger = logging.getLogger(__name__)
 
@@ -110,4 +109,4 @@ def _refuse(config: Mapping[str, Any], why: str, advice: str = "", *, field: str
     names = ", ".join(_names(config)) or "no architecture"
     named = f"config.json of {field} names {names} (model type {config.get('model_type') or 'none'})"
     remedy = f"{advice} {ADVICE}".strip()
-    raise TrainerError(ExitCode.INVALID_CONFIG, f"{named}: {why}. {remedy[0].upper()}{remedy[1:]}")
+    raise InvalidConfig(f"{named}: {why}. {remedy[0].upper()}{remedy[1:]}")

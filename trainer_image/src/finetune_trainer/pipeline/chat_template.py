@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from finetune_api.handoff import CHAT_TEMPLATE_DIR, CHAT_TEMPLATE_FILE, ExitCode, JobConfig
+from finetune_api.handoff import CHAT_TEMPLATE_DIR, CHAT_TEMPLATE_FILE, JobConfig
 from finetune_api.inputs.chat_template import ChatTemplate
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.tokenization.chosen_template import TemplateChoice
 from finetune_trainer.tokenization.labeler import CHOSEN_FIELD, Labeler
 
@@ -64,4 +64,4 @@ def _read_text(config: JobConfig, chosen: ChatTemplate | None, mounted: Path) ->
 
 
 def _invalid(problem: str) -> TrainerError:
-    return TrainerError(ExitCode.INVALID_CONFIG, f"{_FIELD}: {problem}")
+    return InvalidConfig(f"{_FIELD}: {problem}")

@@ -21,7 +21,7 @@ from finetune_trainer.data.checks.summary import Summary, explain_unusable, name
 from finetune_trainer.data.formats.columns import advise_field
 from finetune_trainer.data.rows import Labelling, Rejected, UnreadableFile
 from finetune_trainer.data.sources import FetchedObject, fetch_source
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.rewards.references import References
 from finetune_trainer.storage.protocol import OnBytes, ReadableStore
 from finetune_trainer.tokenization import samples
@@ -106,7 +106,7 @@ class SourceCheck:
         `prompts` must not be trained on, and the rows of `earlier` sources not be repeated.
         """
         if unknown := name_unknown_columns(frozenset(source.columns or ()), _columns_field(place)):
-            raise TrainerError(ExitCode.INVALID_CONFIG, unknown)
+            raise InvalidConfig(unknown)
         below = place.removeprefix("dataset.")
         name = below.replace(".sources", "").replace("[", "-").rstrip("]")
         folder = self.workspace / f"source-{name}"

@@ -16,7 +16,7 @@ from finetune_api.status import Resolved
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.data.checks.output import read_accepted
 from finetune_trainer.data.rows import PromptRow
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.models.activations import UNQUANTISED, adapted_layers
 from finetune_trainer.models.adapters.factors import no_experts_error
@@ -259,11 +259,10 @@ def _check_served(config: JobConfig, model: ModelFacts, teacher: CheckedTeacher 
         where, fix = " on each GPU", "use larger GPUs, or more of them"
     if needed >= available:
         together = " with its teacher" if teacher else ""
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             f"evaluation.gate judges the adapter on the base in 16 bits, as it is served, which{together} needs "
             f"{format_bytes(needed)}{where}, and tuning.vramBudget is {format_bytes(available)}: {fix}, or remove "
-            "mustImprove, maxEvalLoss and maxForgotten",
+            "mustImprove, maxEvalLoss and maxForgotten"
         )
 
 
@@ -275,10 +274,9 @@ def _check_context(config: JobConfig, architecture: Mapping[str, Any], longest: 
     limit, context = position_limit(architecture), context_length(architecture)
     field = f"spec.hyperparameters.maxLength is {config.spec.hyperparameters.max_length}"
     if limit and longest > limit:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             f"{field} and the longest sample has {longest} tokens, but the model has positions for {limit}: set "
-            f"hyperparameters.maxLength to {limit} or less, or choose a model with a longer context",
+            f"hyperparameters.maxLength to {limit} or less, or choose a model with a longer context"
         )
     if context and longest > context:
         logger.warning(

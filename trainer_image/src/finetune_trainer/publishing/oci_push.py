@@ -6,11 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from finetune_api.handoff import Artifact, ExitCode, Outcome, Report
+from finetune_api.handoff import Artifact, Outcome, Report
 from finetune_api.output import OciOutput, RegistryPush
 from finetune_api.status import Artifacts
 from finetune_trainer.config.run_context import RunContext
-from finetune_trainer.errors import Stopped, StorageUnavailable, TrainerError, one_line
+from finetune_trainer.errors import InvalidConfig, Stopped, StorageUnavailable, TrainerError, one_line
 from finetune_trainer.publishing.published_files import collect_files
 from finetune_trainer.storage.watch import Watch
 
@@ -104,5 +104,5 @@ def _watch(run: RunContext, output: OciOutput, work: Callable[[Callable[[], None
     where = f"oci://{output.repository}"
     watch = Watch("oci-push", run.stop, run.on_work, IDLE_SECONDS, POLL_SECONDS)
     stalled = StorageUnavailable(f"{where}: the registry does not respond for {IDLE_SECONDS:.0f} seconds")
-    unknown = TrainerError(ExitCode.INVALID_CONFIG, f"{where}: the push failed: see the log of the pod")
+    unknown = InvalidConfig(f"{where}: the push failed: see the log of the pod")
     return watch.run(work, stalled, unknown)

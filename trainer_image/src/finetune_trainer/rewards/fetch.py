@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from finetune_api.blocks import MODEL_URI, MODEL_URI_MESSAGE
-from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ExitCode, JobConfig
+from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, JobConfig
 from finetune_api.objectives import Objective
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.base_model import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -171,10 +171,10 @@ def _find_job_result(config: JobConfig, storage: ReadableStore) -> ParentResult:
         message = (
             "rlhf.rewardModel.jobRef needs the operator to find that job: name its result with rlhf.rewardModel.uri"
         )
-        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+        raise InvalidConfig(message)
     if job.objective != Objective.REWARD_MODEL:
         message = f"rlhf.rewardModel.jobRef {job.name} has objective {job.objective}, but RewardModel is needed"
-        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+        raise InvalidConfig(message)
     return read_parent_result(job, storage)
 
 

@@ -7,10 +7,9 @@ from fractions import Fraction
 
 import regex
 
-from finetune_api.handoff import ExitCode
 from finetune_api.objectives import AnswerReward, Extract, Match
 from finetune_trainer.data.checks.row_keys import compose
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.evaluation.expectations import PATTERN_SECONDS, compile_pattern
 from finetune_trainer.rewards import similarity
 from finetune_trainer.rewards.json_answers import compile_schema, is_equal_json, is_json, is_valid_json
@@ -45,7 +44,7 @@ class Matcher:
         self._settings = settings
         self._pattern = compile_group(settings.pattern, f"{name}.pattern") if settings.pattern else None
         if settings.json_schema is not None and (fault := _find_fault_of_schema(settings.json_schema)):
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"{name}.jsonSchema {fault}")
+            raise InvalidConfig(f"{name}.jsonSchema {fault}")
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Return 1 if the answer is one of the references, or valid by one that is a schema or by the job's schema,
@@ -213,7 +212,7 @@ def compile_group(pattern: str, name: str) -> "regex.Pattern[str]":
         message = (
             f"{name} has {compiled.groups} groups: put the part to compare in one group, and write others as (?:…)"
         )
-        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+        raise InvalidConfig(message)
     return compiled
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from finetune_api.defaults import rollouts_share
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Rlhf
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.rewards.computed import ComputedRewards, Scorer
 from finetune_trainer.tokenization.samples import EncodedPrompt
@@ -26,10 +26,9 @@ ENGINE_VARIABLES = {
 def require_engine(rlhf: Rlhf | None) -> None:
     """Refuse engine VLLM in an image of the trainer without vLLM; that of preflight alone has neither, nor PyTorch."""
     if rollouts_share(rlhf) is not None and find_spec("torch") and not find_spec("vllm"):
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             "rlhf.rollouts.engine VLLM: this image has no vLLM: set trainer.image to one that is built with "
-            "--build-arg PACKAGES=trainer-vllm, or set engine Transformers",
+            "--build-arg PACKAGES=trainer-vllm, or set engine Transformers"
         )
 
 

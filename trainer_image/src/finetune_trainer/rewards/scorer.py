@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.data.rows import BadRow, DataFormat, Message, Source, UnpairedRow
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.loading import load_plain
 from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.rewards.fetch import SCORE, RewardFolders
@@ -70,7 +70,7 @@ class RewardModel:
             return self._labeler.render_prompt(completion.prompt, completion.tools)[1]
         except BadRow as bad:
             message = f"the reward model's chat template cannot render a prompt of the dataset: {bad.detail}"
-            raise TrainerError(ExitCode.INVALID_CONFIG, message) from bad
+            raise InvalidConfig(message) from bad
 
     def score(self, texts: Sequence[list[int]]) -> list[float]:
         """Return one score per tokenised text."""

@@ -18,7 +18,7 @@ import orjson
 from finetune_api.handoff import CA_FILE, REWARD_TOKEN_FILE, ExitCode
 from finetune_api.objectives import RewardService
 from finetune_api.text.printable import printable
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.http_client import open_http
@@ -142,7 +142,7 @@ class Grader:
             token, where = path.read_text(encoding="utf-8", errors="replace").strip(), f"its key {REWARD_TOKEN_FILE}"
         if not TOKEN.fullmatch(token):
             message = f"{self._name}.service.credentialsSecretRef: {where} is no token: one line of visible characters"
-            raise TrainerError(ExitCode.INVALID_CONFIG, message)
+            raise InvalidConfig(message)
         return token
 
     def _post(self, body: bytes) -> bytes:
@@ -191,7 +191,7 @@ class Grader:
             yield
         except (httpx2.InvalidURL, UnicodeError):
             message = f"{self._name}.service.endpoint {self._service.endpoint} is no address: correct the host"
-            raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
+            raise InvalidConfig(message) from None
         except httpx2.TimeoutException:
             raise self._failure(f"did not respond within {self._service.timeout_seconds} s") from None
         except httpx2.HTTPError as error:

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from finetune_api.handoff import ExitCode
 from finetune_api.inputs.claims import split_claim_uri
 from finetune_api.text.printable import printable
-from finetune_trainer.errors import ObjectMissing, StorageDenied, StorageUnavailable, TrainerError
+from finetune_trainer.errors import InvalidConfig, ObjectMissing, StorageDenied, StorageUnavailable, TrainerError
 from finetune_trainer.storage.protocol import (
     CHUNK_BYTES,
     MAX_OBJECTS,
@@ -120,7 +119,7 @@ class ClaimStore(ReadableStore):
             raise _named(uri, error) from None
         if not is_mounted:
             problem = f"{uri}: the claim is not mounted; a pod has the claims that URIs of its job name"
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"{problem}. For a local run, add --map pvc://{claim}=DIR")
+            raise InvalidConfig(f"{problem}. For a local run, add --map pvc://{claim}=DIR")
         return Path(os.path.realpath(top)), top / path
 
     @contextmanager
@@ -178,7 +177,7 @@ def _regular_files(uri: str, top: Path, folder: Path) -> Iterator[tuple[Path, os
             key = path.relative_to(folder).as_posix()
             if printable(key) != key:
                 message = f"{uri} has a file whose name is not UTF-8, or has control characters: {printable(key)}"
-                raise TrainerError(ExitCode.INVALID_CONFIG, f"{message}: rename it")
+                raise InvalidConfig(f"{message}: rename it")
             try:
                 status = path.stat()
             except OSError as error:  # a link to nothing, for example

@@ -8,8 +8,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import StorageUnavailable, TrainerError
+from finetune_trainer.errors import InvalidConfig, StorageUnavailable
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.retries import MAX_WAIT
 from finetune_trainer.storage.watch import Left
@@ -45,7 +44,7 @@ def open_http(
         return httpx2.Client(verify=context, timeout=timeout, follow_redirects=follow_redirects, limits=limits)
     except (ValueError, ImportError, httpx2.InvalidURL):  # not quoted: a proxy's address may contain a password
         message = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is not a proxy address: write http://host:port"
-        raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
+        raise InvalidConfig(message) from None
 
 
 def _trust(ca_file: Path | None, ca_field: str) -> ssl.SSLContext:
@@ -54,13 +53,12 @@ def _trust(ca_file: Path | None, ca_field: str) -> ssl.SSLContext:
         context = httpx2.create_ssl_context()
     except OSError:
         message = "SSL_CERT_FILE or SSL_CERT_DIR contains no certificate (PEM): correct it, or unset it"
-        raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
+        raise InvalidConfig(message) from None
     try:
         if ca_file:
             context.load_verify_locations(ca_file)
     except OSError:
-        message = f"the key ca.crt of the Secret named by {ca_field} contains no certificate (PEM)"
-        raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
+        raise InvalidConfig(f"the key ca.crt of the Secret named by {ca_field} contains no certificate (PEM)") from None
     return context
 
 

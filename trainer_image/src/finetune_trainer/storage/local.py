@@ -6,8 +6,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import ObjectMissing, TrainerError
+from finetune_trainer.errors import InvalidConfig, ObjectMissing
 from finetune_trainer.storage.hub.uris import strip_commit
 from finetune_trainer.storage.protocol import (
     MAX_OBJECTS,
@@ -161,8 +160,8 @@ def parse_maps(options: Iterable[str], may_be_new: Callable[[str], bool] = lambd
         uri, separator, path = option.partition("=")
         if not separator or not uri.startswith(("s3://", "hf://", "pvc://")) or not path:
             message = f"--map {option}: write s3://bucket/prefix=DIR, hf://owner/name=DIR or pvc://claim/path=DIR"
-            raise TrainerError(ExitCode.INVALID_CONFIG, message)
+            raise InvalidConfig(message)
         if not Path(path).exists() and not may_be_new(uri):
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"--map {option}: there is no such file or folder")
+            raise InvalidConfig(f"--map {option}: there is no such file or folder")
         maps[uri] = Path(path)
     return maps

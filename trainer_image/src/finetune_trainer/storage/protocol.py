@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from finetune_api.handoff import ExitCode, ManifestFile
-from finetune_trainer.errors import TrainerError
+from finetune_api.handoff import ManifestFile
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.storage.transfers import transfer_all
 
 MAX_READ_BYTES = 64 * 1024 * 1024
@@ -137,17 +137,15 @@ def confine_path(directory: Path, key: str) -> Path:
     """Return the path of `key` inside `directory`; raise if the key leads out of it."""
     path = directory / key
     if not path.resolve().is_relative_to(directory.resolve()):
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"the object key {key!r} would be written outside its folder")
+        raise InvalidConfig(f"the object key {key!r} would be written outside its folder")
     return path
 
 
 def size_error(uri: str, limit: int) -> TrainerError:
     """Return the error for an object that is too large to read at once."""
-    return TrainerError(ExitCode.INVALID_CONFIG, f"{uri} is larger than the limit of {limit:,} bytes: name another one")
+    return InvalidConfig(f"{uri} is larger than the limit of {limit:,} bytes: name another one")
 
 
 def count_error(uri: str, limit: int) -> TrainerError:
     """Return the error for a prefix with too many objects."""
-    return TrainerError(
-        ExitCode.INVALID_CONFIG, f"there are more than {limit:,} objects under {uri}: name a narrower prefix"
-    )
+    return InvalidConfig(f"there are more than {limit:,} objects under {uri}: name a narrower prefix")

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-from finetune_api.handoff import CLAIMS_DIR, ExitCode
+from finetune_api.handoff import CLAIMS_DIR
 from finetune_api.inputs.claims import is_claim_uri
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.storage.claims import ClaimStore
 from finetune_trainer.storage.hub.uris import is_hub_uri
 from finetune_trainer.storage.local import LocalStore
@@ -46,7 +46,7 @@ class RoutedStore(Store):
             return self._local
         if is_hub_uri(uri) or is_claim_uri(uri):
             kind = "a hub" if is_hub_uri(uri) else "a claim"
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"{uri}: {kind} is read-only; write results to s3://")
+            raise InvalidConfig(f"{uri}: {kind} is read-only; write results to s3://")
         return self._s3
 
     def pin(self, uri: str, revision: str | None = None) -> str:

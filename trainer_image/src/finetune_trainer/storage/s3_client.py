@@ -21,9 +21,9 @@ from botocore.exceptions import (
 from urllib3.exceptions import HTTPError
 
 from finetune_api.endpoints import is_aws_s3
-from finetune_api.handoff import CA_DIR, CA_FILE, CREDENTIALS_DIR, ExitCode
+from finetune_api.handoff import CA_DIR, CA_FILE, CREDENTIALS_DIR
 from finetune_api.spec import Storage as StorageSpec
-from finetune_trainer.errors import KeysRefused, StorageDenied, StorageUnavailable, TrainerError
+from finetune_trainer.errors import InvalidConfig, KeysRefused, StorageDenied, StorageUnavailable, TrainerError
 from finetune_trainer.storage.mounted_keys import KEYS, open_session, read_credentials
 from finetune_trainer.storage.own_servers import OwnKey, explain_other_server
 
@@ -119,7 +119,7 @@ class S3Connection:
                 config=config,
             )
         except ValueError as error:
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"{self.names.endpoint}: {error}") from None
+            raise InvalidConfig(f"{self.names.endpoint}: {error}") from None
         client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirect)
         client.meta.events.register("after-call.s3.GetObject", _require_length)
         return client
@@ -156,8 +156,7 @@ def find_own_endpoint() -> str:
         # boto3 finds it without a request; the keys only keep it from looking for the real ones.
         client = Session().client("s3", DEFAULT_REGION, **dict.fromkeys(KEYS.values(), "none"))
     except (ValueError, BotoCoreError) as error:
-        message = f"AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or the AWS profile: {error}"
-        raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
+        raise InvalidConfig(f"AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or the AWS profile: {error}") from None
     return str(client.meta.endpoint_url)
 
 
@@ -171,7 +170,7 @@ def connect_s3_here(spec: StorageSpec | None, named: Collection[str] = (), optio
     own, names = find_own_endpoint(), _name_settings(spec, option)
     key = OwnKey("the AWS key of this machine", own, "AWS_ENDPOINT_URL")
     if spec.endpoint and (problem := explain_other_server(key, names.endpoint, spec.endpoint, named)):
-        raise TrainerError(ExitCode.INVALID_CONFIG, problem)
+        raise InvalidConfig(problem)
     changes = {
         "endpoint": spec.endpoint or (None if is_aws_s3(own) else own),
         "region": spec.region or Session().region_name,
@@ -192,9 +191,7 @@ def _name_settings(spec: StorageSpec, option: str) -> SettingNames:
 
 def _ca_file(path: Path) -> Path:
     if not path.is_file():
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG, f"the Secret named by spec.storage.caSecretRef needs the key {CA_FILE} (PEM)"
-        )
+        raise InvalidConfig(f"the Secret named by spec.storage.caSecretRef needs the key {CA_FILE} (PEM)")
     return path
 
 

@@ -32,7 +32,7 @@ from finetune_trainer.data.rows import (
     TextRow,
     UnpairedRow,
 )
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.tokenization.answer_samples import PendingAnswers, PendingPrompt, Prompt
 from finetune_trainer.tokenization.chat_samples import PendingChat, PendingRow, PendingText
 from finetune_trainer.tokenization.chosen_template import (
@@ -270,9 +270,9 @@ def load_labeler(directory: Path, name: str, choice: TemplateChoice = NO_CHOICE)
         labeler = Labeler(directory, choice)
     except (TokenizerUnavailable, TemplateFailure) as error:
         if isinstance(error, UnusedVariables):
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"{KWARGS_FIELD}: {error}") from error
+            raise InvalidConfig(f"{KWARGS_FIELD}: {error}") from error
         if isinstance(error, TemplateFailure) and choice.is_template:
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"{CHOSEN_FIELD}: {error}") from error
+            raise InvalidConfig(f"{CHOSEN_FIELD}: {error}") from error
         message = f"{name}: the tokenizer cannot be used: {error}"
         raise TrainerError(ExitCode.MODEL_UNAVAILABLE, message) from error
     if choice.is_template:
@@ -287,7 +287,7 @@ def _refuse_broken(labeler: Labeler) -> None:
     problems = [one.detail for one in labeler.encode_batch(rows, "Chat", PROBE_LENGTH) if isinstance(one, BadRow)]
     if len(problems) == len(rows):
         what = f"{CHOSEN_FIELD}: it cannot render a question and its answer: {problems[0]}"
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{what}: correct the template, or choose another")
+        raise InvalidConfig(f"{what}: correct the template, or choose another")
 
 
 def _refuse_unknown_ids(labeler: Labeler, files: TokenizerFiles) -> None:

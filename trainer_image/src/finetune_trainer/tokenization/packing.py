@@ -9,10 +9,9 @@ from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Objective
 from finetune_api.spec import Packing
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 
 EXACT_MODELS = frozenset(
     {
@@ -101,10 +100,9 @@ def count_packed(
         return None
     if model_type not in EXACT_MODELS:
         if asked is Packing.ALWAYS:
-            raise TrainerError(
-                ExitCode.INVALID_CONFIG,
+            raise InvalidConfig(
                 f"hyperparameters.packing {asked}: rows of one sequence are not known to stay apart in the attention "
-                f"of {model_type or 'this model'}: set packing Never or Auto",
+                f"of {model_type or 'this model'}: set packing Never or Auto"
             )
         return None
     counts = Counter(lengths)

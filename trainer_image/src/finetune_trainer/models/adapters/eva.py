@@ -12,8 +12,7 @@ import torch
 from peft import PeftModel
 from peft.utils.incremental_pca import IncrementalPCA
 
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.models.adapters.starts import ADAPTER, ITERATIONS, lora_layers, unfit
 from finetune_trainer.tokenization.samples import UNTRAINED, Encoded
 
@@ -139,11 +138,10 @@ def _batches(samples: Iterable[Encoded], rows: int, tokens: int) -> Iterator[lis
     if is_first and sum(one.trained for one in batch) >= tokens:
         yield batch
     elif is_first:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             f"tuning.lora.initLoraWeights EVA needs {tokens} trained tokens, {TOKENS_PER_RANK} for each of the rank, "
             f"and the training rows have {sum(one.trained for one in batch)}: lower the rank, add rows, or set it to "
-            "Default",
+            "Default"
         )
 
 

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.adapters.patterns import find_value
 from finetune_trainer.models.shape import EXPERTS
 
@@ -71,7 +70,7 @@ def parse_magnitude(name: str) -> str | None:
 
 def no_experts_error(model: str) -> TrainerError:
     """Return the error of a model without experts that an adapter could be put on."""
-    return TrainerError(ExitCode.INVALID_CONFIG, f"the model {model} has no experts; remove tuning.lora.targetExperts")
+    return InvalidConfig(f"the model {model} has no experts; remove tuning.lora.targetExperts")
 
 
 def is_of_experts(module: str) -> bool:

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ExitCode, JobConfig
+from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, JobConfig
 from finetune_api.spec import FineTuneJobSpec, Lora
-from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerError
+from finetune_trainer.errors import InvalidConfig, ObjectMissing, StorageUnavailable, TrainerError
 from finetune_trainer.models.adapters.factors import are_of_experts, experts_module, find_rank, parse_factor
 from finetune_trainer.models.adapters.patterns import matches, require_one_value
 from finetune_trainer.models.adapters.whole_names import agree, is_of_module, saved_modules
@@ -105,7 +105,7 @@ def require_own_weights(adapter: InitialAdapter, model: str, found: Mapping[str,
     when the files under it are replaced, or a branch of a hub moves on. `found` has the digests that are known."""
     for name, digest in read_base_digests(adapter.lineage).items():
         if found.get(name, digest) != digest:
-            _invalid(
+            raise InvalidConfig(
                 f"the adapter {adapter.uri} was trained on other weights than those of {model}: in its lineage {name} "
                 f"has the SHA-256 {digest[:12]}, here {found[name][:12]}: name the base that it was trained on"
                 f"{name_recorded_base(adapter.lineage)}"
@@ -164,13 +164,13 @@ def _find_at_parent(config: JobConfig, storage: ReadableStore) -> tuple[str, Map
     """Return the folder of the parent's adapter and its digests, from the manifest that the operator observed."""
     parent = config.parent
     if parent is None:
-        _invalid(
+        raise InvalidConfig(
             "tuning.initialAdapter.fromParent needs the operator to find the parent: "
             "name the adapter with tuning.initialAdapter.uri"
         )
     digests = read_parent_result(parent, storage).folder_digests(Artifact.ADAPTER)
     if not digests:
-        _invalid(f"{parent.name} published no adapter: remove tuning.initialAdapter, or name another parent")
+        raise InvalidConfig(f"{parent.name} published no adapter: remove tuning.initialAdapter, or name another parent")
     return join_uri(parent.output_uri, Artifact.ADAPTER), digests
 
 
@@ -205,7 +205,7 @@ def _names_base(raw: Mapping[str, Any], spec: FineTuneJobSpec) -> bool:
 def _refuse_base(uri: str, raw: Mapping[str, Any], spec: FineTuneJobSpec) -> NoReturn:
     """Refuse an adapter of another base: it would produce noise."""
     named = str(raw.get("base_model_name_or_path") or "")
-    _invalid(
+    raise InvalidConfig(
         f"the adapter {uri} was trained on {named or 'a base that its config does not name'}, but spec.model.uri is "
         f"{spec.model.uri}: name the adapter's own base, or correct base_model_name_or_path in its {ADAPTER_CONFIG}"
     )
@@ -247,9 +247,9 @@ def name_recorded_base(lineage: bytes | None) -> str:
 def _check_kind(uri: str, raw: Mapping[str, Any], tensors: Tensors) -> Lora:
     """Refuse all but plain LoRA on a language model: anything more would be lost silently."""
     if raw.get("peft_type") != "LORA":
-        _invalid(f"the adapter {uri} is of type {raw.get('peft_type')}, but only LORA can be continued")
+        raise InvalidConfig(f"the adapter {uri} is of type {raw.get('peft_type')}, but only LORA can be continued")
     if raw.get("task_type") not in (None, "CAUSAL_LM"):
-        _invalid(f"the adapter {uri} is for task {raw['task_type']}, but only CAUSAL_LM can be continued")
+        raise InvalidConfig(f"the adapter {uri} is for task {raw['task_type']}, but only CAUSAL_LM can be continued")
     beyond = [name for name in BEYOND_LORA if raw.get(name)]
     if raw.get("init_lora_weights", True) not in PLAIN_STARTS:
         beyond.append(f"init_lora_weights {raw['init_lora_weights']}")
@@ -267,7 +267,7 @@ def _check_kind(uri: str, raw: Mapping[str, Any], tensors: Tensors) -> Lora:
     if not all(factor.has_rank(tensors[name], find_rank(raw, factor)) for name, factor in factors.items() if factor):
         beyond.append("rank_pattern")
     if beyond:
-        _invalid(f"the adapter {uri} uses more than plain LoRA ({beyond[0]}) and cannot be continued")
+        raise InvalidConfig(f"the adapter {uri} uses more than plain LoRA ({beyond[0]}) and cannot be continued")
     linear = {factor.module for factor in factors.values() if factor and not factor.is_of_experts}
     values = {
         "rank": raw.get("r"),
@@ -283,7 +283,9 @@ def _check_kind(uri: str, raw: Mapping[str, Any], tensors: Tensors) -> Lora:
         lora = Lora.model_validate(values)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        _invalid(f"the adapter {uri} cannot be continued: its {fault['loc'][0]} is invalid ({fault['msg']})")
+        raise InvalidConfig(
+            f"the adapter {uri} cannot be continued: its {fault['loc'][0]} is invalid ({fault['msg']})"
+        ) from None
     require_one_value(lora, sorted(modules), f"the adapter {uri} cannot be continued: its ")
     return lora
 
@@ -292,7 +294,7 @@ def _read_patterns(uri: str, raw: Mapping[str, Any], name: str, modules: Iterabl
     """Return the patterns that match a module of the adapter, as PEFT ignores the others; None without any."""
     patterns = raw.get(name) or {}
     if not isinstance(patterns, dict):
-        _invalid(f"the adapter {uri} cannot be continued: its {name} is not a map")
+        raise InvalidConfig(f"the adapter {uri} cannot be continued: its {name} is not a map")
     return {key: value for key, value in patterns.items() if any(matches(key, one) for one in modules)} or None
 
 
@@ -302,22 +304,22 @@ def _check_agreement(uri: str, asked: Lora, adapter: Lora, *, is_tied: bool) -> 
     wanted = sorted(asked.target_modules) if asked.target_modules else None
     for name, requested, actual in [*pairs, ("targetModules", wanted, adapter.target_modules)]:
         if requested is not None and requested != actual:
-            _invalid(
+            raise InvalidConfig(
                 f"tuning.lora.{name} is {_shown(requested)}, but the adapter {uri} has {_shown(actual, name)}: "
                 f"remove tuning.lora.{name}"
             )
     if asked.modules_to_save and not agree(asked.modules_to_save, adapter.modules_to_save or [], is_tied=is_tied):
-        _invalid(
+        raise InvalidConfig(
             f"tuning.lora.modulesToSave is {_shown(asked.modules_to_save)}, but the adapter {uri} has "
             f"{_shown(adapter.modules_to_save or ['none'])}: remove tuning.lora.modulesToSave"
         )
     if asked.shard_base and (adapter.target_experts or adapter.modules_to_save):
-        _invalid(
+        raise InvalidConfig(
             f"tuning.lora.shardBase is for plain adapters, but the adapter {uri} has whole modules or experts: remove "
             "tuning.lora.shardBase"
         )
     if adapter.target_experts and asked.dropout:
-        _invalid(
+        raise InvalidConfig(
             f"tuning.lora.dropout is {_shown(asked.dropout)}, but the adapter {uri} is also on experts, which have "
             "none: remove tuning.lora.dropout"
         )
@@ -349,14 +351,14 @@ def _check_linear(uri: str, tensors: Tensors, shape: ModelShape) -> None:
     adapted = {module: (first[-1], second[0]) for module, (first, second) in _pairs(tensors, of_experts=False).items()}
     if adapted and not layers & {_of_any_layer(_tail(module)) for module in adapted}:
         names = ", ".join(sorted({module.rpartition(".")[2] for module in adapted}))
-        _invalid(f"the adapter {uri} does not fit the model, which has none of its modules ({names})")
+        raise InvalidConfig(f"the adapter {uri} does not fit the model, which has none of its modules ({names})")
     for module, sizes in adapted.items():
         tail = _tail(module)
         if tail not in stored and _of_any_layer(tail) in layers:
-            _invalid(f"the adapter {uri} does not fit the model, which has no layer {module}")
+            raise InvalidConfig(f"the adapter {uri} does not fit the model, which has no layer {module}")
         found = stored.get(tail, [sizes])
         if sorted(sizes) not in map(sorted, found):
-            _invalid(
+            raise InvalidConfig(
                 f"the adapter {uri} does not fit the model: {module} is {_by(found[0])} in the model and "
                 f"{_by(sizes)} in the adapter"
             )
@@ -369,7 +371,7 @@ def _check_whole(uri: str, tensors: Tensors, shape: ModelShape) -> None:
     for name, size in tensors.items():
         tail = _tail(name.rpartition("model.")[2])
         if ".lora_" not in name and stored.get(tail, size) != size:
-            _invalid(
+            raise InvalidConfig(
                 f"the adapter {uri} does not fit the model: {tail} is {_by(stored[tail])} in the model and {_by(size)} "
                 "in the adapter"
             )
@@ -391,9 +393,9 @@ def _check_experts(uri: str, tensors: Tensors, rank: int, shape: ModelShape) -> 
     for module, sizes in found.items():
         wanted = stored.get(_layer(module))
         if wanted is None:
-            _invalid(f"the adapter {uri} does not fit the model, which has no experts in {module}")
+            raise InvalidConfig(f"the adapter {uri} does not fit the model, which has no experts in {module}")
         if sorted(map(sorted, wanted)) != sorted(map(sorted, sizes)):
-            _invalid(
+            raise InvalidConfig(
                 f"the adapter {uri} does not fit the model: {module} are {_stacks(wanted)} in the model and "
                 f"{_stacks(sizes)} in the adapter"
             )
@@ -436,7 +438,3 @@ def _require_digest(uri: str, name: str, found: str, expected: Mapping[str, str]
     if expected and found != expected.get(name):
         digests = f"{found} instead of {expected.get(name)}"
         refuse(uri, f"{name} does not match its SHA-256 in the manifest ({digests})")
-
-
-def _invalid(message: str) -> NoReturn:
-    raise TrainerError(ExitCode.INVALID_CONFIG, message)

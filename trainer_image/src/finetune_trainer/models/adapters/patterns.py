@@ -8,13 +8,12 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
-from finetune_api.handoff import ExitCode
 from finetune_api.spec import Lora
 from finetune_api.status import Resolved
 from finetune_api.tuning import UNBOUNDED
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 
 RANKS, ALPHAS = "rankPattern", "alphaPattern"
 MOST_PATTERNS, MOST_MATCHES = 64, 1 << 16
@@ -37,14 +36,14 @@ def _compile(pattern: str) -> re.Pattern[str]:
     """Compile a pattern as PEFT does; alone, it must be complete too: PEFT puts it in parentheses."""
     name, within = f"the pattern {pattern} of an adapter's modules", rf"(.*\.)?({pattern})$"
     if re.search(UNBOUNDED, pattern):
-        _invalid(f"{name} repeats a group, or has more than four repetitions (*, + or {{}}): simplify it")
+        raise InvalidConfig(f"{name} repeats a group, or has more than four repetitions (*, + or {{}}): simplify it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about syntax that a later Python may interpret differently
             re.compile(pattern)
             return re.compile(within)
     except (re.error, ValueError, OverflowError, RecursionError) as error:
-        _invalid(f"{name} is not a regular expression: {error}")
+        raise InvalidConfig(f"{name} is not a regular expression: {error}") from None
 
 
 def require_expressions(lora: Lora | Resolved) -> None:
@@ -62,7 +61,7 @@ def require_one_value(lora: Lora | Resolved, modules: Iterable[str], owner: str 
             found = [pattern for pattern in patterns if matches(pattern, module)]
             other = [pattern for pattern in found if patterns[pattern] != patterns[found[0]]]
             if other:
-                _invalid(
+                raise InvalidConfig(
                     f"{owner}{field} has {patterns[found[0]]} for {found[0]} and {patterns[other[0]]} for "
                     f"{other[0]}, and both match {module}: change the patterns so that one of them matches it"
                 )
@@ -74,7 +73,7 @@ def require_matches(lora: Lora | Resolved, modules: Iterable[str]) -> None:
     for field, patterns in _fields(lora):
         for pattern in patterns:
             if not any(matches(pattern, module) for module in names):
-                _invalid(
+                raise InvalidConfig(
                     f"tuning.lora.{field} names {pattern}, which matches no module with an adapter (for example "
                     f"{min(names)}): correct or remove it"
                 )
@@ -82,7 +81,3 @@ def require_matches(lora: Lora | Resolved, modules: Iterable[str]) -> None:
 
 def _fields(lora: Lora | Resolved) -> Iterable[tuple[str, Mapping[str, int]]]:
     return ((RANKS, lora.rank_pattern or {}), (ALPHAS, lora.alpha_pattern or {}))
-
-
-def _invalid(message: str) -> NoReturn:
-    raise TrainerError(ExitCode.INVALID_CONFIG, message)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from finetune_api.handoff import ADAPTER_WEIGHTS, ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.adapters.factors import PREFIX
 from finetune_trainer.models.adapters.starts import publish_difference
 from finetune_trainer.models.adapters.whole_modules import ADAPTER, published_names, require_tied, tied_names
@@ -48,10 +48,9 @@ def continue_adapter(model: PeftModel, directory: Path) -> None:
     unmatched = sorted(saved.keys() ^ factors.keys())
     unmatched = unmatched or [name for name, shape in factors.items() if saved[name].shape != shape]
     if unmatched:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             f"the adapter of tuning.initialAdapter does not fit the model: {len(unmatched)} weights have no "
-            f"counterpart of their size, for example {unmatched[0]}",
+            f"counterpart of their size, for example {unmatched[0]}"
         )
     require_tied(model, saved)
     set_peft_model_state_dict(model, saved | {name: state[name] for name in state.keys() - factors.keys()})

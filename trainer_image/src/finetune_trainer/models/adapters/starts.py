@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from finetune_api.handoff import ADAPTER_WEIGHTS, ExitCode
 from finetune_api.tuning import InitLoraWeights
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.adapters.factors import PREFIX
 from finetune_trainer.models.base_model import ADAPTER_CONFIG
 
@@ -113,8 +113,7 @@ CHOICES: dict[str, Callable[[torch.Tensor, int, float], Pair]] = {
 
 def unfit(how: str, why: str) -> TrainerError:
     """Return the error of first values that the model does not have."""
-    return TrainerError(
-        ExitCode.INVALID_CONFIG,
+    return InvalidConfig(
         f"tuning.lora.initLoraWeights {how} is not possible: {why}: change targetModules or the rank, or set it to "
-        "Default",
+        "Default"
     )

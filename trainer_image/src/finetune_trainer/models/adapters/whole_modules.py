@@ -9,8 +9,7 @@ from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.models.adapters.factors import PREFIX
 from finetune_trainer.models.adapters.whole_names import FIELD, find_whole_modules
 from finetune_trainer.models.architectures import text_prefix
@@ -89,10 +88,9 @@ def require_tied(model: PeftModel, saved: dict[str, torch.Tensor]) -> None:
     names = [name for name, module in base.named_modules() if module is base.get_input_embeddings()]
     pair = [saved[f"{PREFIX}{name}.weight"] for name in [*names, *tied] if tied]
     if not all(torch.equal(pair[0], one) for one in pair):
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             "the adapter of tuning.initialAdapter trained input and output embeddings as two tensors, and in this "
-            "model they are one: merge it, and train the merged model",
+            "model they are one: merge it, and train the merged model"
         )
 
 
@@ -131,4 +129,4 @@ def _returning(dtype: torch.dtype) -> Any:
 
 
 def _refuse(why: str) -> NoReturn:
-    raise TrainerError(ExitCode.INVALID_CONFIG, f"{FIELD}: {why}")
+    raise InvalidConfig(f"{FIELD}: {why}")

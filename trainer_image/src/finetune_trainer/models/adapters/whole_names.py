@@ -3,8 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.models.adapters.factors import PREFIX
 from finetune_trainer.models.shape import EMBEDDINGS, EXPERTS, HEAD, UNADAPTED_LAYERS, ModelShape, Tensors, is_of_text
 
@@ -85,11 +84,10 @@ def saved_modules(config: Mapping[str, Any], tensors: Iterable[str]) -> list[str
 
 def refuse_adapter_on_head(name: str) -> NoReturn:
     """Refuse an adapter on the output head: TRL computes the loss from the head's own weights."""
-    raise TrainerError(
-        ExitCode.INVALID_CONFIG,
+    raise InvalidConfig(
         f"an adapter on the output head ({name}) is never trained, because the loss is computed from the head's own "
         "weights: remove it from tuning.lora.targetModules, or train the head in full with tuning.lora.modulesToSave; "
-        "merge a tuning.initialAdapter that has one into its base, and train the merged model",
+        "merge a tuning.initialAdapter that has one into its base, and train the merged model"
     )
 
 
@@ -147,4 +145,4 @@ def _is_embedding(tensor: str, size: tuple[int, ...], shape: ModelShape) -> bool
 
 
 def _refuse(name: str, why: str) -> NoReturn:
-    raise TrainerError(ExitCode.INVALID_CONFIG, f"{FIELD} names {name}, {why}")
+    raise InvalidConfig(f"{FIELD} names {name}, {why}")

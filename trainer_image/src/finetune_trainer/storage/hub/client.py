@@ -14,8 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
 from finetune_api import __version__
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import StorageUnavailable, TrainerError
+from finetune_trainer.errors import InvalidConfig, StorageUnavailable, TrainerError
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.http_client import open_http, pause
 from finetune_trainer.storage.hub.errors import CODES, connection_error, refusal_error
@@ -128,7 +127,7 @@ class HubClient:
         except HfHubHTTPError as error:
             raise refusal_error(error, address, self.connection) from None
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"{self.connection.endpoint_setting}: {error}") from None
+            raise InvalidConfig(f"{self.connection.endpoint_setting}: {error}") from None
         except httpx2.HTTPError as error:
             raise connection_error(error, address, self.connection) from None
 

@@ -21,9 +21,8 @@ from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from finetune_api import __version__
-from finetune_api.handoff import ExitCode
 from finetune_api.output import HubOutput
-from finetune_trainer.errors import StorageUnavailable, TrainerError, one_line
+from finetune_trainer.errors import InvalidConfig, StorageUnavailable, TrainerError, one_line
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.http_client import BUSY, ServerBusy, causes, open_http, pause, retry_after
 from finetune_trainer.storage.hub.client import CA_FIELD, MIN_RETRY_SECONDS
@@ -210,7 +209,7 @@ class HubPusher:
         return f"the Secret {secret}" if secret else f"the Secret named by {PLACE}.credentialsSecretRef"
 
     def _refused(self, why: str) -> TrainerError:
-        return TrainerError(ExitCode.INVALID_CONFIG, f"{self._where}: {why}")
+        return InvalidConfig(f"{self._where}: {why}")
 
     def _retry(self, work: Callable[[Callable[[], None]], T]) -> T:
         with self._library():

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
 
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerError
+from finetune_trainer.errors import InvalidConfig, ObjectMissing, StorageUnavailable
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.hub.client import HubClient
 from finetune_trainer.storage.hub.uris import COMMIT, HubConnection, HubUri, Repo, matches_entry, parse_hub_uri
@@ -213,7 +212,7 @@ class HubStore(ReadableStore):
             if count > MAX_OBJECTS:
                 place = self._client.connection.access(address.repo).place
                 message = f"{place}.uri is {address}, which has more than {MAX_OBJECTS:,} files"
-                raise TrainerError(ExitCode.INVALID_CONFIG, f"{message}: name a smaller repository, or a copy in s3://")
+                raise InvalidConfig(f"{message}: name a smaller repository, or a copy in s3://")
             yield from entries
 
     def _not_a_hub(self, address: HubUri, why: str) -> NoReturn:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from finetune_api.blocks import SecretRef
 from finetune_api.endpoints import is_endpoint
-from finetune_api.handoff import CA_FILE, HUB_CA_DIR, HUB_TOKEN_FILE, HUB_TOKENS_DIR, ExitCode, HubRole
+from finetune_api.handoff import CA_FILE, HUB_CA_DIR, HUB_TOKEN_FILE, HUB_TOKENS_DIR, HubRole
 from finetune_api.inputs.sources import Hub, Model
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.storage.own_servers import OwnKey, explain_withheld
 from finetune_trainer.storage.protocol import CHUNK_BYTES, Entry, sha256_file
 
@@ -193,7 +193,7 @@ def connect_output_hub(
     token = _mounted_token(tokens_dir / HubRole.OUTPUT / HUB_TOKEN_FILE, field, secret)
     if token is None:
         message = f"{field} has no token to push with: set credentialsSecretRef to a Secret with the key"
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{message} {HUB_TOKEN_FILE}")
+        raise InvalidConfig(f"{message} {HUB_TOKEN_FILE}")
     endpoint = _checked_url(hub.endpoint or ENDPOINT, "spec.hub.endpoint")
     repo = Repo(Kind.MODEL, output.repo)
     ca_file = _ca_file(ca_dir) if hub.ca_secret_ref else None
@@ -271,28 +271,25 @@ def _mounted_token(path: Path, place: str, secret: str | None) -> str | None:
     if token:
         return _checked(token, f"the key {HUB_TOKEN_FILE} of the Secret named by {place}.credentialsSecretRef")
     if secret:
-        message = f"the Secret {secret} named by {place}.credentialsSecretRef needs the key {HUB_TOKEN_FILE}"
-        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+        raise InvalidConfig(f"the Secret {secret} named by {place}.credentialsSecretRef needs the key {HUB_TOKEN_FILE}")
     return None
 
 
 def _checked(token: str, where: str) -> str:
     """Return a valid token; the client's error would quote an invalid one."""
     if not TOKEN.fullmatch(token):
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{where} contains no valid token: one line of visible characters")
+        raise InvalidConfig(f"{where} contains no valid token: one line of visible characters")
     return token
 
 
 def _checked_url(endpoint: str, setting: str) -> str:
     if not is_endpoint(endpoint):
-        message = f"{setting} is {endpoint!r}: write https://host, http://host or http://host:port"
-        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+        raise InvalidConfig(f"{setting} is {endpoint!r}: write https://host, http://host or http://host:port")
     return endpoint.rstrip("/")
 
 
 def _ca_file(directory: Path) -> Path:
     path = directory / CA_FILE
     if not path.is_file():
-        message = f"the Secret named by spec.hub.caSecretRef needs the key {CA_FILE} (PEM)"
-        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+        raise InvalidConfig(f"the Secret named by spec.hub.caSecretRef needs the key {CA_FILE} (PEM)")
     return path

@@ -4,9 +4,9 @@ from base64 import b64decode
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune_api.handoff import CA_FILE, REGISTRY_CA_DIR, REGISTRY_DIR, REGISTRY_KEY_FILE, ExitCode
+from finetune_api.handoff import CA_FILE, REGISTRY_CA_DIR, REGISTRY_DIR, REGISTRY_KEY_FILE
 from finetune_api.output import OciOutput
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.storage.oci.auth import DOCKER_HUB, find_key
 
 PLACE = "spec.output.oci"
@@ -60,19 +60,18 @@ def _mounted_key(file: Path, secret: str, host: str, path: str) -> str:
     where = f"the Secret {secret} named by {PLACE}.credentialsSecretRef"
     if not file.is_file():
         message = f"{where} has no key {REGISTRY_KEY_FILE}: create it with `kubectl create secret docker-registry`"
-        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+        raise InvalidConfig(message)
     try:
         key = find_key(file.read_bytes(), host, path)
     except ValueError as error:
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{where}: its {REGISTRY_KEY_FILE} {error}") from None
+        raise InvalidConfig(f"{where}: its {REGISTRY_KEY_FILE} {error}") from None
     if key is None:
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{where} has no entry for {host} under auths: add one")
+        raise InvalidConfig(f"{where} has no entry for {host} under auths: add one")
     return key
 
 
 def _ca_file(directory: Path) -> Path:
     path = directory / CA_FILE
     if not path.is_file():
-        message = f"the Secret named by {PLACE}.caSecretRef needs the key {CA_FILE} (PEM)"
-        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+        raise InvalidConfig(f"the Secret named by {PLACE}.caSecretRef needs the key {CA_FILE} (PEM)")
     return path

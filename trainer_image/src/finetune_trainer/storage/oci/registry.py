@@ -19,8 +19,7 @@ from urllib.parse import urljoin, urlsplit
 import httpx2
 
 from finetune_api import __version__
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import StorageUnavailable, TrainerError, one_line
+from finetune_trainer.errors import InvalidConfig, StorageUnavailable, TrainerError, one_line
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.http_client import (
     BUSY,
@@ -271,7 +270,7 @@ class Registry:
         )
 
     def _refused(self, why: str) -> TrainerError:
-        return TrainerError(ExitCode.INVALID_CONFIG, f"{self._where}: {why}")
+        return InvalidConfig(f"{self._where}: {why}")
 
     def _quote(self, words: str) -> str:
         """Return the registry's words in one line, without keys and without addresses, which may be signed."""

@@ -15,9 +15,8 @@ from torch.utils.data import Sampler, SequentialSampler
 from trl import DistillationConfig, DistillationTrainer
 from typing_extensions import override
 
-from finetune_api.handoff import ExitCode
 from finetune_trainer.distributed.sharding import is_sharded
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.tokenization.sample_table import longest_length
 from finetune_trainer.training.callbacks import ReportProgress
 from finetune_trainer.training.methods.loop import LoopTrainer
@@ -147,10 +146,9 @@ class StudentTrainer(LoopTrainer, DistillationTrainer):  # type: ignore[misc]  #
             if abs(float(found) - float(true)) > LARGEST_DIFFERENCE * max(1.0, abs(float(true))):
                 student = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
                 kinds = " and ".join(sorted({type(model).__name__ for model in (student, self.teacher_model)}))
-                raise TrainerError(
-                    ExitCode.INVALID_CONFIG,
+                raise InvalidConfig(
                     f"TRL's distillation loss is not that of the logits of {kinds} ({float(found):.3g} instead of "
-                    f"{float(true):.3g} nats): use a model and a teacher of another architecture",
+                    f"{float(true):.3g} nats): use a model and a teacher of another architecture"
                 )
 
     def _log_probs(self, model: torch.nn.Module, ids: torch.Tensor, length: int) -> torch.Tensor:

@@ -10,10 +10,9 @@ from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
 from typing_extensions import override
 
-from finetune_api.handoff import ExitCode
 from finetune_api.objectives import SMALLEST_KTO_BATCH
 from finetune_api.spec import Method
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.evaluation.measurements import Measured, token_mean
 from finetune_trainer.tokenization.sample_table import Samples, as_samples, prompts_of
 from finetune_trainer.tokenization.samples import EncodedLabelled
@@ -57,10 +56,9 @@ def build_kto_trainer(parts: TrainerParts) -> LabelledTrainer:
     """Return the trainer, ready for `evaluate()`, `train()` and `measure()`."""
     settings = parts.settings
     if (settings.per_device_train_batch_size or 1) < SMALLEST_KTO_BATCH:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             "KTO measures its divergence over each batch, which needs at least two rows: set "
-            "hyperparameters.perDeviceTrainBatchSize to 2 or more",
+            "hyperparameters.perDeviceTrainBatchSize to 2 or more"
         )
     arguments = KTOConfig(
         **parts.library_settings(),

@@ -18,8 +18,7 @@ from transformers import PreTrainedModel, masking_utils
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from typing_extensions import override
 
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.tokenization.packing import fill_groups, fold_rows
 from finetune_trainer.tokenization.sample_table import Samples
 from finetune_trainer.tokenization.samples import UNTRAINED, Encoded
@@ -136,10 +135,9 @@ def require_isolated_rows(
     leaks = [_leak(model, collator, row, is_packed=is_packed) for row in range(len(PROBE_LENGTHS))]
     model.train(was_training)
     if any(leak > largest_leak for leak in leaks):
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             f"this model's attention ({model.config._attn_implementation}) lets packed rows attend to each other: set "
-            f"{'hyperparameters.packing Never' if is_packed else 'hyperparameters.attention SDPA'}",
+            f"{'hyperparameters.packing Never' if is_packed else 'hyperparameters.attention SDPA'}"
         )
 
 

@@ -10,8 +10,7 @@ from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import RepeatSampler
 
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.tokenization.samples import EncodedPrompt
 
 
@@ -31,10 +30,9 @@ def require_context(model: PreTrainedModel | PeftModel, longest_prompt: int, lon
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = longest_prompt + longest_answer
     if context and longest > context:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             f"the longest prompt with {block}.maxCompletionLength has {longest} tokens and the model's context "
-            f"{context}: lower {block}.maxCompletionLength or hyperparameters.maxLength",
+            f"{context}: lower {block}.maxCompletionLength or hyperparameters.maxLength"
         )
 
 

@@ -20,12 +20,11 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from typing_extensions import override
 
-from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Algorithm
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.sharding import is_sharded, require_same_gradients
 from finetune_trainer.distributed.world import World
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.evaluation.groups import EVALUATED_PROMPTS
 from finetune_trainer.evaluation.measurements import RewardPoint, reward_mean
 from finetune_trainer.models.adapters.saved import ZERO_AT_START
@@ -127,12 +126,11 @@ class PolicyTrainer(LoopTrainer):
         """
         result = super().train(*arguments, **options)
         if not has_spread(self._rollouts, self._loop):
-            raise TrainerError(
-                ExitCode.INVALID_CONFIG,
+            raise InvalidConfig(
                 f"all answers to a prompt had the same reward in each of {self._rollouts.groups} groups, so nothing "
                 f"can be learnt: raise rlhf.temperature or rlhf.numGenerations, or choose a reward that differs "
                 f"between "
-                "answers",
+                "answers"
             )
         if FROZEN_COPY in getattr(self.model, "peft_config", {}):
             self.model.delete_adapter(FROZEN_COPY)  # otherwise it is published too
@@ -312,10 +310,9 @@ def require_fit(model: PreTrainedModel | PeftModel, settings: Resolved, longest_
     """Raise for batches that split a group, and for a prompt that leaves no room for an answer in the context."""
     group, batch = settings.num_generations or 1, settings.global_batch_size or 1
     if batch % group:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             f"rlhf.numGenerations {group} does not divide the {batch} answers of a step: change "
-            "perDeviceTrainBatchSize x gradientAccumulationSteps, times all GPUs, to a multiple of it",
+            "perDeviceTrainBatchSize x gradientAccumulationSteps, times all GPUs, to a multiple of it"
         )
     require_context(model, longest_prompt, settings.max_completion_length or 0, "rlhf")
 

@@ -11,9 +11,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
-from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
-from finetune_trainer.errors import TrainerError, one_line
+from finetune_trainer.errors import InvalidConfig, one_line
 
 OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -41,10 +40,9 @@ def require_linear_adapter(model: PreTrainedModel | PeftModel, settings: Resolve
         base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else None
         is_linear = isinstance(base, torch.nn.Linear) and not any(base.weight is one for one in ends)
         if isinstance(layer, AuxiliaryTrainingWrapper) or (base is not None and not is_linear):
-            raise TrainerError(
-                ExitCode.INVALID_CONFIG,
+            raise InvalidConfig(
                 f"rlhf.rollouts.engine VLLM gets adapters on linear layers inside the model only, and {name} is "
-                "trained: change tuning.lora or tuning.initialAdapter, or set engine Transformers",
+                "trained: change tuning.lora or tuning.initialAdapter, or set engine Transformers"
             )
 
 
@@ -59,10 +57,9 @@ def starting_engine(settings: Resolved) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
+        raise InvalidConfig(
             f"rlhf.rollouts.engine VLLM: vLLM does not start with this model on this device: "
-            f"{one_line(str(error), 500)}: change rlhf.rollouts.gpuMemoryFraction, or set engine Transformers",
+            f"{one_line(str(error), 500)}: change rlhf.rollouts.gpuMemoryFraction, or set engine Transformers"
         ) from error
     finally:
         for name, value in before.items():
