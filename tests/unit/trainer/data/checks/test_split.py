@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.data.checks.row_keys import seeded_rank
+from finetune_trainer.data.checks.row_keys import prompt_key, seeded_rank
 from finetune_trainer.data.checks.split import PromptSplit, Split
 from finetune_trainer.data.rows import ChatRow, DataFormat, Message, Source
 
@@ -18,8 +18,12 @@ def row(prompt: str, answer: str = "a", system: str | None = None) -> ChatRow:
 def split(rows: list[ChatRow], percent: int = 10, seed: int = 42) -> Split:
     splitter = PromptSplit(percent, seed)
     for one in rows:
-        splitter.add(one)
+        splitter.add_prompt(prompt_key(one))
     return splitter.close()
+
+
+def is_held_out(result: Split, one: ChatRow) -> bool:
+    return result.holds_out(prompt_key(one))
 
 
 @given(
@@ -31,10 +35,10 @@ def split(rows: list[ChatRow], percent: int = 10, seed: int = 42) -> Split:
 def test_a_prompt_never_lands_on_both_sides_and_the_bounds_hold(sizes: list[int], percent: int, seed: int) -> None:
     rows = [row(f"p{n}", f"a{k}") for n, size in enumerate(sizes) for k in range(size)]
     result = split(rows, percent, seed)
-    held_out = {one.messages[0]["content"] for one in rows if result.is_validation(one)}
-    trained = {one.messages[0]["content"] for one in rows if not result.is_validation(one)}
+    held_out = {one.messages[0]["content"] for one in rows if is_held_out(result, one)}
+    trained = {one.messages[0]["content"] for one in rows if not is_held_out(result, one)}
     assert held_out.isdisjoint(trained)
-    assert sum(result.is_validation(one) for one in rows) == result.validation_rows
+    assert sum(is_held_out(result, one) for one in rows) == result.validation_rows
     assert result.train_rows + result.validation_rows == len(rows)
     assert result.validation_rows == 0 or 20 <= result.validation_rows <= min(512, len(rows) // 2)
     assert (result.validation_rows == 0) == (result.warning is not None)
@@ -85,7 +89,7 @@ def test_another_seed_holds_out_other_prompts() -> None:
 def test_case_spacing_and_system_text_make_no_new_prompt() -> None:
     rows = [row(f"P{n}  x", f"a{k}", system) for n in range(60) for k, system in enumerate((None, "s"))]
     result = split([*rows, *(row(f" p{n} X") for n in range(60))])
-    assert all(result.is_validation(row(f"p{n} x")) == result.is_validation(row(f"P{n}  X")) for n in range(60))
+    assert all(is_held_out(result, row(f"p{n} x")) == is_held_out(result, row(f"P{n}  X")) for n in range(60))
 
 
 def test_prompts_are_taken_in_their_seeded_order_however_many_are_passed_over() -> None:

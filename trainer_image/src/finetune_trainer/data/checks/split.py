@@ -1,9 +1,9 @@
 """Split rows into training and validation by prompt, so that no prompt is on both sides.
 
     split = PromptSplit(percent=10, seed=42)
-    for row in rows: split.add(row)            # first pass: eight bytes a row
+    for row in rows: split.add_prompt(prompt_key(row))  # first pass: eight bytes a row
     result = split.close()
-    result.is_validation(row)                  # second pass, in any order; or result.holds_out(prompt)
+    result.holds_out(prompt_key(row))  # second pass, in any order
 
 Prompts are chosen in a seeded random order until the requested number of rows is reached, at least 20 and at most 512,
 of at least ten prompts, or a quarter of all if there are fewer than 40: rows of one prompt are not independent.
@@ -37,10 +37,6 @@ class Split:
     validation_rows: int
     warning: str | None = None
 
-    def is_validation(self, row: Row) -> bool:
-        """Return whether this row is held out."""
-        return bool(self.validation_prompts) and self.holds_out(prompt_key(row))
-
     def holds_out(self, prompt: int) -> bool:
         """Return whether the rows with this `prompt_key` are held out."""
         return prompt in self.validation_prompts
@@ -53,10 +49,6 @@ class PromptSplit:
         self._percent = percent
         self._seed = seed
         self._prompts = array("Q")
-
-    def add(self, row: Row) -> None:
-        """Add the prompt of one accepted row."""
-        self.add_prompt(prompt_key(row))
 
     def add_prompt(self, prompt: int) -> None:
         """Add the `prompt_key` of one accepted row."""
