@@ -34,7 +34,6 @@ from finetune_trainer.report.pictures import bucket_size, curves_svg, draw_curve
 from finetune_trainer.report.recommendations import recommend
 from finetune_trainer.report.serving import adapter_obstacles, highest_rank, servability_table
 
-REPORT_TEMPLATE = "finetune_report.md.j2"
 PREVIEW_CHARACTERS = 1200
 BRACKETS = str.maketrans("⟦⟧", "[]")
 """A row's own brackets are replaced, so that they do not look like the marks of trained text."""
@@ -49,7 +48,7 @@ def write_report(record: RunRecord, directory: Path) -> None:
 def write_documents(record: RunRecord, directory: Path, pictures: Pictures) -> None:
     """Write the report with these pictures, which are drawn already, and the model cards."""
     context = _context(record, directory)
-    markdown = _render(REPORT_TEMPLATE, context)
+    markdown = _render("finetune_report.md.j2", context)
     (directory / Artifact.REPORT).write_text(markdown, encoding="utf-8")
     page = render_page(markdown, build_head(record), pictures)
     (directory / Artifact.REPORT_PAGE).write_text(page, encoding="utf-8")
@@ -57,11 +56,6 @@ def write_documents(record: RunRecord, directory: Path, pictures: Pictures) -> N
         if (directory / folder).is_dir():
             card = _render("model_card.md.j2", context | {"folder": folder.value})
             (directory / folder / "README.md").write_text(front_matter(record, folder) + card, encoding="utf-8")
-
-
-def render_report(record: RunRecord, directory: Path) -> str:
-    """Return the report's Markdown; of the result folder, only the adapter's configuration is read."""
-    return _render(REPORT_TEMPLATE, _context(record, directory))
 
 
 def _draw(record: RunRecord, directory: Path) -> Pictures:
