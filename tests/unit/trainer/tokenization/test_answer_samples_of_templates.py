@@ -4,10 +4,9 @@ import re
 from typing import Any
 
 import pytest
-from trl_templates import EACH_TEMPLATE, shows_no_tool_calls
+from trl_templates import EACH_TEMPLATE, as_transformers_takes_it, shows_no_tool_calls
 
 from finetune_trainer.data.rows import BadRow, DataFormat, Message, PreferenceRow, PromptRow, Source, UnpairedRow
-from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair, EncodedPrompt
 
 SOURCE = Source("rows.jsonl", 1)
@@ -25,13 +24,6 @@ def said(text: str) -> list[Message]:
     return [Message(role="assistant", content=text)]
 
 
-def as_transformers_takes_it(labeler: Labeler, messages: list[Message]) -> list[dict[str, Any]]:
-    fitted, _ = labeler.renderer(None).fit_system(messages)
-    if not labeler.renderer(None).takes_parts:
-        return [dict(message) for message in fitted]
-    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in fitted]
-
-
 @pytest.mark.parametrize("name", EACH_TEMPLATE)
 def test_prompt_and_answer_are_the_ids_of_apply_chat_template(
     name: str, shipped_labeler: Any, shipped_tokenizer: Any
@@ -46,13 +38,13 @@ def test_prompt_and_answer_are_the_ids_of_apply_chat_template(
             (pair,) = result
             assert isinstance(pair, EncodedPair)
             asked = tokenizer.apply_chat_template(
-                as_transformers_takes_it(labeler, prompt), add_generation_prompt=True, return_dict=False
+                as_transformers_takes_it(name, labeler, prompt), add_generation_prompt=True, return_dict=False
             )
             assert asked[: len(pair.prompt_ids)] == pair.prompt_ids
             opened = tokenizer.decode(asked[len(pair.prompt_ids) :])
             assert not opened or "?" not in opened  # a mark that the generation prompt opens, never the question
             for answer, ids in ((chosen, pair.chosen_ids), (rejected, pair.rejected_ids)):
-                conversation = as_transformers_takes_it(labeler, [*prompt, *said(answer)])
+                conversation = as_transformers_takes_it(name, labeler, [*prompt, *said(answer)])
                 whole = tokenizer.apply_chat_template(conversation, return_dict=False)
                 together = pair.prompt_ids + ids
                 if name == "glm4moe":  # the only template that ends no answer, so that an end is added

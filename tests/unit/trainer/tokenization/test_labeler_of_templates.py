@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trl_templates import EACH_TEMPLATE, TEMPLATES, TWINS, shows_no_tool_calls
+from trl_templates import EACH_TEMPLATE, TEMPLATES, TWINS, as_transformers_takes_it, shows_no_tool_calls
 
 from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.checks.pipeline import check_rows
@@ -60,13 +60,6 @@ def encode(labeler: Labeler, messages: list[Message], objective: Any = "Chat") -
     return [sample for sample in result if isinstance(sample, Encoded)]
 
 
-def as_transformers_takes_it(labeler: Labeler, messages: list[Message]) -> list[dict[str, Any]]:
-    fitted, _ = labeler.renderer(None).fit_system(messages)
-    if not labeler.renderer(None).takes_parts:
-        return [dict(message) for message in fitted]
-    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in fitted]
-
-
 def test_the_templates_are_there() -> None:
     assert len(TEMPLATES) > 60
     assert len(TWINS) > 25
@@ -76,7 +69,7 @@ def test_the_templates_are_there() -> None:
 def test_text_and_ids_are_those_of_apply_chat_template(name: str, shipped_labeler: Any, shipped_tokenizer: Any) -> None:
     labeler, tokenizer = shipped_labeler(name), shipped_tokenizer(name)
     for messages in CONVERSATIONS.values():
-        given = as_transformers_takes_it(labeler, messages)
+        given = as_transformers_takes_it(name, labeler, messages)
         prompt = given[:-1]
         fitted, _ = labeler.renderer(None).fit_system(messages)
         text, ids = labeler.render_prompt(fitted[:-1])
@@ -126,7 +119,7 @@ def test_labels_agree_with_the_mask_of_the_training_twin(
         if len(samples) > 1:
             continue  # the template shows earlier answers otherwise than at inference; the twin trains them like that
         twin = tokenizer.apply_chat_template(
-            as_transformers_takes_it(labeler, messages), return_dict=True, return_assistant_tokens_mask=True
+            as_transformers_takes_it(name, labeler, messages), return_dict=True, return_assistant_tokens_mask=True
         )
         assert samples[0].input_ids == twin["input_ids"]
         ours = [label != UNTRAINED for label in samples[0].labels]

@@ -116,10 +116,13 @@ def test_the_system_text_joins_the_first_prompt_only_where_it_must(build_model: 
 
 
 def test_contents_are_text_where_a_template_takes_both_and_parts_where_it_takes_no_text(build_model: Any) -> None:
-    parts = CHATML.replace("message['content']", "message['content'][0]['text']")
-    assert not make(build_model).takes_parts
-    assert make(build_model, parts).takes_parts
-    assert not make(build_model, "{{ raise_exception('never') }}").takes_parts
+    shown = "message['content'] if message['content'] is string else 'part ' + message['content'][0]['text']"
+    parts = CHATML.replace("message['content']", "'part ' + message['content'][0]['text']")
+    assert "\nOne?" in make(build_model, CHATML.replace("message['content']", f"({shown})")).render_prompt(TWO, None)
+    assert "\npart One?" in make(build_model, parts).render_prompt(TWO, None)
+    failing = make(build_model, "{{ raise_exception('text' if messages[0]['content'] is string else 'parts') }}")
+    with pytest.raises(BadRow, match="text"):
+        failing.render_prompt(TWO, None)
 
 
 def test_the_end_of_an_answer_is_its_stop_token_or_the_end_of_the_text(build_model: Any) -> None:

@@ -38,11 +38,6 @@ class Renderer:
         self._has_tool_calls = _detect_arguments_form(self._template)
         self._answer_end = self._detect_answer_end()
 
-    @property
-    def takes_parts(self) -> bool:
-        """Whether the template expects contents as lists of parts."""
-        return self._template.as_parts
-
     def fit_system(self, messages: list[Message]) -> tuple[list[Message], tuple[RepairCode, ...]]:
         """Return the conversation with its system text in the first prompt, where the template has no system role."""
         if self._has_system_role or [message["role"] for message in messages[:2]] != ["system", "user"]:
