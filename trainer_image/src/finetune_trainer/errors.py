@@ -97,7 +97,7 @@ def find_gpu_fault(error: BaseException) -> TrainerError | None:
 
     Only a RuntimeError of a GPU's library counts: the message of another one may have text of rows.
     """
-    for cause in _causes(error):
+    for cause in causes(error):
         text = str(cause)
         is_of_a_gpu = isinstance(cause, RuntimeError) and _OF_A_GPU.search(text)
         if is_of_a_gpu and any(words in text.lower() for words in GPU_FAULTS):
@@ -116,18 +116,18 @@ _FULL = {
 
 def find_full_disk(error: BaseException) -> WorkspaceFull | None:
     """Return the failure if the error, or what caused it, is a full disk, else None."""
-    for cause in _causes(error):
+    for cause in causes(error):
         words = _FULL.get(type(cause).__name__)
         if (isinstance(cause, OSError) and cause.errno in NO_ROOM) or (words and words.search(str(cause))):
             return WorkspaceFull(cause)
     return None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the error and what caused it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def name_some(names: Sequence[str], limit: int = 5) -> str:

@@ -1,14 +1,13 @@
 """The HTTP client of hubs and registries, and its errors in words."""
 
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
-from finetune_trainer.errors import InvalidConfig, StorageUnavailable
+from finetune_trainer.errors import InvalidConfig, StorageUnavailable, causes
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.retries import MAX_WAIT
 from finetune_trainer.storage.watch import Left
@@ -60,13 +59,6 @@ def _trust(ca_file: Path | None, ca_field: str) -> ssl.SSLContext:
     except OSError:
         raise InvalidConfig(f"the key ca.crt of the Secret named by {ca_field} contains no certificate (PEM)") from None
     return context
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the error and what caused it."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def is_untrusted(error: BaseException) -> bool:

@@ -22,9 +22,9 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from finetune_api import __version__
 from finetune_api.output import HubOutput
-from finetune_trainer.errors import InvalidConfig, StorageUnavailable, TrainerError, one_line
+from finetune_trainer.errors import InvalidConfig, StorageUnavailable, TrainerError, causes, one_line
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.storage.http_client import BUSY, ServerBusy, causes, open_http, pause, retry_after
+from finetune_trainer.storage.http_client import BUSY, ServerBusy, open_http, pause, retry_after
 from finetune_trainer.storage.hub.client import CA_FIELD, MIN_RETRY_SECONDS
 from finetune_trainer.storage.hub.errors import connection_error
 from finetune_trainer.storage.hub.storage import HubStore
