@@ -36,11 +36,6 @@ class ClaimStore(ReadableStore):
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def pin(self, uri: str, revision: str | None = None) -> str:
-        """Return the URI itself."""
-        del revision
-        return uri
-
     def probe(self, uri: str) -> None:
         """Raise if the claim is not mounted."""
         self._locate(uri)

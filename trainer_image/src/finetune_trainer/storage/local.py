@@ -28,11 +28,6 @@ class LocalStore(Store):
     def __init__(self, maps: Mapping[str, Path]) -> None:
         self._maps = {uri.rstrip("/"): path for uri, path in maps.items()}
 
-    def pin(self, uri: str, revision: str | None = None) -> str:
-        """Return the URI unchanged; local folders have no revisions."""
-        del revision
-        return uri
-
     def probe(self, uri: str) -> None:
         """Accept any folder: it may be new."""
 

@@ -41,6 +41,8 @@ class ReadableStore(Protocol):
 
     def pin(self, uri: str, revision: str | None = None) -> str:
         """Return the URI of the revision's current commit; the URI itself if the store has no revisions."""
+        del revision
+        return uri
 
     def probe(self, uri: str) -> None:
         """Fail fast if the prefix cannot be listed: wrong keys, no such bucket, no server at the endpoint."""

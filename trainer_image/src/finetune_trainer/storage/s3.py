@@ -67,11 +67,6 @@ class S3Store(Store):
         self._stop = stop or StopFlag()
         self._had_valid_keys = False
 
-    def pin(self, uri: str, revision: str | None = None) -> str:
-        """Return the URI itself."""
-        del revision
-        return uri
-
     def probe(self, uri: str) -> None:
         """List one key with short time-outs."""
         bucket, key = split_uri(uri)
