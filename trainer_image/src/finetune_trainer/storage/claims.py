@@ -1,7 +1,6 @@
 """Files in PersistentVolumeClaims, which the operator mounts read-only: `pvc://claim/path`."""
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from finetune_trainer.storage.protocol import (
     OnBytes,
     ReadableStore,
     count_error,
+    sha256_blocks,
     size_error,
 )
 
@@ -94,13 +94,8 @@ class ClaimStore(ReadableStore):
 
     def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
         """Return the SHA-256 (hex) of one file's content."""
-        digest = hashlib.sha256()
         with self._open(uri) as file:
-            for block in _blocks(uri, file):
-                digest.update(block)
-                if on_bytes:
-                    on_bytes(len(block))
-        return digest.hexdigest()
+            return sha256_blocks(_blocks(uri, file), on_bytes)
 
     def _locate(self, uri: str) -> tuple[Path, Path]:
         """Return the claim's folder and the path of the URI in it."""

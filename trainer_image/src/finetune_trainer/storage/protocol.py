@@ -1,7 +1,7 @@
 """The two protocols of storage, for a hub (read only), S3 and local folders: objects by URI."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -115,12 +115,17 @@ def join_uri(uri: str, key: str) -> str:
 
 def sha256_file(path: Path, on_bytes: OnBytes | None = None) -> str:
     """Return the SHA-256 (hex) of a local file."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(CHUNK_BYTES):
-            digest.update(block)
-            if on_bytes:
-                on_bytes(len(block))
+        return sha256_blocks(iter(partial(file.read, CHUNK_BYTES), b""), on_bytes)
+
+
+def sha256_blocks(blocks: Iterable[bytes], on_bytes: OnBytes | None = None) -> str:
+    """Return the SHA-256 (hex) of what is read in blocks."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+        if on_bytes:
+            on_bytes(len(block))
     return digest.hexdigest()
 
 

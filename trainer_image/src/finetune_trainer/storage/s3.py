@@ -1,6 +1,5 @@
 """S3-compatible storage: boto3 with its transfer manager; failures become one of three named errors."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -25,6 +24,7 @@ from finetune_trainer.storage.protocol import (
     Store,
     count_error,
     join_uri,
+    sha256_blocks,
     size_error,
 )
 from finetune_trainer.storage.retries import retry
@@ -234,12 +234,8 @@ class S3Store(Store):
         bucket, key = split_uri(uri)
 
         def digest() -> str:
-            state = hashlib.sha256()
-            for block in self._client.get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(CHUNK_BYTES):
-                state.update(block)
-                if on_bytes:
-                    on_bytes(len(block))
-            return state.hexdigest()
+            body = self._client.get_object(Bucket=bucket, Key=key)["Body"]
+            return sha256_blocks(body.iter_chunks(CHUNK_BYTES), on_bytes)
 
         return self._retry(uri, digest)
 

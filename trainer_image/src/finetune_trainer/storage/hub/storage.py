@@ -1,6 +1,5 @@
 """Models and datasets of a hub as a readable store: by commit, with resume and verification."""
 
-import hashlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from finetune_trainer.storage.protocol import (
     OnBytes,
     ReadableStore,
     count_error,
+    sha256_blocks,
     size_error,
 )
 
@@ -98,16 +98,7 @@ class HubStore(ReadableStore):
 
     def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
         """Return the SHA-256 (hex) of one file's content."""
-
-        def digest() -> str:
-            state = hashlib.sha256()
-            for block in self._blocks(self._address(uri)):
-                state.update(block)
-                if on_bytes:
-                    on_bytes(len(block))
-            return state.hexdigest()
-
-        return self._client.retry(digest)
+        return self._client.retry(lambda: sha256_blocks(self._blocks(self._address(uri)), on_bytes))
 
     def _fill(self, address: HubUri, part: Path, size: int, on_bytes: OnBytes | None) -> None:
         """Download the rest of a file. Each received part resets the retry time; a server without ranges may start
