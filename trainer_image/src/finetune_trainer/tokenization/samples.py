@@ -28,6 +28,16 @@ class SampleCounts:
     left_out: int = 0
     repairs: tuple[RepairCode, ...] = ()
 
+    @property
+    def length(self) -> int:
+        """The tokens that the sample holds."""
+        raise NotImplementedError
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that the model reads."""
+        return self.length
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded(SampleCounts):
@@ -38,13 +48,8 @@ class Encoded(SampleCounts):
     trained: int
 
     @property
-    def tokens(self) -> int:
-        """The tokens that the model reads."""
-        return len(self.input_ids)
-
-    @property
     def length(self) -> int:
-        """The tokens that the sample holds."""
+        """The tokens of the text."""
         return len(self.input_ids)
 
 
@@ -81,11 +86,6 @@ class EncodedLabelled(SampleCounts):
     desirable: bool
 
     @property
-    def tokens(self) -> int:
-        """The tokens that the model reads."""
-        return self.length
-
-    @property
     def length(self) -> int:
         """The tokens of prompt and answer."""
         return len(self.prompt_ids) + len(self.completion_ids)
@@ -104,11 +104,6 @@ class EncodedPrompt(SampleCounts):
     messages: list[Message] = field(default_factory=list)
     tools: Tools = None
     reference: Reference | None = None
-
-    @property
-    def tokens(self) -> int:
-        """The tokens that the model reads."""
-        return self.length
 
     @property
     def length(self) -> int:
