@@ -19,11 +19,10 @@ from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.tokenization.sample_table import longest_length
 from finetune_trainer.training.callbacks import ReportProgress
-from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.parts import LoopContext, Teacher, TrainerParts
 from finetune_trainer.training.methods.prompts import (
+    PromptTrainer,
     beat_per_token,
-    continue_order,
     require_context,
     sampling_by_probability,
     set_end_tokens,
@@ -37,7 +36,7 @@ LARGEST_DIFFERENCE = 0.1
 """Nats, or share of the figure: rounding in 16 bits is far below, a missing scale of the logits above."""
 
 
-class StudentTrainer(LoopTrainer, DistillationTrainer):  # type: ignore[misc]  # the library has no types
+class StudentTrainer(PromptTrainer, DistillationTrainer):  # type: ignore[misc]  # the library has no types
     """TRL's trainer with our prompts, and the teacher's answers to the held-out ones."""
 
     eval_dataset: Dataset | None
@@ -51,17 +50,6 @@ class StudentTrainer(LoopTrainer, DistillationTrainer):  # type: ignore[misc]  #
         self._require_loss_of_logits()
         if self.eval_dataset is not None:
             self.eval_dataset = self._with_answers(self.eval_dataset, teacher)
-
-    @override
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
-        """Continue the order of the prompts after a checkpoint."""
-        sampler: Sampler[int] = continue_order(super()._get_train_sampler(dataset), self.state.global_step)
-        return sampler
-
-    @override
-    def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        """Return the prompts as preflight tokenised them; TRL would render and tokenise messages again."""
-        return [list(ids) for ids in prompts], None, {}
 
     @override
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int]:

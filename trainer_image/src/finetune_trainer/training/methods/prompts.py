@@ -3,15 +3,34 @@ heartbeat for each token."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch.utils.data import Sampler
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import RepeatSampler
+from typing_extensions import override
 
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.tokenization.samples import EncodedPrompt
+from finetune_trainer.training.methods.loop import LoopTrainer
+
+
+class PromptTrainer(LoopTrainer):
+    """A mixin in front of TRL's trainers whose model answers prompts: the prompts are ours."""
+
+    @override
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
+        """Continue the order of the prompts after a checkpoint."""
+        sampler: Sampler[int] = continue_order(super()._get_train_sampler(dataset), self.state.global_step)
+        return sampler
+
+    @override
+    def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Return the prompts as preflight tokenised them; TRL would render and tokenise messages again."""
+        return [list(ids) for ids in prompts], None, {}
 
 
 def set_end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, stop_id: int) -> set[int]:

@@ -7,9 +7,7 @@ from typing import Any
 
 import orjson
 import torch
-from datasets import Dataset
 from peft import PeftModel
-from torch.utils.data import Sampler
 from transformers import (
     PreTrainedModel,
     TrainerCallback,
@@ -41,11 +39,10 @@ from finetune_trainer.training.callbacks import (
     restore_trained,
     save_trained,
 )
-from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
 from finetune_trainer.training.methods.prompts import (
+    PromptTrainer,
     beat_per_token,
-    continue_order,
     require_context,
     sampling_by_probability,
     set_end_tokens,
@@ -63,8 +60,8 @@ NEVER = -1
 """TRL gives vLLM the weights once a step; those of a measurement may be others of the same step."""
 
 
-class PolicyTrainer(LoopTrainer):
-    """A mixin in front of GRPO's and RLOO's trainers: our prompts, our rewards, and a held-out reward, not a loss."""
+class PolicyTrainer(PromptTrainer):
+    """A mixin in front of GRPO's and RLOO's trainers: our rewards, and a held-out reward, not a loss."""
 
     def __init__(
         self, loop: LoopContext, rollouts: Rollouts, held_out: Sequence[EncodedPrompt], **arguments: Any
@@ -76,17 +73,6 @@ class PolicyTrainer(LoopTrainer):
         beat_per_token(self.model, loop.on_work if is_sharded(self.model) else loop.on_own_work)
         if self.use_vllm:
             attach_engine(self, loop.on_own_work)
-
-    @override
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
-        """Continue the order of the prompts after a checkpoint."""
-        sampler: Sampler[int] = continue_order(super()._get_train_sampler(dataset), self.state.global_step)
-        return sampler
-
-    @override
-    def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        """Return the prompts as preflight tokenised them; TRL would render and tokenise messages again."""
-        return [list(ids) for ids in prompts], None, {}
 
     @override
     def _generate_single_turn(self, *arguments: Any, **options: Any) -> Any:
