@@ -8,15 +8,14 @@ from finetune_api.output import HubPush, Merge
 from finetune_api.status import Artifacts
 from finetune_api.tuning import Method
 from finetune_trainer.config.run_context import RunContext
-from finetune_trainer.errors import Stopped, TrainerError, one_line
-from finetune_trainer.publishing.published_files import collect_files
+from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.publishing.published_files import collect_files, explain_failed_push
 from finetune_trainer.storage.hub.uris import connect_output_hub
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 180.0
 """How long a push is retried; the result is published, and a GPU may be held."""
-CAUSE_CHARACTERS = 500
 
 
 def check_hub_output(run: RunContext) -> None:
@@ -48,9 +47,7 @@ def push_result(run: RunContext, report: Report) -> Report:
     except Stopped:
         raise
     except (TrainerError, OSError) as error:
-        cause = error.message if isinstance(error, TrainerError) else str(error)
-        fix = "Fix that, delete the job and create it again: the published result is adopted and pushed"
-        message = f"{one_line(cause, CAUSE_CHARACTERS)}. {fix}."
+        message = explain_failed_push(error)
         logger.warning("output.hub: the result is published, but not pushed: %s", message)
         push = HubPush(repo=output.repo, revision=output.revision, message=message)
     return report.model_copy(update={"artifacts": report.artifacts.model_copy(update={"hub": push})})

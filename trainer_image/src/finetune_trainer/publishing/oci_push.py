@@ -10,8 +10,8 @@ from finetune_api.handoff import Artifact, Outcome, Report
 from finetune_api.output import OciOutput, RegistryPush
 from finetune_api.status import Artifacts
 from finetune_trainer.config.run_context import RunContext
-from finetune_trainer.errors import InvalidConfig, Stopped, StorageUnavailable, TrainerError, one_line
-from finetune_trainer.publishing.published_files import collect_files
+from finetune_trainer.errors import InvalidConfig, Stopped, StorageUnavailable, TrainerError
+from finetune_trainer.publishing.published_files import collect_files, explain_failed_push
 from finetune_trainer.storage.watch import Watch
 
 T = TypeVar("T")
@@ -23,7 +23,6 @@ RETRY_SECONDS = 180.0
 IDLE_SECONDS = 330.0
 """How long no byte may move before the push counts as stalled; a registry may respond late to a large blob."""
 POLL_SECONDS = 0.2
-CAUSE_CHARACTERS = 500
 MANIFEST_DIGEST = "finetune.dev/manifest-sha256"
 JOB = "finetune.dev/job"
 
@@ -60,9 +59,7 @@ def push_to_registry(run: RunContext, report: Report) -> Report:
     except Stopped:
         raise
     except (TrainerError, OSError) as error:
-        cause = error.message if isinstance(error, TrainerError) else str(error)
-        fix = "Fix that, delete the job and create it again: the published result is adopted and pushed"
-        message = f"{one_line(cause, CAUSE_CHARACTERS)}. {fix}."
+        message = explain_failed_push(error)
         logger.warning("output.oci: the result is published, but not pushed: %s", message)
         push = push.model_copy(update={"message": message})
     return report.model_copy(update={"artifacts": report.artifacts.model_copy(update={"oci": push})})

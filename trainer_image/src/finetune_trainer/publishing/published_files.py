@@ -1,11 +1,20 @@
-"""The files of a published result on this machine, for a push."""
+"""What a push needs of a published result: its files on this machine, and the message if it fails."""
 
 from pathlib import Path
 
 from finetune_api.handoff import Artifact, Manifest, ManifestFile
 from finetune_trainer.config.run_context import RunContext
-from finetune_trainer.errors import StorageUnavailable
+from finetune_trainer.errors import StorageUnavailable, TrainerError, one_line
 from finetune_trainer.storage.protocol import confine_path, join_uri, sha256_file
+
+CAUSE_CHARACTERS = 500
+
+
+def explain_failed_push(error: TrainerError | OSError) -> str:
+    """Return why a published result was not pushed, with the fix."""
+    cause = error.message if isinstance(error, TrainerError) else str(error)
+    fix = "Fix that, delete the job and create it again: the published result is adopted and pushed"
+    return f"{one_line(cause, CAUSE_CHARACTERS)}. {fix}."
 
 
 def collect_files(run: RunContext, folder: Artifact, scratch: Path) -> dict[str, Path]:
