@@ -81,7 +81,7 @@ def train(run: RunContext) -> Report:
     require_engine(run.config.spec.rlhf)
     inputs = load_inputs(run)
     device = find_device()
-    checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests, inputs.rows.input_digests)
+    checkpoints = _find_checkpoints(inputs)
     with _track(inputs) as trackers:
         trained = train_within_memory(inputs, device, checkpoints)
         return conclude(inputs, measure_as_served(inputs, trained, device), checkpoints, trackers)
@@ -91,13 +91,15 @@ def finish_training(run: RunContext) -> Report:
     """Merge, validate and publish a training that another pod has stored; it can be interrupted and run again."""
     run.reporter.set_stage("Loading")
     inputs = load_inputs(run)
-    trained = restore_training(
-        inputs, Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests, inputs.rows.input_digests)
-    )
+    trained = restore_training(inputs, _find_checkpoints(inputs))
     with _track(inputs) as trackers:
         report = merge_and_publish(inputs, trained)
         trackers.record_result(report)
     return report
+
+
+def _find_checkpoints(inputs: Inputs) -> Checkpoints:
+    return Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests, inputs.rows.input_digests)
 
 
 def _track(inputs: Inputs, *, is_first: bool = True) -> AbstractContextManager[Trackers]:
@@ -119,7 +121,7 @@ def train_distributed(run: RunContext, world: World, micro_batch: int | None = N
     world.barrier("loaded", run.on_work)
     inputs = share_digests(inputs, world.gather_bytes)
     device = find_device(world)
-    checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests, inputs.rows.input_digests)
+    checkpoints = _find_checkpoints(inputs)
     settings = fill_gpu(inputs, device, world, micro_batch)
     with _track(inputs, is_first=world.is_first) as trackers:
         try:
