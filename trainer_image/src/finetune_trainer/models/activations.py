@@ -11,7 +11,7 @@ from finetune_api.spec import Lora, Method, Objective
 from finetune_api.status import Resolved
 from finetune_trainer.models.adapters.patterns import find_value
 from finetune_trainer.models.adapters.whole_names import whole_tensors
-from finetune_trainer.models.shape import ModelShape
+from finetune_trainer.models.shape import ModelShape, ends_in
 
 FULL_WIDTH = 4
 """Bytes of a number in FP32: trained weights, gradients and optimiser."""
@@ -88,9 +88,8 @@ def adapter_shapes(shape: ModelShape, settings: Resolved) -> list[tuple[int, ...
 
 def adapted_layers(shape: ModelShape, settings: Resolved | Lora) -> Mapping[str, tuple[int, ...]]:
     """Return the linear layers that get an adapter."""
-    excluded = tuple(f".{name}" for name in settings.exclude_modules or ())
-    layers = shape.adapted(settings.target_modules)
-    return {name: size for name, size in layers.items() if not f".{name.removesuffix('.weight')}".endswith(excluded)}
+    excluded, layers = settings.exclude_modules or (), shape.adapted(settings.target_modules)
+    return {name: size for name, size in layers.items() if not ends_in(name.removesuffix(".weight"), excluded)}
 
 
 def _trains_experts(settings: Resolved) -> bool:

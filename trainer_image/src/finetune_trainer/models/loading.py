@@ -51,7 +51,7 @@ from finetune_trainer.models.grouped_heads import keep_fused
 from finetune_trainer.models.nf4_shares import keep_shares, shard_quantised
 from finetune_trainer.models.optimisers import refuse_sharded_optimiser
 from finetune_trainer.models.quantised import Quantised
-from finetune_trainer.models.shape import UNADAPTED_LAYERS
+from finetune_trainer.models.shape import UNADAPTED_LAYERS, ends_in
 
 logger = logging.getLogger(__name__)
 
@@ -289,7 +289,7 @@ def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
     targets = _choose_targets(model, settings.target_modules)
     excluded = settings.exclude_modules or []
     adapted_names = {
-        name for name, _ in model.named_modules() if _ends_with(name, targets) and not _ends_with(name, excluded)
+        name for name, _ in model.named_modules() if ends_in(name, targets) and not ends_in(name, excluded)
     }
     whole = choose_whole_modules(model, settings.modules_to_save or [], adapted_names)
     config = LoraConfig(
@@ -333,17 +333,13 @@ def _excluded(model: PreTrainedModel, prefix: str, named: Sequence[str]) -> str 
 
 def _require_excluded(adapted: PeftModel, targets: Sequence[str], excluded: Sequence[str]) -> None:
     """Refuse a name that excludes nothing: it is misspelt, or has no adapter anyway."""
-    names = [name for name, _ in adapted.get_base_model().named_modules() if _ends_with(name, targets)]
+    names = [name for name, _ in adapted.get_base_model().named_modules() if ends_in(name, targets)]
     for one in excluded:
-        if not any(_ends_with(name, [one]) for name in names):
+        if not any(ends_in(name, [one]) for name in names):
             raise InvalidConfig(
                 f"tuning.lora.excludeModules names {one}, which excludes no module with an adapter: correct or remove "
                 "it"
             )
-
-
-def _ends_with(name: str, ends: Sequence[str]) -> bool:
-    return any(name == end or name.endswith(f".{end}") for end in ends)
 
 
 def _choose_targets(model: PreTrainedModel, named: list[str] | None) -> list[str]:

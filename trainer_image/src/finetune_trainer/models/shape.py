@@ -119,11 +119,7 @@ class ModelShape:
             for name, shape in self.tensors.items()
             if len(shape) == 2 and is_of_text(name)
         }
-        return {
-            name: shape
-            for name, shape in modules.items()
-            if any(name == target or name.endswith(f".{target}") for target in targets)
-        }
+        return {name: shape for name, shape in modules.items() if ends_in(name, targets)}
 
 
 def with_teacher(shape: ModelShape | None, teacher: ModelShape | None) -> ModelShape | None:
@@ -171,3 +167,8 @@ def _size(values: Mapping[str, Any], *names: str) -> int | None:
 def is_of_text(name: str) -> bool:
     """Return whether a module or tensor is outside the parts for images and sound."""
     return TOWERS.isdisjoint(name.split("."))
+
+
+def ends_in(module: str, names: Iterable[str]) -> bool:
+    """Return whether the module's name is one of these, or ends in one from a dot on."""
+    return f".{module}".endswith(tuple(f".{name}" for name in names))

@@ -18,6 +18,7 @@ from finetune_trainer.models.adapters.factors import (
     parse_magnitude,
 )
 from finetune_trainer.models.adapters.whole_names import is_of_module, module_of, saved_modules
+from finetune_trainer.models.shape import ends_in
 from finetune_trainer.storage.hub.uris import SCHEME
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -116,9 +117,9 @@ def _target_faults(targets: Any, modules: list[str], whole: list[str]) -> Iterat
         missing: list[str] = []
     else:
         ends = [str(one) for one in targets or []]
-        others = [one for one in modules if not any(one == end or one.endswith(f".{end}") for end in ends)]
+        others = [one for one in modules if not ends_in(one, ends)]
         found = [*modules, *whole]
-        missing = [end for end in ends if not any(one == end or one.endswith(f".{end}") for one in found)]
+        missing = [end for end in ends if not any(ends_in(one, [end]) for one in found)]
     if others:
         yield f"{len(others)} modules are not in target_modules: {', '.join(others[:MOST_LISTED])}"
     if missing:

@@ -5,7 +5,16 @@ from typing import Any, NoReturn
 
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.models.adapters.factors import PREFIX
-from finetune_trainer.models.shape import EMBEDDINGS, EXPERTS, HEAD, UNADAPTED_LAYERS, ModelShape, Tensors, is_of_text
+from finetune_trainer.models.shape import (
+    EMBEDDINGS,
+    EXPERTS,
+    HEAD,
+    UNADAPTED_LAYERS,
+    ModelShape,
+    Tensors,
+    ends_in,
+    is_of_text,
+)
 
 FIELD = "tuning.lora.modulesToSave"
 MOST_LISTED = 8
@@ -37,7 +46,7 @@ def find_whole_modules(
     """
     found: dict[str, None] = {}
     for name in names:
-        own = [module for module in modules if _ends(module, name)]
+        own = [module for module in modules if ends_in(module, [name])]
         if not own:
             _refuse_unknown(name, modules, is_text)
         _refuse_others(name, own, modules, is_text)
@@ -52,10 +61,8 @@ def find_whole_modules(
 def whole_tensors(names: Sequence[str] | None, shape: ModelShape) -> Tensors:
     """Return the tensors of the model's files that are trained in full; a tied head is the embeddings."""
     asked = _as_in_files(names or (), set(map(module_of, shape.tensors)))
-    found = {
-        tensor: size for tensor, size in shape.tensors.items() if any(_ends(module_of(tensor), one) for one in asked)
-    }
-    if shape.tied and any(_ends(HEAD, one) for one in asked):
+    found = {tensor: size for tensor, size in shape.tensors.items() if ends_in(module_of(tensor), asked)}
+    if shape.tied and ends_in(HEAD, asked):
         found |= {tensor: size for tensor, size in shape.tensors.items() if _is_embedding(tensor, size, shape)}
     return found
 
@@ -79,7 +86,7 @@ def saved_modules(config: Mapping[str, Any], tensors: Iterable[str]) -> list[str
     names = [str(name) for name in config.get("modules_to_save") or []]
     names += sorted(EMBEDDINGS) if config.get("ensure_weight_tying") else []
     whole = [module_of(tensor).removeprefix(PREFIX) for tensor in tensors if ".lora_" not in tensor]
-    return list(dict.fromkeys(module for module in whole if any(_ends(module, name) for name in names)))
+    return list(dict.fromkeys(module for module in whole if ends_in(module, names)))
 
 
 def refuse_adapter_on_head(name: str) -> NoReturn:
@@ -93,8 +100,8 @@ def refuse_adapter_on_head(name: str) -> NoReturn:
 
 def agree(names: Sequence[str], modules: Sequence[str], *, is_tied: bool) -> bool:
     """Return whether the names end these modules and no others; of tied ones, one name is enough."""
-    is_named = [any(_ends(module, name) for name in names) for module in modules]
-    are_known = all(any(_ends(module, name) for module in modules) for name in names)
+    is_named = [ends_in(module, names) for module in modules]
+    are_known = all(any(ends_in(module, [name]) for module in modules) for name in names)
     return are_known and (any(is_named) if is_tied else all(is_named))
 
 
@@ -134,10 +141,6 @@ def _refuse_others(name: str, own: list[str], modules: Collection[str], is_text:
 def _as_in_files(names: Sequence[str], modules: Collection[str]) -> list[str]:
     """Return the names, without a prefix that the files omit."""
     return [next((one for one in modules if name.endswith(f".{one}")), name) for name in names]
-
-
-def _ends(module: str, name: str) -> bool:
-    return module == name or module.endswith(f".{name}")
 
 
 def _is_embedding(tensor: str, size: tuple[int, ...], shape: ModelShape) -> bool:
