@@ -188,7 +188,7 @@ def _replace_deleted(context: Context, job_ref: JobRef) -> Effect:
         return set_condition(C.RUNNING, "False", R.BACKING_OFF, waiting) + requeue_in(OBSTACLE_SECONDS)
     if context.status.current_run:  # its end is not recorded yet
         return set_condition(C.RUNNING, "False", R.BACKING_OFF, detail)
-    return endings.end_proven(context, job_ref) or endings.end_deleted(context, job_ref, detail)
+    return endings.end_proven(context, job_ref) or endings.end_deleted(context, detail)
 
 
 def _start_attempt(context: Context) -> Effect:

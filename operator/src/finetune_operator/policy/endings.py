@@ -71,7 +71,7 @@ def end_lingering(context: Context, current: Job) -> Effect:
     return close(context, reason, f"{message}; {lingering.describe(pods)}", add_failure=False)
 
 
-def end_deleted(context: Context, job_ref: JobRef, detail: str) -> Effect:
+def end_deleted(context: Context, detail: str) -> Effect:
     """Count a Job that was deleted before it succeeded as a failure, and start again."""
     status = context.status
     if has_too_many_preemptions(context) or has_too_many_failures(context):

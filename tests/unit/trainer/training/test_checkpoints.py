@@ -218,7 +218,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def test_the_shards_of_another_process_are_part_of_the_checkpoint(bucket: Path, shards: Path) -> None:
-    uploaded = Pod(bucket).checkpoints.upload_shards(10, shards, "optimizer")
+    uploaded = Pod(bucket).checkpoints.upload_shards(10, shards)
     pod = Pod(bucket)
     pod.checkpoints.save(10, lambda folder: write(folder, 10), [uploaded])
     assert pod.storage.changes[-1] == ("put", "step-000010/manifest.json")
@@ -233,7 +233,7 @@ def test_the_shards_of_another_process_are_part_of_the_checkpoint(bucket: Path, 
 def test_shards_whose_manifest_was_not_written_are_no_checkpoint(bucket: Path, shards: Path) -> None:
     """As if all processes were killed between the upload of a shard and the manifest."""
     Pod(bucket).save(10)
-    Pod(bucket).checkpoints.upload_shards(20, shards, "optimizer")
+    Pod(bucket).checkpoints.upload_shards(20, shards)
     pod = Pod(bucket)
     assert pod.there() == [10, 20]
     folder = pod.checkpoints.restore()
@@ -249,7 +249,7 @@ def test_without_the_shards_of_every_process_nothing_is_saved(bucket: Path, shar
         raise StorageUnavailable("no server")
 
     other.storage.fails = fail
-    uploaded = other.checkpoints.upload_shards(10, shards, "optimizer")
+    uploaded = other.checkpoints.upload_shards(10, shards)
     pod.checkpoints.save(10, lambda folder: write(folder, 10), [uploaded])
     assert pod.there() == []
     assert pod.checkpoints.last_step == 0

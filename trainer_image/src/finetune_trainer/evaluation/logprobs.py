@@ -37,12 +37,10 @@ class RowLogprobs:
         return float(-self.log_probs.gather(1, self.labels[:, None]).double().sum())
 
 
-def iterate_logprobs(
-    model: PreTrainedModel | PeftModel, held_out: HeldOut, tokens: int = LOSS_TOKENS
-) -> Iterator[RowLogprobs]:
-    """Yield row after row, up to that many trained tokens; on the CPU, whatever device the model is on."""
+def iterate_logprobs(model: PreTrainedModel | PeftModel, held_out: HeldOut) -> Iterator[RowLogprobs]:
+    """Yield row after row, up to `LOSS_TOKENS` trained tokens; on the CPU, whatever device the model is on."""
     model.eval()
-    remaining = tokens
+    remaining = LOSS_TOKENS
     for sample in held_out.samples:
         if not remaining:
             return

@@ -17,8 +17,6 @@ BEST_WEIGHTS = "best.safetensors"
 REFERENCE = "reference.safetensors"
 """The reference's log-probabilities of every row, which only DPO and KTO have."""
 SAVED_RUN = "run.json"
-OPTIMISER_SHARDS = "optimizer"
-"""Folder of the optimiser's state, one file for each process, if the weights were sharded."""
 
 
 @dataclass

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 LONGEST_GAP_SECONDS = 1800.0
 """Longest time between two checkpoints by default: the work that a killed run may lose."""
 FOLDER = "step-{:06d}"
+OPTIMISER_SHARDS = "optimizer"
+"""Folder of the optimiser's state, one file for each process, if the weights were sharded."""
 UPLOADED = TypeAdapter(list[ManifestFile])
 Stored = tuple[str, CheckpointManifest, bytes]
 """The folder of a checkpoint, its manifest, and the manifest's bytes."""
@@ -147,13 +149,13 @@ class Checkpoints:
         """Return whether checkpoints are saved and the last one is not of this step."""
         return not self._is_off and step != self.last_step
 
-    def upload_shards(self, step: int, folder: Path, name: str) -> str:
-        """Upload the folder of files that only this process has; return them as JSON for `save`.
+    def upload_shards(self, step: int, folder: Path) -> str:
+        """Upload the optimiser's state that only this process has; return its files as JSON for `save`.
 
         Return an empty text if the store is unavailable. A stop does not interrupt the upload.
         """
-        found = describe_files(folder / name, self._run.reporter.beat)
-        files = [file.model_copy(update={"path": f"{name}/{file.path}"}) for file in found]
+        found = describe_files(folder / OPTIMISER_SHARDS, self._run.reporter.beat)
+        files = [file.model_copy(update={"path": f"{OPTIMISER_SHARDS}/{file.path}"}) for file in found]
         try:
             self._upload_files(self._folder(step), folder, files)
         except StorageUnavailable as error:

@@ -6,6 +6,7 @@ from typing import Any
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.columns import ROLE_KEYS
 from finetune_trainer.data.formats.fields import Repairs, dump_json
+from finetune_trainer.data.formats.turns import ROLES
 from finetune_trainer.data.rows import BadRow, Role
 
 _BLOCKS = frozenset({"tool_use", "tool_result", "thinking", "redacted_thinking"})
@@ -13,29 +14,26 @@ _ORDER: Mapping[Role, int] = {"system": 0, "user": 1, "assistant": 2, "tool": 2}
 _REQUIRED = ("user", "assistant")
 
 
-def expand_turns(turns: list[Any], roles: Mapping[str, Role], repairs: Repairs) -> Iterable[tuple[int, Any]]:
-    """Return one turn for each speaker and each tool's result, with the number that it has in `turns`, from 1.
-
-    `roles` has the names of speakers.
-    """
+def expand_turns(turns: list[Any], repairs: Repairs) -> Iterable[tuple[int, Any]]:
+    """Return one turn for each speaker and each tool's result, with the number that it has in `turns`, from 1."""
     for turn in turns:
         # A fast path for a role and a text, which most turns are.
         if isinstance(turn, dict) and ("role" in turn or "from" in turn) and isinstance(turn.get("content", ""), str):
             continue
-        if _needs_expansion(turn, roles):
-            return [(number, one) for number, turn in enumerate(turns, 1) for one in _expand(turn, roles, repairs)]
+        if _needs_expansion(turn):
+            return [(number, one) for number, turn in enumerate(turns, 1) for one in _expand(turn, repairs)]
     return enumerate(turns, 1)
 
 
-def _needs_expansion(turn: object, roles: Mapping[str, Role]) -> bool:
+def _needs_expansion(turn: object) -> bool:
     if isinstance(turn, list | tuple):
         return True
-    return isinstance(turn, dict) and (_is_exchange(turn, roles) or _has_blocks(turn))
+    return isinstance(turn, dict) and (_is_exchange(turn) or _has_blocks(turn))
 
 
-def _is_exchange(turn: dict[Any, Any], roles: Mapping[str, Role]) -> bool:
+def _is_exchange(turn: dict[Any, Any]) -> bool:
     """Return whether the keys are speakers: `{"human": "q", "assistant": "a"}`."""
-    return len(turn) > 1 and turn.keys() <= roles.keys() and not any(key in turn for key in ROLE_KEYS)
+    return len(turn) > 1 and turn.keys() <= ROLES.keys() and not any(key in turn for key in ROLE_KEYS)
 
 
 def _has_blocks(turn: dict[Any, Any]) -> bool:
@@ -43,15 +41,15 @@ def _has_blocks(turn: dict[Any, Any]) -> bool:
     return isinstance(content, list) and any(isinstance(one, dict) and one.get("type") in _BLOCKS for one in content)
 
 
-def _expand(turn: Any, roles: Mapping[str, Role], repairs: Repairs) -> Iterator[Any]:
+def _expand(turn: Any, repairs: Repairs) -> Iterator[Any]:
     if isinstance(turn, list | tuple):
         if len(turn) != 2:
             raise BadRow(RejectCode.WRONG_TYPE, f"a turn is an array of {len(turn)} instead of [question, answer]")
         yield {"role": "user", "content": turn[0]}
         yield {"role": "assistant", "content": turn[1]}
-    elif isinstance(turn, dict) and _is_exchange(turn, roles):
-        for speaker in sorted(turn, key=lambda name: _ORDER[roles[name]]):  # a table may sort its fields
-            if turn[speaker] is None and roles[speaker] not in _REQUIRED:
+    elif isinstance(turn, dict) and _is_exchange(turn):
+        for speaker in sorted(turn, key=lambda name: _ORDER[ROLES[name]]):  # a table may sort its fields
+            if turn[speaker] is None and ROLES[speaker] not in _REQUIRED:
                 repairs.add(RepairCode.NONE_STRIPPED)
             else:
                 yield {"role": speaker, "content": turn[speaker]}

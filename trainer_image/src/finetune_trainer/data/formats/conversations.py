@@ -15,7 +15,7 @@ from finetune_trainer.data.formats.columns import (
 )
 from finetune_trainer.data.formats.fields import Repairs, parse_nested, read_cell, read_list, read_optional_text
 from finetune_trainer.data.formats.tools import read_tools
-from finetune_trainer.data.formats.turns import ROLES, is_turn, read_plain_turns, read_turn
+from finetune_trainer.data.formats.turns import is_turn, read_plain_turns, read_turn
 from finetune_trainer.data.rows import BadRow, Message, Role, Tools
 
 # Anthropic's HH files hold whole conversations as "\n\nHuman: …\n\nAssistant: …". A run of newlines is tried once.
@@ -38,7 +38,7 @@ def read_turns(value: object, where: str, repairs: Repairs) -> list[Message]:
     listed = read_list(value, where, RejectCode.WRONG_TYPE)
     if (plain := read_plain_turns(listed)) is not None:
         return plain
-    return [read_turn(turn, number, repairs) for number, turn in expand_turns(listed, ROLES, repairs)]
+    return [read_turn(turn, number, repairs) for number, turn in expand_turns(listed, repairs)]
 
 
 def find_number(row: Columns, number: int) -> int:
@@ -47,7 +47,7 @@ def find_number(row: Columns, number: int) -> int:
     if column is None or row[column] is None:
         return number
     at = number - len(read_system(row, set()))
-    numbers = [own for own, _ in expand_turns(read_list(row[column], column, RejectCode.WRONG_TYPE), ROLES, set())]
+    numbers = [own for own, _ in expand_turns(read_list(row[column], column, RejectCode.WRONG_TYPE), set())]
     return numbers[at - 1] if at <= len(numbers) else max(numbers, default=0) + at - len(numbers)
 
 

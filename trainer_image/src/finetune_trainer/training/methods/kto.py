@@ -19,7 +19,7 @@ from finetune_trainer.tokenization.samples import EncodedLabelled
 from finetune_trainer.training.methods.columns import to_dataset
 from finetune_trainer.training.methods.loop import MeasuredBatch, mean_figures
 from finetune_trainer.training.methods.parts import TrainerParts
-from finetune_trainer.training.methods.reference import HELD_OUT, HELD_OUT_BY_PROMPT, ReferencedTrainer, has_reference
+from finetune_trainer.training.methods.reference import HELD_OUT, HELD_OUT_BY_PROMPT, ReferencedTrainer, has_usual_order
 
 OTHER_ANSWERS = "KL_completion_ids"
 """TRL's name of the answers on which the divergence is measured."""
@@ -77,7 +77,7 @@ def build_kto_trainer(parts: TrainerParts) -> LabelledTrainer:
         rows = with_other_answers(shuffled(parts.validation, seed))
         order = order_by_prompt(prompts_of(rows))
         # The loss and the reference of an older checkpoint are of the batches in the other order.
-        if order != list(range(len(rows))) and not has_reference(parts.loop.reference, HELD_OUT):
+        if order != list(range(len(rows))) and not has_usual_order(parts.loop.reference):
             rows, held_out = rows.take(order), HELD_OUT_BY_PROMPT
         parts = replace(parts, validation=rows)
     return LabelledTrainer(**parts.trainer_arguments(train, to_answer_dataset), held_out=held_out, args=arguments)

@@ -39,14 +39,13 @@ from finetune_trainer.training.callbacks import (
     save_trained,
 )
 from finetune_trainer.training.checkpoint_files import (
-    OPTIMISER_SHARDS,
     SAVED_RUN,
     WEIGHTS,
     SavedRun,
     add_best_weights,
     add_reference,
 )
-from finetune_trainer.training.checkpoints import Checkpoints
+from finetune_trainer.training.checkpoints import OPTIMISER_SHARDS, Checkpoints
 from finetune_trainer.training.methods.parts import LoopContext
 from finetune_trainer.training.methods.workarounds import (
     cast_forward,
@@ -164,7 +163,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         name = f"saved/{self._saves}"
         if not world.is_first:
             try:
-                shards = checkpoints.upload_shards(step, scratch, OPTIMISER_SHARDS)
+                shards = checkpoints.upload_shards(step, scratch)
             except Stopped:
                 shards = STOPPED
             world.set_key(f"{name}/{world.rank}", shards)

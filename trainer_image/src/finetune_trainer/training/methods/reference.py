@@ -26,12 +26,12 @@ LARGEST_DRIFT = 0.1
 """Nats per token between model and reference before the first step: rounding is far below, another model above."""
 
 
-def has_reference(path: Path | None, split: str) -> bool:
-    """Return whether the file has log-probabilities of these rows."""
+def has_usual_order(path: Path | None) -> bool:
+    """Return whether the file has log-probabilities of the held-out rows in the data set's usual order."""
     if path is None or not path.exists():
         return False
     with safe_open(path, "pt") as file:
-        return any(name.startswith(f"{split}/") for name in file.keys())  # noqa: SIM118 - not a mapping
+        return any(name.startswith(f"{HELD_OUT}/") for name in file.keys())  # noqa: SIM118 - not a mapping
 
 
 class ReferencedTrainer(LoopTrainer):
