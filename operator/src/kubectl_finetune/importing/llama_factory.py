@@ -276,12 +276,6 @@ def _packing(draft: Draft) -> None:
         draft.lose("packing", "packed rows do not attend to each other, as with neat_packing")
 
 
-def _schedule(draft: Draft) -> None:
-    shared.put_warmup(draft, 0)
-    shared.put_schedule(draft, "lr_scheduler_type")
-    shared.put_length(draft, "num_train_epochs", "max_steps")
-
-
 def _precision(draft: Draft) -> None:
     """Set the number format; without a switch LLaMA-Factory computes in that of the model or in 16 bits, as `Auto`."""
     if shared.read(draft, "pure_bf16", values.flag, False):
@@ -417,9 +411,7 @@ FORMAT = Format(
             "per_device_train_batch_size gradient_accumulation_steps",
         ),
         derived(shared.put_gpus, ""),
-        derived(
-            _schedule, "num_train_epochs max_steps warmup_steps warmup_ratio lr_scheduler_type lr_scheduler_kwargs"
-        ),
+        derived(shared.put_trainer_schedule, shared.SCHEDULE_KEYS),
         derived(_packing, "packing neat_packing"),
         derived(lambda draft: shared.put_attention(draft, "flash_attn"), "flash_attn"),
         derived(_precision, "bf16 fp16 pure_bf16"),

@@ -109,6 +109,8 @@ TRAINING_ARGUMENTS: dict[str, Row] = {
 """Arguments of transformers' Trainer that LLaMA-Factory and TRL have, too."""
 
 
+SCHEDULE_KEYS = "num_train_epochs max_steps warmup_steps warmup_ratio lr_scheduler_type lr_scheduler_kwargs"
+"""What `put_trainer_schedule` reads."""
 HUB_KEYS = "push_to_hub hub_model_id hub_private_repo hub_strategy hub_revision"
 """What `put_hub` reads."""
 
@@ -254,6 +256,13 @@ def put_schedule(draft: Draft, key: str) -> None:
             "only a block is read",
             "write its entries as a block, or set hyperparameters.minLrRatio",
         )
+
+
+def put_trainer_schedule(draft: Draft) -> None:
+    """Set warm-up, schedule and length by the keys of transformers' Trainer."""
+    put_warmup(draft, 0)
+    put_schedule(draft, "lr_scheduler_type")
+    put_length(draft, "num_train_epochs", "max_steps")
 
 
 def put_precision(draft: Draft, *, is_32_bits_if_off: bool = True) -> None:

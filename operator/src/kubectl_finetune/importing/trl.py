@@ -283,12 +283,6 @@ def _batch(draft: Draft) -> None:
     shared.put_gpus(draft, "num_processes", shared.read(draft, "num_processes", values.whole, 1))
 
 
-def _schedule(draft: Draft) -> None:
-    shared.put_warmup(draft, 0)
-    shared.put_schedule(draft, "lr_scheduler_type")
-    shared.put_length(draft, "num_train_epochs", "max_steps")
-
-
 def _packing(draft: Draft) -> None:
     shared.put_packing(draft, "packing", packs=shared.read(draft, "packing", values.flag, False))
     shared.put_attention(draft, "attn_implementation")
@@ -386,9 +380,7 @@ FORMAT = Format(
             "datasets dataset_name dataset_config dataset_train_split dataset_test_split dataset_text_field "
             "test_split_size eval_strategy",
         ),
-        derived(
-            _schedule, "num_train_epochs max_steps warmup_steps warmup_ratio lr_scheduler_type lr_scheduler_kwargs"
-        ),
+        derived(shared.put_trainer_schedule, shared.SCHEDULE_KEYS),
         derived(_packing, "packing attn_implementation"),
         derived(shared.put_precision, "bf16 fp16"),
         derived(shared.put_trackers, "report_to"),
