@@ -89,6 +89,14 @@ def _belongs_to(block: str, objective: str) -> Condition:
     return lambda spec: getattr(spec, block) is None or spec.objective == objective
 
 
+def _has_exactly_with(field: str, name: str, value: str) -> Condition:
+    return lambda block: (getattr(block, name) == value) == (getattr(block, field) is not None)
+
+
+def _has_only_for(field: str, matches: Callable[[str | None], bool]) -> Condition:
+    return lambda source: getattr(source, field) is None or matches(source.uri)
+
+
 def _is_hub(uri: str | None) -> bool:
     return uri is not None and uri.startswith("hf://")
 
@@ -241,49 +249,33 @@ CONDITIONS: dict[str, Condition] = {
         (topology.mode == "Unconstrained") != (topology.level is not None)
     ),
     HAS_SMOOTHING: lambda dpo: dpo.label_smoothing is None or dpo.loss_type in {"robust", "exo_pair"},
-    "(self.type == 'Length') == has(self.targetTokens)": lambda reward: (
-        (reward.type == "Length") == (reward.target_tokens is not None)
-    ),
-    "(self.type == 'Regex') == has(self.pattern)": lambda reward: (
-        (reward.type == "Regex") == (reward.pattern is not None)
-    ),
-    "(self.type == 'Answer') == has(self.answer)": lambda reward: (
-        (reward.type == "Answer") == (reward.answer is not None)
-    ),
-    "(self.type == 'Service') == has(self.service)": lambda reward: (
-        (reward.type == "Service") == (reward.service is not None)
-    ),
-    "(self.extract == 'Pattern') == has(self.pattern)": lambda answer: (
-        (answer.extract == "Pattern") == (answer.pattern is not None)
-    ),
+    "(self.type == 'Length') == has(self.targetTokens)": _has_exactly_with("target_tokens", "type", "Length"),
+    "(self.type == 'Regex') == has(self.pattern)": _has_exactly_with("pattern", "type", "Regex"),
+    "(self.type == 'Answer') == has(self.answer)": _has_exactly_with("answer", "type", "Answer"),
+    "(self.type == 'Service') == has(self.service)": _has_exactly_with("service", "type", "Service"),
+    "(self.extract == 'Pattern') == has(self.pattern)": _has_exactly_with("pattern", "extract", "Pattern"),
     "self.match == 'Numeric' || (!has(self.absoluteTolerance) && !has(self.relativeTolerance))": lambda answer: (
         answer.match == "Numeric" or (answer.absolute_tolerance is None and answer.relative_tolerance is None)
     ),
     "self.match == 'Exact' || !self.ignoreCase": lambda answer: answer.match == "Exact" or not answer.ignore_case,
-    HAS_SIMILARITY: lambda answer: (answer.match == "Similar") == (answer.similarity is not None),
+    HAS_SIMILARITY: _has_exactly_with("similarity", "match", "Similar"),
     ONE_JSON_SCHEMA: lambda answer: (
         (answer.json_schema is None) == (answer.match != "JsonSchema" or answer.column is not None)
     ),
     JSON_EXTRACT: lambda answer: answer.match not in {"Json", "JsonSchema"} or answer.extract in {"Whole", "Pattern"},
-    "!has(self.revision) || self.uri.startsWith('hf://')": lambda source: (
-        source.revision is None or source.uri.startswith("hf://")
-    ),
-    "!has(self.credentialsSecretRef) || self.uri.startsWith('hf://')": lambda source: (
-        source.credentials_secret_ref is None or source.uri.startswith("hf://")
-    ),
+    "!has(self.revision) || self.uri.startsWith('hf://')": _has_only_for("revision", _is_hub),
+    "!has(self.credentialsSecretRef) || self.uri.startsWith('hf://')": _has_only_for("credentials_secret_ref", _is_hub),
     "!has(self.sha256) || (!self.uri.startsWith('hf://') && !self.uri.endsWith('/') && !self.uri.matches('[*?]'))": (
-        lambda source: source.sha256 is None or _is_object(source.uri)
+        _has_only_for("sha256", _is_object)
     ),
     f"self.matches('{REPO.pattern}')": _matches(REPO),
     f"self.matches('{IMAGE_REPOSITORY.pattern}')": _matches(IMAGE_REPOSITORY),
     "!has(self.gguf) || self.merge != 'None'": lambda output: output.gguf is None or output.merge != "None",
     f"!self.revision.matches('{COMMIT.pattern}')": lambda hub: COMMIT.fullmatch(hub.revision) is None,
     "has(self.uri) != has(self.sources)": lambda train: (train.uri is None) != (train.sources is None),
-    "!has(self.revision) || (has(self.uri) && self.uri.startsWith('hf://'))": lambda train: (
-        train.revision is None or _is_hub(train.uri)
-    ),
+    "!has(self.revision) || (has(self.uri) && self.uri.startsWith('hf://'))": _has_only_for("revision", _is_hub),
     "!has(self.sha256) || (has(self.uri) && !self.uri.startsWith('hf://') && !self.uri.endsWith('/') && "
-    "!self.uri.matches('[*?]'))": lambda train: train.sha256 is None or _is_object(train.uri),
+    "!self.uri.matches('[*?]'))": _has_only_for("sha256", _is_object),
     "!has(self.credentialsSecretRef) || (has(self.uri) && self.uri.startsWith('hf://')) || "
     "(has(self.sources) && self.sources.exists(one, one.uri.startsWith('hf://')))": lambda train: (
         train.credentials_secret_ref is None or any(_is_hub(uri) for uri in train.uris)
@@ -291,17 +283,13 @@ CONDITIONS: dict[str, Condition] = {
     UNIQUE_SOURCES: lambda train: (
         len({(one.uri, one.config, one.split) for one in train.sources or ()}) == len(train.sources or ())
     ),
-    "!has(self.config) || self.uri.matches('^hf://datasets/[^/]+/[^/]+/?$')": lambda source: (
-        source.config is None or _is_dataset(source.uri)
+    "!has(self.config) || self.uri.matches('^hf://datasets/[^/]+/[^/]+/?$')": _has_only_for("config", _is_dataset),
+    "!has(self.split) || self.uri.matches('^hf://datasets/[^/]+/[^/]+/?$')": _has_only_for("split", _is_dataset),
+    "!has(self.config) || (has(self.uri) && self.uri.matches('^hf://datasets/[^/]+/[^/]+/?$'))": _has_only_for(
+        "config", _is_dataset
     ),
-    "!has(self.split) || self.uri.matches('^hf://datasets/[^/]+/[^/]+/?$')": lambda source: (
-        source.split is None or _is_dataset(source.uri)
-    ),
-    "!has(self.config) || (has(self.uri) && self.uri.matches('^hf://datasets/[^/]+/[^/]+/?$'))": lambda train: (
-        train.config is None or _is_dataset(train.uri)
-    ),
-    "!has(self.split) || (has(self.uri) && self.uri.matches('^hf://datasets/[^/]+/[^/]+/?$'))": lambda train: (
-        train.split is None or _is_dataset(train.uri)
+    "!has(self.split) || (has(self.uri) && self.uri.matches('^hf://datasets/[^/]+/[^/]+/?$'))": _has_only_for(
+        "split", _is_dataset
     ),
     "!has(self.sources) || self.sources.all(one, has(one.weight)) || !self.sources.exists(one, has(one.weight))": (
         lambda train: len({one.weight is None for one in train.sources or ()}) <= 1
