@@ -182,6 +182,20 @@ def test_with_a_model_the_lengths_are_shown(
     assert f"maximum {lengths['max']}; maxLength {lengths['advisedMaxLength']} truncates" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("answer", [{"content": "2", "reasoning_content": "hm"}, {"content": "<think>hm</think>2"}])
+def test_reasoning_that_the_template_omits_is_a_warning_with_the_option(
+    tmp_path: Path, out: Path, model_folder: Path, caplog: pytest.LogCaptureFixture, answer: dict[str, str]
+) -> None:
+    asked = {"role": "user", "content": "what is one plus one"}
+    rows = write(tmp_path / "rows.jsonl", {"messages": [asked, {"role": "assistant", **answer}]}, ALPACA)
+    stripped = tmp_path / "own.jinja"
+    stripped.write_text("{% for one in messages %}{{ one['content'].split('</think>')[-1] + eos_token }}{% endfor %}")
+    check_local_rows([str(rows)], out, Request(Objective.CHAT, model=model_folder, chat_template=str(stripped)))
+    assert "omits the reasoning of answers in 1 of 2 rows (50.0 %), which is not trained on: set --chat-template" in (
+        caplog.text
+    )
+
+
 def accepted_tokens(out: Path, rows: Path, model: Path, **choice: Any) -> int:
     check_local_rows([str(rows)], out, Request(Objective.CHAT, model=model, **choice))
     return int(summary(out)["lengths"]["max"])

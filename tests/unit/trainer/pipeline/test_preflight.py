@@ -116,6 +116,23 @@ def test_a_row_beyond_computed_positions_is_trained_with_a_warning(
     assert ("more than the model's context of 28" in caplog.text) is is_told
 
 
+@pytest.mark.parametrize(("rows", "shown"), [(0, ""), (25, "25 of 100 rows (25.0 %)")])
+def test_reasoning_that_the_template_omits_is_a_warning_with_the_share_of_rows_and_the_field(
+    world: Any, caplog: pytest.LogCaptureFixture, rows: int, shown: str
+) -> None:
+    asked = ({"role": "user", "content": f"what is {one} plus one"} for one in range(100))
+    answers = (
+        {"role": "assistant", "content": str(one), **({"reasoning_content": "one more"} if one < rows else {})}
+        for one in range(100)
+    )
+    lines = [json.dumps({"messages": pair}) for pair in zip(asked, answers, strict=True)]
+    (world.bucket / "rows.jsonl").write_text("\n".join(lines))
+    assert check(world).outcome is Outcome.VALIDATED
+    expected = f"the chat template omits the reasoning of answers in {shown}, which is not trained on: "
+    assert (expected in caplog.text) is bool(shown)
+    assert ("set spec.model.chatTemplate to one that writes it" in caplog.text) is bool(shown)
+
+
 def test_a_second_preflight_of_the_same_job_gives_the_same(world: Any) -> None:
     first = check(world)
     again = check(world.with_config(uid="uid-2"))

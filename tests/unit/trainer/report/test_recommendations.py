@@ -207,6 +207,16 @@ def test_rows_that_were_skipped_for_their_length_ask_for_a_longer_one(
     assert ("5.1 % of the rows have no token of an answer within 128 tokens" in message) is is_told
 
 
+@pytest.mark.parametrize(("lost", "is_named"), [(9, False), (10, True), (500, True)])
+def test_reasoning_that_the_template_omits_is_reported_with_the_share_of_rows(
+    tmp_path: Path, lost: int, *, is_named: bool
+) -> None:
+    dataset = DatasetStatus(rows=1100, accepted_rows=1000, repaired_rows_by_code={"REASONING_LOST": lost})
+    message = advice(good_run(tmp_path, dataset=dataset))
+    assert ("Set model.chatTemplate to one that writes the reasoning" in message) is is_named
+    assert (f"omits the reasoning of answers in {lost} of 1000 rows ({lost / 10:.1f} %)" in message) is is_named
+
+
 @pytest.mark.parametrize(
     ("context", "expected"),
     [

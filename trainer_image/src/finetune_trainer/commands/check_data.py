@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from finetune_api.dataset.codes import RepairCode
 from finetune_api.handoff import ExitCode
 from finetune_api.inputs.chat_template import RESERVED, ChatTemplateKwargs, ChatTemplateName
 from finetune_api.spec import DatasetFormat, Objective
@@ -29,7 +30,12 @@ from finetune_trainer.data.checks.output import (
     print_summary,
 )
 from finetune_trainer.data.checks.pipeline import Progress, check_rows
-from finetune_trainer.data.checks.summary import Summary, explain_unusable, name_unknown_columns
+from finetune_trainer.data.checks.summary import (
+    Summary,
+    explain_lost_reasoning,
+    explain_unusable,
+    name_unknown_columns,
+)
 from finetune_trainer.data.formats.export import ExportFormat
 from finetune_trainer.data.rows import UnreadableFile
 from finetune_trainer.errors import InvalidConfig, TrainerError, name_some
@@ -84,6 +90,8 @@ def check_local_rows(files: list[str], out: Path, request: Request) -> None:
     print_summary(summary)
     if conversion is not None:
         print_conversion(conversion)
+    if lost := explain_lost_reasoning(summary.repaired_by_code[RepairCode.REASONING_LOST], summary.accepted):
+        logger.warning("%s", _as_options(lost))
     _refuse_unusable(summary, conversion, request.max_rejected_percent)
 
 

@@ -7,14 +7,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from finetune_api.dataset.codes import RepairCode
 from finetune_api.defaults import Facts
 from finetune_api.handoff import Artifact, ExitCode, JobConfig, Outcome, Report
 from finetune_api.objectives import Objective
 from finetune_api.scalars import parse_quantity
 from finetune_api.spec import FineTuneJobSpec, Method, Mode
-from finetune_api.status import Resolved
+from finetune_api.status import DatasetStatus, Resolved
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.data.checks.output import read_accepted
+from finetune_trainer.data.checks.summary import explain_lost_reasoning
 from finetune_trainer.data.rows import PromptRow
 from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.evaluation.expectations import Expectations
@@ -115,6 +117,7 @@ def preflight(run: RunContext) -> Report:
     except TrainerError as refused:
         raise _with_rejected_rows(refused, config, storage, workspace) from refused
     start.end("rows")
+    _warn_of_lost_reasoning(dataset.status)
     _ask_graders(run, dataset)
     _check_gate(config, dataset)
     _check_context(config, architecture, dataset.longest)
@@ -230,6 +233,12 @@ def _with_rejected_rows(refused: TrainerError, config: JobConfig, storage: Store
         logger.warning("the rejected rows are not uploaded: %s", problem.message)
         return refused
     return TrainerError(refused.code, f"{refused.message}. Every rejected row: {uri}", refused.dataset)
+
+
+def _warn_of_lost_reasoning(counts: DatasetStatus) -> None:
+    lost = (counts.repaired_rows_by_code or {}).get(RepairCode.REASONING_LOST.value, 0)
+    if explained := explain_lost_reasoning(lost, counts.accepted_rows or 0):
+        logger.warning("%s", explained)
 
 
 def _check_gate(config: JobConfig, dataset: PreparedDataset) -> None:

@@ -4,8 +4,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from finetune_api.dataset.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_api.evaluation import Verdict
+from finetune_trainer.data.checks.summary import count_lost_reasoning
 from finetune_trainer.data.lengths import round_up
 from finetune_trainer.evaluation.ability import describe_ability
 from finetune_trainer.evaluation.measurements import EvalPoint, TrainPoint
@@ -24,6 +25,8 @@ SPIKED = 0.005
 """Share of steps: single spikes in a long training are usual."""
 TRUNCATED = 0.05
 LABELLED = 0.05
+LOST_REASONING = 0.01
+"""Less than for lengths: reasoning is lost as a whole, even if few rows have any."""
 FEW_ROWS = 200
 IDLE_GPU_MEMORY = 0.60
 FLAT_MARGIN = 0.05
@@ -287,6 +290,21 @@ def skipped_for_length(run: RunRecord) -> Recommendation | None:
     )
 
 
+def lost_reasoning(run: RunRecord) -> Recommendation | None:
+    """Detect that the chat template omits the reasoning of answers."""
+    lost = (run.dataset.repaired_rows_by_code or {}).get(RepairCode.REASONING_LOST.value, 0)
+    accepted = run.dataset.accepted_rows or 0
+    counted = count_lost_reasoning(lost, accepted)
+    share = lost / max(accepted, 1)
+    if counted is None or share < LOST_REASONING:
+        return None
+    return Recommendation(
+        "Set model.chatTemplate to one that writes the reasoning, or remove it from the rows: it is not trained on.",
+        counted,
+        share,
+    )
+
+
 def _advise_length(run: RunRecord, why: str) -> str:
     """Return the advice to keep 99 % of the rows whole, as far as the model's context reaches."""
     needed = max(run.dataset.p99_length_tokens or 0, run.samples.full_length_p99)  # the first has the skipped rows too
@@ -374,11 +392,20 @@ RULES: Sequence[Callable[[RunRecord], Recommendation | None]] = (
     still_falling,
     truncation,
     skipped_for_length,
+    lost_reasoning,
     beyond_context,
     few_labels,
     few_rows,
     few_held_out,
     idle_memory,
 )
-EVALUATION_RULES = (no_improvement, forgotten, missed_expectation, truncation, skipped_for_length, few_held_out)
+EVALUATION_RULES = (
+    no_improvement,
+    forgotten,
+    missed_expectation,
+    truncation,
+    skipped_for_length,
+    lost_reasoning,
+    few_held_out,
+)
 """The rules that need no training."""

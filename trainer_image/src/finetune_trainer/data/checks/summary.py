@@ -151,6 +151,21 @@ def explain_unusable(summary: Summary, max_rejected_percent: int) -> str | None:
     )
 
 
+def count_lost_reasoning(lost: int, accepted: int) -> str | None:
+    """Return in how many of the accepted rows the chat template omits reasoning, or None if in no row."""
+    if not lost:
+        return None
+    share = 100 * lost / accepted
+    return f"the chat template omits the reasoning of answers in {lost} of {accepted} rows ({share:.1f} %)"
+
+
+def explain_lost_reasoning(lost: int, accepted: int) -> str | None:
+    """Return the same with what to change, or None."""
+    counted = count_lost_reasoning(lost, accepted)
+    fix = "set spec.model.chatTemplate to one that writes it, or remove it from the rows"
+    return f"{counted}, which is not trained on: {fix}" if counted else None
+
+
 def name_unknown_columns(names: frozenset[str], field: str = "dataset.columns") -> str | None:
     """Return an error for column names that no format has, or None."""
     if unknown := sorted(names - KNOWN_COLUMNS):
