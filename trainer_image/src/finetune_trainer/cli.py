@@ -257,6 +257,15 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
     max_rejected_percent: Annotated[
         int, typer.Option(help="Maximum percentage of malformed rows.", min=0, max=100)
     ] = 20,
+    show: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Print the first N accepted rows as the model reads them, what is trained between ⟦ and ⟧, "
+            "with --model.",
+            min=0,
+        ),
+    ] = 0,
 ) -> None:
     """Check rows as preflight does, write the rows to train on, and convert between formats.
 
@@ -266,6 +275,8 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
 
     if model is None and (chat_template or chat_template_kwargs):
         raise typer.BadParameter("--chat-template and its variables need --model, whose tokens the template is made of")
+    if model is None and show:
+        raise typer.BadParameter("--show needs --model, whose chat template writes the rows")
     if model is not None and to is not None and objective is None:
         raise typer.BadParameter("with --to, --model needs --objective: the length of a row depends on the objective")
     if to is None:
@@ -278,6 +289,7 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
         model=model,
         max_length=max_length,
         max_rejected_percent=max_rejected_percent,
+        show=show,
         chat_template=chat_template,
         chat_template_kwargs=parse_kwargs(chat_template_kwargs) if chat_template_kwargs else None,
     )

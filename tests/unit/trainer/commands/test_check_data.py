@@ -1,6 +1,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import termios
@@ -10,9 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import DatasetFormat, Objective
+from finetune_trainer.cli import app
 from finetune_trainer.commands.check_data import Request, check_local_rows, parse_columns, parse_kwargs
 from finetune_trainer.data.formats.export import ExportFormat
 from finetune_trainer.errors import TrainerError
@@ -194,6 +197,54 @@ def test_reasoning_that_the_template_omits_is_a_warning_with_the_option(
     assert "omits the reasoning of answers in 1 of 2 rows (50.0 %), which is not trained on: set --chat-template" in (
         caplog.text
     )
+
+
+def test_the_first_accepted_rows_are_shown_as_the_model_reads_them_with_the_trained_parts_marked(
+    tmp_path: Path, out: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {"instruction": "what is\x1b[2J\u202e ⟦one⟧", "output": "two\nrows      9"}
+    rows = write(tmp_path / "rows.jsonl", "{\n", asked, ALPACA, {"instruction": "never", "output": "shown"})
+    request = Request(Objective.CHAT, model=model_folder, max_rejected_percent=50, show=2)
+    check_local_rows([str(rows)], out, request)
+    summed_up, title, shown = capsys.readouterr().out.partition("The first 2 accepted rows as the model reads them;")
+    assert title
+    assert summed_up.startswith("rows      4\n")
+    assert shown == (
+        " what is trained is between ⟦ and ⟧:\n"
+        f"{rows}:2\n"
+        "    <|im_start|>user\n"
+        "    what is\\u001b[2J\\u202e [one]<|im_end|>\n"
+        "    <|im_start|>assistant\n"
+        "    ⟦two\n"
+        "    rows      9<|im_end|>⟧\n"
+        "    \n"
+        f"{rows}:3\n"
+        "    <|im_start|>user\n"
+        "    add\n"
+        "    1 2<|im_end|>\n"
+        "    <|im_start|>assistant\n"
+        "    ⟦3<|im_end|>⟧\n"
+        "    \n"
+    )
+
+
+def test_no_row_is_shown_unless_it_is_asked_for_and_an_answer_is_shown_as_far_as_it_is_trained(
+    tmp_path: Path, out: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", {"instruction": "what is one", "output": "two " * 50})
+    check_local_rows([str(rows)], out, Request(Objective.CHAT, model=model_folder, max_length=60))
+    assert "The first" not in capsys.readouterr().out
+    check_local_rows([str(rows)], out, Request(Objective.CHAT, model=model_folder, max_length=60, show=5))
+    shown = capsys.readouterr().out.partition("The first 1 accepted row as the model reads it;")[2]
+    assert re.search(r"⟦t.*two⟧ \[\d+ tokens do not fit in maxLength\]\n$", shown)
+
+
+def test_rows_are_shown_only_with_a_model_whose_template_writes_them(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", ALPACA)
+    command = ["check-data", str(rows), "--out", str(tmp_path / "out"), "--show", "1"]
+    refused = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    assert refused.exit_code == 2
+    assert "--show needs --model" in refused.output
 
 
 def accepted_tokens(out: Path, rows: Path, model: Path, **choice: Any) -> int:

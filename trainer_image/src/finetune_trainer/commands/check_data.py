@@ -27,6 +27,7 @@ from finetune_trainer.data.checks.output import (
     CheckOutput,
     Conversion,
     print_conversion,
+    print_rows,
     print_summary,
 )
 from finetune_trainer.data.checks.pipeline import Progress, check_rows
@@ -37,7 +38,7 @@ from finetune_trainer.data.checks.summary import (
     name_unknown_columns,
 )
 from finetune_trainer.data.formats.export import ExportFormat
-from finetune_trainer.data.rows import UnreadableFile
+from finetune_trainer.data.rows import Rejected, Row, Source, UnreadableFile
 from finetune_trainer.errors import InvalidConfig, TrainerError, name_some
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class Request:
     model: Path | None = None
     max_length: int = 2048
     max_rejected_percent: int = 20
+    show: int = 0
+    """The number of accepted rows to print as the model reads them."""
     chat_template: str | None = None
     chat_template_kwargs: Mapping[str, str] | None = None
 
@@ -84,12 +87,13 @@ def check_local_rows(files: list[str], out: Path, request: Request) -> None:
     if found.ignored:
         logger.warning("skipped, not data files: %s", name_some(found.ignored))
     try:
-        _write(found, request, summary, CheckOutput(out, summary, conversion))
+        shown = _write(found, request, summary, CheckOutput(out, summary, conversion))
     except UnreadableFile as error:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, str(error)) from None
     print_summary(summary)
     if conversion is not None:
         print_conversion(conversion)
+    print_rows(shown)
     if lost := explain_lost_reasoning(summary.repaired_by_code[RepairCode.REASONING_LOST], summary.accepted):
         logger.warning("%s", _as_options(lost))
     _refuse_unusable(summary, conversion, request.max_rejected_percent)
@@ -124,21 +128,34 @@ def _parse_pairs(options: list[str], option: str, form: str) -> dict[str, str]:
     return pairs
 
 
-def _write(found: LocalFiles, request: Request, summary: Summary, output: CheckOutput) -> None:
+def _write(found: LocalFiles, request: Request, summary: Summary, output: CheckOutput) -> list[tuple[Source, str]]:
+    """Write the rows, and return the first accepted ones as the model reads them, each with its place."""
+    shown: list[tuple[Source, str]] = []
     with output, _progress_bar(found.size) as show:
+        labeler = _load_labeler(request.model, request) if request.model else None
         rows = check_rows(
             found.read,
             summary=summary,
             format=request.format.value,
             columns=request.columns,
             objective=request.objective.value if request.objective else None,
-            labeler=_load_labeler(request.model, request) if request.model else None,
+            labeler=labeler,
             max_length=request.max_length,
             on_progress=show,
             advise=_advise_option,
         )
         for row in rows:
             output.write(row)
+            if labeler and len(shown) < request.show and not isinstance(row, Rejected):
+                shown.append((row.source, _preview(row, labeler, request)))
+    return shown
+
+
+def _preview(row: Row, labeler: "Labeler", request: Request) -> str:
+    from finetune_trainer.tokenization.previews import mark_trained
+
+    objective = request.objective or Objective.CHAT
+    return mark_trained(labeler.preview(row, objective.value, request.max_length))
 
 
 def _advise_option(columns: Mapping[str, str]) -> tuple[str, str]:

@@ -33,10 +33,9 @@ from finetune_trainer.report.page import Pictures, open_templates, render_page
 from finetune_trainer.report.pictures import bucket_size, curves_svg, draw_curves, draw_lengths, lengths_svg
 from finetune_trainer.report.recommendations import recommend
 from finetune_trainer.report.serving import adapter_obstacles, highest_rank, servability_table
+from finetune_trainer.tokenization.previews import mark_trained
 
 PREVIEW_CHARACTERS = 1200
-BRACKETS = str.maketrans("⟦⟧", "[]")
-"""A row's own brackets are replaced, so that they do not look like the marks of trained text."""
 
 
 def write_report(record: RunRecord, directory: Path) -> None:
@@ -133,7 +132,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         **gguf_context(record),
         "curve_table": curve_table(record.history, objective, record.best_step),
         "steps_a_point": bucket_size(record.history),
-        "previews": [_marked(pieces) for pieces in record.previews],
+        "previews": [text.block(mark_trained(pieces), PREVIEW_CHARACTERS) for pieces in record.previews],
     }
 
 
@@ -225,9 +224,3 @@ def _readable(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _marked(pieces: list[tuple[str, bool]]) -> str:
-    """Return one row as text, with its trained parts between ⟦ and ⟧."""
-    pieces = [(piece.translate(BRACKETS), trained) for piece, trained in pieces]
-    return text.block("".join(f"⟦{piece}⟧" if trained else piece for piece, trained in pieces), PREVIEW_CHARACTERS)

@@ -19,6 +19,8 @@ NEXT_SAMPLE = "\n[the next answer, in a sample of its own] "
 CHOSEN, REJECTED = "\n[chosen] ", "\n[rejected] "
 DESIRABLE, UNDESIRABLE = "\n[desirable] ", "\n[undesirable] "
 SHOWN_CHARACTERS = 150
+BRACKETS = str.maketrans("⟦⟧", "[]")
+"""A row's own brackets are replaced, so that they do not look like the marks of trained text."""
 
 
 def preview_pending(pending: PendingRow, tokenizer: Tokenizer) -> list[Piece]:
@@ -73,6 +75,12 @@ def _join(samples: Sequence[list[Piece]]) -> list[Piece]:
 def abridge(pieces: list[Piece]) -> list[Piece]:
     """Return the pieces, long ones without their middle, so that a long prompt does not hide its answer."""
     return [(_abridge(text), is_trained) for text, is_trained in pieces]
+
+
+def mark_trained(pieces: Sequence[Piece]) -> str:
+    """Return the pieces as one text, with the trained parts between ⟦ and ⟧."""
+    own = ((text.translate(BRACKETS), is_trained) for text, is_trained in pieces)
+    return "".join(f"⟦{text}⟧" if is_trained else text for text, is_trained in own)
 
 
 def _abridge(text: str) -> str:

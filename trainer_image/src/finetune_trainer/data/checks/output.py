@@ -1,7 +1,7 @@
 """Write accepted.jsonl, rejected.jsonl and summary.json, and print the counts."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +17,7 @@ from finetune_api.objectives import SAMPLED
 from finetune_api.text.printable import printable
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.formats.export import LOSSES, ExportFormat, LossCode, Unexpressed, export_row
-from finetune_trainer.data.rows import EXCERPT_CHARACTERS, FORMAT_SENTENCES, Rejected, Row, read_canonical
+from finetune_trainer.data.rows import EXCERPT_CHARACTERS, FORMAT_SENTENCES, Rejected, Row, Source, read_canonical
 
 ACCEPTED = "accepted.jsonl"
 REJECTED = "rejected.jsonl"
@@ -140,6 +140,19 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
         _print_files(console, summary.to_dict()["files"])
     _print_codes(console, "rejected", summary.rejected_by_code)
     _print_codes(console, "repaired", summary.repaired_by_code)
+
+
+def print_rows(rows: Sequence[tuple[Source, str]], console: Console | None = None) -> None:
+    """Print rows as the model reads them, each under its place; their lines are indented, so that none looks like
+    another part of the output."""
+    if not rows:
+        return
+    console = console or Console()
+    counted = f"{len(rows)} accepted {'rows as the model reads them' if len(rows) > 1 else 'row as the model reads it'}"
+    _print_lines(console, [f"The first {counted}; what is trained is between ⟦ and ⟧:"])
+    for source, text in rows:
+        lines = printable(text, lines=True).split("\n")
+        _print_lines(console, [f"{printable(source.file)}:{source.line}", *(f"    {line}" for line in lines)])
 
 
 def print_conversion(conversion: Conversion, console: Console | None = None) -> None:
