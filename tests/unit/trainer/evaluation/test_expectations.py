@@ -39,12 +39,34 @@ def test_without_a_gate_everything_is_met() -> None:
     [
         (Gate(max_eval_loss=1.4), "the evaluation loss is 1.5, above maxEvalLoss 1.4"),
         (Gate(must_improve=True), "mustImprove needs verdict Better, and the result is no better"),
-        (Gate(must_match_expected=True), "the answer to prompt 2 does not match its pattern"),
+        (
+            Gate(must_match_expected=True),
+            'the answer to prompt 2, "Rome \\u001b[2J is it.", does not match evaluation.prompts[1].expected '
+            '"(?i)paris": add rows with answers as you expect them, or correct the pattern',
+        ),
     ],
 )
 def test_what_is_not_reached_is_reported_with_the_figures(gate: Gate, message: str) -> None:
-    answers = [Answer("a?", "", "", is_expected=True), Answer("b?", "", "", is_expected=False)]
+    missed = Answer("b?", "", "Rome\n\x1b[2J  is it.", expected="(?i)paris", is_expected=False)
+    answers = [Answer("a?", "", "", is_expected=True), missed]
     assert find_unmet(gate, Verdict.NO_MEASURABLE_DIFFERENCE, "no better", 1.5, answers) == [message]
+
+
+def test_of_many_missed_patterns_the_first_two_are_shown_and_long_texts_are_cut() -> None:
+    answers = [Answer("a?", "", "n" * 5000, expected="p" * 512, is_expected=False) for _ in range(16)]
+    (message,) = find_unmet(Gate(must_match_expected=True), Verdict.BETTER, "better", 1.5, answers)
+    assert f'prompt 1, "{"n" * 79}…", does not match evaluation.prompts[0].expected "{"p" * 59}…", ' in message
+    assert 'that to prompt 2, "nnn' in message
+    assert " nor do those to prompts 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16: add rows" in message
+    assert len(message) < 600
+
+
+def test_an_empty_answer_that_misses_its_pattern_is_named_as_empty() -> None:
+    answers = [Answer("a?", "", " ", expected="x", is_expected=False)]
+    (message,) = find_unmet(Gate(must_match_expected=True), Verdict.BETTER, "better", 1.5, answers)
+    assert message.startswith(
+        'the answer to prompt 1, which is empty, does not match evaluation.prompts[0].expected "x"'
+    )
 
 
 def test_what_is_reached_is_met() -> None:

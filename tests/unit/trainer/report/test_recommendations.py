@@ -111,7 +111,9 @@ def test_figures_of_the_4_bit_base_alone_ask_for_a_measurement_as_served(tmp_pat
 
 def test_an_answer_that_misses_its_pattern_is_reported(tmp_path: Path) -> None:
     answers = [Answer("a?", "", "", is_expected=True), Answer("b?", "", "", is_expected=False)]
-    assert "the tuned model's answer to prompt 2 does not match" in advice(good_run(tmp_path, answers=answers))
+    message = advice(good_run(tmp_path, answers=answers))
+    assert "Read the answers above: some do not match `expected`." in message
+    assert "the tuned model's answer to prompt 2 does not match" in message
 
 
 def test_less_than_one_epoch_is_reported_with_the_rows_that_were_read(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import regex
 
 from finetune_api.evaluation import Gate, Prompt, Verdict
+from finetune_api.text.printable import printable
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.evaluation.run_record import Answer
 
@@ -15,6 +16,11 @@ logger = logging.getLogger(__name__)
 
 PATTERN_SECONDS = 0.5
 """Longest search in one answer; a sound pattern takes less than a millisecond in a thousand tokens."""
+
+SHOWN_ANSWERS = 2
+SHOWN_OF_ANSWER, SHOWN_OF_PATTERN = 80, 60
+"""Characters; the message of a status has room for 1,000."""
+MISSED_FIX = "add rows with answers as you expect them, or correct the pattern"
 
 
 def compile_pattern(pattern: str, name: str) -> "regex.Pattern[str]":
@@ -82,7 +88,26 @@ def find_unmet(
     if gate.must_improve and verdict is not Verdict.BETTER:
         found.append(f"mustImprove needs verdict Better, and the result is {detail}")
     if gate.must_match_expected:
-        missed = [str(number) for number, answer in enumerate(answers, 1) if answer.is_expected is False]
+        missed = [at for at, answer in enumerate(answers) if answer.is_expected is False]
         if missed:
-            found.append(f"the answer to prompt {', '.join(missed)} does not match its pattern")
+            found.append(f"{_describe_missed(missed, answers)}: {MISSED_FIX}")
     return found
+
+
+def _describe_missed(missed: Sequence[int], answers: Sequence[Answer]) -> str:
+    """Return the first answers with the patterns that they do not match, and the numbers of the others."""
+    shown = []
+    for at in missed[:SHOWN_ANSWERS]:
+        begin = _begin(answers[at].tuned, SHOWN_OF_ANSWER)
+        answer = f"{at + 1}, {begin}," if begin else f"{at + 1}, which is empty,"
+        pattern = _begin(answers[at].expected or "", SHOWN_OF_PATTERN)
+        shown.append(f"to prompt {answer} does not match evaluation.prompts[{at}].expected {pattern}")
+    others = [str(at + 1) for at in missed[SHOWN_ANSWERS:]]
+    more = f", nor do those to prompt{'s' if len(others) > 1 else ''} {', '.join(others)}" if others else ""
+    return f"the answer {', that '.join(shown)}{more}"
+
+
+def _begin(text: str, limit: int) -> str:
+    """Return the beginning of the text on one line in quotation marks; empty if there is no text."""
+    flat = " ".join(text.split())
+    return f'"{printable(flat if len(flat) <= limit else f"{flat[: limit - 1]}…")}"' if flat else ""

@@ -127,7 +127,7 @@ def missed_expectation(run: RunRecord) -> Recommendation | None:
     if not missed:
         return None
     return Recommendation(
-        "Read the answers below: some do not match `expected`. Add rows like them, or correct the pattern.",
+        "Read the answers above: some do not match `expected`. Add rows like them, or correct the pattern.",
         f"the tuned model's answer to prompt {', '.join(missed)} does not match",
         len(missed) / len(run.answers),
     )
