@@ -12,6 +12,8 @@ from finetune_client.manifest.suggestions import nearest
 
 KEY = "[key]"
 """The end of the path of a fault in the name of a map's entry."""
+ENTRY = "entry"
+"""The name that such an entry gets."""
 
 
 def repair(spec: Any, faults: Iterable[FieldPath], schema: dict[str, Any]) -> tuple[Any, set[str]]:
@@ -23,7 +25,8 @@ def repair(spec: Any, faults: Iterable[FieldPath], schema: dict[str, Any]) -> tu
     for path in sorted(set(faults), key=len):
         if path[-1] == KEY:
             entries = _parent(repaired, path[:-1])
-            entries["entry"] = entries.pop(path[-2])
+            entries[ENTRY] = entries.pop(path[-2])
+            unknown.add(ENTRY)
             continue
         node, field = _schema_of(schema, path), path[-1]
         parent = _parent(repaired, path)

@@ -15,6 +15,7 @@ from finetune_api import names
 from finetune_api.blocks import Block
 from finetune_api.manifest.foreign_names import explain_foreign, plain_name
 from finetune_api.manifest.former_names import current_name, current_word, rename_former
+from finetune_api.manifest.preflight_rules import find_preflight_faults
 from finetune_api.manifest.spec_rules import broken_rules
 from finetune_api.manifest.yaml_document import FieldPath, drop_nulls, read_scalar, write_document
 from finetune_api.release import FineTuneReleaseSpec
@@ -110,12 +111,16 @@ def _is_of_type(fault: Fault) -> bool:
 
 
 def _broken(spec: Any, of: type[Block]) -> tuple[list[tuple[Fault, str]], bool]:
-    """Return the faults that the types find, else those of the rules, each with the rule's text; and which it was."""
+    """Return the faults that the types find, else those of the rules and of preflight, each with the text that
+    names the rule's fields; and which it was."""
     try:
         parsed = of.model_validate(spec)
     except ValidationError as error:
         return [(_of_type(one), "") for one in error.errors(include_url=False)], False
-    return [(_of_rule(place, message), rule) for place, message, rule in broken_rules(parsed)], True
+    broken = [(_of_rule(place, message), rule) for place, message, rule in broken_rules(parsed)]
+    if isinstance(parsed, FineTuneJobSpec):
+        broken += [(Fault(*fault), str(fault.path[-1])) for fault in find_preflight_faults(parsed)]
+    return broken, True
 
 
 def _of_type(error: Any) -> Fault:

@@ -159,6 +159,68 @@ def test_a_wrong_head_or_value_is_reported(validate: Callable[[str], Any], old: 
     assert told in done.out
 
 
+GRADED = (
+    "  rlhf: {rewards: [{type: Regex, pattern: 'a('}, "
+    "{type: Answer, answer: {match: Exact, extract: Pattern, pattern: '(a)(b)'}}]}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            "rows.jsonl}}",
+            "rows.jsonl}, columns: {promt: body, completion: category}}",
+            "job.yaml:7: spec.dataset.columns.promt is in no format\n    value: body\n    fix: did you mean prompt?\n",
+        ),
+        (
+            "{train: {uri: s3://bucket/rows.jsonl}}",
+            "{train: {sources: [{uri: s3://bucket/a}, {uri: s3://bucket/b, columns: {zebra: body}}]}}",
+            "spec.dataset.train.sources[1].columns.zebra is in no format\n    value: body\n"
+            "    fix: the known names are messages, ",
+        ),
+        (
+            "  output:",
+            "  evaluation: {prompts: [{prompt: a, expected: a}, {prompt: b, expected: '([billing'}]}\n  output:",
+            "job.yaml:8: spec.evaluation.prompts[1].expected is not a regular expression (unterminated character set "
+            'at position 1)\n    value: "([billing"\n    fix: correct it, in the syntax of Python\n',
+        ),
+        (
+            "  objective: Chat\n",
+            "  objective: RLHF\n" + GRADED,
+            "spec.rlhf.rewards[0].pattern is not a regular expression",
+        ),
+        (
+            "  objective: Chat\n",
+            "  objective: RLHF\n" + GRADED,
+            'spec.rlhf.rewards[1].answer.pattern has 2 groups\n    value: "(a)(b)"\n'
+            "    fix: put the part to compare in one group, and write others as (?:…)\n",
+        ),
+        (
+            "  output:",
+            "  tuning: {lora: {alphaPattern: {'q_proj[': 8}}}\n  output:",
+            "spec.tuning.lora.alphaPattern has a key that is not a regular expression, q_proj[ (unterminated",
+        ),
+    ],
+)
+def test_what_preflight_always_refuses_is_a_problem(
+    validate: Callable[[str], Any], old: str, new: str, told: str
+) -> None:
+    done = validate(JOB.replace(old, new))
+    assert done.code == 1
+    assert told in done.out
+
+
+def test_every_name_of_a_column_and_every_python_expression_is_valid(validate: Callable[[str], Any]) -> None:
+    columns = ", ".join(f"{name}: own" for name in ("messages", "role", "content", "kto_tag"))
+    prompts = r"[{prompt: a, expected: '(?i)^\s*(?P<x>a|b)(?=c)\Z'}]"
+    job = (
+        JOB.replace("rows.jsonl}}", f"rows.jsonl}}, columns: {{{columns}}}}}")
+        + f"  evaluation: {{prompts: {prompts}}}\n"
+    )
+    assert validate(job).code == 0
+
+
 def test_a_long_value_is_cut_to_eighty_characters(validate: Callable[[str], Any]) -> None:
     out = validate(JOB + f"  suspend: [{'x' * 75}, 1]\n").out
     assert [line.partition("value: ")[2] for line in out.splitlines() if "value: " in line] == [f'["{"x" * 75}",…']

@@ -1,13 +1,13 @@
 """Expected answers (`evaluation.prompts[].expected`) and the rules of `evaluation.gate`."""
 
 import logging
-import re
 import warnings
 from collections.abc import Sequence
 
 import regex
 
 from finetune_api.evaluation import Gate, Prompt, Verdict
+from finetune_api.text.expressions import find_expression_fault
 from finetune_api.text.printable import printable
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.evaluation.run_record import Answer
@@ -28,13 +28,15 @@ def compile_pattern(pattern: str, name: str) -> "regex.Pattern[str]":
 
     Python's own compiler must accept it too, because `regex` also supports recursion, which takes unbounded memory.
     """
+    why = find_expression_fault(pattern)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about syntax that a later Python may interpret differently
-            re.compile(pattern)
-            return regex.compile(pattern)
-    except (re.error, regex.error, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidConfig(f"{name} is not a regular expression: {error}") from error
+        if not why:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about syntax that a later version may interpret differently
+                return regex.compile(pattern)
+    except (regex.error, ValueError, OverflowError, RecursionError) as error:
+        why = str(error)
+    raise InvalidConfig(f"{name} is not a regular expression: {why}")
 
 
 def is_found(pattern: "regex.Pattern[str]", text: str) -> bool:

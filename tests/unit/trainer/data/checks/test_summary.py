@@ -1,8 +1,9 @@
 from typing import Any
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
+from finetune_api.dataset.columns import COLUMN_NAMES
 from finetune_trainer.data.checks.summary import Summary, explain_unusable, name_unknown_columns
-from finetune_trainer.data.formats.columns import ColumnMap
+from finetune_trainer.data.formats.columns import KNOWN_COLUMNS, TURN_KEYS, ColumnMap
 from finetune_trainer.data.rows import DataFormat, Rejected, Source, TextRow
 from finetune_trainer.tokenization.samples import Encoded
 
@@ -106,5 +107,16 @@ def test_columns_that_are_in_no_format_are_named_in_order() -> None:
     message = name_unknown_columns(frozenset({"prompt", "zebra", "ape"}))
     assert message is not None
     assert message.startswith(
-        "spec.dataset.columns maps ape, zebra, which is in no format; the known names are answer,"
+        "spec.dataset.columns maps ape, zebra, which is in no format: the known names are messages,"
     )
+    assert len(message) < 300
+
+
+def test_a_column_that_is_almost_a_known_one_is_corrected() -> None:
+    message = name_unknown_columns(frozenset({"promt", "completion"}), "dataset.train.sources[1].columns")
+    assert message == ("spec.dataset.train.sources[1].columns maps promt, which is in no format: did you mean prompt?")
+
+
+def test_the_names_of_the_api_are_those_that_the_formats_read() -> None:
+    assert KNOWN_COLUMNS | TURN_KEYS == COLUMN_NAMES
+    assert name_unknown_columns(COLUMN_NAMES) is None

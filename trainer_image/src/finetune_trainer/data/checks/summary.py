@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_api.dataset.codes import WELL_FORMED_REJECTS, RejectCode, RepairCode
-from finetune_trainer.data.formats.columns import KNOWN_COLUMNS, ColumnMap, name_columns
+from finetune_api.dataset.columns import find_unknown, fix_column
+from finetune_trainer.data.formats.columns import ColumnMap, name_columns
 from finetune_trainer.data.lengths import Lengths
 from finetune_trainer.data.rows import DataFormat, Rejected, Row
 
@@ -168,9 +169,9 @@ def explain_lost_reasoning(lost: int, accepted: int) -> str | None:
 
 def name_unknown_columns(names: frozenset[str], field: str = "dataset.columns") -> str | None:
     """Return an error for column names that no format has, or None."""
-    if unknown := sorted(names - KNOWN_COLUMNS):
-        known = ", ".join(sorted(KNOWN_COLUMNS))
-        return f"spec.{field} maps {', '.join(unknown)}, which is in no format; the known names are {known}"
+    if unknown := find_unknown(names):
+        fixes = dict.fromkeys(map(fix_column, unknown))
+        return f"spec.{field} maps {', '.join(unknown)}, which is in no format: {'; '.join(fixes)}"
     return None
 
 
