@@ -9,6 +9,7 @@ from finetune_api.manifest.yaml_document import FieldPath, FileError, read_docum
 from finetune_api.manifest.yaml_faults import YamlError
 from finetune_api.objectives import Objective
 from finetune_client.manifest.fixes import FILL_IN
+from finetune_client.manifest.suggestions import nearest
 from kubectl_finetune.importing import preferences, shared, templates, values
 from kubectl_finetune.importing.draft import Draft, NotConverted
 from kubectl_finetune.importing.held_out import put_validation
@@ -197,10 +198,13 @@ def _source(draft: Draft, key: str, name: str, info: dict[str, Any] | None) -> R
         return row_source(draft, key, name, split=TRAIN)
     entry = info.get(name)
     if not isinstance(entry, dict):
-        reason = (
-            f"{name} is described in {INFO}, which is not next to the file" if not info else f"{INFO} has no {name}"
-        )
-        draft.lose(key, reason, "copy it there, or use --data and set dataset.columns")
+        if info:
+            near = nearest(name, info)
+            fix = f"did you mean {near}? Else copy" if near else "copy"
+            draft.lose(key, f"{INFO} has no {name}", f"{fix} its entry there, or use --data and set dataset.columns")
+        else:
+            reason = f"{name} is described in {INFO}, which is not next to the file"
+            draft.lose(key, reason, "copy it there, or use --data and set dataset.columns")
         return RowSource(key, FILL_IN + name)
     if "script_url" in entry:
         draft.refuse(key, f"{name} is loaded by a script, which is not run", "give its rows as files")

@@ -16,6 +16,13 @@ from kubectl_finetune.importing.files import hide_secrets
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 DATA_FILE = re.compile(r"[.](jsonl?|ndjson|csv|tsv|parquet|arrow|txt|gz|zst)$")
 SPLIT = re.compile(r"(?P<name>\w+)(?:\[:(?P<rows>\d+)(?P<percent>%?)\])?")
+LOCAL_FOLDERS = frozenset(
+    (
+        *("saves", "output", "outputs", "out", "models", "model", "checkpoints", "ckpt", "runs", "results"),
+        *("data", "dataset", "datasets", "exp", "experiments", "local", "tmp", "mnt", "home", "workspace"),
+    )
+)
+"""Usual names of folders on the disk: `saves/sft` has the form of a repository's name, but is not on the hub."""
 TRAIN = "train"
 """The split of training rows, unless another one is given."""
 WHOLE_DATASET = re.compile(r"hf://datasets/[^/]+/[^/]+/?")
@@ -58,7 +65,13 @@ def put_result(draft: Draft, key: str) -> None:
 
 def is_local(value: str) -> bool:
     """Return whether other projects would read the value from the disk."""
-    return value.startswith(("/", "./", "../", "~")) or bool(DATA_FILE.search(value)) or os.path.exists(value)
+    first, slash, _ = value.partition("/")
+    return (
+        value.startswith(("/", "./", "../", "~"))
+        or (bool(slash) and first.lower() in LOCAL_FOLDERS)
+        or bool(DATA_FILE.search(value))
+        or os.path.exists(value)
+    )
 
 
 def hub_id(value: str) -> bool:

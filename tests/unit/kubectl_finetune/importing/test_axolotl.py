@@ -378,6 +378,13 @@ def test_several_datasets_are_sources_with_their_own_columns(read: Read) -> None
     assert (done.problems, done.not_carried) == ([], [])
 
 
+@pytest.mark.parametrize("path", ["data/mychats", "datasets/mychats", "tmp/rows"])
+def test_rows_in_a_folder_of_this_machine_are_left_to_fill_in(read: Read, path: str) -> None:
+    done = read(datasets=[{"path": path, "type": "chat_template"}])
+    assert spec_of(done)["dataset"]["train"] == {"uri": f"fill-in:{path}"}
+    assert [(one.field, one.key) for one in done.fill_in] == [("spec.dataset.train.uri", "datasets[0].path")]
+
+
 def test_a_dataset_that_is_listed_again_is_one_source(read: Read) -> None:
     done = read(datasets=[{"path": "acme/rows", "type": "chat_template"}] * 2)
     assert spec_of(done)["dataset"]["train"] == {"uri": "hf://datasets/acme/rows"}

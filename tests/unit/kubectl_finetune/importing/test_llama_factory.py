@@ -215,6 +215,24 @@ def test_several_datasets_are_sources_and_each_has_the_limit(read: Read) -> None
     assert done.problems == []
 
 
+@pytest.mark.parametrize("path", ["saves/sft", "output/run-1", "Checkpoints/base", "./acme/base"])
+def test_a_model_in_a_folder_of_this_machine_is_left_to_fill_in(read: Read, path: str) -> None:
+    done = read(model_name_or_path=path, adapter_name_or_path="saves/sft")
+    assert spec_of(done)["model"]["uri"] == f"fill-in:{path}"
+    assert spec_of(done)["tuning"]["initialAdapter"] == {"uri": "fill-in:saves/sft"}
+    assert {one.field for one in done.fill_in} >= {"spec.model.uri", "spec.tuning.initialAdapter.uri"}
+    assert spec_of(read(model_name_or_path="datalab-to/base"))["model"]["uri"] == "hf://datalab-to/base"
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"), [("chast", "did you mean chats? Else copy"), ("unlike", "copy its entry there")]
+)
+def test_a_dataset_that_is_not_described_gets_the_name_that_was_meant(read: Read, name: str, advice: str) -> None:
+    (lost,) = [one for one in read(dataset=name).not_carried if one.key == "dataset"]
+    assert lost.reason == f"dataset_info.json has no {name}"
+    assert lost.fix.startswith(advice)
+
+
 def reasons(done: Imported, key: str) -> list[str]:
     return [one.reason for one in done.not_carried if one.key == key]
 
