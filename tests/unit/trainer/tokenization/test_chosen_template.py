@@ -155,7 +155,10 @@ def test_the_text_of_a_variable_stays_a_text(build_model: BuildModel, value: str
     [
         (TemplateChoice(text="{{ x"), r"spec\.model\.chatTemplate: the chat template does not compile"),
         (TemplateChoice(text="{{ raise_exception('no') }}"), r"chatTemplate: it cannot render .* fails: no"),
-        (TemplateChoice(text="hello"), r"chatTemplate: it cannot render .* omits or alters turn 1 \(user\)"),
+        (
+            TemplateChoice(text="hello"),
+            r"chatTemplate: it cannot render .* omits or alters turn 1 \(user\): correct the template",
+        ),
         (TemplateChoice(text="{% for _ in range(999999999) %}{% endfor %}"), r"chatTemplate: .* at most 100000 items"),
         (
             TemplateChoice(text="{{ effort }}", kwargs={"efort": "1"}),

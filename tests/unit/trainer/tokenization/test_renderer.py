@@ -5,7 +5,7 @@ import pytest
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import BadRow, Message
 from finetune_trainer.tokenization import renderer
-from finetune_trainer.tokenization.renderer import Renderer
+from finetune_trainer.tokenization.renderer import FIX, Renderer
 from finetune_trainer.tokenization.tokenizer import load_tokenizer_files
 
 CHATML = (
@@ -75,12 +75,12 @@ def test_a_call_that_is_shown_only_in_the_words_of_the_user_is_misplaced(build_m
 
 def test_a_turn_that_is_left_out_is_named_with_its_role(build_model: Any) -> None:
     found = make(build_model, CHATML.replace("in messages", "in messages[1:]"))
-    assert refusal(found, TWO, [3]) == "the chat template omits or alters turn 1 (user)"
+    assert refusal(found, TWO, [3]) == f"the chat template omits or alters turn 1 (user): {FIX}"
 
 
 def test_a_prompt_without_its_tools_is_refused(build_model: Any) -> None:
     found = make(build_model)
-    with pytest.raises(BadRow, match="omits the tools"):
+    with pytest.raises(BadRow, match=r"omits the tools: set model\.chatTemplate to one that writes them"):
         found.render_whole_prompt(TWO[:1], [TOOL])
     shown = make(build_model, "{% if tools %}{{ tools | string }}{% endif %}" + CHATML)
     assert "look_up" in shown.render_whole_prompt(TWO[:1], [TOOL])
@@ -89,7 +89,10 @@ def test_a_prompt_without_its_tools_is_refused(build_model: Any) -> None:
 
 def test_a_template_that_drops_tool_calls_is_refused_only_for_rows_with_calls(build_model: Any) -> None:
     call: list[Message] = [TWO[0], {"role": "assistant", "content": "", "tool_calls": [CALL]}]
-    assert refusal(make(build_model), call, [1]) == "the chat template omits tool calls"
+    assert refusal(make(build_model), call, [1]) == (
+        "the chat template omits tool calls: set model.chatTemplate to one that writes them, or remove them from the "
+        "rows"
+    )
     assert make(build_model).find(TWO, None, [1, 3]).renderings
     assert make(build_model, WITH_CALLS).find(call, None, [1]).renderings
 
@@ -155,4 +158,15 @@ def test_arguments_are_objects_for_a_template_that_takes_both_and_text_for_one_t
     (joined,) = make(build_model, joining).find(turns, None, [1]).renderings
     assert 'look_up{"what": "fox"}<|im_end|>' in joined.text
     nameless = make(build_model, joining.replace("message.tool_calls[0].function.name + ", ""))
-    assert refusal(nameless, turns, [1]) == "the chat template omits tool calls"
+    assert refusal(nameless, turns, [1]).startswith("the chat template omits tool calls: set model.chatTemplate")
+
+
+def test_a_template_that_drops_the_text_next_to_a_call_is_named_as_the_cause(build_model: Any) -> None:
+    calls_alone = WITH_CALLS.replace("message['content'] +", "(message['content'] if not message.tool_calls else '') +")
+    turns: list[Message] = [TWO[0], {"role": "assistant", "content": "I look.", "tool_calls": [CALL]}]
+    assert refusal(make(build_model, calls_alone), turns, [1]) == (
+        "the chat template omits or alters the text next to the tool calls of turn 2: set model.chatTemplate to one "
+        "that writes both, or remove the text from the rows"
+    )
+    silent: Message = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert make(build_model, calls_alone).find([TWO[0], silent], None, [1]).renderings

@@ -43,7 +43,7 @@ from finetune_trainer.tokenization.chosen_template import (
     choose_templates,
 )
 from finetune_trainer.tokenization.previews import Piece, preview_pending, preview_samples
-from finetune_trainer.tokenization.renderer import Renderer
+from finetune_trainer.tokenization.renderer import FIX, Renderer
 from finetune_trainer.tokenization.samples import UNTRAINED, Encoded, Sample
 from finetune_trainer.tokenization.template import TemplateFailure
 from finetune_trainer.tokenization.token_spans import Tokens
@@ -286,7 +286,8 @@ def _refuse_broken(labeler: Labeler) -> None:
     rows = [ChatRow(messages, Source("", 0), DataFormat.OPENAI) for messages in (asked, [system, *asked])]
     problems = [one.detail for one in labeler.encode_batch(rows, "Chat", PROBE_LENGTH) if isinstance(one, BadRow)]
     if len(problems) == len(rows):
-        what = f"{CHOSEN_FIELD}: it cannot render a question and its answer: {problems[0]}"
+        problem = problems[0].removesuffix(f": {FIX}")
+        what = f"{CHOSEN_FIELD}: it cannot render a question and its answer: {problem}"
         raise InvalidConfig(f"{what}: correct the template, or choose another")
 
 

@@ -13,6 +13,9 @@ from finetune_trainer.tokenization.turn_spans import SENTINEL, Rendering, Span, 
 # Each answer is rendered with all that goes before it, so that work grows with turns times text: hostile rows end here.
 MAX_TURNS = 512
 MAX_RENDERED_CHARACTERS = 1 << 28
+FIX = "set model.chatTemplate to one that writes it, or change the rows"
+"""What to do about a turn that the template omits."""
+FIX_FOR_TOOLS = "set model.chatTemplate to one that writes them, or remove them from the rows"
 _USER = Message(role="user", content=sentinel(0))
 _ASSISTANT = Message(role="assistant", content=sentinel(1))
 _SYSTEM = Message(role="system", content=sentinel(2))
@@ -124,7 +127,7 @@ class Renderer:
             if renderings is not None:
                 return FoundAnswers(renderings)
         if not self._has_tool_calls and any("tool_calls" in message for message in messages):
-            raise TemplateFailure("the chat template omits tool calls")
+            raise TemplateFailure(f"the chat template omits tool calls: {FIX_FOR_TOOLS}")
         renderings = self._finder.find(messages, tools, turns)
         for rendering in renderings:
             _refuse_losses(rendering.text, messages[: rendering.turns[-1] + 1], tools)
@@ -165,11 +168,17 @@ def _refuse_endless(messages: Sequence[Message]) -> None:
 
 def _refuse_losses(text: str, messages: Sequence[Message], tools: Tools) -> None:
     for turn, message in enumerate(messages, 1):
-        if _answer(message) not in text:
-            raise TemplateFailure(f"the chat template omits or alters turn {turn} ({message['role']})")
+        if _answer(message) in text:
+            continue
+        if "tool_calls" in message:
+            raise TemplateFailure(
+                f"the chat template omits or alters the text next to the tool calls of turn {turn}: set "
+                "model.chatTemplate to one that writes both, or remove the text from the rows"
+            )
+        raise TemplateFailure(f"the chat template omits or alters turn {turn} ({message['role']}): {FIX}")
     for tool in tools or ():
         if tool["function"]["name"] not in text:
-            raise TemplateFailure("the chat template omits the tools")
+            raise TemplateFailure(f"the chat template omits the tools: {FIX_FOR_TOOLS}")
 
 
 def _refuse_misplaced(rendering: Rendering, messages: Sequence[Message]) -> None:
