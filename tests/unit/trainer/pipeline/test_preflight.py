@@ -133,6 +133,46 @@ def test_reasoning_that_the_template_omits_is_a_warning_with_the_share_of_rows_a
     assert ("set spec.model.chatTemplate to one that writes it" in caplog.text) is bool(shown)
 
 
+def give_system_text(world: Any, rows: int) -> None:
+    """Give the first of 100 rows one and the same system text."""
+    lines = [
+        {
+            "instruction": f"what is {one} plus one",
+            "output": str(one),
+            **({"system": "Count\x1b!"} if one < rows else {}),
+        }
+        for one in range(100)
+    ]
+    (world.bucket / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+ASKED = [{"prompt": "what is one"}, {"prompt": "what is two", "system": "Count!"}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "prompts", "is_named"), [(89, ASKED, False), (90, ASKED, True), (90, ASKED[1:], False)]
+)
+def test_questions_without_the_system_text_of_the_rows_are_a_warning(
+    world: Any, caplog: pytest.LogCaptureFixture, rows: int, prompts: list[Any], *, is_named: bool
+) -> None:
+    give_system_text(world, rows)
+    assert check(world.with_config({"evaluation": {"prompts": prompts}})).outcome is Outcome.VALIDATED
+    expected = (
+        '90 % of the training rows have the system text "Count\\u001b!", and evaluation.prompts[0] has none: set '
+        "system there, or the report and the gate ask without it"
+    )
+    assert (expected in caplog.text) is is_named
+
+
+def test_rows_with_system_texts_of_their_own_need_none_in_the_questions(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [{"instruction": f"what is {one}", "output": "a", "system": f"Count {one}"} for one in range(100)]
+    (world.bucket / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert check(world.with_config({"evaluation": {"prompts": ASKED}})).outcome is Outcome.VALIDATED
+    assert "system text" not in caplog.text
+
+
 def test_a_second_preflight_of_the_same_job_gives_the_same(world: Any) -> None:
     first = check(world)
     again = check(world.with_config(uid="uid-2"))

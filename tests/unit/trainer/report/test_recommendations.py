@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from report_record import make_run
 
+from finetune_api.evaluation import Prompt
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured, TrainPoint, reward_mean
@@ -217,6 +218,24 @@ def test_reasoning_that_the_template_omits_is_reported_with_the_share_of_rows(
     message = advice(good_run(tmp_path, dataset=dataset))
     assert ("Set model.chatTemplate to one that writes the reasoning" in message) is is_named
     assert (f"omits the reasoning of answers in {lost} of 1000 rows ({lost / 10:.1f} %)" in message) is is_named
+
+
+@pytest.mark.parametrize("shared", [None, {"share": 0.95, "begins": "Be *brief."}])
+def test_questions_without_the_system_text_of_the_rows_are_reported(
+    tmp_path: Path, shared: dict[str, Any] | None
+) -> None:
+    run = good_run(tmp_path)
+    prompts = [Prompt(prompt="a?"), Prompt(prompt="b?", system="Be brief."), Prompt(prompt="c?")]
+    evaluation = run.config.spec.evaluation.model_copy(update={"prompts": prompts})
+    spec = run.config.spec.model_copy(update={"evaluation": evaluation})
+    config = run.config.model_copy(update={"spec": spec})
+    message = advice(replace(run, config=config, summary={"sharedSystem": shared} if shared else {}))
+    expected = (
+        "Set evaluation.prompts[].system to the system text of the rows: the answers above, and a gate on them, are "
+        'without it. 95 % of the training rows have the system text "Be \\*brief.", and '
+        r"evaluation.prompts\[0\] and \[2\] have none"
+    )
+    assert (expected in message) is bool(shared)
 
 
 @pytest.mark.parametrize(

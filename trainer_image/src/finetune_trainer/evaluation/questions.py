@@ -1,8 +1,9 @@
 """The prompts that the model answers before and after the training: those of the job, or of held-out rows."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from finetune_api.evaluation import Prompt
 from finetune_trainer.data.rows import ChatRow, Message, PreferenceRow, Row, UnpairedRow
@@ -32,6 +33,17 @@ def list_questions(asked: Sequence[Prompt] | None, held_out: Iterable[Row]) -> l
     if asked is None:
         return list(islice(_of_rows(held_out), DEFAULT_QUESTIONS))
     return [Question([*_system(one), Message(role="user", content=one.prompt)]) for one in asked]
+
+
+def explain_missing_system(asked: Sequence[Prompt] | None, shared: Mapping[str, Any] | None) -> str | None:
+    """Return which of `evaluation.prompts` lack the system text that almost all training rows have; None if none."""
+    missing = [f"[{at}]" for at, one in enumerate(asked or ()) if not one.system]
+    if not missing or not shared:
+        return None
+    *first, last = missing
+    named = f"{', '.join(first)} and {last} have" if first else f"{last} has"
+    share = f"{100 * shared['share']:.0f} % of the training rows"
+    return f'{share} have the system text "{shared["begins"]}", and evaluation.prompts{named} none'
 
 
 def _system(prompt: Prompt) -> list[Message]:

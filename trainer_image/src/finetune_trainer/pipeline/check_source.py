@@ -18,6 +18,7 @@ from finetune_trainer.data.checks.output import ACCEPTED, CheckOutput
 from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.row_keys import SeenRows, row_key
 from finetune_trainer.data.checks.summary import Summary, explain_unusable, name_unknown_columns
+from finetune_trainer.data.checks.system_texts import SystemTexts
 from finetune_trainer.data.formats.columns import advise_field
 from finetune_trainer.data.rows import Labelling, Rejected, UnreadableFile
 from finetune_trainer.data.sources import FetchedObject, fetch_source
@@ -46,6 +47,7 @@ class CheckedSource:
     files: list[FetchedObject]
     directory: Path
     summary: Summary = field(default_factory=Summary)
+    systems: SystemTexts = field(default_factory=SystemTexts)
     samples: "array[int]" = field(default_factory=lambda: array("I"))
     trained: "array[int]" = field(default_factory=lambda: array("I"))
     lengths: "array[int]" = field(default_factory=lambda: array("I"))
@@ -161,6 +163,7 @@ class SourceCheck:
                 out.write(row)
                 if not isinstance(row, Rejected):
                     tokens.write(cast("tuple[samples.Sample, ...]", row.encodings))
+                    checked.systems.add(row)
                     checked.samples.append(len(row.encodings))
                     checked.trained.append(sum(sample.trained for sample in row.encodings))
                     checked.lengths.extend(sample.length for sample in row.encodings)

@@ -20,6 +20,7 @@ from finetune_trainer.data.checks.summary import explain_lost_reasoning
 from finetune_trainer.data.rows import PromptRow
 from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.evaluation.expectations import Expectations
+from finetune_trainer.evaluation.questions import explain_missing_system
 from finetune_trainer.models.activations import UNQUANTISED, adapted_layers
 from finetune_trainer.models.adapters.factors import no_experts_error
 from finetune_trainer.models.adapters.initial import InitialAdapter, check_initial_adapter, with_adapter
@@ -118,6 +119,8 @@ def preflight(run: RunContext) -> Report:
         raise _with_rejected_rows(refused, config, storage, workspace) from refused
     start.end("rows")
     _warn_of_lost_reasoning(dataset.status)
+    if missing := explain_missing_system(config.spec.evaluation.prompts, dataset.shared_system):
+        logger.warning("%s: set system there, or the report and the gate ask without it", missing)
     _ask_graders(run, dataset)
     _check_gate(config, dataset)
     _check_context(config, architecture, dataset.longest)

@@ -14,6 +14,7 @@ from finetune_api.status import DatasetStatus
 from finetune_trainer.data.ability import choose_questions, write_questions
 from finetune_trainer.data.checks.output import REJECTED, read_accepted
 from finetune_trainer.data.checks.split import collect_prompts
+from finetune_trainer.data.checks.system_texts import find_shared
 from finetune_trainer.data.sources import FetchedObject, fetch_object
 from finetune_trainer.pipeline.blend_rows import Blend, blend_sources, write_blend
 from finetune_trainer.pipeline.check_source import CheckedSource, Earlier, SourceCheck, count_rows, merge_summaries
@@ -30,6 +31,8 @@ class PreparedDataset:
     status: DatasetStatus
     train_lengths: "array[int]"
     held_out_lengths: "array[int]"
+    shared_system: Mapping[str, Any] | None = None
+    """The system text that almost all training rows have, by its beginning, and their share."""
 
     @property
     def train_samples(self) -> int:
@@ -97,6 +100,7 @@ def prepare_dataset(
         (out / Artifact.CHAT_TEMPLATE).write_text(template, encoding="utf-8", newline="")
     status = _status(blended, validation)
     files = describe_files(out)
+    shared = find_shared(one.systems for one in checked)
     _write_summary(
         out,
         blended,
@@ -106,8 +110,9 @@ def prepare_dataset(
         labeler=labeler,
         bound=bound,
         ability=ability,
+        shared_system=shared,
     )
-    return PreparedDataset(out, files, status, train_lengths, held_out_lengths)
+    return PreparedDataset(out, files, status, train_lengths, held_out_lengths, shared)
 
 
 def _check_training(
@@ -166,6 +171,7 @@ def _write_summary(
     labeler: Labeler,
     bound: Mapping[str, Any],
     ability: FetchedObject | None,
+    shared_system: Mapping[str, Any] | None,
 ) -> None:
     train = [one.checked for one in blended.sources]
     content: dict[str, Any] = {
@@ -178,5 +184,6 @@ def _write_summary(
         "files": [file.model_dump(by_alias=True) for file in files],
         "chatTemplateSHA256": labeler.template_sha256,
         **({"ability": ability.to_dict()} if ability else {}),
+        **({"sharedSystem": shared_system} if shared_system else {}),
     }
     (out / Artifact.DATASET_SUMMARY).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

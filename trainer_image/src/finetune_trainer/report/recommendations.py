@@ -10,7 +10,9 @@ from finetune_trainer.data.checks.summary import count_lost_reasoning
 from finetune_trainer.data.lengths import round_up
 from finetune_trainer.evaluation.ability import describe_ability
 from finetune_trainer.evaluation.measurements import EvalPoint, TrainPoint
+from finetune_trainer.evaluation.questions import explain_missing_system
 from finetune_trainer.evaluation.run_record import RunRecord
+from finetune_trainer.report.text import inline
 
 UNUSABLE = 2.0
 """The effect of what makes the result itself doubtful; shares are at most 1."""
@@ -130,6 +132,20 @@ def missed_expectation(run: RunRecord) -> Recommendation | None:
         "Read the answers above: some do not match `expected`. Add rows like them, or correct the pattern.",
         f"the tuned model's answer to prompt {', '.join(missed)} does not match",
         len(missed) / len(run.answers),
+    )
+
+
+def asked_without_system(run: RunRecord) -> Recommendation | None:
+    """Detect questions without the system text that almost all training rows have."""
+    shared = run.summary.get("sharedSystem") or {}
+    missing = explain_missing_system(run.config.spec.evaluation.prompts, shared)
+    if not missing:
+        return None
+    return Recommendation(
+        "Set evaluation.prompts[].system to the system text of the rows: the answers above, and a gate on them, are "
+        "without it.",
+        inline(missing),
+        shared["share"],
     )
 
 
@@ -381,6 +397,7 @@ RULES: Sequence[Callable[[RunRecord], Recommendation | None]] = (
     not_as_served,
     forgotten,
     missed_expectation,
+    asked_without_system,
     less_than_an_epoch,
     flat_groups,
     cut_answers,
@@ -403,6 +420,7 @@ EVALUATION_RULES = (
     no_improvement,
     forgotten,
     missed_expectation,
+    asked_without_system,
     truncation,
     skipped_for_length,
     lost_reasoning,
