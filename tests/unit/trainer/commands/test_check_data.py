@@ -112,6 +112,21 @@ def test_the_user_s_columns_are_known_by_the_names_that_are_given(tmp_path: Path
     assert [turn["content"] for turn in lines(out / "accepted.jsonl")[0]["messages"]] == ["q", "a"]
 
 
+def test_names_within_turns_are_columns_that_are_given(tmp_path: Path, out: Path) -> None:
+    turns = [{"speaker_kind": "human", "utterance": "q"}, {"speaker_kind": "ai", "utterance": "a"}]
+    rows = write(tmp_path / "rows.jsonl", {"dialog": turns}, {"dialog": json.dumps([*turns, *turns])})
+    columns = parse_columns(["messages=dialog,role=speaker_kind,content=utterance"])
+    check_local_rows([str(rows)], out, Request(Objective.CHAT, columns=columns))
+    said = [[turn["content"] for turn in row["messages"]] for row in lines(out / "accepted.jsonl")]
+    assert said == [["q", "a"], ["q", "a", "q", "a"]]
+
+
+def test_a_name_of_no_format_is_refused_with_the_names_of_columns_and_of_turns(tmp_path: Path, out: Path) -> None:
+    with pytest.raises(TrainerError, match="--columns maps rolle, which is in no format; the known names are") as error:
+        check_local_rows([str(tmp_path)], out, Request(Objective.CHAT, columns={"rolle": "who"}))
+    assert error.value.message.endswith("; and within turns content, role")
+
+
 def test_a_row_without_an_answer_is_reported_with_the_option_that_names_its_column(
     tmp_path: Path, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -189,6 +189,18 @@ def test_mapped_columns_of_a_pair_are_read(world: Any) -> None:
     assert prepared.status.accepted_rows == 50
 
 
+def test_mapped_names_within_turns_are_read(world: Any) -> None:
+    rows = [
+        {"dialog": [{"speaker_kind": "user", "utterance": f"q{number}"}, {"speaker_kind": "bot", "utterance": "a"}]}
+        for number in range(50)
+    ]
+    columns = {"messages": "dialog", "role": "speaker_kind", "content": "utterance"}
+    prepared = prepare(world, rows, "Chat", {"columns": columns})
+    assert prepared.status.accepted_rows == 50
+    error = failure(world, rows, "Chat", {"columns": columns | {"role": "who"}})
+    assert "role as 'who', which no row has" in error.message
+
+
 def test_a_mapping_to_a_name_of_no_format_is_an_invalid_spec(world: Any) -> None:
     error = failure(world, pairs(), "DPO", {"columns": {"promt": "prompt"}})
     assert error.code is ExitCode.INVALID_CONFIG
