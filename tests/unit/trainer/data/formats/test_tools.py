@@ -65,6 +65,18 @@ def test_a_bad_tool_is_named(tool: object, detail: str) -> None:
         ({"name": "f", "arguments": ""}, {}),
         ({"name": "f", "arguments": None}, {}),
         ({"name": "f", "parameters": {"a": 1}}, {"a": 1}),
+        ({"name": "f", "args": {"a": 1}, "type": "tool_call"}, {"a": 1}),
+        ({"name": "f", "args": '{"a": 1}'}, {"a": 1}),
+        ({"type": "tool_use", "name": "f", "input": {"a": 1}}, {"a": 1}),
+        ({"function": {"name": "f", "input": {"a": 1}}}, {"a": 1}),
+        ({"type": "function", "function": {"name": "f"}, "args": {"a": 1}}, {"a": 1}),
+        ({"name": "f", "arguments": None, "args": {"a": 1}}, {"a": 1}),
+        ({"name": "f", "arguments": {}, "input": {"a": 1}}, {"a": 1}),
+        ({"name": "f", "arguments": {"a": 1}, "note": "n"}, {"a": 1}),
+        ({"name": "f", "arguments": {}, "note": "n"}, {}),
+        ({"name": "f", "arguments": "", "note": "n"}, {}),
+        ({"name": "f", "arguments": None, "note": None}, {}),
+        ({"name": "f", "id": 1, "type": "function", "index": 0, "call_id": "c", "description": "d"}, {}),
         ({"name": "f", "arguments": '{"a": 1}'}, {"a": 1}),
         ({"function": {"name": "f", "arguments": {"a": 1}}, "id": 5}, {"a": 1}),
     ],
@@ -86,6 +98,15 @@ def test_a_call_keeps_its_id() -> None:
         ({"name": ""}, "a tool call has no function name"),
         ({"name": "f", "arguments": "{"}, "the arguments of 'f' are not JSON"),
         ({"name": "f", "arguments": 1}, "the arguments of 'f' are a number, not an object"),
+        ({"name": "f", "args": [1]}, "the arguments of 'f' are an array, not an object"),
+        (
+            {"name": "f", "kwargs": {"a": 1}, "x\x1b": 2, "id": "1"},
+            "the call of 'f' has no arguments (arguments, parameters, args, input), but kwargs, x\\u001b",
+        ),
+        (
+            {"function": {"name": "f", "kwargs": {"a": 1}}, "params": 1, "x": {}},
+            "the call of 'f' has no arguments (arguments, parameters, args, input), but kwargs, params",
+        ),
     ],
 )
 def test_a_bad_call_is_named(call: object, detail: str) -> None:
@@ -108,6 +129,20 @@ def test_the_text_of_a_call_is_one_or_several() -> None:
     assert [call["function"]["name"] for call in parse_tool_call_text('[{"name": "f"}, {"name": "g"}]')] == ["f", "g"]
     assert [call["function"]["name"] for call in parse_tool_call_text('{"name": "f"}')] == ["f"]
     assert refusal(parse_tool_call_text, "f()")[1] == "the text of a function_call turn is not JSON"
+
+
+def test_the_calls_of_a_text_have_their_arguments_under_any_of_the_names() -> None:
+    text = '[{"name": "f", "args": {"a": 1}}, {"name": "g", "input": {"b": 1}}, {"name": "h", "arguments": {}}]'
+    assert [call["function"]["arguments"] for call in parse_tool_call_text(text)] == [{"a": 1}, {"b": 1}, {}]
+    code, detail = refusal(parse_tool_call_text, '{"name": "f", "payload": {"a": 1}}')
+    assert (code, detail.endswith("but payload")) == (RejectCode.BAD_TOOL_CALL, True)
+
+
+@pytest.mark.parametrize("key", ["args", "input"])
+def test_arguments_under_another_name_are_in_the_checked_row(check: Any, key: str) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [{"name": "f", key: {"a": 1}}]}]
+    (row,), _ = check({"messages": turns})
+    assert row.messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
 
 
 @pytest.mark.parametrize("arguments", [b'{"id": 12345678901234567890123}', b'"{\\"id\\": 12345678901234567890123}"'])

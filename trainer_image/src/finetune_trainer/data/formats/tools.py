@@ -6,10 +6,18 @@ from typing import Any
 import orjson
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
+from finetune_api.text.printable import printable
 from finetune_trainer.data.formats.fields import Repairs, read_list
 from finetune_trainer.data.readers.json_row import load_exactly, name_type
 from finetune_trainer.data.rows import BadRow, Function, ToolCall
+from finetune_trainer.errors import name_some
 
+ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
+"""Keys of a call's arguments: of OpenAI, of Llama's texts, of LangChain and of Anthropic."""
+_CALL_KEYS = frozenset(
+    ("name", "function", "type", "id", "call_id", "tool_call_id", "index", "status", "description", "caller")
+)
+_NOTHING = (None, "", {}, [])
 _NOT_OF_ANTHROPIC_FUNCTIONS = frozenset({"type", "cache_control", "parameters"})
 
 
@@ -35,14 +43,14 @@ def read_tool_calls(value: object, repairs: Repairs) -> list[ToolCall]:
 
 
 def read_tool_call(call: object) -> ToolCall:
-    """Return one call, given as OpenAI's object or as a bare `{name, arguments}`."""
+    """Return one call, given as OpenAI's object or as a bare `{name, arguments}`; raises BadRow with BAD_TOOL_CALL."""
     if not isinstance(call, dict):
         raise BadRow(RejectCode.BAD_TOOL_CALL, f"a tool call is {name_type(call)} instead of an object")
     function = call.get("function", call)
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(function, dict) or not isinstance(name, str) or not name:
         raise BadRow(RejectCode.BAD_TOOL_CALL, "a tool call has no function name")
-    arguments = _read_arguments(function.get("arguments", function.get("parameters")), name)
+    arguments = _read_arguments(_find_arguments(call if function is call else function | call | function, name), name)
     result = ToolCall(type="function", function=Function(name=name, arguments=arguments))
     if isinstance(call.get("id"), str):
         result["id"] = call["id"]
@@ -56,6 +64,19 @@ def parse_tool_call_text(text: str) -> list[ToolCall]:
     except orjson.JSONDecodeError:
         raise BadRow(RejectCode.BAD_TOOL_CALL, "the text of a function_call turn is not JSON") from None
     return [read_tool_call(call) for call in (value if isinstance(value, list) else [value])]
+
+
+def _find_arguments(call: Mapping[str, Any], name: str) -> object:
+    """Return the arguments of a call; other keys in their place are refused, because the call would lose them."""
+    values = [call[key] for key in ARGUMENT_KEYS if call.get(key) is not None]
+    if values:
+        return next((value for value in values if value not in _NOTHING), values[0])
+    unknown = [key for key, value in call.items() if key not in _CALL_KEYS and value not in _NOTHING]
+    if unknown:
+        named = name_some([printable(str(key)[:40]) for key in unknown])
+        detail = f"the call of {name[:40]!r} has no arguments ({', '.join(ARGUMENT_KEYS)}), but {named}"
+        raise BadRow(RejectCode.BAD_TOOL_CALL, detail)
+    return None
 
 
 def _read_arguments(value: object, name: str) -> dict[str, Any]:
