@@ -12,7 +12,7 @@ from finetune_trainer.data.formats.columns import ALIASES
 from finetune_trainer.data.formats.convert import convert_row
 from finetune_trainer.data.formats.detect import detect_format
 from finetune_trainer.data.formats.export import LOSSES, ExportFormat
-from finetune_trainer.data.formats.turns import CALL_ROLES, ROLES
+from finetune_trainer.data.formats.turns import CALL_ROLES, MASKED_KEYS, ROLES, TRAINED_KEYS
 from finetune_trainer.data.rows import DataFormat, Source
 from finetune_trainer.data.sources import PLAIN_SUFFIXES
 
@@ -46,6 +46,11 @@ def test_every_word_for_a_role_is_documented() -> None:
     told = {cells[0].strip("`"): words(cells[1]) for cells in CELLS if cells[0].strip("`") in set(ROLES.values())}
     assert told == {role: tuple(word for word in ROLES if ROLES[word] == role) for role in ROLES.values()}
     assert any(set(words(cells[-1])) == CALL_ROLES for cells in CELLS)
+
+
+def test_every_mark_of_a_turn_is_documented() -> None:
+    (line,) = (line for line in GUIDE.splitlines() if "one of these marks" in line)
+    assert {*TRAINED_KEYS, *MASKED_KEYS} <= set(words(line))
 
 
 @pytest.mark.parametrize("names", ALIASES)

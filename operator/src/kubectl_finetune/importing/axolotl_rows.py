@@ -49,7 +49,10 @@ TABLE: Table = {
     ),
     "train_on_eos": lost("the token that ends an answer is trained", unless=("turn",)),
     "train_on_eot": lost("the token that ends an answer is trained", unless=("turn",)),
-    "message_field_training": lost("a turn is excluded by weight: 0"),
+    "message_field_training": lost(
+        "a turn is excluded by weight: 0",
+        unless=("train", "weight", "training", "trainable", "loss", "loss_mask"),
+    ),
     "message_field_training_detail": lost("a part of a turn is excluded by train: false"),
     "drop_system_message": lost("system texts of the rows are context"),
     "field_thinking": harmless("reasoning is found as reasoning_content, reasoning or thinking"),

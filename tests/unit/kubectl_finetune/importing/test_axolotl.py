@@ -363,6 +363,12 @@ def test_subset_split_and_first_rows_are_carried(
     assert ([one.reason for one in done.not_carried], done.problems) == (lost, [])
 
 
+@pytest.mark.parametrize(("name", "lost"), [("train", []), ("trainable", []), ("mine", ["message_field_training"])])
+def test_a_mark_of_turns_that_is_read_is_not_a_loss(read: Read, name: str, lost: list[str]) -> None:
+    done = read(datasets=[{"path": "acme/chats", "type": "chat_template", "message_field_training": name}])
+    assert [one.key.rpartition(".")[2] for one in done.not_carried if one.changes_training] == lost
+
+
 def test_several_datasets_are_sources_with_their_own_columns(read: Read) -> None:
     pairs = {"path": "acme/pairs", "type": {"field_instruction": "ask", "field_output": "reply"}}
     chats = {"path": "acme/chats", "type": "chat_template", "split": "train[:9]", "revision": "v1"}

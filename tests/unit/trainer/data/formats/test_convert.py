@@ -1,3 +1,4 @@
+import json
 import re
 from typing import Any
 
@@ -129,13 +130,50 @@ def test_an_answer_that_is_not_to_be_trained_is_marked(mark: dict[str, Any]) -> 
     ]
 
 
+@pytest.mark.parametrize("key", ["train", "weight", "training", "trainable", "loss", "loss_mask"])
+@pytest.mark.parametrize(("yes", "no"), [(True, False), (1, 0)])
+def test_every_name_of_a_mark_excludes_an_answer_and_masked_is_the_inverse(key: str, yes: object, no: object) -> None:
+    for mark in ({key: no}, {"masked": yes}, {key: no, "masked": yes}):
+        (message,) = convert({"messages": [{"role": "assistant", "content": "a", **mark}]}, DataFormat.OPENAI)
+        assert message == {"role": "assistant", "content": "a", "train": False}
+    for mark in ({key: yes}, {"masked": no}, {key: yes, "masked": no}, {key: None, "masked": None}):
+        (message,) = convert({"messages": [{"role": "assistant", "content": "a", **mark}]}, DataFormat.OPENAI)
+        assert message == {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("marks", "detail"),
+    [
+        ({"train": True, "weight": 0}, "turn 1 has train True and weight 0, which contradict each other"),
+        ({"loss": 0, "trainable": True}, "turn 1 has trainable True and loss 0, which contradict each other"),
+        ({"loss_mask": 1, "masked": True}, "turn 1 has loss_mask 1 and masked True, which contradict each other"),
+        ({"training": "false"}, "turn 1 has training 'false'; only 0 and 1 are valid"),
+        ({"loss": 0.53}, "turn 1 has loss '0.53'; only 0 and 1 are valid"),
+        ({"loss_mask": [0, 1]}, "turn 1 has loss_mask '[0, 1]'; only 0 and 1 are valid"),
+        ({"masked": "no"}, "turn 1 has masked 'no'; only 0 and 1 are valid"),
+    ],
+)
+def test_marks_that_contradict_each_other_or_have_other_values_are_refused(
+    check: Any, marks: dict[str, Any], detail: str
+) -> None:
+    (row,), _ = check({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", **marks}]})
+    assert (row.code, row.detail) == (RejectCode.WRONG_TYPE, detail.replace("turn 1", "turn 2"))
+
+
+@pytest.mark.parametrize("mark", ["trainable", "masked"])
+def test_turns_in_a_text_may_have_a_mark(mark: str) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", mark: mark == "masked"}]
+    row = {"prompt": "p", "completion": json.dumps(turns)}
+    assert convert(row, DataFormat.ALPACA)[-1] == {"role": "assistant", "content": "a", "train": False}
+
+
 def parts(*texts: str, **marks: Any) -> list[dict[str, Any]]:
     """Text parts, of which the first has the marks."""
     first, *others = ({"type": "text", "text": text} for text in texts)
     return [first | marks, *others]
 
 
-@pytest.mark.parametrize("mark", [{"train": False}, {"weight": 0}])
+@pytest.mark.parametrize("mark", [{"train": False}, {"weight": 0}, {"loss": False}, {"masked": 1}])
 def test_parts_of_an_answer_that_are_not_to_be_trained_are_marked_by_their_characters(mark: dict[str, Any]) -> None:
     turn = {"role": "assistant", "content": parts("Let me see. ", "Four.", **mark)}
     marked = {"role": "assistant", "content": "Let me see. Four.", "untrained": [[0, 12]]}

@@ -19,8 +19,13 @@ _WORDS: Mapping[Role, str] = {
 ROLES: Mapping[str, Role] = {word: role for role, words in _WORDS.items() for word in words.split()}
 CALL_ROLES = frozenset({"function_call", "tool_call"})
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-_OTHER_KEYS = "name tool_calls function_call tool_call_id refusal annotations audio train weight untrained"
-_KEYS = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *REASONING_KEYS, *_OTHER_KEYS.split()))
+TRAINED_KEYS = ("train", "weight", "training", "trainable", "loss", "loss_mask")
+"""Marks that exclude an answer, or a part of it, with 0 or false."""
+MASKED_KEYS = ("masked",)
+"""Marks that exclude it with 1 or true."""
+_MARKS = frozenset((*TRAINED_KEYS, *MASKED_KEYS))
+_OTHER_KEYS = "name tool_calls function_call tool_call_id refusal annotations audio untrained"
+_KEYS = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *REASONING_KEYS, *_MARKS, *_OTHER_KEYS.split()))
 """The keys of a turn in the files of OpenAI, ShareGPT and this trainer."""
 
 
@@ -170,11 +175,17 @@ def _without(text: str, ranges: list[list[int]]) -> str:
 
 
 def _is_untrained(marked: Mapping[str, Any], where: str) -> bool:
-    for key in ("train", "weight"):
+    if _MARKS.isdisjoint(marked):
+        return False
+    found: dict[str, bool] = {}
+    for key in (*TRAINED_KEYS, *MASKED_KEYS):
         value = marked.get(key)
         if value is not None:
             if not isinstance(value, bool | int | float) or value not in (0, 1):
                 raise BadRow(RejectCode.WRONG_TYPE, f"{where} has {key} {str(value)[:20]!r}; only 0 and 1 are valid")
-            if not value:
-                return True
-    return False
+            found[key] = bool(value) is (key in MASKED_KEYS)
+    first_of_each = {excluded: key for key, excluded in reversed(found.items())}
+    if len(first_of_each) == 2:
+        named = " and ".join(f"{key} {marked[key]}" for key in reversed(first_of_each.values()))
+        raise BadRow(RejectCode.WRONG_TYPE, f"{where} has {named}, which contradict each other")
+    return True in first_of_each
