@@ -121,6 +121,16 @@ def test_names_within_turns_are_columns_that_are_given(tmp_path: Path, out: Path
     assert said == [["q", "a"], ["q", "a", "q", "a"]]
 
 
+def test_a_column_that_nothing_reads_is_shown_with_the_option_that_names_it(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"problem": f"p{number}", "solution": "s" if number else None, "answer": "9"} for number in range(4)]
+    check_local_rows([str(write(tmp_path / "rows.jsonl", *rows))], out, Request(Objective.CHAT))
+    line = "columns not used: solution (75 %): name them in --columns if they belong to the training"
+    assert line in capsys.readouterr().out.splitlines()
+    assert summary(out)["unusedColumns"] == {"solution": 3}
+
+
 def test_a_name_of_no_format_is_refused_with_the_names_of_columns_and_of_turns(tmp_path: Path, out: Path) -> None:
     with pytest.raises(TrainerError, match="--columns maps rolle, which is in no format; the known names are") as error:
         check_local_rows([str(tmp_path)], out, Request(Objective.CHAT, columns={"rolle": "who"}))

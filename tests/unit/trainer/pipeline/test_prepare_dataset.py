@@ -201,6 +201,35 @@ def test_mapped_names_within_turns_are_read(world: Any) -> None:
     assert "role as 'who', which no row has" in error.message
 
 
+def test_columns_that_nothing_reads_are_one_warning(world: Any, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"problem": f"p{number}", "solution": "s", "answer": "9"} for number in range(50)]
+    (world.bucket / "held.jsonl").write_text(
+        "\n".join(map(json.dumps, [row | {"problem": "held"} for row in rows[:1]]))
+    )
+    validation = {"validation": {"uri": "s3://bucket/held.jsonl"}, "validationSplitPercent": None}
+    prepared = prepare(world, rows, "Chat", validation)
+    assert [record.getMessage() for record in caplog.records if "not used" in record.getMessage()] == [
+        "columns not used: solution (100 %): name them in dataset.columns if they belong to the training"
+    ]
+    summary = json.loads((prepared.directory / Artifact.DATASET_SUMMARY).read_text())
+    assert summary["train"]["unusedColumns"] == {"solution": 50}
+
+
+def test_the_warning_names_the_source_of_columns_that_nothing_reads(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    (world.bucket / "other.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"other{number}", "completion": "a", "why": "w"}) for number in range(50))
+    )
+    sources = [{"uri": "s3://bucket/rows.jsonl"}, {"uri": "s3://bucket/other.jsonl"}]
+    rows = [{"question": f"q{number}", "answer": "a"} for number in range(50)]
+    prepare(world, rows, "Chat", {"train": {"sources": sources}})
+    assert [record.getMessage() for record in caplog.records if "not used" in record.getMessage()] == [
+        "columns not used: why (100 %) of dataset.train.sources[1]: name them in columns of the source if they "
+        "belong to the training"
+    ]
+
+
 def test_a_mapping_to_a_name_of_no_format_is_an_invalid_spec(world: Any) -> None:
     error = failure(world, pairs(), "DPO", {"columns": {"promt": "prompt"}})
     assert error.code is ExitCode.INVALID_CONFIG

@@ -153,6 +153,17 @@ def test_every_file_is_listed_with_what_became_of_its_rows(tmp_path: Path) -> No
     assert "| training | `s3://bucket/c.csv`     | 40   | 40       | 0       | -                          |" in lines
 
 
+def test_columns_that_nothing_reads_are_named_with_their_share_of_the_rows(tmp_path: Path) -> None:
+    report = render_report(make_record(tmp_path, summary=SUMMARY), tmp_path)
+    assert "content that is not used" not in report
+    train = SUMMARY["train"] | {"acceptedRows": 40, "unusedColumns": {"solution": 40, "a|b": 1}}
+    lines = render_report(make_record(tmp_path, summary=SUMMARY | {"train": train}), tmp_path).splitlines()
+    assert (
+        "Columns with content that is not used, in percent of the accepted rows: `solution` (100.0 %), `a¦b` (2.5 %). "
+        "If they belong to the training, name them in `dataset.columns`."
+    ) in lines
+
+
 def test_of_many_files_the_first_are_listed_and_the_rest_is_summed_up(tmp_path: Path) -> None:
     files = [{"file": f"s3://bucket/{n}", "rows": 3, "acceptedRows": 2, "rejectedRowsByCode": {}} for n in range(25)]
     report = write(make_record(tmp_path, summary={"train": {"files": files, "lengths": {}}}), tmp_path)

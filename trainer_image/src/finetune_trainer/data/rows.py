@@ -169,6 +169,8 @@ class _Row(_Sourced):
     """What happened to a row of any kind; `written` is its line of an earlier file."""
 
     repairs: tuple[RepairCode, ...] = ()
+    unused: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """The columns with content that nothing has read, by their names in the file."""
     encodings: "tuple[EncodedSample, ...]" = ()
     written: bytes = field(default=b"", compare=False, repr=False)
 

@@ -1,6 +1,7 @@
 """Fetch, check and split the rows in preflight, and write the canonical rows that training reads."""
 
 import json
+import logging
 import shutil
 from array import array
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from finetune_trainer.pipeline.blend_rows import Blend, blend_sources, write_ble
 from finetune_trainer.pipeline.check_source import CheckedSource, Earlier, SourceCheck, count_rows, merge_summaries
 from finetune_trainer.storage.protocol import OnBytes, ReadableStore, describe_files, sha256_file
 from finetune_trainer.tokenization.labeler import Labeler
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ def prepare_dataset(
     ability = _write_questions(config, storage, workspace, out, on_bytes)
     if template is not None:
         (out / Artifact.CHAT_TEMPLATE).write_text(template, encoding="utf-8", newline="")
+    _warn_of_unused_columns(blended)
     status = _status(blended, validation)
     files = describe_files(out)
     shared = find_shared(one.systems for one in checked)
@@ -133,6 +137,16 @@ def _write_questions(
     questions = choose_questions(fetched.named, asked.max_questions, config.spec.hyperparameters.seed)
     write_questions(out / Artifact.ABILITY_ROWS, questions)
     return fetched
+
+
+def _warn_of_unused_columns(blended: Blend) -> None:
+    found = [
+        (one.checked.place, unused) for one in blended.sources if (unused := one.checked.summary.describe_unused())
+    ]
+    if found:
+        named = "; ".join(f"{unused} of {place}" if blended.is_several else unused for place, unused in found)
+        field = "columns of the source" if blended.is_several else "dataset.columns"
+        logger.warning("columns not used: %s: name them in %s if they belong to the training", named, field)
 
 
 def _concatenate(target: Path, parts: list[Path]) -> None:

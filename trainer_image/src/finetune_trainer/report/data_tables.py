@@ -68,6 +68,13 @@ def _counts(files: Sequence[Mapping[str, Any]]) -> list[str]:
     return [str(rows), str(accepted), str(rows - accepted)]
 
 
+def unused_columns(summary: Mapping[str, Any]) -> str:
+    """Return the columns of the training rows that nothing reads, with their share of the rows; empty without any."""
+    train = summary.get("train") or {}
+    counts, rows = train.get("unusedColumns") or {}, train.get("acceptedRows")
+    return ", ".join(f"{code(name)} ({percent(count / rows)})" for name, count in counts.items()) if rows else ""
+
+
 def length_table(summary: Mapping[str, Any], max_length: int | None) -> str:
     """Return the lengths of the rows before truncation, next to `maxLength`; empty if nothing was tokenised."""
     sides = [(label, (summary.get(side) or {}).get("lengths") or {}) for side, label in SIDES.items()]

@@ -24,6 +24,7 @@ from finetune_trainer.report.data_tables import (
     histogram_table,
     length_table,
     merge_context,
+    unused_columns,
 )
 from finetune_trainer.report.head import build_head
 from finetune_trainer.report.held_out import describe_terms, find_terms, held_out_table, kept_table, reward_parts_table
@@ -122,6 +123,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         "level": f"{LEVEL:.0%}".replace("%", " %"),
         "blend_table": blend_table(record.summary),
         "file_table": file_table(record.summary),
+        "unused_columns": unused_columns(record.summary),
         "length_table": length_table(record.summary, record.settings.max_length),
         "histogram_table": histogram_table(record.samples.histogram),
         "format_table": _format_table(record.dataset.rows_by_format),

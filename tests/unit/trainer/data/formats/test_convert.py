@@ -133,10 +133,12 @@ def test_an_answer_that_is_not_to_be_trained_is_marked(mark: dict[str, Any]) -> 
 @pytest.mark.parametrize("key", ["train", "weight", "training", "trainable", "loss", "loss_mask"])
 @pytest.mark.parametrize(("yes", "no"), [(True, False), (1, 0)])
 def test_every_name_of_a_mark_excludes_an_answer_and_masked_is_the_inverse(key: str, yes: object, no: object) -> None:
-    for mark in ({key: no}, {"masked": yes}, {key: no, "masked": yes}):
+    excluded: list[dict[str, Any]] = [{key: no}, {"masked": yes}, {key: no, "masked": yes}]
+    trained: list[dict[str, Any]] = [{key: yes}, {"masked": no}, {key: yes, "masked": no}, {key: None, "masked": None}]
+    for mark in excluded:
         (message,) = convert({"messages": [{"role": "assistant", "content": "a", **mark}]}, DataFormat.OPENAI)
         assert message == {"role": "assistant", "content": "a", "train": False}
-    for mark in ({key: yes}, {"masked": no}, {key: yes, "masked": no}, {key: None, "masked": None}):
+    for mark in trained:
         (message,) = convert({"messages": [{"role": "assistant", "content": "a", **mark}]}, DataFormat.OPENAI)
         assert message == {"role": "assistant", "content": "a"}
 

@@ -140,6 +140,8 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
         _print_files(console, summary.to_dict()["files"])
     _print_codes(console, "rejected", summary.rejected_by_code)
     _print_codes(console, "repaired", summary.repaired_by_code)
+    if unused := summary.describe_unused():
+        _print_lines(console, [f"columns not used: {unused}: name them in --columns if they belong to the training"])
 
 
 def print_rows(rows: Sequence[tuple[Source, str]], console: Console | None = None) -> None:

@@ -9,7 +9,7 @@ is split into pairs. Without an
 objective rows keep their kind. Without a labeler the checks that need the model's tokenizer are skipped.
 UnreadableFile is raised for a file that contains no rows at all. `Summary.to_dict()` has the keys rows,
 acceptedRows, repairedRows, rejectedRows, malformedRows, rejectedRowsByCode, repairedRowsByCode, rowsByFormat, samples,
-tokens, trainedTokens, answersCut, reasoningLost, lengths, files, ignoredFiles.
+tokens, trainedTokens, answersCut, reasoningLost, lengths, unusedColumns, files, ignoredFiles.
 """
 
 import logging
@@ -26,7 +26,7 @@ from finetune_trainer.data.checks.objectives import COLUMNS, find_answer, fit_ob
 from finetune_trainer.data.checks.row_keys import SeenRows, prompt_key, row_key
 from finetune_trainer.data.checks.structure import check_structure
 from finetune_trainer.data.checks.summary import Summary
-from finetune_trainer.data.formats.columns import Advise, ColumnMap, UnknownColumns, advise_field
+from finetune_trainer.data.formats.columns import Advise, ColumnMap, ReadColumns, UnknownColumns, advise_field
 from finetune_trainer.data.formats.conversations import find_number
 from finetune_trainer.data.formats.convert import convert_row
 from finetune_trainer.data.formats.detect import detect_format
@@ -155,9 +155,10 @@ class _RowChecker:
             raise record.problem or BadRow(RejectCode.BAD_JSON, "the row has no value")
         repairs: set[RepairCode] = set(record.repairs)
         columns = self.columns.rename(record.value)
+        converted = ReadColumns(columns)
         try:
             data_format = self.format or detect_format(columns)
-            row = convert_row(columns, data_format, Source(file, record.line), repairs)
+            row = convert_row(converted, data_format, Source(file, record.line), repairs)
         except UnknownColumns as bad:
             raise self.columns.explain(bad, columns, bad.wanted or COLUMNS[self.objective or "Chat"]) from None
         try:
@@ -174,18 +175,28 @@ class _RowChecker:
             if self.objective and isinstance(row, PromptRow):  # the answer is probably in a column that no format knows
                 raise self.columns.explain(bad, columns, COLUMNS[self.objective]) from None
             raise
-        if self.references is None:
-            return fitted
-        answer = find_answer(row)
-        return tuple(
-            self.references.keep(one, answer, record.value) if isinstance(one, PromptRow) else one for one in fitted
-        )
+        unused = self.columns.find_unused(record.value, converted.read)
+        if self.references is not None:
+            answer = find_answer(row)
+            fitted = tuple(
+                self.references.keep(one, answer, record.value) if isinstance(one, PromptRow) else one for one in fitted
+            )
+        for one in fitted:
+            one.unused = _leave_out_references(unused, one)
+        return fitted
 
     def _reject_repeated(self, row: Row) -> None:
         if not self.seen.add(row_key(row)):
             raise BadRow(RejectCode.DUPLICATE, "the row repeats an earlier row")
         if self.validation_prompts and prompt_key(row) in self.validation_prompts:
             raise BadRow(RejectCode.EVAL_LEAK, "the prompt is also in the validation file")
+
+
+def _leave_out_references(unused: tuple[str, ...], row: Row) -> tuple[str, ...]:
+    if not unused or not isinstance(row, PromptRow) or not row.reference:
+        return unused
+    read = row.reference.get("columns", {})
+    return tuple(name for name in unused if name not in read)
 
 
 def _read_all(paths: Sequence[NamedPath], on_progress: Progress | None) -> Iterator[tuple[str, Record]]:

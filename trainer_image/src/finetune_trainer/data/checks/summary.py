@@ -1,16 +1,20 @@
 """Count accepted, repaired and rejected rows, and explain an unusable dataset."""
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_api.dataset.codes import WELL_FORMED_REJECTS, RejectCode, RepairCode
 from finetune_api.dataset.columns import find_unknown, fix_column
-from finetune_trainer.data.formats.columns import ColumnMap, name_columns
+from finetune_trainer.data.formats.columns import ColumnMap, name_columns, shorten_name
 from finetune_trainer.data.lengths import Lengths
 from finetune_trainer.data.rows import DataFormat, Rejected, Row
 
 ACCEPTED = "accepted"
+UNUSED_SHOWN = 10
+UNUSED_COUNTED = 200
+LEAST_UNUSED_SHARE = 0.01
 
 
 @dataclass(slots=True)
@@ -19,7 +23,7 @@ class Summary:
 
     The token counts stay 0 without a tokenizer, and `to_dict` leaves them out; `ignored_files` have no rows. `unfit`
     counts rows that the objective cannot use, by detail; `files` counts the rows of each file, by reject code or as
-    ACCEPTED.
+    ACCEPTED; `unused` counts accepted rows with content in a column that nothing reads, by the first 200 names.
     """
 
     accepted: int = 0
@@ -34,6 +38,7 @@ class Summary:
     reasoning_lost: int = 0
     lengths: Lengths = field(default_factory=Lengths)
     unfit: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
     columns: ColumnMap = field(default_factory=lambda: ColumnMap({}))
     ignored_files: list[str] = field(default_factory=list)
     files: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -71,6 +76,8 @@ class Summary:
         self.accepted += 1
         self.files[row.source.file][ACCEPTED] += 1
         self.formats[row.format] += 1
+        if row.unused:
+            self._count_unused(row.unused)
         if row.repairs:
             self.repaired += 1
             self.repaired_by_code.update(row.repairs)
@@ -83,6 +90,24 @@ class Summary:
             self.answers_cut += encoded.answer_cut
             self.reasoning_lost += encoded.reasoning_lost
 
+    def _count_unused(self, columns: Iterable[str]) -> None:
+        for name in dict.fromkeys(map(shorten_name, columns)):
+            if name in self.unused or len(self.unused) < UNUSED_COUNTED:
+                self.unused[name] += 1
+
+    @property
+    def unused_columns(self) -> list[tuple[str, int]]:
+        """The most frequent of the columns that nothing reads, with the number of their accepted rows."""
+        return [
+            (name, count)
+            for name, count in self.unused.most_common(UNUSED_SHOWN)
+            if count >= LEAST_UNUSED_SHARE * self.accepted
+        ]
+
+    def describe_unused(self) -> str:
+        """Return the columns that nothing reads, each with its share of the accepted rows; empty if there are none."""
+        return ", ".join(f"{name} ({100 * count / self.accepted:.0f} %)" for name, count in self.unused_columns)
+
     def add(self, other: "Summary") -> None:
         """Add the counts of another source."""
         for name in ("accepted", "repaired", "samples", "tokens", "trained_tokens", "answers_cut", "reasoning_lost"):
@@ -91,6 +116,7 @@ class Summary:
         self.repaired_by_code.update(other.repaired_by_code)
         self.formats.update(other.formats)
         self.unfit.update(other.unfit)
+        self.unused.update(other.unused)
         self.lengths.rows.update(other.lengths.rows)
         self.files.update(other.files)
         self.ignored_files.extend(other.ignored_files)
@@ -116,6 +142,7 @@ class Summary:
             "repairedRowsByCode": {code.value: count for code, count in self.repaired_by_code.most_common()},
             "rowsByFormat": {name.value: count for name, count in self.formats.most_common()},
             **(counted if self.lengths.rows else {}),
+            "unusedColumns": dict(self.unused_columns),
             "files": [_describe(name, counts) for name, counts in self.files.items()],
             "ignoredFiles": self.ignored_files,
         }

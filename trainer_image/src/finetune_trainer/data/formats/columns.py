@@ -52,17 +52,50 @@ TURN_KEYS = frozenset({"role", "content"})
 """Mapped names that are not of columns, but of what each turn of a conversation has."""
 KNOWN_COLUMNS = frozenset(name for names in ALIASES for name in names)
 MAX_COLUMNS_NAMED = 12
+MAX_NAME_CHARACTERS = 40
+METADATA = frozenset(
+    (
+        *("id", "ids", "idx", "index", "uid", "uuid", "guid", "hash", "sha256"),
+        *("source", "sources", "dataset", "subset", "split", "url", "link", "license", "licence"),
+        *("created", "created_at", "updated", "updated_at", "date", "time", "timestamp", "version"),
+        *("language", "lang", "model", "metadata", "meta"),
+    )
+)
+"""Columns that describe a row; so do those whose names begin with `_` or end in `_id`."""
 YOURS = "YOURS"
+
+
+class ReadColumns(dict[str, Any]):
+    """The columns of a row; `read` has those whose values were read with `row[name]`.
+
+    `row.get` and `in` only find out which columns a row has.
+    """
+
+    __slots__ = ("read",)
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        super().__init__(row)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+def is_metadata(name: str) -> bool:
+    """Return whether a column describes the row by its name, so that it hardly belongs to the training."""
+    lowered = name.lower()
+    return lowered in METADATA or lowered.startswith("_") or lowered.endswith("_id")
 
 
 def find_column(row: Columns, names: tuple[str, ...]) -> str | None:
     """Return the first of these columns with a value; a null column only if no other has a value."""
     found = None
     for name in names:
-        if name in row:
-            if row[name] is not None:
-                return name
-            found = found or name
+        if row.get(name) is not None:
+            return name
+        if found is None and name in row:
+            found = name
     return found
 
 
@@ -87,6 +120,10 @@ def is_blank(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
+def _is_empty(value: object) -> bool:
+    return is_blank(value) or value in ([], {})
+
+
 class UnknownColumns(BadRow):
     """Raised for a row that lacks what is `wanted`, perhaps because the column of it has a name of the user's own."""
 
@@ -103,8 +140,13 @@ def missing_column(names: tuple[str, ...]) -> BadRow:
 
 def name_columns(columns: Iterable[object]) -> str:
     """Return column names for a message: at most a dozen, long names truncated."""
-    names = [printable(str(column)[:40]) for column in columns]
+    names = [shorten_name(column) for column in columns]
     return name_some(names, MAX_COLUMNS_NAMED) if names else "none"
+
+
+def shorten_name(column: object) -> str:
+    """Return the beginning of a column's name, as a message shows it."""
+    return printable(str(column)[:MAX_NAME_CHARACTERS])
 
 
 def advise_field(columns: Mapping[str, str]) -> tuple[str, str]:
@@ -163,6 +205,14 @@ class ColumnMap:
         renamed = {name: value for name, value in row.items() if name not in taken}
         renamed.update({known: row[own] for known, own in columns.items() if own in row})
         return renamed
+
+    def find_unused(self, row: Columns, read: set[str]) -> tuple[str, ...]:
+        """Return the columns of the file's row that have content and are not among those that were read, by known
+        names."""
+        if self.columns:
+            read = read - self.columns.keys() | {own for known, own in self.columns.items() if known in read}
+        unread = [name for name in row if name not in read and name not in METADATA]
+        return tuple([name for name in unread if not (_is_empty(row[name]) or is_metadata(name))]) if unread else ()
 
     def explain(self, bad: BadRow, row: Columns, wanted: tuple[str, ...]) -> BadRow:
         """Return the error of a row that lacks a column, with the columns that it has and what to set."""

@@ -51,7 +51,7 @@ def _read_answer_column(row: Columns, repairs: Repairs) -> list[Message]:
     column = find_filled(row, OUTPUT_COLUMNS) or ""
     value = row.get(column)
     is_answer = isinstance(value, str | int | float) or holds_turns(value if isinstance(value, list) else [value])
-    return read_messages(value, column, "assistant", repairs) if is_answer else []
+    return read_messages(row[column], column, "assistant", repairs) if is_answer else []
 
 
 def _convert_unpaired(row: Columns, source: Source, data_format: DataFormat, repairs: Repairs) -> UnpairedRow:

@@ -85,7 +85,7 @@ def _read_history(row: Columns, repairs: Repairs) -> list[Message]:
     if value in (None, "", []):
         return []
     messages = []
-    for pair in read_list(value, "history", RejectCode.WRONG_TYPE):
+    for pair in read_list(row["history"], "history", RejectCode.WRONG_TYPE):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise BadRow(RejectCode.WRONG_TYPE, f"history contains {name_type(pair)} instead of [question, answer]")
         messages.append(Message(role="user", content=read_cell(pair[0], "history", repairs)))

@@ -30,7 +30,7 @@ from finetune_trainer.data.rows import DataFormat, Message, PreferenceRow, Sourc
 def convert_preference(row: Columns, source: Source, data_format: DataFormat, repairs: Repairs) -> PreferenceRow:
     """Return the row with the prompt that both answers share; raises BadRow."""
     request = row.get("input")
-    asked: Columns = request if isinstance(request, dict) and "messages" in request else row
+    asked: Columns = row["input"] if isinstance(request, dict) and "messages" in request else row
     if is_ranked(row) and not has_value(row, REJECTED_COLUMNS):
         chosen, (rejected, *others) = read_ranked(row, repairs)
         prompt = _read_prompt(asked, repairs)

@@ -17,7 +17,7 @@ ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 _CALL_KEYS = frozenset(
     ("name", "function", "type", "id", "call_id", "tool_call_id", "index", "status", "description", "caller")
 )
-_NOTHING = (None, "", {}, [])
+_NOTHING: tuple[object, ...] = (None, "", {}, [])
 _NOT_OF_ANTHROPIC_FUNCTIONS = frozenset({"type", "cache_control", "parameters"})
 
 
@@ -29,7 +29,7 @@ def read_tools(row: Mapping[str, Any], repairs: Repairs) -> list[dict[str, Any]]
         if name in row:
             repairs.add(RepairCode.NONE_STRIPPED)
         return None
-    return [_read_tool(tool) for tool in read_list(value, name, RejectCode.BAD_TOOLS)] or None
+    return [_read_tool(tool) for tool in read_list(row[name], name, RejectCode.BAD_TOOLS)] or None
 
 
 def read_tool_calls(value: object, repairs: Repairs) -> list[ToolCall]:
