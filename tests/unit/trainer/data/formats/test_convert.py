@@ -220,6 +220,56 @@ def test_reasoning_is_kept_under_one_name() -> None:
     ]
 
 
+@pytest.mark.parametrize("content", ["<think>hm</think>\n\na", " <think>\nhm\n</think>a", "<think>\n\n</think>\n\na"])
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
+def test_reasoning_that_the_text_repeats_is_kept_once(check: Any, content: str, key: str) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": content, key: "hm "}]
+    (row,), _ = check({"messages": turns})
+    assert row.messages[1] == {"role": "assistant", "content": "a", "reasoning_content": "hm "}
+
+
+def test_reasoning_that_differs_from_that_of_the_text_costs_the_row(check: Any) -> None:
+    turn = {"role": "assistant", "content": "<think>one</think>a", "reasoning_content": "two"}
+    (row,), _ = check({"messages": [{"role": "user", "content": "q"}, turn]})
+    assert (row.code, row.detail) == (
+        RejectCode.WRONG_TYPE,
+        "turn 2 has reasoning_content and another reasoning in <think> at the start of its text: keep one of them",
+    )
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"content": "<think>hm</think>a"},
+        {"content": "a <think>hm</think>", "reasoning_content": "hm"},
+        {"content": "<think>hm", "reasoning_content": "hm"},
+        {"content": "<think>hm</think>a", "reasoning_content": None},
+    ],
+)
+def test_a_text_without_reasoning_apart_or_not_at_its_start_stays_as_it_is(check: Any, turn: dict[str, Any]) -> None:
+    (row,), _ = check({"messages": [{"role": "user", "content": "q"}, {"role": "assistant"} | turn]})
+    assert row.messages[1]["content"] == turn["content"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (parts("<think>hm</think>", "ab", "c", weight=0), {"content": "abc"}),
+        (
+            [*parts("<think>hm</think>a"), *parts("bb", weight=0), *parts("c")],
+            {"content": "abbc", "untrained": [[1, 3]]},
+        ),
+        ([*parts("<think>hm</think>"), *parts("bb", weight=0)], {"content": "bb", "train": False}),
+    ],
+)
+def test_marked_parts_after_reasoning_that_is_kept_once_are_the_same_characters(
+    content: list[Any], expected: dict[str, Any]
+) -> None:
+    turn = {"role": "assistant", "content": content, "reasoning_content": "hm"}
+    (message,) = convert({"messages": [turn]}, DataFormat.OPENAI)
+    assert message == {"role": "assistant", "reasoning_content": "hm"} | expected
+
+
 def test_the_nulls_of_a_table_of_messages_are_stripped() -> None:
     turn = {
         "role": "assistant",

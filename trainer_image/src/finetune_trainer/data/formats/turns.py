@@ -1,5 +1,6 @@
 """Convert the turns of a conversation, in OpenAI's or ShareGPT's form, to canonical messages."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ _WORDS: Mapping[Role, str] = {
 }
 ROLES: Mapping[str, Role] = {word: role for role, words in _WORDS.items() for word in words.split()}
 CALL_ROLES = frozenset({"function_call", "tool_call"})
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 TRAINED_KEYS = ("train", "weight", "training", "trainable", "loss", "loss_mask")
 """Marks that exclude an answer, or a part of it, with 0 or false."""
@@ -43,6 +45,8 @@ def read_turn(turn: object, number: int, repairs: Repairs) -> Message:
         raise BadRow(RejectCode.UNKNOWN_ROLE, f"turn {number} has the unknown role {word[:40]!r}")
     if message["role"] == "assistant":
         _read_marks(turn, message, number)
+        if "reasoning_content" in message:
+            _keep_reasoning_once(message, number)
     return message
 
 
@@ -119,6 +123,21 @@ def _read_calls_and_reasoning(turn: dict[str, Any], message: Message, repairs: R
             return
 
 
+def _keep_reasoning_once(message: Message, number: int) -> None:
+    """Remove reasoning at the start of the text that repeats the reasoning apart from it; templates write both."""
+    repeated = _THOUGHT.match(message["content"])
+    if repeated is None:
+        return
+    if repeated[1].strip() not in ("", message["reasoning_content"].strip()):
+        detail = f"turn {number} has reasoning_content and another reasoning in <think> at the start of its text"
+        raise BadRow(RejectCode.WRONG_TYPE, f"{detail}: keep one of them")
+    removed = repeated.end()
+    message["content"] = message["content"][removed:]
+    if "untrained" in message:
+        ranges = message.pop("untrained")
+        _exclude(message, [[max(start - removed, 0), end - removed] for start, end in ranges if end > removed])
+
+
 def _read_names(turn: dict[str, Any], role: Role, message: Message, repairs: Repairs) -> None:
     if name := read_optional_text(turn, "name", repairs):
         message["name"] = name
@@ -132,8 +151,11 @@ def _read_marks(turn: Mapping[str, Any], message: Message, number: int) -> None:
         message["train"] = False
         return
     text = message["content"]
-    ranges = _read_ranges(turn, text, number) or _find_untrained_parts(turn, number)
-    if ranges and not _without(text, ranges).strip():
+    _exclude(message, _read_ranges(turn, text, number) or _find_untrained_parts(turn, number))
+
+
+def _exclude(message: Message, ranges: list[list[int]]) -> None:
+    if ranges and not _without(message["content"], ranges).strip():
         message["train"] = False
     elif ranges:
         message["untrained"] = ranges
