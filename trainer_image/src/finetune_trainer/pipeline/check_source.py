@@ -19,7 +19,7 @@ from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.row_keys import SeenRows, row_key
 from finetune_trainer.data.checks.summary import Summary, explain_unusable, name_unknown_columns
 from finetune_trainer.data.checks.system_texts import SystemTexts
-from finetune_trainer.data.formats.columns import advise_field
+from finetune_trainer.data.formats.column_map import advise_field
 from finetune_trainer.data.rows import Labelling, Rejected, UnreadableFile
 from finetune_trainer.data.sources import FetchedObject, fetch_source
 from finetune_trainer.errors import InvalidConfig, TrainerError

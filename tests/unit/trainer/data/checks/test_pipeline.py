@@ -127,7 +127,7 @@ def test_progress_counts_the_next_file_from_the_end_of_the_first(tmp_path: Path)
             {},
             RejectCode.NO_ASSISTANT,
             "the row has a prompt but no answer; columns found: question, id, reply; name yours in "
-            "dataset.columns, for example {answer: YOURS}",
+            "dataset.columns, for example {answer: reply}",
         ),
         (
             {"question": "q"},

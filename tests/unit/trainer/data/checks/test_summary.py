@@ -3,7 +3,8 @@ from typing import Any
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_api.dataset.columns import COLUMN_NAMES
 from finetune_trainer.data.checks.summary import Summary, explain_unusable, name_unknown_columns
-from finetune_trainer.data.formats.columns import KNOWN_COLUMNS, TURN_KEYS, ColumnMap
+from finetune_trainer.data.formats.column_map import ColumnMap
+from finetune_trainer.data.formats.columns import KNOWN_COLUMNS, TURN_KEYS
 from finetune_trainer.data.rows import DataFormat, Rejected, Source, TextRow
 from finetune_trainer.tokenization.samples import Encoded
 

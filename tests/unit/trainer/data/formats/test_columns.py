@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from finetune_trainer.data.formats.columns import ColumnMap, find_column, name_columns
+from finetune_trainer.data.formats.column_map import ColumnMap
+from finetune_trainer.data.formats.columns import find_column, name_columns
 
 
 def test_at_most_twelve_columns_are_named_each_with_at_most_forty_characters() -> None:

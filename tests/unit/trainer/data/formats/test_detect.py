@@ -1,7 +1,8 @@
 import pytest
 
 from finetune_api.dataset.codes import RejectCode
-from finetune_trainer.data.formats.columns import ColumnMap, name_columns
+from finetune_trainer.data.formats.column_map import ColumnMap
+from finetune_trainer.data.formats.columns import name_columns
 from finetune_trainer.data.formats.detect import detect_format
 from finetune_trainer.data.rows import BadRow, DataFormat
 

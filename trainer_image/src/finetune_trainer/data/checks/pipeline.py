@@ -26,7 +26,8 @@ from finetune_trainer.data.checks.objectives import COLUMNS, find_answer, fit_ob
 from finetune_trainer.data.checks.row_keys import SeenRows, prompt_key, row_key
 from finetune_trainer.data.checks.structure import check_structure
 from finetune_trainer.data.checks.summary import Summary
-from finetune_trainer.data.formats.columns import Advise, ColumnMap, ReadColumns, UnknownColumns, advise_field
+from finetune_trainer.data.formats.column_map import Advise, ColumnMap, advise_field
+from finetune_trainer.data.formats.columns import ReadColumns, UnknownColumns
 from finetune_trainer.data.formats.conversations import find_number
 from finetune_trainer.data.formats.convert import convert_row
 from finetune_trainer.data.formats.detect import detect_format

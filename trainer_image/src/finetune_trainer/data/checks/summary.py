@@ -7,7 +7,8 @@ from typing import Any
 
 from finetune_api.dataset.codes import WELL_FORMED_REJECTS, RejectCode, RepairCode
 from finetune_api.dataset.columns import find_unknown, fix_column
-from finetune_trainer.data.formats.columns import ColumnMap, name_columns, shorten_name
+from finetune_trainer.data.formats.column_map import ColumnMap
+from finetune_trainer.data.formats.columns import name_columns, shorten_name
 from finetune_trainer.data.lengths import Lengths
 from finetune_trainer.data.rows import DataFormat, Rejected, Row
 

@@ -1,18 +1,14 @@
-"""The column names of the formats, and the mapping from the user's names to them."""
+"""The column names of the formats, and which of them a row has."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from finetune_api.dataset.codes import RejectCode
 from finetune_api.text.printable import printable
-from finetune_trainer.data.formats.fields import parse_nested
-from finetune_trainer.data.readers.csv import explain_separator
 from finetune_trainer.data.rows import BadRow
 from finetune_trainer.errors import name_some
 
 Columns = Mapping[str, Any]
-Advise = Callable[[Mapping[str, str]], tuple[str, str]]
-"""Returns what the user sets to name columns, and an example for these."""
 
 CONVERSATION_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "chat", "turns")
 INSTRUCTION_COLUMNS = ("instruction", "query", "question", "problem", "prompt")
@@ -51,6 +47,11 @@ TURN_ALIASES = (ROLE_KEYS, CONTENT_KEYS)
 TURN_KEYS = frozenset({"role", "content"})
 """Mapped names that are not of columns, but of what each turn of a conversation has."""
 KNOWN_COLUMNS = frozenset(name for names in ALIASES for name in names)
+CLASS_COLUMNS = (
+    *("label_text", "label_name", "label", "labels", "category", "class", "sentiment", "intent", "emotion", "topic"),
+    "summary",
+)
+"""Usual names of what is predicted for a text; they are read only if the user maps them."""
 MAX_COLUMNS_NAMED = 12
 MAX_NAME_CHARACTERS = 40
 METADATA = frozenset(
@@ -62,7 +63,6 @@ METADATA = frozenset(
     )
 )
 """Columns that describe a row; so do those whose names begin with `_` or end in `_id`."""
-YOURS = "YOURS"
 
 
 class ReadColumns(dict[str, Any]):
@@ -120,7 +120,8 @@ def is_blank(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _is_empty(value: object) -> bool:
+def is_empty(value: object) -> bool:
+    """Return whether a value is null, a blank text, or an array or object without content."""
     return is_blank(value) or value in ([], {})
 
 
@@ -147,111 +148,3 @@ def name_columns(columns: Iterable[object]) -> str:
 def shorten_name(column: object) -> str:
     """Return the beginning of a column's name, as a message shows it."""
     return printable(str(column)[:MAX_NAME_CHARACTERS])
-
-
-def advise_field(columns: Mapping[str, str]) -> tuple[str, str]:
-    """Return the name of a job's field for these columns, and its value in YAML."""
-    return "dataset.columns", f"{{{', '.join(f'{known}: {own}' for known, own in columns.items())}}}"
-
-
-class ColumnMap:
-    """Renames the user's columns to known names ({known: user's}), and records which never occur."""
-
-    def __init__(self, columns: Mapping[str, str], advise: Advise = advise_field) -> None:
-        self.columns = columns
-        self._of_rows = {known: own for known, own in columns.items() if known not in TURN_KEYS}
-        self._of_turns = {known: own for known, own in columns.items() if known in TURN_KEYS}
-        self._advise = advise
-        self.missing = set(columns.values())
-        """Mapped columns that no row has had so far."""
-        self.seen: dict[str, None] = {}
-        """The columns of the rows, in order, recorded while a mapped column is missing."""
-
-    def rename(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the row with known names; a mapped column takes precedence over its aliases."""
-        if not self.columns:
-            return row
-        renamed = self._rename(row, self._of_rows, ALIASES)
-        if self._of_turns:
-            for name in COLUMNS_OF_TURNS:
-                if isinstance(value := renamed.get(name), list | dict | str):
-                    renamed[name] = self._rename_turns(value, may_be_text=name not in CONVERSATION_COLUMNS)
-        return renamed
-
-    def _rename_turns(self, value: list[Any] | dict[str, Any] | str, *, may_be_text: bool) -> object:
-        if isinstance(value, str):
-            turns = _parse_turns(value)
-            own = set(self._of_turns.values())
-            if turns is None or (
-                may_be_text and not all(isinstance(turn, dict) and own <= turn.keys() for turn in turns)
-            ):
-                return value
-            value = turns
-        if isinstance(value, dict):
-            return self._rename(value, self._of_turns, TURN_ALIASES)
-        return [self._rename(turn, self._of_turns, TURN_ALIASES) if isinstance(turn, dict) else turn for turn in value]
-
-    def _rename(
-        self, row: dict[str, Any], columns: Mapping[str, str], aliases: tuple[tuple[str, ...], ...]
-    ) -> dict[str, Any]:
-        if self.missing:
-            self.missing.difference_update(own for own in columns.values() if own in row)
-            if len(self.seen) <= MAX_COLUMNS_NAMED:
-                self.seen.update(dict.fromkeys(row))
-        taken = set(columns.values())
-        for known, own in columns.items():
-            if own in row:
-                taken.update(next((names for names in aliases if known in names), ()))
-        renamed = {name: value for name, value in row.items() if name not in taken}
-        renamed.update({known: row[own] for known, own in columns.items() if own in row})
-        return renamed
-
-    def find_unused(self, row: Columns, read: set[str]) -> tuple[str, ...]:
-        """Return the columns of the file's row that have content and are not among those that were read, by known
-        names."""
-        if self.columns:
-            read = read - self.columns.keys() | {own for known, own in self.columns.items() if known in read}
-        unread = [name for name in row if name not in read and name not in METADATA]
-        return tuple([name for name in unread if not (_is_empty(row[name]) or is_metadata(name))]) if unread else ()
-
-    def explain(self, bad: BadRow, row: Columns, wanted: tuple[str, ...]) -> BadRow:
-        """Return the error of a row that lacks a column, with the columns that it has and what to set."""
-        seen = f"columns found: {name_columns(row)}"
-        field, _ = self._advise({})
-        missing = [f"{known} as {own!r}" for known, own in self._of_rows.items() if known not in row]
-        if missing:
-            detail = f"{field} names {', '.join(missing)}, which the row does not have; {seen}"
-            return BadRow(RejectCode.MISSING_COLUMN, detail)
-        return BadRow(bad.code, f"{bad.detail}; {seen}{_explain_file(row) or self._advise_names(row, wanted)}")
-
-    def _advise_names(self, row: Columns, wanted: tuple[str, ...]) -> str:
-        own = [name for name in row if name not in KNOWN_COLUMNS]
-        absent = [
-            name for name in wanted if not any(name in names and not row.keys().isdisjoint(names) for names in ALIASES)
-        ]
-        if not own or not absent:
-            return ""
-        is_clear = len(own) == len(absent) == 1
-        field, example = self._advise({name: name_columns(own) if is_clear else YOURS for name in absent})
-        return f"; name yours in {field}, for example {example}"
-
-
-def _parse_turns(text: str) -> list[Any] | None:
-    if not text.lstrip().startswith("["):
-        return None
-    try:
-        value = parse_nested(text, "turns", RejectCode.WRONG_TYPE)
-    except BadRow:
-        return None
-    return value if isinstance(value, list) else None
-
-
-def _explain_file(row: Columns) -> str:
-    """Return the fix of a row that is a line without its separator, or a file whose rows are under a key."""
-    name, value = next(iter(row.items()), ("", None))
-    if len(row) == 1 and isinstance(value, str) and (separator := explain_separator(name)):
-        return f"; {separator}"
-    rows = row.get("data")
-    if isinstance(rows, list) and rows and all(isinstance(one, dict) for one in rows):
-        return "; the rows are under data: keep that key alone"
-    return ""

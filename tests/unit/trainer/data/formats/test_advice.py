@@ -1,0 +1,95 @@
+"""What a row is advised to do whose columns have names that no format knows."""
+
+from typing import Any
+
+import pytest
+
+from finetune_trainer.data.rows import Rejected
+
+NAME_YOURS = "; name yours in dataset.columns, for example "
+
+
+def advice(check: Any, row: dict[str, Any], **options: Any) -> str:
+    """What follows the columns that the row has."""
+    (refused,), _ = check(row, **options)
+    assert isinstance(refused, Rejected), refused
+    return refused.detail.partition("columns found: ")[2].partition("; ")[2]
+
+
+def example(check: Any, row: dict[str, Any], **options: Any) -> str:
+    given, _, shown = advice(check, row, **options).partition(", for example ")
+    assert given in ("", "name yours in dataset.columns")
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ({"Question": "q", "Answer": "a"}, "{question: Question, answer: Answer}"),
+        ({"Prompt": "q", "Completion": "a", "ID": 3}, "{prompt: Prompt, completion: Completion}"),
+        ({"Question": "q", "Complex_CoT": "c", "Response": "r"}, "{question: Question, response: Response}"),
+        ({"question": "q", "ANSWER": "a", "note": "n"}, "{answer: ANSWER}"),
+    ],
+)
+def test_a_column_whose_name_differs_in_case_is_suggested(check: Any, row: dict[str, Any], shown: str) -> None:
+    assert example(check, row) == shown
+
+
+def test_the_case_of_a_pair_s_columns_is_suggested_too(check: Any) -> None:
+    row = {"Prompt": "q", "Chosen": "a", "Rejected": "b"}
+    assert example(check, row, objective="DPO") == "{prompt: Prompt, chosen: Chosen, rejected: Rejected}"
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ({"question": "q", "id": "x7", "source": "s"}, ""),
+        ({"question": "q", "score": 4}, "{answer: YOURS}"),
+        ({"question": "q", "score": "4.5", "topic_id": "a"}, "{answer: YOURS}"),
+        ({"question": "q", "score": 4, "reply": "r"}, "{answer: reply}"),
+        ({"question": "q", "details": {"a": 1}}, "{answer: YOURS}"),
+        ({"question": "q", "reply": "r", "note": "n"}, "{answer: YOURS}"),
+    ],
+)
+def test_ids_numbers_and_objects_are_not_suggested(check: Any, row: dict[str, Any], shown: str) -> None:
+    assert example(check, row) == shown
+
+
+@pytest.mark.parametrize(
+    ("answers", "extra", "detail"),
+    [
+        ('[{"name": "f"}]', {"id": 1, "tools": '[{"name": "f"}]'},
+         "answers is a list, which is read only with ranks or scores: give the one to train on as a text in a column "
+         "such as answer; write calls of tools as turns in messages"),
+        (["a", "b"], {"topic": "t"},
+         "answers is a list, which is read only with ranks or scores: give the one to train on as a text in a column "
+         "such as answer"),
+        ({"text": ["a"], "answer_start": [3]}, {"id": "5a", "title": "T", "context": "c"},
+         "answers is an object: give the text of one answer in a column of its own, such as answer"),
+    ],
+)  # fmt: skip
+def test_several_answers_in_place_of_one_are_explained(
+    check: Any, answers: object, extra: dict[str, Any], detail: str
+) -> None:
+    assert advice(check, extra | {"question": "q", "answers": answers}) == detail
+
+
+def test_a_text_under_the_name_of_several_answers_is_suggested(check: Any) -> None:
+    assert example(check, {"question": "q", "answers": "a"}) == "{answer: answers}"
+
+
+@pytest.mark.parametrize("label", ["positive", 1, "0"])
+def test_the_label_of_a_prompt_without_an_answer_is_suggested(check: Any, label: object) -> None:
+    row = {"prompt": "p", "label": label}
+    assert example(check, row) == "{answer: label}"
+    (read,), _ = check(row, columns={"answer": "label"})
+    assert read.messages[-1]["content"] == str(label)
+
+
+def test_a_label_is_not_an_answer_for_an_objective_that_needs_both(check: Any) -> None:
+    assert "answer: label" not in advice(check, {"prompt": "p", "label": "positive"}, objective="KTO")
+
+
+def test_a_list_of_objects_is_suggested_as_the_turns(check: Any) -> None:
+    row = {"id": 1, "title": "t", "dialog": [{"who": "a", "said": "b"}]}
+    assert example(check, row) == "{messages: dialog}"
