@@ -121,6 +121,16 @@ def test_names_within_turns_are_columns_that_are_given(tmp_path: Path, out: Path
     assert said == [["q", "a"], ["q", "a", "q", "a"]]
 
 
+def test_a_table_of_texts_and_labels_is_advised_to_name_both(tmp_path: Path, out: Path) -> None:
+    rows = write(tmp_path / "rows.csv", "text,label\nMy invoice is wrong,billing\n")
+    with pytest.raises(TrainerError) as error:
+        check_local_rows([str(rows)], out, Request(Objective.CHAT))
+    advice = (
+        "name both columns in --columns (in a job: dataset.columns), for example prompt=text,answer=label; or choose"
+    )
+    assert advice in error.value.message
+
+
 def test_a_column_that_nothing_reads_is_shown_with_the_option_that_names_it(
     tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 - templates and tokenizers are imported only for --model
 
 import logging
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 LARGEST_TEMPLATE = 1 << 20
 """Bytes of a template's file, as of a ConfigMap."""
+IN_A_JOB = "in a job: "
+"""Precedes a field that a message names in addition to the option."""
 _OPTIONS = {
     "spec.model.chatTemplateKwargs": "--chat-template-kwargs",
     "spec.model.chatTemplate": "--chat-template",
@@ -160,7 +163,7 @@ def _preview(row: Row, labeler: "Labeler", request: Request) -> str:
 
 def _advise_option(columns: Mapping[str, str]) -> tuple[str, str]:
     """Return the option of this command that names columns, and its value in a shell."""
-    return "--columns (in a job: dataset.columns)", shlex.quote(
+    return f"--columns ({IN_A_JOB}dataset.columns)", shlex.quote(
         ",".join(f"{known}={own}" for known, own in columns.items())
     )
 
@@ -220,5 +223,5 @@ def _refuse_unusable(summary: Summary, conversion: Conversion | None, max_reject
 def _as_options(why: str) -> str:
     """Replace names of a job's fields with the options of this command."""
     for field, option in _OPTIONS.items():
-        why = why.replace(field, option)
+        why = re.sub(f"(?<!{IN_A_JOB}){re.escape(field)}", option, why)
     return why

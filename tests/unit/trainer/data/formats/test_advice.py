@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.rows import Rejected
 
 NAME_YOURS = "; name yours in dataset.columns, for example "
@@ -88,6 +89,50 @@ def test_the_label_of_a_prompt_without_an_answer_is_suggested(check: Any, label:
 
 def test_a_label_is_not_an_answer_for_an_objective_that_needs_both(check: Any) -> None:
     assert "answer: label" not in advice(check, {"prompt": "p", "label": "positive"}, objective="KTO")
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ({"Text": "t", "Label": "good"}, "{prompt: Text, answer: Label}"),
+        ({"document": "d", "summary": "s"}, "{question: document, answer: summary}"),
+        ({"review": "d", "id": 1, "sentiment": "bad"}, "{question: review, answer: sentiment}"),
+    ],
+)
+def test_a_text_and_its_class_are_suggested_as_question_and_answer(check: Any, row: dict[str, Any], shown: str) -> None:
+    assert example(check, row) == shown
+
+
+@pytest.mark.parametrize("objective", ["Chat", "Instruction"])
+@pytest.mark.parametrize(
+    ("row", "columns", "shown"),
+    [
+        ({"text": "t", "label": "good"}, {}, "{prompt: text, answer: label}"),
+        ({"text": "t", "note": "n", "Sentiment": 1}, {}, "{prompt: text, answer: Sentiment}"),
+        ({"text": "t", "is_ok": 1, "class": True}, {}, "{prompt: text, answer: class}"),
+        ({"body": "t", "category": "c"}, {"text": "body"}, "{prompt: body, answer: category}"),
+        ({"text": "t", "target": "a"}, {}, "{prompt: text, answer: target}"),
+    ],
+)
+def test_a_text_with_a_class_is_advised_to_name_both_before_another_objective(
+    check: Any, objective: str, row: dict[str, Any], columns: dict[str, str], shown: str
+) -> None:
+    (refused,), _ = check(row, objective=objective, columns=columns)
+    prompt, answer = (name.partition(": ")[2] for name in shown.strip("{}").split(", "))
+    assert (refused.code, refused.detail) == (
+        RejectCode.NOT_FOR_OBJECTIVE,
+        f"the row is a text, but {objective} trains on "
+        f"{'conversations' if objective == 'Chat' else 'prompts'} with answers: name both columns in dataset.columns, "
+        f"for example {shown}; or choose the objective DomainAdaptation, which does not train {answer}",
+    )
+    (read,), _ = check(row, objective=objective, columns={"prompt": prompt, "answer": answer})
+    assert [turn["content"] for turn in read.messages] == ["t", str(row[answer]).replace("True", "true")]
+
+
+@pytest.mark.parametrize("row", [{"text": "t"}, {"text": "t", "label": " "}, {"text": "t", "note": "n"}])
+def test_a_text_without_a_class_is_advised_on_the_objective(check: Any, row: dict[str, Any]) -> None:
+    (refused,), _ = check(row)
+    assert refused.detail.endswith(": choose the objective DomainAdaptation")
 
 
 def test_a_list_of_objects_is_suggested_as_the_turns(check: Any) -> None:

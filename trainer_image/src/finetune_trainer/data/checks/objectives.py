@@ -27,6 +27,8 @@ _NEEDS: Mapping[Objective, str] = {
     "Distillation": "prompts, with or without answers",
     "DomainAdaptation": "texts (text)",
 }
+ANSWERED: frozenset[Objective] = frozenset({"Instruction", "Chat"})
+"""Objectives that train on answers and do not compare them."""
 COLUMNS: Mapping[Objective, tuple[str, ...]] = {
     "Instruction": ("question", "answer"),
     "Chat": ("question", "answer"),

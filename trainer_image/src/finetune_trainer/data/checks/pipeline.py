@@ -22,7 +22,7 @@ import orjson
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_api.objectives import SAMPLED
-from finetune_trainer.data.checks.objectives import COLUMNS, find_answer, fit_objective
+from finetune_trainer.data.checks.objectives import ANSWERED, COLUMNS, find_answer, fit_objective
 from finetune_trainer.data.checks.row_keys import SeenRows, prompt_key, row_key
 from finetune_trainer.data.checks.structure import check_structure
 from finetune_trainer.data.checks.summary import Summary
@@ -175,6 +175,8 @@ class _RowChecker:
         except BadRow as bad:
             if self.objective and isinstance(row, PromptRow):  # the answer is probably in a column that no format knows
                 raise self.columns.explain(bad, columns, COLUMNS[self.objective]) from None
+            if isinstance(row, TextRow) and self.objective in ANSWERED:
+                raise self.columns.explain_text(bad, columns) from None
             raise
         unused = self.columns.find_unused(record.value, converted.read)
         if self.references is not None:

@@ -34,8 +34,14 @@ def suggest_columns(row: Columns, wanted: tuple[str, ...]) -> dict[str, str]:
     for name in absent:
         known = next((known for known in named if known in _aliases_of(name)), None)
         found[known or name] = named[known] if known else YOURS
-    missing = [name for name, column in found.items() if column is YOURS]
+    if found.get("question") is YOURS and "text" in named:
+        found = {"prompt": named["text"]} | {name: column for name, column in found.items() if name != "question"}
     texts = [name for name in own if name not in found.values() and _is_text(row[name])]
+    missing = [name for name, column in found.items() if column is YOURS]
+    if len(missing) == len(texts) == 2 and "answer" in missing and (column := _find_class(row, wanted)) in texts:
+        found["answer"] = column
+        missing.remove("answer")
+        texts.remove(column)
     if len(missing) == len(texts) == 1:
         found[missing[0]] = texts[0]
     elif (
@@ -50,7 +56,7 @@ def find_class(row: Columns) -> str | None:
     by_name = {_normalise(name): name for name in row}
     for known in (*CLASS_COLUMNS, *OUTPUT_COLUMNS):
         value = row.get(column := by_name.get(known, known))
-        if isinstance(value, str | int | float) and not isinstance(value, bool) and not is_empty(value):
+        if isinstance(value, str | int | float) and not is_empty(value):
             return column
     return None
 
@@ -70,7 +76,8 @@ def explain_several_answers(row: Columns) -> str:
 
 
 def _find_class(row: Columns, wanted: tuple[str, ...]) -> str | None:
-    return None if "label" in wanted else find_class(row)
+    column = None if "label" in wanted else find_class(row)
+    return None if column is None or isinstance(row[column], bool) else column  # which judges an answer
 
 
 def _find_text(row: Columns, names: tuple[str, ...]) -> str | None:

@@ -4,16 +4,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from finetune_api.dataset.codes import RejectCode
-from finetune_trainer.data.formats.advice import explain_several_answers, suggest_columns
+from finetune_trainer.data.formats.advice import explain_several_answers, find_class, suggest_columns
 from finetune_trainer.data.formats.columns import (
     ALIASES,
     COLUMNS_OF_TURNS,
     CONVERSATION_COLUMNS,
     MAX_COLUMNS_NAMED,
     METADATA,
+    TEXT_COLUMNS,
     TURN_ALIASES,
     TURN_KEYS,
     Columns,
+    find_filled,
     is_empty,
     is_metadata,
     name_columns,
@@ -101,6 +103,16 @@ class ColumnMap:
             detail = f"{field} names {', '.join(missing)}, which the row does not have; {seen}"
             return BadRow(RejectCode.MISSING_COLUMN, detail)
         return BadRow(bad.code, f"{bad.detail}; {seen}{_explain_file(row) or self._advise_names(row, wanted)}")
+
+    def explain_text(self, bad: BadRow, row: Columns) -> BadRow:
+        """Return the error of a text where answers are trained: if another column has a class, it may be the answer."""
+        text, answer = find_filled(row, TEXT_COLUMNS), find_class(row)
+        if text is None or answer is None:
+            return bad
+        own = {"prompt": self.columns.get(text, text), "answer": self.columns.get(answer, answer)}
+        what, _, other = bad.detail.partition(": ")
+        advice = self._name_columns(own, "name both columns in")
+        return BadRow(bad.code, f"{what}: {advice}; or {other}, which does not train {own['answer']}")
 
     def _advise_names(self, row: Columns, wanted: tuple[str, ...]) -> str:
         if "answer" in wanted and (several := explain_several_answers(row)):
