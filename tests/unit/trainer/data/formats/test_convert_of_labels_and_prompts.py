@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_api.dataset.codes import RejectCode
-from finetune_trainer.data.rows import ChatRow, DataFormat, PromptRow, Rejected, TextRow, UnpairedRow
+from finetune_trainer.data.rows import ChatRow, DataFormat, PreferenceRow, PromptRow, Rejected, TextRow, UnpairedRow
 
 Q = {"role": "user", "content": "q"}
 A = {"role": "assistant", "content": "a"}
@@ -51,6 +51,47 @@ def test_of_a_prompt_with_answers_only_the_completion_is_trained(check: Any) -> 
     (kept,), _ = check({"prompt": [Q, A, Q], "completion": [A]})
     assert kept.format is DataFormat.PROMPT_COMPLETION
     assert kept.messages == [Q, {**A, "train": False}, Q, A]
+
+
+HH = "\n\nHuman: q0\n\nAssistant: a0\n\nHuman: q\n\nAssistant:"
+
+
+@pytest.mark.parametrize("prompt", [HH, HH + " ", HH + "\n"])
+@pytest.mark.parametrize(
+    ("answers", "objective", "texts"),
+    [
+        ({"chosen": " good", "rejected": " bad\n"}, "DPO", [["good", "bad"]]),
+        ({"chosen": " good", "rejected": " bad"}, "KTO", [["good"], ["bad"]]),
+        ({"chosen": " good", "rejected": " bad"}, "Chat", [["good"]]),
+        ({"responses": [" good", " bad"], "scores": [2, 1]}, "DPO", [["good", "bad"]]),
+        ({"completion": " good", "label": True}, "KTO", [["good"]]),
+        ({"completion": " good"}, "Chat", [["good"]]),
+        ({"output": " good"}, "Instruction", [["good"]]),
+    ],
+)
+def test_an_answer_after_the_name_of_its_speaker_begins_without_a_space(
+    check: Any, prompt: str, answers: dict[str, Any], objective: str, texts: list[list[str]]
+) -> None:
+    rows, _ = check({"prompt": prompt} | answers, objective=objective)
+    assert [answer_texts(row) for row in rows] == texts
+    assert all(len(row.turns()) == 4 for row in rows)
+
+
+def answer_texts(row: Any) -> list[str]:
+    """The texts of the answers that are trained or compared."""
+    match row:
+        case ChatRow():
+            return [row.messages[-1]["content"]]
+        case PreferenceRow():
+            return [row.chosen[0]["content"], row.rejected[0]["content"]]
+        case _:
+            return [row.completion[0]["content"]]
+
+
+@pytest.mark.parametrize("row", [{"prompt": "q"}, {"prompt": "\n\nAssistant:"}, {"prompt": HH, "instruction": "q"}])
+def test_an_answer_after_another_prompt_keeps_its_space(check: Any, row: dict[str, Any]) -> None:
+    (kept,), _ = check(row | {"chosen": " good", "rejected": " bad"}, objective="DPO")
+    assert answer_texts(kept) == [" good", " bad"]
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "[not a list", "[]", "Human: is this one?", "{}"])

@@ -52,7 +52,7 @@ ONE_TURN: dict[str, dict[str, Any]] = {
         "chosen": "\n\nHuman: q\n\nAssistant: good",
         "rejected": "\n\nHuman: q\n\nAssistant: bad",
     },
-    "HH with the prompt apart": {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " good".strip(), "rejected": "bad"},
+    "HH with the prompt apart": {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " good", "rejected": " bad"},
     "prompt and chat, answers alone": {"prompt": "q", "messages": [Q, GOOD], "chosen": "good", "rejected": "bad"},
     "chat with a rejected answer": {"messages": [Q, GOOD], "rejected_response": "bad"},
     "chat with a rejected chat": {"messages": [Q, GOOD], "rejected_messages": [Q, BAD]},

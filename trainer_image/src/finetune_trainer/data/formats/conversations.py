@@ -78,6 +78,13 @@ def read_messages(value: object, where: str, role: Role, repairs: Repairs) -> li
     return [{"role": role, "content": read_cell(value, where, repairs)}]
 
 
+def ends_with_speaker(value: object) -> bool:
+    """Return whether a prompt is a transcript that ends with the name of the next speaker."""
+    if not isinstance(value, str) or not value[-40:].rstrip().endswith("\n\nAssistant:"):
+        return False
+    return value.lstrip().startswith("Human:")
+
+
 def _nested_turns(text: str, where: str) -> object:
     try:
         value = parse_nested(text, where, RejectCode.WRONG_TYPE)

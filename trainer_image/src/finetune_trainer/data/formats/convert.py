@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.formats.columns import (
     CONVERSATION_COLUMNS,
+    INSTRUCTION_COLUMNS,
     LABEL_COLUMNS,
     OUTPUT_COLUMNS,
     TEXT_COLUMNS,
@@ -16,6 +17,7 @@ from finetune_trainer.data.formats.columns import (
     missing_column,
 )
 from finetune_trainer.data.formats.conversations import (
+    ends_with_speaker,
     holds_turns,
     read_conversation,
     read_messages,
@@ -25,7 +27,17 @@ from finetune_trainer.data.formats.fields import Repairs, read_cell, read_label
 from finetune_trainer.data.formats.instructions import convert_alpaca, convert_prompt_completion
 from finetune_trainer.data.formats.pairs import convert_preference
 from finetune_trainer.data.formats.shared_prompt import join_prompt
-from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, Row, Source, TextRow, UnpairedRow
+from finetune_trainer.data.rows import (
+    BadRow,
+    ChatRow,
+    DataFormat,
+    Message,
+    PreferenceRow,
+    Row,
+    Source,
+    TextRow,
+    UnpairedRow,
+)
 
 MEDIA_COLUMNS = frozenset(("image", "images", "audio", "audios", "video", "videos"))
 
@@ -36,7 +48,26 @@ def convert_row(row: Columns, data_format: DataFormat, source: Source, repairs: 
         for name in sorted(MEDIA_COLUMNS.intersection(row)):
             if row[name]:
                 raise BadRow(RejectCode.UNSUPPORTED_MODALITY, f"the row has the column {name!r}; only text is trained")
-    return _CONVERTERS[data_format](row, source, data_format, repairs)
+    converted = _CONVERTERS[data_format](row, source, data_format, repairs)
+    if ends_with_speaker(row.get("prompt")) and find_column(row, INSTRUCTION_COLUMNS) == "prompt":
+        _strip_answers(converted)
+    return converted
+
+
+def _strip_answers(row: Row) -> None:
+    """Remove the space that separates an answer from the name of its speaker, with which the prompt ends."""
+    match row:
+        case ChatRow():
+            answers = [row.messages]
+        case PreferenceRow():
+            answers = [row.chosen[:1], row.rejected[:1], *(other[:1] for other in row.others)]
+        case UnpairedRow():
+            answers = [row.prompt]  # the answer is still among them
+        case _:
+            return
+    for turns in answers:
+        if turns and turns[-1]["role"] == "assistant" and "untrained" not in turns[-1]:
+            turns[-1]["content"] = turns[-1]["content"].strip()
 
 
 def _convert_conversation(row: Columns, source: Source, data_format: DataFormat, repairs: Repairs) -> ChatRow:
