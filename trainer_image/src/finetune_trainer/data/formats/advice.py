@@ -29,26 +29,40 @@ def suggest_columns(row: Columns, wanted: tuple[str, ...]) -> dict[str, str]:
     turns = next((name for name in own if _is_list_of_objects(row[name])), None)
     if turns and absent == list(wanted):
         return {CONVERSATION_COLUMNS[0]: turns}
+    found = _match_names(own, absent)
+    missing = [name for name, column in found.items() if column is YOURS]
+    texts = [name for name in own if name not in found.values() and _is_text(row[name])]
+    found |= _guess(row, missing, texts, None if "label" in wanted else find_class(row))
+    return found if own or YOURS not in found.values() else {}
+
+
+def _match_names(own: list[str], absent: list[str]) -> dict[str, str]:
+    """Return for each absent name the column whose name differs in case, or YOURS."""
     named = {known: name for name in own if (known := _normalise(name)) in KNOWN_COLUMNS}
     found: dict[str, str] = {}
     for name in absent:
-        known = next((known for known in named if known in _aliases_of(name)), None)
-        found[known or name] = named[known] if known else YOURS
-    if found.get("question") is YOURS and "text" in named:
-        found = {"prompt": named["text"]} | {name: column for name, column in found.items() if name != "question"}
-    texts = [name for name in own if name not in found.values() and _is_text(row[name])]
-    missing = [name for name, column in found.items() if column is YOURS]
-    if len(missing) == len(texts) == 2 and "answer" in missing and (column := _find_class(row, wanted)) in texts:
-        found["answer"] = column
-        missing.remove("answer")
-        texts.remove(column)
-    if len(missing) == len(texts) == 1:
-        found[missing[0]] = texts[0]
-    elif (
-        missing == ["answer"] and not texts and (column := _find_text(row, RANKED_COLUMNS) or _find_class(row, wanted))
-    ):
-        found["answer"] = column
-    return found if own or YOURS not in found.values() else {}
+        alias = next((known for known in named if known in _aliases_of(name)), None)
+        if alias is not None:
+            found[alias] = named[alias]
+        elif name == "question" and "text" in named:
+            found["prompt"] = named["text"]
+        else:
+            found[name] = YOURS
+    return found
+
+
+def _guess(row: Columns, missing: list[str], texts: list[str], label: str | None) -> dict[str, str]:
+    """Return columns for the missing names, if it is clear which of the texts, or the class, each of them is."""
+    if label is not None and label in texts and len(texts) == len(missing) == 2 and "answer" in missing:
+        (other,) = (name for name in texts if name != label)
+        return {name: label if name == "answer" else other for name in missing}
+    if len(texts) == len(missing) == 1:
+        return {missing[0]: texts[0]}
+    if missing != ["answer"] or texts:
+        return {}
+    judges = label is not None and isinstance(row[label], bool)
+    column = next((name for name in RANKED_COLUMNS if _is_text(row.get(name))), None if judges else label)
+    return {} if column is None else {"answer": column}
 
 
 def find_class(row: Columns) -> str | None:
@@ -73,15 +87,6 @@ def explain_several_answers(row: Columns) -> str:
         fix = "give the one to train on as a text in a column such as answer"
         return f"; {column} is a list, which is read only with ranks or scores: {fix}{as_calls}"
     return ""
-
-
-def _find_class(row: Columns, wanted: tuple[str, ...]) -> str | None:
-    column = None if "label" in wanted else find_class(row)
-    return None if column is None or isinstance(row[column], bool) else column  # which judges an answer
-
-
-def _find_text(row: Columns, names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if _is_text(row.get(name))), None)
 
 
 def _has_alias(row: Columns, name: str) -> bool:

@@ -11,6 +11,7 @@ from finetune_trainer.data.rows import BadRow, Role
 
 _BLOCKS = frozenset({"tool_use", "tool_result", "thinking", "redacted_thinking"})
 _ORDER: Mapping[Role, int] = {"system": 0, "user": 1, "assistant": 2, "tool": 2}
+_PAIR: Mapping[str, Role] = {"input": "user", "output": "assistant"}
 _REQUIRED = ("user", "assistant")
 
 
@@ -32,7 +33,9 @@ def _needs_expansion(turn: object) -> bool:
 
 
 def _is_exchange(turn: dict[Any, Any]) -> bool:
-    """Return whether the keys are speakers: `{"human": "q", "assistant": "a"}`."""
+    """Return whether the keys are speakers, `{"human": "q", "assistant": "a"}`, or `input` and `output`."""
+    if turn.keys() == _PAIR.keys():
+        return True
     return len(turn) > 1 and turn.keys() <= ROLES.keys() and not any(key in turn for key in ROLE_KEYS)
 
 
@@ -48,11 +51,13 @@ def _expand(turn: Any, repairs: Repairs) -> Iterator[Any]:
         yield {"role": "user", "content": turn[0]}
         yield {"role": "assistant", "content": turn[1]}
     elif isinstance(turn, dict) and _is_exchange(turn):
-        for speaker in sorted(turn, key=lambda name: _ORDER[ROLES[name]]):  # a table may sort its fields
-            if turn[speaker] is None and ROLES[speaker] not in _REQUIRED:
+        named = _PAIR if turn.keys() == _PAIR.keys() else {key: ROLES[key] for key in turn}
+        optional = ["output"] if named is _PAIR else [key for key in turn if named[key] not in _REQUIRED]
+        for speaker in sorted(turn, key=lambda name: _ORDER[named[name]]):  # a table may sort its fields
+            if turn[speaker] is None and speaker in optional:
                 repairs.add(RepairCode.NONE_STRIPPED)
             else:
-                yield {"role": speaker, "content": turn[speaker]}
+                yield {"role": named[speaker], "content": turn[speaker]}
     elif isinstance(turn, dict) and _has_blocks(turn):
         yield from _expand_blocks(turn)
     else:

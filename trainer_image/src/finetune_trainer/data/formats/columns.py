@@ -42,7 +42,7 @@ ALIASES = (
     TOOL_COLUMNS,
     ("history",),
 )
-COLUMNS_OF_TURNS = (*CONVERSATION_COLUMNS, "prompt", *OUTPUT_COLUMNS, *CHOSEN_COLUMNS, *REJECTED_COLUMNS)
+COLUMNS_OF_TURNS = (*CONVERSATION_COLUMNS, "prompt", "input", *OUTPUT_COLUMNS, *CHOSEN_COLUMNS, *REJECTED_COLUMNS)
 TURN_ALIASES = (ROLE_KEYS, CONTENT_KEYS)
 TURN_KEYS = frozenset({"role", "content"})
 """Mapped names that are not of columns, but of what each turn of a conversation has."""

@@ -1,6 +1,7 @@
 """Read turns from a conversation column, from a list in place of a text, or from a transcript in a text."""
 
 import re
+from typing import Any
 
 from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.formats.blocks import expand_turns
@@ -67,11 +68,14 @@ def read_row_tools(row: Columns, repairs: Repairs) -> Tools:
 def read_messages(value: object, where: str, role: Role, repairs: Repairs) -> list[Message]:
     """Return a cell as messages: turns, a single turn, a transcript, or a plain text with this role."""
     if isinstance(value, str):
-        if _TURNS.match(value) and (nested := _nested_turns(value, where)) is not None:
+        if (nested := parse_turns(value, where)) is not None:
             return read_turns(nested, where, repairs)
         if value.lstrip().startswith("Human:") and "\n\nAssistant:" in value:
             return _read_transcript(value, role)
     elif isinstance(value, dict):
+        if not has_role(value):
+            detail = f"{where} is an object and not a turn with a role: write it as a text with JSON"
+            raise BadRow(RejectCode.WRONG_TYPE, detail)
         return [read_turn(value, 1, repairs)]
     elif holds_turns(value):
         return read_turns(value, where, repairs)
@@ -85,7 +89,10 @@ def ends_with_speaker(value: object) -> bool:
     return value.lstrip().startswith("Human:")
 
 
-def _nested_turns(text: str, where: str) -> object:
+def parse_turns(text: str, where: str) -> list[Any] | None:
+    """Return the turns of a text; None if it is anything else."""
+    if not _TURNS.match(text):
+        return None
     try:
         value = parse_nested(text, where, RejectCode.WRONG_TYPE)
     except BadRow:
@@ -95,9 +102,12 @@ def _nested_turns(text: str, where: str) -> object:
 
 def holds_turns(value: object) -> bool:
     """Return whether a value is an array of objects with a role each."""
-    return isinstance(value, list) and all(
-        isinstance(turn, dict) and any(key in turn for key in ROLE_KEYS) for turn in value
-    )
+    return isinstance(value, list) and all(isinstance(turn, dict) and has_role(turn) for turn in value)
+
+
+def has_role(turn: Columns) -> bool:
+    """Return whether an object has the key of a role."""
+    return any(key in turn for key in ROLE_KEYS)
 
 
 def _read_transcript(transcript: str, role: Role) -> list[Message]:

@@ -10,7 +10,15 @@ from finetune_trainer.data.formats.columns import (
     find_filled,
     missing_column,
 )
-from finetune_trainer.data.formats.conversations import read_messages, read_row_tools, read_system
+from finetune_trainer.data.formats.conversations import (
+    holds_turns,
+    parse_turns,
+    read_conversation,
+    read_messages,
+    read_row_tools,
+    read_system,
+    read_turns,
+)
 from finetune_trainer.data.formats.fields import Repairs, read_cell, read_list, read_optional_text
 from finetune_trainer.data.formats.shared_prompt import join_prompt
 from finetune_trainer.data.readers.json_row import name_type
@@ -38,6 +46,8 @@ def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
     if instruction is None and extra is None:
         raise missing_column(INSTRUCTION_COLUMNS)
     has_extra = filled is not None
+    if instruction is None and extra == "input" and (turns := _read_input_turns(row, repairs)) is not None:
+        return messages + turns
     if instruction == "prompt" and not has_extra:
         return messages + read_messages(row["prompt"], "prompt", "user", repairs)
     if instruction == "instruction" and not has_extra:
@@ -47,6 +57,25 @@ def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
     second = read_optional_text(row, extra, repairs) if extra else ""
     text = "\n".join([part for part in (first, second) if part.strip()])
     return [*messages, {"role": "user", "content": text}]
+
+
+def _read_input_turns(row: Columns, repairs: Repairs) -> list[Message] | None:
+    """Return the turns of an input, as traces of a model's calls have them; None if it is anything else."""
+    value = row["input"]
+    if isinstance(value, dict) and isinstance(value.get("messages"), list):
+        return mark_untrained(read_conversation(value, repairs))
+    if isinstance(value, str | list) and value:
+        turns = parse_turns(value, "input") if isinstance(value, str) else value
+        return mark_untrained(read_turns(turns, "input", repairs)) if turns and holds_turns(turns) else None
+    return None
+
+
+def _find_request(row: Columns) -> Columns:
+    """Return the columns that have the tools: those of an input that is the request of a model's call."""
+    value = row.get("input")
+    if isinstance(value, dict) and "messages" in value and find_column(row, INSTRUCTION_COLUMNS) is None:
+        return value
+    return row
 
 
 def _find_question(row: Columns) -> str | None:
@@ -72,7 +101,7 @@ def mark_untrained(messages: list[Message]) -> list[Message]:
 def _answer(
     prompt: list[Message], row: Columns, source: Source, data_format: DataFormat, repairs: Repairs
 ) -> Converted:
-    tools = read_row_tools(row, repairs)
+    tools = read_row_tools(row, repairs) or read_row_tools(_find_request(row), repairs)
     output = find_column(row, OUTPUT_COLUMNS)
     if output is None:
         return PromptRow(prompt, source, data_format, tools)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
-from finetune_trainer.data.formats.columns import CONTENT_KEYS, ROLE_KEYS
+from finetune_trainer.data.formats.columns import CONTENT_KEYS, ROLE_KEYS, name_columns
 from finetune_trainer.data.formats.fields import Repairs, read_optional_text, read_text
 from finetune_trainer.data.formats.tools import parse_tool_call_text, read_tool_call, read_tool_calls
 from finetune_trainer.data.readers.json_row import name_type
@@ -80,7 +80,8 @@ def _normalise(role: str) -> str:
 def _read_role(turn: Mapping[str, Any], number: int) -> str:
     key = next((key for key in ROLE_KEYS if key in turn), None)
     if key is None:
-        raise BadRow(RejectCode.MISSING_COLUMN, f"turn {number} has no role ({', '.join(ROLE_KEYS)})")
+        detail = f"turn {number} has no role ({', '.join(ROLE_KEYS)}), but {name_columns(turn)}"
+        raise BadRow(RejectCode.MISSING_COLUMN, detail)
     word = turn[key]
     if word is None:
         raise BadRow(RejectCode.NULL_FIELD, f"turn {number} has a null role")
