@@ -255,3 +255,31 @@ def test_a_row_that_is_not_a_pair_is_refused_with_its_code(check: Any, code: Rej
 def test_the_side_that_is_wrong_is_named(check: Any) -> None:
     (refused,), _ = check({"prompt": "q", "chosen": "a", "rejected": " "}, objective="DPO")
     assert "rejected" in refused.detail
+
+
+CONVERSATIONS: dict[str, Any] = {
+    "with its own answer": {"messages": [Q, {"role": "assistant", "content": "other"}]},
+    "with the chosen answer": {"messages": [Q, GOOD]},
+    "of input and output": {"conversation": [{"input": "q", "output": "other"}]},
+    "without an answer": {"conversation": [{"input": "q", "output": None}]},
+}
+
+
+@pytest.mark.parametrize("shape", CONVERSATIONS)
+def test_a_conversation_next_to_two_whole_ones_is_their_prompt_without_its_answer(check: Any, shape: str) -> None:
+    row = read(check, CONVERSATIONS[shape] | {"chosen": [Q, GOOD], "rejected": [Q, BAD]})
+    assert row.content() == {"prompt": [Q], "chosen": [GOOD], "rejected": [BAD]}
+
+
+def test_of_several_turns_only_the_last_answer_is_left_out(check: Any) -> None:
+    start = [Q, {"role": "assistant", "content": "a1"}, {"role": "user", "content": "q2"}]
+    for own in ([*start, GOOD], [{"role": "system", "content": "s"}, *start, BAD]):
+        row = read(check, {"messages": own, "chosen": [*start, GOOD], "rejected": [*start, BAD]})
+        assert row.prompt[-3:] == start
+        assert (len(row.prompt), row.chosen) == (len(own) - 1, [GOOD])
+
+
+def test_earlier_turns_before_two_conversations_keep_their_answer(check: Any) -> None:
+    earlier = [{"role": "user", "content": "q0"}, {"role": "assistant", "content": "a0"}]
+    row = read(check, {"messages": earlier, "chosen": [Q, GOOD], "rejected": [Q, BAD]})
+    assert row.prompt == [*earlier, Q]

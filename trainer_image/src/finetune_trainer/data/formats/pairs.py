@@ -23,7 +23,7 @@ from finetune_trainer.data.formats.detect import is_ranked_output
 from finetune_trainer.data.formats.fields import Repairs
 from finetune_trainer.data.formats.instructions import read_prompt
 from finetune_trainer.data.formats.ranked import is_ranked, read_ranked
-from finetune_trainer.data.formats.shared_prompt import split_pair
+from finetune_trainer.data.formats.shared_prompt import drop_answer, split_pair
 from finetune_trainer.data.rows import DataFormat, Message, PreferenceRow, Source
 
 
@@ -37,6 +37,8 @@ def convert_preference(row: Columns, source: Source, data_format: DataFormat, re
     else:
         chosen, rejected, is_conversation = _read_answers(row, repairs)
         prompt, others = read_system(row, repairs) if is_conversation else _read_prompt(asked, repairs), []
+        if has_value(row, CONVERSATION_COLUMNS) and row.get("prompt") is None:
+            prompt = drop_answer(prompt, chosen)
     prompt, chosen, rejected = split_pair(prompt, chosen, rejected)
     tools = read_row_tools(asked, repairs)
     return PreferenceRow(prompt, chosen, rejected, source, data_format, tools, others=others)

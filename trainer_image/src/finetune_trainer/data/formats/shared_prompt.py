@@ -53,6 +53,14 @@ def _count_shared(chosen: Turns, rejected: Turns) -> int:
     return max(common, 0)
 
 
+def drop_answer(prompt: Turns, chosen: Turns) -> Turns:
+    """Return the prompt without its last answer, if the turns before it are those with which `chosen` begins."""
+    if not prompt or prompt[-1]["role"] != "assistant":
+        return prompt
+    asked, said = (list(map(_key, _part_system(turns)[1])) for turns in (prompt[:-1], chosen))
+    return prompt[:-1] if asked and len(said) > len(asked) and said[: len(asked)] == asked else prompt
+
+
 def join_prompt(prompt: Turns, shared: Turns) -> Turns:
     """Append turns to the prompt, without those of its last turns that a conversation among them repeats.
 
