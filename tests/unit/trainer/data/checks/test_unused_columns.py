@@ -43,6 +43,7 @@ def test_a_column_that_is_not_read_is_counted(check: Any, row: dict[str, Any], u
         {"instruction": "q", "output": ["good", "bad"]},
         {"prompt": "q", "completion": "a", "solution": "", "choices": [], "extra": None, "more": {}, "blank": " "},
         {"prompt": "q", "completion": "a", "id": "7", "source": "s", "split": "train", "created": "today",
+         "temperature": 0.1, "tool_choice": "auto",
          "Topic_ID": 3, "created_at": 5, "_source": {"file": "f"}, "__index_level_0__": 4, "url": "u",
          "metadata": {"a": 1}},
     ],

@@ -138,3 +138,4 @@ def test_a_text_without_a_class_is_advised_on_the_objective(check: Any, row: dic
 def test_a_list_of_objects_is_suggested_as_the_turns(check: Any) -> None:
     row = {"id": 1, "title": "t", "dialog": [{"who": "a", "said": "b"}]}
     assert example(check, row) == "{messages: dialog}"
+    assert "choices}" not in advice(check, {"messages": [{"role": "user", "content": "q"}], "choices": [{"index": 0}]})

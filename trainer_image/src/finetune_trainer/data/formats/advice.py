@@ -27,7 +27,7 @@ def suggest_columns(row: Columns, wanted: tuple[str, ...]) -> dict[str, str]:
     absent = [name for name in wanted if not _has_alias(row, name)]
     own = [name for name in row if name not in KNOWN_COLUMNS and not is_metadata(name)]
     turns = next((name for name in own if _is_list_of_objects(row[name])), None)
-    if turns and absent == list(wanted):
+    if turns and absent == list(wanted) and not _has_alias(row, CONVERSATION_COLUMNS[0]):
         return {CONVERSATION_COLUMNS[0]: turns}
     found = _match_names(own, absent)
     missing = [name for name, column in found.items() if column is YOURS]

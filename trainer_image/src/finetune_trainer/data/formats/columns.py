@@ -60,9 +60,10 @@ METADATA = frozenset(
         *("source", "sources", "dataset", "subset", "split", "url", "link", "license", "licence"),
         *("created", "created_at", "updated", "updated_at", "date", "time", "timestamp", "version"),
         *("language", "lang", "model", "metadata", "meta"),
+        *("temperature", "top_p", "max_tokens", "tool_choice", "parallel_tool_calls"),
     )
 )
-"""Columns that describe a row; so do those whose names begin with `_` or end in `_id`."""
+"""Columns that describe a row, or the request that it is of; so do those whose names begin with `_` or end in `_id`."""
 
 
 class ReadColumns(dict[str, Any]):
