@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from loop_bench import COLOURS, CPU, THINGS, make_loop, teach
+from loop_bench import COLOURS, CPU, THINGS, count_hooks_by_step, make_loop, teach
 from policy_bench import LONGEST, prompts_of
 from student_bench import make_student
 from thin_slice import thin_slice
@@ -73,6 +73,18 @@ def test_a_student_that_answers_any_colour_learns_the_one_of_its_teacher(
     assert sum(point.loss for point in points[-3:]) < sum(point.loss for point in points[:3]) / 2
     assert points[0].completion_length
     assert trainer._loop.plateau.best_step == 20
+
+
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
+def test_the_hooks_for_gradient_checkpointing_do_not_become_more_with_each_sampling(
+    taught: Path, red: Path, tmp_path: Path, method: str
+) -> None:
+    trainer = make_student(taught, red, tmp_path, method, gradient_checkpointing=True, total_steps=3, eval_steps=1)
+    counted = count_hooks_by_step(trainer)
+    trainer.train()
+    assert len(set(counted)) == 1
+    assert counted[0] > 0
+    assert all((point.grad_norm or 0) > 0 for point in trainer._loop.history.train)
 
 
 def test_held_out_prompts_of_one_conversation_are_one_group(taught: Path, red: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from loop_bench import COLOURS, CPU, THINGS, make_loop, make_settings, question, teach
+from loop_bench import COLOURS, CPU, THINGS, count_hooks_by_step, make_loop, make_settings, question, teach
 from policy_bench import LONGEST, Listener, make_policy, prompts_of
 from trl import GRPOConfig, RLOOConfig
 from trl.distributed import DistributedBackend
@@ -93,6 +93,19 @@ def test_a_continued_adapter_is_held_to_what_it_was_and_published_alone(
     assert trainer._loop.history.train[0].kl == pytest.approx(0, abs=1e-4)
     save_adapter(trainer.model, tmp_path / "adapter", "s3://bucket/model")
     assert not [path for path in (tmp_path / "adapter").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize(("method", "algorithm"), [("LoRA", "GRPO"), ("Full", "RLOO")])
+def test_the_hooks_for_gradient_checkpointing_do_not_become_more_with_each_sampling(
+    taught: Path, tmp_path: Path, method: str, algorithm: str
+) -> None:
+    changes = {"algorithm": algorithm, "gradient_checkpointing": True, "total_steps": 3, "eval_steps": 1}
+    trainer = make_policy(taught, tmp_path, method, **changes)
+    counted = count_hooks_by_step(trainer)
+    trainer.train()
+    assert len(set(counted)) == 1
+    assert counted[0] > 0
+    assert all((point.grad_norm or 0) > 0 for point in trainer._loop.history.train)
 
 
 @pytest.mark.parametrize(("beta", "reference_passes"), [(0.04, 1), (0.0, 0)])

@@ -52,6 +52,7 @@ from finetune_trainer.training.methods.workarounds import (
     drop_hooks,
     drop_overrides,
     keep_in_fp32,
+    keep_input_hook,
     load_pages,
     local_metrics,
     use_one_gpu,
@@ -92,6 +93,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         with keep_in_fp32(arguments["model"]):
             super().__init__(**arguments)
         cast_forward(self.model, self.accelerator)
+        keep_input_hook(self.model)
         self._saves = 0
         self.remove_callback(PrinterCallback)  # standard output belongs to the reporter
         self._random_state = RandomState.take()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import convert_outputs_to_fp32
+from peft import PeftModel
 from transformers import TrainingArguments
 
 from finetune_trainer.models.loading import trained_tensors
@@ -61,6 +62,19 @@ def cast_forward(model: torch.nn.Module, accelerator: Accelerator) -> None:
     if accelerator.native_amp:
         cast: Callable[..., Any] = accelerator.autocast()(model.forward)
         model.forward = convert_outputs_to_fp32(cast)
+
+
+def keep_input_hook(model: torch.nn.Module) -> None:
+    """Add the hook by which gradients reach the first checkpointed layer only if there is none. TRL switches
+    checkpointing off and on again around each sampling, and transformers adds another hook each time."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    add_hook = base.enable_input_require_grads
+
+    def add_first_hook() -> None:
+        if not getattr(base, "_require_grads_hooks", None):
+            add_hook()
+
+    base.enable_input_require_grads = add_first_hook
 
 
 @contextmanager
