@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from loop_bench import COLOURS, CPU, THINGS, count_hooks_by_step, make_loop, teach
+from loop_bench import COLOURS, CPU, THINGS, count_hooks_by_step, limit_answers, make_loop, teach
 from policy_bench import LONGEST, prompts_of
 from student_bench import make_student
 from thin_slice import thin_slice
@@ -182,6 +182,19 @@ def test_answers_have_the_models_own_probabilities_whatever_its_generation_confi
     trainer.model.generation_config.min_p = 1.0
     answers = trainer._generate_single_turn([list(prompts_of(taught)[0].prompt_ids)] * 16, None, {})
     assert len(set(map(tuple, answers))) > 1
+
+
+def test_a_gpu_without_memory_for_all_answers_samples_fewer_at_once(
+    tiny_model: Path, taught: Path, tmp_path: Path
+) -> None:
+    teacher = load_plain(taught, torch.float32, CPU)
+    asked = limit_answers(teacher, 3)
+    trainer = make_student(tiny_model, teacher, tmp_path, gradient_checkpointing=True, total_steps=1)
+    assert asked == [8, 4, 2, 2, 2, 2]
+    calls = limit_answers(trainer.model, 1)
+    trainer.train()
+    assert calls == [2, *[1] * 8]
+    assert trainer.model.is_gradient_checkpointing
 
 
 def test_the_teacher_is_not_changed(tiny_model: Path, taught: Path, tmp_path: Path) -> None:

@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from loop_bench import COLOURS, CPU, THINGS, count_hooks_by_step, make_loop, make_settings, question, teach
+from loop_bench import (
+    COLOURS,
+    CPU,
+    THINGS,
+    count_hooks_by_step,
+    limit_answers,
+    make_loop,
+    make_settings,
+    question,
+    teach,
+)
 from policy_bench import LONGEST, Listener, make_policy, prompts_of
 from trl import GRPOConfig, RLOOConfig
 from trl.distributed import DistributedBackend
@@ -243,6 +253,39 @@ def test_equal_rewards_are_equal_however_far_the_answers_are_from_the_reference(
     points = trainer._loop.history.train
     assert [point.flat_share for point in points] == [1.0, 1.0]
     assert points[0].kl != 0
+
+
+@pytest.mark.parametrize(("method", "algorithm"), [("LoRA", "GRPO"), ("Full", "RLOO")])
+def test_a_gpu_without_memory_for_all_answers_samples_fewer_at_once(
+    taught: Path, tmp_path: Path, method: str, algorithm: str
+) -> None:
+    """The micro-batch stays as it is, and so does gradient checkpointing."""
+    changes = {"algorithm": algorithm, "gradient_checkpointing": True, "total_steps": 2, "evaluates": False}
+    trainer = make_policy(taught, tmp_path, method, **changes)
+    calls = limit_answers(trainer.model, 10)
+    trainer.train()
+    assert calls == [32, 16, *[8] * 8]
+    assert trainer.model.is_gradient_checkpointing
+    assert all(point.grad_norm for point in trainer._loop.history.train)
+
+
+def test_the_answers_sampled_after_a_lack_of_memory_do_not_depend_on_the_failed_calls(
+    taught: Path, tmp_path: Path
+) -> None:
+    prompts = prompts_of(taught)
+    trainer = make_policy(taught, tmp_path)
+    limit_answers(trainer.model, 5)
+    first, second = trainer.show(prompts), trainer.show(prompts)
+    assert [one.text for one in first] == [one.text for one in second]
+    assert len({one.text for one in first}) > 1
+
+
+def test_a_gpu_without_memory_for_one_answer_is_out_of_memory(taught: Path, tmp_path: Path) -> None:
+    trainer = make_policy(taught, tmp_path)
+    calls = limit_answers(trainer.model, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.show(prompts_of(taught))
+    assert calls == [8, 4, 2, 1]
 
 
 def test_a_reward_that_is_not_finite_ends_the_run(taught: Path, tmp_path: Path) -> None:

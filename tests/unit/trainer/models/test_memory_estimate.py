@@ -156,9 +156,18 @@ def _gathered(shape: ModelShape) -> int:
     return shape.other + 2 * ((shape.parameters - shape.other) // shape.layers)
 
 
-def test_several_gpus_share_the_answers_that_are_sampled_at_once(llama: ModelShape) -> None:
-    alone, shared = (estimate(llama, settings("LoRA"), Objective.RLHF, ranks=ranks).generation for ranks in (1, 8))
-    assert shared == alone // 8
+def test_gpus_that_share_out_the_model_sample_their_answers_of_a_step_at_once(llama: ModelShape) -> None:
+    """They sample token by token together, so that none of them can sample fewer at once than the others."""
+    wanted = settings("LoRA", shard_base=True, per_device_train_batch_size=1)
+    one, shared, larger = (
+        estimate(llama, one, Objective.RLHF, ranks=ranks).generation
+        for one, ranks in ((wanted, 1), (wanted, 8), (wanted.model_copy(update={"global_batch_size": 64}), 8))
+    )
+    assert (shared, larger) == (2 * one, 8 * one)
+    student = with_teacher(llama, llama)
+    assert student
+    wanted = settings("LoRA", shard_teacher=True, per_device_train_batch_size=1)
+    assert estimate(student, wanted, Objective.DISTILLATION, ranks=8).generation == 2 * one
 
 
 @pytest.mark.parametrize(
@@ -362,9 +371,9 @@ def test_a_reference_that_is_used_once_before_training_takes_no_memory_during_it
         assert part(llama, "reference", objective, method="Full", beta=0.1) == 0
 
 
-def test_sampling_keeps_the_keys_and_values_of_every_answer_of_a_step(llama: ModelShape) -> None:
+def test_sampling_keeps_the_keys_and_values_of_as_many_answers_as_a_micro_batch_has(llama: ModelShape) -> None:
     sampled = part(llama, "generation", Objective.RLHF, max_completion_length=128)
-    assert sampled == 16 * (2048 + 128) * 2 * 32 * 8 * 128 * 2
+    assert sampled == 2 * (2048 + 128) * 2 * 32 * 8 * 128 * 2
     assert part(llama, "generation") == 0
 
 
@@ -384,14 +393,16 @@ def test_vllm_has_its_share_of_the_smallest_gpu_that_the_training_and_a_copy_of_
     )
 
 
-def test_a_teacher_is_held_in_16_bits_and_answers_as_many_prompts_at_once(llama: ModelShape) -> None:
+def test_a_teacher_is_held_in_16_bits_and_answers_as_many_prompts_at_once_as_a_micro_batch_has(
+    llama: ModelShape,
+) -> None:
     teacher = replace(llama, layers=80)
     student = with_teacher(llama, teacher)
     assert student
     changes: dict[str, Any] = {"max_completion_length": 128, "per_device_train_batch_size": 1, "max_length": 384}
     inside = 512 * (3 * 14336 + 4 * 4096)
     assert part(student, "teacher", Objective.DISTILLATION, **changes) == 2 * (llama.parameters + inside)
-    assert part(student, "generation", Objective.DISTILLATION, **changes) == 16 * 512 * 2 * 80 * 8 * 128 * 2
+    assert part(student, "generation", Objective.DISTILLATION, **changes) == 512 * 2 * 80 * 8 * 128 * 2
     assert part(student, "logits", Objective.DISTILLATION, **changes) == 2 * 4 * 512 * 32768
     assert with_teacher(llama, None) is None
 

@@ -1,8 +1,9 @@
-"""Which errors count as GPU memory that is exhausted."""
+"""Which errors count as GPU memory that is exhausted, and what takes less."""
 
 import pytest
 
-from finetune_trainer.training.out_of_memory import is_out_of_memory
+from finetune_api.status import Resolved
+from finetune_trainer.training.out_of_memory import is_out_of_memory, save_memory
 
 
 class OutOfMemoryError(RuntimeError):
@@ -43,3 +44,23 @@ def test_the_cause_of_an_error_counts() -> None:
     error = ValueError("the step failed")
     error.__cause__ = RuntimeError("CUDA error: out of memory")
     assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    ("settings", "lower"),
+    [
+        (Resolved(), "lower hyperparameters.maxLength, set"),
+        (
+            Resolved(max_completion_length=9, num_generations=2),
+            "lower hyperparameters.maxLength or rlhf.maxCompletionLength, set",
+        ),
+        (
+            Resolved(max_completion_length=9, shard_teacher=True),
+            "lower hyperparameters.maxLength, distillation.maxCompletionLength or "
+            "hyperparameters.gradientAccumulationSteps, set",
+        ),
+    ],
+    ids=["Chat", "RLHF", "Distillation, shared out"],
+)
+def test_what_takes_less_memory_is_named_by_its_fields(settings: Resolved, lower: str) -> None:
+    assert save_memory(settings).startswith(lower)

@@ -92,6 +92,7 @@ def estimate(
     and gather a layer and the next one; so they do with a frozen base that is sharded, in 4 bits if it is so, with all
     of its constants. With an adapter on a whole base, each holds a second copy of its gradients to send.
 
+    Answers are sampled all at once if they fit, else fewer: those of a micro-batch count, and of a sharded model all.
     What is only measured has no gradients and no optimiser; autocast keeps its copies of the whole adapter, and one
     answer is sampled at a time.
     """
@@ -109,7 +110,9 @@ def estimate(
     reduced = _reduced(shape) if shares > 1 else 0
     copies = 2 if ranks > 1 and not is_sharded else 1
     share = settings.rollouts_gpu_memory_fraction
-    answers = ceil((settings.global_batch_size or 1) / ranks)
+    is_together = ranks > 1 and (is_sharded or bool(settings.shard_teacher))
+    together = ceil((settings.global_batch_size or 1) / ranks)
+    answers = together if is_together else settings.per_device_train_batch_size or 1
     whole = _constants_of(shape, settings) if is_sharded else 0
     held = ceil((weights - whole) / (ranks if is_sharded else 1)) + whole
     activations = activation_bytes(shape, settings, objective, is_cast=is_cast)
@@ -312,8 +315,7 @@ def _rollouts(shape: ModelShape, settings: Resolved, share: float, training: int
 
 
 def _generation(shape: ModelShape, settings: Resolved, answers: int) -> int:
-    """Return the keys and values of answers that are sampled together; the teacher answers as many held-out prompts at
-    once."""
+    """Return the keys and values of answers that are sampled together; the teacher answers as many held-out prompts."""
     length = (settings.max_length or 0) + (settings.max_completion_length or 0)
     models = [shape, *([shape.teacher] if shape.teacher else [])]
     widest = max(one.layers * one.key_value_heads * one.head_size for one in models)

@@ -65,13 +65,9 @@ from finetune_trainer.training.checkpoints import Checkpoints, remove_checkpoint
 from finetune_trainer.training.kept_weights import KeptWeights
 from finetune_trainer.training.methods import build_trainer
 from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
-from finetune_trainer.training.out_of_memory import is_out_of_memory
+from finetune_trainer.training.out_of_memory import is_out_of_memory, save_memory
 
 logger = logging.getLogger(__name__)
-
-SAVE_MEMORY = (
-    "lower hyperparameters.maxLength, set tuning.method QLoRA or gradientCheckpointing true, or use a larger GPU"
-)
 
 
 def train(run: RunContext) -> Report:
@@ -132,7 +128,7 @@ def train_distributed(run: RunContext, world: World, micro_batch: int | None = N
             problem = (
                 f"rank {world.rank} is out of GPU memory with {settings.per_device_train_batch_size} rows per batch"
             )
-            raise TrainerError(ExitCode.GPU_OUT_OF_MEMORY, f"{problem}: {SAVE_MEMORY}") from error
+            raise TrainerError(ExitCode.GPU_OUT_OF_MEMORY, f"{problem}: {save_memory(settings)}") from error
         trained = measure_together(inputs, trained, device, world)
         world.destroy_group(run.on_work)
         (run.workspace / LEFT_GROUP).touch()
@@ -189,7 +185,7 @@ def train_within_memory(inputs: Inputs, device: torch.device, checkpoints: Check
     rows = settings.per_device_train_batch_size or 1  # KTO, for example, needs two
     fewest = "one row" if rows == 1 else f"{rows} rows"
     raise TrainerError(
-        ExitCode.GPU_OUT_OF_MEMORY, f"the GPU's memory is too small for {fewest} per batch: {SAVE_MEMORY}"
+        ExitCode.GPU_OUT_OF_MEMORY, f"the GPU's memory is too small for {fewest} per batch: {save_memory(settings)}"
     )
 
 

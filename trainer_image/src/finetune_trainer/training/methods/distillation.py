@@ -28,6 +28,7 @@ from finetune_trainer.training.methods.prompts import (
     set_end_tokens,
     to_prompt_dataset,
 )
+from finetune_trainer.training.methods.sampling import FittingSampler
 from finetune_trainer.training.random_state import keep_random_state
 
 ANSWER = "answer"
@@ -43,6 +44,7 @@ class StudentTrainer(PromptTrainer, DistillationTrainer):  # type: ignore[misc] 
     model_wrapped: torch.nn.Module
 
     def __init__(self, loop: LoopContext, teacher: Teacher, **arguments: Any) -> None:
+        self._sampler = FittingSampler()
         super().__init__(loop, teacher_model=teacher.model, **arguments)
         self._given: list[list[int]] | None = None
         beat_per_token(self.model, loop.on_own_work)
@@ -68,10 +70,9 @@ class StudentTrainer(PromptTrainer, DistillationTrainer):  # type: ignore[misc] 
         """Sample this process's answers; collectives follow when all processes have theirs."""
         if self._given is not None:
             return self._given
-        model = self.accelerator.unwrap_model(self.model_wrapped)
+        model, generate = self.accelerator.unwrap_model(self.model_wrapped), super()._generate_single_turn
         with self._loop.pace.block(self._loop.reporter.beat), sampling_by_probability(model):
-            sampled: list[list[int]] = super()._generate_single_turn(prompt_ids, *arguments, **options)
-        return sampled
+            return self._sampler.sample(model, prompt_ids, lambda batch: generate(batch, *arguments, **options))
 
     @override
     def _compute_loss(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -95,7 +96,7 @@ class StudentTrainer(PromptTrainer, DistillationTrainer):  # type: ignore[misc] 
         return prompts.add_column(ANSWER, answers)
 
     def _ask_teacher(self, prompts: Dataset) -> list[list[int]]:
-        """Sample one answer to each prompt, as many at once as a process samples in a step.
+        """Sample one answer to each prompt, at most as many at once as a process samples in a step.
 
         Several processes share the batches, and sample as often, because the teacher may be sharded. Each batch has a
         seed of its own, so that one process can repeat all.

@@ -55,6 +55,7 @@ from finetune_trainer.training.methods.rollout_engine import (
     require_linear_adapter,
     starting_engine,
 )
+from finetune_trainer.training.methods.sampling import FittingSampler
 
 NEVER = -1
 """TRL gives vLLM the weights once a step; those of a measurement may be others of the same step."""
@@ -68,6 +69,7 @@ class PolicyTrainer(PromptTrainer):
     ) -> None:
         self._rollouts = rollouts
         self._held_out = held_out
+        self._sampler = FittingSampler()
         super().__init__(loop, reward_funcs=[self._reward], **arguments)
         _reduce_reference(self)
         beat_per_token(self.model, loop.on_work if is_sharded(self.model) else loop.on_own_work)
@@ -75,10 +77,20 @@ class PolicyTrainer(PromptTrainer):
             attach_engine(self, loop.on_own_work)
 
     @override
-    def _generate_single_turn(self, *arguments: Any, **options: Any) -> Any:
+    def _generate_single_turn(self, prompt_ids: Sequence[list[int]], *arguments: Any, **options: Any) -> Any:
         """Sample this process's answers; collectives follow when all processes have theirs."""
+        generate = super()._generate_single_turn
+        is_pair = isinstance(self, GRPOTrainer)  # its other part is of vLLM
+
+        def answer(batch: Sequence[list[int]]) -> list[list[int]]:
+            found: Any = generate(batch, *arguments, **options)
+            return list(found[0] if is_pair else found)
+
         with self._loop.pace.block(self._loop.reporter.beat), sampling_by_probability(self.model):
-            return super()._generate_single_turn(*arguments, **options)
+            if self.use_vllm:
+                return generate(prompt_ids, *arguments, **options)
+            answers = self._sampler.sample(self.model, prompt_ids, answer)
+        return (answers, None) if is_pair else answers
 
     def _reward(self, **options: Any) -> list[float]:
         """Score this process's answers, as TRL's reward function."""
