@@ -19,7 +19,7 @@ from thin_slice import thin_slice
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.profiler import ProfilerActivity, profile
 from training_bench import HYPERPARAMETERS, Bench
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from trl.trainer.utils import add_fused_lm_head
 
@@ -304,6 +304,20 @@ def test_the_loss_holds_one_tile_and_never_the_logits_of_a_batch(folders: dict[s
     assert max(sizes) == tile
     assert BATCH * LENGTH * shape.vocabulary * 4 not in sizes
     assert estimate(shape, wanted, Objective.CHAT).logits == pytest.approx(tile, rel=0.01)
+
+
+@pytest.mark.parametrize("precision", ["BF16", "FP32"])
+@pytest.mark.parametrize("method", METHODS)
+def test_sampling_keeps_the_keys_and_values_that_are_counted(
+    folders: dict[str, Path], method: str, precision: str
+) -> None:
+    wanted = settings(method, precision=precision, max_length=LENGTH - 64, max_completion_length=64)
+    shape, model = read(folders["llama"]), load(folders["llama"], wanted).eval()
+    cache = DynamicCache(config=model.config)
+    with autocast(wanted), torch.no_grad():
+        model(**batch_of(shape), cache=cache, use_cache=True)
+    kept = count_bytes([one for layer in cache.layers for one in (layer.keys, layer.values)])
+    assert estimate(shape, wanted, Objective.RLHF).generation == kept
 
 
 def test_twice_the_length_takes_twice_the_activations() -> None:

@@ -377,6 +377,16 @@ def test_sampling_keeps_the_keys_and_values_of_as_many_answers_as_a_micro_batch_
     assert part(llama, "generation") == 0
 
 
+def test_with_method_full_sampling_keeps_keys_in_fp32_and_those_of_the_teacher_in_16_bits(llama: ModelShape) -> None:
+    changes: dict[str, Any] = {"precision": "BF16", "max_completion_length": 128}
+    halves = part(llama, "generation", Objective.RLHF, method="LoRA", **changes)
+    assert part(llama, "generation", Objective.RLHF, method="Full", **changes) == 1.5 * halves
+    assert part(llama, "generation", Objective.RLHF, method="Full", **changes | {"precision": "FP32"}) == 2 * halves
+    student = with_teacher(llama, replace(llama, layers=64))
+    assert student
+    assert part(student, "generation", Objective.DISTILLATION, method="Full", **changes) == 2 * halves
+
+
 def test_vllm_has_its_share_of_the_smallest_gpu_that_the_training_and_a_copy_of_the_model_fit_in(
     llama: ModelShape,
 ) -> None:

@@ -51,7 +51,7 @@ def activation_bytes(shape: ModelShape, settings: Resolved, objective: Objective
 def count_tokens(settings: Resolved, objective: Objective) -> int:
     """Return the tokens of the longest micro-batch; a pair is two sequences."""
     rows = (settings.per_device_train_batch_size or 1) * (2 if objective in PAIRED else 1)
-    return rows * _length(settings)
+    return rows * count_row(settings)
 
 
 def compute_width(settings: Resolved) -> int:
@@ -96,13 +96,14 @@ def _trains_experts(settings: Resolved) -> bool:
     return settings.method == Method.FULL or bool(settings.target_experts)
 
 
-def _length(settings: Resolved) -> int:
+def count_row(settings: Resolved) -> int:
+    """Return the tokens of the longest row, with a sampled answer."""
     return (settings.max_length or 0) + (settings.max_completion_length or 0)
 
 
 def _scores(shape: ModelShape, settings: Resolved, tokens: int) -> int:
     """Return the number of scores of eager attention in one layer."""
-    return tokens * _length(settings) * shape.heads if shape.model_type in EAGER else 0
+    return tokens * count_row(settings) * shape.heads if shape.model_type in EAGER else 0
 
 
 def _score_width(settings: Resolved) -> int:

@@ -20,6 +20,7 @@ from finetune_trainer.models.activations import (
     adapter_shapes,
     cast_bytes,
     compute_width,
+    count_row,
     count_tokens,
     stored_width,
     trained_shapes,
@@ -310,14 +311,24 @@ def _teacher(shape: ModelShape, settings: Resolved, objective: Objective, ranks:
 
 def _rollouts(shape: ModelShape, settings: Resolved, share: float, training: int) -> int:
     """Return vLLM's share of the smallest GPU whose rest holds the training: a copy of the model and one answer fit."""
-    copy = shape.parameters * compute_width(settings) + _generation(shape, settings, answers=1)
+    answer = count_row(settings) * 2 * _cached(shape)
+    copy = (shape.parameters + answer) * compute_width(settings)
     return ceil(max(training / (1 - share), copy / share)) - training
 
 
 def _generation(shape: ModelShape, settings: Resolved, answers: int) -> int:
-    """Return the keys and values of answers that are sampled together; the teacher answers as many held-out prompts."""
-    length = (settings.max_length or 0) + (settings.max_completion_length or 0)
-    models = [shape, *([shape.teacher] if shape.teacher else [])]
-    widest = max(one.layers * one.key_value_heads * one.head_size for one in models)
-    per_token = 2 * widest * compute_width(settings)
-    return answers * length * per_token
+    """Return the keys and values of answers that are sampled together; the teacher answers as many held-out prompts.
+
+    Keys are in the number format of the stored weights, because they are multiplied by rotary embeddings in that of the
+    hidden states: with method Full in FP32. Values come from a linear layer.
+    """
+    width = compute_width(settings)
+    per_token = _cached(shape) * (stored_width(settings) + width)
+    if shape.teacher:
+        per_token = max(per_token, _cached(shape.teacher) * 2 * width)
+    return answers * count_row(settings) * per_token
+
+
+def _cached(shape: ModelShape) -> int:
+    """Return the numbers in the keys, and in the values, of a token."""
+    return shape.layers * shape.key_value_heads * shape.head_size
