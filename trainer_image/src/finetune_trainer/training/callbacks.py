@@ -46,6 +46,9 @@ LOGGED_FIGURES = {
     "frac_reward_zero_std": "flat_share",
 }
 """TRL's names for the metrics of an objective, and ours; the loss has the same name."""
+SKIPPED_IN_A_ROW = 25
+"""Steps that FP16's loss scaling may skip one after the other. torch.amp.GradScaler starts at 65536 and halves its
+scale at each: after 25 it is 2⁻⁹, and the gradients themselves are not finite."""
 
 
 class ReportProgress(TrainerCallback):  # type: ignore[misc]
@@ -65,6 +68,7 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
         self._step_seconds = 0.0
         self._tokens_before = 0.0
         self._is_started = False
+        self._skipped = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the progress at zero, or at the step of the checkpoint."""
@@ -97,7 +101,8 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
         logs: Mapping[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Record the step; raise if its gradient is not finite, except in FP16, where loss scaling skips the step."""
+        """Record the step; raise if its gradient is not finite, in FP16 if that of many steps in a row is not: loss
+        scaling skips such a step."""
         if not logs or "loss" not in logs:
             return
         grad_norm = logs.get("grad_norm")
@@ -107,6 +112,11 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
             if not args.fp16:
                 raise build_divergence_error(state.global_step, "gradient norm")
             grad_norm = None
+            self._skipped += 1
+            if self._skipped >= SKIPPED_IN_A_ROW:
+                raise _build_skipped_error(state.global_step, f"{self._skipped} steps in a row")
+        else:
+            self._skipped = 0
         point = TrainPoint(
             step=state.global_step,
             epoch=round(self._count_epochs(args, state), 6),
@@ -120,6 +130,11 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
         self._history.add_step(point)
         self._reporter.count_tokens(int(tokens) if self._world.is_first else 0)
         self._reporter.update(metrics=_step_metrics(point))
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Raise if loss scaling has skipped every step, also those of the runs before this one: nothing was learnt."""
+        if self._skipped and all(point.grad_norm is None for point in self._history.train):
+            raise _build_skipped_error(state.global_step, "every step so far")
 
     def _count_epochs(self, args: TrainingArguments, state: TrainerState) -> float:
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * self._world.size
@@ -347,7 +362,12 @@ def restore_trained(model: torch.nn.Module, path: Path) -> None:
             load_parameter(parameter, None if saved is None else saved[name])
 
 
-def build_divergence_error(step: int, what: str) -> TrainerError:
+def build_divergence_error(step: int, what: str, fix: str = "lower hyperparameters.learningRate") -> TrainerError:
     """Return the error for a loss or gradient that is not finite."""
-    message = f"{what} is not finite at step {step}: lower hyperparameters.learningRate, or check the data and model"
+    message = f"{what} is not finite at step {step}: {fix}, or check the data and model"
     return TrainerError(ExitCode.DIVERGED, message)
+
+
+def _build_skipped_error(step: int, which: str) -> TrainerError:
+    fix = "set hyperparameters.precision FP32, or BF16 on a GPU that has it, lower hyperparameters.learningRate"
+    return build_divergence_error(step, f"the gradient norm of {which} in FP16", fix)
