@@ -1,6 +1,7 @@
 """Learning from a teacher: its answers, the divergence from it, and a smaller one after training."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from loop_bench import COLOURS, CPU, THINGS, count_hooks_by_step, limit_answers, make_loop, teach
 from policy_bench import LONGEST, prompts_of
+from safetensors.torch import load_file, save_file
 from student_bench import make_student
 from thin_slice import thin_slice
 
@@ -211,6 +213,22 @@ def test_a_model_whose_logits_the_loss_does_not_know_is_refused(tiny_model: Path
     with pytest.raises(TrainerError, match="TRL's distillation loss is not that of the logits of Llama") as caught:
         make_student(tiny_model, teacher, tmp_path)
     assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+@pytest.mark.parametrize(
+    ("broken", "named"), [("teacher", r"spec\.distillation\.teacher"), ("student", r"spec\.model")]
+)
+def test_a_model_whose_logits_are_not_finite_has_diverged_before_it_samples(
+    taught: Path, tmp_path: Path, broken: str, named: str
+) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(taught, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(TrainerError, match=rf"logits of {named} \(LlamaForCausalLM\) in FP32") as caught:
+        make_student(*((taught, folder) if broken == "teacher" else (folder, taught)), tmp_path)
+    assert caught.value.code is ExitCode.DIVERGED
 
 
 def test_prompts_that_leave_no_room_for_an_answer_are_refused(tiny_model: Path, taught: Path, tmp_path: Path) -> None:

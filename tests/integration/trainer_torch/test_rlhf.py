@@ -1,6 +1,7 @@
 """Learning from rewards: prompts, rewards, measurements, and a higher reward after training."""
 
 import math
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from loop_bench import (
     teach,
 )
 from policy_bench import LONGEST, Listener, make_policy, prompts_of
+from safetensors.torch import load_file, save_file
 from trl import GRPOConfig, RLOOConfig
 from trl.distributed import DistributedBackend
 from trl.generation.vllm_generation import VLLMGeneration
@@ -34,6 +36,7 @@ from finetune_trainer.rewards.scorer import RewardModel
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.sample_table import as_samples, find_owners, longest_length, with_prompts
 from finetune_trainer.tokenization.samples import EncodedPrompt
+from finetune_trainer.training.methods.prompts import require_finite_logits
 from finetune_trainer.training.methods.rlhf import PolicyTrainer, choose_prompts
 from finetune_trainer.training.methods.rollout_engine import engine_arguments, merged_tensors
 
@@ -293,6 +296,34 @@ def test_a_reward_that_is_not_finite_ends_the_run(taught: Path, tmp_path: Path) 
     with pytest.raises(TrainerError, match="reward is not finite") as caught:
         trainer.train()
     assert caught.value.code is ExitCode.DIVERGED
+
+
+def test_a_model_whose_logits_are_not_finite_has_diverged_before_it_samples(taught: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(taught, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = math.inf
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(TrainerError, match=r"logits of spec\.model \(LlamaForCausalLM\) in FP32") as caught:
+        make_policy(broken, tmp_path)
+    assert caught.value.code is ExitCode.DIVERGED
+
+
+def test_a_model_that_becomes_not_finite_has_diverged_when_it_samples(taught: Path, tmp_path: Path) -> None:
+    trainer = make_policy(taught, tmp_path)
+    with torch.no_grad():
+        trainer.model.get_base_model().model.norm.weight[0] = math.nan
+    with pytest.raises(TrainerError, match="a probability of a sampled token is not finite") as caught:
+        trainer.train()
+    assert caught.value.code is ExitCode.DIVERGED
+
+
+def test_logits_of_minus_infinity_are_tokens_that_are_never_sampled(taught: Path, tmp_path: Path) -> None:
+    trainer = make_policy(taught, tmp_path)
+    trainer.model.get_output_embeddings().register_forward_hook(
+        lambda _, __, logits: logits.index_fill(-1, torch.tensor([5]), -math.inf)
+    )
+    require_finite_logits(trainer.model, list(prompts_of(taught)[0].prompt_ids), "spec.model", "FP32")
 
 
 def test_a_stop_is_seen_within_a_token(taught: Path, tmp_path: Path) -> None:

@@ -17,13 +17,17 @@ from typing_extensions import override
 
 from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.errors import InvalidConfig
+from finetune_trainer.models.teacher import FIELD
 from finetune_trainer.tokenization.sample_table import longest_length
 from finetune_trainer.training.callbacks import ReportProgress
 from finetune_trainer.training.methods.parts import LoopContext, Teacher, TrainerParts
 from finetune_trainer.training.methods.prompts import (
+    CHECKED_TOKENS,
     PromptTrainer,
     beat_per_token,
+    precision_of,
     require_context,
+    require_probabilities,
     sampling_by_probability,
     set_end_tokens,
     to_prompt_dataset,
@@ -32,7 +36,6 @@ from finetune_trainer.training.methods.sampling import FittingSampler
 from finetune_trainer.training.random_state import keep_random_state
 
 ANSWER = "answer"
-CHECKED_TOKENS = 32
 LARGEST_DIFFERENCE = 0.1
 """Nats, or share of the figure: rounding in 16 bits is far below, a missing scale of the logits above."""
 
@@ -72,7 +75,9 @@ class StudentTrainer(PromptTrainer, DistillationTrainer):  # type: ignore[misc] 
             return self._given
         model, generate = self.accelerator.unwrap_model(self.model_wrapped), super()._generate_single_turn
         with self._loop.pace.block(self._loop.reporter.beat), sampling_by_probability(model):
-            return self._sampler.sample(model, prompt_ids, lambda batch: generate(batch, *arguments, **options))
+            return self._sampler.sample(
+                model, prompt_ids, lambda batch: generate(batch, *arguments, **options), self.state.global_step
+            )
 
     @override
     def _compute_loss(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -116,8 +121,8 @@ class StudentTrainer(PromptTrainer, DistillationTrainer):  # type: ignore[misc] 
         return [answer for batch in world.gather_shards(own, len(batches)) for answer in batch]
 
     def _require_loss_of_logits(self) -> None:
-        """Raise unless TRL's loss is that of both models' own logits: it is made from hidden states and output heads,
-        and an architecture may compute something in between that TRL does not know."""
+        """Raise unless both models' logits are finite and TRL's loss is that of them: it is made from hidden states and
+        output heads, and an architecture may compute something in between that TRL does not know."""
         ids = torch.tensor([self.train_dataset[0]["prompt"][-CHECKED_TOKENS:]], device=self.accelerator.device)
         length = ids.shape[1] // 2
         parts = {"prompt": ids[:, :-length], "completion": ids[:, -length:]}
@@ -127,6 +132,8 @@ class StudentTrainer(PromptTrainer, DistillationTrainer):  # type: ignore[misc] 
         with torch.no_grad():
             with self.accelerator.autocast():
                 own, taught = (self._log_probs(model, ids, length) for model in (self.model, self.teacher_model))
+            require_probabilities(self.model, own, "spec.model", precision_of(self.args))
+            require_probabilities(self.teacher_model, taught, FIELD, precision_of(self.args))
             # After a whole pass, which gathers the output head of a sharded teacher once for all passes of the loss.
             loss, entropy, _ = self._compute_loss(self.accelerator.unwrap_model(self.model), inputs, None)
         expected = divergence(own, taught, self.beta)

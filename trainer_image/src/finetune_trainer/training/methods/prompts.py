@@ -9,13 +9,16 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import Sampler
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from trl.trainer.utils import RepeatSampler
 from typing_extensions import override
 
-from finetune_trainer.errors import InvalidConfig
+from finetune_api.handoff import ExitCode
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.tokenization.samples import EncodedPrompt
 from finetune_trainer.training.methods.loop import LoopTrainer
+
+CHECKED_TOKENS = 32
 
 
 class PromptTrainer(LoopTrainer):
@@ -53,6 +56,37 @@ def require_context(model: PreTrainedModel | PeftModel, longest_prompt: int, lon
             f"the longest prompt with {block}.maxCompletionLength has {longest} tokens and the model's context "
             f"{context}: lower {block}.maxCompletionLength or hyperparameters.maxLength"
         )
+
+
+def precision_of(arguments: TrainingArguments) -> str:
+    """Return the number format of the computation, as `hyperparameters.precision` names it."""
+    return "BF16" if arguments.bf16 else "FP16" if arguments.fp16 else "FP32"
+
+
+def require_finite_logits(model: PreTrainedModel | PeftModel, ids: Sequence[int], field: str, precision: str) -> None:
+    """Raise if the first tokens of a prompt have logits that cannot be sampled from; `field` is that of the model.
+
+    On a GPU, sampling from them ends in an error that does not name the cause, and leaves the GPU unusable.
+    """
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids[:CHECKED_TOKENS]], device=model.device), use_cache=False).logits
+    require_probabilities(model, torch.log_softmax(logits.float(), -1), field, precision)
+
+
+def require_probabilities(
+    model: PreTrainedModel | PeftModel, log_probs: torch.Tensor, field: str, precision: str
+) -> None:
+    """Raise if log-probabilities are not a number, which follows from logits that are not finite, except for those of
+    minus infinity: such a token is never sampled."""
+    if not log_probs.isnan().any():
+        return
+    kind = type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
+    fix = "" if precision == "FP32" else "set hyperparameters.precision FP32, or BF16 on a GPU that has it, or "
+    raise TrainerError(
+        ExitCode.DIVERGED,
+        f"the logits of {field} ({kind}) in {precision} are not finite before the first step: {fix}check the model's "
+        "files",
+    )
 
 
 def to_prompt_dataset(samples: Sequence[EncodedPrompt], at_least: int = 0) -> Dataset:

@@ -43,7 +43,9 @@ from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
 from finetune_trainer.training.methods.prompts import (
     PromptTrainer,
     beat_per_token,
+    precision_of,
     require_context,
+    require_finite_logits,
     sampling_by_probability,
     set_end_tokens,
     to_prompt_dataset,
@@ -73,6 +75,8 @@ class PolicyTrainer(PromptTrainer):
         super().__init__(loop, reward_funcs=[self._reward], **arguments)
         _reduce_reference(self)
         beat_per_token(self.model, loop.on_work if is_sharded(self.model) else loop.on_own_work)
+        self.model.eval()
+        require_finite_logits(self.model, self.train_dataset[0]["prompt"], "spec.model", precision_of(self.args))
         if self.use_vllm:
             attach_engine(self, loop.on_own_work)
 
@@ -89,7 +93,7 @@ class PolicyTrainer(PromptTrainer):
         with self._loop.pace.block(self._loop.reporter.beat), sampling_by_probability(self.model):
             if self.use_vllm:
                 return generate(prompt_ids, *arguments, **options)
-            answers = self._sampler.sample(self.model, prompt_ids, answer)
+            answers = self._sampler.sample(self.model, prompt_ids, answer, self.state.global_step)
         return (answers, None) if is_pair else answers
 
     def _reward(self, **options: Any) -> list[float]:

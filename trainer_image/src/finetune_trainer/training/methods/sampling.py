@@ -10,8 +10,12 @@ from transformers import PreTrainedModel
 
 from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.models.loading import NON_REENTRANT
+from finetune_trainer.training.callbacks import build_divergence_error
 from finetune_trainer.training.out_of_memory import is_out_of_memory
 from finetune_trainer.training.random_state import RandomState
+
+NO_PROBABILITIES = "probability tensor contains either"
+"""What PyTorch's error contains on a CPU; on a GPU it names no cause."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +36,10 @@ class FittingSampler:
         model: PreTrainedModel | PeftModel,
         prompts: Sequence[list[int]],
         answer: Callable[[Sequence[list[int]]], list[list[int]]],
+        step: int,
     ) -> list[list[int]]:
-        """Return the model's answers in the order of the prompts; `answer` returns those of one call."""
+        """Return the model's answers in the order of the prompts; `answer` returns those of one call. The last `step`
+        is named if the model has diverged in it."""
         while True:
             rows = min(self._most or len(prompts), len(prompts))
             before, is_checkpointed = RandomState.take(), model.is_gradient_checkpointing
@@ -41,6 +47,8 @@ class FittingSampler:
                 batches = [prompts[start : start + rows] for start in range(0, len(prompts), rows)]
                 return [ids for batch in batches for ids in answer(batch)]
             except RuntimeError as error:
+                if NO_PROBABILITIES in str(error):
+                    raise build_divergence_error(step, "a probability of a sampled token") from error
                 if rows == 1 or is_sharded(model) or not is_out_of_memory(error):
                     raise
             self._most = rows // 2
