@@ -154,10 +154,10 @@ def test_every_file_is_listed_with_what_became_of_its_rows(tmp_path: Path) -> No
 
 
 def test_columns_that_nothing_reads_are_named_with_their_share_of_the_rows(tmp_path: Path) -> None:
-    report = render_report(make_record(tmp_path, summary=SUMMARY), tmp_path)
+    report = write(make_record(tmp_path, summary=SUMMARY), tmp_path)
     assert "content that is not used" not in report
     train = SUMMARY["train"] | {"acceptedRows": 40, "unusedColumns": {"solution": 40, "a|b": 1}}
-    lines = render_report(make_record(tmp_path, summary=SUMMARY | {"train": train}), tmp_path).splitlines()
+    lines = write(make_record(tmp_path, summary=SUMMARY | {"train": train}), tmp_path).splitlines()
     assert (
         "Columns with content that is not used, in percent of the accepted rows: `solution` (100.0 %), `a¦b` (2.5 %). "
         "If they belong to the training, name them in `dataset.columns`."
