@@ -27,7 +27,7 @@ from finetune_trainer.data.checks.row_keys import SeenRows, prompt_key, row_key
 from finetune_trainer.data.checks.structure import check_structure
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.formats.column_map import Advise, ColumnMap, advise_field
-from finetune_trainer.data.formats.columns import ReadColumns, UnknownColumns
+from finetune_trainer.data.formats.columns import METADATA, ReadColumns, UnknownColumns
 from finetune_trainer.data.formats.conversations import find_number
 from finetune_trainer.data.formats.convert import convert_row
 from finetune_trainer.data.formats.detect import detect_format
@@ -156,10 +156,13 @@ class _RowChecker:
             raise record.problem or BadRow(RejectCode.BAD_JSON, "the row has no value")
         repairs: set[RepairCode] = set(record.repairs)
         columns = self.columns.rename(record.value)
-        converted = ReadColumns(columns)
+        # A column alone next to those that describe the row is read, or the row is rejected.
+        converted = ReadColumns(columns) if len(columns.keys() - METADATA) > 1 else None
         try:
             data_format = self.format or detect_format(columns)
-            row = convert_row(converted, data_format, Source(file, record.line), repairs)
+            row = convert_row(
+                columns if converted is None else converted, data_format, Source(file, record.line), repairs
+            )
         except UnknownColumns as bad:
             raise self.columns.explain(bad, columns, bad.wanted or COLUMNS[self.objective or "Chat"]) from None
         try:
@@ -178,13 +181,13 @@ class _RowChecker:
             if isinstance(row, TextRow) and self.objective in ANSWERED:
                 raise self.columns.explain_text(bad, columns) from None
             raise
-        unused = self.columns.find_unused(record.value, converted.read)
+        unused = self.columns.find_unused(record.value, converted.read) if converted is not None else ()
         if self.references is not None:
             answer = find_answer(row)
             fitted = tuple(
                 self.references.keep(one, answer, record.value) if isinstance(one, PromptRow) else one for one in fitted
             )
-        for one in fitted:
+        for one in fitted if unused else ():
             one.unused = _leave_out_references(unused, one)
         return fitted
 
@@ -196,7 +199,7 @@ class _RowChecker:
 
 
 def _leave_out_references(unused: tuple[str, ...], row: Row) -> tuple[str, ...]:
-    if not unused or not isinstance(row, PromptRow) or not row.reference:
+    if not isinstance(row, PromptRow) or not row.reference:
         return unused
     read = row.reference.get("columns", {})
     return tuple(name for name in unused if name not in read)
