@@ -141,10 +141,14 @@ def test_a_column_that_nothing_reads_is_shown_with_the_option_that_names_it(
     assert summary(out)["unusedColumns"] == {"solution": 3}
 
 
-def test_a_name_of_no_format_is_refused_with_the_names_of_columns_and_of_turns(tmp_path: Path, out: Path) -> None:
-    with pytest.raises(TrainerError, match="--columns maps rolle, which is in no format; the known names are") as error:
-        check_local_rows([str(tmp_path)], out, Request(Objective.CHAT, columns={"rolle": "who"}))
-    assert error.value.message.endswith("; and within turns content, role")
+@pytest.mark.parametrize(
+    ("name", "fix"), [("rolle", "did you mean role[?]"), ("xyz", "the known names are messages, .*, role, content")]
+)
+def test_a_name_of_no_format_is_refused_with_the_names_of_columns_and_of_turns(
+    tmp_path: Path, out: Path, name: str, fix: str
+) -> None:
+    with pytest.raises(TrainerError, match=f"--columns maps {name}, which is in no format: {fix}"):
+        check_local_rows([str(tmp_path)], out, Request(Objective.CHAT, columns={name: "who"}))
 
 
 def test_a_row_without_an_answer_is_reported_with_the_option_that_names_its_column(
