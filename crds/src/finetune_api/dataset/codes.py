@@ -77,7 +77,7 @@ SENTENCES: Mapping[RejectCode | RepairCode, str] = {
     RejectCode.BAD_ALTERNATION: "The turns do not alternate between prompt and answer, starting with a prompt.",
     RejectCode.NO_ASSISTANT: "The conversation has no answer to train on.",
     RejectCode.ORPHAN_TOOL: "A tool result does not match a tool call.",
-    RejectCode.BAD_TOOL_CALL: "A tool call names a tool that is not listed, or its arguments are missing or not a JSON object.",
+    RejectCode.BAD_TOOL_CALL: "A tool call names an unlisted tool, or its arguments are missing or not a JSON object.",
     RejectCode.BAD_TOOLS: "The list of tools is not a list of function definitions.",
     RejectCode.UNSUPPORTED_MODALITY: "The row contains images, audio or other content that is not text.",
     RejectCode.NO_TRAINABLE_TURN: "Every answer to train on is excluded by a mark such as train: false or weight: 0.",
