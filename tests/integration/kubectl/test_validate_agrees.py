@@ -78,7 +78,6 @@ CHANGES: list[dict[str, Any]] = [
     {"model": {}},
     {"dataset": {"train": {"uri": "s3://data/x"}, "columns": {"Prompt!": "x"}}},
     {"dataset": {"train": {"uri": "s3://data/x"}, "columns": {"p" * 65: "x"}}},
-    {"dataset": {"train": {"uri": "s3://data/x"}, "columns": {"p" * 64: "x"}}},
     {"model": {"uri": "s3://models/base", "chatTemplateKwargs": {"p" * 65: "x"}}},
     {"model": {"uri": "s3://models/base", "chatTemplateKwargs": {"p" * 64: "x"}}},
     {"dataset": {"train": {"uri": "s3://data/x", "sha256": "abc"}}},

@@ -25,11 +25,12 @@ def explored() -> list[Object]:
     found: dict[str, Object] = {}
     draw = random.Random(7)
     machine = load_tests("unit/operator/test_simulator.py").Simulator  # any sequence of events around one job
-    for _ in range(70):
+    for number in range(70):
         one = machine()
         one.create(
             draw.randint(0, 2), draw.choice([0, 1, 20]), draw.random() < 0.2, draw.choice([None, 500]),
             draw.choice([None, 900]), draw.randint(0, 8), draw.random() < 0.4, draw.random() < 0.3,
+            number % 3 == 0,
         )  # fmt: skip
         for _ in range(40):
             step(one, draw)
