@@ -186,44 +186,45 @@ def _require_schema(text: str) -> str:
     return text
 
 
+ANSWER_RULES = (
+    cel(
+        "(self.extract == 'Pattern') == has(self.pattern)",
+        "pattern is required with extract Pattern and refused with any other: set or remove it",
+        ".pattern",
+    ),
+    cel(
+        "self.match == 'Numeric' || (!has(self.absoluteTolerance) && !has(self.relativeTolerance))",
+        "absoluteTolerance and relativeTolerance are only for match Numeric: remove them",
+        ".match",
+    ),
+    cel(
+        "self.match == 'Exact' || !self.ignoreCase",
+        "ignoreCase is only for match Exact: remove it",
+        ".ignoreCase",
+    ),
+    cel(
+        HAS_SIMILARITY,
+        "similarity is required with match Similar and refused with any other: set or remove it",
+        ".similarity",
+    ),
+    cel(
+        ONE_JSON_SCHEMA,
+        "match JsonSchema needs one schema, in jsonSchema or in a column of the rows, and any other match has "
+        "none: set or remove jsonSchema",
+        ".jsonSchema",
+    ),
+    cel(
+        JSON_EXTRACT,
+        "JSON is the whole answer or the group of a pattern: set extract to Whole or Pattern",
+        ".extract",
+    ),
+)
+
+
 class AnswerReward(Block):
     """How an answer is compared with the row's reference."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "(self.extract == 'Pattern') == has(self.pattern)",
-                "pattern is required with extract Pattern and refused with any other: set or remove it",
-                ".pattern",
-            ),
-            cel(
-                "self.match == 'Numeric' || (!has(self.absoluteTolerance) && !has(self.relativeTolerance))",
-                "absoluteTolerance and relativeTolerance are only for match Numeric: remove them",
-                ".match",
-            ),
-            cel(
-                "self.match == 'Exact' || !self.ignoreCase",
-                "ignoreCase is only for match Exact: remove it",
-                ".ignoreCase",
-            ),
-            cel(
-                HAS_SIMILARITY,
-                "similarity is required with match Similar and refused with any other: set or remove it",
-                ".similarity",
-            ),
-            cel(
-                ONE_JSON_SCHEMA,
-                "match JsonSchema needs one schema, in jsonSchema or in a column of the rows, and any other match has "
-                "none: set or remove jsonSchema",
-                ".jsonSchema",
-            ),
-            cel(
-                JSON_EXTRACT,
-                "JSON is the whole answer or the group of a pattern: set extract to Whole or Pattern",
-                ".extract",
-            ),
-        )
-    )
+    model_config = ConfigDict(json_schema_extra=rules(*ANSWER_RULES))
 
     match: Match
     """`Exact`: the same text, without spaces around it. `Numeric`: the same number within the tolerances; `1,000`,

@@ -264,6 +264,18 @@ class FineTuneJobSpec(Block):
                 ".evaluation.ability",
             ),
             cel(
+                "self.objective in ['Instruction', 'Chat', 'DPO', 'KTO'] || !has(self.evaluation.answers)",
+                "evaluation.answers is for rows with an answer to imitate or prefer (Instruction, Chat, DPO, KTO): "
+                "remove it",
+                ".evaluation.answers",
+            ),
+            cel(
+                "!has(self.evaluation.answers) || has(self.dataset.validation) || "
+                "has(self.dataset.validationSplitPercent)",
+                "evaluation.answers needs held-out rows: set dataset.validation or dataset.validationSplitPercent",
+                ".evaluation.answers",
+            ),
+            cel(
                 "self.hyperparameters.packing != 'Always' || "
                 "self.objective in ['Instruction', 'Chat', 'DomainAdaptation']",
                 "packing works with objectives Instruction, Chat and DomainAdaptation: set it to Auto or Never",

@@ -589,6 +589,36 @@ AT_CREATION = [
         ]
     ),
     (
+        "an answer to a held-out row is correct or not: choose another match than Similar",
+        SPLIT | {"evaluation": {"answers": {"match": "Exact"}}},
+        SPLIT | {"evaluation": {"answers": {"match": "Similar", "similarity": "Rouge1"}}},
+        "spec.evaluation.answers.match",
+    ),
+    (
+        "answers to held-out rows are compared with the rows' own answers: remove column",
+        SPLIT | {"evaluation": {"answers": {"match": "Exact"}}},
+        SPLIT | {"evaluation": {"answers": {"match": "Exact", "column": "solution"}}},
+        "spec.evaluation.answers.column",
+    ),
+    (
+        "minCorrect needs answers to held-out rows: set evaluation.answers.match",
+        SPLIT | {"evaluation": {"answers": {"match": "Exact"}, "gate": {"minCorrect": 90}}},
+        SPLIT | {"evaluation": {"gate": {"minCorrect": 90}}},
+        "spec.evaluation.gate.minCorrect",
+    ),
+    (
+        "evaluation.answers is for rows with an answer to imitate or prefer",
+        SPLIT | {"objective": "KTO", "evaluation": {"answers": {"match": "Exact"}}},
+        SPLIT | {"objective": "DomainAdaptation", "evaluation": {"answers": {"match": "Exact"}}},
+        "spec.evaluation.answers",
+    ),
+    (
+        "evaluation.answers needs held-out rows",
+        SPLIT | {"evaluation": {"answers": {"match": "Exact"}}},
+        {"evaluation": {"answers": {"match": "Exact"}}},
+        "spec.evaluation.answers",
+    ),
+    (
         "maxForgotten needs questions: set evaluation.ability.uri",
         {"evaluation": ABILITY | {"gate": {"maxForgotten": 2}}},
         {"evaluation": {"gate": {"maxForgotten": 2}}},

@@ -203,15 +203,22 @@ CONDITIONS: dict[str, Condition] = {
             or spec.dataset.validation_split_percent is not None
         )
     ),
-    "has(self.maxEvalLoss) || self.mustImprove || self.mustMatchExpected || has(self.maxForgotten)": lambda gate: (
+    "has(self.maxEvalLoss) || self.mustImprove || self.mustMatchExpected || has(self.maxForgotten) "
+    "|| has(self.minCorrect)": lambda gate: (
         gate.max_eval_loss is not None
         or gate.must_improve
         or gate.must_match_expected
         or gate.max_forgotten is not None
+        or gate.min_correct is not None
     ),
     "!has(self.gate) || !has(self.gate.maxForgotten) || has(self.ability)": lambda evaluation: (
         evaluation.gate is None or evaluation.gate.max_forgotten is None or evaluation.ability is not None
     ),
+    "!has(self.gate) || !has(self.gate.minCorrect) || has(self.answers)": lambda evaluation: (
+        evaluation.gate is None or evaluation.gate.min_correct is None or evaluation.answers is not None
+    ),
+    "self.match != 'Similar'": lambda answers: answers.match != "Similar",
+    "!has(self.column)": lambda answers: answers.column is None,
     "!self.uri.endsWith('/') && !self.uri.matches('[*?]')": lambda ability: (
         not ability.uri.endswith("/") and not re.search("[*?]", ability.uri)
     ),
@@ -331,6 +338,16 @@ CONDITIONS: dict[str, Condition] = {
     ),
     "self.objective != 'RewardModel' || !has(self.evaluation.ability)": lambda spec: (
         spec.objective != "RewardModel" or spec.evaluation.ability is None
+    ),
+    "self.objective in ['Instruction', 'Chat', 'DPO', 'KTO'] || !has(self.evaluation.answers)": lambda spec: (
+        spec.objective in {"Instruction", "Chat", "DPO", "KTO"} or spec.evaluation.answers is None
+    ),
+    "!has(self.evaluation.answers) || has(self.dataset.validation) || has(self.dataset.validationSplitPercent)": (
+        lambda spec: (
+            spec.evaluation.answers is None
+            or spec.dataset.validation is not None
+            or spec.dataset.validation_split_percent is not None
+        )
     ),
     "!has(self.tuning.lora) || !has(self.tuning.lora.dropout) || self.tuning.lora.dropout == 0.0 || "
     f"!(self.objective in {list(WITHOUT_DROPOUT)})": lambda spec: (

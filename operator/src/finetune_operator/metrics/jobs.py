@@ -194,6 +194,16 @@ _GAUGES: list[tuple[str, str, Read]] = [
     ("learning_rate", "Learning rate of the last step.", _reader("metrics", "learning_rate")),
     ("early_stopped", "1 if early stopping ended the training.", _reader("early_stopping", "stopped")),
     (
+        "correct_answers_ratio",
+        "Share of the answers to held-out rows that are correct after training.",
+        _reader("evaluation", "answers", "after_percent", scale=0.01),
+    ),
+    (
+        "baseline_correct_answers_ratio",
+        "Share of the answers to held-out rows that are correct before training.",
+        _reader("evaluation", "answers", "before_percent", scale=0.01),
+    ),
+    (
         "general_ability_ratio",
         "Share of the questions on general ability answered correctly after training.",
         _reader("evaluation", "ability", "after_percent", scale=0.01),

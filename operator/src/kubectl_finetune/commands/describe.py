@@ -6,7 +6,7 @@ from datetime import datetime
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from finetune_api.evaluation import AbilityStatus, EvaluationStatus, Verdict
+from finetune_api.evaluation import AbilityStatus, AnswersStatus, EvaluationStatus, Verdict
 from finetune_api.names import ConditionType, Phase
 from finetune_api.output import RegistryPush
 from finetune_api.status import KeptCheckpoint
@@ -47,7 +47,8 @@ def verdict_pairs(job: Job) -> list[tuple[str, str]]:
     return [
         ("Verdict", _verdict(job)),
         ("Change", _change(found)),
-        ("Ability", _ability(found.ability if found else None)),
+        ("Correct", _shares(found.answers, found.answers.rows, "held-out rows") if found and found.answers else ""),
+        ("Ability", _shares(found.ability, found.ability.questions, "questions") if found and found.ability else ""),
     ]
 
 
@@ -70,11 +71,11 @@ def _change(found: EvaluationStatus | None) -> str:
     return f"{text}, measured on the {found.served_as.lower()}" if found.served_as else text
 
 
-def _ability(found: AbilityStatus | None) -> str:
-    """Return the general ability before and after training."""
-    if found is None or found.before_percent is None or found.after_percent is None:
+def _shares(found: AbilityStatus | AnswersStatus, count: int | None, what: str) -> str:
+    """Return the share of correct answers before and after training."""
+    if found.before_percent is None or found.after_percent is None:
         return ""
-    text = f"{found.before_percent:.1f} % → {found.after_percent:.1f} % of {number(found.questions)} questions"
+    text = f"{found.before_percent:.1f} % → {found.after_percent:.1f} % of {number(count)} {what}"
     low, high = found.difference_low_points, found.difference_high_points
     if low is None or high is None:
         return text

@@ -48,6 +48,9 @@ DECIMALS = {
     "spec.distillation.beta",
     "spec.evaluation.gate.maxEvalLoss",
     "spec.evaluation.gate.maxForgotten",
+    "spec.evaluation.gate.minCorrect",
+    "spec.evaluation.answers.absoluteTolerance",
+    "spec.evaluation.answers.relativeTolerance",
     "spec.earlyStopping.minDelta",
 }
 """Numbers of the spec that are not integers."""

@@ -126,6 +126,16 @@ def test_a_failed_job_has_no_verdict_and_its_reason_has_the_fix(job: Make, print
     assert "Fix" not in found
 
 
+def test_a_page_has_the_shares_of_correct_answers(job: Make, printed: Printed) -> None:
+    points = {"differencePoints": 30, "differenceLowPoints": 18.24, "differenceHighPoints": 40.5}
+    shares = {"beforePercent": 60, "afterPercent": 90} | points
+    counted = {"verdict": "Better", "answers": shares | {"rows": 200}, "ability": shares | {"questions": 400}}
+    found = values_of(printed(describe.job_page(job(phase="Succeeded", conditions=ENDED, evaluation=counted), [], NOW)))
+    interval = "95 % interval +18.2 to +40.5 percentage points"
+    assert found["Correct"] == f"60.0 % → 90.0 % of 200 held-out rows, {interval}"
+    assert found["Ability"] == f"60.0 % → 90.0 % of 400 questions, {interval}"
+
+
 def test_a_better_result_needs_no_fix(job: Make, printed: Printed) -> None:
     better = {"verdict": "Better", "metric": "Reward", "before": 0.5, "after": 0.75}
     ended = job(phase="Succeeded", conditions=ENDED, evaluation=better)

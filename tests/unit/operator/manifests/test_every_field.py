@@ -190,6 +190,11 @@ PARENTS = f"{POLICY}/test_dependencies.py::test_parents_are_pinned_in_a_separate
 GATE = f"{TRAINING}/test_gate.py::test_a_gate_that_is_not_met_fails_with_everything_published"
 ABILITY = f"{TRAINING}/test_ability.py"
 EXPECTATIONS = "tests/unit/trainer/evaluation/test_expectations.py"
+COUNTED = "tests/unit/trainer/pipeline/test_held_out_answers.py"
+API_RULES = (
+    "tests/integration/api/test_crd_rules.py::"
+    "test_a_rule_accepts_the_right_spec_and_names_field_and_fix_for_the_wrong_one"
+)
 ELSEWHERE = {
     "mode": f"{TRAINING}/test_evaluate.py::test_nothing_is_trained_and_everything_is_published_and_verified",
     "objective": f"{DATA}/checks/test_objectives.py::test_an_objective_takes_what_it_can_learn_from",
@@ -340,6 +345,22 @@ ELSEWHERE = {
     "evaluation.ability.sha256": f"{ABILITY}::test_a_bad_or_changed_file_of_questions_is_refused_before_training",
     "evaluation.ability.maxQuestions": (
         f"{DATA}/test_ability.py::test_the_seed_chooses_the_questions_and_they_keep_their_order"
+    ),
+    "evaluation.answers.rows": f"{COUNTED}::test_different_prompts_are_answered_up_to_the_number_of_rows",
+    "evaluation.answers.match": f"{COUNTED}::test_rows_that_cannot_be_compared_are_passed_over",
+    "evaluation.answers.ignoreCase": (
+        f"{COUNTED}::test_correct_answers_are_counted_before_and_after_and_the_wrong_ones_shown"
+    ),
+    **dict.fromkeys(
+        (f"evaluation.answers.{name}" for name in ("extract", "pattern", "absoluteTolerance", "relativeTolerance")),
+        "tests/unit/trainer/rewards/test_matching.py::test_an_answer_is_correct_if_it_is_the_reference",
+    ),
+    "evaluation.answers.jsonSchema": (
+        "tests/unit/trainer/rewards/test_json_answers.py::test_one_schema_of_the_job_judges_the_answers_to_all_rows"
+    ),
+    **dict.fromkeys((f"evaluation.answers.{name}" for name in ("similarity", "column")), API_RULES),
+    "evaluation.gate.minCorrect": (
+        f"{COUNTED}::test_a_gate_on_correct_answers_names_their_share_and_where_to_read_the_wrong_ones"
     ),
     "evaluation.gate.maxForgotten": f"{ABILITY}::test_a_model_that_kept_its_ability_meets_the_gate",
     "evaluation.gate.maxEvalLoss": GATE,

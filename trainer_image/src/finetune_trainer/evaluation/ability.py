@@ -28,7 +28,7 @@ class Ability:
         found = compare(EvaluationMetric.REWARD, _parts(self.before), _parts(self.after))
         if found is None or found.low is None:
             return found
-        low, high = _interval(self.lost, self.gained, len(self.after))
+        low, high = paired_interval(self.lost, self.gained, len(self.after))
         return replace(found, low=low, high=high)
 
     @property
@@ -48,17 +48,17 @@ class Ability:
         return sum(old and not new for old, new in zip(self.before, self.after, strict=False))
 
 
-def _interval(lost: int, gained: int, questions: int) -> tuple[float, float]:
-    """Return the 95 % interval of the difference of the shares, from the answers that have changed.
+def paired_interval(lost: int, gained: int, questions: int, level: float = LEVEL) -> tuple[float, float]:
+    """Return the interval of the difference of the shares, from the answers that have changed; of 95 % by default.
 
     Half is added to each cell of the table of both measurements (Agresti and Min, Statistics in Medicine 24, 2005,
     729-740): the plain interval is too narrow if few answers change. It includes zero if McNemar's test does.
     """
     difference, count = gained - lost, questions + 2
     middle, error = difference / count, math.sqrt(gained + lost + 1 - difference**2 / count) / count
-    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * error
-    low, high = middle - half, middle + half
-    return (low, high) if _chance(lost, gained) < 1 - LEVEL else (min(low, 0.0), max(high, 0.0))
+    half = NormalDist().inv_cdf((1 + level) / 2) * error
+    low, high = max(middle - half, -1.0), min(middle + half, 1.0)
+    return (low, high) if _chance(lost, gained) < 1 - level else (min(low, 0.0), max(high, 0.0))
 
 
 def _chance(lost: int, gained: int) -> float:

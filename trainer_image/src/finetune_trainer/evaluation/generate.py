@@ -29,8 +29,10 @@ def answer_all(
     on_token: Callable[[], None],
     world: World = ALONE,
     is_stopped: Callable[[], bool] = lambda: False,
+    on_answer: Callable[[int, int], None] = lambda _number, _count: None,
 ) -> list[str]:
     """Return one greedy answer per prompt, which is a list of turns; the processes of `world` share the prompts.
+    `on_answer` gets the number of this process's answers so far, and of all of them.
 
     Those of a sharded model gather its layers together for each token, until the last one has its answer. Then none may
     leave, and `is_stopped` ends the answers early instead.
@@ -43,8 +45,9 @@ def answer_all(
         pad_token_id=next(iter(stop_ids), 0),  # one answer at a time needs no padding
         use_cache=True,
     )
-    own = []
-    for prompt, _ in world.shard(prompts):
+    own, share = list[str](), list(world.shard(prompts))
+    for prompt, _ in share:
+        on_answer(len(own), len(share))
         with torch.no_grad():
             own.append(_answer(model, labeler, prompt, settings, EachToken(on_token, is_stopped)))
     return world.gather_shards(own, len(prompts))

@@ -1,7 +1,7 @@
 """The prompts that the model answers before and after the training: those of the job, or of held-out rows."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -19,6 +19,8 @@ class Question:
 
     turns: list[Message]
     reference: str | None = None
+    is_counted: bool = False
+    """Whether the answer is compared with the reference and counted, and not shown."""
 
     @property
     def text(self) -> str:
@@ -26,6 +28,17 @@ class Question:
         if len(self.turns) == 1:
             return self.turns[0]["content"]
         return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in self.turns)
+
+
+def list_counted(held_out: Iterable[Row], most: int, is_comparable: Callable[[str], bool]) -> list[Question]:
+    """Return the first held-out rows with different prompts whose answers can be compared with the rows' own."""
+    found: dict[str, Question] = {}
+    for one in _of_rows(held_out):
+        if len(found) == most:
+            break
+        if one.reference and is_comparable(one.reference):
+            found.setdefault(one.text, replace(one, is_counted=True))
+    return list(found.values())
 
 
 def list_questions(asked: Sequence[Prompt] | None, held_out: Iterable[Row]) -> list[Question]:

@@ -15,6 +15,7 @@ from finetune_trainer.evaluation.ability import Ability, describe_ability
 from finetune_trainer.evaluation.gate_rules import MergeCheck
 from finetune_trainer.evaluation.gguf_rules import GgufCheck
 from finetune_trainer.evaluation.groups import EVALUATED_PROMPTS, EVALUATED_ROWS
+from finetune_trainer.evaluation.held_out_answers import HeldOutAnswers, describe_answers
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.kept_steps import KeptStep
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint
@@ -154,6 +155,8 @@ class RunRecord:
     """The model as it will be served, if that is not the one in training."""
     ability: Ability | None = None
     """Its answers to the questions on general ability."""
+    held_out: HeldOutAnswers | None = None
+    """Its answers to the rows of `evaluation.answers`."""
     compared_rows: int = 0
     """Number of held-out rows that were measured."""
     score_check: ScoreCheck | None = None
@@ -232,6 +235,7 @@ class RunRecord:
         )
         missed = [str(at) for at, one in enumerate(self.answers, 1) if one.is_expected is False]
         parts = [sentence, f"the answer to prompt {', '.join(missed)} misses its pattern" if missed else ""]
+        parts += [describe_answers(self.held_out, self.choices)] if self.held_out else []
         parts += [describe_ability(self.ability)] if self.ability else []
         return "; ".join(part for part in parts if part)
 

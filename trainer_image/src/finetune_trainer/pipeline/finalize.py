@@ -27,6 +27,7 @@ from finetune_trainer.evaluation.gate_rules import (
     largest_loss,
 )
 from finetune_trainer.evaluation.gguf_rules import GgufCheck, gguf_to_json
+from finetune_trainer.evaluation.held_out_answers import HeldOutAnswers, answers_status, find_too_few
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.kept_steps import describe_steps, find_kept
 from finetune_trainer.evaluation.measurements import Measured
@@ -80,6 +81,8 @@ class TrainingResult:
     """The figures of the model as it will be served, if they are not those of the training: only of QLoRA."""
     ability: Ability | None = None
     """The answers to the questions on general ability of the model that will be served."""
+    held_out: HeldOutAnswers | None = None
+    """Its answers to the rows of `evaluation.answers`."""
 
 
 def collect_examples(
@@ -117,6 +120,7 @@ def build_record(
         best_step=trained.plateau.best_step,
         served=trained.served,
         ability=trained.ability,
+        held_out=trained.held_out,
         compared_rows=sampled.prompts if sampled else count_rows(inputs.validation),
         early_stopping=inputs.run.reporter.snapshot().early_stopping,
         trainable_parameters=trained.parameters,
@@ -153,7 +157,9 @@ def evaluate_gates(record: RunRecord) -> EvaluationStatus:
     """Return the verdict and the gates' results; the files hold all figures."""
     requested = record.config.spec.evaluation.gate
     missed = find_unmet(requested, record.verdict, record.detail, record.judged_loss, record.answers)
-    missed += find_forgotten(requested, record.ability, record.served.obstacle if record.served else "")
+    obstacle = record.served.obstacle if record.served else ""
+    missed += find_forgotten(requested, record.ability, obstacle)
+    missed += find_too_few(requested, record.held_out, obstacle)
     gate = GateResult.NOT_CONFIGURED if requested is None else GateResult.NOT_MET if missed else GateResult.PASSED
     merged = record.merge.result if record.merge else GateResult.NOT_ASKED
     gguf = record.gguf.result if record.gguf else GateResult.NOT_ASKED
@@ -166,7 +172,8 @@ def evaluate_gates(record: RunRecord) -> EvaluationStatus:
     }
     served_as = "Model" if record.settings.method == Method.FULL else "Adapter"
     status = to_status(record.comparison, one_line(record.detail), record.compared_rows, served_as)
-    return status.model_copy(update=gates | {"ability": ability_status(record.ability)})
+    counted = answers_status(record.held_out, record.choices)
+    return status.model_copy(update=gates | {"ability": ability_status(record.ability), "answers": counted})
 
 
 def build_result(inputs: Inputs, record: RunRecord) -> Report:

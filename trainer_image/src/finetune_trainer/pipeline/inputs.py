@@ -36,6 +36,7 @@ from finetune_trainer.pipeline.bound_model import (
 )
 from finetune_trainer.pipeline.chat_template import restore_choice
 from finetune_trainer.pipeline.dataset import Rows, choose_evaluation_rows, fetch_rows, load_held_out, load_samples
+from finetune_trainer.pipeline.held_out_answers import list_counted_rows
 from finetune_trainer.publishing.lineage import combined_sha256, digest_folder
 from finetune_trainer.publishing.parent_result import check_parents
 from finetune_trainer.rewards.fetch import RewardFolders, fetch_reward_model
@@ -108,7 +109,8 @@ class Inputs:
         spec = self.run.config.spec
         if spec.objective == Objective.REWARD_MODEL:
             return []
-        return list_questions(spec.evaluation.prompts, self.rows.validation or ())
+        held_out = self.rows.validation or ()
+        return [*list_questions(spec.evaluation.prompts, held_out), *list_counted_rows(spec, held_out)]
 
     @property
     def questions_sha256(self) -> str:

@@ -15,6 +15,7 @@ from finetune_trainer.evaluation.ability import Ability
 from finetune_trainer.evaluation.choices import answer_questions
 from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.evaluation.generate import answer_all, stop_token_ids
+from finetune_trainer.evaluation.held_out_answers import HeldOutAnswers
 from finetune_trainer.evaluation.logprobs import HeldOut, mean_loss
 from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.evaluation.run_record import Answer
@@ -27,6 +28,7 @@ from finetune_trainer.pipeline.finalize import (
     describe_machine,
 )
 from finetune_trainer.pipeline.full_model import JUDGED_ROWS, is_full_model_requested
+from finetune_trainer.pipeline.held_out_answers import count_correct
 from finetune_trainer.pipeline.inputs import Inputs
 from finetune_trainer.training.callbacks import restore_trained, save_trained
 from finetune_trainer.training.methods import traits_of
@@ -39,7 +41,7 @@ LARGEST_RECHECK_DIFFERENCE = 0.005
 def measure_baseline(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext, *, is_quantised: bool) -> None:
     """Record the untrained model's loss and its outputs, those of prompts from the first process unless sharded.
 
-    The ability of a quantised base is not measured here: that of the base in 16 bits is, after the training.
+    What is counted of a quantised base is not measured here: that of the base in 16 bits is, after the training.
     """
     if inputs.validation and inputs.run.config.spec.evaluation.baseline:
         trainer.evaluate()
@@ -47,18 +49,18 @@ def measure_baseline(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext, *,
     loop.before.questions_sha256 = inputs.questions_sha256
     with first_answers(inputs, trainer, loop, "answered") as is_answering:
         if is_answering:
-            loop.before.answers = answer_prompts(inputs, trainer, loop)
+            loop.before.answers = answer_prompts(inputs, trainer, loop, is_counted=not is_quantised)
             loop.before.ability = [] if is_quantised else measure_ability(inputs, trainer, loop)
 
 
-def answer_changed_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> None:
+def answer_changed_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext, *, is_quantised: bool) -> None:
     """Record the untrained model's answers again if the job has other prompts than when the checkpoint was saved."""
     if loop.before.questions_sha256 == inputs.questions_sha256:
         return
     loop.before.questions_sha256 = inputs.questions_sha256
     with first_answers(inputs, trainer, loop, "answered") as is_answering:
         if is_answering:
-            loop.before.answers = answer_prompts(inputs, trainer, loop)
+            loop.before.answers = answer_prompts(inputs, trainer, loop, is_counted=not is_quantised)
 
 
 @contextmanager
@@ -88,8 +90,9 @@ def measure_result(
     stop_ids = stop_token_ids(trainer.model, inputs.answers) if traits.writes_text else []
     full_loss = measure_gate_loss(inputs, trainer) if world.is_first else None
     is_answering = world.is_first or is_sharded(parts.model)
-    answers = answer_prompts(inputs, trainer, loop) if is_answering else []
-    is_asked = is_answering and parts.settings.method != Method.QLORA
+    is_counted = parts.settings.method != Method.QLORA
+    answers = answer_prompts(inputs, trainer, loop, is_counted=is_counted) if is_answering else []
+    is_asked = is_answering and is_counted
     after_ability = measure_ability(inputs, trainer, loop) if is_asked else []
     return TrainingResult(
         parts.settings,
@@ -105,6 +108,7 @@ def measure_result(
         quantised=quantised_layers(parts.model, parts.settings),
         full_loss=full_loss,
         ability=Ability(loop.before.ability, after_ability) if after_ability else None,
+        held_out=count_answers(inputs, loop.before.answers, answers) if world.is_first else None,
     )
 
 
@@ -112,6 +116,7 @@ def pair_answers(inputs: Inputs, before: Sequence[str], tuned: Sequence[str]) ->
     """Return each question with both answers, and whether the second one meets the expectation."""
     prompts = inputs.run.config.spec.evaluation.prompts or []
     expected = Expectations(prompts)
+    shown = [one for one in inputs.questions if not one.is_counted]
     return [
         Answer(
             question.text,
@@ -122,8 +127,13 @@ def pair_answers(inputs: Inputs, before: Sequence[str], tuned: Sequence[str]) ->
             reference=question.reference,
             turns=question.turns,
         )
-        for at, (question, base, own) in enumerate(zip(inputs.questions, before, tuned, strict=True))
+        for at, (question, base, own) in enumerate(zip(shown, before, tuned, strict=False))
     ]
+
+
+def count_answers(inputs: Inputs, before: Sequence[str], tuned: Sequence[str]) -> HeldOutAnswers | None:
+    """Return how many answers to the rows of `evaluation.answers` are correct; None without any."""
+    return count_correct(inputs.run.config.spec, inputs.questions, before, tuned)
 
 
 def measure_gate_loss(inputs: Inputs, trainer: LoopTrainer) -> float | None:
@@ -173,18 +183,21 @@ def measure_ability(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> 
     return answer_questions(trainer.model, inputs.labeler.tokenizer, questions, on_question, world)
 
 
-def answer_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> list[str]:
-    """Return the current model's answers to the questions."""
-    if not inputs.questions:
+def answer_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext, *, is_counted: bool = True) -> list[str]:
+    """Return the current model's answers to the questions; without those that are only counted, if it is not the one
+    that will be served."""
+    questions = [one for one in inputs.questions if is_counted or not one.is_counted]
+    if not questions:
         return []
     loop.reporter.set_stage("Answering")
     answer = functools.partial(
         answer_all,
         trainer.model,
         inputs.labeler,
-        [question.turns for question in inputs.questions],
+        [question.turns for question in questions],
         stop_ids=stop_token_ids(trainer.model, inputs.answers),
         max_new_tokens=inputs.run.config.spec.evaluation.max_new_tokens,
+        on_answer=loop.reporter.set_share,
     )
     if not is_sharded(trainer.model):
         return answer(on_token=inputs.run.on_work)

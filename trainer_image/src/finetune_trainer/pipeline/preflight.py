@@ -36,6 +36,7 @@ from finetune_trainer.models.teacher import CheckedTeacher, check_teacher
 from finetune_trainer.models.trainable import require_adapter_on_experts, require_method, require_trainable
 from finetune_trainer.pipeline.bound_model import describe_adapter, describe_model, describe_reward_model
 from finetune_trainer.pipeline.chat_template import describe_choice, read_choice
+from finetune_trainer.pipeline.held_out_answers import explain_incomparable
 from finetune_trainer.pipeline.prepare_dataset import PreparedDataset, collect_rejected, prepare_dataset
 from finetune_trainer.publishing.claim import check_claim, claim_prefix, refused_uri
 from finetune_trainer.publishing.lineage import status_lineage
@@ -122,7 +123,7 @@ def preflight(run: RunContext) -> Report:
     if missing := explain_missing_system(config.spec.evaluation.prompts, dataset.shared_system):
         logger.warning("%s: set system there, or the report and the gate ask without it", missing)
     _ask_graders(run, dataset)
-    _check_gate(config, dataset)
+    _check_evaluation(config, dataset)
     _check_context(config, architecture, dataset.longest)
     resolved = _choose(config, model, teacher, dataset, adapter)
     require_method(architecture, resolved.method)
@@ -244,8 +245,11 @@ def _warn_of_lost_reasoning(counts: DatasetStatus) -> None:
         logger.warning("%s", explained)
 
 
-def _check_gate(config: JobConfig, dataset: PreparedDataset) -> None:
-    """Too few rows may leave none to hold out, and then no loss can meet a gate."""
+def _check_evaluation(config: JobConfig, dataset: PreparedDataset) -> None:
+    """Too few rows may leave none to hold out, and then no loss can meet a gate; or none with an answer to count."""
+    held_out = dataset.directory / Artifact.VALIDATION_ROWS
+    if dataset.status.validation_rows and (why := explain_incomparable(config.spec, read_accepted(held_out))):
+        raise InvalidConfig(why)
     gate = config.spec.evaluation.gate
     if gate and (gate.max_eval_loss is not None or gate.must_improve) and not dataset.validation_samples:
         raise TrainerError(

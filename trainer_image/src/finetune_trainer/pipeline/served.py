@@ -24,7 +24,13 @@ from finetune_trainer.monitoring.host_memory import available_bytes
 from finetune_trainer.pipeline.finalize import TrainingResult
 from finetune_trainer.pipeline.inputs import Inputs
 from finetune_trainer.pipeline.load import build_judge, load_model, load_teacher
-from finetune_trainer.pipeline.measure import answer_prompts, first_answers, measure_ability, pair_answers
+from finetune_trainer.pipeline.measure import (
+    answer_prompts,
+    count_answers,
+    first_answers,
+    measure_ability,
+    pair_answers,
+)
 from finetune_trainer.training import joint_measuring
 from finetune_trainer.training.callbacks import restore_trained
 from finetune_trainer.training.methods import build_trainer
@@ -189,7 +195,11 @@ def _measure(inputs: Inputs, trained: TrainingResult, device: torch.device, worl
     loop.stop.raise_if_set()
     answers = pair_answers(inputs, base, tuned) if tuned or not inputs.questions else []
     return replace(
-        trained, served=Served(before, after), answers=answers, ability=Ability(known, knows) if known else None
+        trained,
+        served=Served(before, after),
+        answers=answers,
+        ability=Ability(known, knows) if known else None,
+        held_out=count_answers(inputs, base, tuned),
     )
 
 

@@ -12,6 +12,7 @@ from finetune_api.handoff import Artifact, Outcome, Report
 from finetune_api.status import EarlyStoppingStatus, Metrics, Resolved
 from finetune_trainer.evaluation.ability import Ability
 from finetune_trainer.evaluation.early_stopping import Plateau
+from finetune_trainer.evaluation.held_out_answers import HeldOutAnswers
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.evaluation.run_record import Answer, Machine, RewardedAnswer, ScoredPair, Served
@@ -44,6 +45,7 @@ class StoredTraining(BaseModel):
     full_loss: float | None
     served: Served | None = None
     ability: Ability | None = None
+    held_out: HeldOutAnswers | None = None
     metrics: Metrics
     early_stopping: EarlyStoppingStatus | None
     total_steps: int | None
@@ -69,6 +71,7 @@ def store_training(inputs: Inputs, trained: TrainingResult, checkpoints: Checkpo
         full_loss=trained.full_loss,
         served=trained.served,
         ability=trained.ability,
+        held_out=trained.held_out,
         metrics=known.metrics,
         early_stopping=known.early_stopping,
         total_steps=known.progress.total_steps,
@@ -120,6 +123,7 @@ def restore_training(inputs: Inputs, checkpoints: Checkpoints) -> TrainingResult
         full_loss=figures.full_loss,
         served=figures.served,
         ability=figures.ability,
+        held_out=figures.held_out,
     )
 
 

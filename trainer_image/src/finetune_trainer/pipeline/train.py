@@ -235,10 +235,11 @@ def train_once(
     reporter.start.end("trainer")
     parameters = sum(tensor.numel() for tensor in trained_tensors(model).values())
     reporter.update(resolved=settings, metrics={"trainable_parameters": parameters})
+    is_quantised = settings.method == Method.QLORA
     if resumed:
-        answer_changed_prompts(inputs, trainer, loop)
+        answer_changed_prompts(inputs, trainer, loop, is_quantised=is_quantised)
     else:
-        measure_baseline(inputs, trainer, loop, is_quantised=settings.method == Method.QLORA)
+        measure_baseline(inputs, trainer, loop, is_quantised=is_quantised)
     reporter.start.end("baseline")
     if spec.mode is Mode.EVALUATE:
         continue_adapter(model, inputs.initial_weights)

@@ -60,6 +60,10 @@ def _evaluation_tiles(record: RunRecord) -> list[Tile]:
             share = earlier.reward_accuracy if earlier else None
             was = f"{record.start} {percent(share)}" if share is not None else ""
             found.append(Tile("Preferred answer wins", percent(after.reward_accuracy), was))
+    if record.held_out:
+        earlier_share = record.held_out.compare(record.choices)
+        was = f"{record.start} {percent(earlier_share.before)}" if earlier_share else ""
+        found.append(Tile("Correct answers", percent(record.held_out.percent / 100), was))
     known = record.ability.comparison if record.ability else None
     if known:
         was = f"{record.start} {percent(known.before)}"

@@ -9,6 +9,7 @@ from finetune_api.evaluation import Verdict
 from finetune_trainer.data.checks.summary import count_lost_reasoning
 from finetune_trainer.data.lengths import round_up
 from finetune_trainer.evaluation.ability import describe_ability
+from finetune_trainer.evaluation.held_out_answers import describe_answers
 from finetune_trainer.evaluation.measurements import EvalPoint, TrainPoint
 from finetune_trainer.evaluation.questions import explain_missing_system
 from finetune_trainer.evaluation.run_record import RunRecord
@@ -158,6 +159,19 @@ def forgotten(run: RunRecord) -> Recommendation | None:
         f"Check whether you need what the model has forgotten. To keep more of it, use {change}a lower "
         "hyperparameters.learningRate or fewer steps, or mix general rows into dataset.train.",
         f"{describe_ability(run.ability)}; {run.ability.lost} answers became wrong, {run.ability.gained} right",
+        UNUSABLE,
+    )
+
+
+def fewer_correct_answers(run: RunRecord) -> Recommendation | None:
+    """Detect a model that answers measurably fewer held-out rows correctly than before the training."""
+    found = run.held_out.compare(run.choices) if run.held_out else None
+    if run.held_out is None or found is None or found.high is None or found.high >= 0:
+        return None
+    return Recommendation(
+        "Do not use this result for this task. Read the wrong answers above; then check the rows, and use a lower "
+        "hyperparameters.learningRate or fewer steps.",
+        describe_answers(run.held_out, run.choices),
         UNUSABLE,
     )
 
@@ -396,6 +410,7 @@ RULES: Sequence[Callable[[RunRecord], Recommendation | None]] = (
     no_improvement,
     not_as_served,
     forgotten,
+    fewer_correct_answers,
     missed_expectation,
     asked_without_system,
     less_than_an_epoch,

@@ -1,0 +1,99 @@
+"""How many answers to held-out rows are correct before the training and after it, with the interval of the
+difference."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from finetune_api.evaluation import AnswersStatus, EvaluationMetric, Gate
+from finetune_trainer.evaluation.ability import Ability, paired_interval
+from finetune_trainer.evaluation.verdict import LEVEL, Comparison, compare
+
+SHOWN = 5
+"""Wrong answers in the report."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrongAnswer:
+    """An answer of the tuned model that differs from the row's own."""
+
+    prompt: str
+    reference: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutAnswers:
+    """Whether the answer to each row was correct, before and after the training, and the first wrong ones after it."""
+
+    counted: Ability
+    wrong: list[WrongAnswer] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """The number of rows that were answered."""
+        return len(self.counted.after)
+
+    def compare(self, choices: int) -> Comparison | None:
+        """Return the paired comparison of the shares of correct answers; None if they are not of the same rows.
+
+        The weights were chosen from `choices` evaluations on held-out rows: the interval is widened (Bonferroni).
+        """
+        before, after = self.counted.before, self.counted.after
+        found = compare(EvaluationMetric.REWARD, _parts(before), _parts(after))
+        if found is None or found.low is None:
+            return found
+        level = 1 - (1 - LEVEL) / max(choices, 1)
+        low, high = paired_interval(self.counted.lost, self.counted.gained, self.rows, level)
+        return replace(found, low=low, high=high)
+
+    @property
+    def percent(self) -> float:
+        """The share of correct answers of the tuned model."""
+        return 100 * sum(self.counted.after) / max(self.rows, 1)
+
+
+def _parts(answers: Sequence[bool]) -> list[tuple[float, int]]:
+    return [(float(one), 1) for one in answers]
+
+
+def describe_answers(answers: HeldOutAnswers, choices: int) -> str:
+    """Return the shares and their difference in one sentence, with the 95 % interval."""
+    found = answers.compare(choices)
+    if found is None:
+        return f"{answers.percent:.1f} % of {answers.rows} answers to held-out rows are correct"
+    change = f"{100 * found.difference:+.1f} percentage points"
+    if found.low is not None and found.high is not None:
+        change += f" (95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    shares = f"{100 * found.before:.1f} % → {100 * found.after:.1f} % of {answers.rows}"
+    return f"correct answers to held-out rows: {shares}, {change}"
+
+
+def answers_status(answers: HeldOutAnswers | None, choices: int) -> AnswersStatus | None:
+    """Return the figures in percent and percentage points."""
+    if answers is None:
+        return None
+    found = answers.compare(choices)
+    if found is None:
+        return AnswersStatus(rows=answers.rows, after_percent=answers.percent)
+    return AnswersStatus(
+        rows=answers.rows,
+        before_percent=100 * found.before,
+        after_percent=100 * found.after,
+        difference_points=100 * found.difference,
+        difference_low_points=None if found.low is None else 100 * found.low,
+        difference_high_points=None if found.high is None else 100 * found.high,
+    )
+
+
+def find_too_few(gate: Gate | None, answers: HeldOutAnswers | None, obstacle: str = "") -> list[str]:
+    """Return why `gate.minCorrect` is not met; empty if it is met or not set."""
+    if gate is None or gate.min_correct is None:
+        return []
+    if answers is None:
+        why = obstacle or "no held-out row was answered"
+        return [f"there are no answers to compare with minCorrect {gate.min_correct:g}: {why}"]
+    if answers.percent >= gate.min_correct:
+        return []
+    correct = sum(answers.counted.after)
+    share = f"{correct} of {answers.rows} answers to held-out rows ({answers.percent:.1f} %)"
+    return [f"{share} are correct, below minCorrect {gate.min_correct:g}: read the wrong ones in the report"]
