@@ -1,5 +1,6 @@
 """How many held-out rows a model answers correctly before a real training and after it."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def test_a_model_that_answers_otherwise_fails_its_gate_and_the_report_shows_wron
     assert "below minCorrect 10" in str(found.gate_message)
     page = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
     assert "## Wrong answers to held-out rows" in page
+    assert re.search(r"\n\nThe first 5 of \d\d wrong answers of the tuned model.\n\n### Row 1\n", page)
     assert page.count("The answer in the row:") >= 1
 
 
