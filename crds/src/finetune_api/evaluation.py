@@ -170,11 +170,9 @@ class EarlyStopping(Block):
     0."""
 
 
-class AbilityStatus(StatusBlock):
-    """General ability before and after training, on the questions of `evaluation.ability`."""
+class CorrectStatus(StatusBlock):
+    """Shares of correct answers before and after training."""
 
-    questions: Count | None = None
-    """Questions that were asked."""
     before_percent: Measure | None = None
     """Correct answers before training, in percent."""
     after_percent: Measure | None = None
@@ -184,7 +182,14 @@ class AbilityStatus(StatusBlock):
     difference_low_points: Measure | None = None
     """Lower end of the 95 % interval of `differencePoints`."""
     difference_high_points: Measure | None = None
-    """Upper end of the 95 % interval of `differencePoints`: below zero, the model has forgotten."""
+    """Upper end of the 95 % interval of `differencePoints`: below zero, the model is worse."""
+
+
+class AbilityStatus(CorrectStatus):
+    """General ability before and after training, on the questions of `evaluation.ability`."""
+
+    questions: Count | None = None
+    """Questions that were asked."""
 
     @property
     def has_forgotten(self) -> bool | None:
@@ -192,21 +197,11 @@ class AbilityStatus(StatusBlock):
         return None if self.difference_high_points is None else self.difference_high_points < 0
 
 
-class AnswersStatus(StatusBlock):
+class AnswersStatus(CorrectStatus):
     """Correct answers to held-out rows before and after training, by `evaluation.answers`."""
 
     rows: Count | None = None
     """Held-out rows that were answered."""
-    before_percent: Measure | None = None
-    """Correct answers before training, in percent."""
-    after_percent: Measure | None = None
-    """Correct answers of the tuned model, in percent."""
-    difference_points: Measure | None = None
-    """`afterPercent` minus `beforePercent` in percentage points, on the same rows."""
-    difference_low_points: Measure | None = None
-    """Lower end of the 95 % interval of `differencePoints`."""
-    difference_high_points: Measure | None = None
-    """Upper end of the 95 % interval of `differencePoints`."""
 
 
 class EvaluationStatus(StatusBlock):

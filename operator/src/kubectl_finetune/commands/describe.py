@@ -6,7 +6,7 @@ from datetime import datetime
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from finetune_api.evaluation import AbilityStatus, AnswersStatus, EvaluationStatus, Verdict
+from finetune_api.evaluation import CorrectStatus, EvaluationStatus, Verdict
 from finetune_api.names import ConditionType, Phase
 from finetune_api.output import RegistryPush
 from finetune_api.status import KeptCheckpoint
@@ -71,7 +71,7 @@ def _change(found: EvaluationStatus | None) -> str:
     return f"{text}, measured on the {found.served_as.lower()}" if found.served_as else text
 
 
-def _shares(found: AbilityStatus | AnswersStatus, count: int | None, what: str) -> str:
+def _shares(found: CorrectStatus, count: int | None, what: str) -> str:
     """Return the share of correct answers before and after training."""
     if found.before_percent is None or found.after_percent is None:
         return ""

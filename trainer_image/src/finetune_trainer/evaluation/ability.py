@@ -79,12 +79,8 @@ def describe_ability(ability: Ability) -> str:
     found = ability.comparison
     if found is None:
         return "general ability was not compared: the questions before and after are not the same"
-    change = f"{100 * found.difference:+.1f} percentage points"
-    if found.low is not None and found.high is not None:
-        change += f" (95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f})"
-    asked = f"{len(ability.after)} questions"
-    shares = f"{100 * found.before:.1f} % → {100 * found.after:.1f} % of {asked}, {change}"
-    return f"general ability {'lost: ' if ability.has_forgotten else ''}{shares}"
+    change = describe_change(found, f"{len(ability.after)} questions")
+    return f"general ability {'lost: ' if ability.has_forgotten else ''}{change}"
 
 
 def ability_status(ability: Ability | None) -> AbilityStatus | None:
@@ -92,14 +88,27 @@ def ability_status(ability: Ability | None) -> AbilityStatus | None:
     found = ability.comparison if ability else None
     if ability is None or found is None:
         return None
-    return AbilityStatus(
-        questions=len(ability.after),
-        before_percent=100 * found.before,
-        after_percent=100 * found.after,
-        difference_points=100 * found.difference,
-        difference_low_points=None if found.low is None else 100 * found.low,
-        difference_high_points=None if found.high is None else 100 * found.high,
-    )
+    return AbilityStatus(questions=len(ability.after), **to_percent(found))
+
+
+def to_percent(found: Comparison) -> dict[str, float | None]:
+    """Return the shares of correct answers in percent, and their difference in points, by the names of a status."""
+    low, high = (None if end is None else 100 * end for end in (found.low, found.high))
+    return {
+        "before_percent": 100 * found.before,
+        "after_percent": 100 * found.after,
+        "difference_points": 100 * found.difference,
+        "difference_low_points": low,
+        "difference_high_points": high,
+    }
+
+
+def describe_change(found: Comparison, count: str) -> str:
+    """Return both shares and their difference, with the 95 % interval."""
+    change = f"{100 * found.difference:+.1f} percentage points"
+    if found.low is not None and found.high is not None:
+        change += f" (95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    return f"{100 * found.before:.1f} % → {100 * found.after:.1f} % of {count}, {change}"
 
 
 def find_forgotten(gate: Gate | None, ability: Ability | None, obstacle: str = "") -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from finetune_api.evaluation import AnswersStatus, EvaluationMetric, Gate
-from finetune_trainer.evaluation.ability import Ability, paired_interval
+from finetune_trainer.evaluation.ability import Ability, describe_change, paired_interval, to_percent
 from finetune_trainer.evaluation.verdict import LEVEL, Comparison, compare
 
 SHOWN = 5
@@ -61,11 +61,7 @@ def describe_answers(answers: HeldOutAnswers, choices: int) -> str:
     found = answers.compare(choices)
     if found is None:
         return f"{answers.percent:.1f} % of {answers.rows} answers to held-out rows are correct"
-    change = f"{100 * found.difference:+.1f} percentage points"
-    if found.low is not None and found.high is not None:
-        change += f" (95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f})"
-    shares = f"{100 * found.before:.1f} % → {100 * found.after:.1f} % of {answers.rows}"
-    return f"correct answers to held-out rows: {shares}, {change}"
+    return f"correct answers to held-out rows: {describe_change(found, str(answers.rows))}"
 
 
 def answers_status(answers: HeldOutAnswers | None, choices: int) -> AnswersStatus | None:
@@ -75,14 +71,7 @@ def answers_status(answers: HeldOutAnswers | None, choices: int) -> AnswersStatu
     found = answers.compare(choices)
     if found is None:
         return AnswersStatus(rows=answers.rows, after_percent=answers.percent)
-    return AnswersStatus(
-        rows=answers.rows,
-        before_percent=100 * found.before,
-        after_percent=100 * found.after,
-        difference_points=100 * found.difference,
-        difference_low_points=None if found.low is None else 100 * found.low,
-        difference_high_points=None if found.high is None else 100 * found.high,
-    )
+    return AnswersStatus(rows=answers.rows, **to_percent(found))
 
 
 def find_too_few(gate: Gate | None, answers: HeldOutAnswers | None, obstacle: str = "") -> list[str]:
