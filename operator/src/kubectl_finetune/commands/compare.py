@@ -45,7 +45,13 @@ class Ranking:
         """Return the titles of the columns."""
         short = [_short(path) for path in self.fields]
         names = [name if short.count(name) == 1 else path for path, name in zip(self.fields, short, strict=True)]
-        return ("NAME", *names, "PHASE", "HELD-OUT", "CHANGE", "95 % INTERVAL", "VERDICT", "TIME")
+        correct = ("CORRECT",) if self._counts_answers else ()
+        return ("NAME", *names, "PHASE", "HELD-OUT", "CHANGE", "95 % INTERVAL", "VERDICT", *correct, "TIME")
+
+    @property
+    def _counts_answers(self) -> bool:
+        """Whether a job has counted correct answers to held-out rows."""
+        return any(job.status.evaluation and job.status.evaluation.answers for job in self.jobs)
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return one row for each job."""
@@ -66,6 +72,7 @@ class Ranking:
             (found and found.change) or NONE,
             interval,
             (found and found.verdict) or NONE,
+            *((_correct(job),) if self._counts_answers else ()),
             duration(job.status.active_seconds),
         )
 
@@ -84,6 +91,14 @@ class Ranking:
                 }
             )
         return {"jobs": jobs, "notes": list(self.sentences)}
+
+
+def _correct(job: Job) -> str:
+    """Return the share of correct answers to held-out rows after the training."""
+    found = job.status.evaluation.answers if job.status.evaluation else None
+    if found is None or found.after_percent is None:
+        return NONE
+    return f"{found.after_percent:.1f} % of {number(found.rows)}"
 
 
 def rank(jobs: Sequence[Job]) -> Ranking:

@@ -49,6 +49,14 @@ def test_the_lowest_loss_is_first_with_the_field_that_differs_and_its_interval(t
     ]
 
 
+def test_correct_answers_have_a_column_if_a_job_has_counted_them(tried: Make) -> None:
+    counted = tried("one", 5e-5, 2.9, evaluation={"answers": {"rows": 200, "afterPercent": 91.5}})
+    ranking = rank([counted, tried("two", 1e-4, 2.7)])
+    at = ranking.header().index("CORRECT")
+    assert [(row[0], row[at]) for row in ranking.rows()] == [("two", "-"), ("one", "91.5 % of 200")]
+    assert "CORRECT" not in rank([tried("two", 1e-4, 2.7)]).header()
+
+
 @pytest.mark.parametrize(("half", "is_separated"), [(0.049, True), (0.051, False)])
 def test_jobs_within_their_intervals_are_not_separated(tried: Make, half: float, is_separated: bool) -> None:
     jobs = [tried("one", 5e-5, 2.9, half), tried("two", 1e-4, 2.8, half)]
