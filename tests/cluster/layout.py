@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,12 @@ KUBERNETES_SERVICE = "10.96.0.1"
 DNS_SERVICE = "10.96.0.10"
 CLUSTER_DOMAIN = "cluster.local"
 FAKE_GPUS = 4
+FIRST_PORT, LAST_PORT = 11_000, 16_000
+"""Of control planes without a node: below the ports that Linux gives to others, which could take one between its choice
+and its use."""
+_claims: list[socket.socket] = []
+"""Of each chosen port, the UDP port of the same number, which this process holds until it ends: by then its programs
+listen."""
 
 
 class ClusterError(Exception):
@@ -111,10 +118,17 @@ def control_plane_only(root: Path) -> Layout:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now; all are held until the last is found, so none comes twice."""
-    sockets = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
-    try:
-        return [int(held.getsockname()[1]) for held in sockets]
-    finally:
-        for held in sockets:
-            held.close()
+    """Return ports that nothing listens on, and that no other start of a control plane chooses meanwhile."""
+    found: list[int] = []
+    while len(found) < count:
+        port = FIRST_PORT + secrets.randbelow(LAST_PORT - FIRST_PORT)
+        claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            claim.bind((LOOPBACK, port))
+            socket.create_server((LOOPBACK, port)).close()
+        except OSError:
+            claim.close()
+            continue
+        _claims.append(claim)
+        found.append(port)
+    return found
