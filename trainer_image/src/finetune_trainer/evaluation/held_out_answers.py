@@ -1,12 +1,11 @@
 """How many answers to held-out rows are correct before the training and after it, with the interval of the
 difference."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from finetune_api.evaluation import AnswersStatus, EvaluationMetric, Gate
+from finetune_api.evaluation import AnswersStatus, Gate
 from finetune_trainer.evaluation.ability import Ability, describe_change, paired_interval, to_percent
-from finetune_trainer.evaluation.verdict import LEVEL, Comparison, compare
+from finetune_trainer.evaluation.verdict import LEVEL, Comparison
 
 SHOWN = 5
 """Wrong answers in the report."""
@@ -38,8 +37,7 @@ class HeldOutAnswers:
 
         The weights were chosen from `choices` evaluations on held-out rows: the interval is widened (Bonferroni).
         """
-        before, after = self.counted.before, self.counted.after
-        found = compare(EvaluationMetric.REWARD, _parts(before), _parts(after))
+        found = self.counted.comparison
         if found is None or found.low is None:
             return found
         level = 1 - (1 - LEVEL) / max(choices, 1)
@@ -50,10 +48,6 @@ class HeldOutAnswers:
     def percent(self) -> float:
         """The share of correct answers of the tuned model."""
         return 100 * sum(self.counted.after) / max(self.rows, 1)
-
-
-def _parts(answers: Sequence[bool]) -> list[tuple[float, int]]:
-    return [(float(one), 1) for one in answers]
 
 
 def describe_answers(answers: HeldOutAnswers, choices: int) -> str:

@@ -27,9 +27,7 @@ def list_counted_rows(spec: FineTuneJobSpec, held_out: Iterable[Row]) -> list[Qu
 def explain_incomparable(spec: FineTuneJobSpec, held_out: Iterable[Row]) -> str | None:
     """Return why no answer can be counted, or None: no held-out row has an answer that the job's match can read."""
     asked = spec.evaluation.answers
-    if asked is None or list_counted(
-        held_out, 1, lambda reference: Matcher(asked, FIELD).find_fault(reference) is None
-    ):
+    if asked is None or list_counted_rows(spec, held_out):
         return None
     return (
         f"{FIELD}: no held-out row has an answer in text that match {asked.match.value} can be compared with, and a "
