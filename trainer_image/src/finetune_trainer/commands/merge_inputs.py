@@ -16,13 +16,8 @@ from finetune_trainer.data.rows import BadRow, DataFormat, Rejected, Row, Source
 from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.merging.tuned_folder import read_tuned
 from finetune_trainer.models.adapters.factors import parse_factor
-from finetune_trainer.models.adapters.initial import (
-    BEYOND_LORA,
-    name_recorded_base,
-    read_base_digests,
-    require_fit,
-    require_weights,
-)
+from finetune_trainer.models.adapters.fit import require_fit
+from finetune_trainer.models.adapters.initial import BEYOND_LORA, name_recorded_base, read_base_digests, require_weights
 from finetune_trainer.models.adapters.whole_names import saved_modules
 from finetune_trainer.models.base_model import (
     ADAPTER_CONFIG,
