@@ -18,11 +18,12 @@ from training_bench import HYPERPARAMETERS, Bench, preference_rows
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.adapters.attach import attach_adapter
 from finetune_trainer.models.adapters.check import find_adapter_faults
 from finetune_trainer.models.adapters.eva import start_from_inputs
 from finetune_trainer.models.adapters.saved import save_adapter
 from finetune_trainer.models.adapters.starts import start_from_weights
-from finetune_trainer.models.loading import attach_adapter, load_for_training, load_plain, trained_tensors
+from finetune_trainer.models.loading import load_for_training, load_plain, trained_tensors
 from finetune_trainer.tokenization.samples import UNTRAINED, Encoded
 
 MakeBench = Callable[..., Bench]

@@ -24,16 +24,10 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.merging.gate_worker import find_candidate_faults
 from finetune_trainer.merging.merge import add_ignored
+from finetune_trainer.models.adapters.attach import attach_adapter, linear_targets
 from finetune_trainer.models.adapters.saved import save_adapter
 from finetune_trainer.models.architectures import find_class, name_loader
-from finetune_trainer.models.loading import (
-    attach_adapter,
-    linear_targets,
-    load_for_training,
-    load_plain,
-    quantised_layers,
-    trained_tensors,
-)
+from finetune_trainer.models.loading import load_for_training, load_plain, quantised_layers, trained_tensors
 from finetune_trainer.models.memory_estimate import weight_bytes
 from finetune_trainer.models.shape import read_shape
 from finetune_trainer.models.tensor_files import TensorFiles

@@ -18,15 +18,14 @@ from finetune_trainer.distributed.sharding import require_same_gradients
 from finetune_trainer.distributed.world import World
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.logprobs import LOSS_TOKENS, HeldOut, iterate_logprobs
-from finetune_trainer.models.adapters.saved import save_adapter, verify_adapter
-from finetune_trainer.models.loading import (
+from finetune_trainer.models.adapters.attach import (
     attach_adapter,
     linear_targets,
-    load_plain,
     refuse_tied_merge,
     require_plain_head,
-    trained_tensors,
 )
+from finetune_trainer.models.adapters.saved import save_adapter, verify_adapter
+from finetune_trainer.models.loading import load_plain, trained_tensors
 from finetune_trainer.tokenization.samples import Encoded
 
 MakeBench = Callable[..., Bench]

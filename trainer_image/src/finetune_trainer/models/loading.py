@@ -1,8 +1,7 @@
-"""The base model on its device: quantisation, and where the adapter goes."""
+"""The base model on its device: number formats, quantisation, and what of it is trained."""
 
 import logging
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from logging.handlers import BufferingHandler
 from pathlib import Path
@@ -10,8 +9,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -21,37 +19,26 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
-from finetune_api.tuning import InitLoraWeights
 from finetune_trainer.distributed.sharding import require_sharded, sharding_options
 from finetune_trainer.distributed.world import ALONE, World
-from finetune_trainer.errors import InvalidConfig, TrainerError
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.adapters.attach import attach_adapter
 from finetune_trainer.models.adapters.factors import WRAPPED
-from finetune_trainer.models.adapters.patterns import require_expressions, require_matches, require_one_value
-from finetune_trainer.models.adapters.starts import CHOICES, lora_layers, start_from_weights
-from finetune_trainer.models.adapters.whole_modules import choose_whole_modules, is_inside, keep_whole_modules
-from finetune_trainer.models.adapters.whole_names import refuse_adapter_on_head
-from finetune_trainer.models.architectures import find_class, text_modules, text_prefix
+from finetune_trainer.models.adapters.starts import CHOICES, start_from_weights
+from finetune_trainer.models.adapters.whole_modules import is_inside
+from finetune_trainer.models.architectures import find_class, text_modules
 from finetune_trainer.models.device import set_tf32
-from finetune_trainer.models.experts import (
-    expert_parameters,
-    expert_targets,
-    has_experts,
-    plain_stacks,
-    quantise_experts,
-    quantised_stacks,
-    require_every_stack,
-)
+from finetune_trainer.models.experts import has_experts, plain_stacks, quantise_experts, quantised_stacks
 from finetune_trainer.models.grouped_heads import keep_fused
 from finetune_trainer.models.nf4_shares import keep_shares, shard_quantised
 from finetune_trainer.models.optimisers import refuse_sharded_optimiser
 from finetune_trainer.models.quantised import Quantised
-from finetune_trainer.models.shape import UNADAPTED_LAYERS, ends_in
+from finetune_trainer.models.shape import UNADAPTED_LAYERS
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +47,8 @@ NON_REENTRANT = {"use_reentrant": False}
 HEAD = "score.weight"
 """The head of a reward model, which a language model does not have."""
 LOADING = logging.getLogger("transformers")
-FIRST_VALUES: dict[str, bool | str] = {InitLoraWeights.GAUSSIAN: "gaussian"}
-"""PEFT's names of the first values of an adapter."""
 EXPERT_COUNTS = ("num_local_experts", "n_routed_experts")
 """The names of configurations that have no `num_experts`."""
-MAMBA_TYPES = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
-MAMBA_OUTPUT = frozenset({"out_proj"})
-"""PEFT refuses it in the types above, whose kernels read its weight without the adapter."""
 
 transformers_logging.disable_progress_bar()
 
@@ -202,7 +184,11 @@ def unquantised_layers(model: PreTrainedModel | PeftModel) -> list[str]:
         if isinstance(module, torch.nn.Linear) and not isinstance(module, Linear4bit) and module is not head
     ]
     unadapted = UNADAPTED_LAYERS | {HEAD.partition(".")[0]}
-    linear = [name for name in layers if ".lora_" not in name and not is_inside(name) and _last(name) not in unadapted]
+    linear = [
+        name
+        for name in layers
+        if ".lora_" not in name and not is_inside(name) and name.rpartition(".")[2] not in unadapted
+    ]
     return [*linear, *(name for name, _, _ in plain_stacks(base))]
 
 
@@ -275,133 +261,6 @@ def _keep_gradients_on_cpu(model: PreTrainedModel) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-
-
-def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
-    """Put a fresh LoRA adapter on the model, and copies of the modules that are trained in full, its weights in FP32;
-    untrained, it changes nothing.
-
-    The names of experts' parameters are those of PEFT's documentation, so that plain PEFT loads what is published.
-    """
-    require_expressions(settings)
-    prefix = text_prefix(model)
-    parameters = expert_parameters(model) if settings.target_experts else None
-    targets = _choose_targets(model, settings.target_modules)
-    excluded = settings.exclude_modules or []
-    adapted_names = {
-        name for name, _ in model.named_modules() if ends_in(name, targets) and not ends_in(name, excluded)
-    }
-    whole = choose_whole_modules(model, settings.modules_to_save or [], adapted_names)
-    config = LoraConfig(
-        r=settings.lora_rank or 16,
-        lora_alpha=settings.lora_alpha or 32,
-        rank_pattern=dict(settings.rank_pattern or {}),
-        alpha_pattern=dict(settings.alpha_pattern or {}),
-        lora_dropout=settings.lora_dropout or 0.0,
-        use_rslora=bool(settings.use_rslora),
-        target_modules=[name for name in targets if name not in excluded],
-        target_parameters=parameters,
-        exclude_modules=_excluded(model, prefix, excluded),
-        **whole,
-        use_dora=bool(settings.use_dora),
-        init_lora_weights=FIRST_VALUES.get(str(settings.init_lora_weights), True),
-        bias="none",
-        task_type="SEQ_CLS" if scores_text(model) else "CAUSAL_LM",
-    )
-    torch.manual_seed(settings.seed or 0)
-    try:
-        adapted = get_peft_model(model, config)
-    except (ValueError, AttributeError) as error:  # the latter of embeddings that PEFT does not find to tie
-        raise InvalidConfig(f"tuning.lora does not fit the model: {error}") from error
-    keep_whole_modules(adapted)
-    _require_excluded(adapted, targets, excluded)
-    modules = [name for name, _ in lora_layers(adapted)]
-    require_matches(settings, modules)
-    require_one_value(settings, modules)
-    if parameters:
-        require_every_stack(adapted)
-    return adapted
-
-
-def _excluded(model: PreTrainedModel, prefix: str, named: Sequence[str]) -> str | None:
-    """Return the pattern of modules without an adapter: those outside the text decoder, and those that the job names
-    by the end of their name."""
-    towers = [f"(?!{re.escape(prefix)}|{_head_name(model)}$).*"] if prefix else []
-    ends = [rf"(.*\.)?({'|'.join(map(re.escape, named))})"] if named else []
-    return "|".join(f"({one})" for one in [*towers, *ends]) or None
-
-
-def _require_excluded(adapted: PeftModel, targets: Sequence[str], excluded: Sequence[str]) -> None:
-    """Refuse a name that excludes nothing: it is misspelt, or has no adapter anyway."""
-    names = [name for name, _ in adapted.get_base_model().named_modules() if ends_in(name, targets)]
-    for one in excluded:
-        if not any(ends_in(name, [one]) for name in names):
-            raise InvalidConfig(
-                f"tuning.lora.excludeModules names {one}, which excludes no module with an adapter: correct or remove "
-                "it"
-            )
-
-
-def _choose_targets(model: PreTrainedModel, named: list[str] | None) -> list[str]:
-    """Return the names of the modules to adapt: of all linear layers without those that PEFT applies to experts."""
-    names = named or linear_targets(model)
-    of_experts = expert_targets(model, names)
-    if named and of_experts:
-        raise InvalidConfig(
-            f"tuning.lora.targetModules names {', '.join(of_experts)}, which PEFT applies to the experts or the router "
-            f"of a {model.config.model_type}: remove these names, and set tuning.lora.targetExperts for an adapter on "
-            "the experts"
-        )
-    return [name for name in names if name not in of_experts]
-
-
-def scores_text(model: PreTrainedModel) -> bool:
-    """Return whether the model has a score instead of the language head."""
-    return type(model).__name__.endswith("ForSequenceClassification")
-
-
-def require_plain_head(model: PeftModel) -> None:
-    """Refuse an adapter on the output head of a model that writes text."""
-    head = model.get_output_embeddings()
-    if isinstance(head, BaseTunerLayer):
-        refuse_adapter_on_head(next(name for name, module in model.get_base_model().named_modules() if module is head))
-
-
-def refuse_tied_merge(model: PeftModel) -> None:
-    """Refuse a merge into one of two tied weights: it would change the other too, and with it the answers."""
-    base = model.get_base_model()
-    embeddings = (base.get_input_embeddings(), base.get_output_embeddings())
-    if base.config.tie_word_embeddings and any(isinstance(module, BaseTunerLayer) for module in embeddings):
-        raise InvalidConfig(
-            "this model's input and output embeddings are one tensor, and an adapter on them cannot be merged: "
-            "remove them from tuning.lora.targetModules, or set output.merge None"
-        )
-
-
-def linear_targets(model: PreTrainedModel) -> list[str]:
-    """Return the names of the text decoder's linear layers that get an adapter: all except the output head and expert
-    routers.
-
-    GPT-2 and its relatives implement a linear layer as Conv1D.
-    """
-    head = model.get_output_embeddings()
-    names = {
-        _last(name)
-        for name, module in text_modules(model)
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
-    }
-    unmatched = MAMBA_OUTPUT if model.config.model_type in MAMBA_TYPES else frozenset()
-    # The last name of a layer in a list is a number, which would match each block of the model as well.
-    return sorted(name for name in names - UNADAPTED_LAYERS - unmatched if not name.isdigit())
-
-
-def _head_name(model: PreTrainedModel) -> str:
-    head = model.get_output_embeddings()
-    return next((re.escape(name) for name, module in model.named_modules() if module is head), "lm_head")
-
-
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 def quantised_layers(model: PreTrainedModel | PeftModel, settings: Resolved) -> Quantised | None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from finetune_api.spec import FusedKernels, Merge, Method, Mode
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.world import ALONE, World
+from finetune_trainer.models.adapters.attach import refuse_tied_merge, require_plain_head
 from finetune_trainer.models.adapters.saved import continue_adapter
 from finetune_trainer.models.attention import choose_attention
 from finetune_trainer.models.fused_kernels import fuse_kernels
@@ -20,8 +21,6 @@ from finetune_trainer.models.loading import (
     load_for_training,
     load_plain,
     load_sharded,
-    refuse_tied_merge,
-    require_plain_head,
     unquantised_layers,
 )
 from finetune_trainer.pipeline.inputs import Inputs
