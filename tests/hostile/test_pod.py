@@ -32,8 +32,9 @@ from finetune_operator.controller.progress_poller import (
 )
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
-from finetune_operator.kube.objects import FineTuneJob, Key, Pod
+from finetune_operator.kube.objects import FineTuneJob, Key
 from finetune_operator.kube.observed import Target
+from finetune_operator.kube.pod import Pod
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy.conditions import Conditions
 from finetune_operator.policy.pods.run_outcome import judge, read_report

@@ -24,8 +24,9 @@ from finetune_operator.kube.errors import (
     RetryLater,
     error_from,
 )
-from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod, controller_of
+from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, controller_of
 from finetune_operator.kube.observed import START_WARNINGS, Warnings
+from finetune_operator.kube.pod import Pod
 from finetune_operator.kube.workload import Workload
 from finetune_operator.manifests import jobs as manifests
 from finetune_operator.manifests.jobs import Child

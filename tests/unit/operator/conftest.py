@@ -9,8 +9,9 @@ import pytest
 
 from finetune_api import handoff, names
 from finetune_api.spec import FineTuneJobSpec
-from finetune_operator.kube.objects import FineTuneJob, Job, Pod
+from finetune_operator.kube.objects import FineTuneJob, Job
 from finetune_operator.kube.observed import Observed, Reading, Warnings
+from finetune_operator.kube.pod import Pod
 from finetune_operator.manifests.jobs import build_attempt, build_preflight
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.plan import plan

@@ -24,8 +24,9 @@ from finetune_operator.controller.progress_poller import ProgressError, fetch_pr
 from finetune_operator.controller.reconciler import build_merge_patch
 from finetune_operator.controller.watch_cache import MAX_ENDED_PODS_PER_JOB, WatchCache
 from finetune_operator.kube.errors import AlreadyExists, Denied, Gone, Outdated, Refused, RetryLater, error_from
-from finetune_operator.kube.objects import Key, Pod
+from finetune_operator.kube.objects import Key
 from finetune_operator.kube.observed import Target
+from finetune_operator.kube.pod import Pod
 from finetune_operator.metrics.job_collector import JobCollector
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy.conditions import MESSAGES

@@ -9,16 +9,8 @@ from finetune_operator.controller.store import Kind, Open, Settled
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.errors import ClusterError
-from finetune_operator.kube.objects import (
-    FineTuneJob,
-    Job,
-    Key,
-    Object,
-    Pod,
-    is_removed,
-    key_of_child,
-    version_of,
-)
+from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, key_of_child, version_of
+from finetune_operator.kube.pod import Pod, is_removed
 from finetune_operator.kube.workload import Workload, key_of_workload
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy import deadlines

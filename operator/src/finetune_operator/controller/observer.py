@@ -9,8 +9,9 @@ from typing import TypeVar
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.kube.errors import ClusterError, Denied, Gone, Refused, RetryLater
-from finetune_operator.kube.objects import FineTuneJob, Job, Key, Pod
+from finetune_operator.kube.objects import FineTuneJob, Job, Key
 from finetune_operator.kube.observed import Observed, Relatives
+from finetune_operator.kube.pod import Pod
 from finetune_operator.manifests.jobs import build_selector
 from finetune_operator.policy import dependencies, kueue
 from finetune_operator.policy.pods import hidden_pods

@@ -10,7 +10,8 @@ import orjson
 
 from finetune_operator.controller.mirror import Mirror
 from finetune_operator.kube.errors import ClusterError
-from finetune_operator.kube.objects import FineTuneJob, Job, Key, Pod
+from finetune_operator.kube.objects import FineTuneJob, Job, Key
+from finetune_operator.kube.pod import Pod
 from finetune_operator.kube.workload import Workload
 
 Kind = Literal["finetunejobs", "jobs", "pods", "workloads"]

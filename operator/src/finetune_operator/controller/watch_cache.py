@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from finetune_operator.controller.dependents import Dependents
 from finetune_operator.controller.store import Store
-from finetune_operator.kube.objects import Key, Pod
+from finetune_operator.kube.objects import Key
 from finetune_operator.kube.observed import Reading, Target
+from finetune_operator.kube.pod import Pod
 
 MAX_JOBS_WITH_ENDED_PODS = 4096
 MAX_ENDED_BYTES = 32 * 1024 * 1024

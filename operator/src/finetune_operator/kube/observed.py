@@ -7,7 +7,8 @@ from typing import Self
 
 from finetune_api.handoff import ProgressReport
 from finetune_operator.kube.errors import ClusterError
-from finetune_operator.kube.objects import FineTuneJob, Job, Pod
+from finetune_operator.kube.objects import FineTuneJob, Job
+from finetune_operator.kube.pod import Pod
 from finetune_operator.kube.workload import Workload
 
 Relatives = Mapping[str, FineTuneJob | None]

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import JobRef, Progress
-from finetune_operator.kube.objects import Job, Pod
+from finetune_operator.kube.objects import Job
 from finetune_operator.kube.observed import Target
+from finetune_operator.kube.pod import Pod
 from finetune_operator.manifests.jobs import build_attempt
 from finetune_operator.policy import deadlines, edits, endings, suspension
 from finetune_operator.policy.checkpoint_budget import check_save_time

@@ -11,8 +11,9 @@ from finetune_api.names import ConditionType, Reason
 from finetune_api.output import HubPush, RegistryPush
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Artifacts, FineTuneJobStatus
-from finetune_operator.kube.objects import FineTuneJob, Job, Pod
+from finetune_operator.kube.objects import FineTuneJob, Job
 from finetune_operator.kube.observed import Observed, Target
+from finetune_operator.kube.pod import Pod
 from finetune_operator.kube.workload import Workload
 from finetune_operator.manifests.jobs import Child
 from finetune_operator.policy.conditions import Truth

@@ -7,8 +7,9 @@ from datetime import datetime, timedelta
 
 from finetune_api.names import ConditionType, Reason
 from finetune_api.status import Progress
-from finetune_operator.kube.objects import Job, Pod
+from finetune_operator.kube.objects import Job
 from finetune_operator.kube.observed import Reading
+from finetune_operator.kube.pod import Pod
 from finetune_operator.policy.decision import Context, Effect, set_condition
 from finetune_operator.policy.pods import pod_diagnosis
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from finetune_api.handoff import Outcome, Report
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_operator.kube.images import repository
-from finetune_operator.kube.objects import Job, Pod
+from finetune_operator.kube.objects import Job
+from finetune_operator.kube.pod import Pod
 from finetune_operator.manifests.jobs import build_preflight
 from finetune_operator.policy import deadlines, edits, suspension
 from finetune_operator.policy.decision import (

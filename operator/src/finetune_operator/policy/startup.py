@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.kube.objects import Job, Pod
+from finetune_operator.kube.objects import Job
+from finetune_operator.kube.pod import Pod
 from finetune_operator.manifests.avoidance import find_doubtful_node
 from finetune_operator.policy.conditions import Truth
 from finetune_operator.policy.decision import Context, Effect, set_condition

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from finetune_api.names import ConditionType, Reason
 from finetune_operator.kube.errors import Refused
-from finetune_operator.kube.objects import Job, Pod
+from finetune_operator.kube.objects import Job
+from finetune_operator.kube.pod import Pod
 from finetune_operator.policy import kueue, remediation
 from finetune_operator.policy.conditions import suspended_since
 from finetune_operator.policy.decision import (

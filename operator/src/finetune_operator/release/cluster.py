@@ -9,7 +9,8 @@ from finetune_api.release import FineTuneReleaseStatus, KServeTarget
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller.reconciler import build_merge_patch
 from finetune_operator.kube.errors import AlreadyExists, ClusterError, Gone, NameTaken, Outdated
-from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod, controller_of
+from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, controller_of
+from finetune_operator.kube.pod import Pod
 from finetune_operator.manifests.planted import find_foreign_content
 from finetune_operator.release.manifests import build_selector, set_adapter
 from finetune_operator.release.objects import Release, Service, count_ending, explain_pods, explain_rollout

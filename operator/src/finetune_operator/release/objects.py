@@ -11,18 +11,9 @@ from pydantic import ValidationError
 from finetune_api.release import FineTuneReleaseSpec, FineTuneReleaseStatus, ReleaseConditionType
 from finetune_api.text.printable import printable
 from finetune_operator.kube.errors import ClusterError
-from finetune_operator.kube.objects import (
-    MAX_GRACE_SECONDS,
-    FineTuneJob,
-    Job,
-    Key,
-    Object,
-    Pod,
-    describe_faults,
-    moment,
-    version_of,
-)
+from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, describe_faults, moment, version_of
 from finetune_operator.kube.observed import Warnings
+from finetune_operator.kube.pod import MAX_GRACE_SECONDS, Pod
 
 _ERROR = re.compile(r"(?:^|[])] +)([\w.]*(?:Error|Exception): \S.*)", re.MULTILINE)
 """An error in a log; vLLM puts its process before it, and mentions other errors within warnings."""

@@ -16,7 +16,8 @@ from finetune_api.release import (
     ReleaseReport,
 )
 from finetune_operator.kube.errors import ClusterError, NameTaken, Outdated, Refused
-from finetune_operator.kube.objects import Job, Pod
+from finetune_operator.kube.objects import Job
+from finetune_operator.kube.pod import Pod
 from finetune_operator.policy.admission import check_endpoint, find_refusal
 from finetune_operator.policy.conditions import MESSAGES
 from finetune_operator.policy.pods import pod_diagnosis

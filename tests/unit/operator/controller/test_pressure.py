@@ -19,7 +19,8 @@ from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.watch_cache import MAX_ENDED_BYTES, WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.errors import Overloaded, RetryLater
-from finetune_operator.kube.objects import FineTuneJob, Key, Pod
+from finetune_operator.kube.objects import FineTuneJob, Key
+from finetune_operator.kube.pod import Pod
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.settings import Settings
 

@@ -14,7 +14,8 @@ from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.reflector import Bookmark, Reflector
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
-from finetune_operator.kube.objects import LATEST, Job, Pod
+from finetune_operator.kube.objects import LATEST, Job
+from finetune_operator.kube.pod import Pod
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.settings import Settings
 

@@ -21,8 +21,9 @@ from finetune_operator.controller.warning_events import WarningEvents
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.errors import Denied, Overloaded, RetryLater
-from finetune_operator.kube.objects import Key, Pod
+from finetune_operator.kube.objects import Key
 from finetune_operator.kube.observed import Warnings
+from finetune_operator.kube.pod import Pod
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy.pods.pod_diagnosis import EventQuery
 from finetune_operator.settings import Settings

@@ -9,7 +9,7 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.controller.events import derive_events
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.kube.errors import Denied, Refused
-from finetune_operator.kube.objects import Pod
+from finetune_operator.kube.pod import Pod
 
 
 def running(scene: Any, **spec: Any) -> tuple[Any, Any]:

@@ -10,8 +10,9 @@ import pytest
 from finetune_api import handoff
 from finetune_api.release import KServeTarget, ReleaseConfig, ReleasedResult
 from finetune_operator.kube.errors import Denied, NameTaken, Refused
-from finetune_operator.kube.objects import FineTuneJob, Job, Pod
+from finetune_operator.kube.objects import FineTuneJob, Job
 from finetune_operator.kube.observed import Warnings
+from finetune_operator.kube.pod import Pod
 from finetune_operator.policy.pods.pod_diagnosis import EventQuery
 from finetune_operator.release.manifests import build_carrier, build_children, build_name, set_adapter
 from finetune_operator.release.objects import Release, Seen, Service, count_ending, explain_pods, explain_rollout

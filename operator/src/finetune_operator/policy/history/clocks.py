@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from finetune_operator.kube.objects import Pod
+from finetune_operator.kube.pod import Pod
 
 SLACK = timedelta(seconds=15)
 """How far a node's clock may differ from the API server's without a correction."""

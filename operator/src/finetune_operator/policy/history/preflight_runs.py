@@ -1,7 +1,7 @@
 """Preempted preflight pods: each is counted once, separate from the runs of trainers."""
 
 from finetune_api.status import PreflightRuns
-from finetune_operator.kube.objects import Pod
+from finetune_operator.kube.pod import Pod
 from finetune_operator.policy.decision import Context
 from finetune_operator.policy.history import bookkeeping, suspensions
 from finetune_operator.policy.pods.run_outcome import RESULT_PREEMPTED

@@ -5,7 +5,8 @@ from datetime import datetime
 
 from finetune_api.names import Reason
 from finetune_api.status import CurrentRun, DatasetStatus, FineTuneJobStatus, Run
-from finetune_operator.kube.objects import Job, Pod
+from finetune_operator.kube.objects import Job
+from finetune_operator.kube.pod import Pod
 from finetune_operator.policy import kueue
 from finetune_operator.policy.decision import Context, Effect, requeue_in
 from finetune_operator.policy.history import bookkeeping, clocks, counters, rejections, suspensions

@@ -1,6 +1,7 @@
 """What the operator stops for the job's user, which counts as no failure and no preemption."""
 
-from finetune_operator.kube.objects import Job, Pod
+from finetune_operator.kube.objects import Job
+from finetune_operator.kube.pod import Pod
 from finetune_operator.policy.conditions import suspended_since
 from finetune_operator.policy.decision import Context
 

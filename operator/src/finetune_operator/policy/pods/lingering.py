@@ -6,7 +6,7 @@ Kubernetes does not count such a pod as ended: its Job would never end, and its 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from finetune_operator.kube.objects import Pod
+from finetune_operator.kube.pod import Pod
 
 LINGER_SECONDS = 60.0
 """How long a container of others may run on, for example to send the last lines of a log."""

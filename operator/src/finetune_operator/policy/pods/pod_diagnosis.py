@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.names import Reason
-from finetune_operator.kube.objects import IMAGE_PROBLEMS, START_PROBLEMS, Job, Pod
+from finetune_operator.kube.objects import Job
 from finetune_operator.kube.observed import START_WARNINGS, Reading, Warnings
+from finetune_operator.kube.pod import IMAGE_PROBLEMS, START_PROBLEMS, Pod
 from finetune_operator.policy import remediation
 
 NO_POD_SECONDS = 10.0

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from finetune_api.names import Reason
-from finetune_operator.kube.objects import Job, Pod
+from finetune_operator.kube.objects import Job
+from finetune_operator.kube.pod import Pod
 from finetune_operator.policy.pods import pod_diagnosis
 from finetune_operator.policy.pods.run_outcome import (
     RESULT_FAILED,

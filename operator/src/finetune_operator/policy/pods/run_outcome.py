@@ -16,7 +16,8 @@ from finetune_api.handoff import (
     config_sha256,
 )
 from finetune_api.names import Reason
-from finetune_operator.kube.objects import FineTuneJob, Job, Pod
+from finetune_operator.kube.objects import FineTuneJob, Job
+from finetune_operator.kube.pod import Pod
 from finetune_operator.policy import remediation
 
 RESULT_SUCCEEDED = "Succeeded"

@@ -9,8 +9,8 @@ from finetune_api import names
 from finetune_api.handoff import ProgressReport
 from finetune_api.status import DatasetStatus, FineTuneJobStatus, Run
 from finetune_operator.controller.watch_cache import WatchCache
-from finetune_operator.kube.objects import Pod
 from finetune_operator.kube.observed import Reading
+from finetune_operator.kube.pod import Pod
 from finetune_operator.policy.history.runs import dataset_sentence, is_counted
 
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.kube.objects import Job, Pod
+from finetune_operator.kube.objects import Job
 from finetune_operator.kube.observed import Reading, Warnings
+from finetune_operator.kube.pod import Pod
 from finetune_operator.policy.pods import pod_diagnosis
 from finetune_operator.policy.pods.pod_diagnosis import Diagnosis, EventQuery
 
