@@ -26,6 +26,7 @@ from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue, work
 from finetune_operator.kube.errors import ClusterError, Refused
 from finetune_operator.metrics.registry import Metrics
+from finetune_operator.rights import list_missing_rights
 from finetune_operator.settings import Settings
 
 log = logging.getLogger("finetune_operator")
@@ -95,10 +96,10 @@ async def find_kueue(cluster: Cluster) -> str | None:
     return version
 
 
-async def check_rights(cluster: Cluster) -> None:
+async def check_rights(cluster: Cluster, settings: Settings) -> None:
     """Log missing rights; the jobs that they block report them in condition Accepted."""
     try:
-        missing = await cluster.list_missing_rights()
+        missing = await list_missing_rights(cluster, settings)
     except ClusterError as problem:
         log.warning("rights not checked: %s", problem)
         return
@@ -146,7 +147,7 @@ async def run(settings: Settings) -> None:
             more.append(releases.watch)
         intake = Intake(cache, queue, metrics, settings)
         watching = asyncio.create_task(watch(intake, cache, settings, functools.partial(find_kueue, cluster), more))
-        await check_rights(cluster)
+        await check_rights(cluster, settings)
         log.info("serving %s", ", ".join(settings.watch_namespaces) or "all namespaces")
         done, _ = await asyncio.wait([*parts, watching], return_when=asyncio.FIRST_COMPLETED)
         if all(part.cancelled() for part in done):  # kopf cancels other tasks when it stops

@@ -41,22 +41,6 @@ PAGE = 500
 MAX_EVENT_PAGES = 4
 NETWORKING = "networking.k8s.io"
 EVENTS = "events.k8s.io"
-RIGHTS = (
-    *((verb, names.GROUP, names.PLURAL, "") for verb in ("get", "list", "watch")),
-    ("patch", names.GROUP, names.PLURAL, "status"),
-    *((verb, "batch", "jobs", "") for verb in ("get", "list", "watch", "create", "patch", "delete")),
-    *((verb, "", "pods", "") for verb in ("list", "watch")),
-    *((verb, "", kind, "") for kind in ("configmaps", "services") for verb in ("get", "list", "create", "delete")),
-    ("list", "", "events", ""),
-    *((verb, EVENTS, "events", "") for verb in ("create", "patch")),
-    *((verb, names.KUEUE_GROUP, "workloads", "") for verb in ("list", "watch", "patch")),
-    *((verb, NETWORKING, "networkpolicies", "") for verb in ("get", "list", "create", "delete")),
-)
-"""Those of NetworkPolicies are needed only if the settings ask for some."""
-RELEASE_RIGHTS = (
-    *((verb, names.GROUP, names.RELEASE_PLURAL, "") for verb in ("get", "list", "watch")),
-    ("patch", names.GROUP, names.RELEASE_PLURAL, "status"),
-)
 _ADDRESS = re.compile(r"<\S+ object at 0x[0-9a-f]+>:? ?")
 """What urllib3 adds to a message, and what would make it different each time."""
 
@@ -297,33 +281,6 @@ class Cluster:
             return await self._call("PUT", f"{path}/{meta['name']}", body=lease, is_urgent=True)
         return await self._call("POST", path, body=lease, is_urgent=True)
 
-    async def list_missing_rights(self) -> list[str]:
-        """Return the rights that the operator lacks, as `verb resource (namespace)`.
-
-        One review lists the rules of a namespace; only a right that is in none of them is asked for by itself.
-        """
-        missing = []
-        for namespace in self._settings.watch_namespaces or [""]:
-            # No role binding can exist in a namespace of this name, so its rules are those of all namespaces.
-            answer = await self._review(
-                "SelfSubjectRulesReview", {"namespace": namespace or names.MANAGED_BY + ".none"}
-            )
-            rules = answer["status"].get("resourceRules") or []
-            for right in needed_rights(self._settings):
-                verb, group, resource, part = right
-                asked = {"verb": verb, "group": group, "resource": resource, "subresource": part}
-                if any(_allows(rule, right) for rule in rules):
-                    continue
-                spec = {"resourceAttributes": asked | ({"namespace": namespace} if namespace else {})}
-                if not (await self._review("SelfSubjectAccessReview", spec))["status"]["allowed"]:
-                    name = f"{resource}/{part}" if part else resource
-                    missing.append(f"{verb} {name} ({namespace or 'all namespaces'})")
-        return missing
-
-    async def _review(self, kind: str, spec: Object) -> Object:
-        body = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec}
-        return await self._call("POST", f"/apis/authorization.k8s.io/v1/{kind.lower()}s", body=body)
-
     async def request(
         self, verb: str, path: str, *, body: Object | None = None, query: dict[str, Any] | None = None
     ) -> Object:
@@ -374,19 +331,6 @@ def find_resource(path: str) -> str:
         return parts[-1]
     resource, *rest = parts[parts.index("namespaces") + 2 :]
     return "/".join([resource, *rest[1:]])
-
-
-def needed_rights(settings: Settings) -> list[tuple[str, str, str, str]]:
-    """Return the rights that the operator uses with these settings."""
-    optional = RELEASE_RIGHTS if settings.releases else ()
-    return [right for right in (*RIGHTS, *optional) if right[1] != NETWORKING or settings.has_network_policies]
-
-
-def _allows(rule: Object, right: tuple[str, str, str, str]) -> bool:
-    """Return whether a rule grants a right on all objects of its kind."""
-    verb, group, resource, part = right
-    wanted = (("verbs", verb), ("apiGroups", group), ("resources", f"{resource}/{part}" if part else resource))
-    return not rule.get("resourceNames") and all({"*", word} & set(rule.get(name) or ()) for name, word in wanted)
 
 
 def _custom(namespace: str, name: str = "") -> str:

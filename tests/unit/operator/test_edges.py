@@ -16,7 +16,7 @@ from scraped import read_scrape
 
 from finetune_api.names import ConditionType, Reason
 from finetune_api.status import FineTuneJobStatus, JobRef, Resolved
-from finetune_operator.cluster import RIGHTS, find_resource, needed_rights
+from finetune_operator.cluster import find_resource
 from finetune_operator.connection import RequestLimit
 from finetune_operator.controller.event_recorder import build_event
 from finetune_operator.controller.events import derive_events
@@ -30,6 +30,7 @@ from finetune_operator.kube.pod import Pod
 from finetune_operator.metrics.job_collector import JobCollector
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy.conditions import MESSAGES
+from finetune_operator.rights import RIGHTS, needed_rights
 from finetune_operator.settings import Settings
 
 PATH = "/apis/batch/v1/namespaces/team/jobs"
