@@ -9,7 +9,7 @@ import yaml
 from finetune_api.blocks import AT_CREATION
 from finetune_api.defaults import Facts, resolve
 from finetune_api.handoff import ExitCode, JobConfig
-from finetune_api.manifest.spec_rules import COMBINED, CONDITIONS
+from finetune_api.manifest.rule_conditions import COMBINED, CONDITIONS
 from finetune_api.schema.crd import RELEASE, build_crd
 from finetune_trainer.config.manifest import read_manifest, read_manifests
 from finetune_trainer.config.resolved_manifest import config_yaml
