@@ -2,7 +2,6 @@
 
 # ruff: noqa: PLC0415 - heavy modules are imported when they are needed
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ from finetune_api.spec import DatasetFormat, Method, Objective, Precision
 from finetune_api.text.command_group import PrintableGroup
 from finetune_api.text.printable import printable
 from finetune_trainer.data.formats.export import ExportFormat
+from finetune_trainer.entrypoints import pod_commands
 from finetune_trainer.entrypoints.release_pod import release_command
 from finetune_trainer.entrypoints.termination import RunState
 
@@ -43,12 +43,6 @@ def _require_url(given: str | None) -> str | None:
     return _require_urls([given])[0] if given else None
 
 
-Config = Annotated[Path, typer.Option("--config", help="The job's configuration (JSON), as the operator mounts it.")]
-WorkspaceDir = Annotated[Path, typer.Option("--workspace", help="Scratch space for model, rows and result.")]
-Port = Annotated[int, typer.Option(help="Port of /progress, /metrics and /healthz; 0 = any.", min=0, max=65535)]
-RendezvousPort = Annotated[int, typer.Option(hidden=True, help="Port of the first pod for the rendezvous.")]
-PeerLinkPort = Annotated[int, typer.Option(hidden=True, help="Port of the first pod that the other pods connect to.")]
-PeerToken = Annotated[Path, typer.Option(hidden=True, help="File with the token of this attempt's pods.")]
 SendKeysTo = Annotated[
     list[str] | None,
     typer.Option(
@@ -59,93 +53,13 @@ SendKeysTo = Annotated[
         callback=_require_urls,
     ),
 ]
-TerminationLog = Annotated[Path, typer.Option(help="File for the report (JSON), if it exists.")]
 
 
-@app.command("preflight")
-def preflight_command(
-    context: typer.Context,
-    config: Config = Path(handoff.CONFIG_DIR) / handoff.CONFIG_FILE,
-    workspace: WorkspaceDir = Path(handoff.WORKSPACE_DIR),
-    port: Port = handoff.PROGRESS_PORT,
-    termination_log: TerminationLog = Path(handoff.TERMINATION_LOG),
-) -> None:
-    """Check storage, model and rows of a job without a GPU. Runs in the preflight pod."""
-    from finetune_trainer.entrypoints import pod
-
-    state: RunState = context.obj
-    state.termination_log = termination_log
-    raise typer.Exit(state.finish(pod.run_preflight(state, config, workspace, port)))
-
-
-@app.command("train")
-def train_command(  # noqa: PLR0917 - the options of a command
-    context: typer.Context,
-    config: Config = Path(handoff.CONFIG_DIR) / handoff.CONFIG_FILE,
-    workspace: WorkspaceDir = Path(handoff.WORKSPACE_DIR),
-    port: Port = handoff.PROGRESS_PORT,
-    termination_log: TerminationLog = Path(handoff.TERMINATION_LOG),
-    rendezvous_port: RendezvousPort = handoff.RENDEZVOUS_PORT,
-    peer_link_port: PeerLinkPort = handoff.PEER_LINK_PORT,
-    peer_token: PeerToken = Path(handoff.PEER_TOKEN_DIR) / handoff.PEER_TOKEN_FILE,
-) -> None:
-    """Train and publish a job whose preflight has passed. Runs in the trainer pod; if the job has several
-    processes, it starts those of its pod."""
-    from finetune_trainer.distributed.rank_layout import ENV_THREADS, build_layout
-    from finetune_trainer.entrypoints import pod
-
-    state: RunState = context.obj
-    state.termination_log = termination_log
-    layout = build_layout(pod.read_config(config, state), rendezvous_port, peer_link_port)
-    if layout.size == 1:
-        os.environ.setdefault(ENV_THREADS, str(layout.threads))
-        raise typer.Exit(state.finish(pod.run_training(state, config, workspace, port)))
-    from finetune_trainer.entrypoints.launcher import launch
-
-    code = launch(state, layout, config_path=config, port=port, workspace=workspace, peer_token=peer_token)
-    raise typer.Exit(code)
-
-
-@app.command("finish")
-def finish_command(
-    context: typer.Context,
-    config: Config = Path(handoff.CONFIG_DIR) / handoff.CONFIG_FILE,
-    workspace: WorkspaceDir = Path(handoff.WORKSPACE_DIR),
-    port: Port = handoff.PROGRESS_PORT,
-    termination_log: TerminationLog = Path(handoff.TERMINATION_LOG),
-) -> None:
-    """Merge, validate and publish a training that `train` has stored; needs no GPU. Runs in the merge pod."""
-    from finetune_trainer.distributed.rank_layout import ENV_THREADS, count_cores
-    from finetune_trainer.entrypoints import pod
-
-    state: RunState = context.obj
-    state.termination_log = termination_log
-    resources = pod.read_config(config, state).spec.resources
-    os.environ.setdefault(ENV_THREADS, str(count_cores(resources.merge or resources)))
-    raise typer.Exit(state.finish(pod.run_finish(state, config, workspace, port)))
-
-
+app.command("preflight")(pod_commands.preflight_command)
+app.command("train")(pod_commands.train_command)
+app.command("finish")(pod_commands.finish_command)
 app.command("release")(release_command)
-
-
-@app.command(hidden=True)
-def rank(  # noqa: PLR0917 - the options of a command
-    context: typer.Context,
-    config: Config = Path(handoff.CONFIG_DIR) / handoff.CONFIG_FILE,
-    workspace: WorkspaceDir = Path(handoff.WORKSPACE_DIR),
-    port: Port = handoff.PROGRESS_PORT,
-    termination_log: TerminationLog = Path(handoff.TERMINATION_LOG),
-    micro_batch: Annotated[int | None, typer.Option(help="Rows of a micro-batch, after one did not fit.")] = None,
-) -> None:
-    """Run one of several training processes of a pod; started by `train`."""
-    from finetune_trainer.entrypoints import rank as rank_pod
-
-    state: RunState = context.obj
-    state.termination_log = termination_log
-    state.exits_immediately = True
-    report = rank_pod.train_rank(state, config, workspace, port, micro_batch)
-    if report:
-        raise typer.Exit(state.finish(report))
+app.command("rank", hidden=True)(pod_commands.rank_command)
 
 
 @app.command("run")
