@@ -1,10 +1,6 @@
-"""The training loop of every objective: stopping, checkpoints, a check for NaN, and an evaluation of its own."""
+"""The training loop of every objective: stopping, a check for NaN, and an evaluation of its own."""
 
-import functools
 import math
-import os
-import shutil
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -13,19 +9,13 @@ from typing import Any
 
 import torch
 from peft.optimizers import create_loraplus_optimizer
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerControl,
-    TrainerState,
-)
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers import PrinterCallback, TrainerControl, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from typing_extensions import override
 
-from finetune_api.handoff import Artifact, ExitCode
-from finetune_trainer.distributed.sharding import full_tensor, load_shards, load_state, save_shards, trains_shards
+from finetune_trainer.distributed.sharding import full_tensor
 from finetune_trainer.distributed.world import World, unshard
-from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.errors import Stopped
 from finetune_trainer.evaluation.groups import Owners
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint, token_mean
 from finetune_trainer.models.adapters.whole_modules import is_inside
@@ -35,35 +25,20 @@ from finetune_trainer.training.callbacks import (
     RequireFiniteLoss,
     SaveCheckpoints,
     build_divergence_error,
-    restore_trained,
-    save_trained,
 )
-from finetune_trainer.training.checkpoint_files import (
-    SAVED_RUN,
-    WEIGHTS,
-    SavedRun,
-    add_best_weights,
-    add_reference,
-)
-from finetune_trainer.training.checkpoints import OPTIMISER_SHARDS, Checkpoints
 from finetune_trainer.training.methods.parts import LoopContext
+from finetune_trainer.training.methods.saving import SavingTrainer
 from finetune_trainer.training.methods.workarounds import (
     cast_forward,
     drop_hooks,
     drop_overrides,
     keep_in_fp32,
     keep_input_hook,
-    load_pages,
     local_metrics,
     use_one_gpu,
     without_router_loss,
 )
 from finetune_trainer.training.random_state import RandomState, keep_random_state
-
-STOPPED = "stopped"
-"""What a process sets in place of its shards, or next to the saved step, if SIGTERM arrived between two tries."""
-FAILED = "failed"
-"""What the first process sets next to the saved step if it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +50,7 @@ class MeasuredBatch:
     figures: Mapping[str, tuple[float, int]]
 
 
-class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
+class LoopTrainer(SavingTrainer):
     """A mixin in front of a TRL trainer: `class RowTrainer(LoopTrainer, SFTTrainer)`; subclasses define `_weight`.
 
     `@override` marks the methods of the libraries that are replaced. The stop flag is checked before every batch, also
@@ -94,7 +69,6 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
             super().__init__(**arguments)
         cast_forward(self.model, self.accelerator)
         keep_input_hook(self.model)
-        self._saves = 0
         self.remove_callback(PrinterCallback)  # standard output belongs to the reporter
         self._random_state = RandomState.take()
         self._finite = RequireFiniteLoss()
@@ -130,114 +104,6 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         if is_due and not loop.history.has_evaluated(step):
             self.evaluate()
         return is_last or loop.plateau.is_exhausted
-
-    @override
-    def _save_checkpoint(self, *_: Any) -> None:
-        """Save our own files: the library pickles its arguments and writes weights and a card as for publishing."""
-        loop = self._loop
-        if not loop.checkpoints:
-            return
-        self.state.log_history.clear()  # nothing reads it: metrics.jsonl has the steps
-        if loop.world.size == 1:
-            loop.checkpoints.save(self.state.global_step, self._write_checkpoint)
-        else:
-            self._save_from_all_ranks(loop.checkpoints)
-        loop.reporter.set_stage("Training")
-
-    def _save_from_all_ranks(self, checkpoints: Checkpoints) -> None:
-        """Save from all processes: each uploads its shards of the optimiser's state, then the first one all the rest.
-
-        The others wait without limit, because an upload may take longer than a collective. The first one always sets
-        their key, so that all of them stop together and save again, or none waits for a process that ends.
-        """
-        world, step, on_poll = self._loop.world, self.state.global_step, self._loop.reporter.beat
-        if not checkpoints.is_needed(step):
-            return
-        scratch = Path(self.args.output_dir) / "shards"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        save_trained(self.model, scratch / WEIGHTS)
-        self._save_rng_state(str(scratch))
-        states = world.gather_bytes((scratch / f"rng_state_{world.rank}.pth").read_bytes())
-        if trains_shards(self.model):
-            save_shards(self.model, self.optimizer.optimizer, scratch / OPTIMISER_SHARDS)
-        self._saves += 1
-        name = f"saved/{self._saves}"
-        if not world.is_first:
-            try:
-                shards = checkpoints.upload_shards(step, scratch)
-            except Stopped:
-                shards = STOPPED
-            world.set_key(f"{name}/{world.rank}", shards)
-            saved, _, ending = world.wait_key(name, on_poll).partition(" ")
-            checkpoints.note_saved(int(saved))
-            require_saved(ending)
-            return
-
-        def write(folder: Path) -> None:
-            for rank, state in enumerate(states):
-                (folder / f"rng_state_{rank}.pth").write_bytes(state)
-            os.link(scratch / WEIGHTS, folder / WEIGHTS)
-            if trains_shards(self.model):
-                (scratch / OPTIMISER_SHARDS).rename(folder / OPTIMISER_SHARDS)
-            self._write_state(folder)
-
-        uploaded = [world.wait_key(f"{name}/{rank}", on_poll) for rank in range(1, world.size)]
-        ending = FAILED
-        try:
-            if STOPPED in uploaded:
-                require_saved(STOPPED)
-            checkpoints.save(step, write, uploaded)
-            ending = ""
-        except Stopped:
-            ending = STOPPED
-            raise
-        finally:
-            world.set_key(name, f"{checkpoints.last_step} {ending}")
-
-    def _write_checkpoint(self, folder: Path) -> None:
-        save_trained(self.model, folder / WEIGHTS)
-        self._save_rng_state(str(folder))
-        self._write_state(folder)
-
-    def _write_state(self, folder: Path) -> None:
-        loop = self._loop
-        if trains_shards(self.model):
-            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
-        else:
-            self._save_optimizer_and_scheduler(str(folder))
-        self._save_scaler(str(folder))
-        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-        shutil.copyfile(loop.history.path, folder / Artifact.METRICS)
-        add_best_weights(folder, loop.best_weights, loop.plateau, self.state.global_step)
-        add_reference(folder, loop.reference)
-        loop.kept.link_into(folder, (loop.plateau.best_step, self.state.global_step))
-        known, seconds = loop.reporter.snapshot().metrics, time.monotonic() - loop.began
-        SavedRun(loop.before, known, seconds, loop.kept.steps()).write(folder / SAVED_RUN)
-
-    @override
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, *_: Any) -> None:
-        """Restore our own weights: the library reloads an adapter, in another precision."""
-        restore_trained(self.model, Path(resume_from_checkpoint) / WEIGHTS)
-
-    @override
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load this process's part of the saved state, whatever number of processes saved it."""
-        shards = Path(checkpoint or "") / OPTIMISER_SHARDS
-        is_paged = getattr(self.optimizer.optimizer, "is_paged", False) if checkpoint else False
-        if not checkpoint or not (trains_shards(self.model) or shards.is_dir() or is_paged):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        load = functools.partial(torch.load, map_location="cpu", weights_only=True, mmap=True)
-        if is_paged:
-            load_pages(self.optimizer.optimizer, load(Path(checkpoint) / OPTIMIZER_NAME))
-        elif shards.is_dir():
-            load_shards(self.model, self.optimizer.optimizer, shards)
-        else:
-            load_state(self.optimizer.optimizer, load(Path(checkpoint) / OPTIMIZER_NAME))
-        self.lr_scheduler.load_state_dict(load(Path(checkpoint) / SCHEDULER_NAME))
-        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
 
     @override
     def create_optimizer(self, *arguments: Any) -> Any:
@@ -387,14 +253,6 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     def _last_figure(self, name: str) -> float:
         """Return TRL's metric of this name for the batch just measured."""
         return float(self._metrics["eval"][name][-1])
-
-
-def require_saved(ending: str) -> None:
-    """Stop with another process that could not save; if it is the first one and ends, do not save again."""
-    if ending == STOPPED:
-        raise Stopped("stopped together with a process that received SIGTERM")
-    if ending == FAILED:
-        raise TrainerError(ExitCode.PREEMPTED, "the first process could not save the checkpoint, and ended")
 
 
 def mean_figures(parts: Sequence[MeasuredBatch]) -> dict[str, float]:
