@@ -18,12 +18,16 @@ def record_fault(context: Context, current: Job, ends: Sequence[rank_outcomes.En
     status = context.status
     faults = [end for end in ends if end.outcome.reason == Reason.GPU_FAULT]
     counted = [one for one in runs.history(status) if one.attempt == current.attempt and one.reason == Reason.GPU_FAULT]
-    if not faults and not counted and run_outcome.exit_code_of_failed_job(current) != ExitCode.GPU_FAULT:
+    if faults:
+        cause = faults[0].named().message
+    elif counted:
+        cause = counted[-1].message or ""
+    elif run_outcome.exit_code_of_failed_job(current) == ExitCode.GPU_FAULT:
+        cause = current.failed_message
+    else:
         return ""
-    nodes = {end.pod.node for end in faults if end.pod and end.pod.node} or {
-        one.node_name for one in counted if one.node_name
-    }
+    nodes = {end.pod.node for end in faults if end.pod and end.pod.node}
+    nodes = nodes or {one.node_name for one in counted if one.node_name}
     avoided = status.avoided_node_names or []
     status.avoided_node_names = [*avoided, *sorted(nodes - {*avoided})][-MOST:] or None
-    detail = faults[0].named().message if faults else counted[-1].message if counted else current.failed_message
-    return detail or str(Reason.GPU_FAULT)
+    return cause or str(Reason.GPU_FAULT)
