@@ -3,7 +3,7 @@
 from finetune_api.names import ConditionType, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.kube.errors import Denied, NameTaken, Refused, RetryLater
+from finetune_operator.kube.errors import ClusterError, Denied, NameTaken, Refused, RetryLater
 from finetune_operator.kube.observed import Observed
 from finetune_operator.policy import (
     admission,
@@ -15,7 +15,7 @@ from finetune_operator.policy import (
     remediation,
     suspension,
 )
-from finetune_operator.policy.conditions import Conditions
+from finetune_operator.policy.conditions import Conditions, Truth
 from finetune_operator.policy.decision import (
     OBSTACLE_SECONDS,
     Acceptance,
@@ -29,6 +29,12 @@ from finetune_operator.policy.status_report import record_end
 from finetune_operator.settings import Settings
 
 C, R = ConditionType, Reason
+OBSTACLES: tuple[tuple[type[ClusterError], Reason, Truth], ...] = (
+    (NameTaken, R.NAME_CONFLICT, "False"),
+    (Denied, R.API_DENIED, "False"),
+    (RetryLater, R.API_UNAVAILABLE, "Unknown"),
+)
+"""Errors of the API server with which no Job is created, and what condition Accepted is then."""
 
 
 def plan(observed: Observed, settings: Settings) -> Decision:
@@ -80,41 +86,37 @@ def _decide(observed: Observed, settings: Settings, spec: FineTuneJobSpec, statu
 def _check_acceptance(observed: Observed, settings: Settings, status: FineTuneJobStatus) -> tuple[Acceptance, Effect]:
     """Accept or refuse the job; a refusal prevents new Jobs, but never stops a running one."""
     obstacle = observed.obstacle or (observed.workloads_error if isinstance(observed.workloads_error, Denied) else None)
-    refusal = admission.find_refusal(observed.job, settings)
-    other_cluster = kueue.find_refusal(observed)
-    waits = dependencies.find_obstacle(observed.job, observed.relatives)
     events_forbidden = isinstance(obstacle, Denied) and obstacle.resource == "events"
+    blocking = None if events_forbidden else obstacle
+    refusal = _find_refusal(observed, settings, blocking)
+    reason, truth, detail = refusal or (R.ACCEPTED, "True", "")
     is_retried = isinstance(obstacle, RetryLater)  # with the queue's backoff
     effect = requeue_in(OBSTACLE_SECONDS) if obstacle and not is_retried else Effect()
-    is_refused = bool(refusal or other_cluster or waits or (obstacle and not events_forbidden))
-    if refusal:
-        reason = R.FORBIDDEN
-        effect += set_condition(C.ACCEPTED, "False", reason, refusal)
-    elif other_cluster:
-        reason = R.MULTIKUEUE_UNSUPPORTED
-        effect += set_condition(C.ACCEPTED, "False", reason, other_cluster)
-        if not status.is_true(C.VALIDATED):
-            effect += set_condition(C.VALIDATED, "Unknown", R.PENDING)
-    elif isinstance(obstacle, NameTaken):
-        reason = R.NAME_CONFLICT
-        effect += set_condition(C.ACCEPTED, "False", reason, str(obstacle))
-    elif isinstance(obstacle, Denied) and not events_forbidden:
-        reason = R.API_DENIED
-        effect += set_condition(C.ACCEPTED, "False", reason, str(obstacle))
-    elif is_retried:
-        reason = R.API_UNAVAILABLE
-        effect += set_condition(C.ACCEPTED, "Unknown", reason, str(obstacle))
-    elif waits:
-        reason = waits.reason
-        effect += set_condition(C.ACCEPTED, "False" if reason is R.INVALID_SPEC else "Unknown", reason, waits.detail)
-    else:
-        reason = R.ACCEPTED
-        effect += set_condition(C.ACCEPTED, "True", reason)
-        # Written before anything is created from it, so that a crash between the two leaves no job with two parents.
-        if dependencies.pin(status, observed.job, observed.relatives):
-            is_refused = True
-            effect += requeue_in(0)
+    effect += set_condition(C.ACCEPTED, truth, reason, detail)
+    if reason is R.MULTIKUEUE_UNSUPPORTED and not status.is_true(C.VALIDATED):
+        effect += set_condition(C.VALIDATED, "Unknown", R.PENDING)
+    # Written before anything is created from it, so that a crash between the two leaves no job with two parents.
+    is_pinned_now = refusal is None and dependencies.pin(status, observed.job, observed.relatives)
+    if is_pinned_now:
+        effect += requeue_in(0)
     if isinstance(obstacle, Refused):
         detail = remediation.append_fix(R.POD_CREATION_REFUSED, str(obstacle))
         effect += set_condition(C.RUNNING, "False", R.POD_CREATION_REFUSED, detail)
+    is_refused = refusal is not None or blocking is not None or is_pinned_now
     return Acceptance(reason, is_refused, events_forbidden), effect
+
+
+def _find_refusal(
+    observed: Observed, settings: Settings, obstacle: ClusterError | None
+) -> tuple[Reason, Truth, str] | None:
+    """Return reason, truth and message of a condition Accepted that is not true; None if the job is accepted."""
+    if forbidden := admission.find_refusal(observed.job, settings):
+        return R.FORBIDDEN, "False", forbidden
+    if other_cluster := kueue.find_refusal(observed):
+        return R.MULTIKUEUE_UNSUPPORTED, "False", other_cluster
+    for kind, reason, truth in OBSTACLES:
+        if isinstance(obstacle, kind):
+            return reason, truth, str(obstacle)
+    if waits := dependencies.find_obstacle(observed.job, observed.relatives):
+        return waits.reason, "False" if waits.reason is R.INVALID_SPEC else "Unknown", waits.detail
+    return None
