@@ -175,15 +175,11 @@ class Pod:
         if any(code in UNEXPLAINED for code in failed.values()):
             self._ranks.dump_stacks()  # before the others end by themselves
         drain_timeout = STOP_DRAIN_SECONDS if ExitCode.PREEMPTED in failed.values() else SHORT_DRAIN_SECONDS
-        if not any(_is_cause(code) for code in failed.values()) and not self._is_stopped:
-            deadline = time.monotonic() + CAUSE_SECONDS
-            while time.monotonic() < deadline and not (self._lost or self._is_done or self._is_restart_due()):
-                self._poll()
-                if any(_is_cause(code) for code in self._ranks.codes().values()):
-                    break
+        if not any(map(_is_cause, failed.values())) and not self._is_stopped:
+            self._wait_for_cause()
         if self._is_done:
             return self._end_after_done()
-        causes = [code for code in self._ranks.codes().values() if _is_cause(code)]
+        causes = self._find_causes()
         if causes and most_specific(causes) == ExitCode.GPU_OUT_OF_MEMORY and (smaller := self._find_smaller_batch()):
             self._announce(smaller)
             causes = []
@@ -194,6 +190,21 @@ class Pod:
         if causes:
             self._send_failed(most_specific(causes))  # before the other pods judge its echo
         self._stop_ranks(drain_timeout)
+        return self._end_by_codes()
+
+    def _wait_for_cause(self) -> None:
+        """Wait until a process of any pod has a cause of its own, or the time for it is over."""
+        deadline = time.monotonic() + CAUSE_SECONDS
+        while time.monotonic() < deadline and not (self._lost or self._is_done or self._is_restart_due()):
+            self._poll()
+            if self._find_causes():
+                return
+
+    def _find_causes(self) -> list[int]:
+        return [code for code in self._ranks.codes().values() if _is_cause(code)]
+
+    def _end_by_codes(self) -> Ending:
+        """End with the exit code that names the cause best, and the report of the first process that has it."""
         codes = {rank: code for rank, code in self._ranks.codes().items() if code != ExitCode.OK}
         code = most_specific(codes.values())
         rank = self._ranks.first_to_report(rank for rank, its in codes.items() if its == code)
