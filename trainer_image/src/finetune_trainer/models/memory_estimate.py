@@ -97,33 +97,22 @@ def estimate(
     What is only measured has no gradients and no optimiser; autocast keeps its copies of the whole adapter, and one
     answer is sampled at a time.
     """
-    trained = trained_shapes(shape, settings)
-    weights = weight_bytes(shape, settings)
-    parameters = sum(prod(size) for size in trained)
-    first = sum(map(prod, adapter_shapes(shape, settings))) if settings.init_lora_weights in FROM_WEIGHTS else 0
     is_full = settings.method == Method.FULL
-    if objective is Objective.REWARD_MODEL:
-        weights -= shape.head * stored_width(settings)
     shares = ranks if is_full else 1
     is_sharded = ranks > 1 and (is_full or bool(settings.shard_base))
     is_cast = shares > 1 and settings.precision not in {"FP16", "FP32"}  # layers are gathered in BF16
-    gathered = _gathered(shape, settings, 2 if is_cast else stored_width(settings)) if is_sharded else 0
-    reduced = _reduced(shape) if shares > 1 else 0
-    copies = 2 if ranks > 1 and not is_sharded else 1
+    width = 2 if is_cast else stored_width(settings)
+    held = _held(shape, settings, objective, ranks if is_sharded else 1)
     share = settings.rollouts_gpu_memory_fraction
-    is_together = ranks > 1 and (is_sharded or bool(settings.shard_teacher))
-    together = ceil((settings.global_batch_size or 1) / ranks)
-    answers = together if is_together else settings.per_device_train_batch_size or 1
-    whole = _constants_of(shape, settings) if is_sharded else 0
-    held = ceil((weights - whole) / (ranks if is_sharded else 1)) + whole
-    activations = activation_bytes(shape, settings, objective, is_cast=is_cast)
+    answers = _answers(settings, ranks, is_together=ranks > 1 and (is_sharded or bool(settings.shard_teacher)))
     sampled = answers if objective in SAMPLED else 0 if is_trained else 1
     training = MemoryEstimate(
-        weights=held + gathered,
-        adapter=0 if is_full else (parameters + first) * FULL_WIDTH,
-        gradients=ceil(parameters * FULL_WIDTH * copies / shares) + reduced if is_trained else 0,
+        weights=held + (_gathered(shape, settings, width) if is_sharded else 0),
+        adapter=0 if is_full else _adapter(shape, settings),
+        gradients=_gradients(shape, settings, ranks, is_sharded=is_sharded) if is_trained else 0,
         optimiser=ceil(_state(shape, settings) / shares) if is_trained else 0,
-        activations=activations if is_trained else activations + cast_bytes(shape, settings),
+        activations=activation_bytes(shape, settings, objective, is_cast=is_cast)
+        + (0 if is_trained else cast_bytes(shape, settings)),
         logits=0 if objective is Objective.REWARD_MODEL else _logits(shape, settings, objective),
         reference=_reference(shape, settings, objective),
         reward_model=shape.parameters * compute_width(settings) if has_reward_model else 0,
@@ -132,10 +121,38 @@ def estimate(
         reserve=RESERVE + (COMMUNICATION if ranks > 1 else 0),
     )
     if is_sharded:
-        before = held + _before_training(shape, settings, 2 if is_cast else stored_width(settings))
+        before = held + _before_training(shape, settings, width)
         more = max(before + training.adapter + training.reserve - training.total, 0)
         training = replace(training, weights=training.weights + more)
     return replace(training, rollouts=_rollouts(shape, settings, share, training.total)) if share else training
+
+
+def _held(shape: ModelShape, settings: Resolved, objective: Objective, shares: int) -> int:
+    """Return one share of the base's weights; the constants of NF4 are whole in each."""
+    head = shape.head * stored_width(settings) if objective is Objective.REWARD_MODEL else 0
+    whole = _constants_of(shape, settings) if shares > 1 else 0
+    return ceil((weight_bytes(shape, settings) - head - whole) / shares) + whole
+
+
+def _adapter(shape: ModelShape, settings: Resolved) -> int:
+    """Return the size of the adapter, and of its first values if they are kept."""
+    first = adapter_shapes(shape, settings) if settings.init_lora_weights in FROM_WEIGHTS else []
+    return FULL_WIDTH * sum(map(prod, [*trained_shapes(shape, settings), *first]))
+
+
+def _gradients(shape: ModelShape, settings: Resolved, ranks: int, *, is_sharded: bool) -> int:
+    """Return the size of the gradients with what is needed to exchange them."""
+    whole = FULL_WIDTH * sum(map(prod, trained_shapes(shape, settings)))
+    if ranks == 1:
+        return whole
+    if settings.method == Method.FULL:
+        return ceil(whole / ranks) + _reduced(shape)
+    return whole if is_sharded else 2 * whole
+
+
+def _answers(settings: Resolved, ranks: int, *, is_together: bool) -> int:
+    """Return how many answers are sampled at once."""
+    return ceil((settings.global_batch_size or 1) / ranks) if is_together else settings.per_device_train_batch_size or 1
 
 
 def estimate_measuring(
