@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,43 +49,46 @@ def _base_faults(asked: Mapping[str, Any], base: str) -> Iterator[str]:
 
 
 def _name_faults(asked: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterator[str]:
-    unknown: list[str] = []
-    wrong: list[str] = []
-    whole: list[str] = []
-    magnitudes: set[str] = set()
-    pairs: dict[str, list[Factor]] = {}
-    sides: dict[str, set[int]] = {}
+    factors = {name: factor for name in tensors if (factor := parse_factor(name))}
+    others = [name for name in tensors if name not in factors]
+    magnitudes = {name: module for name in others if asked.get("use_dora") and (module := parse_magnitude(name))}
     modules = saved_modules(asked, tensors)
-    for name, tensor in tensors.items():
-        factor = parse_factor(name)
-        if factor is None and asked.get("use_dora") and (scaled := parse_magnitude(name)):
-            magnitudes.add(scaled)
-            continue
-        if factor is None:
-            known = whole if is_of_module(name, modules) else unknown
-            known.append(name)
-            continue
-        pairs.setdefault(factor.module, []).append(factor)
-        if not factor.has_rank(tensor["shape"], find_rank(asked, factor)):
-            wrong.append(f"{name} {tensor['shape']}")
-        elif factor.is_of_experts:
-            sides.setdefault(factor.module, set()).add(tensor["shape"][0 if factor.is_first else 1])
-    wrong += [f"{module} ({min(found)} and {max(found)})" for module, found in sides.items() if len(found) > 1]
-    if unknown:
-        yield f"{len(unknown)} tensors are not factors of an adapter: {', '.join(unknown[:MOST_LISTED])}"
-    if wrong:
-        listed = ", ".join(wrong[:MOST_LISTED])
-        yield f"{len(wrong)} tensors do not have the rank {_ranks(asked)} of the config: {listed}"
-    if not pairs:
+    whole = [name for name in others if name not in magnitudes and is_of_module(name, modules)]
+    unknown = [name for name in others if name not in magnitudes and name not in whole]
+    yield from _count(unknown, "tensors are not factors of an adapter")
+    yield from _rank_faults(asked, tensors, factors)
+    if not factors:
         yield "no tensor is a factor of an adapter"
-    single = [module for module, factors in pairs.items() if len(factors) != 2]
-    if single:
-        yield f"{len(single)} modules lack one of their two factors: {', '.join(single[:MOST_LISTED])}"
-    if asked.get("use_dora") and (other := sorted(magnitudes ^ pairs.keys())):
-        yield f"{len(other)} modules lack either factors or their magnitudes: {', '.join(other[:MOST_LISTED])}"
-    linear = [module for module, factors in pairs.items() if not factors[0].is_of_experts]
+    counts = Counter(factor.module for factor in factors.values())
+    single = [module for module, count in counts.items() if count != 2]
+    yield from _count(single, "modules lack one of their two factors")
+    if asked.get("use_dora"):
+        unpaired = sorted(set(magnitudes.values()) ^ counts.keys())
+        yield from _count(unpaired, "modules lack either factors or their magnitudes")
+    experts = dict.fromkeys(factor.module for factor in factors.values() if factor.is_of_experts)
+    linear = [module for module in counts if module not in experts]
     yield from _target_faults(asked.get("target_modules"), linear, [module_of(name) for name in whole])
-    yield from _expert_faults(asked.get("target_parameters"), [module for module in pairs if module not in linear])
+    yield from _expert_faults(asked.get("target_parameters"), [*experts])
+
+
+def _count(names: Sequence[str], fault: str) -> Iterator[str]:
+    """Yield the fault with the number of names that have it, and the first of them; nothing if none has."""
+    if names:
+        yield f"{len(names)} {fault}: {', '.join(names[:MOST_LISTED])}"
+
+
+def _rank_faults(asked: Mapping[str, Any], tensors: Mapping[str, Any], factors: Mapping[str, Factor]) -> Iterator[str]:
+    """Yield factors of another rank than the config's, and experts whose two factors have different numbers of them."""
+    wrong: list[str] = []
+    sides: dict[str, set[int]] = {}
+    for name, factor in factors.items():
+        size = tensors[name]["shape"]
+        if not factor.has_rank(size, find_rank(asked, factor)):
+            wrong.append(f"{name} {size}")
+        elif factor.is_of_experts:
+            sides.setdefault(factor.module, set()).add(size[0 if factor.is_first else 1])
+    wrong += [f"{module} ({min(found)} and {max(found)})" for module, found in sides.items() if len(found) > 1]
+    yield from _count(wrong, f"tensors do not have the rank {_ranks(asked)} of the config")
 
 
 def _ranks(asked: Mapping[str, Any]) -> str:
@@ -100,11 +103,9 @@ def _expert_faults(targets: Any, adapted: list[str]) -> Iterator[str]:
     parameters = [str(name) for name in targets] if isinstance(targets, list) else []
     counts = Counter(map(experts_module, adapted))
     other = [f"{module} ({count})" for module, count in counts.items() if count != len(parameters)]
-    if other:
-        yield (
-            f"{len(other)} modules of experts do not have a pair of factors for each of {len(parameters)} "
-            f"target_parameters: {', '.join(other[:MOST_LISTED])}"
-        )
+    yield from _count(
+        other, f"modules of experts do not have a pair of factors for each of {len(parameters)} target_parameters"
+    )
     if parameters and not counts:
         yield f"target_parameters without a tensor: {', '.join(parameters)}"
 
@@ -120,8 +121,7 @@ def _target_faults(targets: Any, modules: list[str], whole: list[str]) -> Iterat
         others = [one for one in modules if not ends_in(one, ends)]
         found = [*modules, *whole]
         missing = [end for end in ends if not any(ends_in(one, [end]) for one in found)]
-    if others:
-        yield f"{len(others)} modules are not in target_modules: {', '.join(others[:MOST_LISTED])}"
+    yield from _count(others, "modules are not in target_modules")
     if missing:
         yield f"target_modules without a tensor: {', '.join(missing[:MOST_LISTED])}"
 
@@ -142,8 +142,7 @@ def _value_faults(tensors: Mapping[str, Any], data: np.memmap[Any, Any]) -> Iter
             if not is_finite:
                 infinite.append(name)
                 break
-    if infinite:
-        yield f"{len(infinite)} tensors have values that are not finite: {', '.join(infinite[:MOST_LISTED])}"
+    yield from _count(infinite, "tensors have values that are not finite")
     if starts and not moved:
         yield "it changes nothing: every factor that starts at zero is still zero"
 
