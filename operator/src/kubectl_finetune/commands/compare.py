@@ -23,6 +23,8 @@ OF_THE_TRAINING = (
     "distillation.shardTeacher",
 )
 MEASURES = ("hyperparameters.maxLength",)
+SEED = "hyperparameters.seed"
+"""Decides, too, which rows are held out, unless the spec has rows of their own for that."""
 CREDENTIALS = "credentialsSecretRef"
 REFERENCES = (Objective.DPO.value, Objective.KTO.value)
 """Objectives whose loss is relative to the model that the training starts from."""
@@ -122,15 +124,14 @@ def different_measure(specs: Sequence[Object]) -> str:
     """Return the field by which the held-out figures of jobs mean different things; empty if none does."""
     filled = [flat_fields(_with_defaults(spec)) for spec in specs]
     held_out = {tuple(item for item in spec.items() if item[0].startswith("dataset.validation.")) for spec in filled}
-    trained = ("dataset.train", "dataset.maxSamples") if len(held_out) == 1 and held_out != {()} else ()
+    has_own_rows = len(held_out) == 1 and held_out != {()}
+    ignored = (*OF_THE_TRAINING, *(("dataset.train", "dataset.maxSamples") if has_own_rows else ()))
+    single = MEASURES if has_own_rows else (*MEASURES, SEED)
     for path in dict.fromkeys(path for spec in filled for path in spec):
-        is_split = path == "hyperparameters.seed" and not trained
-        is_measure = path.partition(".")[0] in MEASURE or path in MEASURES or is_split
-        if not is_measure or path.startswith((*OF_THE_TRAINING, *trained)) or CREDENTIALS in path:
-            continue
+        is_measure = path.partition(".")[0] in MEASURE or path in single
         values = dict.fromkeys(show_value(spec.get(path)) for spec in filled)
-        if len(values) > 1:
-            reason = ", which holds out other rows" if is_split else ""
+        if len(values) > 1 and is_measure and not path.startswith(ignored) and CREDENTIALS not in path:
+            reason = ", which holds out other rows" if path == SEED else ""
             return f"{path} is {' and '.join(values)}{reason}"
     return ""
 
