@@ -101,23 +101,26 @@ def choose_subset(keys: Sequence[str], card: str | None, source: DataFiles, plac
 
 
 def _named_subset(keys: Sequence[str], subsets: list[Subset], source: DataFiles, place: str) -> Subset | None:
-    field = f"spec.dataset.{place}"
     if source.config is None:
-        if len(subsets) <= 1:
-            only = subsets[0] if subsets else None
-            is_meant = only and (source.split or not only.patterns.keys().isdisjoint(SPLITS[place.partition(".")[0]]))
-            return only if is_meant else None
-        default = next((one for one in subsets if one.is_default), None)
-        if default is None:
-            names = name_some([one.name for one in subsets])
-            raise _unusable(source, f"has {len(subsets)} subsets ({names}): set {field}.config to one of them")
-        return default
+        return _default_subset(subsets, source, place)
     named = next((one for one in subsets if one.name == source.config), None)
     if named or any(key.startswith(f"{source.config}/") for key in keys):
         return named or Subset(source.config, {"": [f"{source.config}/**"]})
     folders = dict.fromkeys(key.partition("/")[0] for key in keys if "/" in key)
     names = name_some([one.name for one in subsets] or list(folders)) or "none"
-    raise _unusable(source, f"has no subset {source.config}: it has {names}: correct {field}.config")
+    raise _unusable(source, f"has no subset {source.config}: it has {names}: correct spec.dataset.{place}.config")
+
+
+def _default_subset(subsets: list[Subset], source: DataFiles, place: str) -> Subset | None:
+    """Return the default of several subsets; the only one, if the source or its own splits show that it is meant."""
+    if len(subsets) > 1:
+        if default := next((one for one in subsets if one.is_default), None):
+            return default
+        names = name_some([one.name for one in subsets])
+        field = f"spec.dataset.{place}.config"
+        raise _unusable(source, f"has {len(subsets)} subsets ({names}): set {field} to one of them")
+    splits = SPLITS[place.partition(".")[0]]
+    return next((one for one in subsets if source.split or not one.patterns.keys().isdisjoint(splits)), None)
 
 
 def _split_of(subset: Subset, source: DataFiles, place: str, field: str) -> str:
