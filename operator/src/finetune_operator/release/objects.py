@@ -137,15 +137,22 @@ def explain_pods(pods: Sequence[Object]) -> str:
     if newest is None:
         return ""
     name, status = newest["metadata"]["name"], newest.get("status") or {}
-    for one in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
-        state, last = one.get("state") or {}, one.get("lastState") or {}
-        if (ended := state.get("terminated") or last.get("terminated") or {}).get("exitCode"):
-            return _explain_end(f"container {one['name']} of pod {name} ended with {ended['exitCode']}", ended)
-        reason, message = ((state.get("waiting") or {}).get(key) for key in ("reason", "message"))
-        if message:
-            return _short(f"container {one['name']} of pod {name} waits: {reason}: {message}")
+    containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    found = next(filter(None, (_explain_container(one, name) for one in containers)), "")
     unscheduled = (one for one in status.get("conditions") or [] if one.get("reason") == "Unschedulable")
-    return next((_short(f"pod {name} is not scheduled: {one.get('message')}") for one in unscheduled), "")
+    return found or next((_short(f"pod {name} is not scheduled: {one.get('message')}") for one in unscheduled), "")
+
+
+def _explain_container(container: Object, pod: str) -> str:
+    """Return why a container has ended or waits; empty if it does neither."""
+    state, last = container.get("state") or {}, container.get("lastState") or {}
+    ended, waiting = state.get("terminated") or last.get("terminated") or {}, state.get("waiting") or {}
+    place = f"container {container['name']} of pod {pod}"
+    if ended.get("exitCode"):
+        return _explain_end(f"{place} ended with {ended['exitCode']}", ended)
+    if waiting.get("message"):
+        return _short(f"{place} waits: {waiting.get('reason')}: {waiting['message']}")
+    return ""
 
 
 def _is_ready(condition: Object) -> bool:
