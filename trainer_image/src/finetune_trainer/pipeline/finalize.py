@@ -58,17 +58,14 @@ from finetune_trainer.tokenization.samples import EncodedPrompt, Sample
 from finetune_trainer.training.methods import traits_of
 
 
-@dataclass(frozen=True)
-class TrainingResult:
-    """The outcome of a completed training loop; its weights are saved."""
+@dataclass(frozen=True, kw_only=True)
+class TrainedFigures:
+    """What is known of a completed training, but is in no other file of the result."""
 
     settings: Resolved
-    history: History
-    plateau: Plateau
     final: Measured | None
     parameters: int
     answers: list[Answer]
-    began: float
     machine: Machine
     examples: Sequence[ScoredPair | RewardedAnswer] = ()
     stop_ids: list[int] = field(default_factory=list)
@@ -83,6 +80,15 @@ class TrainingResult:
     """The answers to the questions on general ability of the model that will be served."""
     held_out: HeldOutAnswers | None = None
     """Its answers to the rows of `evaluation.answers`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult(TrainedFigures):
+    """The outcome of a completed training loop; its weights are saved."""
+
+    history: History
+    plateau: Plateau
+    began: float
 
 
 def collect_examples(

@@ -4,20 +4,18 @@ import logging
 import os
 import shutil
 import time
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from finetune_api.handoff import Artifact, Outcome, Report
-from finetune_api.status import EarlyStoppingStatus, Metrics, Resolved
-from finetune_trainer.evaluation.ability import Ability
+from finetune_api.status import EarlyStoppingStatus, Metrics
 from finetune_trainer.evaluation.early_stopping import Plateau
-from finetune_trainer.evaluation.held_out_answers import HeldOutAnswers
 from finetune_trainer.evaluation.history import History
-from finetune_trainer.evaluation.measurements import Measured
-from finetune_trainer.evaluation.run_record import Answer, Machine, RewardedAnswer, ScoredPair, Served
-from finetune_trainer.models.quantised import Quantised
-from finetune_trainer.pipeline.finalize import TrainingResult
+from finetune_trainer.pipeline.finalize import TrainedFigures, TrainingResult
 from finetune_trainer.pipeline.inputs import Inputs
 from finetune_trainer.training.checkpoint_files import BEST_WEIGHTS, replay_evaluations
 from finetune_trainer.training.checkpoints import Checkpoints
@@ -28,27 +26,17 @@ FIGURES = "trained.json"
 RESULT = "result"
 
 
-class StoredTraining(BaseModel):
-    """The fields of a `TrainingResult` that no other stored file has, and the figures of the status."""
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(ser_json_inf_nan="constants"))
+class StoredTraining(TrainedFigures):
+    """The figures of a training, with those of the status."""
 
-    model_config = ConfigDict(ser_json_inf_nan="constants")
-
-    settings: Resolved
-    final: Measured | None
-    parameters: int
-    answers: list[Answer]
     seconds: float
-    machine: Machine
-    examples: list[ScoredPair | RewardedAnswer]
-    stop_ids: list[int]
-    quantised: Quantised | None
-    full_loss: float | None
-    served: Served | None = None
-    ability: Ability | None = None
-    held_out: HeldOutAnswers | None = None
     metrics: Metrics
     early_stopping: EarlyStoppingStatus | None
     total_steps: int | None
+
+
+STORED = TypeAdapter(StoredTraining)
 
 
 def store_training(inputs: Inputs, trained: TrainingResult, checkpoints: Checkpoints) -> Report:
@@ -59,24 +47,13 @@ def store_training(inputs: Inputs, trained: TrainingResult, checkpoints: Checkpo
     os.link(inputs.best_weights, folder / BEST_WEIGHTS)
     known = inputs.run.reporter.snapshot()
     figures = StoredTraining(
-        settings=trained.settings,
-        final=trained.final,
-        parameters=trained.parameters,
-        answers=trained.answers,
+        **_figures_of(trained),
         seconds=time.monotonic() - trained.began,
-        machine=trained.machine,
-        examples=list(trained.examples),
-        stop_ids=trained.stop_ids,
-        quantised=trained.quantised,
-        full_loss=trained.full_loss,
-        served=trained.served,
-        ability=trained.ability,
-        held_out=trained.held_out,
         metrics=known.metrics,
         early_stopping=known.early_stopping,
         total_steps=known.progress.total_steps,
     )
-    (folder / FIGURES).write_text(figures.model_dump_json(), encoding="utf-8")
+    (folder / FIGURES).write_bytes(STORED.dump_json(figures))
     last_step = trained.history.train[-1].step if trained.history.train else 0
     stored = checkpoints.save_trained(last_step, folder)
     logger.info("the trained weights are stored at %s", stored.uri)
@@ -99,7 +76,7 @@ def store_training(inputs: Inputs, trained: TrainingResult, checkpoints: Checkpo
 def restore_training(inputs: Inputs, checkpoints: Checkpoints) -> TrainingResult:
     """Restore what `store_training` stored: files, figures, and the state of the reporter."""
     step, folder = checkpoints.restore_trained()
-    figures = StoredTraining.model_validate_json((folder / FIGURES).read_bytes())
+    figures = STORED.validate_json((folder / FIGURES).read_bytes())
     os.replace(folder / BEST_WEIGHTS, inputs.best_weights)
     _move_files(folder / RESULT, inputs.result)
     reporter = inputs.run.reporter
@@ -108,23 +85,12 @@ def restore_training(inputs: Inputs, checkpoints: Checkpoints) -> TrainingResult
     metrics = figures.metrics.model_dump(exclude_none=True)
     reporter.update(progress=progress, metrics=metrics, early_stopping=early_stopping, resolved=figures.settings)
     history, plateau = _replay(inputs)
-    return TrainingResult(
-        figures.settings,
-        history,
-        plateau,
-        figures.final,
-        figures.parameters,
-        figures.answers,
-        time.monotonic() - figures.seconds,
-        figures.machine,
-        figures.examples,
-        stop_ids=figures.stop_ids,
-        quantised=figures.quantised,
-        full_loss=figures.full_loss,
-        served=figures.served,
-        ability=figures.ability,
-        held_out=figures.held_out,
-    )
+    began = time.monotonic() - figures.seconds
+    return TrainingResult(**_figures_of(figures), history=history, plateau=plateau, began=began)
+
+
+def _figures_of(trained: TrainedFigures) -> dict[str, Any]:
+    return {one.name: getattr(trained, one.name) for one in fields(TrainedFigures)}
 
 
 def _move_files(source: Path, target: Path) -> None:
