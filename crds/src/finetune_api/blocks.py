@@ -91,7 +91,9 @@ def _copy(value: Any) -> Any:
     return {name: _copy(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
-def _matching(pattern: re.Pattern[str], message: str) -> AfterValidator:
+def matching(pattern: re.Pattern[str], message: str) -> AfterValidator:
+    """Return the validator of a text that must match the pattern in full."""
+
     def check(value: str) -> str:
         if not pattern.fullmatch(value):  # `$` would accept a line feed
             raise ValueError(message)
@@ -140,25 +142,25 @@ _LENGTH = StringConstraints(min_length=8, max_length=1024)
 S3Uri = Annotated[
     str,
     _LENGTH,
-    _matching(S3_URI, S3_URI_MESSAGE),
+    matching(S3_URI, S3_URI_MESSAGE),
     Field(json_schema_extra=_uri_rules(S3_URI, S3_URI_MESSAGE)),
 ]
 ModelUri = Annotated[
     str,
     _LENGTH,
-    _matching(MODEL_URI, MODEL_URI_MESSAGE),
+    matching(MODEL_URI, MODEL_URI_MESSAGE),
     Field(json_schema_extra=_uri_rules(MODEL_URI, MODEL_URI_MESSAGE)),
 ]
 FileUri = Annotated[
     str,
     _LENGTH,
-    _matching(FILE_URI, FILE_URI_MESSAGE),
+    matching(FILE_URI, FILE_URI_MESSAGE),
     Field(json_schema_extra=_uri_rules(FILE_URI, FILE_URI_MESSAGE)),
 ]
 DataUri = Annotated[
     str,
     _LENGTH,
-    _matching(DATA_URI, DATA_URI_MESSAGE),
+    matching(DATA_URI, DATA_URI_MESSAGE),
     Field(json_schema_extra=_uri_rules(DATA_URI, DATA_URI_MESSAGE)),
 ]
 Revision = Annotated[

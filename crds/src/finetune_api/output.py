@@ -4,9 +4,9 @@ import re
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import REPOSITORY, SET, Block, Revision, S3Uri, SecretRef, cel, rules
+from finetune_api.blocks import REPOSITORY, SET, Block, Revision, S3Uri, SecretRef, cel, matching, rules
 from finetune_api.scalars import Line, Name, StatusBlock, Uri
 
 REPO = re.compile(f"^{REPOSITORY}$")
@@ -21,18 +21,6 @@ _IMAGE_MESSAGE = (
 )
 LONGEST_TAG = 120
 """A tag has 128 characters, of which a suffix has 8."""
-
-
-def _require_repo(value: str) -> str:
-    if not REPO.fullmatch(value):
-        raise ValueError(_REPO_MESSAGE)
-    return value
-
-
-def _require_image_repository(value: str) -> str:
-    if not IMAGE_REPOSITORY.fullmatch(value):
-        raise ValueError(_IMAGE_MESSAGE)
-    return value
 
 
 class Merge(StrEnum):
@@ -71,7 +59,7 @@ class HubOutput(Block):
     repo: Annotated[
         str,
         StringConstraints(min_length=3, max_length=193),
-        AfterValidator(_require_repo),
+        matching(REPO, _REPO_MESSAGE),
         Field(json_schema_extra=rules(cel(f"self.matches('{REPO.pattern}')", _REPO_MESSAGE))),
     ]
     """Repository for models, as `owner/name`, on the hub of `spec.hub`. One that does not exist is created."""
@@ -98,7 +86,7 @@ class OciOutput(Block):
     repository: Annotated[
         str,
         StringConstraints(min_length=3, max_length=255),
-        AfterValidator(_require_image_repository),
+        matching(IMAGE_REPOSITORY, _IMAGE_MESSAGE),
         Field(json_schema_extra=rules(cel(f"self.matches('{IMAGE_REPOSITORY.pattern}')", _IMAGE_MESSAGE))),
     ]
     """Repository, as `host/path` without a tag, for example `registry.example.com/team/helpdesk`."""
