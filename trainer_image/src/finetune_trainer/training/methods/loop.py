@@ -176,11 +176,14 @@ class LoopTrainer(SavingTrainer):
         with keep_random_state():
             measured = self.measure()
         self._loop.history.add_evaluation(step, measured)
-        metrics = {"eval_loss": measured.loss}
+        return self._report_evaluation({"eval_loss": measured.loss}, measured.figures())
+
+    def _report_evaluation(self, metrics: dict[str, float], figures: Mapping[str, float | None]) -> dict[str, float]:
+        """Report the figures of an evaluation to the callbacks, which read `metrics`, and to the reporter."""
         self.log(dict(metrics))
-        self._loop.reporter.update(metrics=measured.figures())
+        self._loop.reporter.update(metrics=figures)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        if step:
+        if self.state.global_step:
             self._loop.reporter.set_stage("Training")
         return metrics
 

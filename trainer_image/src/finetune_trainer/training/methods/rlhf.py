@@ -156,12 +156,7 @@ class PolicyTrainer(PromptTrainer):
         point = self.measure_reward()
         self._loop.history.add_reward(point)
         metrics = {"eval_reward": point.reward}
-        self.log(dict(metrics))
-        self._loop.reporter.update(metrics=metrics if step else metrics | {"baseline_eval_reward": point.reward})
-        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        if step:
-            self._loop.reporter.set_stage("Training")
-        return metrics
+        return self._report_evaluation(metrics, metrics if step else metrics | {"baseline_eval_reward": point.reward})
 
     def measure_reward(self, seed: int | None = None) -> RewardPoint:
         """Return the held-out reward of the current weights; the default seed is the same each time."""
