@@ -22,6 +22,7 @@ from finetune_trainer.models.memory_estimate import (
     estimate_measuring,
     format_bytes,
     micro_batches,
+    with_micro_batch,
 )
 from finetune_trainer.models.optimisers import refuse_sharded_optimiser
 from finetune_trainer.models.shape import ModelShape
@@ -165,8 +166,7 @@ def grow_micro_batch(spec: FineTuneJobSpec, settings: Resolved, shape: ModelShap
     for larger in range(whole, micro, -1):
         if whole % larger or larger % group:
             continue
-        changes = {"per_device_train_batch_size": larger, "gradient_accumulation_steps": whole // larger}
-        grown = settings.model_copy(update=changes)
+        grown = with_micro_batch(settings, larger)
         total = _estimate(spec, shape, grown).total
         if total <= limit:
             return grown.model_copy(update={"estimated_gpu_memory_bytes": total})
@@ -225,10 +225,11 @@ def _budget(spec: FineTuneJobSpec) -> int | None:
         raise InvalidConfig(f"tuning.vramBudget: {error}: write 80Gi, for example") from error
 
 
-def _estimate(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved) -> MemoryEstimate:
+def _estimate(
+    spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, by: Callable[..., MemoryEstimate] = estimate
+) -> MemoryEstimate:
     has_reward_model = spec.rlhf is not None and spec.rlhf.reward_model is not None
-    ranks = spec.resources.ranks
-    return estimate(shape, settings, spec.objective, has_reward_model=has_reward_model, ranks=ranks)
+    return by(shape, settings, spec.objective, has_reward_model=has_reward_model, ranks=spec.resources.ranks)
 
 
 def estimate_served(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved) -> MemoryEstimate:
@@ -237,9 +238,7 @@ def estimate_served(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved
     if spec.evaluation.ability:
         rows = max(settings.per_device_train_batch_size or 1, ceil(BATCH_TOKENS / (settings.max_length or 1)))
         settings = settings.model_copy(update={"per_device_train_batch_size": rows})
-    has_reward_model = spec.rlhf is not None and spec.rlhf.reward_model is not None
-    ranks = spec.resources.ranks
-    return estimate_measuring(shape, settings, spec.objective, has_reward_model=has_reward_model, ranks=ranks)
+    return _estimate(spec, shape, settings, estimate_measuring)
 
 
 def fit_served(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, memory: int) -> Resolved | None:
