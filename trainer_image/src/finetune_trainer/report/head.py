@@ -1,5 +1,7 @@
 """The top of the page: whether the result is better than its base, and the most important figures."""
 
+from collections.abc import Callable
+
 from finetune_api.evaluation import EvaluationStatus, Verdict
 from finetune_trainer.evaluation.gate_rules import GateResult
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint
@@ -42,32 +44,30 @@ def _name_missing(evaluation: EvaluationStatus) -> str:
 
 
 def _evaluation_tiles(record: RunRecord) -> list[Tile]:
+    def was(figure: float | None, write: Callable[[float], str] = number) -> str:
+        return "" if figure is None else f"{record.start} {write(figure)}"
+
     before, after = record.judged
     comparison, found = record.comparison, []
     if comparison and comparison.half_width is not None:
         found.append(Tile("Change", comparison.change_with_interval, "95 % interval, held-out rows"))
     if isinstance(after, RewardPoint):
-        was = f"{record.start} {number(before.reward)}" if isinstance(before, RewardPoint) else ""
-        found.append(Tile("Mean reward", number(after.reward), was))
+        sampled = before if isinstance(before, RewardPoint) else None
+        found.append(Tile("Mean reward", number(after.reward), was(sampled.reward if sampled else None)))
     elif after:
         earlier = before if isinstance(before, Measured) else None
-        was = f"{record.start} {number(earlier.loss)}" if earlier else ""
-        found.append(Tile("Evaluation loss", number(after.loss), was))
+        found.append(Tile("Evaluation loss", number(after.loss), was(earlier.loss if earlier else None)))
         if find_terms(record.config.spec.objective).has_perplexity:
-            was = f"{record.start} {number(earlier.perplexity)}" if earlier else ""
-            found.append(Tile("Perplexity", number(after.perplexity), was))
+            found.append(Tile("Perplexity", number(after.perplexity), was(earlier.perplexity if earlier else None)))
         if after.reward_accuracy is not None:
             share = earlier.reward_accuracy if earlier else None
-            was = f"{record.start} {percent(share)}" if share is not None else ""
-            found.append(Tile("Preferred answer wins", percent(after.reward_accuracy), was))
+            found.append(Tile("Preferred answer wins", percent(after.reward_accuracy), was(share, percent)))
     if record.held_out:
-        earlier_share = record.held_out.compare(record.choices)
-        was = f"{record.start} {percent(earlier_share.before)}" if earlier_share else ""
-        found.append(Tile("Correct answers", percent(record.held_out.percent / 100), was))
-    known = record.ability.comparison if record.ability else None
-    if known:
-        was = f"{record.start} {percent(known.before)}"
-        found.append(Tile("General ability", percent(known.after), was))
+        compared = record.held_out.compare(record.choices)
+        share = compared.before if compared else None
+        found.append(Tile("Correct answers", percent(record.held_out.percent / 100), was(share, percent)))
+    if known := record.ability.comparison if record.ability else None:
+        found.append(Tile("General ability", percent(known.after), was(known.before, percent)))
     if record.is_evaluation:
         return found
     stopped = record.early_stopping is not None and record.early_stopping.stopped
