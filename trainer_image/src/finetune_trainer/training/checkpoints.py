@@ -4,7 +4,7 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -66,15 +66,18 @@ class Origin:
         if manifest.base_sha256 not in {None, self.base_sha256}:
             theirs, ours = str(manifest.base_sha256), self.base_sha256
             found.append(f"its base model's files differ (SHA-256 {theirs[:12]}, not {ours[:12]})")
-        for path in sorted({*manifest.rows, *self.rows}):
-            theirs, ours = manifest.rows.get(path, "none"), self.rows.get(path, "none")
-            if theirs != ours:
-                found.append(f"its rows differ ({path}: SHA-256 {theirs[:12]}, not {ours[:12]})")
-        for name in sorted({*manifest.inputs, *self.inputs}) if manifest.inputs else ():
-            theirs, ours = manifest.inputs.get(name, "none"), self.inputs.get(name, "none")
-            if theirs != ours:
-                found.append(f"its {name} differs (SHA-256 {theirs[:12]}, not {ours[:12]})")
+        found += [f"its rows differ ({path}: {why})" for path, why in _compare(manifest.rows, self.rows)]
+        if manifest.inputs:
+            found += [f"its {name} differs ({why})" for name, why in _compare(manifest.inputs, self.inputs)]
         return found
+
+
+def _compare(digests: Mapping[str, str], own: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield each name with different digests, and both of them."""
+    for name in sorted({*digests, *own}):
+        theirs, ours = digests.get(name, "none"), own.get(name, "none")
+        if theirs != ours:
+            yield name, f"SHA-256 {theirs[:12]}, not {ours[:12]}"
 
 
 @dataclass(frozen=True)
