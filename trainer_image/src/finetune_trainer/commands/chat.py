@@ -117,13 +117,11 @@ def converse(conversation: Conversation, *, is_interactive: bool) -> None:
             continue
         try:
             conversation.ask(line)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, TrainerError) as error:
             if not is_interactive:
                 raise
-        except TrainerError as error:
-            if not is_interactive:
-                raise
-            sys.stderr.write(f"{printable(error.message)}\n")
+            if isinstance(error, TrainerError):
+                sys.stderr.write(f"{printable(error.message)}\n")
 
 
 def _read_lines(prompt: str) -> Iterator[str]:
