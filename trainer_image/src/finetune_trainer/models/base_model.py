@@ -42,7 +42,6 @@ class ModelFacts:
 
     parameters: int
     architecture: str
-    weights_bytes: int
     shape: ModelShape | None = None
     has_experts: bool = False
 
@@ -99,7 +98,6 @@ def check_model(
     return ModelFacts(
         parameters=sum(prod(shape) for shape in tensors.values()),
         architecture=name_architecture(config),
-        weights_bytes=sum(shard.size for shard in shards),
         shape=read_shape(config, tensors),
         has_experts=names_experts(tensors),
     )
