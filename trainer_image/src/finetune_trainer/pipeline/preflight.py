@@ -71,36 +71,34 @@ def preflight(run: RunContext) -> Report:
     start = run.reporter.start
     run.reporter.set_stage("Loading")
     _probe(config, storage)
-    if check_claim(config, storage):
-        adopted = adopt_result(config, storage, Outcome.ADOPTED, on_bytes)
-        if adopted:
-            return push_published(run, adopted)
-    shutil.rmtree(
-        workspace / "tokenizer", ignore_errors=True
-    )  # a workspace that is used again may hold another model's
+    if check_claim(config, storage) and (adopted := adopt_result(config, storage, Outcome.ADOPTED, on_bytes)):
+        return push_published(run, adopted)
+    tokenizer = workspace / "tokenizer"
+    shutil.rmtree(tokenizer, ignore_errors=True)  # a workspace that is used again may hold another model's
     check_parents(config, storage)
     check_pushes(run)
     start.end("storage")
     config = pin_model(config, storage)
-    model = check_model(pinned_model_uri(config.spec.model), storage, workspace / "tokenizer", on_bytes)
-    architecture = read_config(workspace / "tokenizer")
+    model = check_model(pinned_model_uri(config.spec.model), storage, tokenizer, on_bytes)
+    architecture = read_config(tokenizer)
     require_trainable(architecture, config.spec.objective)
     if config.spec.output.gguf:
         require_convertible(architecture)
     adapter = check_initial_adapter(config, model.shape, storage, on_bytes)
-    _check_experts(with_adapter(config.spec, adapter), model)
-    _check_patterns(with_adapter(config.spec, adapter), model)
-    _check_whole_modules(with_adapter(config.spec, adapter), model)
-    _check_head(with_adapter(config.spec, adapter))
+    spec = with_adapter(config.spec, adapter)
+    _check_experts(spec, model)
+    _check_patterns(spec, model)
+    _check_whole_modules(spec, model)
+    _check_head(spec)
     Expectations(config.spec.evaluation.prompts or [])
     reward = _check_rewards(config, storage, workspace, on_bytes)
-    teacher = check_teacher(config, storage, workspace / "teacher", workspace / "tokenizer", on_bytes)
+    teacher = check_teacher(config, storage, workspace / "teacher", tokenizer, on_bytes)
     choice = read_choice(config)
-    labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri, choice)
+    labeler = load_labeler(tokenizer, config.spec.model.uri, choice)
     start.end("model")
     try:
         bound = {
-            "model": describe_model(config.spec.model, workspace / "tokenizer", storage),
+            "model": describe_model(config.spec.model, tokenizer, storage),
             **({"initialAdapter": describe_adapter(adapter)} if adapter else {}),
             **({"rewardModel": describe_reward_model(reward, storage)} if reward else {}),
             **({"teacher": describe_model(teacher.model, teacher.folder, storage)} if teacher else {}),
