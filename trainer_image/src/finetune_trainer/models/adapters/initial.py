@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, JobConfig
 from finetune_api.spec import FineTuneJobSpec, Lora
 from finetune_trainer.errors import InvalidConfig, ObjectMissing, StorageUnavailable, TrainerError
-from finetune_trainer.models.adapters.factors import are_of_experts, find_rank, parse_factor
+from finetune_trainer.models.adapters.factors import Factor, are_of_experts, find_rank, parse_factor
 from finetune_trainer.models.adapters.fit import require_fit
 from finetune_trainer.models.adapters.patterns import matches, require_one_value
 from finetune_trainer.models.adapters.whole_names import agree, is_of_module, saved_modules
@@ -250,22 +250,13 @@ def _check_kind(uri: str, raw: Mapping[str, Any], tensors: Tensors) -> Lora:
         raise InvalidConfig(f"the adapter {uri} is of type {raw.get('peft_type')}, but only LORA can be continued")
     if raw.get("task_type") not in (None, "CAUSAL_LM"):
         raise InvalidConfig(f"the adapter {uri} is for task {raw['task_type']}, but only CAUSAL_LM can be continued")
-    beyond = [name for name in BEYOND_LORA if raw.get(name)]
-    if raw.get("init_lora_weights", True) not in PLAIN_STARTS:
-        beyond.append(f"init_lora_weights {raw['init_lora_weights']}")
     whole = saved_modules(raw, tensors)
     factors = {name: parse_factor(name) for name in tensors if not is_of_module(name, whole)}
-    beyond += [name for name, factor in factors.items() if factor is None][:1]
-    beyond += ["modules_to_save"] if raw.get("modules_to_save") and not whole else []
     has_experts = any(factor.is_of_experts for factor in factors.values() if factor)
-    named = raw.get("target_parameters") or []
-    if not are_of_experts(named) or has_experts != bool(named):
-        beyond.append("target_parameters")
-    beyond += [name for name in PATTERNS if has_experts and raw.get(name)]
     modules = {factor.module for factor in factors.values() if factor}
     ranks, alphas = (_read_patterns(uri, raw, name, modules) for name in PATTERNS)
-    if not all(factor.has_rank(tensors[name], find_rank(raw, factor)) for name, factor in factors.items() if factor):
-        beyond.append("rank_pattern")
+    beyond = [name for name in BEYOND_LORA if raw.get(name)]
+    beyond += _find_unusual(raw, tensors, factors, whole, has_experts=has_experts)
     if beyond:
         raise InvalidConfig(f"the adapter {uri} uses more than plain LoRA ({beyond[0]}) and cannot be continued")
     linear = {factor.module for factor in factors.values() if factor and not factor.is_of_experts}
@@ -288,6 +279,28 @@ def _check_kind(uri: str, raw: Mapping[str, Any], tensors: Tensors) -> Lora:
         ) from None
     require_one_value(lora, sorted(modules), f"the adapter {uri} cannot be continued: its ")
     return lora
+
+
+def _find_unusual(
+    raw: Mapping[str, Any],
+    tensors: Tensors,
+    factors: Mapping[str, Factor | None],
+    whole: Collection[str],
+    *,
+    has_experts: bool,
+) -> Iterator[str]:
+    """Yield values of settings that a job can express, and tensors, which plain LoRA does not have."""
+    if raw.get("init_lora_weights", True) not in PLAIN_STARTS:
+        yield f"init_lora_weights {raw['init_lora_weights']}"
+    yield from (name for name, factor in factors.items() if factor is None)
+    if raw.get("modules_to_save") and not whole:
+        yield "modules_to_save"
+    named = raw.get("target_parameters") or []
+    if not are_of_experts(named) or has_experts != bool(named):
+        yield "target_parameters"
+    yield from (name for name in PATTERNS if has_experts and raw.get(name))
+    if not all(factor.has_rank(tensors[name], find_rank(raw, factor)) for name, factor in factors.items() if factor):
+        yield "rank_pattern"
 
 
 def _read_patterns(uri: str, raw: Mapping[str, Any], name: str, modules: Iterable[str]) -> dict[str, Any] | None:
