@@ -173,14 +173,7 @@ class _RowChecker:
             raise
         if repairs:
             row.repairs = tuple(sorted(repairs))
-        try:
-            fitted = fit_objective(row, self.objective)
-        except BadRow as bad:
-            if self.objective and isinstance(row, PromptRow):  # the answer is probably in a column that no format knows
-                raise self.columns.explain(bad, columns, COLUMNS[self.objective]) from None
-            if isinstance(row, TextRow) and self.objective in ANSWERED:
-                raise self.columns.explain_text(bad, columns) from None
-            raise
+        fitted = self._fit(row, columns)
         unused = self.columns.find_unused(record.value, converted.read) if converted is not None else ()
         if self.references is not None:
             answer = find_answer(row)
@@ -190,6 +183,16 @@ class _RowChecker:
         for one in fitted if unused else ():
             one.unused = _leave_out_references(unused, one)
         return fitted
+
+    def _fit(self, row: Row, columns: Mapping[str, Any]) -> tuple[Row, ...]:
+        try:
+            return fit_objective(row, self.objective)
+        except BadRow as bad:
+            if self.objective and isinstance(row, PromptRow):  # the answer is probably in a column that no format knows
+                raise self.columns.explain(bad, columns, COLUMNS[self.objective]) from None
+            if isinstance(row, TextRow) and self.objective in ANSWERED:
+                raise self.columns.explain_text(bad, columns) from None
+            raise
 
     def _reject_repeated(self, row: Row) -> None:
         if not self.seen.add(row_key(row)):
