@@ -34,19 +34,22 @@ def find_metadata_faults(meta: Any) -> Iterator[Fault]:
             near = nearest(key, META)
             yield Fault(("metadata", key), UNKNOWN, f"did you mean {near}?" if near else "remove it")
     for block in ("labels", "annotations"):
-        values = meta.get(block) or {}
-        if not isinstance(values, dict):
-            yield Fault(("metadata", block), "must be a block of fields", f"write `name: value` pairs below {block}")
-            continue
-        for key, one in values.items():
-            # The API server reads the keys of annotations without regard to case.
-            if not is_key(key if block == "labels" else key.lower()):
-                yield Fault(("metadata", block, key), f"is not a valid key of {block}", KEY_FIX)
-            elif not isinstance(one, str):
-                yield Fault(("metadata", block, key), "must be a text", "put it in quotes")
-            elif block == "labels" and not is_label_value(one):
-                yield Fault(("metadata", block, key), "is not a valid value of a label", LABEL_FIX)
+        yield from _pairs(block, meta.get(block) or {})
     yield from _lists(meta)
+
+
+def _pairs(block: str, values: Any) -> Iterator[Fault]:
+    if not isinstance(values, dict):
+        yield Fault(("metadata", block), "must be a block of fields", f"write `name: value` pairs below {block}")
+        return
+    for key, one in values.items():
+        # The API server reads the keys of annotations without regard to case.
+        if not is_key(key if block == "labels" else key.lower()):
+            yield Fault(("metadata", block, key), f"is not a valid key of {block}", KEY_FIX)
+        elif not isinstance(one, str):
+            yield Fault(("metadata", block, key), "must be a text", "put it in quotes")
+        elif block == "labels" and not is_label_value(one):
+            yield Fault(("metadata", block, key), "is not a valid value of a label", LABEL_FIX)
 
 
 def _own_names(meta: dict[str, Any]) -> Iterator[Fault]:
