@@ -97,14 +97,21 @@ class Reconciler:
             await self._stop_deleted(job)
             return
         if job.is_finished:
-            self._cache.forget(key)
-            if not job.is_settled:
-                job = await self._write(job, acknowledge_generation(job.status, job.generation))
-            await self._remove_expired_children(job)
+            await self._settle(job)
             return
         if job.status_error:
             log.error("%s: ignored because its status cannot be read: %s", key, job.status_error)
             return
+        await self._take_step(job)
+
+    async def _settle(self, job: FineTuneJob) -> None:
+        self._cache.forget(job.key)
+        if not job.is_settled:
+            job = await self._write(job, acknowledge_generation(job.status, job.generation))
+        await self._remove_expired_children(job)
+
+    async def _take_step(self, job: FineTuneJob) -> None:
+        key = job.key
         is_live = key in self._cache.doubted
         observed = await self._observer.observe(job) if is_live else await self._observer.recall(job)
         is_incomplete = lacks_current(job, observed.children) or hidden_pods.are_missing(observed)
