@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import orjson
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
@@ -15,6 +15,7 @@ from finetune_api.status import FineTuneJobStatus
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC)
 """The times of any two objects can be added and subtracted without leaving the years that Python has."""
 Object = dict[str, Any]
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True, order=True)
@@ -96,15 +97,8 @@ class FineTuneJob:
     def from_object(cls, obj: Object) -> Self:
         """Read what the API server sent; a spec or status that this version cannot read is kept as its error."""
         meta = obj["metadata"]
-        spec, spec_error, status, status_error = None, "", FineTuneJobStatus(), ""
-        try:
-            spec = FineTuneJobSpec.model_validate(obj.get("spec"))
-        except ValidationError as problem:
-            spec_error = describe_faults(problem, "spec")
-        try:
-            status = FineTuneJobStatus.model_validate(obj.get("status") or {})
-        except ValidationError as problem:
-            status_error = describe_faults(problem, "status")
+        spec, spec_error = read_part(obj.get("spec"), "spec", FineTuneJobSpec)
+        status, status_error = read_part(obj.get("status") or {}, "status", FineTuneJobStatus)
         return cls(
             key=Key(meta["namespace"], meta["name"]),
             uid=meta["uid"],
@@ -121,7 +115,7 @@ class FineTuneJob:
             queue_label=(meta.get("labels") or {}).get(names.LABEL_QUEUE),
             spec=spec,
             spec_error=spec_error,
-            status=status,
+            status=status or FineTuneJobStatus(),
             status_error=status_error,
             text=_pack({"metadata": _reduced(meta), "spec": obj.get("spec"), "status": obj.get("status")}),
         )
@@ -154,12 +148,16 @@ def _reduced(meta: Object) -> Object:
     return {name: meta[name] for name in _METADATA if name in meta} | {"managedFields": managed}
 
 
-def describe_faults(problem: ValidationError, whole: str) -> str:
-    """Return the first three faults of an object, each with its field; `whole` is the name of the object itself."""
-    return "; ".join(
-        f"{'.'.join(map(str, item['loc'])) or whole}: {item['msg'].removeprefix('Value error, ')}"
-        for item in problem.errors()[:3]
-    )
+def read_part(content: object, name: str, model: type[M]) -> tuple[M | None, str]:
+    """Return the spec or the status of an object; None and its first three faults if this version cannot read it."""
+    try:
+        return model.model_validate(content), ""
+    except ValidationError as problem:
+        faults = (
+            f"{'.'.join(map(str, item['loc'])) or name}: {item['msg'].removeprefix('Value error, ')}"
+            for item in problem.errors()[:3]
+        )
+        return None, "; ".join(faults)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Self
 
-from pydantic import ValidationError
-
 from finetune_api.release import FineTuneReleaseSpec, FineTuneReleaseStatus, ReleaseConditionType
 from finetune_api.text.printable import printable
 from finetune_operator.kube.errors import ClusterError
-from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, describe_faults, moment, version_of
+from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, moment, read_part, version_of
 from finetune_operator.kube.observed import Warnings
 from finetune_operator.kube.pod import MAX_GRACE_SECONDS, Pod
 
@@ -38,15 +36,9 @@ class Release:
     @classmethod
     def from_object(cls, obj: Object) -> Self:
         """Read what the API server sent; a status that cannot be read is replaced as a whole."""
-        meta, spec, spec_error, status = obj["metadata"], None, "", FineTuneReleaseStatus()
-        try:
-            spec = FineTuneReleaseSpec.model_validate(obj.get("spec"))
-        except ValidationError as problem:
-            spec_error = describe_faults(problem, "spec")
-        try:
-            status = FineTuneReleaseStatus.model_validate(obj.get("status") or {})
-        except ValidationError:
-            status = FineTuneReleaseStatus()
+        meta = obj["metadata"]
+        spec, spec_error = read_part(obj.get("spec"), "spec", FineTuneReleaseSpec)
+        status, _ = read_part(obj.get("status") or {}, "status", FineTuneReleaseStatus)
         return cls(
             key=Key(meta["namespace"], meta["name"]),
             uid=meta["uid"],
@@ -55,7 +47,7 @@ class Release:
             is_deleting=bool(meta.get("deletionTimestamp")),
             spec=spec,
             spec_error=spec_error,
-            status=status,
+            status=status or FineTuneReleaseStatus(),
         )
 
     @property
