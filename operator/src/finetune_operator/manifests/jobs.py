@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pydantic import BaseModel
+
 from finetune_api import handoff, names
 from finetune_api.pods.containers import EnvironmentVariable
 from finetune_api.pods.scheduling import Scheduling
@@ -129,13 +131,13 @@ def _first_pod(job: FineTuneJob, attempt: int) -> str:
     return f"{name}-0.{name}"
 
 
-def build_owner_reference(job: FineTuneJob) -> Object:
-    """Build the owner reference: the child is deleted with the job, whose deletion it never blocks."""
+def build_owner_reference(kind: str, name: str, uid: str) -> Object:
+    """Build the owner reference: the child is deleted with its owner, whose deletion it never blocks."""
     return {
         "apiVersion": names.API_VERSION,
-        "kind": names.KIND,
-        "name": job.key.name,
-        "uid": job.uid,
+        "kind": kind,
+        "name": name,
+        "uid": uid,
         "controller": True,
         "blockOwnerDeletion": False,
     }
@@ -183,9 +185,9 @@ def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str,
         "name": name,
         "labels": build_labels(job, component, attempt),
         "annotations": {names.ANNOTATION_JOB_NAME: job.key.name},
-        "ownerReferences": [build_owner_reference(job)],
+        "ownerReferences": [build_owner_reference(names.KIND, job.key.name, job.uid)],
     }
-    config_map = _build_config_map(meta, build_config(job, settings, attempt))
+    config_map = build_config_map(meta, build_config(job, settings, attempt))
     peer_token = build_peer_token(meta) if nodes > 1 else None
     pod = build_pod_spec(job, settings, component, image, config_map, peer_token)
     template = {
@@ -216,7 +218,8 @@ def _component(job: FineTuneJob, attempt: int) -> names.Component:
     return names.Component.MERGE if job.status.trained_weights else names.Component.TRAINER
 
 
-def _build_config_map(meta: Object, config: handoff.JobConfig) -> Object:
+def build_config_map(meta: Object, config: BaseModel) -> Object:
+    """Build the ConfigMap with the configuration of a pod, named by its digest."""
     text = config.model_dump_json(by_alias=True, exclude_none=True)
     return {
         "apiVersion": "v1",

@@ -1,6 +1,6 @@
 """The Job of a release, built like a preflight Job. Pure: typed input in, the whole object out."""
 
-from finetune_api import handoff, names
+from finetune_api import names
 from finetune_api.inputs.sources import ModelCache
 from finetune_api.release import FineTuneReleaseSpec, ReleaseConfig, ReleasedResult
 from finetune_api.spec import FineTuneJobSpec, Output
@@ -9,11 +9,12 @@ from finetune_operator.kube.child_names import selector_value, slug
 from finetune_operator.kube.objects import FineTuneJob, Object
 from finetune_operator.manifests.effective_spec import build_effective_spec, queue_name
 from finetune_operator.manifests.jobs import (
+    build_config_map,
+    build_owner_reference,
     build_pod_annotations,
     build_pod_failure_policy,
     build_pod_labels,
     build_pod_spec,
-    digest_of,
 )
 from finetune_operator.manifests.network import build_dns_rule
 from finetune_operator.release.objects import Release
@@ -87,14 +88,7 @@ def build_children(
         LABEL: selector_value(release.key.name),
         names.LABEL_RELEASE_GENERATION: str(release.generation),
     }
-    owner = {
-        "apiVersion": names.API_VERSION,
-        "kind": names.RELEASE_KIND,
-        "name": release.key.name,
-        "uid": release.uid,
-        "controller": True,
-        "blockOwnerDeletion": False,
-    }
+    owner = build_owner_reference(names.RELEASE_KIND, release.key.name, release.uid)
     meta: Object = {"namespace": release.key.namespace, "name": name, "labels": labels, "ownerReferences": [owner]}
     config = ReleaseConfig(
         namespace=release.key.namespace,
@@ -108,14 +102,7 @@ def build_children(
         require=spec.require,
         rollback=spec.rollback,
     )
-    text = config.model_dump_json(by_alias=True, exclude_none=True)
-    config_map: Object = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": meta | {"name": f"{name}-{digest_of(text)}"},
-        "immutable": True,
-        "data": {handoff.CONFIG_FILE: text},
-    }
+    config_map = build_config_map(meta, config)
     image = job_spec.trainer.image or settings.preflight_image or settings.trainer_image
     pod = build_pod_spec(carrier, settings, names.Component.RELEASE, image, config_map, None)
     queue = queue_name(carrier, names.Component.RELEASE)
