@@ -17,6 +17,8 @@ class Method(StrEnum):
     FULL = "Full"
 
 
+Switch = Annotated[bool | None, AfterValidator(lambda value: value or None)]
+"""A setting that is off by default: false is the same as no value."""
 Modules = Annotated[list[ModuleName], Field(min_length=1, max_length=64, json_schema_extra=SET)]
 Rank = Annotated[int, Field(ge=1, le=256)]
 Alpha = Annotated[int, Field(ge=1, le=512)]
@@ -151,12 +153,10 @@ class Lora(Block):
     target_modules: Modules | None = None
     """Modules that get an adapter, by the end of their name, for example `[q_proj, v_proj]`. The output head gets none:
     `modulesToSave` trains it in full. Default: every linear layer but the output head."""
-    target_experts: Annotated[bool | None, AfterValidator(lambda value: value or None)] = None
+    target_experts: Switch = None
     """Also put an adapter on the experts of a mixture, a pair of matrices for each expert; `dropout` is 0 then. Refused
     for a model without experts. Default: false."""
-    exclude_modules: Annotated[list[ModuleName], Field(min_length=1, max_length=64, json_schema_extra=SET)] | None = (
-        None
-    )
+    exclude_modules: Modules | None = None
     """Modules that get no adapter although `targetModules` or its default names them, by the end of their name, for
     example `[layers.0.self_attn.q_proj]`. One that excludes nothing is refused. Default: none."""
     modules_to_save: Modules | None = None
@@ -166,7 +166,7 @@ class Lora(Block):
     adapter; set `output.merge` to serve the result. Default: none."""
     use_rslora: bool | None = None
     """Scale by `alpha / sqrt(rank)` instead of `alpha / rank`. Default: false."""
-    use_dora: Annotated[bool | None, AfterValidator(lambda value: value or None)] = None
+    use_dora: Switch = None
     """Also train the magnitude of each output (DoRA): slower, and vLLM does not serve such an adapter; set
     `output.merge` to serve the result. Default: false."""
     init_lora_weights: InitLoraWeights | None = None
@@ -177,7 +177,7 @@ class Lora(Block):
     lora_plus_lr_ratio: Annotated[float, Field(ge=1, le=1000)] | None = None
     """Learning rate of the factors B, as a multiple of that of the factors A, which is `learningRate` (LoRA+); 16 is
     usual. Default: 1."""
-    shard_base: Annotated[bool | None, AfterValidator(lambda value: value or None)] = None
+    shard_base: Switch = None
     """Share the frozen base out over the job's GPUs: each holds a part of every layer and gathers one layer at a time,
     for models that do not fit one GPU in 16 bits, or with method `QLoRA` in 4 bits. Needs several GPUs. Default: false,
     each GPU holds the whole base."""
