@@ -46,6 +46,18 @@ class References:
 
     def keep(self, row: PromptRow, answer: str | None, columns: Mapping[str, Any]) -> PromptRow:
         """Return the prompt with its reference; raises BadRow with NO_REFERENCE."""
+        kept = self._collect(answer, columns)
+        for name, settings, matcher in self._compared:
+            for text in read_references(kept, settings):
+                if fault := matcher.find_fault(text):
+                    detail = f"the reference {printable(text[:SHOWN_CHARACTERS])!r} {fault}"
+                    raise BadRow(RejectCode.NO_REFERENCE, f"{detail}: correct the row, or change match in {name}")
+        repairs = row.repairs
+        if "answer" in kept:
+            repairs = tuple(code for code in repairs if code is not RepairCode.ANSWER_UNUSED)
+        return replace(row, reference=kept, repairs=repairs)
+
+    def _collect(self, answer: str | None, columns: Mapping[str, Any]) -> Reference:
         kept: Reference = {}
         for name, settings, _ in self._compared:
             if settings.column is not None:
@@ -59,15 +71,7 @@ class References:
                 _keep_column(kept, columns, column, f"{name}.columns")
             if answer is not None:
                 kept["answer"] = answer
-        for name, settings, matcher in self._compared:
-            for text in read_references(kept, settings):
-                if fault := matcher.find_fault(text):
-                    detail = f"the reference {printable(text[:SHOWN_CHARACTERS])!r} {fault}"
-                    raise BadRow(RejectCode.NO_REFERENCE, f"{detail}: correct the row, or change match in {name}")
-        repairs = row.repairs
-        if "answer" in kept:
-            repairs = tuple(code for code in repairs if code is not RepairCode.ANSWER_UNUSED)
-        return replace(row, reference=kept, repairs=repairs)
+        return kept
 
 
 def _keep_column(kept: Reference, columns: Mapping[str, Any], column: str, field: str) -> None:
