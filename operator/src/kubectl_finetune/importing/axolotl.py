@@ -82,17 +82,7 @@ def _of_rows(draft: Draft) -> str:
 
 def _preferences(draft: Draft) -> None:
     block = BLOCKS.get(str(draft.at("objective")))
-    settings = draft.get("trl") or {}
-    if block == "rlhf" and isinstance(settings, dict):
-        put_rlhf(draft, settings, ("trl",), "GRPO")
-        if settings.get("max_completion_length") is None:
-            draft.lose(("trl", "max_completion_length"), NO_LIMIT, "set rlhf.maxCompletionLength")
-    elif not isinstance(settings, dict):
-        draft.refuse("trl", "is not a block", "write its settings below it")
-    else:
-        for key in settings:
-            if block is None or key != "beta":
-                draft.lose(("trl", key), "it belongs to GRPO", changes_training=False)
+    _trl(draft, block)
     put_axolotl_beta(draft, block)
     losses = "dpo_loss_type dpo_loss_weights"
     if block != "dpo":
@@ -107,6 +97,20 @@ def _preferences(draft: Draft) -> None:
         shared.carry(draft, "kto_undesirable_weight", "kto.undesirableWeight", values.number)
     else:
         shared.name_unused(draft, "kto_desirable_weight kto_undesirable_weight", "it belongs to KTO")
+
+
+def _trl(draft: Draft, block: str | None) -> None:
+    settings = draft.get("trl") or {}
+    if not isinstance(settings, dict):
+        draft.refuse("trl", "is not a block", "write its settings below it")
+    elif block == "rlhf":
+        put_rlhf(draft, settings, ("trl",), "GRPO")
+        if settings.get("max_completion_length") is None:
+            draft.lose(("trl", "max_completion_length"), NO_LIMIT, "set rlhf.maxCompletionLength")
+    else:
+        for key in settings:
+            if block is None or key != "beta":
+                draft.lose(("trl", key), "it belongs to GRPO", changes_training=False)
 
 
 def _method(draft: Draft) -> None:
