@@ -64,6 +64,16 @@ def test_rows_that_cannot_be_compared_are_passed_over() -> None:
     assert [one.text for one in list_counted_rows(spec(match="Numeric"), rows)] == ["3?", "pair?"]
 
 
+def test_with_a_schema_of_the_job_the_rows_own_answers_need_not_be_schemas() -> None:
+    asked = spec(match="JsonSchema", jsonSchema='{"type": "object", "required": ["type"]}')
+    rows = [chat("invoice?", '{"type": "invoice"}'), chat("list?", "[1]"), chat("word?", "yes")]
+    questions = list_counted_rows(asked, rows)
+    assert [one.text for one in questions] == ["invoice?", "list?", "word?"]
+    found = count_correct(asked, questions, ["no"] * 3, ['{"type": "order"}', "{}", "no"])
+    assert found
+    assert found.counted.after == [True, False, False]
+
+
 def test_a_match_that_no_row_can_be_compared_with_is_refused_with_the_fix() -> None:
     why = explain_incomparable(spec(match="Numeric"), [chat("words?", "many")])
     assert why

@@ -68,9 +68,10 @@ class Matcher:
         return _EXTRACTORS[self._settings.extract](answer)
 
     def find_fault(self, reference: str) -> str | None:
-        """Return why no answer can be compared with this reference, as a predicate; None if one can."""
+        """Return why no answer can be compared with this reference, as a predicate; None if one can, or if the job's
+        schema takes its place."""
         if self._settings.match is Match.JSON_SCHEMA:
-            return _find_fault_of_schema(reference)
+            return _find_fault_of_schema(reference) if self._settings.json_schema is None else None
         try:
             read = self._read(reference)
         except TimeoutError:
