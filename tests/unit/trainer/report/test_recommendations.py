@@ -5,8 +5,11 @@ from typing import Any
 import pytest
 from report_record import make_run
 
+from finetune_api.evaluate_mode import Mode
 from finetune_api.evaluation import Prompt
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
+from finetune_trainer.evaluation.ability import Ability
+from finetune_trainer.evaluation.held_out_answers import HeldOutAnswers
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured, TrainPoint, reward_mean
 from finetune_trainer.evaluation.run_record import Answer, BaseFacts, Machine, RunRecord, SampleStats, Served
@@ -262,6 +265,16 @@ def test_too_few_held_out_rows_for_a_verdict_are_reported(tmp_path: Path) -> Non
     samples = replace(SAMPLES, validation_rows=4)
     few = {"baseline": measured(3.0, groups=4), "final": measured(2.0, groups=4), "compared_rows": 4}
     assert "Hold out 20 rows or more" in advice(good_run(tmp_path, samples=samples, **few))
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_fewer_correct_answers_to_held_out_rows_are_reported(tmp_path: Path, mode: Mode) -> None:
+    run = good_run(tmp_path, held_out=HeldOutAnswers(Ability([True] * 50, [True] * 20 + [False] * 30)))
+    config = run.config.model_copy(update={"spec": run.config.spec.model_copy(update={"mode": mode})})
+    message = advice(replace(run, config=config))
+    assert message.startswith("Do not use this result for this task")
+    assert "100.0 % → 40.0 % of 50" in message
+    assert ("learning rate" in message) == (mode is Mode.TRAIN)
 
 
 def test_a_gpu_that_is_half_empty_asks_for_larger_micro_batches(tmp_path: Path) -> None:

@@ -168,9 +168,10 @@ def fewer_correct_answers(run: RunRecord) -> Recommendation | None:
     found = run.held_out.compare(run.choices) if run.held_out else None
     if run.held_out is None or found is None or found.high is None or found.high >= 0:
         return None
+    advice = "Do not use this result for this task. Read the wrong answers above"
+    change = "" if run.is_evaluation else "; then check the rows, and use a lower learning rate or fewer steps"
     return Recommendation(
-        "Do not use this result for this task. Read the wrong answers above; then check the rows, and use a lower "
-        "hyperparameters.learningRate or fewer steps.",
+        f"{advice}{change}.",
         describe_answers(run.held_out, run.choices),
         UNUSABLE,
     )
@@ -434,6 +435,7 @@ RULES: Sequence[Callable[[RunRecord], Recommendation | None]] = (
 EVALUATION_RULES = (
     no_improvement,
     forgotten,
+    fewer_correct_answers,
     missed_expectation,
     asked_without_system,
     truncation,
