@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from itertools import cycle
 from typing import Any
 
 COLOURS = {"red": "apple", "yellow": "banana", "green": "pear", "blue": "plum", "black": "olive", "white": "radish"}
@@ -78,6 +79,14 @@ def sum_rows(count: int) -> list[Row]:
     """Questions with worked answers that end in their result."""
     pairs = [(number % 10, number // 10) for number in range(count)]
     return [{"question": f"What is {a} + {b}?", "answer": f"{a} + {b} = {a + b}\n#### {a + b}"} for a, b in pairs]
+
+
+def ticket_rows(count: int) -> list[Row]:
+    """Texts with their class."""
+    return [
+        {"text": f"Ticket {number}: my {fruit} is late.", "label": colour}
+        for number, (colour, fruit) in zip(range(count), cycle(COLOURS.items()), strict=False)
+    ]
 
 
 def support_csv(count: int) -> str:

@@ -35,6 +35,12 @@ def test_columns_are_renamed(jobs: dict[str, dict[str, Any]]) -> None:
     assert jobs["support-answers"]["dataset"]["acceptedRows"] == 200
 
 
+def test_answers_to_held_out_rows_are_counted(jobs: dict[str, dict[str, Any]]) -> None:
+    evaluation = jobs["ticket-classes"]["evaluation"]
+    assert evaluation["answers"]["rows"] == jobs["ticket-classes"]["dataset"]["validationRows"]
+    assert evaluation["gate"] == "Passed"
+
+
 def test_a_chain_of_three_jobs_is_verified_back_to_its_base(jobs: dict[str, dict[str, Any]]) -> None:
     assert examples.verify(jobs["policy-rlhf"]["artifacts"]["uri"]) == ["base", "parent", "reward job"]
 
