@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.blocks import ATOMIC_LIST, Block, FileUri, Text, cel, rules
-from finetune_api.objectives import ANSWER_RULES, AnswerReward
+from finetune_api.objectives import ANSWER_RULES, AnswerReward, ColumnName, Match, SchemaText, Similarity
 from finetune_api.scalars import Count, Line, Measure, StatusBlock, Word
 
 
@@ -84,6 +84,18 @@ class HeldOutAnswers(AnswerReward):
         )
     )
 
+    match: Match
+    """`Exact`: the same text, without spaces around it. `Numeric`: the same number within the tolerances; `1,000`,
+    `1e3` and `$1000` are the same. `MultipleChoice`: the same letter, given as `B`, `(B)`, `B.` or `answer: B`.
+    `Json`: JSON with the same value. `JsonSchema`: JSON that is valid by `jsonSchema`. `Similar` is refused."""
+    similarity: Similarity | None = None
+    """Refused, because it belongs to match `Similar`. Default: none."""
+    column: ColumnName | None = None
+    """Refused: an answer is compared with the row's own, which `dataset.columns` can map. Default: none."""
+    json_schema: SchemaText | None = None
+    """JSON schema of a correct answer to any row, as JSON text; required with match `JsonSchema`, refused with any
+    other. References lead into the schema itself, and a `pattern` has neither look-around nor back-references.
+    Default: none."""
     rows: Annotated[int, Field(ge=20, le=1000)] = 100
     """Maximum number of held-out rows to answer, the first with different prompts; an answer has at most
     `evaluation.maxNewTokens` tokens. Default: 100, with which the 95 % interval is ± 10 percentage points if a quarter

@@ -163,8 +163,8 @@ class RewardModelSource(Block):
     )
 
     uri: ModelUri | None = None
-    """Folder of a model that objective RewardModel published, or of a sequence classification model with one label.
-    Exclusive with `jobRef`. Default: the result of `jobRef`."""
+    """Folder of a model that objective RewardModel published, or of a sequence classification model with one label,
+    with the forms of `model.uri`. Exclusive with `jobRef`. Default: the result of `jobRef`."""
     job_ref: JobReference | None = None
     """FineTuneJob with objective RewardModel that publishes it; this job waits until it is complete.
     Exclusive with `uri`. Default: none."""
@@ -186,6 +186,8 @@ def _require_schema(text: str) -> str:
     return text
 
 
+ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+SchemaText = Annotated[str, StringConstraints(min_length=2, max_length=16384), AfterValidator(_require_schema)]
 ANSWER_RULES = (
     cel(
         "(self.extract == 'Pattern') == has(self.pattern)",
@@ -243,7 +245,7 @@ class AnswerReward(Block):
     pattern: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
     """Regular expression (Python syntax) with one group, whose last match is compared; only with extract `Pattern`.
     Default: none."""
-    column: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
+    column: ColumnName | None = None
     """Column of the rows with the reference: a text, a number, or a list of either, any of which is correct; with match
     `Json` and `JsonSchema` also an object. Default: the row's own answer, which `dataset.columns` can map."""
     absolute_tolerance: Annotated[float, Field(ge=0, le=1e12)] | None = None
@@ -252,9 +254,7 @@ class AnswerReward(Block):
     """The same as a share of the reference; the larger of the two tolerances counts. Default: 0."""
     ignore_case: bool = False
     """Ignore upper and lower case; only with match `Exact`. Default: false."""
-    json_schema: (
-        Annotated[str, StringConstraints(min_length=2, max_length=16384), AfterValidator(_require_schema)] | None
-    ) = None
+    json_schema: SchemaText | None = None
     """JSON schema of a correct answer to any row, as JSON text; only with match `JsonSchema`. References lead into the
     schema itself, and a `pattern` has neither look-around nor back-references. Default: that of the row's `column`."""
 
@@ -267,7 +267,7 @@ class RewardService(Block):
     response is `{"rewards": [0.5, …]}`, one number for each answer."""
     columns: (
         Annotated[
-            list[Annotated[str, StringConstraints(min_length=1, max_length=128)]],
+            list[ColumnName],
             Field(min_length=1, max_length=16, json_schema_extra=SET),
         ]
         | None

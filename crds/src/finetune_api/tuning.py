@@ -204,7 +204,7 @@ class InitialAdapter(Block):
     )
 
     uri: ModelUri | None = None
-    """Folder of the adapter as PEFT saves it, `s3://bucket/path/adapter` or `hf://owner/name`.
+    """Folder of the adapter as PEFT saves it, `s3://bucket/path/adapter`, `pvc://claim/path` or `hf://owner/name`.
     Exclusive with `fromParent`. Default: the parent's."""
     from_parent: Literal[True] | None = None
     """Continue from the adapter that `lineage.parentRef` published; the only value is true.
