@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.blocks import ATOMIC_LIST, Block, FileUri, Text, cel, rules
-from finetune_api.objectives import ANSWER_RULES, AnswerReward, ColumnName, Match, SchemaText, Similarity
+from finetune_api.objectives import COMPARISON_RULES, AnswerReward, ColumnName, Match, SchemaText, Similarity
 from finetune_api.scalars import Count, Line, Measure, StatusBlock, Word
 
 
@@ -70,7 +70,12 @@ class HeldOutAnswers(AnswerReward):
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            *ANSWER_RULES,
+            *COMPARISON_RULES,
+            cel(
+                "(self.match == 'JsonSchema') == has(self.jsonSchema)",
+                "jsonSchema is required with match JsonSchema and refused with any other: set or remove it",
+                ".jsonSchema",
+            ),
             cel(
                 "self.match != 'Similar'",
                 "an answer to a held-out row is correct or not: choose another match than Similar",

@@ -188,7 +188,7 @@ def _require_schema(text: str) -> str:
 
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 SchemaText = Annotated[str, StringConstraints(min_length=2, max_length=16384), AfterValidator(_require_schema)]
-ANSWER_RULES = (
+COMPARISON_RULES = (
     cel(
         "(self.extract == 'Pattern') == has(self.pattern)",
         "pattern is required with extract Pattern and refused with any other: set or remove it",
@@ -210,12 +210,6 @@ ANSWER_RULES = (
         ".similarity",
     ),
     cel(
-        ONE_JSON_SCHEMA,
-        "match JsonSchema needs one schema, in jsonSchema or in a column of the rows, and any other match has "
-        "none: set or remove jsonSchema",
-        ".jsonSchema",
-    ),
-    cel(
         JSON_EXTRACT,
         "JSON is the whole answer or the group of a pattern: set extract to Whole or Pattern",
         ".extract",
@@ -226,7 +220,17 @@ ANSWER_RULES = (
 class AnswerReward(Block):
     """How an answer is compared with the row's reference."""
 
-    model_config = ConfigDict(json_schema_extra=rules(*ANSWER_RULES))
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            *COMPARISON_RULES,
+            cel(
+                ONE_JSON_SCHEMA,
+                "match JsonSchema needs one schema, in jsonSchema or in a column of the rows, and any other match has "
+                "none: set or remove jsonSchema",
+                ".jsonSchema",
+            ),
+        )
+    )
 
     match: Match
     """`Exact`: the same text, without spaces around it. `Numeric`: the same number within the tolerances; `1,000`,

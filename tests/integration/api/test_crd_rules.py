@@ -600,6 +600,15 @@ AT_CREATION = [
         SPLIT | {"evaluation": {"answers": {"match": "Exact", "column": "solution"}}},
         "spec.evaluation.answers.column",
     ),
+    *(
+        (
+            "jsonSchema is required with match JsonSchema",
+            SPLIT | {"evaluation": {"answers": {"match": "JsonSchema", "jsonSchema": "{}"}}},
+            SPLIT | {"evaluation": {"answers": refused}},
+            "spec.evaluation.answers.jsonSchema",
+        )
+        for refused in ({"match": "JsonSchema"}, {"match": "Json", "jsonSchema": "{}"})
+    ),
     (
         "minCorrect needs answers to held-out rows: set evaluation.answers.match",
         SPLIT | {"evaluation": {"answers": {"match": "Exact"}, "gate": {"minCorrect": 90}}},

@@ -265,6 +265,7 @@ CONDITIONS: dict[str, Condition] = {
     ),
     "self.match == 'Exact' || !self.ignoreCase": lambda answer: answer.match == "Exact" or not answer.ignore_case,
     HAS_SIMILARITY: _has_exactly_with("similarity", "match", "Similar"),
+    "(self.match == 'JsonSchema') == has(self.jsonSchema)": _has_exactly_with("json_schema", "match", "JsonSchema"),
     ONE_JSON_SCHEMA: lambda answer: (
         (answer.json_schema is None) == (answer.match != "JsonSchema" or answer.column is not None)
     ),
