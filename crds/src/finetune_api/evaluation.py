@@ -167,7 +167,8 @@ class Evaluation(Block):
     """Maximum length of an answer to `prompts` and to the rows of `answers`, in tokens. Default: 128."""
     answers: HeldOutAnswers | None = None
     """Answer held-out rows before and after training, and count the correct answers: for tasks with one correct answer,
-    such as classes, numbers or JSON. Default: none."""
+    such as classes, numbers or JSON. With objectives Instruction, Chat, DPO and KTO; needs held-out rows. Default:
+    none."""
     ability: Ability | None = None
     """Questions on general ability before and after training, to find what the model has forgotten. Default: none."""
     gate: Gate | None = None
