@@ -4,7 +4,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,9 +19,21 @@ from finetune_trainer.entrypoints.release_pod import release_command
 from finetune_trainer.entrypoints.termination import RunState
 
 EXIT_CODES = ", ".join(f"{code.value} {code.meaning}" for code in handoff.ExitCode)
+OF_PODS = frozenset({"preflight", "train", "finish", "release", "rank"})
+"""The commands that pods start; the help has them last."""
+
+
+class Commands(PrintableGroup):
+    """The commands, first those for people."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names in the order of the help."""
+        return sorted(super().list_commands(ctx), key=lambda name: name in OF_PODS)
+
+
 app = typer.Typer(
     name="finetune-trainer",
-    cls=PrintableGroup,
+    cls=Commands,
     help="Check data, estimate memory, fine-tune a language model, publish, merge and talk to it.",
     epilog=f"Exit codes: {EXIT_CODES}; 1 `verify` found a fault, 2 invalid usage.",
     add_completion=False,

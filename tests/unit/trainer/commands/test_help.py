@@ -10,6 +10,8 @@ from finetune_api.handoff import ExitCode
 from finetune_trainer.cli import app
 
 README = Path(__file__).parents[4] / "trainer_image" / "README.md"
+FOR_PEOPLE = ("run", "check-data", "verify", "chat", "merge", "estimate")
+OF_PODS = ("preflight", "train", "finish", "release")
 
 
 @pytest.mark.parametrize("code", ExitCode, ids=lambda code: code.name)
@@ -29,3 +31,9 @@ def test_merge_names_the_rows_that_it_compares_on_in_their_order() -> None:
     shown = CliRunner().invoke(app, ["merge", "--help"], terminal_width=200, env={"TERM": "dumb"}).output
     text = re.sub(r"[\s│]+", " ", shown)
     assert "the held-out rows of the adapter's own result, else its training rows, else built-in texts." in text
+
+
+def test_commands_for_people_come_before_those_that_pods_start() -> None:
+    text = CliRunner().invoke(app, ["--help"]).stdout
+    places = [text.index(f"\n  {name} ") for name in (*FOR_PEOPLE, *OF_PODS)]
+    assert places == sorted(places)
