@@ -7,7 +7,7 @@ from typing import Any
 import loop_bench
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
@@ -183,6 +183,78 @@ def test_an_answer_that_no_token_ends_has_the_maximum_length(tiny_model: Path) -
     prompt = [{"role": "user", "content": "Why?"}]
     answer_all(model, Labeler(tiny_model), [prompt], stop_ids=[], max_new_tokens=5, on_token=lambda: tokens.append(1))
     assert len(tokens) == 5
+
+
+PROMPTS = [[{"role": "user", "content": "Why " * words + "so?"}] for words in (5, 0, 40, 12, 3, 12, 60, 1)]
+
+
+def _load_talkative(folder: Path) -> PreTrainedModel:
+    """Return a random model whose answers differ, in their lengths too."""
+    model = load_plain(folder, torch.float32, CPU)
+    torch.manual_seed(3)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def _answer_prompts(model: Any, folder: Path, **options: Any) -> tuple[list[str], list[int]]:
+    """Return the answers to the prompts, and the rows of each forward pass that reads prompts."""
+    rows: list[int] = []
+
+    def count(_: Any, arguments: Any, inputs: dict[str, Any]) -> None:
+        if inputs["input_ids"].shape[1] > 1:
+            rows.append(len(inputs["input_ids"]))
+
+    hook = model.register_forward_pre_hook(count, with_kwargs=True)
+    found = answer_all(
+        model, Labeler(folder), PROMPTS, stop_ids=[2, 9, 40], max_new_tokens=12, on_token=lambda: None, **options
+    )
+    hook.remove()
+    return found, rows
+
+
+def test_prompts_that_are_answered_at_once_get_the_answers_that_each_gets_alone(tiny_model: Path) -> None:
+    model, shares = _load_talkative(tiny_model), []
+    alone, rows = _answer_prompts(model, tiny_model)
+    assert rows == [1] * len(PROMPTS)
+    assert len({len(answer) for answer in alone}) > 1
+    longest = len(Labeler(tiny_model).render_prompt(PROMPTS[6])[1])
+    options = {"tokens_at_once": 3 * (longest + 12), "on_answer": lambda *share: shares.append(share)}
+    together, rows = _answer_prompts(model, tiny_model, **options)
+    assert rows == [1, 2, 3, 3, 2]  # the first two compare the shortest prompt alone and next to the longest one
+    assert together == alone
+    assert shares == [(0, 8), (3, 8), (6, 8)]
+
+
+def test_a_model_that_reads_padding_answers_one_prompt_at_a_time(
+    tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = _load_talkative(tiny_model)
+    model.model.register_forward_pre_hook(
+        lambda _, args, inputs: (args, inputs | {"attention_mask": None}), with_kwargs=True
+    )
+    alone, _ = _answer_prompts(model, tiny_model)
+    found, rows = _answer_prompts(model, tiny_model, tokens_at_once=8192)
+    assert found == alone
+    assert rows[2:] == [1] * len(PROMPTS)
+    assert "padding changes what LlamaForCausalLM reads" in caplog.text
+
+
+def test_half_as_many_answers_are_generated_at_once_where_the_memory_is_exhausted(
+    tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = _load_talkative(tiny_model)
+    alone, _ = _answer_prompts(model, tiny_model)
+
+    def exhaust(_: Any, arguments: Any, inputs: dict[str, Any]) -> None:
+        if len(inputs["input_ids"]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    model.register_forward_pre_hook(exhaust, with_kwargs=True)
+    found, rows = _answer_prompts(model, tiny_model, tokens_at_once=8192)
+    assert found == alone
+    assert rows[2:] == [2, 2, 2, 2]
+    assert "out of GPU memory with 4 answers at once: generating 2 at once" in caplog.text
 
 
 def test_the_rate_warms_up_and_falls_along_the_cosine(tiny_model: Path, tmp_path: Path) -> None:

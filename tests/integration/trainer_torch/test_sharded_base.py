@@ -142,7 +142,7 @@ def test_the_processes_share_the_prompts_and_questions_and_stop_together(tiny_mo
     marked = answer_questions(alone.model, labeler.tokenizer, QUESTIONS, lambda _: None)
     assert len({len(answer) for answer in answers}) > 1, answers
     for found in run_ranks(_questions_rank, RANKS, taught, tmp_path, **changes):
-        assert found == {"answers": answers, "marked": marked, "stopped": True}
+        assert found == {"answers": answers, "together": answers, "marked": marked, "stopped": True}
 
 
 @pytest.mark.parametrize("precision", ["FP32", "BF16"])
@@ -273,6 +273,7 @@ def _questions_rank(rank: int, model: Path, folder: Path, port: int, changes: di
             pace._stop.set()
 
     answered += _answer(trainer, labeler, world=world, on_token=count)
+    together = _answer(trainer, labeler, world=world, tokens_at_once=8192)
     marked = answer_questions(trainer.model, labeler.tokenizer, QUESTIONS, lambda _: None, world)
     pace = OwnPace(StopFlag(), world)
     stopped = False
@@ -282,6 +283,7 @@ def _questions_rank(rank: int, model: Path, folder: Path, port: int, changes: di
             pace.raise_if_set()
     except Stopped:
         stopped = True
-    torch.save({"answers": answered, "marked": marked, "stopped": stopped}, folder / f"found-{rank}.pt")
+    found = {"answers": answered, "together": together, "marked": marked, "stopped": stopped}
+    torch.save(found, folder / f"found-{rank}.pt")
     torch.distributed.barrier()
     return trainer

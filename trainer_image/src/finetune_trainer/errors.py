@@ -9,6 +9,13 @@ from finetune_api.names import Reason
 from finetune_api.status import DatasetStatus
 
 MESSAGE_CHARACTERS = 1000
+# What cuBLAS, cuDNN, and CUDA (also below NCCL and Triton) write. bitsandbytes raises nothing: it ends the process.
+OUT_OF_MEMORY = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "out of memory",
+    "cudaErrorMemoryAllocation",
+)
 
 
 class TrainerError(Exception):
@@ -143,3 +150,12 @@ def one_line(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
         return text
     half = (limit - 3) // 2
     return f"{text[:half]} … {text[len(text) - half :]}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the error, or one that it was raised from, is a failed allocation on the GPU.
+
+    A failed allocation of host memory is not: a smaller micro-batch may not help, and the kernel's limit is another.
+    """
+    memory = (one for one in causes(error) if isinstance(one, RuntimeError))
+    return any(phrase in str(one) for one in memory for phrase in OUT_OF_MEMORY)

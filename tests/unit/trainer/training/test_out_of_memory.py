@@ -3,7 +3,8 @@
 import pytest
 
 from finetune_api.status import Resolved
-from finetune_trainer.training.out_of_memory import is_out_of_memory, save_memory
+from finetune_trainer.errors import is_out_of_memory
+from finetune_trainer.training.out_of_memory import save_memory
 
 
 class OutOfMemoryError(RuntimeError):

@@ -1,22 +1,29 @@
 """Greedy answers of a model to the job's prompts, for the report and the gate."""
 
+import copy
+import gc
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from finetune_api.dataset.codes import RepairCode
 from finetune_trainer.data.rows import BadRow, Message
 from finetune_trainer.distributed.world import ALONE, World
-from finetune_trainer.errors import InvalidConfig
+from finetune_trainer.errors import InvalidConfig, is_out_of_memory
+from finetune_trainer.evaluation.logprobs import LARGEST_LEAK, LARGEST_LEAK_IN_16_BITS
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import Encoded
 
 COUNTED_ANSWERS = 4096
 """Answers whose last token is counted."""
+
+logger = logging.getLogger(__name__)
 
 
 def answer_all(
@@ -27,12 +34,17 @@ def answer_all(
     stop_ids: Sequence[int],
     max_new_tokens: int,
     on_token: Callable[[], None],
+    tokens_at_once: int = 0,
     world: World = ALONE,
     is_stopped: Callable[[], bool] = lambda: False,
     on_answer: Callable[[int, int], None] = lambda _number, _count: None,
 ) -> list[str]:
     """Return one greedy answer per prompt, which is a list of turns; the processes of `world` share the prompts.
     `on_answer` gets the number of this process's answers so far, and of all of them.
+
+    As many prompts are answered at once as `tokens_at_once` holds, with their answers; once the GPU runs out of memory,
+    half as many from then on. They are padded on the left, and answered one by one if that changes what the model
+    reads.
 
     Those of a sharded model gather its layers together for each token, until the last one has its answer. Then none may
     leave, and `is_stopped` ends the answers early instead.
@@ -42,15 +54,38 @@ def answer_all(
         do_sample=False,
         max_new_tokens=max_new_tokens,
         eos_token_id=list(stop_ids) or None,
-        pad_token_id=next(iter(stop_ids), 0),  # one answer at a time needs no padding
+        pad_token_id=next(iter(stop_ids), 0),
         use_cache=True,
     )
-    own, share = list[str](), list(world.shard(prompts))
-    for prompt, _ in share:
+    each_token = EachToken(on_token, is_stopped)
+    ids = [_render(labeler, prompt) for prompt in prompts]
+    by_length = sorted(range(len(ids)), key=lambda at: len(ids[at]))  # so that a batch has little padding
+    rows = 1
+    if by_length and tokens_at_once:
+        shortest, longest = ids[by_length[0]], ids[by_length[-1]]
+        rows = max(tokens_at_once // (len(longest) + max_new_tokens), 1)
+        if rows > 1 and world.any_rank(_is_changed_by_padding(model, shortest, longest, settings)):
+            logger.warning("padding changes what %s reads: answering one prompt at a time", type(model).__name__)
+            rows = 1
+    own, share = list[str](), [at for at, _ in world.shard(by_length)]
+    while len(own) < len(share):
         on_answer(len(own), len(share))
-        with torch.no_grad():
-            own.append(_answer(model, labeler, prompt, settings, EachToken(on_token, is_stopped)))
-    return world.gather_shards(own, len(prompts))
+        batch = [ids[at] for at in share[len(own) : len(own) + rows]]
+        try:
+            answers = _generate(model, batch, settings, each_token)
+        except RuntimeError as error:
+            # The processes of a sharded model generate together: one alone cannot begin again.
+            if len(batch) == 1 or world.size > 1 or not is_out_of_memory(error):
+                raise
+            rows = len(batch) // 2
+        else:
+            own += [labeler.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+            continue
+        logger.warning("out of GPU memory with %s answers at once: generating %s at once", len(batch), rows)
+        gc.collect()  # outside the handler: its traceback keeps the tensors alive
+        torch.cuda.empty_cache()
+    found = world.gather_shards(own, len(by_length))
+    return [answer for _, answer in sorted(zip(by_length, found, strict=True))]
 
 
 class EachToken(StoppingCriteria):  # type: ignore[misc]  # the library has no types
@@ -65,25 +100,60 @@ class EachToken(StoppingCriteria):  # type: ignore[misc]  # the library has no t
         return torch.full((len(input_ids),), self._is_stopped(), dtype=torch.bool, device=input_ids.device)
 
 
-def _answer(
-    model: PreTrainedModel,
-    labeler: Labeler,
-    prompt: Sequence[Message],
-    settings: GenerationConfig,
-    each_token: EachToken,
-) -> str:
+def _render(labeler: Labeler, prompt: Sequence[Message]) -> list[int]:
     try:
-        _, ids = labeler.render_prompt(prompt)
+        return labeler.render_prompt(prompt)[1]
     except BadRow as bad:
         raise InvalidConfig(f"evaluation.prompts: {bad.detail}") from bad
-    inputs = torch.tensor([ids], device=model.device)
-    output = model.generate(
-        input_ids=inputs,
-        attention_mask=torch.ones_like(inputs),
-        generation_config=settings,
-        stopping_criteria=StoppingCriteriaList([each_token]),
-    )
-    return labeler.tokenizer.decode(output[0, len(ids) :].tolist(), skip_special_tokens=True).strip()
+
+
+def _generate(
+    model: PreTrainedModel, batch: Sequence[Sequence[int]], settings: GenerationConfig, each_token: EachToken
+) -> list[list[int]]:
+    """Return the tokens of each answer, up to the first one that ends it."""
+    inputs = _pad_left(model, batch, settings)
+    with torch.no_grad():
+        output = model.generate(
+            **inputs, generation_config=settings, stopping_criteria=StoppingCriteriaList([each_token])
+        )
+    stops = set(settings.eos_token_id or ())
+    answers = []
+    for tokens in output[:, inputs["input_ids"].shape[1] :].tolist():
+        length = next((at + 1 for at, token in enumerate(tokens) if token in stops), len(tokens))
+        answers.append(tokens[:length])
+    return answers
+
+
+def _pad_left(
+    model: PreTrainedModel, batch: Sequence[Sequence[int]], settings: GenerationConfig
+) -> dict[str, torch.Tensor]:
+    rows, ones = ([torch.tensor(row) for row in batch], [torch.ones(len(row), dtype=torch.long) for row in batch])
+    ids = pad_sequence(rows, batch_first=True, padding_value=settings.pad_token_id, padding_side="left")
+    mask = pad_sequence(ones, batch_first=True, padding_side="left")
+    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+
+
+def _is_changed_by_padding(
+    model: PreTrainedModel, short: Sequence[int], long: Sequence[int], settings: GenerationConfig
+) -> bool:
+    """Return whether the model's first logits after the short prompt differ if it is padded to the long one's length.
+
+    Some architectures read padding in spite of the mask, for example in a recurrent state.
+    """
+    if len(short) == len(long):
+        return False
+    alone, padded = (_first_logits(model, batch, settings) for batch in ([short], [short, long]))
+    largest = LARGEST_LEAK if model.dtype == torch.float32 else LARGEST_LEAK_IN_16_BITS
+    return bool((alone - padded).abs().max() > largest * alone.abs().max())
+
+
+def _first_logits(model: PreTrainedModel, batch: Sequence[Sequence[int]], settings: GenerationConfig) -> torch.Tensor:
+    """Return the logits of the first token after the first prompt of the batch."""
+    first = copy.copy(settings)
+    first.update(max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
+    with torch.no_grad():
+        logits: torch.Tensor = model.generate(**_pad_left(model, batch, first), generation_config=first).logits[0][0]
+    return logits.float()
 
 
 def _is_whole(sample: Encoded) -> bool:

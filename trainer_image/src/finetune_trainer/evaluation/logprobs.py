@@ -14,6 +14,10 @@ COMPARED_TOKENS = 512
 """Number of tokens whose distributions are kept and compared."""
 LOSS_TOKENS = 2048
 """Number of trained tokens over which a loss is the mean."""
+LARGEST_LEAK, LARGEST_LEAK_IN_16_BITS = 1e-3, 0.05
+"""Largest change of a row's logits by other rows or padding that counts as rounding, relative to the largest logit: a
+row that attends to another one changes about as much as it has. Experts get other numbers of tokens, for which a
+library may add in another order, and each number in BF16 has 8 bits."""
 
 
 @dataclass(frozen=True)

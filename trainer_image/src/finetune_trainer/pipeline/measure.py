@@ -11,7 +11,7 @@ from finetune_api.spec import Method, Mode
 from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.distributed.world import ALONE
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.ability import Ability
+from finetune_trainer.evaluation.ability import BATCH_TOKENS, Ability
 from finetune_trainer.evaluation.choices import answer_questions
 from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.evaluation.generate import answer_all, stop_token_ids
@@ -186,22 +186,33 @@ def measure_ability(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> 
 def answer_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext, *, is_counted: bool = True) -> list[str]:
     """Return the current model's answers to the questions; without those that are only counted, if it is not the one
     that will be served."""
-    questions = [one for one in inputs.questions if is_counted or not one.is_counted]
-    if not questions:
+    shown = [one.turns for one in inputs.questions if not one.is_counted]
+    counted = [one.turns for one in inputs.questions if one.is_counted] if is_counted else []
+    if not shown and not counted:
         return []
     loop.reporter.set_stage("Answering")
     answer = functools.partial(
         answer_all,
         trainer.model,
         inputs.labeler,
-        [question.turns for question in questions],
         stop_ids=stop_token_ids(trainer.model, inputs.answers),
         max_new_tokens=inputs.run.config.spec.evaluation.max_new_tokens,
         on_answer=loop.reporter.set_share,
     )
+    # A server answers the shown prompts one by one, and its answers are compared with these.
     if not is_sharded(trainer.model):
-        return answer(on_token=inputs.run.on_work)
+        answer = functools.partial(answer, on_token=inputs.run.on_work)
+        return answer(shown) + answer(counted, tokens_at_once=BATCH_TOKENS)
+    answer = functools.partial(answer, on_token=loop.reporter.beat, world=loop.world, is_stopped=loop.pace.is_set)
     with loop.pace.block(loop.reporter.beat):
-        answers = answer(on_token=loop.reporter.beat, world=loop.world, is_stopped=loop.pace.is_set)
+        answers = answer(shown) + answer(counted, tokens_at_once=_trained_at_once(inputs, trainer))
         loop.pace.raise_if_set()
     return answers
+
+
+def _trained_at_once(inputs: Inputs, trainer: LoopTrainer) -> int:
+    """Return the tokens of a micro-batch, which took more memory in training than an answer does: if one process of a
+    sharded model runs out of memory, the others wait for it."""
+    length = inputs.run.config.spec.hyperparameters.max_length or 0
+    rows: int = trainer.args.per_device_train_batch_size
+    return min(BATCH_TOKENS, rows * length)

@@ -10,7 +10,7 @@ from finetune_api.handoff import TERMINAL_EXIT_CODES, ExitCode
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.world import ALONE, AgreedStop, World, as_only_process
-from finetune_trainer.errors import TrainerError, one_line
+from finetune_trainer.errors import TrainerError, is_out_of_memory, one_line
 from finetune_trainer.evaluation.ability import Ability
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
@@ -36,7 +36,6 @@ from finetune_trainer.training.callbacks import restore_trained
 from finetune_trainer.training.methods import build_trainer
 from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
-from finetune_trainer.training.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from finetune_api.status import Metrics, Resolved
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.distributed.rank_layout import LEFT_GROUP
 from finetune_trainer.distributed.world import ALONE, AgreedStop, World
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import TrainerError, is_out_of_memory
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.models.adapters.eva import EVA, start_from_inputs
@@ -65,7 +65,7 @@ from finetune_trainer.training.checkpoints import Checkpoints, remove_checkpoint
 from finetune_trainer.training.kept_weights import KeptWeights
 from finetune_trainer.training.methods import build_trainer
 from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
-from finetune_trainer.training.out_of_memory import is_out_of_memory, save_memory
+from finetune_trainer.training.out_of_memory import save_memory
 
 logger = logging.getLogger(__name__)
 

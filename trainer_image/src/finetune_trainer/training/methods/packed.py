@@ -19,6 +19,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from typing_extensions import override
 
 from finetune_trainer.errors import InvalidConfig
+from finetune_trainer.evaluation.logprobs import LARGEST_LEAK
 from finetune_trainer.tokenization.packing import fill_groups, fold_rows
 from finetune_trainer.tokenization.sample_table import Samples
 from finetune_trainer.tokenization.samples import UNTRAINED, Encoded
@@ -32,9 +33,6 @@ ROW_TOKENS = "row_tokens"
 """Tokens of each line without its padding: numbers, which need not be read from the device."""
 PROBE_LENGTHS = (8, 3, 5, 8)
 """Rows of the probe: two sequences of two rows, which make three lines, one with two rows."""
-LARGEST_LEAK, LARGEST_LEAK_IN_16_BITS = 1e-3, 0.05
-"""Of the largest logit; a row that attends to another one changes about as much as it has. Rounding is below: experts
-get other numbers of tokens, for which a library may add in another order, and each number in BF16 has 8 bits."""
 
 
 @dataclass

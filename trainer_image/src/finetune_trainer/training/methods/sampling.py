@@ -9,9 +9,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from finetune_trainer.distributed.sharding import is_sharded
+from finetune_trainer.errors import is_out_of_memory
 from finetune_trainer.models.loading import NON_REENTRANT
 from finetune_trainer.training.callbacks import build_divergence_error
-from finetune_trainer.training.out_of_memory import is_out_of_memory
 from finetune_trainer.training.random_state import RandomState
 
 NO_PROBABILITIES = "probability tensor contains either"

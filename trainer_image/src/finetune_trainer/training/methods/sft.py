@@ -9,6 +9,7 @@ from trl import SFTConfig, SFTTrainer
 from typing_extensions import override
 
 from finetune_api.spec import Attention, Precision
+from finetune_trainer.evaluation.logprobs import LARGEST_LEAK, LARGEST_LEAK_IN_16_BITS
 from finetune_trainer.models.attention import flash_kernel, use_attention
 from finetune_trainer.tokenization.labeler import UNTRAINED, Encoded
 from finetune_trainer.tokenization.packing import EXACT_MODELS, MAX_ROWS
@@ -16,8 +17,6 @@ from finetune_trainer.tokenization.sample_table import as_samples
 from finetune_trainer.training.methods.columns import to_dataset
 from finetune_trainer.training.methods.loop import LoopTrainer, MeasuredBatch
 from finetune_trainer.training.methods.packed import (
-    LARGEST_LEAK,
-    LARGEST_LEAK_IN_16_BITS,
     ROW_TOKENS,
     PackedCollator,
     mask_rows,
