@@ -106,7 +106,7 @@ class PreflightRuns(StatusBlock):
     """Counts of ended preflight pods, separate from those of trainer pods."""
 
     preemptions: Count | None = None
-    """Preempted or evicted preflight pods; limited by `maxPreemptions`."""
+    """Preempted or evicted preflight pods; limited like those of trainers."""
 
 
 class Internal(StatusBlock):
@@ -124,5 +124,9 @@ class Internal(StatusBlock):
     """Unstable. Name of the last preflight pod that was counted."""
     last_preflight_pod_time: Time | None = None
     """Unstable. When that pod was created."""
+    preempted_at_step: Count | None = None
+    """Unstable. Step of the last checkpoint when a run was last preempted."""
+    unsaved_preemptions: Count | None = None
+    """Unstable. Preempted runs since a checkpoint of a later step was saved; limited if `maxPreemptions` is not set."""
     unread_preflight_runs: Count | None = None
     """Unstable. Completed preflight Jobs in succession that were run again, because no pod showed their report."""

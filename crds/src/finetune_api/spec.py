@@ -490,9 +490,9 @@ class FineTuneJobSpec(Block):
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 3
     """Failed runs that the training may have, and again a separate merge; one more fails the job. Preemptions do not
     count, and preflight has three retries of its own. Takes effect at once. Default: 3."""
-    max_preemptions: Annotated[int, Field(ge=0, le=10_000)] = 20
-    """Number of preemptions that the job may have; one more fails it, so that 0 allows none. Takes effect at once.
-    Default: 20."""
+    max_preemptions: Annotated[int, Field(ge=0, le=10_000)] | None = None
+    """Number of preemptions that the job may have in all; one more fails it, so that 0 allows none. Takes effect at
+    once. Default: no limit while the training advances, and 20 without a new checkpoint in between."""
     start_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
     """Maximum seconds until the first trainer pod runs, including preflight and queueing; counted from the acceptance
     of the job, and again from each resume. Takes effect at once. Default: the operator's setting, else none."""

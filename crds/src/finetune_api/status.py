@@ -349,7 +349,7 @@ class FineTuneJobStatus(StatusBlock):
     failures_by_reason: CountByName | None = None
     """Failed runs by reason."""
     preemptions: Count | None = None
-    """Preempted or evicted runs; limited by `maxPreemptions`."""
+    """Preempted or evicted runs; limited by `maxPreemptions`, or while no new checkpoint is saved."""
     preemptions_by_reason: CountByName | None = None
     """Preempted or evicted runs by reason."""
     active_seconds: Count | None = None

@@ -43,7 +43,7 @@ class Simulator(RuleBasedStateMachine):
 
     @initialize(
         backoff=st.integers(0, 2),
-        preemptions=st.sampled_from([0, 1, 20]),
+        preemptions=st.sampled_from([None, 0, 1, 20]),
         suspended=st.sampled_from([False, False, True]),
         deadline=st.sampled_from([None, 500]),
         start=st.sampled_from([None, 900]),
@@ -55,7 +55,7 @@ class Simulator(RuleBasedStateMachine):
     def create(  # noqa: PLR0917
         self,
         backoff: int,
-        preemptions: int,
+        preemptions: int | None,
         suspended: bool,
         deadline: Any,
         start: Any,
@@ -64,7 +64,8 @@ class Simulator(RuleBasedStateMachine):
         merged: bool,
         proxied: bool,
     ) -> None:
-        spec = {"backoffLimit": backoff, "maxPreemptions": preemptions, "suspend": suspended, "stallTimeoutSeconds": 60}
+        spec = {"backoffLimit": backoff, "suspend": suspended, "stallTimeoutSeconds": 60}
+        spec |= {} if preemptions is None else {"maxPreemptions": preemptions}
         spec |= {"activeDeadlineSeconds": deadline} if deadline else {}
         spec |= {"startDeadlineSeconds": start} if start else {}
         spec["resources"] = {"numNodes": self.nodes} | ({"merge": {}} if merged else {})

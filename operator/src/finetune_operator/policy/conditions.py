@@ -98,7 +98,7 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.FAILED, R.PROGRESSING): "The job has not failed.",
     (C.FAILED, R.SUCCEEDED): "The job succeeded.",
     (C.FAILED, R.BACKOFF_LIMIT_EXCEEDED): "More runs failed than backoffLimit allows; the last one: {detail}",
-    (C.FAILED, R.TOO_MANY_PREEMPTIONS): "The job was preempted more often than maxPreemptions allows: {detail}",
+    (C.FAILED, R.TOO_MANY_PREEMPTIONS): "The job was preempted too often: {detail}",
     (
         C.FAILED,
         R.START_DEADLINE_EXCEEDED,

@@ -23,6 +23,7 @@ from finetune_operator.policy.history import (
     broken_gpus,
     clocks,
     counters,
+    preemptions,
     rejections,
     runs,
 )
@@ -98,9 +99,9 @@ def end_proven(context: Context, job_ref: JobRef) -> Effect | None:
 
 def end_by_count(context: Context) -> Effect:
     """Fail the job for the limit that its runs have exceeded."""
-    if has_too_many_preemptions(context):
+    if excess := preemptions.explain_excess(context.status, context.spec.max_preemptions):
         last = runs.last_sentence(context.status, run_outcome.RESULT_PREEMPTED)
-        return fail(context, R.TOO_MANY_PREEMPTIONS, last)
+        return fail(context, R.TOO_MANY_PREEMPTIONS, f"{excess}; the last: {last}")
     return fail(context, R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(context.status))
 
 
@@ -118,8 +119,8 @@ def has_too_many_failures(context: Context) -> bool:
 
 
 def has_too_many_preemptions(context: Context) -> bool:
-    """Return whether `maxPreemptions` is exceeded."""
-    return (context.status.preemptions or 0) > context.spec.max_preemptions
+    """Return whether `maxPreemptions`, or the limit of preemptions without progress, is exceeded."""
+    return bool(preemptions.explain_excess(context.status, context.spec.max_preemptions))
 
 
 def name_kind(context: Context) -> str:
@@ -189,7 +190,7 @@ def _hand_over(context: Context, report: Report) -> Effect:
 def _record_trained(status: FineTuneJobStatus, report: Report) -> None:
     if report.checkpoint:
         status.trained_weights = TrainedWeights(**report.checkpoint.model_dump())
-        bookkeeping.record(status, failures_before_merge=status.failures)
+        bookkeeping.record(status, failures_before_merge=status.failures, unsaved_preemptions=None)
 
 
 def _end_terminal(context: Context, current: Job | None, outcome: run_outcome.PodOutcome) -> Effect:

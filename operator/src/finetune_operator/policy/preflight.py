@@ -19,7 +19,7 @@ from finetune_operator.policy.decision import (
     set_condition,
     succeed,
 )
-from finetune_operator.policy.history import bookkeeping, preflight_runs, runs
+from finetune_operator.policy.history import bookkeeping, preemptions, preflight_runs, runs
 from finetune_operator.policy.pods import lingering, run_outcome
 from finetune_operator.policy.startup import watch_start
 from finetune_operator.policy.status_report import record_dataset, record_image, record_lineage, record_report
@@ -115,8 +115,7 @@ def _has_noted_a_pod(context: Context) -> bool:
 def _has_too_many_preemptions(context: Context) -> bool:
     """Return whether the stored count is above the limit; only written preemptions count, so that a lost write changes
     nothing."""
-    written = context.stored.preflight and context.stored.preflight.preemptions
-    return (written or 0) > context.spec.max_preemptions
+    return preemptions.is_preflight_over(context.stored, context.spec.max_preemptions)
 
 
 def _last_preemption(context: Context, pods: Sequence[Pod]) -> str:

@@ -85,7 +85,6 @@ def check_files(sources: Iterable[tuple[str, str]]) -> ValidationResult:
             if kind == names.RELEASE_KIND:
                 result.releases.append(document.value)
             elif kind:
-                result.notes += _no_preemption(document, name)
                 found.append((name, document))
         result.problems += sorted(problems, key=lambda one: one.line)
     result.jobs = [document.value for _, document in found]
@@ -191,14 +190,6 @@ def _twice(document: YamlDocument, file: str) -> Iterator[Problem]:
         message = f"is given twice, first in line {first}; kubectl uses the last"
         fault = Fault(path, message, "remove one of the two")
         yield replace(_problem(document, file, fault), column=document.place(path)[1])
-
-
-def _no_preemption(document: YamlDocument, file: str) -> Iterator[str]:
-    """Yield a note for a limit of 0, which once meant any number."""
-    limit = _at(document.value, "spec", "maxPreemptions")
-    if limit == 0 and not isinstance(limit, bool):
-        line = document.line(("spec", "maxPreemptions"))
-        yield f"{file}:{line}: maxPreemptions: 0 fails the job at its first preemption; it meant any number before"
 
 
 def _head(value: dict[str, Any], kind: str) -> Iterator[Fault]:

@@ -555,15 +555,6 @@ def test_rules_on_a_field_with_a_former_name_are_checked_too(validate: Callable[
     )
 
 
-def test_a_limit_that_meant_any_number_is_valid_with_a_note(validate: Callable[[str], Any]) -> None:
-    done = validate(JOB + "  maxPreemptions: 0\n")
-    assert (done.code, done.out) == (0, "job is valid\n")
-    assert done.err == (
-        "note: job.yaml:9: maxPreemptions: 0 fails the job at its first preemption; it meant any number before\n"
-    )
-    assert validate(JOB + "  maxPreemptions: 1\n").err == ""
-
-
 def test_the_new_words_need_no_quotes(validate: Callable[[str], Any]) -> None:
     for words in ("packing: Always, fusedKernels: Never", "packing: Never, fusedKernels: Auto", "packing: Auto"):
         assert validate(JOB + f"  hyperparameters: {{{words}}}\n").out == "job is valid\n"

@@ -427,7 +427,7 @@ ELSEWHERE = {
         "test_the_first_job_is_a_trainer_and_the_status_names_what_is_not_checked_before"
     ),
     "suspend": f"{POLICY}/test_suspension.py::test_a_job_created_suspended_creates_nothing_until_it_may",
-    "maxPreemptions": f"{POLICY}/history/test_runs.py::test_preemptions_of_preflight_outlive_the_operators_memory",
+    "maxPreemptions": f"{POLICY}/history/test_preemptions.py::test_a_limit_of_the_job_counts_all_preemptions",
     "startDeadlineSeconds": (
         f"{POLICY}/test_deadlines.py::test_a_job_whose_trainer_does_not_start_in_time_fails_with_what_it_waited_for"
     ),

@@ -58,7 +58,7 @@ def test_every_message_can_be_formatted_and_has_no_empty_field(kind: C, reason: 
         (C.RUNNING, R.UNSCHEDULABLE, "No node can run the pod: a detail"),
         (C.RUNNING, R.BACKING_OFF, "Waiting for the next run: a detail"),
         (C.PUBLISHED, R.MANIFEST_REPORTED, "The manifest and every file it names were read back from a detail."),
-        (C.FAILED, R.TOO_MANY_PREEMPTIONS, "The job was preempted more often than maxPreemptions allows: a detail"),
+        (C.FAILED, R.TOO_MANY_PREEMPTIONS, "The job was preempted too often: a detail"),
         (C.FAILED, R.DIVERGED, "a detail"),
     ],
 )

@@ -15,13 +15,7 @@ KNOWN = frozenset(map(str, Reason)) | remediation.DISRUPTIONS.keys() | _KUEUE_RE
 def add_failures(status: FineTuneJobStatus, reason: str, count: int = 1) -> None:
     """Count failed runs."""
     status.failures = (status.failures or 0) + count
-    status.failures_by_reason = _add(status.failures_by_reason, reason, count)
-
-
-def add_preemption(status: FineTuneJobStatus, reason: str) -> None:
-    """Count a run that was preempted or evicted."""
-    status.preemptions = (status.preemptions or 0) + 1
-    status.preemptions_by_reason = _add(status.preemptions_by_reason, reason, 1)
+    status.failures_by_reason = add_by_reason(status.failures_by_reason, reason, count)
 
 
 def add_time(status: FineTuneJobStatus, seconds: int, gpus: int) -> None:
@@ -35,6 +29,7 @@ def known(reason: str) -> str:
     return str(reason) if reason in KNOWN else OTHER
 
 
-def _add(counts: dict[str, int] | None, reason: str, count: int) -> dict[str, int]:
+def add_by_reason(counts: dict[str, int] | None, reason: str, count: int) -> dict[str, int]:
+    """Return the counts with so many more of that reason, or of `Other`."""
     word = known(reason)
     return {**(counts or {}), word: (counts or {}).get(word, 0) + count}

@@ -9,7 +9,7 @@ from finetune_operator.kube.objects import Job
 from finetune_operator.kube.pod import Pod
 from finetune_operator.policy import kueue
 from finetune_operator.policy.decision import Context, Effect, requeue_in
-from finetune_operator.policy.history import bookkeeping, clocks, counters, rejections, suspensions
+from finetune_operator.policy.history import bookkeeping, clocks, counters, preemptions, rejections, suspensions
 from finetune_operator.policy.pods import rank_outcomes
 from finetune_operator.policy.pods.rank_outcomes import End
 from finetune_operator.policy.pods.run_outcome import (
@@ -47,6 +47,8 @@ def record_ended(context: Context, attempts: Sequence[Job]) -> Effect:
             if seconds_to_wait:
                 effect += requeue_in(seconds_to_wait)
                 continue
+            if end.outcome.report and end.outcome.report.checkpoint:
+                status.checkpoint = end.outcome.report.checkpoint
             if child:
                 _record_counters(status, end.outcome, child)
                 _record_followed(context, pod, child)
@@ -56,8 +58,6 @@ def record_ended(context: Context, attempts: Sequence[Job]) -> Effect:
             record_run(context, run, child)
             if child is None or child.nodes == 1 or run.last_step:  # else it may have waited for the others
                 status.start_time = status.start_time or run.start_time
-            if end.outcome.report and end.outcome.report.checkpoint:
-                status.checkpoint = end.outcome.report.checkpoint
         if status.current_run and status.current_run.pod_uid == pod.uid:
             bookkeeping.record_current_run(status, None)
     effect += _record_missing(context, attempts)
@@ -237,7 +237,7 @@ def _record_counters(status: FineTuneJobStatus, outcome: PodOutcome, child: Job)
         counted = bookkeeping.read(status).counted_job_failures or 0
         bookkeeping.record(status, counted_job_failures=counted + 1)
     if outcome.result == RESULT_PREEMPTED:
-        counters.add_preemption(status, outcome.reason)
+        preemptions.add(status, outcome.reason)
 
 
 def _failed_of(status: FineTuneJobStatus, child: Job) -> int:
@@ -374,7 +374,7 @@ def _record_without_run(context: Context, child: Job) -> None:
         return
     cause = rank_outcomes.first_cause(_ends_of_peers(context, pods, child))
     if cause and cause.outcome.result == RESULT_PREEMPTED:
-        counters.add_preemption(status, cause.outcome.reason)
+        preemptions.add(status, cause.outcome.reason)
     else:
         counters.add_failures(status, cause.named().reason if cause else Reason.UNOBSERVED)
     if cause and cause.pod:

@@ -6,15 +6,12 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.policy.history import counters
 
 
-def test_failures_and_preemptions_are_counted_in_all_and_by_reason() -> None:
+def test_failures_are_counted_in_all_and_by_reason() -> None:
     status = FineTuneJobStatus()
     counters.add_failures(status, "OutOfMemory")
     counters.add_failures(status, "OutOfMemory", 2)
     counters.add_failures(status, "Diverged")
-    counters.add_preemption(status, "PreemptionByScheduler")
-    counters.add_preemption(status, "PreemptionByScheduler")
     assert (status.failures, status.failures_by_reason) == (4, {"OutOfMemory": 3, "Diverged": 1})
-    assert (status.preemptions, status.preemptions_by_reason) == (2, {"PreemptionByScheduler": 2})
 
 
 def test_time_is_added_and_a_clock_that_is_set_back_decreases_nothing() -> None:
