@@ -312,7 +312,7 @@ class Simulator(RuleBasedStateMachine):
     @invariant()
     def a_suspension_costs_nothing(self) -> None:
         for run in self.world.status().history or []:
-            if run.pod_uid in self.world.suspended_pods and run.reason not in {"NoProgress", "JobDeleted"}:
+            if run.pod_uid in self.world.interrupted_pods and run.reason not in {"NoProgress", "JobDeleted"}:
                 assert run.result in {"Suspended", "Succeeded"}, run
 
     def unseen(self) -> int:
