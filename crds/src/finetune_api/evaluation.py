@@ -30,7 +30,7 @@ class Prompt(Block):
     """A prompt whose answers by the base and the tuned model are in the report."""
 
     system: Text | None = None
-    """System turn before the prompt (at most 4,096 characters). Default: none."""
+    """System turn before the prompt (at most 4,096 characters). Default: `dataset.systemMessage`, else none."""
     prompt: Text
     """The prompt, as a user would write it (at most 4,096 characters)."""
     expected: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None

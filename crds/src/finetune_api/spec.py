@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.blocks import GRANULAR, Block, QualifiedName, cel, combined_cel, rules
 from finetune_api.evaluate_mode import EVALUATE_RULE, Mode
-from finetune_api.evaluation import EarlyStopping, Evaluation
+from finetune_api.evaluation import EarlyStopping, Evaluation, Prompt
 from finetune_api.hyperparameters import Attention, FusedKernels, Hyperparameters, Packing, Precision
 from finetune_api.inputs.sources import Dataset, DatasetFormat, DataSource, Hub, Model, ModelCache, Storage, TrainOn
 from finetune_api.manifest.fixed_fields import FROZEN, INSTEAD, FixedField, is_unchanged
@@ -118,6 +118,7 @@ AT_ONCE = (
 )
 """Fields whose change takes effect at once, also on pods that run; all others take effect with the next attempt."""
 
+SYSTEM_MESSAGE = "!has(self.dataset.systemMessage) || self.objective != 'DomainAdaptation'"
 TRAIN_ON = "!has(self.dataset.trainOn) || self.objective in ['Instruction', 'Chat']"
 LABELLED_AS = {TrainOn.LAST_ANSWER: "Instruction", TrainOn.ALL_ANSWERS: "Chat", TrainOn.EVERYTHING: "Everything"}
 """By `dataset.trainOn`: the objective that has a loss on these tokens, or a word of its own."""
@@ -387,6 +388,11 @@ class FineTuneJobSpec(Block):
                 at_creation=True,
             ),
             cel(
+                SYSTEM_MESSAGE,
+                "rows of objective DomainAdaptation are plain text, without messages: remove dataset.systemMessage",
+                ".dataset.systemMessage",
+            ),
+            cel(
                 TRAIN_ON,
                 "trainOn works with objectives Instruction and Chat: remove dataset.trainOn",
                 ".dataset.trainOn",
@@ -513,6 +519,13 @@ class FineTuneJobSpec(Block):
         """The objective by whose rule the tokens of a row are labelled, or `Everything`."""
         asked = self.dataset.train_on
         return self.objective.value if asked is None else LABELLED_AS[asked]
+
+    @property
+    def prompts(self) -> list[Prompt] | None:
+        """`evaluation.prompts`, with the rows' system message in those without one of their own."""
+        shared = {"system": self.dataset.system_message}
+        asked = self.evaluation.prompts
+        return [one if one.system else one.model_copy(update=shared) for one in asked] if asked is not None else None
 
     @property
     def has_preflight(self) -> bool:

@@ -1037,6 +1037,12 @@ AT_CREATION = [
         )
     ),
     (
+        "rows of objective DomainAdaptation are plain text",
+        {"objective": "Chat", "dataset": BASE["dataset"] | {"systemMessage": "Be brief."}},
+        {"objective": "DomainAdaptation", "dataset": BASE["dataset"] | {"systemMessage": "Be brief."}},
+        "spec.dataset.systemMessage",
+    ),
+    (
         "trainOn works with objectives Instruction and Chat",
         {"objective": "Chat", "dataset": BASE["dataset"] | {"trainOn": "Everything"}},
         {"objective": "DPO", "dataset": BASE["dataset"] | {"trainOn": "LastAnswer"}},

@@ -157,6 +157,9 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
         list[str] | None,
         typer.Option(metavar="KNOWN=OWN,…", help="Column names as KNOWN=OWN: prompt=question,completion=answer."),
     ] = None,
+    system_message: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System message of the rows that have none.")
+    ] = None,
     to: Annotated[
         ExportFormat | None,
         typer.Option(
@@ -211,6 +214,7 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
         objective=objective,
         format=data_format,
         columns=parse_columns(columns) if columns else None,
+        system_message=system_message,
         to=to,
         model=model,
         max_length=max_length,
@@ -261,7 +265,7 @@ def chat_command(  # noqa: PLR0917 - the options of a command
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="Answer this one prompt, and exit.", show_default=False)
     ] = None,
-    system: Annotated[str | None, typer.Option(help="System prompt of the conversation.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message of the conversation. Default: dataset.systemMessage of the job.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Maximum length of an answer, in tokens.", min=1)] = 256,
     temperature: Annotated[
         float, typer.Option(help="Temperature of sampling; 0 is greedy, as in the report.", min=0.0, max=10.0)

@@ -340,6 +340,9 @@ class Dataset(Block):
     """Column names: from the name that the format expects to the name in the files, for example `{prompt: question,
     completion: reply}`; `role` and `content` are names within each turn of a conversation. Default: the names in the
     files are used unchanged."""
+    system_message: Annotated[str, StringConstraints(min_length=1, max_length=16_384)] | None = None
+    """System message of the rows, and of `evaluation.prompts`, that have none of their own. Serve the result with it
+    too. Not for plain text. Default: none is added."""
     max_rejected_percent: Annotated[int, Field(ge=0, le=100)] = 20
     """Maximum share of malformed rows (percent) of a source before the job fails; 100 = no limit. Malformed rows are
     reported and skipped. Default: 20."""

@@ -14,10 +14,6 @@ REMOVE = "it has no counterpart: remove it"
 EVERYTHING = "true is Everything, false the default"
 ANSWERS = "true is the default, AllAnswers; false is Everything"
 TEMPLATE = "the default is the model's own, which is usually the right one"
-SYSTEM = (
-    "a system text is in the rows, as a turn of role system or in a column system, and for the questions in "
-    "evaluation.prompts[].system"
-)
 EVERY = "every step is logged: remove it"
 BATCH = (
     "set hyperparameters.perDeviceTrainBatchSize and gradientAccumulationSteps: their product, times the number of "
@@ -60,8 +56,9 @@ def _table() -> dict[str, ForeignName]:
         "val_set_size": one((AXOLOTL,), "dataset.validationSplitPercent", "in percent: 0.1 is 10"),
         "val_size": one((LLAMA_FACTORY,), "dataset.validationSplitPercent", "in percent: 0.1 is 10"),
         "dataset_text_field": one((TRL,), "dataset.columns", "write {text: NAME}"),
-        "system_prompt": one((AXOLOTL,), "", SYSTEM),
-        "default_system": one((LLAMA_FACTORY,), "", SYSTEM),
+        "system_prompt": one((AXOLOTL,), "dataset.systemMessage"),
+        "default_system_message": one((AXOLOTL,), "dataset.systemMessage"),
+        "default_system": one((LLAMA_FACTORY,), "dataset.systemMessage"),
         "template": one((LLAMA_FACTORY,), "model.chatTemplate", TEMPLATE),
         "train_on_inputs": one((AXOLOTL,), "dataset.trainOn", EVERYTHING),
         "train_on_prompt": one((LLAMA_FACTORY,), "dataset.trainOn", EVERYTHING),

@@ -54,6 +54,7 @@ from finetune_api.spec import (
     PLAIN_HEAD,
     SHARES_OUT,
     SHARES_TEACHER,
+    SYSTEM_MESSAGE,
     TRAIN_ON,
     WITH_ADAPTER,
 )
@@ -124,6 +125,7 @@ def _is_one_integer(values: list[str] | None) -> bool:
 
 
 CONDITIONS: dict[str, Condition] = {
+    SYSTEM_MESSAGE: lambda spec: spec.dataset.system_message is None or spec.objective != "DomainAdaptation",
     TRAIN_ON: lambda spec: spec.dataset.train_on is None or spec.objective in {"Instruction", "Chat"},
     OUTSIDE_OF_ROWS: lambda spec: (
         not any(

@@ -264,7 +264,7 @@ TABLE: Table = MappingProxyType(
         # what changes the training
         "chat_template_jinja": lost(shared.OWN_TEMPLATE, templates.IN_A_CONFIGMAP),
         "chat_template_kwargs": to("model.chatTemplateKwargs", templates.kwargs),
-        "default_system_message": lost("no system text is added", "add it to the rows"),
+        "default_system_message": to("dataset.systemMessage", values.text),
         "eot_tokens": harmless("the tokens that the chat template puts after an answer are trained"),
         "excess_length_strategy": lost("longer rows are truncated and counted", unless=("truncate",)),
         "min_sample_len": lost("short rows are used, too"),

@@ -297,7 +297,7 @@ TABLE: Table = MappingProxyType(
         "disable_gradient_checkpointing": to(f"{HYPER}.gradientCheckpointing", values.inverse),
         "enable_liger_kernel": to(f"{HYPER}.fusedKernels", lambda value: "Auto" if values.flag(value) else None),
         # what changes the training
-        "default_system": lost("no system text is added", "add it to the rows"),
+        "default_system": to("dataset.systemMessage", values.text),
         "tool_format": lost("the model's chat template renders the tools"),
         "enable_thinking": lost("an answer without reasoning gets none", unless=(True,)),
         "pref_ftx": preferences.sft_weight,

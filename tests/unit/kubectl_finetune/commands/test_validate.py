@@ -56,11 +56,10 @@ def test_every_example_is_valid(finetune: Callable[..., Any], path: Path) -> Non
         ),
         (
             "  systemPrompt: Be brief.\n",
-            "spec.systemPrompt is not a field\n    value: Be brief.\n    fix: axolotl's system_prompt: a system text "
-            "is in the rows, as a turn of role system or in a column system, and for the questions in "
-            "evaluation.prompts[].system\n",
+            "spec.systemPrompt is not a field\n    value: Be brief.\n    fix: axolotl's system_prompt is "
+            "dataset.systemMessage\n",
         ),
-        ("  dataset: {defaultSystem: a}\n", "fix: LLaMA-Factory's default_system: a system text is in the rows"),
+        ("  dataset: {defaultSystem: a}\n", "fix: LLaMA-Factory's default_system is dataset.systemMessage\n"),
         ("  n_epochs: 3\n", "fix: OpenAI's n_epochs is hyperparameters.numTrainEpochs\n"),
         (
             "  hyperparameters: {packing: On}\n",

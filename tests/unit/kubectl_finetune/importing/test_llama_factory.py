@@ -327,6 +327,13 @@ def test_settings_of_an_adapter_that_the_trainer_has_too_are_carried(read: Read)
     assert (lora["useDora"], lora["loraPlusLrRatio"], done.problems, done.not_carried) == (True, 16, [], [])
 
 
+def test_the_system_text_of_rows_without_one_is_carried(read: Read) -> None:
+    done = read(default_system="Be brief.\n")
+    assert spec_of(done)["dataset"]["systemMessage"] == "Be brief."
+    assert done.not_carried == []
+    assert "systemMessage" not in spec_of(read(default_system=None))["dataset"]
+
+
 def test_the_chosen_answers_own_loss_is_carried(read: Read) -> None:
     done = read(stage="dpo", dataset="pairs", pref_ftx=0.5)
     assert (spec_of(done)["dpo"]["sftWeight"], done.not_carried, done.problems) == (0.5, [], [])

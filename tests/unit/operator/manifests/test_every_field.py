@@ -264,6 +264,9 @@ ELSEWHERE = {
         "tests/unit/trainer/pipeline/test_prepare_dataset.py::test_a_given_format_decides_what_the_rows_are"
     ),
     "dataset.columns": "tests/unit/trainer/pipeline/test_prepare_dataset.py::test_mapped_columns_of_a_pair_are_read",
+    "dataset.systemMessage": (
+        "tests/unit/trainer/data/checks/test_system_message.py::test_a_row_without_a_system_message_gets_the_datasets"
+    ),
     "dataset.trainOn": f"{TOKENS}/test_train_on.py::test_the_tokens_with_a_loss_are_those_of_the_choice",
     "dataset.maxRejectedPercent": f"{DATA}/checks/test_summary.py::test_malformed_rows_are_unusable_above_the_limit",
     "dataset.maxSamples": (

@@ -1,6 +1,7 @@
 """Which prompts are answered before and after the training."""
 
 from finetune_api.evaluation import Prompt
+from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.rows import ChatRow, DataFormat, Message, PreferenceRow, PromptRow, Row, Source, UnpairedRow
 from finetune_trainer.evaluation.questions import LONGEST_QUESTION, list_questions
 
@@ -44,3 +45,18 @@ def test_without_prompts_three_held_out_rows_are_asked_with_their_answers() -> N
         ("Two", "2"), ("Good", "+"), ("Pair", "a"),
     ]  # fmt: skip
     assert len(found[0].turns) == 4
+
+
+def test_a_prompt_without_a_system_text_gets_the_system_message_of_the_rows() -> None:
+    spec = FineTuneJobSpec.model_validate(
+        {
+            "objective": "Chat",
+            "model": {"uri": "s3://bucket/base"},
+            "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}, "systemMessage": "Be brief."},
+            "output": {"uri": "s3://bucket/out"},
+            "evaluation": {"prompts": [{"prompt": "Why?"}, {"prompt": "How?", "system": "Be polite."}]},
+        }
+    )
+    first, second = list_questions(spec.prompts, [])
+    assert first.turns == [say("system", "Be brief."), say("user", "Why?")]
+    assert second.turns == [say("system", "Be polite."), say("user", "How?")]

@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from finetune_api.handoff import Artifact
-from finetune_api.spec import Precision
+from finetune_api.spec import FineTuneJobSpec, Precision
 from finetune_api.status import Resolved
 from finetune_api.text.printable import printable
 from finetune_trainer.commands.chat_screen import show_answers
@@ -45,6 +45,7 @@ class ChatOptions:
     base: str | None = None
     prompt: str | None = None
     system: str | None = None
+    """Default: the system message of the job's rows; an empty one is none."""
     max_new_tokens: int = 256
     temperature: float = 0.0
     precision: Precision = Precision.AUTO
@@ -54,9 +55,11 @@ class ChatOptions:
 def chat(folder: Path, options: ChatOptions, stop: StopFlag) -> None:
     """Load base and tuned model, and answer one prompt, or every line of standard input."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing has to be saved, and a prompt waits without a check
-    tuned = read_tuned(folder)
+    tuned, spec = read_tuned(folder), read_spec(folder)
+    if options.system is None and spec:
+        options = replace(options, system=spec.dataset.system_message)
     with tempfile.TemporaryDirectory(prefix="finetune-chat-") as scratch:
-        base = find_base(folder, tuned, options, stop, Path(scratch))
+        base = find_base(folder, tuned, spec, options, stop, Path(scratch))
         if not tuned.is_adapter:
             name = str(tuned.weights)
             ModelPlace(name, LocalStore({name: tuned.weights})).check(Path(scratch) / "tuned", "DIR")
@@ -136,13 +139,20 @@ def _read_lines(prompt: str) -> Iterator[str]:
             yield line
 
 
-def find_base(folder: Path, tuned: TunedFolder, options: ChatOptions, stop: StopFlag, scratch: Path) -> Path | None:
+def read_spec(folder: Path) -> FineTuneJobSpec | None:
+    """Return the spec of the job whose result the folder has; None if it has only weights."""
+    config = folder / Artifact.CONFIG
+    return read_manifest(config, "local").spec if config.is_file() else None
+
+
+def find_base(  # noqa: PLR0917 - what was found, and the options
+    folder: Path, tuned: TunedFolder, spec: FineTuneJobSpec | None, options: ChatOptions, stop: StopFlag, scratch: Path
+) -> Path | None:
     """Return the base's folder, after the checks of preflight: `--base`, else what the adapter names.
 
     A full model needs no base: it is compared with its own if that can be read.
     """
-    config, given = folder / Artifact.CONFIG, options.base
-    spec = read_manifest(config, "local").spec if config.is_file() else None
+    given = options.base
     name = given or tuned.base or (spec.model.uri if spec and not tuned.is_adapter else None)
     if name is None:
         if not tuned.is_adapter:

@@ -74,6 +74,7 @@ class Request:
     max_rejected_percent: int = 20
     show: int = 0
     """The number of accepted rows to print as the model reads them."""
+    system_message: str | None = None
     chat_template: str | None = None
     chat_template_kwargs: Mapping[str, str] | None = None
 
@@ -141,6 +142,7 @@ def _write(found: LocalFiles, request: Request, summary: Summary, output: CheckO
             summary=summary,
             format=request.format.value,
             columns=request.columns,
+            system_message=request.system_message,
             objective=request.objective.value if request.objective else None,
             labeler=labeler,
             max_length=request.max_length,

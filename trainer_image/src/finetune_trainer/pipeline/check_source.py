@@ -152,6 +152,7 @@ class SourceCheck:
             labeler=self.labeler,
             max_length=spec.hyperparameters.max_length,
             validation_prompts=prompts,
+            system_message=spec.dataset.system_message,
             references=References.of(spec.rlhf),
             on_progress=lambda _rows, _bytes: self.on_rows(),
             advise=lambda columns: (_columns_field(checked.place), advise_field(columns)[1]),

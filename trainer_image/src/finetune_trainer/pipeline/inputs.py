@@ -110,7 +110,7 @@ class Inputs:
         if spec.objective == Objective.REWARD_MODEL:
             return []
         held_out = self.rows.validation or ()
-        return [*list_questions(spec.evaluation.prompts, held_out), *list_counted_rows(spec, held_out)]
+        return [*list_questions(spec.prompts, held_out), *list_counted_rows(spec, held_out)]
 
     @property
     def questions_sha256(self) -> str:

@@ -118,7 +118,7 @@ def preflight(run: RunContext) -> Report:
         raise _with_rejected_rows(refused, config, storage, workspace) from refused
     start.end("rows")
     _warn_of_lost_reasoning(dataset.status)
-    if missing := explain_missing_system(config.spec.evaluation.prompts, dataset.shared_system):
+    if missing := explain_missing_system(config.spec.prompts, dataset.shared_system):
         logger.warning("%s: set system there, or the report and the gate ask without it", missing)
     _ask_graders(run, dataset)
     _check_evaluation(config, dataset)

@@ -44,7 +44,7 @@ class Questions:
         self._tokens = spec.evaluation.max_new_tokens
         self._rows = [row for row in rows if _is_plain(row)][:MAX_ROWS]
         self._keys = [_prompt_key(row) for row in self._rows]
-        self._prompts = [one for one in spec.evaluation.prompts or [] if one.expected]
+        self._prompts = [one for one in spec.prompts or [] if one.expected]
         self._expected = Expectations(self._prompts)
         self._starts: dict[int, int] = {}
         """Length of the tokens before each row's answer, the same for every adapter of a base."""

@@ -139,7 +139,7 @@ def missed_expectation(run: RunRecord) -> Recommendation | None:
 def asked_without_system(run: RunRecord) -> Recommendation | None:
     """Detect questions without the system text that almost all training rows have."""
     shared = run.summary.get("sharedSystem") or {}
-    missing = explain_missing_system(run.config.spec.evaluation.prompts, shared)
+    missing = explain_missing_system(run.config.spec.prompts, shared)
     if not missing:
         return None
     return Recommendation(

@@ -36,6 +36,7 @@ from finetune_trainer.data.rows import (
     EXCERPT_CHARACTERS,
     BadRow,
     BadTurn,
+    ChatRow,
     DataFormat,
     EncodedSample,
     Labelling,
@@ -90,6 +91,7 @@ def check_rows(
     labeler: RowEncoder | None = None,
     max_length: int = 2048,
     validation_prompts: Container[int] = frozenset(),
+    system_message: str | None = None,
     references: ReferenceKeeper | None = None,
     on_progress: Progress | None = None,
     advise: Advise = advise_field,
@@ -98,7 +100,8 @@ def check_rows(
     """Yield every row of the files as a Row or a Rejected, in order, until `max_samples` rows are accepted.
 
     `labelled_as` replaces the objective's rule of which tokens have a loss; `columns` maps known names to the user's;
-    `validation_prompts` contains `prompt_key`s that must not be trained on;
+    `validation_prompts` contains `prompt_key`s that must not be trained on; rows without a system message get
+    `system_message`;
     `references` keeps what the rewards of objective RLHF compare answers with; `on_progress` receives the rows and file
     bytes read so far; `advise` returns what names a column; `seen` has the `row_key`s of other sources, which must not
     be repeated, and receives those of these rows.
@@ -106,7 +109,7 @@ def check_rows(
     asked = None if format == AUTO else DataFormat(format)
     summary.columns = ColumnMap(columns or {}, advise)
     known = seen or SeenRows()
-    checker = _RowChecker(asked, summary.columns, objective, validation_prompts, references, known)
+    checker = _RowChecker(asked, summary.columns, objective, validation_prompts, system_message, references, known)
     rows = checker.check(_read_all(paths, on_progress))
     if labeler is not None and objective is not None:
         rows = label_rows(rows, labeler, labelled_as or objective, max_length)
@@ -133,6 +136,7 @@ class _RowChecker:
     columns: ColumnMap
     objective: Objective | None
     validation_prompts: Container[int]
+    system_message: str | None = None
     references: ReferenceKeeper | None = None
     seen: SeenRows = field(default_factory=SeenRows)
 
@@ -173,6 +177,8 @@ class _RowChecker:
             raise
         if repairs:
             row.repairs = tuple(sorted(repairs))
+        if self.system_message:
+            _add_system_message(row, self.system_message)
         fitted = self._fit(row, columns)
         unused = self.columns.find_unused(record.value, converted.read) if converted is not None else ()
         if self.references is not None:
@@ -199,6 +205,15 @@ class _RowChecker:
             raise BadRow(RejectCode.DUPLICATE, "the row repeats an earlier row")
         if self.validation_prompts and prompt_key(row) in self.validation_prompts:
             raise BadRow(RejectCode.EVAL_LEAK, "the prompt is also in the validation file")
+
+
+def _add_system_message(row: Row, text: str) -> None:
+    """Put the message before the turns of a row that has none; a plain text has no turns."""
+    if isinstance(row, TextRow):
+        return
+    turns = row.messages if isinstance(row, ChatRow) else row.prompt
+    if not turns or turns[0]["role"] != "system":
+        turns.insert(0, {"role": "system", "content": text})
 
 
 def _leave_out_references(unused: tuple[str, ...], row: Row) -> tuple[str, ...]:
