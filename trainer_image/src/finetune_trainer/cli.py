@@ -265,7 +265,9 @@ def chat_command(  # noqa: PLR0917 - the options of a command
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="Answer this one prompt, and exit.", show_default=False)
     ] = None,
-    system: Annotated[str | None, typer.Option(help="System message of the conversation. Default: dataset.systemMessage of the job.")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System message of the conversation. Default: dataset.systemMessage of the job.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Maximum length of an answer, in tokens.", min=1)] = 256,
     temperature: Annotated[
         float, typer.Option(help="Temperature of sampling; 0 is greedy, as in the report.", min=0.0, max=10.0)

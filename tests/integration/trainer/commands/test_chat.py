@@ -216,3 +216,18 @@ def test_pickle_and_remote_code_are_refused(adapted: tuple[Path, str], tmp_path:
     (code / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "own.Model"}}))
     done = trainer(folder, "chat", "out", "--base", str(code), "-p", QUESTION)
     assert (done.returncode, "remote code" in done.stderr) == (66, True)
+
+
+def test_a_conversation_has_the_system_message_of_the_rows_unless_another_is_given(adapted: tuple[Path, str]) -> None:
+    folder = adapted[0]
+    shutil.copytree(folder / "out", folder / "with-message")
+    config = folder / "with-message" / "finetune_config.yaml"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace("  dataset:\n", "  dataset:\n    systemMessage: no no no no\n", 1), encoding="utf-8")
+    base = ("--base", "model", "-p", QUESTION)
+    given = answers(trainer(folder, "chat", "out", *base, "--system", "no no no no").stdout)
+    plain = answers(trainer(folder, "chat", "out", *base).stdout)
+    assert given["tuned"] != plain["tuned"]
+    done = trainer(folder, "chat", "with-message", *base)
+    assert answers(done.stdout) == given, done.stderr
+    assert answers(trainer(folder, "chat", "with-message", *base, "--system", "").stdout) == plain
