@@ -29,6 +29,7 @@ TEXTS = (
     *("node-role.kubernetes.io/control-plane", "node.kubernetes.io/unschedulable", "kubernetes.io/hostname"),
     *(names.LABEL_MANAGED_BY, names.ANNOTATION_JOB_NAME, "container.apparmor.security.beta.kubernetes.io/trainer"),
     *("LD_PRELOAD", "PYTHONPATH", "NCCL_NET_PLUGIN", "NCCL_DEBUG", "HOME", handoff.ENV_POD_UID, "PYTHONSAFEPATH"),
+    "UCX_GDB_COMMAND",
     *("registry.example/trainer:evil", "registry.example/trainer-evil:1", "registry.example/trainer:1/../evil:1"),
     *("http://169.254.169.254", "http://[::ffff:a9fe:a9fe]", "https://s3.example", "https://hub.example.evil"),
 )
@@ -215,7 +216,7 @@ def assert_harmless(child: Child) -> None:
     assert not METADATA.search(child.config_map["data"][handoff.CONFIG_FILE])
     given = [one["name"] for one in container["env"]]
     assert len(given) == len(set(given))
-    assert {"LD_PRELOAD", "PYTHONPATH", "NCCL_NET_PLUGIN"}.isdisjoint(given)
+    assert {"LD_PRELOAD", "PYTHONPATH", "NCCL_NET_PLUGIN", "UCX_GDB_COMMAND"}.isdisjoint(given)
     values = {one["name"]: one.get("value", "") for one in container["env"]}
     assert all("$(" not in value.replace("$$(", "") for value in values.values())
     assert values["PYTHONSAFEPATH"] == "1"

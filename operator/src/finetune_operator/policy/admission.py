@@ -38,8 +38,9 @@ METADATA_NETWORKS = tuple(
         *("fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "fd00:42::42/128"),
     )
 )
-LOADS_CODE = re.compile(r"PLUGIN|UCX_MODULE|WEIGHTS_ONLY|PATH$|_DIR$|_FILE$")
-"""Variables that name a library or a file, or let torch unpickle one; no pattern of the allow-list covers them."""
+LOADS_CODE = re.compile(r"PLUGIN|COMMAND|UCX_MODULE|WEIGHTS_ONLY|^LD_|PYTHONHOME|PATH$|_DIR$|_FILE$")
+"""Variables that name a library, a program (which UCX runs on a signal) or a file, or let torch unpickle one; no
+pattern of the allow-list covers them. The chart's admission policy has the same expression."""
 CONTROL_PLANE = "node-role.kubernetes.io/"
 NODE_CONDITIONS = "node.kubernetes.io/"
 """Keys of nodes that are not for jobs, and of taints of nodes in trouble; a `*` alone does not match them."""
@@ -157,8 +158,8 @@ def _check_environment(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     for name in given:
         if LOADS_CODE.search(name) and name not in allowed:
             return (
-                f"environment variable {name} is not allowed: it loads a library or file, which a job could bring "
-                "along; if all users are trusted, name it in FINETUNE_ALLOWED_ENV without a *"
+                f"environment variable {name} is not allowed: it loads a library, program or file, which a job could "
+                "bring along; if all users are trusted, name it in FINETUNE_ALLOWED_ENV without a *"
             )
     return _check_names("environment variable", given, allowed, "FINETUNE_ALLOWED_ENV")
 

@@ -189,7 +189,7 @@ def test_variables_of_the_network_libraries_are_allowed_by_default(scene: Any, n
 
 
 @pytest.mark.parametrize(
-    "name", ["LD_PRELOAD", "TORCHELASTIC_X", "TORCH_HOME", "HOME", "XNCCL_DEBUG", "NCCL", "AWS_PROFILE"]
+    "name", ["OMP_PLACES", "TORCHELASTIC_X", "TORCH_HOME", "HOME", "XNCCL_DEBUG", "NCCL", "AWS_PROFILE"]
 )
 def test_other_variables_are_refused_with_the_setting_and_what_is_allowed(scene: Any, name: str) -> None:
     job = scene(trainer={"env": [{"name": "NCCL_DEBUG", "value": "INFO"}, {"name": name, "value": "1"}]}).job
@@ -206,17 +206,21 @@ def test_other_variables_are_refused_with_the_setting_and_what_is_allowed(scene:
         "NCCL_TUNER_PLUGIN",
         "FI_PROVIDER_PATH",
         "UCX_MODULE_DIR",
+        "UCX_GDB_COMMAND",
         "NCCL_TOPO_FILE",
         "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD",
         "TORCH_CUSTOM_PYTHONPATH",
         "PYTHONPATH",
+        "PYTHONHOME",
+        "LD_PRELOAD",
+        "LD_AUDIT",
     ],
 )
 def test_a_variable_that_loads_a_file_is_allowed_by_its_own_name_alone(scene: Any, name: str) -> None:
     job = scene(trainer={"env": [{"name": name, "value": "/workspace/model/x.txt"}]}).job
     for allowed in (["NCCL_*", "FI_*", "UCX_*", "TORCH_*"], ["*"]):
         settings = Settings(trainer_image="registry.example/trainer:1", allowed_env=allowed)
-        assert f"environment variable {name} is not allowed: it loads a library or file" in (
+        assert f"environment variable {name} is not allowed: it loads a library, program or file" in (
             find_refusal(job, settings) or ""
         )
     assert find_refusal(job, Settings(trainer_image="registry.example/trainer:1", allowed_env=[name])) is None
