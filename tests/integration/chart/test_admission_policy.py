@@ -15,6 +15,7 @@ from waiting import wait_until
 from finetune_api.release import ReleasedResult
 from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.manifests.jobs import build_attempt, build_preflight
+from finetune_operator.policy.admission import LOADS_CODE
 from finetune_operator.release.manifests import build_carrier, build_children
 from finetune_operator.release.objects import Release
 from finetune_operator.settings import Settings
@@ -173,6 +174,29 @@ def test_the_operators_own_jobs_pass(create: Callable[..., str], kind: str) -> N
     assert create(operators_jobs()[kind]) == ""
 
 
+def with_variable(name: str, value: str) -> Callable[[dict[str, Any]], None]:
+    def change(job: dict[str, Any]) -> None:
+        given = [one for one in main(job)["env"] if one["name"] != name]
+        main(job)["env"] = [*given, {"name": name, "value": value}]
+
+    return change
+
+
+def with_mount(path: str, source: dict[str, Any] | None = None, **more: str) -> Callable[[dict[str, Any]], None]:
+    def change(job: dict[str, Any]) -> None:
+        others = [one for one in main(job)["volumeMounts"] if one["mountPath"] != path]
+        main(job)["volumeMounts"] = [*others, {"name": "own", "mountPath": path, **more}]
+        pod(job)["volumes"].append({"name": "own", **(source or {"configMap": {"name": "code"}})})
+
+    return change
+
+
+def as_ephemeral(**more: Any) -> dict[str, Any]:
+    claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}, **more}
+    return {"ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
+
+
+COPY = {"kind": "PersistentVolumeClaim", "name": "filled"}
 HOST_PATH = {"name": "host", "hostPath": {"path": "/"}}
 API_TOKEN = {"name": "api", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
@@ -185,6 +209,21 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a command": (lambda job: main(job).update(command=["sh"]), "one container"),
     "arguments": (lambda job: main(job).update(args=["run", "x"]), "one container"),
     "a hook": (lambda job: main(job).update(lifecycle={"preStop": {"sleep": {"seconds": 1}}}), "one container"),
+    "a command by a probe": (
+        lambda job: main(job).update(startupProbe={"exec": {"command": ["sh", "-c", "id"]}}),
+        "without hooks and probes",
+    ),
+    "code by a variable": (with_variable("PYTHONPATH", "/model-cache/code"), "a variable must be the operator's own"),
+    "a library by a variable": (with_variable("LD_PRELOAD", "/model-cache/a.so"), "a variable must be the operator's"),
+    "a plugin by a variable": (with_variable("NCCL_NET_PLUGIN", "/claims/a/b.so"), "a variable must be the operator's"),
+    "a cache with code": (with_variable("TRITON_CACHE_DIR", "/claims/a/cache"), "a variable must be the operator's"),
+    "another home": (with_variable("HOME", "/claims/a"), "a variable must be the operator's own"),
+    "code by a mount": (with_mount("/opt/finetune/finetune_trainer"), "where the operator mounts it"),
+    "code by a part of a volume": (with_mount("/etc/finetune/ca", subPath="a"), "where the operator mounts it"),
+    "code above the mounts": (with_mount("/claims/../opt/venv"), "where the operator mounts it"),
+    "a workspace with files": (with_mount("/workspace"), "the workspace must be empty"),
+    "a workspace with caches": (with_mount("/workspace/.cache"), "where the operator mounts it"),
+    "a workspace of a copy": (with_mount("/workspace", as_ephemeral(dataSource=COPY)), "the workspace must be empty"),
     "two containers": (lambda job: pod(job)["containers"].append({**main(job), "name": "b"}), "one container"),
     "an init container": (lambda job: pod(job).update(initContainers=[{"name": "i", "image": IMAGE}]), "one container"),
     "an image": (
@@ -256,6 +295,15 @@ def test_the_operators_account_creates_no_other_pod(create: Callable[..., str], 
     refusal = create(changed(change))
     assert refusal
     assert said in refusal
+
+
+def test_variables_of_the_list_and_a_workspace_on_a_volume_pass(create: Callable[..., str]) -> None:
+    assert create(changed(with_variable("NCCL_DEBUG", "INFO"))) == ""
+    assert create(changed(with_mount("/workspace", as_ephemeral(storageClassName="fast")))) == ""
+
+
+def test_the_policy_knows_the_variables_that_load_code(helm: str) -> None:
+    assert f"matches('{LOADS_CODE.pattern}')" in str(yaml.safe_dump(policy(helm), width=10**6)).replace("''", "'")
 
 
 def test_jobs_of_other_users_pass(create: Callable[..., str]) -> None:
