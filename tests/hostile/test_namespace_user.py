@@ -143,6 +143,14 @@ def test_a_folder_may_be_the_prefix_itself_and_an_object_may_not() -> None:
     assert find_refusal(read(SPEC | {"output": {"uri": OWN}} | URIS["dataset.train.uri"]("s3://bucket/team")), PREFIXES)
 
 
+def test_a_pod_knows_the_prefixes_for_what_a_file_in_storage_names() -> None:
+    job = read(SPEC | {"output": {"uri": OWN}, "dataset": {"train": {"uri": OWN}}})
+    for settings, found in ((PREFIXES, ["s3://bucket/team/", "s3://shared/models/"]), (SETTINGS, None)):
+        for child in (build_preflight(job, settings, IMAGE), build_attempt(job, settings, IMAGE, 1)):
+            config = handoff.JobConfig.model_validate_json(child.config_map["data"][handoff.CONFIG_FILE])
+            assert config.storage_prefixes == found
+
+
 def test_prefixes_leave_hubs_and_without_a_list_everything_alone() -> None:
     rows = {"train": {"uri": "hf://datasets/owner/rows"}}
     assert find_refusal(read(SPEC | {"output": {"uri": OWN}, "dataset": rows}), PREFIXES) is None

@@ -135,6 +135,14 @@ MODEL_URI_MESSAGE = f"must be hf://owner/name, pvc://claim/path, or s3://bucket/
 DATA_URI = re.compile(f"^({_S3}|hf://datasets/{REPOSITORY}{_SEGMENTS}*/?|{_CLAIM})$")
 DATA_URI_MESSAGE = f"must be hf://datasets/owner/name[/path], pvc://claim/path, or s3://bucket/path: {_S3_SENTENCE}"
 
+STORAGE_SCHEME = "s3://"
+
+
+def is_under(uri: str, prefixes: list[str]) -> bool:
+    """Return whether a URI of storage begins with one of these prefixes, which end with a slash, and stays there."""
+    return uri.startswith(tuple(prefixes)) and not {".", ".."} & set(uri.split("/"))
+
+
 FILE_URI = re.compile(f"^({_S3}|{_CLAIM})$")
 FILE_URI_MESSAGE = f"must be pvc://claim/path, or s3://bucket/path: {_S3_SENTENCE}"
 

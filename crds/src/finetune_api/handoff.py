@@ -230,6 +230,9 @@ class JobConfig(JobDocument):
     """The complete job that `lineage.parentRef` names."""
     reward_job: PublishedJob | None = None
     """The complete job that `rlhf.rewardModel.jobRef` names."""
+    storage_prefixes: list[str] | None = None
+    """Prefixes of storage, each with a slash at its end, under which the pod may read what a file in storage names;
+    absent without a limit. Those of the spec's own fields are checked before."""
     simulated_gpus: bool = False
     """Whether the requested GPUs may be missing, as in the demo, where only the scheduler counts them."""
     separate_merge: bool = False

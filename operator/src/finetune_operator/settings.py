@@ -275,6 +275,10 @@ class Settings(BaseSettings):
         given: dict[str, Quantity | None] = {"cpu": self.default_cpu_request, "memory": self.default_memory_request}
         return {name: quantity for name, quantity in given.items() if quantity is not None}
 
+    def storage_prefixes_of(self, namespace: str) -> list[str]:
+        """Return the prefixes of storage that jobs of a namespace may use, each ending with a slash; empty = all."""
+        return [one.replace("{namespace}", namespace).rstrip("/") + "/" for one in self.allowed_storage_prefixes]
+
     def default_storage(self) -> Storage | None:
         """Return the storage of a job that names none, or None for AWS with the pod's own identity."""
         credentials, authority = self.default_storage_credentials_secret, self.default_storage_ca_secret

@@ -117,6 +117,7 @@ def build_config(job: FineTuneJob, settings: Settings, attempt: int) -> handoff.
         spec=build_effective_spec(spec, settings),
         parent=pinned.parent,
         reward_job=pinned.reward_job,
+        storage_prefixes=settings.storage_prefixes_of(job.key.namespace) or None,
         simulated_gpus=settings.simulated_gpus,
         separate_merge=attempt > 0 and needs_separate_merge(job),
         resolved=job.status.resolved if attempt else None,

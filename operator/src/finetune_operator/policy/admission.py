@@ -5,6 +5,7 @@ import re
 import socket
 from collections.abc import Iterator
 
+from finetune_api.blocks import STORAGE_SCHEME, is_under
 from finetune_api.endpoints import parse_host
 from finetune_api.pods.affinity import node_keys
 from finetune_api.spec import FineTuneJobSpec
@@ -14,7 +15,6 @@ from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.manifests.effective_spec import find_claims, hub_endpoint, uses_hub
 from finetune_operator.settings import Settings
 
-STORAGE_SCHEME = "s3://"
 AWS_ENDPOINT = "https://s3.amazonaws.com"
 """Endpoint of a job that names none, if the operator has no default storage."""
 WANDB_ENDPOINT = "https://api.wandb.ai"
@@ -201,10 +201,10 @@ def _check_storage(spec: FineTuneJobSpec, settings: Settings) -> str | None:
 
 def _check_prefixes(spec: FineTuneJobSpec, namespace: str, settings: Settings) -> str | None:
     """Check that every object that the spec names is under a prefix of the job's namespace."""
-    allowed = [one.replace("{namespace}", namespace).rstrip("/") + "/" for one in settings.allowed_storage_prefixes]
+    allowed = settings.storage_prefixes_of(namespace)
     for field, uri, is_folder in _storage_uris(spec) if allowed else ():
         named = f"{uri.rstrip('/')}/" if is_folder else uri
-        if not named.startswith(tuple(allowed)) or {".", ".."} & set(uri.split("/")):
+        if not is_under(named, allowed):
             return (
                 f"{field} {uri} is not allowed: use a path under {' or '.join(allowed)}, without '..', or add its "
                 "prefix to FINETUNE_ALLOWED_STORAGE_PREFIXES"

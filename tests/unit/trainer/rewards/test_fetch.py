@@ -12,7 +12,7 @@ from finetune_api.handoff import Artifact, ExitCode, Manifest, ManifestFile, Out
 from finetune_api.status import PublishedJob
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.pipeline.preflight import preflight
-from finetune_trainer.rewards.fetch import RewardFolders, fetch_reward_model
+from finetune_trainer.rewards.fetch import RewardFolders, check_reward_model, fetch_reward_model
 from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.storage.protocol import sha256_file
 
@@ -103,6 +103,23 @@ def test_an_adapter_on_another_base_passes_where_that_base_is_there(world: Any, 
     write_whole(other, world.bucket / "model", {"a": np.zeros((3, 5), np.float32)}, architectures=["LlamaForCausalLM"])
     write_adapter(reward, base_model_name_or_path="s3://bucket/other")
     check(world, URI)
+
+
+@pytest.mark.parametrize("named", ["s3://bucket/model", "s3://bucket/own/../model", "s3://bucket/own@/../model"])
+def test_an_adapter_names_no_base_that_its_job_may_not_name(world: Any, reward: Path, named: str) -> None:
+    """The file is the user's, the keys may be those of other namespaces too."""
+    write_adapter(reward, base_model_name_or_path=named)
+    world.with_config({"objective": "RLHF", "rlhf": URI})
+    limited = world.config.model_copy(update={"storage_prefixes": ["s3://bucket/own/", "s3://shared/"]})
+    for read in (check_reward_model, fetch_reward_model):
+        with pytest.raises(TrainerError) as caught:
+            read(limited, world.storage, world.workspace, world.bucket / "model")
+        assert caught.value.code is ExitCode.MODEL_UNAVAILABLE
+        assert f"names the base model {named}, which this namespace may not read" in caught.value.message
+        assert "a base under s3://bucket/own/ or s3://shared/" in caught.value.message
+    allowed = world.config.model_copy(update={"storage_prefixes": ["s3://bucket/model/"]})
+    write_adapter(reward)
+    assert fetch_reward_model(allowed, world.storage, world.workspace, world.bucket / "model")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from finetune_api.blocks import MODEL_URI, MODEL_URI_MESSAGE
+from finetune_api.blocks import MODEL_URI, MODEL_URI_MESSAGE, STORAGE_SCHEME, is_under
 from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, JobConfig
 from finetune_api.objectives import Objective
 from finetune_trainer.errors import InvalidConfig, TrainerError
@@ -77,8 +77,8 @@ def check_reward_model(
         refuse(uri, NO_FILE)
     if ADAPTER_CONFIG in entries:
         storage.download_folder(uri, directory, on_bytes, accept=is_text_file)
-        _check_adapter(uri, entries, directory, storage, on_bytes)
-        wanted = _find_base(uri, _read(uri, directory / ADAPTER_CONFIG))
+        wanted = _find_base(uri, _read(uri, directory / ADAPTER_CONFIG), config)
+        _check_adapter(uri, entries, storage, on_bytes)
         own = None if wanted == _policy_base(config) else wanted
         if own:
             base = directory / "base"
@@ -105,7 +105,7 @@ def fetch_reward_model(
     if not (folder / ADAPTER_CONFIG).is_file():
         _check_kind(uri, _read(uri, folder / CONFIG))
         return RewardFolders(uri, folder)
-    wanted = _find_base(uri, _read(uri, folder / ADAPTER_CONFIG))
+    wanted = _find_base(uri, _read(uri, folder / ADAPTER_CONFIG), config)
     if wanted == _policy_base(config):
         return RewardFolders(uri, base, folder)
     if not storage.download_folder(wanted, other, on_bytes, accept=is_model_file):
@@ -140,10 +140,7 @@ def _check_whole(
     return RewardFolders(uri, directory)
 
 
-def _check_adapter(
-    uri: str, entries: Mapping[str, Entry], directory: Path, storage: ReadableStore, on_bytes: OnBytes | None
-) -> None:
-    _find_base(uri, _read(uri, directory / ADAPTER_CONFIG))
+def _check_adapter(uri: str, entries: Mapping[str, Entry], storage: ReadableStore, on_bytes: OnBytes | None) -> None:
     if ADAPTER_WEIGHTS not in entries:
         _refuse_weights(uri, entries)
     _check_head(uri, read_header(uri, entries[ADAPTER_WEIGHTS], storage, on_bytes))
@@ -223,8 +220,9 @@ def _check_kind(uri: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def _find_base(uri: str, config: Mapping[str, Any]) -> str:
-    """Return the URI of the adapter's base; an adapter that gives no score is refused."""
+def _find_base(uri: str, config: Mapping[str, Any], job: JobConfig) -> str:
+    """Return the URI of the adapter's base; an adapter that gives no score is refused, and a base that the job itself
+    may not name."""
     if config.get("peft_type") != "LORA" or config.get("task_type") != "SEQ_CLS":
         refuse(
             uri,
@@ -237,6 +235,10 @@ def _find_base(uri: str, config: Mapping[str, Any]) -> str:
     base = named if "://" in named else f"{SCHEME}{named}"
     if not MODEL_URI.fullmatch(base.partition("@")[0]):
         refuse(uri, f"its {ADAPTER_CONFIG} names the base model {named[:200]!r}, which {MODEL_URI_MESSAGE}")
+    prefixes = job.storage_prefixes or []
+    if prefixes and base.startswith(STORAGE_SCHEME) and not is_under(f"{base}/", prefixes):
+        named = f"its {ADAPTER_CONFIG} names the base model {base}, which this namespace may not read"
+        refuse(uri, f"{named}: use a reward model of a base under {' or '.join(prefixes)}")
     return _with_revision(base, config.get("revision"))
 
 
