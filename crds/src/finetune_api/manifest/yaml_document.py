@@ -227,14 +227,15 @@ def read_scalar(text: str) -> Any:
 
 
 def _integer(text: str) -> int | None:
-    """Return the number; None for a prefix without digits (`0x_`) and for more digits than a number has."""
+    """Return the number; None for a prefix without digits (`0x_`), and for one that 64 bits do not hold."""
     digits = text.replace("_", "")
     bare = digits.lstrip("+-")
     is_octal = len(bare) > 1 and bare[0] == "0" and bare.isdigit()
     try:
-        return int(digits, 8) if is_octal else int(digits, 0)
+        whole = int(digits, 8) if is_octal else int(digits, 0)
     except ValueError:
         return None
+    return whole if -(2**63) <= whole < 2**64 else None
 
 
 def drop_nulls(value: Any) -> Any:

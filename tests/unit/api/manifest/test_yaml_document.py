@@ -16,6 +16,8 @@ EXAMPLES = Path(__file__).parents[4] / "crds" / "examples"
         ("0x1F", 31), ("1_000", 1000), ("3.0", 3), ("09", 9), ("On", True), ("y", True), ("oFF", "oFF"), ("No", False),
         ("~", None), ("", None), ("1:30", "1:30"), ("2026-03-01", "2026-03-01"), ("80Gi", "80Gi"), ("-", "-"),
         ("0x_", "0x_"), ("-0b_", "-0b_"), ("0o_", "0o_"),
+        ("0xffffffffffffffff", 2**64 - 1), ("0x10000000000000000", "0x10000000000000000"),
+        ("-0x" + "f" * 5000, "-0x" + "f" * 5000), ("18446744073709551616", 2**64), ("9" * 5000, "9" * 5000),
     ],
 )  # fmt: skip
 def test_a_plain_word_is_read_as_kubectl_reads_it(written: str, expected: object) -> None:
