@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -174,6 +175,15 @@ def test_a_log_is_unchanged_only_with_raw(hostile: Any, finetune: Finetune) -> N
     hostile.answers["log"] = [(200, data)]
     assert finetune("logs", "one", "--raw", "--context", "lab").out.encode() == data
     assert finetune("logs", "one", "-f", "--raw", "--context", "lab").out.encode() == data
+
+
+def test_the_name_of_an_imported_file_is_a_comment_of_the_manifest(finetune: Finetune, tmp_path: Path) -> None:
+    """Whoever applies what is printed must not apply what the file's author put into its name."""
+    file = tmp_path / "a\n---\n{kind: Evil}\n---\n#\x1b[2J.yaml"
+    file.write_text("base_model: acme/tiny\nadapter: lora\n")
+    printed = finetune("import", str(file), "--from", "axolotl").out
+    assert [one["kind"] for one in yaml.safe_load_all(printed)] == ["FineTuneJob"]
+    assert_text(printed)
 
 
 def test_a_report_from_storage_is_text(

@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune_api import names
 from finetune_api.manifest.yaml_document import FileError, read_text, write_document
+from finetune_api.text.printable import printable
 from finetune_client.errors import FineTuneError, WrongUse
 from finetune_client.manifest.fixes import FILL_IN
 from finetune_client.manifest.suggestions import nearest
@@ -129,7 +130,7 @@ def _header(draft: Draft, form: Format) -> str:
     hyper, resources = draft.spec.get("hyperparameters", {}), draft.spec.get("resources", {})
     batch, steps = hyper.get("perDeviceTrainBatchSize"), hyper.get("gradientAccumulationSteps")
     gpus = resources.get("numNodes", 1) * resources.get("gpusPerNode", 1)
-    lines = [f"Imported from {Path(draft.file.name).name} ({form.title})."]
+    lines = [f"Imported from {printable(Path(draft.file.name).name)} ({form.title})."]
     if batch and steps:
         each = "sequences" if hyper.get("packing") == "Always" else "answers" if "rlhf" in draft.spec else "rows"
         product = batch * steps * max(1, gpus)
