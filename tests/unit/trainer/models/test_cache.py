@@ -127,6 +127,21 @@ def test_weights_that_another_pod_put_into_the_cache_with_a_marker_are_not_used(
     assert contents(setting.fetch()) == CONTENT
 
 
+@pytest.mark.parametrize("name", ["model-00001.safetensors", "adapter_config.json", "a/b.jinja", "linked"])
+def test_a_file_that_another_pod_put_next_to_the_model_is_not_loaded_with_it(setting: Setting, name: str) -> None:
+    """Transformers prefers weights in one file to those in several, and applies an adapter that lies next to them."""
+    folder = setting.fetch()
+    assert folder is not None
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    if name == "linked":
+        path.symlink_to(folder.parent, target_is_directory=True)
+    else:
+        path.write_bytes(b"planted")
+    assert contents(setting.fetch()) == CONTENT
+    assert not path.exists()
+
+
 def test_a_store_whose_etags_are_no_digests_is_not_cached(setting: Setting, caplog: pytest.LogCaptureFixture) -> None:
     listed = [replace(entry, etag="opaque") for entry in setting.storage.list(URI)]
     assert cached_model(URI, listed, setting.storage, setting.cache, lambda _count: None) is None

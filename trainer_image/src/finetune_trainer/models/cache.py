@@ -118,7 +118,20 @@ class CachedModel:
                     "the cached %s is damaged (%s): it is downloaded again", strip_commit(self.uri), entry.key
                 )
                 return None
+        if other := self._find_other(files):
+            logger.warning(
+                "the cached %s has a file that storage does not list (%s): it is downloaded again",
+                strip_commit(self.uri),
+                other,
+            )
+            return None
         return files
+
+    def _find_other(self, files: Path) -> str:
+        """Return a file that is not one of the model's: its loader would read weights or an adapter from it."""
+        known = {entry.key for entry in self.entries}
+        found = (path for path in files.rglob("*") if path.is_symlink() or not path.is_dir())
+        return next((name for path in found if (name := path.relative_to(files).as_posix()) not in known), "")
 
     def _is_intact(self, path: Path, entry: Entry, digest: str | None, on_bytes: OnBytes) -> bool:
         """Compare a file with the marker and with storage: a writer to the cache could have forged the marker."""
