@@ -18,7 +18,8 @@ LONGEST = 48
 HIDDEN = "(hidden)"
 PLAIN_TAGS = {"str", "int", "float", "bool", "null", "seq", "map"}
 _SECRET_NAME = re.compile(
-    r"((api|wandb|access|private)_?key|passw(or)?d|secret|credential|webhook)s?($|_)|(^|_)(auth|access|hub|hf|ms|om|wandb|user)_?token$|^token$",
+    r"((api|wandb|access|private)_?key|passw(or)?d|passphrase|secret|credential|webhook)s?($|_)"
+    r"|(^|_)(auth|access|hub|hf|ms|om|wandb|user|api|bot|session|tracking|refresh|bearer)_?token$|^(token|bearer)$",
     re.IGNORECASE,
 )
 _SECRET_TEXT = re.compile(r"\b(hf_|sk-|gh[a-z]_|AKIA)[A-Za-z0-9_-]{6,}|(?<=://)[^/@\s]+(?=@)")

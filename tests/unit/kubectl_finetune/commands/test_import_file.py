@@ -93,6 +93,16 @@ def test_a_secret_is_neither_printed_nor_copied(finetune: Finetune, path: Path) 
     assert "(hidden)" in done.out
 
 
+@pytest.mark.parametrize(
+    "name", ["neptune_api_token", "mlflow_tracking_token", "AWS_SESSION_TOKEN", "bot_token", "bearer", "passphrase"]
+)
+def test_a_token_of_another_service_is_not_printed(finetune: Finetune, path: Path, name: str) -> None:
+    path.write_text(f"{path.read_text()}{name}: mine\nenv: {{{name}: mine}}\npad_token: <pad>\n")
+    done = finetune("import", str(path))
+    assert "mine" not in done.out + done.err
+    assert "<pad>" in done.err
+
+
 def test_programs_get_everything_as_json(finetune: Finetune, path: Path) -> None:
     found = json.loads(finetune("import", str(path), "-o", "json").out)
     assert list(found) == ["format", "manifest", "problems", "fillIn", "notCarried", "refused"]
