@@ -278,6 +278,18 @@ def test_no_row_is_shown_unless_it_is_asked_for_and_an_answer_is_shown_as_far_as
     assert re.search(r"⟦t.*two⟧ \[\d+ tokens do not fit in maxLength\]\n$", shown)
 
 
+def test_a_shown_row_has_the_characters_that_are_trained(
+    tmp_path: Path, out: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a name of an emoji nor what looks like markup is replaced."""
+    rows = write(tmp_path / ":key:.jsonl", {"instruction": "what [bold]is[/bold] one", "output": ":heart: one"})
+    check_local_rows([str(rows)], out, Request(Objective.CHAT, model=model_folder, show=1))
+    shown = capsys.readouterr().out.partition("The first 1")[2]
+    assert "⟦:heart: one" in shown
+    assert "what [bold]is[/bold] one" in shown
+    assert ":key:.jsonl:1\n" in shown
+
+
 def test_rows_are_shown_only_with_a_model_whose_template_writes_them(tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", ALPACA)
     command = ["check-data", str(rows), "--out", str(tmp_path / "out"), "--show", "1"]

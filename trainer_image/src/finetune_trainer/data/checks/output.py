@@ -182,7 +182,7 @@ def _count_lines(summary: Summary) -> Iterable[str]:
 
 def _print_lines(console: Console, lines: Iterable[str]) -> None:
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def _print_files(console: Console, files: list[dict[str, Any]]) -> None:
