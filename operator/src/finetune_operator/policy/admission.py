@@ -49,6 +49,9 @@ _EMBEDDED = tuple(
     for text in ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48")
 )
 """Networks whose addresses end with one of IPv4: compatible, mapped, translated, and the two of NAT64."""
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+"""Prefixes of a site's own NAT64, of 48, 56, 64 or 96 bits: around its ninth byte, an address has that of IPv4 at once
+after the prefix (RFC 6052)."""
 _ISATAP = frozenset({0x00005EFE, 0x02005EFE})
 """The third quarter of an address that ends with one of IPv4."""
 
@@ -325,4 +328,7 @@ def _equivalent_addresses(address: Address) -> list[Address]:
     bits = int(address)
     if any(address in network for network in _EMBEDDED) or bits >> 32 & 0xFFFFFFFF in _ISATAP:
         found.append(ipaddress.IPv4Address(bits & 0xFFFFFFFF))
+    if address in _LOCAL_NAT64:
+        octets = address.packed[:8] + address.packed[9:]
+        found += [ipaddress.IPv4Address(octets[start : start + 4]) for start in (6, 7, 8)]
     return [one for one in found if one is not None]

@@ -31,6 +31,9 @@ from finetune_operator.settings import Settings
         "::ffff:0:169.254.169.254",
         "64:ff9b:1::169.254.169.254",
         "64:ff9b:1:2:3:4:a9fe:a9fe",
+        "64:ff9b:1:a9fe:a9:fe00::",
+        "64:ff9b:1:12a9:fe:a9fe::",
+        "64:ff9b:1:1234:a9:fea9:fe00:0",
         "2001:0:a9fe:a9fe::1",
         "2001:0:102:304:0:0:5601:5601",
         "fd00::5efe:169.254.169.254",
@@ -54,6 +57,7 @@ def test_metadata_addresses_are_recognised_in_every_notation(host: str) -> None:
         "1.2.3.4",
         "64:ff9b::102:304",
         "64:ff9b::100.100.100.201",
+        "64:ff9b:1:102:3:400::",
     ],
 )
 def test_other_addresses_are_not(host: str) -> None:
