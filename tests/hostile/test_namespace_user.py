@@ -151,6 +151,30 @@ def test_a_pod_knows_the_prefixes_for_what_a_file_in_storage_names() -> None:
             assert config.storage_prefixes == found
 
 
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({}, True),
+        ({"allowed_hub_endpoints": "https://mirror.example"}, False),
+        ({"allowed_hub_endpoints": "https://hugging*.co"}, True),
+        (
+            {"allowed_hub_endpoints": "https://mirror.example", "default_hub_endpoint": "https://hub.example"},
+            True,
+        ),
+    ],
+)
+def test_a_pod_knows_whether_it_may_ask_the_hub_for_what_a_file_in_storage_names(
+    settings: dict[str, Any], found: bool
+) -> None:
+    """A job that names no hub is not refused for its list, and its reward model may be an adapter of a hub's model."""
+    own = {"model": {"uri": OWN}, "output": {"uri": OWN}, "dataset": {"train": {"uri": OWN}}}
+    job, limits = read(SPEC | own | URIS["rlhf.rewardModel.uri"](OWN)), Settings(trainer_image=IMAGE, **settings)
+    assert find_refusal(job, limits) is None
+    for child in (build_preflight(job, limits, IMAGE), build_attempt(job, limits, IMAGE, 1)):
+        config = handoff.JobConfig.model_validate_json(child.config_map["data"][handoff.CONFIG_FILE])
+        assert config.has_hub is found
+
+
 def test_prefixes_leave_hubs_and_without_a_list_everything_alone() -> None:
     rows = {"train": {"uri": "hf://datasets/owner/rows"}}
     assert find_refusal(read(SPEC | {"output": {"uri": OWN}, "dataset": rows}), PREFIXES) is None

@@ -17,6 +17,10 @@ ENDPOINT_MESSAGE = (
     "of IPv6 in brackets, for example http://minio.minio:9000"
 )
 
+_PLAIN_HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
+_PLAIN_PATH = re.compile(r"((?!\.{1,2}(/|$))[A-Za-z0-9._~-]*(/|$))*")
+"""A path without dot segments, escapes and backslashes, which clients may resolve to another path."""
+
 
 def parse_host(endpoint: str) -> str:
     """Return the host of an endpoint, without brackets; raises ValueError if it is not one."""
@@ -46,6 +50,25 @@ def is_same_server(one: str, other: str) -> bool:
 def is_aws_s3(endpoint: str) -> bool:
     """Return whether an endpoint is S3 of AWS itself, in any region."""
     return is_endpoint(endpoint) and bool(_AWS.fullmatch(parse_host(endpoint))) and endpoint.startswith("https://")
+
+
+def matches_pattern(endpoint: str, pattern: str) -> bool:
+    """Return whether scheme, host and path match the pattern, in which `*` matches no `/`."""
+    scheme, _, rest = endpoint.partition("://")
+    wanted_scheme, _, wanted_rest = pattern.partition("://")
+    host, _, path = rest.partition("/")
+    wanted_host, _, wanted_path = wanted_rest.partition("/")
+    return (
+        scheme.lower() == wanted_scheme.lower()
+        and _PLAIN_HOST.fullmatch(host) is not None
+        and _PLAIN_PATH.fullmatch(path) is not None
+        and _matches(host.lower(), wanted_host.lower())
+        and _matches(path.rstrip("/"), wanted_path.rstrip("/"))
+    )
+
+
+def _matches(text: str, pattern: str) -> bool:
+    return re.fullmatch("[^/]*".join(re.escape(part) for part in pattern.split("*")), text) is not None
 
 
 def is_loopback(endpoint: str) -> bool:

@@ -233,6 +233,8 @@ class JobConfig(JobDocument):
     storage_prefixes: list[str] | None = None
     """Prefixes of storage, each with a slash at its end, under which the pod may read what a file in storage names;
     absent without a limit. Those of the spec's own fields are checked before."""
+    has_hub: bool = True
+    """Whether the pod may ask the hub for what a file in storage names. A hub that the spec needs is checked before."""
     simulated_gpus: bool = False
     """Whether the requested GPUs may be missing, as in the demo, where only the scheduler counts them."""
     separate_merge: bool = False

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from finetune_api.blocks import Block, SecretRef
+from finetune_api.endpoints import matches_pattern
 from finetune_api.handoff import HubRole
 from finetune_api.inputs.claims import is_claim_uri, split_claim_uri
 from finetune_api.names import Component
@@ -68,6 +69,12 @@ def hub_endpoint(spec: FineTuneJobSpec, settings: Settings) -> str:
     """Return the URL of the hub that the job's `hf://` URIs refer to."""
     hub = effective_hub(spec, settings)
     return (hub and hub.endpoint) or HUB_ENDPOINT
+
+
+def allows_hub(spec: FineTuneJobSpec, settings: Settings) -> bool:
+    """Return whether the operator's list allows the hub of the job's `hf://` URIs, which the default one always is."""
+    hub, allowed = hub_endpoint(spec, settings), settings.allowed_hub_endpoints
+    return not allowed or hub == settings.default_hub_endpoint or any(matches_pattern(hub, one) for one in allowed)
 
 
 def hub_tokens(spec: FineTuneJobSpec, settings: Settings) -> list[Token]:

@@ -15,6 +15,7 @@ from finetune_operator.kube.child_names import selector_value, slug
 from finetune_operator.kube.objects import FineTuneJob, Object
 from finetune_operator.manifests.avoidance import place_elsewhere
 from finetune_operator.manifests.effective_spec import (
+    allows_hub,
     build_effective_spec,
     effective_pull_secrets,
     effective_scheduling,
@@ -118,6 +119,7 @@ def build_config(job: FineTuneJob, settings: Settings, attempt: int) -> handoff.
         parent=pinned.parent,
         reward_job=pinned.reward_job,
         storage_prefixes=settings.storage_prefixes_of(job.key.namespace) or None,
+        has_hub=allows_hub(spec, settings),
         simulated_gpus=settings.simulated_gpus,
         separate_merge=attempt > 0 and needs_separate_merge(job),
         resolved=job.status.resolved if attempt else None,

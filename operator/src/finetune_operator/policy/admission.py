@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 
 from finetune_api.blocks import STORAGE_SCHEME, is_under
-from finetune_api.endpoints import parse_host
+from finetune_api.endpoints import matches_pattern, parse_host
 from finetune_api.pods.affinity import node_keys
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.tracking import WandbMode
@@ -19,9 +19,6 @@ AWS_ENDPOINT = "https://s3.amazonaws.com"
 """Endpoint of a job that names none, if the operator has no default storage."""
 WANDB_ENDPOINT = "https://api.wandb.ai"
 """Server of a W&B run that names none."""
-_PLAIN_HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
-_PLAIN_PATH = re.compile(r"((?!\.{1,2}(/|$))[A-Za-z0-9._~-]*(/|$))*")
-"""A path without dot segments, escapes and backslashes, which clients may resolve to another path."""
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 METADATA_NAMES = frozenset(
     {
@@ -283,25 +280,6 @@ def check_endpoint(kind: str, endpoint: str, default: str | None, allowed: list[
     if not allowed or any(matches_pattern(endpoint, pattern) for pattern in allowed):
         return None
     return f"{kind} endpoint {endpoint} is not allowed: add it to FINETUNE_ALLOWED_{kind.upper()}_ENDPOINTS"
-
-
-def matches_pattern(endpoint: str, pattern: str) -> bool:
-    """Return whether scheme, host and path match the pattern, in which `*` matches no `/`."""
-    scheme, _, rest = endpoint.partition("://")
-    wanted_scheme, _, wanted_rest = pattern.partition("://")
-    host, _, path = rest.partition("/")
-    wanted_host, _, wanted_path = wanted_rest.partition("/")
-    return (
-        scheme.lower() == wanted_scheme.lower()
-        and _PLAIN_HOST.fullmatch(host) is not None
-        and _PLAIN_PATH.fullmatch(path) is not None
-        and _matches(host.lower(), wanted_host.lower())
-        and _matches(path.rstrip("/"), wanted_path.rstrip("/"))
-    )
-
-
-def _matches(text: str, pattern: str) -> bool:
-    return re.fullmatch("[^/]*".join(re.escape(part) for part in pattern.split("*")), text) is not None
 
 
 def is_metadata_address(host: str) -> bool:

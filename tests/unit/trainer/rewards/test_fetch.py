@@ -117,7 +117,13 @@ def test_an_adapter_names_no_base_that_its_job_may_not_name(world: Any, reward: 
         assert caught.value.code is ExitCode.MODEL_UNAVAILABLE
         assert f"names the base model {named}, which this namespace may not read" in caught.value.message
         assert "a base under s3://bucket/own/ or s3://shared/" in caught.value.message
-    allowed = world.config.model_copy(update={"storage_prefixes": ["s3://bucket/model/"]})
+    assert world.config.has_hub
+    write_adapter(reward, base_model_name_or_path="owner/base")
+    with pytest.raises(TrainerError, match="names the base model hf://owner/base, and jobs may not use that hub"):
+        fetch_reward_model(
+            world.config.model_copy(update={"has_hub": False}), world.storage, world.workspace, world.bucket / "model"
+        )
+    allowed = world.config.model_copy(update={"storage_prefixes": ["s3://bucket/model/"], "has_hub": False})
     write_adapter(reward)
     assert fetch_reward_model(allowed, world.storage, world.workspace, world.bucket / "model")
 

@@ -239,6 +239,9 @@ def _find_base(uri: str, config: Mapping[str, Any], job: JobConfig) -> str:
     if prefixes and base.startswith(STORAGE_SCHEME) and not is_under(f"{base}/", prefixes):
         named = f"its {ADAPTER_CONFIG} names the base model {base}, which this namespace may not read"
         refuse(uri, f"{named}: use a reward model of a base under {' or '.join(prefixes)}")
+    if base.startswith(SCHEME) and not job.has_hub:
+        named = f"its {ADAPTER_CONFIG} names the base model {base}, and jobs may not use that hub"
+        refuse(uri, f"{named}: name another one in hub.endpoint, or use a reward model of a base in storage")
     return _with_revision(base, config.get("revision"))
 
 
