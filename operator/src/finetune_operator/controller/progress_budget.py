@@ -1,6 +1,7 @@
-"""When the progress of running jobs is written: at a difference that matters, and once a second for all jobs."""
+"""When the progress of running jobs is written: at a difference that matters, and about once a second for all jobs."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 
@@ -42,7 +43,8 @@ def seconds_to_news(old: FineTuneJobStatus, new: FineTuneJobStatus, now: datetim
 
 
 class ProgressBudget:
-    """Slots for writes of progress, one after another: a job that must wait gets the next free one."""
+    """Slots for writes of progress, one after another: a job that must wait gets the next one of its namespace, and
+    namespaces take turns, whatever their numbers of jobs."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -57,12 +59,18 @@ class ProgressBudget:
         self._latest = now
         slot = self._slots.get(key)
         if slot is None:
-            slot = self._slots[key] = max(now, self._free_at)
-            self._free_at = slot + 1 / WRITES_PER_SECOND
+            slot = self._slots[key] = max(now, self._free_at) + self._count_before(key, now) / WRITES_PER_SECOND
         if slot > now:
             return slot - now
         del self._slots[key]
+        self._free_at = now + 1 / WRITES_PER_SECOND
         return 0.0
+
+    def _count_before(self, key: Key, now: float) -> int:
+        """Return how many slots come before the next one of the job's namespace, which gets one in each turn."""
+        waiting = Counter(other.namespace for other, at in self._slots.items() if at >= now)
+        turn = waiting.pop(key.namespace, 0)
+        return turn + sum(min(count, turn + 1) for count in waiting.values())
 
     def forget(self, key: Key) -> None:
         """Give back the slot of a job that has ended."""

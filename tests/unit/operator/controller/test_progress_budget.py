@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -111,6 +112,35 @@ def test_all_jobs_together_write_once_a_second_and_each_gets_its_turn() -> None:
         now += 1
     assert sum(written.values()) <= 601
     assert min(written.values()) >= 1
+
+
+def test_the_progress_of_a_namespace_does_not_wait_for_that_of_hundreds_of_jobs_in_another_one() -> None:
+    now = 100.0
+    budget = ProgressBudget(lambda: now)
+    crowd = [Key("crowd", f"job-{number}") for number in range(300)]
+    others = [Key("team-a", "one"), Key("team-b", "one"), Key("team-b", "two")]
+    written: dict[Key, list[float]] = {key: [] for key in [*crowd, *others]}
+    for _ in range(600):
+        for key in [*crowd, *others]:
+            if budget.wait(key) == 0:
+                written[key].append(now)
+        now += 1
+    for key in others:
+        gaps = [later - sooner for sooner, later in pairwise([100.0, *written[key]])]
+        assert max(gaps) <= 8
+        assert len(gaps) > 60
+    assert min(len(written[key]) for key in crowd) >= 1
+    assert sum(map(len, written.values())) <= 2 * 600
+
+
+def test_namespaces_with_one_job_each_write_once_a_second_together() -> None:
+    now = 100.0
+    budget = ProgressBudget(lambda: now)
+    written = 0
+    for _ in range(300):
+        written += sum(budget.wait(Key(f"team-{number}", "one")) == 0 for number in range(100))
+        now += 1
+    assert 290 <= written <= 310
 
 
 @pytest.mark.parametrize("total_steps", [1000, 100_000], ids=["large", "small"])
