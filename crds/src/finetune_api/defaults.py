@@ -47,7 +47,7 @@ def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
     epochs, steps = _length(spec, method, facts, batch * accumulation * spec.resources.ranks)
     schedule = hyper.lr_scheduler_type or _default_schedule(recipe, hyper.warmup_steps)
     # transformers ignores a warm-up of this schedule
-    warmup = _count_steps(_given(hyper.warmup_steps, recipe.warmup), steps) if schedule != Schedule.CONSTANT else 0
+    warmup = _count_warmup(_given(hyper.warmup_steps, recipe.warmup), steps) if schedule != Schedule.CONSTANT else 0
     resolved = Resolved(
         method=method.value,
         method_reason=reason,
@@ -140,6 +140,13 @@ def count_epochs(steps: int, batch: int, rows: int, *, has_full_steps: bool = Fa
 def _count_steps(value: float, steps: int) -> int:
     """Return the steps of a warm-up or decay, as transformers counts them: a value below 1 is a share of all steps."""
     return math.ceil(value * steps) if value < 1 else int(value)
+
+
+def _count_warmup(value: float, steps: int) -> int:
+    """Return the steps of a warm-up; a share leaves one step at the peak: the first step of a warm-up has the rate 0,
+    so that a training of one step would learn nothing."""
+    warmup = _count_steps(value, steps)
+    return min(warmup, steps - 1) if value < 1 else warmup
 
 
 def _end_of_schedule(hyper: Hyperparameters, warmup: int, steps: int) -> dict[str, Any]:

@@ -53,6 +53,15 @@ def test_every_step_has_the_rate_of_the_formula(
     assert (report.resolved.min_lr_ratio, report.resolved.decay_steps) == (0.2, settings.get("decaySteps"))
 
 
+@pytest.mark.parametrize("method", thin_slice(["LoRA", "Full"], "Full"))
+def test_a_training_of_one_step_learns(make_bench: MakeBench, method: str) -> None:
+    bench = make_bench(method, hyperparameters=HYPERPARAMETERS | {"maxSteps": 1})
+    report = bench.run()
+    assert report.metrics
+    assert report.metrics.learning_rate == HYPERPARAMETERS["learningRate"]
+    assert report.metrics.eval_loss != report.metrics.baseline_eval_loss
+
+
 def test_a_peak_that_is_no_higher_than_the_end_of_polynomial_goes_down_to_0(tiny_model: Path, tmp_path: Path) -> None:
     rates = {"learning_rate": 1e-7, "lr_scheduler_type": "polynomial"}
     trainer = make_trainer("Instruction", tiny_model, tmp_path, total_steps=4, eval_steps=4, **rates)

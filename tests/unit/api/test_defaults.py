@@ -50,7 +50,7 @@ def test_the_learning_rate_falls_with_the_size_of_the_model(method: str, paramet
         ({"lrSchedulerType": "warmup_stable_decay", "decaySteps": 30, "minLrRatio": 0.2}, (6, 30, 0.2)),
         ({"lrSchedulerType": "warmup_stable_decay", "decaySteps": 0}, (6, 0, 0.0)),
         ({"lrSchedulerType": "warmup_stable_decay", "warmupSteps": 0.99, "decaySteps": 0.01}, (188, 1, 0.0)),
-        ({"lrSchedulerType": "warmup_stable_decay", "maxSteps": 1}, (1, 0, 0.0)),
+        ({"lrSchedulerType": "warmup_stable_decay", "maxSteps": 1}, (0, 1, 0.0)),
     ],
 )
 def test_what_follows_the_peak_is_a_share_of_the_steps_and_ends_with_them(
@@ -136,6 +136,21 @@ def test_the_epochs_of_given_steps_count_a_short_last_step_by_its_rows(rows: int
 @pytest.mark.parametrize(("warmup", "steps"), [(0.03, 1), (0.5, 3), (0, 0), (1, 1), (4, 4)])
 def test_the_warm_up_is_resolved_to_steps(warmup: float, steps: int) -> None:
     assert resolved(hyperparameters={"maxSteps": 6, "warmupSteps": warmup}).warmup_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("hyper", "warmup"),
+    [({"maxSteps": 1}, 0), ({"maxSteps": 2}, 1), ({"maxSteps": 3, "warmupSteps": 0.9}, 2)],
+)
+def test_a_share_of_warm_up_leaves_a_step_at_the_peak(hyper: dict[str, Any], warmup: int) -> None:
+    """The first step of a warm-up has the rate 0: a training of one step would learn nothing."""
+    assert resolved(hyperparameters=hyper).warmup_steps == warmup
+
+
+@pytest.mark.parametrize("objective", ["DPO", "KTO", "RewardModel"])
+def test_a_single_step_over_few_rows_has_no_warm_up(objective: str) -> None:
+    it = resolved(Facts(parameters=1, train_rows=12, validation_rows=0), objective=objective)
+    assert (it.total_steps, it.warmup_steps) == (1, 0)
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,17 @@ def test_a_number_of_decay_steps_that_the_training_does_not_have_is_refused(aske
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
 
+@pytest.mark.parametrize(("asked", "steps", "fits"), [(0.99, 5, True), (4, 5, True), (5, 5, False), (1, 1, False)])
+def test_a_number_of_warm_up_steps_that_ends_below_the_peak_is_refused(asked: float, steps: int, fits: bool) -> None:
+    hyper = {"maxSteps": steps, "warmupSteps": asked}
+    if fits:
+        assert choose(hyper=hyper).warmup_steps == 4
+        return
+    with pytest.raises(TrainerError, match=f"warmupSteps is {asked:g}, but the training has {steps} step") as caught:
+        choose(hyper=hyper)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
 def test_an_open_micro_batch_is_halved_before_the_job_is_refused_and_the_effective_batch_stays() -> None:
     needed = choose(method="LoRA").estimated_gpu_memory_bytes or 0
     settings = choose(method="LoRA", vramBudget=needed - GIB)

@@ -57,6 +57,7 @@ def choose_settings(
     facts = replace(facts, method=method, method_reason=reason)
     spec, facts = _pack(spec, shape, facts, lengths)
     settings = resolve(spec, facts)
+    _check_warmup(spec, settings)
     _check_decay(spec, settings)
     refuse_sharded_optimiser(settings, spec.resources.ranks)
     _check_quantised(settings, shape)
@@ -77,6 +78,17 @@ def estimate_settings(
     if memory is not None:
         settings = _fit(spec, shape, settings, memory) or _smallest(spec, settings)
     return settings, _estimate(spec, shape, settings)
+
+
+def _check_warmup(spec: FineTuneJobSpec, settings: Resolved) -> None:
+    """Refuse a number of warm-up steps after which no step is left for the peak; a fraction always leaves one."""
+    asked, steps = spec.hyperparameters.warmup_steps or 0, settings.total_steps or 0
+    if asked >= max(steps, 1):
+        raise InvalidConfig(
+            f"hyperparameters.warmupSteps is {asked:g}, but the training has {steps} step{'s' if steps != 1 else ''}, "
+            f"so that no step would have the learning rate: set warmupSteps to {max(steps - 1, 0)} or less, or to a "
+            "fraction below 1"
+        )
 
 
 def _check_decay(spec: FineTuneJobSpec, settings: Resolved) -> None:
