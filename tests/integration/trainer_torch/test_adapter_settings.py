@@ -98,11 +98,12 @@ def test_gaussian_first_values_have_the_deviation_of_one_by_rank(tiny_model: Pat
     assert float(first.mean()) == pytest.approx(0, abs=1e-3)
 
 
-def test_the_factors_b_of_lora_plus_step_by_the_ratio(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_the_factors_b_of_lora_plus_step_by_the_ratio(tiny_model: Path, tmp_path: Path, use_dora: bool) -> None:
     """With plain gradient descent a step is the gradient times the learning rate, and for B times the ratio."""
     trainer = make_trainer(
         "Instruction", tiny_model, tmp_path, optim="sgd", learning_rate=0.01, total_steps=1, max_grad_norm=0.0,
-        lora_plus_lr_ratio=16.0,
+        lora_plus_lr_ratio=16.0, use_dora=use_dora,
     )  # fmt: skip
     with torch.no_grad():
         for name, one in trainer.model.named_parameters():

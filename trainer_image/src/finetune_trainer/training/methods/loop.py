@@ -123,15 +123,18 @@ class LoopTrainer(SavingTrainer):
         return self.optimizer
 
     def _give_usual_rate(self, optimizer: Any) -> None:
-        """Move norms and biases that are trained in full out of the groups of the factors B, where PEFT has every
-        vector."""
-        whole = {id(one) for name, one in trained_tensors(self.model).items() if is_inside(name) and one.dim() == 1}
+        """Move the magnitudes of DoRA, and norms and biases that are trained in full, out of the groups of the factors
+        B, where PEFT has every vector."""
+        vectors = {name: one for name, one in trained_tensors(self.model).items() if one.dim() == 1}
+        whole = {id(one) for name, one in vectors.items() if is_inside(name)}
+        others = {id(one) for name, one in vectors.items() if ".lora_B." not in name} - whole
         groups = [group for group in optimizer.param_groups if group["lr"] != self.args.learning_rate]
-        moved = [one for group in groups for one in group["params"] if id(one) in whole]
-        for group in groups:
-            group["params"] = [one for one in group["params"] if id(one) not in whole]
-        if moved:
-            optimizer.add_param_group({"params": moved, "lr": self.args.learning_rate, "weight_decay": 0.0})
+        for ids, decay in ((whole, 0.0), (others, self.args.weight_decay)):
+            moved = [one for group in groups for one in group["params"] if id(one) in ids]
+            for group in groups:
+                group["params"] = [one for one in group["params"] if id(one) not in ids]
+            if moved:
+                optimizer.add_param_group({"params": moved, "lr": self.args.learning_rate, "weight_decay": decay})
 
     @override
     def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
