@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from loop_bench import COLOURS, CPU, THINGS, count_hooks_by_step, limit_answers, make_loop, teach
+from loop_bench import COLOURS, CPU, THINGS, count_hooks_by_step, limit_answers, make_gpt2, make_loop, teach
 from policy_bench import LONGEST, prompts_of
 from safetensors.torch import load_file, save_file
 from student_bench import make_student
@@ -197,6 +197,18 @@ def test_a_gpu_without_memory_for_all_answers_samples_fewer_at_once(
     trainer.train()
     assert calls == [2, *[1] * 8]
     assert trainer.model.is_gradient_checkpointing
+
+
+def test_a_shorter_prompt_is_taught_at_its_own_positions(tiny_model: Path, tmp_path: Path) -> None:
+    """TRL puts padding before it, which a table of positions would count."""
+    student, teacher = (make_gpt2(tiny_model, tmp_path / f"gpt2-{seed}", seed) for seed in range(2))
+    trainer = make_student(student, teacher, tmp_path)
+    rows = [{"prompt": list(range(20, 20 + length)), ANSWER: [40, 41, 42, 2]} for length in (3, 9)]
+    trainer.model.eval()
+    with torch.no_grad():
+        alone = [float(trainer.compute_loss(trainer.model, trainer._prepare_inputs([row]))) for row in rows]
+        together = float(trainer.compute_loss(trainer.model, trainer._prepare_inputs(rows)))
+    assert together == pytest.approx(sum(alone) / 2, rel=1e-4)
 
 
 def test_the_teacher_is_not_changed(tiny_model: Path, taught: Path, tmp_path: Path) -> None:

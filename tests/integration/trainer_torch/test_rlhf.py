@@ -15,6 +15,7 @@ from loop_bench import (
     THINGS,
     count_hooks_by_step,
     limit_answers,
+    make_gpt2,
     make_loop,
     make_settings,
     question,
@@ -162,6 +163,23 @@ def test_answers_have_the_models_own_probabilities_whatever_its_generation_confi
     answers = trainer._sample([list(prompts_of(taught)[0].prompt_ids)] * 16)
     assert len(set(map(tuple, answers))) > 1
     assert trainer.model.generation_config.min_p == 1.0
+
+
+@pytest.mark.parametrize("algorithm", ["GRPO", "RLOO"])
+def test_a_shorter_prompt_has_the_probabilities_of_its_own_positions(
+    tiny_model: Path, tmp_path: Path, algorithm: str
+) -> None:
+    """TRL puts padding before it, which a table of positions would count."""
+    trainer = make_policy(make_gpt2(tiny_model, tmp_path / "gpt2"), tmp_path, "Full", algorithm=algorithm, beta=0.1)
+    ids = torch.arange(20, 32)[None]
+    padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), ids[:, 4:]], 1)
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[1, :4] = 0
+    for model in (trainer.model, trainer.ref_model):
+        with torch.no_grad():
+            both = trainer._get_per_token_logps_and_entropies(model, torch.cat([ids, padded]), mask, 3)[0]
+            alone = trainer._get_per_token_logps_and_entropies(model, ids[:, 4:], mask[:1, 4:], 3)[0]
+        torch.testing.assert_close(both[1], alone[0])
 
 
 def test_answers_are_scored_without_their_end_and_a_truncated_one_is_distinguished(

@@ -11,6 +11,7 @@ import pytest
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.trainable import (
+    READS_PADDING,
     find_architecture,
     read_table,
     require_adapter_on_experts,
@@ -83,6 +84,20 @@ def test_what_is_no_decoder_is_refused_by_name(config: dict[str, Any], why: str)
 )
 def test_an_unknown_architecture_is_refused_with_the_version_of_transformers(config: dict[str, Any]) -> None:
     assert f"transformers {VERSION} of this image has no such language model" in refusal(config)
+
+
+@pytest.mark.parametrize("objective", ["RLHF", "Distillation"])
+def test_a_model_that_reads_the_padding_before_a_prompt_is_not_sampled_from(objective: str) -> None:
+    config = {"architectures": ["RecurrentGemmaForCausalLM"], "model_type": "recurrent_gemma"}
+    require_trainable(config, "Chat")
+    assert f"it cannot be trained with objective {objective} (its answers depend on the padding" in refusal(
+        config, objective
+    )
+
+
+def test_the_models_that_read_padding_are_known_by_these_names() -> None:
+    names = {name for name, one in read_table()["architectures"].items() if one["result"] == "trained"}
+    assert names >= READS_PADDING
 
 
 def test_a_reward_model_needs_a_class_with_a_score() -> None:

@@ -15,6 +15,8 @@ TABLE_KEYS = {
     "opt": "max_position_embeddings",
 }
 """Model types of transformers that look positions up in a table, with the key of its size: a longer text fails."""
+COUNTS_PADDING = frozenset({"beam", "biogpt", "ctrl", "git", "gpt2", "gpt_bigcode", "gpt_neo", "openai-gpt", "xglm"})
+"""Model types whose positions count the padding before a text too, unless they are given."""
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:

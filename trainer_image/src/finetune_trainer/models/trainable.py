@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+from finetune_api.objectives import SAMPLED
 from finetune_api.spec import Method
 from finetune_trainer.errors import InvalidConfig
 
@@ -17,6 +18,15 @@ TABLE = Path(__file__).with_name("architectures.json")
 ADVICE = "use a model whose architecture docs/architectures.md lists as trained"
 OURS = "our check"
 REWARD_MODEL = "RewardModel"
+READS_PADDING = frozenset(
+    {
+        *("BartForCausalLM", "BigBirdPegasusForCausalLM", "BlenderbotForCausalLM", "BlenderbotSmallForCausalLM"),
+        *("DeepseekV4ForCausalLM", "MBartForCausalLM", "MarianForCausalLM", "MvpForCausalLM", "PLBartForCausalLM"),
+        *("PegasusForCausalLM", "ProphetNetForCausalLM", "RecurrentGemmaForCausalLM", "ReformerModelWithLMHead"),
+        *("RwkvForCausalLM", "TrOCRForCausalLM", "WhisperForCausalLM", "xLSTMForCausalLM"),
+    }
+)
+"""Architectures whose answer to a prompt depends on the padding before it."""
 YES = "yes"
 
 
@@ -50,6 +60,9 @@ def require_trainable(config: Mapping[str, Any], objective: str, *, field: str =
         _refuse(config, f"it cannot be trained ({found.refused})", field=field)
     if objective == REWARD_MODEL and found.scores:
         _refuse(config, f"it has no reward model ({found.scores})")
+    if objective in SAMPLED and found.name in READS_PADDING:
+        why = "its answers depend on the padding that aligns prompts of different lengths"
+        _refuse(config, f"it cannot be trained with objective {objective} ({why})", field=field)
     if not found.is_tried:
         logger.warning("%s was not tried with transformers %s: it may fail in training", found.name, _version())
 

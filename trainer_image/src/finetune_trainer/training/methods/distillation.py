@@ -25,6 +25,7 @@ from finetune_trainer.training.methods.prompts import (
     CHECKED_TOKENS,
     PromptTrainer,
     beat_per_token,
+    leave_out_padding,
     precision_of,
     require_context,
     require_probabilities,
@@ -50,6 +51,8 @@ class StudentTrainer(PromptTrainer, DistillationTrainer):  # type: ignore[misc] 
         self._sampler = FittingSampler()
         super().__init__(loop, teacher_model=teacher.model, **arguments)
         self._given: list[list[int]] | None = None
+        for model in (self.model, teacher.model):
+            leave_out_padding(model)
         beat_per_token(self.model, loop.on_own_work)
         beat_per_token(teacher.model, loop.on_work if is_sharded(teacher.model) else loop.on_own_work)
         self._require_loss_of_logits()

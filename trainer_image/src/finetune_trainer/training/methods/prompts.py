@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import InvalidConfig, TrainerError
+from finetune_trainer.models.context import COUNTS_PADDING
 from finetune_trainer.tokenization.samples import EncodedPrompt
 from finetune_trainer.training.methods.loop import LoopTrainer
 
@@ -113,6 +114,23 @@ def sampling_by_probability(model: PreTrainedModel | PeftModel) -> Iterator[None
         yield
     finally:
         base.generation_config = own
+
+
+def leave_out_padding(model: PreTrainedModel | PeftModel) -> None:
+    """Count positions from the first token of each prompt, as sampling does. TRL puts padding before shorter prompts
+    and gives the passes of its loss no positions."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if base.config.get_text_config().model_type in COUNTS_PADDING:
+        base.base_model.register_forward_pre_hook(_add_positions, with_kwargs=True)
+
+
+def _add_positions(
+    _: torch.nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    mask = options.get("attention_mask")
+    if options.get("position_ids") is None and mask is not None:
+        options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    return arguments, options
 
 
 def beat_per_token(model: PreTrainedModel | PeftModel, on_work: Callable[[], None]) -> None:

@@ -43,6 +43,7 @@ from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
 from finetune_trainer.training.methods.prompts import (
     PromptTrainer,
     beat_per_token,
+    leave_out_padding,
     precision_of,
     require_context,
     require_finite_logits,
@@ -74,6 +75,8 @@ class PolicyTrainer(PromptTrainer):
         self._sampler = FittingSampler()
         super().__init__(loop, reward_funcs=[self._reward], **arguments)
         _reduce_reference(self)
+        for model in filter(None, (self.model, self.ref_model)):
+            leave_out_padding(model)
         beat_per_token(self.model, loop.on_work if is_sharded(self.model) else loop.on_own_work)
         self.model.eval()
         require_finite_logits(self.model, self.train_dataset[0]["prompt"], "spec.model", precision_of(self.args))
