@@ -168,6 +168,35 @@ def test_an_answer_is_correct_if_it_is_the_reference(
     assert is_correct(answer, reference, **settings) is expected
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference", "settings"),
+    [
+        ("<think>\n\n</think>\n\nred", "red", {"match": "Exact"}),
+        ("Is it 3 or 4? Four.\n</think>\n\n4", "4", {"match": "Numeric"}),
+        ("<think>The answer is A, no: B.</think>B", "B", {"match": "MultipleChoice"}),
+        ('<think>{"age": 3}</think>\n{"age": 36}', '{"age": 36}', {"match": "Json"}),
+        ('<think>\n\n</think>\n\n{"age": 36}', '{"type": "object"}', {"match": "JsonSchema"}),
+        ("<think>It was 71.</think>It is 72", "72", {"match": "Numeric", "extract": "LastNumber"}),
+        ("red", "<think>\nIt is red.\n</think>\n\nred", {"match": "Exact"}),
+        ("<think>a red one</think>blue", "red", {"match": "Exact", "extract": "Pattern", "pattern": "a (red) one"}),
+    ],
+)
+def test_reasoning_is_not_a_part_of_the_answer_but_a_pattern_reads_it(
+    answer: str, reference: str, settings: dict[str, Any]
+) -> None:
+    """Some templates, as that of Qwen 3, write marks of reasoning in every answer, also without any."""
+    assert is_correct(answer, reference, **settings)
+
+
+def test_reasoning_that_does_not_end_has_no_answer() -> None:
+    assert not is_correct("<think>\nred", "red", match="Exact")
+    assert not is_correct("<think>red</think>", "red", match="Exact")
+
+
+def test_similarity_is_that_of_the_answer_without_its_reasoning() -> None:
+    assert matcher(match="Similar", similarity="Rouge1").score("<think>one two</think>red sea", ["red sea"]) == 1
+
+
 def test_any_of_several_references_is_correct() -> None:
     assert is_correct("UK", "United Kingdom", "UK", match="Exact")
     assert not is_correct("UK", match="Exact")

@@ -15,6 +15,7 @@ from finetune_trainer.rewards import similarity
 from finetune_trainer.rewards.json_answers import compile_schema, is_equal_json, is_json, is_valid_json
 from finetune_trainer.rewards.similarity import measure_similarity
 
+REASONING_END = "</think>"
 LONGEST_NUMBER = 64
 """Characters of a number; a longer one is none."""
 LARGEST_EXPONENT = 308
@@ -62,10 +63,11 @@ class Matcher:
         return float(any(self._is_same(found, self._read(reference)) for reference in correct))
 
     def extract(self, answer: str) -> str | None:
-        """Return the part of an answer that is compared; raises TimeoutError."""
+        """Return the part of an answer that is compared, a pattern's of the reasoning before it too; raises
+        TimeoutError."""
         if self._pattern is not None:
             return last_group(self._pattern, answer)
-        return _EXTRACTORS[self._settings.extract](answer)
+        return _EXTRACTORS[self._settings.extract](after_reasoning(answer))
 
     def find_fault(self, reference: str) -> str | None:
         """Return why no answer can be compared with this reference, as a predicate; None if one can, or if the job's
@@ -153,6 +155,11 @@ def parse_number(text: str) -> Fraction | None:
     if found is None or abs(int((found["exponent"] or "e0")[1:])) > LARGEST_EXPONENT:
         return None
     return Fraction(Decimal(plain.replace(",", "")))
+
+
+def after_reasoning(text: str) -> str:
+    """Return what follows the reasoning; all of a text without any. Some templates write its marks in every answer."""
+    return text.rpartition(REASONING_END)[2]
 
 
 def last_number(text: str) -> str | None:
