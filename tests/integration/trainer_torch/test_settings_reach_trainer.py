@@ -1,5 +1,6 @@
 """Every resolved setting changes the trainer, its model or its adapter, with every objective that has the setting."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from loop_bench import CPU, make_loop, make_settings
 from peft.tuners.lora import LoraLayer
 from trainer_bench import make_trainer
 from training_bench import HYPERPARAMETERS, Bench
-from transformers import set_seed
+from transformers import OPTConfig, OPTForCausalLM, set_seed
 
 from finetune_api.defaults import Facts, resolve
 from finetune_api.objectives import Objective
@@ -143,6 +144,24 @@ def test_the_recorded_dropout_is_the_one_in_training(tiny_model: Path, tmp_path:
     }
     assert used == ({recorded} if recorded else set())
     assert recorded == (0 if objective in WITHOUT_DROPOUT else 0.3)
+
+
+@pytest.mark.parametrize("objective", WITHOUT_DROPOUT)
+def test_an_objective_without_dropout_has_none_in_functions_either(
+    tiny_model: Path, tmp_path: Path, objective: str
+) -> None:
+    """OPT, as StarCoder 2 and others, calls the function with a number of its own."""
+    model = tmp_path / "opt"
+    shutil.copytree(tiny_model, model)
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+    config = OPTConfig(**sizes, num_attention_heads=2, vocab_size=512, dropout=0.5, attention_dropout=0.5)
+    OPTForCausalLM(config).save_pretrained(model)
+    trainer = make_trainer(objective, model, tmp_path)
+    trainer.model.train()
+    ids = torch.arange(20, 40)[None]
+    with torch.no_grad():
+        first, second = (trainer.model(input_ids=ids, use_cache=False).logits for _ in range(2))
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("double", [True, False])

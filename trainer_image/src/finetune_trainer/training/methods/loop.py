@@ -35,6 +35,7 @@ from finetune_trainer.training.methods.workarounds import (
     keep_in_fp32,
     keep_input_hook,
     local_metrics,
+    switch_off_dropout,
     use_one_gpu,
     without_router_loss,
 )
@@ -67,6 +68,8 @@ class LoopTrainer(SavingTrainer):
         use_one_gpu(arguments["args"])
         with keep_in_fp32(arguments["model"]):
             super().__init__(**arguments)
+        if getattr(self.args, "disable_dropout", False):
+            switch_off_dropout(self.model)
         cast_forward(self.model, self.accelerator)
         keep_input_hook(self.model)
         self.remove_callback(PrinterCallback)  # standard output belongs to the reporter

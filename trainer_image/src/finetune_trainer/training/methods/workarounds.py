@@ -64,6 +64,15 @@ def cast_forward(model: torch.nn.Module, accelerator: Accelerator) -> None:
         model.forward = convert_outputs_to_fp32(cast)
 
 
+def switch_off_dropout(model: torch.nn.Module) -> None:
+    """Switch dropout off in functions too. TRL switches off modules of it alone, and some models, such as OPT and
+    StarCoder 2, call the function with a number that one of their modules has."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, float) and "drop" in name:
+                setattr(module, name, 0.0)
+
+
 def keep_input_hook(model: torch.nn.Module) -> None:
     """Add the hook by which gradients reach the first checkpointed layer only if there is none. TRL switches
     checkpointing off and on again around each sampling, and transformers adds another hook each time."""
