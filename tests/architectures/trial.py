@@ -4,6 +4,7 @@ A trial builds a random model of the architecture's own classes, saves it as a u
 trainer alone: loading, adapter, loop, checkpoint, adapter folder, merge and gate.
 """
 
+import copy
 import io
 import os
 import shutil
@@ -24,6 +25,7 @@ from loop_bench import CPU, make_loop, make_settings
 from safetensors.torch import load_file
 from shrink import VOCABULARY, shrink
 from training_bench import Bench, make_rows, make_spec
+from trl.trainer.utils import add_fused_lm_head
 
 from finetune_api.status import Resolved
 from finetune_trainer.config.run_context import RunContext
@@ -34,7 +36,7 @@ from finetune_trainer.merging import gate_worker
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.models.adapters.saved import save_adapter
 from finetune_trainer.models.experts import has_experts
-from finetune_trainer.models.loading import load_for_training, load_tokenizer, quantised_layers
+from finetune_trainer.models.loading import load_for_training, load_tokenizer, name_for_loss, quantised_layers
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.full_model import make_candidate
 from finetune_trainer.sigterm import StopFlag
@@ -51,6 +53,8 @@ MAX_LENGTH = 48
 STEPS = 2
 LARGEST_MODEL = 60_000_000
 """Parameters above which a configuration is not a small one."""
+LOSS_DIFFERENCE = 1e-3
+"""Nats per token."""
 CAUSAL_DIFFERENCE = 1e-5
 """Largest effect of a later token on an earlier logit by rounding alone; a decoder's is zero."""
 PAIRS = [EncodedPair([1, 332, 201, 40, 2], [50, 60 + n, 61, 2], [70, 80 + n, 2]) for n in range(4)]
@@ -173,6 +177,7 @@ def _make_base(outcome: Outcome, tokenizer: Path, folder: Path) -> Path:
     outcome.model_type = kind.config_class.model_type
     model = build_small(kind)
     require_causal(model)
+    require_loss_of_logits(model)
     shutil.rmtree(folder, ignore_errors=True)
     base = folder / "base"
     shutil.copytree(tokenizer, base, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
@@ -213,6 +218,26 @@ def require_causal(model: Any) -> None:
         raise Refused(f"its output has the shape {tuple(first.shape)} for {ids.shape[1]} tokens of one text")
     if float((first[:, :-1] - second[:, :-1]).abs().max()) > CAUSAL_DIFFERENCE:
         raise Refused("it reads texts in both directions, so that each token sees the ones it should predict")
+
+
+def require_loss_of_logits(model: Any) -> None:
+    """Raise Refused if TRL's loss, which it computes from hidden states and output head, is not that of the logits.
+
+    Some models with images or sound leave the scale of their text part's logits out, which TRL does not.
+    """
+    ids, model = torch.arange(5, 25)[None], copy.deepcopy(model)
+    name_for_loss(model)
+    text = model.config.get_text_config()
+    scales = [1.0, getattr(text, "logit_scale", None) or 1.0, 1 / (getattr(text, "logits_scaling", None) or 1.0)]
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        add_fused_lm_head(model)
+        found = model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs[0]
+    expected = [(scale * logits).log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0] for scale in scales]
+    if min(float((found - one).abs().max()) for one in expected) > LOSS_DIFFERENCE:
+        raise Refused(
+            "TRL's loss is not that of its logits: something is computed between hidden states and output head"
+        )
 
 
 # --- the trainer --------------------------------------------------------------

@@ -12,8 +12,16 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from thin_slice import thin_slice
+from trainer_bench import TEXTS, make_trainer
 from training_bench import HYPERPARAMETERS, Bench, make_spec
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    RecurrentGemmaConfig,
+    xLSTMConfig,
+)
 
 from finetune_api.handoff import Report
 from finetune_trainer.data.rows import Message
@@ -192,3 +200,29 @@ def test_files_next_to_the_weights_are_neither_fetched_nor_run(
     assert not (tmp_path / "sprung").exists()
     fetched = {path.name for path in (bench.root / "workspace").rglob("*")}
     assert fetched.isdisjoint({"pytorch_model.bin", "modeling_own.py", "model.gguf"})
+
+
+CAPPED: dict[str, Any] = {
+    "recurrent_gemma": RecurrentGemmaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
+        lru_width=32, attention_window_size=64, vocab_size=512, logits_soft_cap=0.5, initializer_range=0.2,
+    ),
+    "xlstm": xLSTMConfig(hidden_size=64, num_heads=2, num_hidden_layers=2, vocab_size=512, output_logit_soft_cap=0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", thin_slice(CAPPED, "recurrent_gemma"))
+def test_the_loss_is_that_of_capped_logits_under_every_name_of_the_cap(
+    tiny_model: Path, tmp_path: Path, kind: str
+) -> None:
+    """TRL computes the logits itself, from the hidden states and the output head."""
+    shutil.copytree(tiny_model, tmp_path / "model")
+    AutoModelForCausalLM.from_config(CAPPED[kind]).save_pretrained(tmp_path / "model")
+    trainer = make_trainer("Instruction", tmp_path / "model", tmp_path, "Full")
+    losses = []
+    trainer.model.eval()
+    for text in TEXTS:
+        with torch.no_grad():
+            logits = trainer.model(input_ids=torch.tensor([text.input_ids]), use_cache=False).logits[0, :-1]
+        losses.append(float(torch.nn.functional.cross_entropy(logits.float(), torch.tensor(text.labels[1:]))))
+    assert trainer.measure().loss == pytest.approx(sum(losses) / len(losses), rel=1e-4)

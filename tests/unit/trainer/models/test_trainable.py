@@ -71,9 +71,10 @@ def test_models_of_today_and_older_names_are_trained(config: dict[str, Any]) -> 
         ({"architectures": ["BartForConditionalGeneration"], "model_type": "bart"}, "encoder-decoder"),
         ({"architectures": ["BertForMaskedLM"], "model_type": "bert"}, "masked words"),
         ({"architectures": ["RobertaModel"], "model_type": "roberta"}, "in both directions"),
+        ({"architectures": ["ModernBertDecoderForCausalLM"]}, "TRL's loss is not that of its logits"),
     ],
 )
-def test_what_is_no_decoder_is_refused_by_name(config: dict[str, Any], why: str) -> None:
+def test_what_cannot_learn_to_continue_a_text_is_refused_by_name(config: dict[str, Any], why: str) -> None:
     message = refusal(config)
     assert config["architectures"][0] in message
     assert why in message

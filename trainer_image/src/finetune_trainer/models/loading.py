@@ -49,6 +49,8 @@ HEAD = "score.weight"
 LOADING = logging.getLogger("transformers")
 EXPERT_COUNTS = ("num_local_experts", "n_routed_experts")
 """The names of configurations that have no `num_experts`."""
+SOFT_CAPS = ("logits_soft_cap", "output_logit_soft_cap")
+"""The names of configurations that have no `final_logit_softcapping`."""
 
 transformers_logging.disable_progress_bar()
 
@@ -220,7 +222,7 @@ def _load(directory: Path, writes_text: bool, **options: Any) -> PreTrainedModel
             f"the model cannot be loaded: its files lack {len(missing)} weights of the architecture, for example "
             f"{missing[0]}",
         )
-    _name_experts(model)
+    name_for_loss(model)
     return model
 
 
@@ -228,12 +230,19 @@ def _find_class(directory: Path, writes_text: bool) -> Any:
     return find_class(directory) if writes_text else AutoModelForSequenceClassification
 
 
-def _name_experts(model: PreTrainedModel) -> None:
-    """Add the number of experts under the one name that TRL reads for the load-balancing loss."""
+def name_for_loss(model: PreTrainedModel) -> None:
+    """Add what TRL's loss depends on under the one name that TRL reads: the number of experts for the load-balancing
+    loss, and the cap and the scale of the logits, which TRL computes itself."""
     config = model.config.get_text_config()
-    names = [name for name in EXPERT_COUNTS if hasattr(config, name)]
-    if names and not hasattr(config, "num_experts"):
-        config.num_experts = getattr(config, names[0])
+    experts = [getattr(config, name) for name in EXPERT_COUNTS if hasattr(config, name)]
+    caps = [getattr(config, name) for name in SOFT_CAPS if getattr(config, name, None)]
+    widths = [config.logits_mup_width_multiplier] if hasattr(config, "logits_mup_width_multiplier") else []
+    if experts and not hasattr(config, "num_experts"):
+        config.num_experts = experts[0]
+    if caps and getattr(config, "final_logit_softcapping", None) is None:
+        config.final_logit_softcapping = caps[0]
+    if widths and getattr(config, "logit_scale", None) is None:
+        config.logit_scale = 1 / widths[0]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ READS_PADDING = frozenset(
     {
         *("BartForCausalLM", "BigBirdPegasusForCausalLM", "BlenderbotForCausalLM", "BlenderbotSmallForCausalLM"),
         *("DeepseekV4ForCausalLM", "MBartForCausalLM", "MarianForCausalLM", "MvpForCausalLM", "PLBartForCausalLM"),
-        *("PegasusForCausalLM", "ProphetNetForCausalLM", "RecurrentGemmaForCausalLM", "ReformerModelWithLMHead"),
+        *("PegasusForCausalLM", "RecurrentGemmaForCausalLM", "ReformerModelWithLMHead"),
         *("RwkvForCausalLM", "TrOCRForCausalLM", "WhisperForCausalLM", "xLSTMForCausalLM"),
     }
 )
