@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field
 
 from finetune_api.blocks import GRANULAR, Block, ObjectName, QualifiedName, Quantity, cel, map_list, rules
 from finetune_api.pods.affinity import DnsLabel
+from finetune_api.pods.scheduling import QueueName
 
 
 def _in_bytes(field: str) -> str:
@@ -94,6 +95,13 @@ class PodResources(Block):
     """Resource limits. Default: none, but preflight has the operator's limit of memory."""
 
 
+class MergePod(PodResources):
+    """Queue and resources of the pod that merges."""
+
+    queue_name: QueueName | None = None
+    """LocalQueue of Kueue in which the merge waits, for example one of nodes without GPUs. Default: the trainer's."""
+
+
 class DeviceClaim(Block):
     """Devices by Dynamic Resource Allocation, as in a pod's spec."""
 
@@ -174,10 +182,10 @@ class Resources(Block):
     collective_timeout_seconds: Annotated[int, Field(ge=10, le=7200)] | None = None
     """Seconds that a training process waits for the others in one exchange (NCCL or gloo). After it, all end, with the
     stacks of every process in their logs. Default: 600."""
-    merge: PodResources | None = None
-    """Resources of the pod that merges and validates a full model. It is separate and holds no GPU if the job has more
-    than one GPU or this is set. Default: CPU, memory and ephemeral storage of the trainer's pod; without requests,
-    those of one training process."""
+    merge: MergePod | None = None
+    """Queue and resources of the pod that merges and validates a full model. It is separate and holds no GPU if the job
+    has more than one GPU or this is set. Default: CPU, memory and ephemeral storage of the trainer's pod; without
+    requests, those of one training process."""
 
     @property
     def ranks(self) -> int:

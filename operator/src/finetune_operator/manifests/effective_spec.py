@@ -91,10 +91,22 @@ def hub_tokens(spec: FineTuneJobSpec, settings: Settings) -> list[Token]:
 
 
 def queue_name(job: FineTuneJob, component: Component) -> str | None:
-    """Return the LocalQueue of a component's Job: preflight's own, else the trainer's, else that of the job's label."""
+    """Return the LocalQueue of a component's Job: its own, else the trainer's, else that of the job's label."""
     spec = job.spec
-    own = spec.preflight.queue_name if spec and spec.preflight and component is Component.PREFLIGHT else None
-    return own or (spec.scheduling.queue_name if spec and spec.scheduling else None) or job.queue_label or None
+    return (
+        own_queue(job, component)
+        or (spec.scheduling.queue_name if spec and spec.scheduling else None)
+        or job.queue_label
+        or None
+    )
+
+
+def own_queue(job: FineTuneJob, component: Component) -> str | None:
+    """Return the queue that the job names for its preflight or its merge alone."""
+    spec = job.spec
+    blocks = {Component.PREFLIGHT: spec.preflight, Component.MERGE: spec.resources.merge} if spec else {}
+    block = blocks.get(component)
+    return block.queue_name if block else None
 
 
 def needs_separate_merge(job: FineTuneJob) -> bool:

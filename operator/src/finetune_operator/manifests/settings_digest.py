@@ -12,9 +12,8 @@ def digest_settings(spec: FineTuneJobSpec) -> str:
 
     Queues are left out too, because a waiting Job is moved to another one.
     """
-    left_out: dict[str, Any] = {"scheduling": {"queue_name"}, "preflight": {"queue_name"}} | dict.fromkeys(
-        AT_ONCE, True
-    )
+    queues = {"scheduling": {"queue_name"}, "preflight": {"queue_name"}, "resources": {"merge": {"queue_name"}}}
+    left_out: dict[str, Any] = queues | dict.fromkeys(AT_ONCE, True)
     given = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=left_out)
     settings = {name: value for name, value in given.items() if value != {}}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

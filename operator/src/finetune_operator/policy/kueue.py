@@ -8,7 +8,7 @@ from finetune_api.text.printable import printable
 from finetune_operator.kube.objects import Job
 from finetune_operator.kube.observed import Observed
 from finetune_operator.kube.workload import Workload
-from finetune_operator.manifests.effective_spec import queue_name
+from finetune_operator.manifests.effective_spec import own_queue, queue_name
 from finetune_operator.policy import remediation
 from finetune_operator.policy.decision import ConditionChange, Context, Effect, set_condition
 
@@ -85,10 +85,9 @@ def find_refusal(observed: Observed) -> str:
     """
     moved = next((one for one in observed.own if observed.is_for_other_cluster(one) and not one.is_over), None)
     if moved:
-        spec = observed.job.spec
-        own = spec.preflight.queue_name if spec and spec.preflight else None
-        is_own = moved.component == Component.PREFLIGHT and moved.queue == own
-        queue = f"preflight's queue {own}" if is_own else f"queue {moved.queue}"
+        component = Component(moved.component)
+        is_own = moved.queue is not None and moved.queue == own_queue(observed.job, component)
+        queue = f"{component}'s queue {moved.queue}" if is_own else f"queue {moved.queue}"
         cause = f"{queue} belongs to MultiKueue, which runs Jobs in other clusters without their ConfigMap"
         return remediation.append_fix(R.MULTIKUEUE_UNSUPPORTED, cause)
     known = observed.job.status.condition(C.ACCEPTED)

@@ -65,6 +65,10 @@ FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
             r"^preflight's queue",
             "set preflight.queueName to a queue of this cluster, or create the job in the other one",
         ),
+        (
+            r"^merge's queue",
+            "set resources.merge.queueName to a queue of this cluster, or create the job in the other one",
+        ),
     ),
     R.NO_MATCHING_FLAVOR: (
         (

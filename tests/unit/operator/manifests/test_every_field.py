@@ -414,6 +414,7 @@ ELSEWHERE = {
     "resources.collectiveTimeoutSeconds": (
         "tests/integration/trainer/test_ranks.py::test_a_process_that_hangs_ends_the_attempt_with_the_stacks_of_all"
     ),
+    "resources.merge.queueName": f"{POLICY}/test_merge.py::test_a_merge_may_wait_in_a_queue_of_its_own",
     "resources.merge.requests": f"{POLICY}/test_merge.py::test_a_merge_has_its_own_resources_if_the_job_names_them",
     "resources.merge.limits": f"{POLICY}/test_merge.py::test_a_merge_has_its_own_resources_if_the_job_names_them",
     "trainer.image": f"{POLICY}/test_admission.py::test_what_is_refused_by_default_is_allowed_by_its_setting",

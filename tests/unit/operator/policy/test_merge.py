@@ -119,6 +119,31 @@ def test_a_merge_waits_in_the_jobs_queue(scene: Build) -> None:
     assert one.status["phase"] == "Queued"
 
 
+def test_a_merge_may_wait_in_a_queue_of_its_own(scene: Build) -> None:
+    resources = {"gpusPerNode": 1, "merge": {"queueName": "cpus"}}
+    one = scene(**SPEC | {"resources": resources}, scheduling={"queueName": "team"}).to_training()
+    assert one.children["one-1"]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
+    for name in ("one-preflight", "one-1"):
+        one.suspend(name, is_suspended=False)
+    one.end(one.pod("one-1"), 0, trained(one))
+    one.complete("one-1")
+    one.settle()
+    assert one.children["one-2-merge"]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "cpus"
+    one.object["spec"]["resources"]["merge"]["queueName"] = "more-cpus"
+    (child, queue) = one.look().move_to_queue or (None, None)
+    assert (child and child.name, queue) == ("one-2-merge", "more-cpus")
+
+
+def test_the_queue_of_a_merge_alone_is_named_with_its_own_field(scene: Build) -> None:
+    resources = {"gpusPerNode": 1, "merge": {"queueName": "elsewhere"}}
+    one = to_merge(scene(**SPEC | {"resources": resources}))
+    one.children["one-2-merge"]["spec"]["managedBy"] = "kueue.x-k8s.io/multikueue"
+    one.settle()
+    message = one.condition("Accepted")["message"]
+    assert "merge's queue elsewhere belongs to MultiKueue" in message
+    assert "set resources.merge.queueName to a queue of this cluster" in message
+
+
 def test_a_merge_has_its_own_resources_if_the_job_names_them(scene: Build) -> None:
     merge = {"requests": {"cpu": 8, "memory": "64Gi", "nvidia.com/gpu": 1}, "limits": {"memory": "80Gi"}}
     one = to_merge(scene(**SPEC | {"resources": {"gpusPerNode": 1, "merge": merge}}))
