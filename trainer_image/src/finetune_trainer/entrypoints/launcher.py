@@ -29,8 +29,9 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 GATHER_SECONDS = 600.0
 """How long a pod waits for the others: they are scheduled and pull their images separately."""
-CAUSE_SECONDS = 5.0
-"""How long a failure that may be an echo waits for the report of its cause."""
+CAUSE_SECONDS = 15.0
+"""How long a failure that may be an echo waits for the report of its cause: on a loaded node, a process takes more than
+5 seconds to end after an error."""
 SHORT_DRAIN_SECONDS = 15.0
 ABORTED = 134
 UNEXPLAINED = frozenset({ExitCode.INTERNAL_ERROR, ABORTED})
