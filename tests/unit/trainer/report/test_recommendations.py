@@ -7,12 +7,14 @@ from report_record import make_run
 
 from finetune_api.evaluate_mode import Mode
 from finetune_api.evaluation import Prompt
-from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
+from finetune_api.handoff import Artifact
+from finetune_api.status import DatasetStatus, EarlyStoppingStatus, EvaluationStatus, Resolved
 from finetune_trainer.evaluation.ability import Ability
 from finetune_trainer.evaluation.held_out_answers import HeldOutAnswers
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured, TrainPoint, reward_mean
 from finetune_trainer.evaluation.run_record import Answer, BaseFacts, Machine, RunRecord, SampleStats, Served
+from finetune_trainer.report.document import write_documents
 from finetune_trainer.report.recommendations import recommend
 
 SAMPLES = SampleStats(
@@ -88,6 +90,16 @@ def advice(run: RunRecord) -> str:
 
 def test_a_good_run_gets_no_recommendation(tmp_path: Path) -> None:
     assert recommend(good_run(tmp_path)) == []
+
+
+def test_a_gate_that_no_rule_explains_is_named_where_the_recommendations_are(tmp_path: Path) -> None:
+    evaluation = EvaluationStatus(gate="NotMet", gate_message="80 % are correct, below minCorrect 90")
+    result = tmp_path / "other"
+    write_documents(good_run(tmp_path, evaluation=evaluation), result, {})
+    report = (result / Artifact.REPORT).read_text()
+    assert "The gate is not met, for the reason at the top. None of the report's rules applies" in report
+    write_documents(good_run(tmp_path), result, {})
+    assert "The gate is not met" not in (result / Artifact.REPORT).read_text()
 
 
 def test_a_tuned_model_that_is_worse_than_the_base_is_not_to_be_used(tmp_path: Path) -> None:

@@ -127,7 +127,8 @@ def find_device(world: World = ALONE) -> torch.device:
 def describe_device(device: torch.device) -> tuple[str, int | None]:
     """Return the device's name and, for a GPU, its memory in bytes."""
     if device.type == "cpu":
-        return f"CPU, {torch.get_num_threads()} threads", None
+        threads = torch.get_num_threads()
+        return f"CPU, {threads} thread{'s' if threads != 1 else ''}", None
     properties = torch.cuda.get_device_properties(device)
     return properties.name, properties.total_memory
 
