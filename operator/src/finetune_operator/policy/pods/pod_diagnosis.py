@@ -21,6 +21,8 @@ _CLAIM_FIXES = (
     ("being deleted", "create it again once it is gone"),
     ("unbound", "give the claim a storage class that provisions its volume, or create a matching volume"),
 )
+_PREEMPTION = re.compile(r"( no new claims to deallocate,)? preemption: .*", re.DOTALL)
+"""What the scheduler writes after the causes; the first part is of a scheduler with resource claims."""
 _CLAIM = re.compile(
     r'persistentvolumeclaim "[^"]+" (not found|is being deleted)|pod has unbound immediate PersistentVolumeClaims'
 )
@@ -101,7 +103,7 @@ def _explain_unschedulable(pod: Pod) -> str:
     """Return the scheduler's message without its preemption part, or only the claim if that is the cause, and a fix."""
     found = _CLAIM.search(pod.unschedulable)
     if found is None:
-        return remediation.append_fix(Reason.UNSCHEDULABLE, pod.unschedulable.partition(" preemption: ")[0])
+        return remediation.append_fix(Reason.UNSCHEDULABLE, _PREEMPTION.sub("", pod.unschedulable))
     fix = next(fix for pattern, fix in _CLAIM_FIXES if pattern in found.group())
     return f"{found.group()}: {fix}; the pod then starts"
 

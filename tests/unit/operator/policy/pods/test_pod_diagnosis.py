@@ -41,6 +41,12 @@ def diagnose(one: Any, seconds: float, *warnings: tuple[str, str], about: str = 
             "class that provisions its volume, or create a matching volume; the pod then starts",
         ),
         (
+            "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. no new claims to deallocate, preemption: 0/1 "
+            "nodes are available: 1 No preemption victims found for incoming pod.",
+            "No node can run the pod: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu: wait for a free "
+            "nvidia.com/gpu, or check resources.gpuResourceName",
+        ),
+        (
             "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
             "No node can run the pod: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu: wait for a free "
             "nvidia.com/gpu, or check resources.gpuResourceName",
