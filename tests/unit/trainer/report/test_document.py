@@ -270,6 +270,18 @@ def test_answers_show_whether_they_match_and_what_the_full_model_answers(tmp_pat
     assert "perhaps" in report
 
 
+def test_the_system_message_of_the_rows_is_where_the_commands_of_servers_are(tmp_path: Path) -> None:
+    record = make_record(tmp_path)
+    dataset = record.config.spec.dataset.model_copy(update={"system_message": "Name the class."})
+    spec = record.config.spec.model_copy(update={"dataset": dataset})
+    assert "system message" not in write(record, tmp_path)
+    report = write(replace(record, config=record.config.model_copy(update={"spec": spec})), tmp_path)
+    assert "before each conversation, as in training; the commands below have none:\n\n    Name the class.\n" in report
+    shared = {"share": 0.9532, "begins": "Be | brief"}
+    report = write(replace(record, summary=dict(record.summary) | {"sharedSystem": shared}), tmp_path)
+    assert '95 % of the training rows have a system message that begins with "Be' in report
+
+
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     answers = [Answer(HOSTILE, HOSTILE, HOSTILE)]
     dataset = DatasetStatus(rows=1, accepted_rows=1, rows_by_format={HOSTILE[:40]: 1})
