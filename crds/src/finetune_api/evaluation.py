@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.blocks import ATOMIC_LIST, Block, FileUri, Text, cel, rules
-from finetune_api.objectives import COMPARISON_RULES, AnswerReward, ColumnName, Match, SchemaText, Similarity
+from finetune_api.objectives import COMPARISON_RULES, AnswerComparison, AnswerReward, CountedMatch, SchemaText
 from finetune_api.scalars import Count, Line, Measure, StatusBlock, Word
 
 
@@ -65,7 +65,7 @@ class Ability(Block):
     percentage points if a quarter of the answers change."""
 
 
-class HeldOutAnswers(AnswerReward):
+class HeldOutAnswers(AnswerComparison):
     """Answers to held-out rows before and after training, each compared with the row's own answer."""
 
     model_config = ConfigDict(
@@ -76,27 +76,13 @@ class HeldOutAnswers(AnswerReward):
                 "jsonSchema is required with match JsonSchema and refused with any other: set or remove it",
                 ".jsonSchema",
             ),
-            cel(
-                "self.match != 'Similar'",
-                "an answer to a held-out row is correct or not: choose another match than Similar",
-                ".match",
-            ),
-            cel(
-                "!has(self.column)",
-                "answers to held-out rows are compared with the rows' own answers: remove column",
-                ".column",
-            ),
         )
     )
 
-    match: Match
+    match: CountedMatch
     """`Exact`: the same text, without spaces around it. `Numeric`: the same number within the tolerances; `1,000`,
     `1e3` and `$1000` are the same. `MultipleChoice`: the same letter, given as `B`, `(B)`, `B.` or `answer: B`.
-    `Json`: JSON with the same value. `JsonSchema`: JSON that is valid by `jsonSchema`. `Similar` is refused."""
-    similarity: Similarity | None = None
-    """Refused, because it belongs to match `Similar`. Default: none."""
-    column: ColumnName | None = None
-    """Refused: an answer is compared with the row's own, which `dataset.columns` can map. Default: none."""
+    `Json`: JSON with the same value. `JsonSchema`: JSON that is valid by `jsonSchema`."""
     json_schema: SchemaText | None = None
     """JSON schema of a correct answer to any row, as JSON text; required with match `JsonSchema`, refused with any
     other. References lead into the schema itself, and a `pattern` has neither look-around nor back-references.
@@ -105,6 +91,10 @@ class HeldOutAnswers(AnswerReward):
     """Maximum number of held-out rows to answer, the first with different prompts; an answer has at most
     `evaluation.maxNewTokens` tokens. Default: 100, with which the 95 % interval is ± 10 percentage points if a quarter
     of the answers change."""
+
+    def as_reward(self) -> AnswerReward:
+        """Return the comparison in the form of a reward."""
+        return AnswerReward(**self.model_dump(exclude={"rows"}))
 
 
 class Gate(Block):

@@ -80,6 +80,16 @@ class Match(StrEnum):
     SIMILAR = "Similar"
 
 
+class CountedMatch(StrEnum):
+    """The same, without a part of a correct answer."""
+
+    EXACT = "Exact"
+    NUMERIC = "Numeric"
+    MULTIPLE_CHOICE = "MultipleChoice"
+    JSON = "Json"
+    JSON_SCHEMA = "JsonSchema"
+
+
 class Similarity(StrEnum):
     """How the similarity of two texts is measured."""
 
@@ -205,11 +215,6 @@ COMPARISON_RULES = (
         ".ignoreCase",
     ),
     cel(
-        HAS_SIMILARITY,
-        "similarity is required with match Similar and refused with any other: set or remove it",
-        ".similarity",
-    ),
-    cel(
         JSON_EXTRACT,
         "JSON is the whole answer or the group of a pattern: set extract to Whole or Pattern",
         ".extract",
@@ -217,12 +222,35 @@ COMPARISON_RULES = (
 )
 
 
-class AnswerReward(Block):
+class AnswerComparison(Block):
+    """How an answer is compared with the row's reference."""
+
+    extract: Extract = Extract.WHOLE
+    """Part of the answer that is compared: `Whole`; `LastNumber`, the last number in it; `Boxed`, the last
+    `\\boxed{…}`; `Hashes`, what follows the last `####` in its line; or `Pattern`, the group of `pattern`. An answer
+    without this part is wrong. Default: `Whole`."""
+    pattern: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
+    """Regular expression (Python syntax) with one group, whose last match is compared; only with extract `Pattern`.
+    Default: none."""
+    absolute_tolerance: Annotated[float, Field(ge=0, le=1e12)] | None = None
+    """Largest difference from the reference that is correct; only with match `Numeric`. Default: 0."""
+    relative_tolerance: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The same as a share of the reference; the larger of the two tolerances counts. Default: 0."""
+    ignore_case: bool = False
+    """Ignore upper and lower case; only with match `Exact`. Default: false."""
+
+
+class AnswerReward(AnswerComparison):
     """How an answer is compared with the row's reference."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             *COMPARISON_RULES,
+            cel(
+                HAS_SIMILARITY,
+                "similarity is required with match Similar and refused with any other: set or remove it",
+                ".similarity",
+            ),
             cel(
                 ONE_JSON_SCHEMA,
                 "match JsonSchema needs one schema, in jsonSchema or in a column of the rows, and any other match has "
@@ -242,22 +270,9 @@ class AnswerReward(Block):
     (rapidfuzz's `ratio`). `Rouge1`, `Rouge2`: by the words, or pairs of adjacent words, that both have. `RougeL`: by
     the longest sequence of words that both have, in the same order. ROUGE is the F-measure, without stemming, and
     ignores upper and lower case. Default: none."""
-    extract: Extract = Extract.WHOLE
-    """Part of the answer that is compared: `Whole`; `LastNumber`, the last number in it; `Boxed`, the last
-    `\\boxed{…}`; `Hashes`, what follows the last `####` in its line; or `Pattern`, the group of `pattern`. An answer
-    without this part is wrong. Default: `Whole`."""
-    pattern: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
-    """Regular expression (Python syntax) with one group, whose last match is compared; only with extract `Pattern`.
-    Default: none."""
     column: ColumnName | None = None
     """Column of the rows with the reference: a text, a number, or a list of either, any of which is correct; with match
     `Json` and `JsonSchema` also an object. Default: the row's own answer, which `dataset.columns` can map."""
-    absolute_tolerance: Annotated[float, Field(ge=0, le=1e12)] | None = None
-    """Largest difference from the reference that is correct; only with match `Numeric`. Default: 0."""
-    relative_tolerance: Annotated[float, Field(ge=0, le=1)] | None = None
-    """The same as a share of the reference; the larger of the two tolerances counts. Default: 0."""
-    ignore_case: bool = False
-    """Ignore upper and lower case; only with match `Exact`. Default: false."""
     json_schema: SchemaText | None = None
     """JSON schema of a correct answer to any row, as JSON text; only with match `JsonSchema`. References lead into the
     schema itself, and a `pattern` has neither look-around nor back-references. Default: that of the row's `column`."""

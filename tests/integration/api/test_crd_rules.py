@@ -588,18 +588,6 @@ AT_CREATION = [
             ("storage", "http://minio:65536"),
         ]
     ),
-    (
-        "an answer to a held-out row is correct or not: choose another match than Similar",
-        SPLIT | {"evaluation": {"answers": {"match": "Exact"}}},
-        SPLIT | {"evaluation": {"answers": {"match": "Similar", "similarity": "Rouge1"}}},
-        "spec.evaluation.answers.match",
-    ),
-    (
-        "answers to held-out rows are compared with the rows' own answers: remove column",
-        SPLIT | {"evaluation": {"answers": {"match": "Exact"}}},
-        SPLIT | {"evaluation": {"answers": {"match": "Exact", "column": "solution"}}},
-        "spec.evaluation.answers.column",
-    ),
     *(
         (
             "jsonSchema is required with match JsonSchema",

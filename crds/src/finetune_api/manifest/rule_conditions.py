@@ -219,8 +219,6 @@ CONDITIONS: dict[str, Condition] = {
     "!has(self.gate) || !has(self.gate.minCorrect) || has(self.answers)": lambda evaluation: (
         evaluation.gate is None or evaluation.gate.min_correct is None or evaluation.answers is not None
     ),
-    "self.match != 'Similar'": lambda answers: answers.match != "Similar",
-    "!has(self.column)": lambda answers: answers.column is None,
     "!self.uri.endsWith('/') && !self.uri.matches('[*?]')": lambda ability: (
         not ability.uri.endswith("/") and not re.search("[*?]", ability.uri)
     ),

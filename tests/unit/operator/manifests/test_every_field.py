@@ -361,7 +361,6 @@ ELSEWHERE = {
     "evaluation.answers.jsonSchema": (
         "tests/unit/trainer/rewards/test_json_answers.py::test_one_schema_of_the_job_judges_the_answers_to_all_rows"
     ),
-    **dict.fromkeys((f"evaluation.answers.{name}" for name in ("similarity", "column")), API_RULES),
     "evaluation.gate.minCorrect": (
         f"{COUNTED}::test_a_gate_on_correct_answers_names_their_share_and_where_to_read_the_wrong_ones"
     ),

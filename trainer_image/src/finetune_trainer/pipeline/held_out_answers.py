@@ -20,7 +20,7 @@ def list_counted_rows(spec: FineTuneJobSpec, held_out: Iterable[Row]) -> list[Qu
     asked = spec.evaluation.answers
     if asked is None:
         return []
-    matcher = Matcher(asked, FIELD)
+    matcher = Matcher(asked.as_reward(), FIELD)
     return list_counted(held_out, asked.rows, lambda reference: matcher.find_fault(reference) is None)
 
 
@@ -42,7 +42,7 @@ def count_correct(
     asked = spec.evaluation.answers
     if asked is None or not len(questions) == len(before) == len(after):
         return None
-    matcher, found, wrong = Matcher(asked, FIELD), Ability([], []), list[WrongAnswer]()
+    matcher, found, wrong = Matcher(asked.as_reward(), FIELD), Ability([], []), list[WrongAnswer]()
     for question, old, new in zip(questions, before, after, strict=True):
         if not question.is_counted or question.reference is None:
             continue
