@@ -10,6 +10,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.rows import ChatRow, DataFormat, PreferenceRow, Row, Source
 from finetune_trainer.evaluation.ability import Ability
 from finetune_trainer.evaluation.held_out_answers import (
+    FrequentAnswer,
     HeldOutAnswers,
     answers_status,
     describe_answers,
@@ -98,6 +99,7 @@ def test_correct_answers_are_counted_before_and_after_and_the_wrong_ones_shown()
     assert found
     assert (found.counted.before, found.rows, found.percent) == ([False] * 20, 20, 50.0)
     assert (found.counted.gained, found.counted.lost) == (10, 0)
+    assert found.frequent == FrequentAnswer("yes", 20, 10)
     assert [(one.prompt, one.reference, one.answer) for one in found.wrong] == [
         (f"{n}?", "No", "yes") for n in (0, 2, 4, 6, 8)
     ]

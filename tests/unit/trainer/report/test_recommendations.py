@@ -10,7 +10,7 @@ from finetune_api.evaluation import Prompt
 from finetune_api.handoff import Artifact
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, EvaluationStatus, Resolved
 from finetune_trainer.evaluation.ability import Ability
-from finetune_trainer.evaluation.held_out_answers import HeldOutAnswers
+from finetune_trainer.evaluation.held_out_answers import FrequentAnswer, HeldOutAnswers
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured, TrainPoint, reward_mean
 from finetune_trainer.evaluation.run_record import Answer, BaseFacts, Machine, RunRecord, SampleStats, Served
@@ -287,6 +287,17 @@ def test_fewer_correct_answers_to_held_out_rows_are_reported(tmp_path: Path, mod
     assert message.startswith("Do not use this result for this task")
     assert "100.0 % → 40.0 % of 50" in message
     assert ("learning rate" in message) == (mode is Mode.TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("rows", "shared", "is_named"), [(45, 20, True), (44, 20, False), (50, 36, False)], ids=["all", "fewer", "rows too"]
+)
+def test_one_answer_to_almost_all_rows_is_named(tmp_path: Path, rows: int, shared: int, *, is_named: bool) -> None:
+    counted = Ability([False] * 50, [True] * 20 + [False] * 30)
+    answers = HeldOutAnswers(counted, frequent=FrequentAnswer("billing", rows, shared))
+    message = advice(good_run(tmp_path, held_out=answers))
+    assert ('45 of 50 held-out rows got the answer "billing"' in message) is is_named
+    assert ("Train for more steps" in message) is is_named
 
 
 def test_a_gpu_that_is_half_empty_asks_for_larger_micro_batches(tmp_path: Path) -> None:

@@ -21,11 +21,21 @@ class WrongAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class FrequentAnswer:
+    """The answer that the tuned model gives most often, to how many rows, and how many rows share their own answer."""
+
+    text: str
+    rows: int
+    rows_that_share_theirs: int
+
+
+@dataclass(frozen=True, slots=True)
 class HeldOutAnswers:
     """Whether the answer to each row was correct, before and after the training, and the first wrong ones after it."""
 
     counted: Ability
     wrong: list[WrongAnswer] = field(default_factory=list)
+    frequent: FrequentAnswer | None = None
 
     @property
     def rows(self) -> int:

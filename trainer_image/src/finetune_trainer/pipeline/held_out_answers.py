@@ -1,12 +1,13 @@
 """The held-out rows of `evaluation.answers`, and how many answers to them are correct."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.rows import Row
 from finetune_trainer.evaluation.ability import Ability
-from finetune_trainer.evaluation.held_out_answers import SHOWN, HeldOutAnswers, WrongAnswer
+from finetune_trainer.evaluation.held_out_answers import SHOWN, FrequentAnswer, HeldOutAnswers, WrongAnswer
 from finetune_trainer.evaluation.questions import Question, list_counted
 from finetune_trainer.rewards.matching import Matcher
 
@@ -43,14 +44,20 @@ def count_correct(
     if asked is None or not len(questions) == len(before) == len(after):
         return None
     matcher, found, wrong = Matcher(asked.as_reward(), FIELD), Ability([], []), list[WrongAnswer]()
+    answers, references = Counter[str](), Counter[str]()
     for question, old, new in zip(questions, before, after, strict=True):
         if not question.is_counted or question.reference is None:
             continue
         found.before.append(_is_correct(matcher, old, question.reference))
         found.after.append(_is_correct(matcher, new, question.reference))
+        answers[new.strip()] += 1
+        references[question.reference.strip()] += 1
         if not found.after[-1] and len(wrong) < SHOWN:
             wrong.append(WrongAnswer(question.text, question.reference, new))
-    return HeldOutAnswers(found, wrong) if found.after else None
+    if not found.after:
+        return None
+    (text, rows), (_, shared) = *answers.most_common(1), *references.most_common(1)
+    return HeldOutAnswers(found, wrong, FrequentAnswer(text, rows, shared))
 
 
 def _is_correct(matcher: Matcher, answer: str, reference: str) -> bool:

@@ -36,6 +36,9 @@ FLAT_MARGIN = 0.05
 """The loss of a pair falls by half of its margin, from 0.693."""
 OUTWEIGHED = 2.0
 FLAT_GROUPS = 0.5
+ALMOST_ALL, MOST_SHARED = 0.9, 0.7
+"""Share of the rows that get the same answer, and of those that have the same answer themselves."""
+SHOWN_CHARACTERS = 80
 CUT_ANSWERS = 0.2
 LARGE_DIVERGENCE = 0.5
 """Nats per token from the reference: above it, a higher reward often does not mean a better answer."""
@@ -173,6 +176,25 @@ def fewer_correct_answers(run: RunRecord) -> Recommendation | None:
     return Recommendation(
         f"{advice}{change}.",
         describe_answers(run.held_out, run.choices),
+        UNUSABLE,
+    )
+
+
+def one_answer(run: RunRecord) -> Recommendation | None:
+    """Detect a model that gives almost all held-out rows the same answer, although their own answers differ."""
+    found = run.held_out.frequent if run.held_out else None
+    if run.held_out is None or found is None or found.rows < ALMOST_ALL * run.held_out.rows:
+        return None
+    if found.rows_that_share_theirs > MOST_SHARED * run.held_out.rows:
+        return None
+    change = "Do not use this adapter for this task"
+    if not run.is_evaluation:
+        change = "Train for more steps, or at a higher hyperparameters.learningRate"
+    text = found.text if len(found.text) <= SHOWN_CHARACTERS else f"{found.text[:SHOWN_CHARACTERS]}…"
+    return Recommendation(
+        f"{change}: almost all held-out rows get the same answer.",
+        f'{found.rows} of {run.held_out.rows} held-out rows got the answer "{inline(text)}"; the most frequent answer '
+        f"in the rows is that of {found.rows_that_share_theirs}",
         UNUSABLE,
     )
 
@@ -412,6 +434,7 @@ RULES: Sequence[Callable[[RunRecord], Recommendation | None]] = (
     not_as_served,
     forgotten,
     fewer_correct_answers,
+    one_answer,
     missed_expectation,
     asked_without_system,
     less_than_an_epoch,
@@ -436,6 +459,7 @@ EVALUATION_RULES = (
     no_improvement,
     forgotten,
     fewer_correct_answers,
+    one_answer,
     missed_expectation,
     asked_without_system,
     truncation,
