@@ -412,6 +412,14 @@ def test_a_micro_batch_that_fills_the_gpu_is_made_smaller_to_measure_in_16_bits(
     assert ample == settings
 
 
+def test_answers_to_held_out_rows_are_as_many_at_once_as_a_micro_batch_has() -> None:
+    blocks = {"resources": {"gpusPerNode": 2}}
+    asked = {"evaluation": {"answers": {"match": "Exact"}}}
+    plain, asking = (make_spec(QUANTISED_SHARES, {"maxLength": 512}, **blocks | more) for more in ({}, asked))
+    settings = choose_settings(plain, LLAMA, FACTS).model_copy(update={"per_device_train_batch_size": 4})
+    assert estimate_served(asking, LLAMA, settings).generation == 4 * estimate_served(plain, LLAMA, settings).generation
+
+
 def test_questions_on_general_ability_are_read_more_tokens_at_once_than_a_short_row_has() -> None:
     blocks = {"resources": {"gpusPerNode": 2}}
     asked = {"evaluation": {"ability": {"uri": "s3://data/questions.jsonl"}}}

@@ -86,6 +86,7 @@ def estimate(
     has_reward_model: bool = False,
     ranks: int = 1,
     is_trained: bool = True,
+    measured_answers: int = 1,
 ) -> MemoryEstimate:
     """Estimate the memory of one training on each of its GPUs; settings that depend on the device count as on a GPU.
 
@@ -94,8 +95,8 @@ def estimate(
     of its constants. With an adapter on a whole base, each holds a second copy of its gradients to send.
 
     Answers are sampled all at once if they fit, else fewer: those of a micro-batch count, and of a sharded model all.
-    What is only measured has no gradients and no optimiser; autocast keeps its copies of the whole adapter, and one
-    answer is sampled at a time.
+    What is only measured has no gradients and no optimiser; autocast keeps its copies of the whole adapter, and
+    `measured_answers` are sampled at a time.
     """
     is_full = settings.method == Method.FULL
     shares = ranks if is_full else 1
@@ -105,7 +106,7 @@ def estimate(
     held = _held(shape, settings, objective, ranks if is_sharded else 1)
     share = settings.rollouts_gpu_memory_fraction
     answers = _answers(settings, ranks, is_together=ranks > 1 and (is_sharded or bool(settings.shard_teacher)))
-    sampled = answers if objective in SAMPLED else 0 if is_trained else 1
+    sampled = answers if objective in SAMPLED else 0 if is_trained else measured_answers
     training = MemoryEstimate(
         weights=held + (_gathered(shape, settings, width) if is_sharded else 0),
         adapter=0 if is_full else _adapter(shape, settings),
@@ -156,12 +157,26 @@ def _answers(settings: Resolved, ranks: int, *, is_together: bool) -> int:
 
 
 def estimate_measuring(
-    shape: ModelShape, settings: Resolved, objective: Objective, *, has_reward_model: bool = False, ranks: int = 1
+    shape: ModelShape,
+    settings: Resolved,
+    objective: Objective,
+    *,
+    has_reward_model: bool = False,
+    ranks: int = 1,
+    answers: int = 1,
 ) -> MemoryEstimate:
     """Estimate, for each GPU of a training with QLoRA, the memory to measure its adapter on the base in 16 bits, which
     is shared out as it was in 4 bits; one layer's activations are held at once."""
     measured = settings.model_copy(update={"method": Method.LORA.value, "gradient_checkpointing": True})
-    return estimate(shape, measured, objective, has_reward_model=has_reward_model, ranks=ranks, is_trained=False)
+    return estimate(
+        shape,
+        measured,
+        objective,
+        has_reward_model=has_reward_model,
+        ranks=ranks,
+        is_trained=False,
+        measured_answers=answers,
+    )
 
 
 def _before_training(shape: ModelShape, settings: Resolved, width: int) -> int:

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from math import ceil, prod
 
 from finetune_api.defaults import Facts, resolve
@@ -246,11 +247,12 @@ def _estimate(
 
 def estimate_served(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved) -> MemoryEstimate:
     """Return the memory of each GPU to measure the adapter of QLoRA on the base in 16 bits, shared out as in 4 bits,
-    with the questions on general ability."""
+    with the questions on general ability; of the answers to held-out rows as many at once as a micro-batch has."""
+    answers = (settings.per_device_train_batch_size or 1) if spec.evaluation.answers else 1
     if spec.evaluation.ability:
         rows = max(settings.per_device_train_batch_size or 1, ceil(BATCH_TOKENS / (settings.max_length or 1)))
         settings = settings.model_copy(update={"per_device_train_batch_size": rows})
-    return _estimate(spec, shape, settings, estimate_measuring)
+    return _estimate(spec, shape, settings, partial(estimate_measuring, answers=answers))
 
 
 def fit_served(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, memory: int) -> Resolved | None:
