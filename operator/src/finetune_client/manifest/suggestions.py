@@ -38,10 +38,10 @@ def exact(word: str, known: Iterable[str]) -> str | None:
 
 
 def elsewhere(word: str, schema: dict[str, Any], root: str) -> str:
-    """Return the paths of the fields with exactly that name, if the schema has one or two; else ""."""
+    """Return the paths of the fields with exactly that name, if the schema has at most three; else ""."""
     meant = {plain_name(word), plain_name(SHORT_NAMES.get(plain_name(word), word))}
     places = [path for path in _paths(schema, root) if plain_name(path.rpartition(".")[2]) in meant]
-    return " or ".join(places) if len(places) <= 2 else ""
+    return " or ".join(places) if len(places) <= 3 else ""
 
 
 def _paths(schema: dict[str, Any], path: str) -> Iterator[str]:
