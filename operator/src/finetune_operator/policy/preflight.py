@@ -115,7 +115,7 @@ def _has_noted_a_pod(context: Context) -> bool:
 def _has_too_many_preemptions(context: Context) -> bool:
     """Return whether the stored count is above the limit; only written preemptions count, so that a lost write changes
     nothing."""
-    return preemptions.is_preflight_over(context.stored, context.spec.max_preemptions)
+    return preemptions.has_too_many_in_preflight(context.stored, context.spec.max_preemptions)
 
 
 def _last_preemption(context: Context, pods: Sequence[Pod]) -> str:

@@ -28,7 +28,7 @@ def explain_excess(status: FineTuneJobStatus, limit: int | None) -> str:
     return f"{count} preemptions without a new checkpoint" if count > MOST_WITHOUT_PROGRESS else ""
 
 
-def is_preflight_over(status: FineTuneJobStatus, limit: int | None) -> bool:
+def has_too_many_in_preflight(status: FineTuneJobStatus, limit: int | None) -> bool:
     """Return whether preflight, which saves no checkpoint, was preempted too often."""
     count = (status.preflight and status.preflight.preemptions) or 0
     return count > (MOST_WITHOUT_PROGRESS if limit is None else limit)
