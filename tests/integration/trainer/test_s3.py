@@ -337,6 +337,41 @@ def test_an_object_that_was_replaced_by_a_longer_one_is_downloaded_whole(
     assert sum(received) == 3 * MIB
 
 
+@pytest.mark.parametrize("size", [10, 40 * MIB], ids=["small", "in parts"])
+def test_an_object_that_was_replaced_after_it_was_listed_is_refused(
+    storage: S3Store, bucket: str, tmp_path: Path, size: int
+) -> None:
+    """A model or a dataset that somebody uploads again meanwhile would be a mixture of both."""
+    uri = f"s3://{bucket}/some"
+    storage.put(f"{uri}/weights", b"x" * size)
+    (listed,) = storage.list(uri)
+    storage.put(f"{uri}/weights", b"y" * size)
+    with pytest.raises(StorageUnavailable, match="weights was replaced while its folder was read"):
+        storage.download_entry(uri, listed, tmp_path / "weights")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_object_that_is_replaced_in_the_middle_of_a_download_is_refused(
+    storage: S3Store, bucket: str, tmp_path: Path
+) -> None:
+    uri = f"s3://{bucket}/weights"
+    storage.put(uri, b"x" * 160 * MIB)
+    with pytest.raises(StorageUnavailable, match="weights was replaced while its folder was read"):
+        storage.download(uri, tmp_path / "weights", Once(lambda: storage.put(uri, b"y" * 160 * MIB)))
+    assert not list(tmp_path.iterdir())
+
+
+class Once:
+    """Call a function at the first part that is received."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._calls = [call]
+
+    def __call__(self, count: int) -> None:
+        if self._calls:
+            self._calls.pop()()
+
+
 def test_a_small_object_that_breaks_off_leaves_no_file(
     s3_server: Any, storage: S3Store, bucket: str, tmp_path: Path
 ) -> None:

@@ -81,6 +81,13 @@ class StorageUnavailable(TrainerError):  # noqa: N818 - named after the event
         super().__init__(ExitCode.STORAGE_UNAVAILABLE, message)
 
 
+class ObjectReplaced(StorageUnavailable):
+    """An object is not the one that was listed, so that a folder would be a mixture; only a new listing helps."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(f"{uri} was replaced while its folder was read: do not write there while jobs read from it")
+
+
 class ObjectMissing(TrainerError):  # noqa: N818 - named after the event
     """An object does not exist; callers raise another code if they depend on it."""
 

@@ -11,9 +11,12 @@ from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_transfer_manager
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
+from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
+from s3transfer.futures import TransferFuture
+from s3transfer.subscribers import BaseSubscriber
 from urllib3.exceptions import HTTPError
 
-from finetune_trainer.errors import KeysRefused, ObjectMissing, StorageUnavailable
+from finetune_trainer.errors import KeysRefused, ObjectMissing, ObjectReplaced, StorageUnavailable
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.protocol import (
     CHUNK_BYTES,
@@ -41,7 +44,7 @@ SHORTEST_PAGE = 100
 """Objects that a page of a listing counts for at least, so that empty pages and those of folder markers end too."""
 # Any other OSError comes from this machine, for example a full disk. HTTPError is of urllib3, whose error of TLS in the
 # middle of a body botocore passes on as it is.
-NETWORK_ERRORS = (BotoCoreError, Boto3Error, ConnectionError, TimeoutError, HTTPError)
+NETWORK_ERRORS = (BotoCoreError, Boto3Error, RetriesExceededError, ConnectionError, TimeoutError, HTTPError)
 NOT_S3 = (ResponseParserError, KeyError, ValueError)
 """Raised for a response without a field that every store sends, or with one that cannot be read."""
 
@@ -50,6 +53,21 @@ def split_uri(uri: str) -> tuple[str, str]:
     """Return bucket and key of `s3://bucket/key`."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
+
+
+def _quote(etag: str) -> str:
+    return f'"{etag}"'
+
+
+class _Expect(BaseSubscriber):
+    """Have every part of a download come from the object with this ETag."""
+
+    def __init__(self, etag: str) -> None:
+        self._etag = etag
+
+    def on_queued(self, future: TransferFuture, **_: object) -> None:
+        """Give the transfer its ETag before the first request."""
+        future.meta.provide_object_etag(_quote(self._etag))
 
 
 class S3Store(Store):
@@ -75,27 +93,38 @@ class S3Store(Store):
 
     def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
         """Copy one object to a local file, parts in parallel; it appears only when complete."""
+        self._download_parts(uri, path, "", on_bytes)
+
+    def _download_parts(self, uri: str, path: Path, etag: str, on_bytes: OnBytes | None) -> None:
         bucket, key = split_uri(uri)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._retry(
-            uri,
-            lambda: self._client.download_file(bucket, key, str(path), Callback=on_bytes, Config=TRANSFER),
-        )
+        subscribers: list[BaseSubscriber] = [ProgressCallbackInvoker(on_bytes)] if on_bytes else []
+        subscribers += [_Expect(etag)] if etag else []
+
+        def receive() -> None:
+            with create_transfer_manager(self._client, TRANSFER) as manager:
+                manager.download(bucket, key, str(path), None, subscribers).result()
+
+        self._retry(uri, receive)
 
     def download_entry(self, uri: str, entry: Entry, path: Path, on_bytes: OnBytes | None = None) -> None:
-        """Copy one listed object; a small one with one request, without the HEAD and threads of a transfer manager."""
+        """Copy one listed object; a small one with one request, without the threads of a transfer manager.
+
+        Raises ObjectReplaced if its ETag is no longer the listed one.
+        """
         source = join_uri(uri, entry.key)
         if entry.size >= SMALL_BYTES:
-            self.download(source, path, on_bytes)
+            self._download_parts(source, path, entry.etag, on_bytes)
             return
         bucket, key = split_uri(source)
+        expected = {"IfMatch": _quote(entry.etag)} if entry.etag else {}
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
 
         def receive() -> bool:
             """Return whether the object is still no longer than it was listed."""
             received = 0
-            with closing(self._client.get_object(Bucket=bucket, Key=key)["Body"]) as body, part.open("wb") as file:
+            with closing(self._client.get_object(Bucket=bucket, Key=key, **expected)["Body"]) as body, part.open("wb") as file:
                 for block in body.iter_chunks(BLOCK_BYTES):
                     received += file.write(block)
                     if received > entry.size:
@@ -249,7 +278,8 @@ class S3Store(Store):
         return retry(named, self._is_worth_a_retry, self._retry_seconds, self._stop) if self._retry_seconds else named()
 
     def _is_worth_a_retry(self, error: Exception) -> bool:
-        is_passing = isinstance(error, StorageUnavailable) or (isinstance(error, KeysRefused) and self._had_valid_keys)
+        is_unavailable = isinstance(error, StorageUnavailable) and not isinstance(error, ObjectReplaced)
+        is_passing = is_unavailable or (isinstance(error, KeysRefused) and self._had_valid_keys)
         return is_passing and not self._stop.is_set()
 
     @contextmanager
@@ -263,7 +293,11 @@ class S3Store(Store):
                 raise
             if is_missing(error):
                 raise self._missing(uri, error) from None
+            if status == 412:
+                raise ObjectReplaced(uri) from None
             raise storage_error(error, uri, self._connection) from None
+        except S3DownloadFailedError:  # a part of another object, or not of the listed one
+            raise ObjectReplaced(uri) from None
         except NETWORK_ERRORS as error:
             raise storage_error(error, uri, self._connection) from None
         except NOT_S3 as error:
