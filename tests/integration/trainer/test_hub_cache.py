@@ -12,10 +12,10 @@ from tiny_model import make_tiny_model
 
 from finetune_api.handoff import JobConfig, config_sha256
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.models.base_model import pin_model
+from finetune_trainer.models.base_model import list_model_files, pin_model
 from finetune_trainer.models.cache import fetch_model
 from finetune_trainer.storage.hub.storage import HubStore
-from finetune_trainer.storage.hub.uris import HubConnection
+from finetune_trainer.storage.hub.uris import HubConnection, pinned_model_uri
 from finetune_trainer.storage.protocol import sha256_file
 
 FETCH = """
@@ -23,13 +23,15 @@ import sys
 from pathlib import Path
 
 from finetune_api.handoff import JobConfig
-from finetune_trainer.storage.hub.uris import HubConnection
+from finetune_trainer.storage.hub.uris import HubConnection, pinned_model_uri
 from finetune_trainer.storage.hub.storage import HubStore
+from finetune_trainer.models.base_model import list_model_files
 from finetune_trainer.models.cache import fetch_model
 
 config = JobConfig.model_validate_json(Path(sys.argv[1]).read_text())
 storage = HubStore(HubConnection(sys.argv[2]))
-print(fetch_model(config, storage, Path("workspace"), lambda _count: None, Path(sys.argv[3])))
+entries = list_model_files(pinned_model_uri(config.spec.model), storage)
+print(fetch_model(config, entries, storage, Path("workspace"), lambda _count: None, cache=Path(sys.argv[3])))
 """
 
 
@@ -66,7 +68,9 @@ def connect(hub: Hub) -> HubStore:
 
 
 def fetch(hub: Hub, cache: Path, workspace: Path, name: str = "one") -> Path:
-    return fetch_model(job(hub, name), connect(hub), workspace, lambda _count: None, cache)
+    config, storage = job(hub, name), connect(hub)
+    entries = list_model_files(pinned_model_uri(config.spec.model), storage)
+    return fetch_model(config, entries, storage, workspace, lambda _count: None, cache=cache)
 
 
 def digests(folder: Path) -> dict[str, str]:

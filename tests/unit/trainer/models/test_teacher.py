@@ -39,7 +39,7 @@ def test_a_teacher_stays_at_the_commit_that_was_checked(world: Any, model_folder
     assert not (checked.folder / "model.safetensors").exists()
     hub.head = NEW
     found = fetch_teacher(
-        config, hub, world.workspace / "teacher", {"uri": URI, "revision": OLD}, on_bytes=lambda _: None
+        config, {"uri": URI, "revision": OLD}, hub, world.workspace / "teacher", on_bytes=lambda _: None
     )
     assert found
     model, folder = found
@@ -52,4 +52,4 @@ def test_a_teacher_stays_at_the_commit_that_was_checked(world: Any, model_folder
 
 def test_a_job_without_a_teacher_reads_none(world: Any, model_folder: Path) -> None:
     assert check_teacher(world.config, world.storage, world.workspace / "teacher", model_folder) is None
-    assert fetch_teacher(world.config, world.storage, world.workspace, {}, lambda _: None) is None
+    assert fetch_teacher(world.config, {}, world.storage, world.workspace, lambda _: None) is None

@@ -1,6 +1,9 @@
 """Reward models before a GPU is held: found, complete, safe to load, and with a head that gives one score."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,14 @@ from finetune_api.handoff import Artifact, ExitCode, Manifest, ManifestFile, Out
 from finetune_api.status import PublishedJob
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.pipeline.preflight import preflight
-from finetune_trainer.rewards.fetch import RewardFolders, check_reward_model, fetch_reward_model
+from finetune_trainer.rewards.fetch import (
+    RewardFolders,
+    check_reward_model,
+    describe_reward_model,
+    fetch_reward_model,
+)
 from finetune_trainer.storage.local import LocalStore
-from finetune_trainer.storage.protocol import sha256_file
+from finetune_trainer.storage.protocol import Entry, sha256_file
 
 HEAD = {"score.weight": np.zeros((1, 5), np.float32)}
 ADAPTER = {"base_model.model.score.weight": np.zeros((1, 5), np.float32)}
@@ -87,6 +95,9 @@ def adapter(reward: Path) -> Path:
     return folder
 
 
+fetch_now = partial(fetch_reward_model, checked={})
+
+
 def test_a_complete_reward_model_passes(world: Any, reward: Path) -> None:
     write_whole(reward, world.bucket / "model")
     check(world, URI)
@@ -111,7 +122,7 @@ def test_an_adapter_names_no_base_that_its_job_may_not_name(world: Any, reward: 
     write_adapter(reward, base_model_name_or_path=named)
     world.with_config({"objective": "RLHF", "rlhf": URI})
     limited = world.config.model_copy(update={"storage_prefixes": ["s3://bucket/own/", "s3://shared/"]})
-    for read in (check_reward_model, fetch_reward_model):
+    for read in (check_reward_model, fetch_now):
         with pytest.raises(TrainerError) as caught:
             read(limited, world.storage, world.workspace, world.bucket / "model")
         assert caught.value.code is ExitCode.MODEL_UNAVAILABLE
@@ -120,12 +131,15 @@ def test_an_adapter_names_no_base_that_its_job_may_not_name(world: Any, reward: 
     assert world.config.has_hub
     write_adapter(reward, base_model_name_or_path="owner/base")
     with pytest.raises(TrainerError, match="names the base model hf://owner/base, and jobs may not use that hub"):
-        fetch_reward_model(
-            world.config.model_copy(update={"has_hub": False}), world.storage, world.workspace, world.bucket / "model"
+        fetch_now(
+            world.config.model_copy(update={"has_hub": False}),
+            world.storage,
+            world.workspace,
+            world.bucket / "model",
         )
     allowed = world.config.model_copy(update={"storage_prefixes": ["s3://bucket/model/"], "has_hub": False})
     write_adapter(reward)
-    assert fetch_reward_model(allowed, world.storage, world.workspace, world.bucket / "model")
+    assert fetch_now(allowed, world.storage, world.workspace, world.bucket / "model")
 
 
 @pytest.mark.parametrize(
@@ -249,8 +263,52 @@ def test_weights_that_are_not_those_of_the_manifest_are_not_loaded(world: Any, a
     world.with_config({"objective": "RLHF", "rlhf": JOB})
     config = world.config.model_copy(update={"reward_job": job})
     with pytest.raises(TrainerError, match=r"adapter_model\.safetensors does not match its SHA-256") as caught:
-        fetch_reward_model(config, world.storage, world.workspace, world.bucket / "model")
+        fetch_now(config, world.storage, world.workspace, world.bucket / "model")
     assert caught.value.code is ExitCode.MODEL_UNAVAILABLE
+
+
+class Listing(LocalStore):
+    """Lists an ETag that follows from the content, as S3 does."""
+
+    def list(self, uri: str, limit: int = 1000) -> list[Entry]:
+        folder = self._path(uri)
+        return [replace(entry, etag=sha256_file(folder / entry.key)) for entry in super().list(uri, limit)]
+
+
+def fetch_checked(world: Any, change: Callable[[], object]) -> RewardFolders | None:
+    """Fetch the reward model after preflight has checked it, and something has changed."""
+    world.with_config({"objective": "RLHF", "rlhf": URI})
+    store, base = Listing({"s3://bucket": world.bucket}), world.bucket / "model"
+    reward = check_reward_model(world.config, store, world.workspace, base)
+    assert reward
+    checked = describe_reward_model(reward, store)
+    change()
+    return fetch_reward_model(world.config, store, world.workspace, base, checked=checked)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "adapter_model.safetensors", "adapter_config.json"])
+def test_a_reward_model_that_changed_after_preflight_is_refused_by_the_name_of_the_file(
+    world: Any, reward: Path, name: str
+) -> None:
+    if name.startswith("adapter"):
+        write_adapter(reward)
+    else:
+        write_whole(reward, world.bucket / "model")
+    assert fetch_checked(world, lambda: None)
+    file = reward / name
+    with pytest.raises(TrainerError, match=rf"{name} was changed after preflight: its ETag is \w+, and .* checked \w+"):
+        fetch_checked(world, lambda: file.write_bytes(file.read_bytes() + b" "))
+    assert not (world.workspace / "reward").exists()
+
+
+def test_the_base_of_a_reward_model_that_changed_after_preflight_is_refused(world: Any, reward: Path) -> None:
+    other = world.bucket / "other"
+    other.mkdir()
+    write_whole(other, world.bucket / "model", {"a": np.zeros((3, 5), np.float32)}, architectures=["LlamaForCausalLM"])
+    write_adapter(reward, base_model_name_or_path="s3://bucket/other")
+    assert fetch_checked(world, lambda: None)
+    with pytest.raises(TrainerError, match=r"s3://bucket/other: model.safetensors was changed after preflight"):
+        fetch_checked(world, lambda: save_file({"a": np.ones((3, 5), np.float32)}, other / "model.safetensors"))
 
 
 @pytest.mark.parametrize(("revision", "same"), [("a" * 40, True), ("b" * 40, False)])
@@ -261,7 +319,7 @@ def test_a_hubs_base_is_the_policys_own_at_the_same_commit_alone(
     world.with_config({"objective": "RLHF", "rlhf": URI, "model": {"uri": "hf://owner/base", "revision": revision}})
     base = world.bucket / "model"
     folders = {"s3://bucket": world.bucket, "hf://owner/base": base}
-    found = fetch_reward_model(world.config, LocalStore(folders), world.workspace, base)
+    found = fetch_now(world.config, LocalStore(folders), world.workspace, base)
     assert found
     assert (found.model == base) == same
     assert (found.model / "config.json").is_file()
@@ -272,7 +330,7 @@ def test_what_an_earlier_attempt_fetched_is_not_mixed_in(world: Any, reward: Pat
     world.with_config({"objective": "RLHF", "rlhf": URI})
     (world.workspace / "reward").mkdir()
     (world.workspace / "reward" / "tokenizer.json").write_text("of another model")
-    folders = fetch_reward_model(world.config, world.storage, world.workspace, world.bucket / "model")
+    folders = fetch_now(world.config, world.storage, world.workspace, world.bucket / "model")
     assert folders
     assert folders.tokenizer == folders.model == world.bucket / "model"
     assert folders.adapter
@@ -285,7 +343,7 @@ def test_what_an_earlier_attempt_fetched_is_not_mixed_in(world: Any, reward: Pat
 def test_a_complete_reward_model_is_fetched_without_a_base(world: Any, reward: Path) -> None:
     write_whole(reward, world.bucket / "model")
     world.with_config({"objective": "RLHF", "rlhf": URI})
-    folders = fetch_reward_model(world.config, world.storage, world.workspace, world.bucket / "model")
+    folders = fetch_now(world.config, world.storage, world.workspace, world.bucket / "model")
     assert folders == RewardFolders("s3://bucket/reward", world.workspace / "reward")
     assert folders.tokenizer == folders.model
     assert (folders.model / "model.safetensors").read_bytes() == (reward / "model.safetensors").read_bytes()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.errors import ObjectMissing, StorageDenied, StorageUnavailable, TrainerError
+from finetune_trainer.errors import ObjectMissing, ObjectReplaced, StorageDenied, StorageUnavailable, TrainerError
 from finetune_trainer.storage.claims import ClaimStore
 from finetune_trainer.storage.protocol import CHUNK_BYTES
 from finetune_trainer.storage.routed import RoutedStore
@@ -49,6 +49,14 @@ def test_files_are_listed_read_and_copied(store: ClaimStore, tmp_path: Path) -> 
     assert paths[1].read_bytes() == store.read(ROWS)
     assert copied == [9, 9]
     assert store.sha256(ROWS) == hashlib.sha256(b'{"a": 1}\n').hexdigest()
+
+
+def test_a_file_that_was_changed_since_it_was_listed_is_refused(store: ClaimStore, claim: Path, tmp_path: Path) -> None:
+    (listed,) = [one for one in store.list("pvc://data/team") if one.key == "rows.jsonl"]
+    (claim / "team" / "rows.jsonl").write_text('{"a": 9}\n')
+    with pytest.raises(ObjectReplaced, match=r"rows\.jsonl was replaced while its folder was read"):
+        store.download_entry("pvc://data/team", listed, tmp_path / "copy")
+    assert not list(tmp_path.glob("copy*"))
 
 
 def test_what_is_missing_is_none_or_named(store: ClaimStore, tmp_path: Path) -> None:

@@ -66,6 +66,11 @@ def is_weight_file(key: str) -> bool:
     return "/" not in key and key.startswith("model") and key.endswith(".safetensors")
 
 
+def list_model_files(uri: str, storage: ReadableStore) -> list[Entry]:
+    """Return the files that are needed to load the model."""
+    return [entry for entry in storage.list(uri) if is_model_file(entry.key)]
+
+
 def pin_model(config: JobConfig, storage: ReadableStore) -> JobConfig:
     """Return the job with the current commit of the model's revision, so that every later read uses the same files."""
     model = config.spec.model

@@ -18,7 +18,7 @@ from typing import Any
 from finetune_api.handoff import MODEL_CACHE_DIR, JobConfig
 from finetune_api.inputs.claims import is_claim_uri
 from finetune_trainer.errors import NO_ROOM
-from finetune_trainer.models.base_model import is_model_file, pin_model
+from finetune_trainer.models.base_model import pin_model
 from finetune_trainer.storage.etag import is_digest, matches_etag
 from finetune_trainer.storage.hub.uris import COMMIT, is_hub_uri, matches_entry, pinned_model_uri, strip_commit
 from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, confine_path, sha256_file
@@ -47,17 +47,22 @@ def pin_as_checked(config: JobConfig, checked: Mapping[str, Any], storage: Reada
 
 
 def fetch_model(
-    config: JobConfig, storage: ReadableStore, directory: Path, on_bytes: OnBytes, cache: Path = Path(MODEL_CACHE_DIR)
+    config: JobConfig,
+    entries: list[Entry],
+    storage: ReadableStore,
+    directory: Path,
+    on_bytes: OnBytes,
+    *,
+    cache: Path = Path(MODEL_CACHE_DIR),
 ) -> Path:
-    """Return the model's folder: in the cache, else downloaded into `directory`."""
+    """Return the folder with the listed files of the model: in the cache, else downloaded into `directory`."""
     uri = pinned_model_uri(config.spec.model)
     shutil.rmtree(directory, ignore_errors=True)
     if config.spec.model_cache and cache.is_dir() and not is_claim_uri(uri):
-        entries = [entry for entry in storage.list(uri) if is_model_file(entry.key)]
         found = cached_model(uri, entries, storage, cache, on_bytes)
         if found:
             return found
-    storage.download_folder(uri, directory, on_bytes, accept=is_model_file)
+    storage.download_listed(uri, entries, directory, on_bytes)
     return directory
 
 

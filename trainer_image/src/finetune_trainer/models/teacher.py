@@ -14,7 +14,8 @@ from finetune_api.handoff import ExitCode, JobConfig
 from finetune_api.spec import Model
 from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model, read_config
-from finetune_trainer.models.cache import fetch_model, pin_as_checked
+from finetune_trainer.models.bound_model import fetch_as_checked
+from finetune_trainer.models.cache import pin_as_checked
 from finetune_trainer.models.trainable import require_trainable
 from finetune_trainer.publishing.lineage import combined_sha256
 from finetune_trainer.storage.hub.uris import pinned_commit, pinned_model_uri
@@ -71,14 +72,17 @@ def check_teacher(
 
 
 def fetch_teacher(
-    config: JobConfig, storage: ReadableStore, directory: Path, checked: Mapping[str, Any], on_bytes: OnBytes
+    config: JobConfig, checked: Mapping[str, Any], storage: ReadableStore, directory: Path, on_bytes: OnBytes
 ) -> tuple[Model, Path] | None:
-    """Return the teacher with the commit that preflight checked, and its folder: in the cache, else in `directory`."""
+    """Return the teacher that preflight checked, and its folder: in the cache, else in `directory`.
+
+    Raises ModelUnavailable if it was changed since.
+    """
     job = _with_teacher(config)
     if job is None:
         return None
     job = pin_as_checked(job, checked, storage)
-    return job.spec.model, fetch_model(job, storage, directory, on_bytes)
+    return job.spec.model, fetch_as_checked(job, checked, storage, directory, on_bytes)
 
 
 def pin_teacher(config: JobConfig, model: Model) -> JobConfig:

@@ -26,14 +26,10 @@ from finetune_trainer.models.adapters.initial import (
     require_own_weights,
     with_adapter,
 )
-from finetune_trainer.models.cache import fetch_model, pin_as_checked
+from finetune_trainer.models.bound_model import fetch_as_checked, require_adapter_as_checked
+from finetune_trainer.models.cache import pin_as_checked
 from finetune_trainer.models.model_card import read_licence
 from finetune_trainer.models.teacher import TeacherFiles, fetch_teacher, pin_teacher
-from finetune_trainer.pipeline.bound_model import (
-    require_adapter_as_checked,
-    require_as_checked,
-    require_reward_model_as_checked,
-)
 from finetune_trainer.pipeline.chat_template import restore_choice
 from finetune_trainer.pipeline.dataset import Rows, choose_evaluation_rows, fetch_rows, load_held_out, load_samples
 from finetune_trainer.pipeline.held_out_answers import list_counted_rows
@@ -144,19 +140,16 @@ def load_inputs(run: RunContext, *, digests_models: bool = True) -> Inputs:
     check_parents(config, storage)
     rows = fetch_rows(config, storage, workspace, on_bytes)
     config = pin_as_checked(config, rows.summary.get("model") or {}, storage)
-    model = fetch_model(config, storage, workspace / "model", on_bytes)
-    require_as_checked(config.spec.model, rows.summary.get("model") or {}, model, storage)
+    model = fetch_as_checked(config, rows.summary.get("model") or {}, storage, workspace / "model", on_bytes)
     adapter = fetch_initial_adapter(config, storage, workspace / "initial-adapter", on_bytes)
     if adapter:
         require_adapter_as_checked(adapter, rows.summary.get("initialAdapter") or {})
     config = _with_patterns(config, adapter)
-    reward = fetch_reward_model(config, storage, workspace, model, on_bytes)
-    if reward:
-        require_reward_model_as_checked(reward, rows.summary.get("rewardModel") or {}, storage)
-    teacher, checked = None, rows.summary.get("teacher") or {}
-    if found := fetch_teacher(config, storage, workspace / "teacher", checked, on_bytes):
+    checked = rows.summary.get("rewardModel") or {}
+    reward = fetch_reward_model(config, storage, workspace, model, on_bytes, checked=checked)
+    teacher = None
+    if found := fetch_teacher(config, rows.summary.get("teacher") or {}, storage, workspace / "teacher", on_bytes):
         teacher = TeacherFiles(*found, digest_folder(found[1], on_bytes) if digests_models else {})
-        require_as_checked(teacher.model, checked, teacher.folder, storage)
         config = pin_teacher(config, teacher.model)
     licence = read_licence(pinned_model_uri(config.spec.model), storage)
     run.reporter.start.end("download")

@@ -27,6 +27,7 @@ from finetune_trainer.models.adapters.initial import InitialAdapter, check_initi
 from finetune_trainer.models.adapters.patterns import require_expressions, require_one_value
 from finetune_trainer.models.adapters.whole_names import refuse_adapter_on_head, require_whole_modules
 from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model, read_config
+from finetune_trainer.models.bound_model import describe_adapter, describe_model
 from finetune_trainer.models.context import context_length, position_limit
 from finetune_trainer.models.gguf_architectures import require_convertible
 from finetune_trainer.models.memory_estimate import format_bytes
@@ -34,7 +35,6 @@ from finetune_trainer.models.resolve_settings import choose_settings, least_serv
 from finetune_trainer.models.shape import HEAD, ModelShape, with_teacher
 from finetune_trainer.models.teacher import CheckedTeacher, check_teacher
 from finetune_trainer.models.trainable import require_adapter_on_experts, require_method, require_trainable
-from finetune_trainer.pipeline.bound_model import describe_adapter, describe_model, describe_reward_model
 from finetune_trainer.pipeline.chat_template import describe_choice, read_choice
 from finetune_trainer.pipeline.held_out_answers import explain_incomparable
 from finetune_trainer.pipeline.prepare_dataset import PreparedDataset, collect_rejected, prepare_dataset
@@ -45,7 +45,7 @@ from finetune_trainer.publishing.publish import adopt_result
 from finetune_trainer.publishing.pushes import check_pushes, push_published
 from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.rewards.computed import ComputedRewards
-from finetune_trainer.rewards.fetch import RewardFolders, check_reward_model
+from finetune_trainer.rewards.fetch import RewardFolders, check_reward_model, describe_reward_model
 from finetune_trainer.rewards.rollouts import require_engine
 from finetune_trainer.storage.hub.uris import is_hub_uri, pinned_commit, pinned_model_uri
 from finetune_trainer.storage.protocol import OnBytes, ReadableStore, Store, join_uri

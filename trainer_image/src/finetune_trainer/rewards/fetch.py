@@ -23,10 +23,12 @@ from finetune_trainer.models.base_model import (
     is_model_file,
     is_text_file,
     is_weight_file,
+    list_model_files,
     name_architecture,
     read_header,
     refuse,
 )
+from finetune_trainer.models.bound_model import digests_of, require_listed
 from finetune_trainer.publishing.parent_result import ParentResult, find_result_at, read_parent_result
 from finetune_trainer.storage.hub.uris import SCHEME, parse_commit, strip_commit
 from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, join_uri, sha256_file
@@ -48,11 +50,6 @@ class RewardFolders:
     model: Path
     adapter: Path | None = None
     base_uri: str | None = None
-
-    @property
-    def uris(self) -> list[str]:
-        """The folders in storage that are its own."""
-        return [self.uri, *([self.base_uri] if self.base_uri else [])]
 
     @property
     def tokenizer(self) -> Path:
@@ -90,10 +87,27 @@ def check_reward_model(
     return folders
 
 
+def describe_reward_model(reward: RewardFolders, storage: ReadableStore) -> dict[str, dict[str, str]]:
+    """Return the entry for preflight's summary: for each folder what storage lists (SHA-256, or the ETag)."""
+    found = {reward.uri: digests_of(_list_own(reward.uri, storage))}
+    if reward.base_uri:
+        found[reward.base_uri] = digests_of(list_model_files(reward.base_uri, storage))
+    return found
+
+
 def fetch_reward_model(
-    config: JobConfig, storage: ReadableStore, directory: Path, base: Path, on_bytes: OnBytes | None = None
+    config: JobConfig,
+    storage: ReadableStore,
+    directory: Path,
+    base: Path,
+    on_bytes: OnBytes | None = None,
+    *,
+    checked: Mapping[str, Mapping[str, str]],
 ) -> RewardFolders | None:
-    """Download the reward model; None if rewards are computed. `base` is the folder of the policy's base."""
+    """Download the reward model; None if rewards are computed. `base` is the folder of the policy's base.
+
+    Raises ModelUnavailable if storage lists other files than preflight `checked`.
+    """
     found = _locate(config, storage)
     if found is None:
         return None
@@ -101,15 +115,23 @@ def fetch_reward_model(
     folder, other = directory / "reward", directory / "reward-base"
     for stale in (folder, other):
         shutil.rmtree(stale, ignore_errors=True)
-    _download(uri, digests, storage, folder, on_bytes)
+    entries = _list_own(uri, storage)
+    if checked:
+        require_listed(uri, checked.get(uri, {}), entries)
+    storage.download_listed(uri, entries, folder, on_bytes)
+    _check_files(uri, folder, digests, storage)
     if not (folder / ADAPTER_CONFIG).is_file():
         _check_kind(uri, _read(uri, folder / CONFIG))
         return RewardFolders(uri, folder)
     wanted = _find_base(uri, _read(uri, folder / ADAPTER_CONFIG), config)
     if wanted == _policy_base(config):
         return RewardFolders(uri, base, folder)
-    if not storage.download_folder(wanted, other, on_bytes, accept=is_model_file):
+    entries = list_model_files(wanted, storage)
+    if not entries:
         refuse(uri, f"its base model {wanted} does not exist")
+    if checked:
+        require_listed(wanted, checked.get(wanted, {}), entries)
+    storage.download_listed(wanted, entries, other, on_bytes)
     return RewardFolders(uri, other, folder, wanted)
 
 
@@ -183,15 +205,20 @@ def _published_folder(published: ParentResult) -> tuple[str, dict[str, str]]:
     return join_uri(published.uri, folders[0]), published.folder_digests(folders[0])
 
 
-def _download(
-    uri: str, digests: Mapping[str, str], storage: ReadableStore, folder: Path, on_bytes: OnBytes | None
-) -> None:
-    paths = storage.download_folder(
-        uri, folder, on_bytes, accept=lambda key: is_model_file(key) or key in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-    )
-    if not paths:
+def _list_own(uri: str, storage: ReadableStore) -> list[Entry]:
+    """Return the files of a reward model, which may be an adapter."""
+    return [
+        entry
+        for entry in storage.list(uri)
+        if is_model_file(entry.key) or entry.key in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+    ]
+
+
+def _check_files(uri: str, folder: Path, digests: Mapping[str, str], storage: ReadableStore) -> None:
+    """Refuse a downloaded reward model without safe weights, or with other files than its manifest names."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+    if not names:
         refuse(uri, NO_FILE)
-    names = {path.name for path in paths}
     if not any(name.endswith(".safetensors") for name in names):
         _refuse_weights(uri, {entry.key: entry for entry in storage.list(uri)})
     for name in sorted(names & digests.keys()):

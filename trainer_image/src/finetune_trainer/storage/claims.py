@@ -10,7 +10,14 @@ from typing import BinaryIO
 
 from finetune_api.inputs.claims import split_claim_uri
 from finetune_api.text.printable import printable
-from finetune_trainer.errors import InvalidConfig, ObjectMissing, StorageDenied, StorageUnavailable, TrainerError
+from finetune_trainer.errors import (
+    InvalidConfig,
+    ObjectMissing,
+    ObjectReplaced,
+    StorageDenied,
+    StorageUnavailable,
+    TrainerError,
+)
 from finetune_trainer.storage.protocol import (
     CHUNK_BYTES,
     MAX_OBJECTS,
@@ -19,6 +26,7 @@ from finetune_trainer.storage.protocol import (
     OnBytes,
     ReadableStore,
     count_error,
+    join_uri,
     sha256_blocks,
     size_error,
 )
@@ -42,6 +50,13 @@ class ClaimStore(ReadableStore):
 
     def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
         """Copy one file; the copy appears only when complete."""
+        self._copy(uri, path, "", on_bytes)
+
+    def download_entry(self, uri: str, entry: Entry, path: Path, on_bytes: OnBytes | None = None) -> None:
+        """Copy one listed file; raise ObjectReplaced if it was changed since."""
+        self._copy(join_uri(uri, entry.key), path, entry.etag, on_bytes)
+
+    def _copy(self, uri: str, path: Path, tag: str, on_bytes: OnBytes | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
         try:
@@ -50,6 +65,8 @@ class ClaimStore(ReadableStore):
                     target.write(block)
                     if on_bytes:
                         on_bytes(len(block))
+                if tag and _tag(os.fstat(file.fileno())) != tag:
+                    raise ObjectReplaced(uri)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -70,18 +87,13 @@ class ClaimStore(ReadableStore):
             return b"".join(_blocks(uri, file, start, length))
 
     def list(self, uri: str, limit: int = MAX_OBJECTS) -> "list[Entry]":
-        """Return every regular file below a folder; links to folders are not followed.
-
-        An entry has sizes and times in place of an ETag, so that a change between preflight and training is found; no
-        user can set back the time at which the inode changed.
-        """
+        """Return every regular file below a folder; links to folders are not followed."""
         top, folder = self._locate(uri)
         found: list[Entry] = []
         for path, status in _regular_files(uri, top, folder):
             if len(found) == limit:
                 raise count_error(uri, limit)
-            etag = f"{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"
-            found.append(Entry(path.relative_to(folder).as_posix(), status.st_size, etag))
+            found.append(Entry(path.relative_to(folder).as_posix(), status.st_size, _tag(status)))
         return sorted(found, key=lambda one: one.key)
 
     def size(self, uri: str) -> int | None:
@@ -131,6 +143,12 @@ class ClaimStore(ReadableStore):
                 yield file
         finally:
             os.close(number)
+
+
+def _tag(status: os.stat_result) -> str:
+    """Return size and times in place of an ETag, so that a change between preflight and training is found; no user can
+    set back the time at which the inode changed."""
+    return f"{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"
 
 
 def _blocks(uri: str, file: BinaryIO, start: int = 0, length: int | None = None) -> Iterator[bytes]:

@@ -1,7 +1,6 @@
 """Hard links to files that another process of the same pod has downloaded."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from finetune_trainer.storage.protocol import Entry, OnBytes, Store
@@ -27,20 +26,7 @@ class HardlinkedStore:
         if not self._link(path):
             self._storage.download_entry(uri, entry, path, on_bytes)
 
-    def download_folder(
-        self,
-        uri: str,
-        directory: Path,
-        on_bytes: OnBytes | None = None,
-        accept: Callable[[str], bool] = lambda _key: True,
-    ) -> list[Path]:
-        """Link the files of the neighbour's folder, else copy the objects."""
-        folder = self._neighbour_path(directory)
-        found = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder and folder.is_dir() else []
-        if not folder or not found:
-            return self._storage.download_folder(uri, directory, on_bytes, accept)
-        paths = [directory / path.relative_to(folder) for path in found]
-        return [path for path in paths if self._link(path)]
+    download_folder, download_listed = Store.download_folder, Store.download_listed
 
     def _neighbour_path(self, path: Path) -> Path | None:
         """Return the neighbour's path of a file; None outside the workspace, as in the model cache."""

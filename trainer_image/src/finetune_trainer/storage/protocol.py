@@ -58,14 +58,21 @@ class ReadableStore(Protocol):
         accept: Callable[[str], bool] = lambda _key: True,
     ) -> list[Path]:
         """Copy the accepted objects under a prefix into a local folder; return their local paths."""
-        found = {entry: confine_path(directory, entry.key) for entry in self.list(uri) if accept(entry.key)}
+        return self.download_listed(uri, [entry for entry in self.list(uri) if accept(entry.key)], directory, on_bytes)
+
+    def download_listed(
+        self, uri: str, entries: Iterable[Entry], directory: Path, on_bytes: OnBytes | None = None
+    ) -> "list[Path]":
+        """Copy listed objects under a prefix into a local folder; return their local paths."""
+        found = {entry: confine_path(directory, entry.key) for entry in entries}
         transfer_all(
             (entry.size, partial(self.download_entry, uri, entry, path, on_bytes)) for entry, path in found.items()
         )
         return list(found.values())
 
     def download_entry(self, uri: str, entry: Entry, path: Path, on_bytes: OnBytes | None = None) -> None:
-        """Copy one listed object under a prefix to a local file."""
+        """Copy one listed object under a prefix to a local file; raise ObjectReplaced if the store finds that it is
+        not as it was listed."""
         self.download(join_uri(uri, entry.key), path, on_bytes)
 
     def file_name(self, uri: str) -> str:

@@ -59,7 +59,7 @@ def _quote(etag: str) -> str:
     return f'"{etag}"'
 
 
-class _Expect(BaseSubscriber):
+class _Expect(BaseSubscriber):  # type: ignore[misc]
     """Have every part of a download come from the object with this ETag."""
 
     def __init__(self, etag: str) -> None:
@@ -124,7 +124,10 @@ class S3Store(Store):
         def receive() -> bool:
             """Return whether the object is still no longer than it was listed."""
             received = 0
-            with closing(self._client.get_object(Bucket=bucket, Key=key, **expected)["Body"]) as body, part.open("wb") as file:
+            with (
+                closing(self._client.get_object(Bucket=bucket, Key=key, **expected)["Body"]) as body,
+                part.open("wb") as file,
+            ):
                 for block in body.iter_chunks(BLOCK_BYTES):
                     received += file.write(block)
                     if received > entry.size:

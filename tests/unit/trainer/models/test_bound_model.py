@@ -1,4 +1,4 @@
-"""The base model that is loaded is the one that preflight checked."""
+"""The base model that is downloaded is the one that preflight checked."""
 
 import json
 from collections.abc import Callable
@@ -11,13 +11,7 @@ import pytest
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Model
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.pipeline.bound_model import (
-    describe_model,
-    describe_reward_model,
-    require_as_checked,
-    require_reward_model_as_checked,
-)
-from finetune_trainer.rewards.fetch import RewardFolders
+from finetune_trainer.models.bound_model import describe_model, fetch_as_checked
 from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.storage.protocol import Entry
 
@@ -25,23 +19,34 @@ URI = "s3://bucket/model"
 MODEL = Model(uri=URI)
 
 
+def fetch(world: Any, checked: dict[str, Any], store: "Listing") -> Path:
+    return fetch_as_checked(world.config, checked, store, world.workspace / "model", lambda _: None)
+
+
 class Listing(LocalStore):
     """Lists an ETag that follows from the content, as S3 does."""
 
+    after_listing: Callable[[], object] = staticmethod(lambda: None)
+
     def list(self, uri: str) -> list[Entry]:
-        return [replace(entry, etag=str(entry.size)) for entry in super().list(uri)]
+        found = [replace(entry, etag=str(entry.size)) for entry in super().list(uri)]
+        self.after_listing()
+        return found
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    """The model in storage."""
+    stored = tmp_path / "stored"
+    stored.mkdir()
     for name, content in {
         "config.json": {"architectures": ["LlamaForCausalLM"]},
         "tokenizer.json": {"version": "1.0"},
         "tokenizer_config.json": {"chat_template": "{{ messages }}"},
     }.items():
-        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    return tmp_path
+        (stored / name).write_text(json.dumps(content), encoding="utf-8")
+    (stored / "model.safetensors").write_bytes(b"weights")
+    return stored
 
 
 @pytest.fixture
@@ -49,15 +54,16 @@ def store(folder: Path) -> Listing:
     return Listing({URI: folder})
 
 
-def refusal(checked: dict[str, Any], folder: Path, store: Listing) -> str:
+def refusal(world: Any, checked: dict[str, Any], store: Listing) -> str:
     with pytest.raises(TrainerError) as refused:
-        require_as_checked(MODEL, checked, folder, store)
+        fetch(world, checked, store)
     assert refused.value.code is ExitCode.MODEL_UNAVAILABLE
     return refused.value.message
 
 
-def test_the_same_folder_is_accepted(folder: Path, store: Listing) -> None:
-    require_as_checked(MODEL, describe_model(MODEL, folder, store), folder, store)
+def test_the_same_folder_is_accepted(world: Any, folder: Path, store: Listing) -> None:
+    found = fetch(world, describe_model(MODEL, folder, store), store)
+    assert {path.name for path in found.iterdir()} == {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -78,11 +84,11 @@ def test_the_same_folder_is_accepted(folder: Path, store: Listing) -> None:
     ids=["changed", "removed", "added", "weights", "more weights"],
 )
 def test_a_file_that_changed_after_preflight_is_named_with_both_digests(
-    folder: Path, store: Listing, change: Callable[[Path], object], name: str
+    world: Any, folder: Path, store: Listing, change: Callable[[Path], object], name: str
 ) -> None:
     checked = describe_model(MODEL, folder, store)
     change(folder)
-    message = refusal(checked, folder, store)
+    message = refusal(world, checked, store)
     assert name in message
     assert "was changed after preflight" in message
     assert "preflight checked" in message
@@ -98,26 +104,19 @@ def test_a_file_that_changed_after_preflight_is_named_with_both_digests(
     ],
 )
 def test_the_checks_of_preflight_hold_for_what_is_loaded_also_without_its_digests(
-    folder: Path, store: Listing, name: str, content: dict[str, Any], words: str
+    world: Any, store: Listing, name: str, content: dict[str, Any], words: str
 ) -> None:
     """The summary of an older version has no digests, and the files may come from a cache."""
-    (folder / name).write_text(json.dumps(content), encoding="utf-8")
-    assert words in refusal({"uri": URI}, folder, store)
+    (store.find(URI) / name).write_text(json.dumps(content), encoding="utf-8")
+    assert words in refusal(world, {"uri": URI}, store)
 
 
-def test_a_reward_model_that_changed_after_preflight_is_refused_with_both_digests(folder: Path, store: Listing) -> None:
-    reward = RewardFolders(URI, folder)
-    checked = describe_reward_model(reward, store)
-    require_reward_model_as_checked(reward, checked, store)
-    (folder / "model.safetensors").write_bytes(b"other weights")
-    with pytest.raises(TrainerError, match="its ETag is 13, and preflight checked 7"):
-        require_reward_model_as_checked(reward, checked, store)
-
-
-def test_a_base_that_the_reward_model_did_not_have_in_preflight_is_refused(folder: Path) -> None:
-    adapter = folder / "adapter"
-    adapter.mkdir()
-    store = Listing({"s3://bucket/reward": adapter, URI: folder})
-    checked = describe_reward_model(RewardFolders("s3://bucket/reward", folder, adapter), store)
-    with pytest.raises(TrainerError, match="and preflight checked absent"):
-        require_reward_model_as_checked(RewardFolders("s3://bucket/reward", folder, adapter, URI), checked, store)
+def test_weights_that_are_others_only_while_they_are_downloaded_are_refused(
+    world: Any, folder: Path, store: Listing
+) -> None:
+    """Whoever may write to the bucket puts the checked ones back before anything can look again."""
+    checked = describe_model(MODEL, folder, store)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(b"other weights")
+    store.after_listing = lambda: weights.write_bytes(b"weights")
+    assert "model.safetensors was changed after preflight: its ETag is 13" in refusal(world, checked, store)
