@@ -54,6 +54,10 @@ LABEL_QUEUED_JOB_UID = f"{KUEUE_GROUP}/job-uid"
 ANNOTATION_TOPOLOGY = f"{KUEUE_GROUP}/podset-{{mode}}-topology"
 """On the pod template: `required` or `preferred` with a level, or `unconstrained` with `true`."""
 
+ANNOTATIONS_GANG = ("scheduling.volcano.sh/group-min-member", "kai.scheduler/batch-min-member")
+"""On a Job, for Volcano and KAI Scheduler: how many of its pods must fit before one is placed."""
+DEFAULT_SCHEDULER = "default-scheduler"
+
 KSERVE_PATH = "serving.kserve.io/v1alpha2"
 KSERVE_PLURAL = "llminferenceservices"
 

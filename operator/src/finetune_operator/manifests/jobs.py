@@ -205,7 +205,8 @@ def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str,
     queued = _queue_labels(job, component)
     built_from = {names.ANNOTATION_SETTINGS_SHA256: digest_settings(_spec(job)), names.ANNOTATION_IMAGE: image}
     queued_by = {names.ANNOTATION_QUEUED_BY: names.MANAGED_BY} if queued else {}
-    job_meta = meta | {"labels": meta["labels"] | queued, "annotations": meta["annotations"] | built_from | queued_by}
+    annotations = meta["annotations"] | built_from | queued_by | _gang(job, nodes)
+    job_meta = meta | {"labels": meta["labels"] | queued, "annotations": annotations}
     return Child(
         config_map=config_map,
         peer_token=peer_token,
@@ -285,6 +286,15 @@ def _topology(job: FineTuneJob, component: names.Component) -> dict[str, str]:
     if wanted is None or component is not names.Component.TRAINER:
         return {}
     return {names.ANNOTATION_TOPOLOGY.format(mode=wanted.mode.lower()): wanted.level or "true"}
+
+
+def _gang(job: FineTuneJob, nodes: int) -> dict[str, str]:
+    """Return the annotations by which other schedulers than Kubernetes' place all pods of a Job or none."""
+    scheduling = _spec(job).scheduling
+    scheduler = scheduling.scheduler_name if scheduling else None
+    if nodes == 1 or scheduler in {None, names.DEFAULT_SCHEDULER}:
+        return {}
+    return dict.fromkeys(names.ANNOTATIONS_GANG, str(nodes))
 
 
 def build_pod_spec(  # noqa: PLR0917 - what a pod is made of

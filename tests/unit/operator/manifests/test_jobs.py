@@ -73,6 +73,29 @@ def test_gpu_requests_equal_limits_and_cannot_be_overruled(built: Any) -> None:
     assert given == {"requests": {"cpu": 4, "amd.com/gpu": 1}, "limits": {"memory": "24Gi", "amd.com/gpu": 1}}
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "nodes", "members"),
+    [
+        ("volcano", 2, "2"),
+        ("kai-scheduler", 3, "3"),
+        ("volcano", 1, None),
+        ("default-scheduler", 2, None),
+        (None, 2, None),
+    ],
+)
+def test_another_scheduler_is_asked_to_place_all_pods_of_a_job_or_none(
+    built: Any, scheduler: str | None, nodes: int, members: str | None
+) -> None:
+    job = built(
+        resources={"numNodes": nodes, "gpusPerNode": 1},
+        tuning={"method": "LoRA"},
+        scheduling={"schedulerName": scheduler} if scheduler else {},
+    )
+    annotations = job["metadata"]["annotations"]
+    assert annotations.get("scheduling.volcano.sh/group-min-member") == members
+    assert annotations.get("kai.scheduler/batch-min-member") == members
+
+
 def test_a_job_without_gpus_requests_none(built: Any) -> None:
     resources = _container(built(resources={"gpusPerNode": 0}))["resources"]
     assert resources == {"requests": {"cpu": "1", "memory": "2Gi"}}
