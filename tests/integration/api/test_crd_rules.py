@@ -381,6 +381,12 @@ AT_CREATION = [
         )
     ),
     (
+        "several slices of a GPU (MIG) cannot train together",
+        {"resources": {"gpuResourceName": "nvidia.com/mig-3g.40gb", "gpusPerNode": 1}},
+        {"resources": {"gpuResourceName": "nvidia.com/mig-3g.40gb", "gpusPerNode": 2}, "tuning": {"method": "LoRA"}},
+        "spec.resources.gpusPerNode",
+    ),
+    (
         "name the vendor of the GPU too",
         {"resources": {"gpuResourceName": "amd.com/gpu"}},
         {"resources": {"gpuResourceName": "gpu"}},

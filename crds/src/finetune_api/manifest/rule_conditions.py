@@ -32,6 +32,7 @@ from finetune_api.pods.resources import (
     IN_BYTES,
     KNOWN_RESOURCES,
     RESOURCE,
+    ONE_SLICE,
     SHM_IN_BYTES,
     WHOLE_DEVICES,
     WITHIN_LIMITS,
@@ -411,6 +412,7 @@ CONDITIONS: dict[str, Condition] = {
     GPUS_BY_COUNT: lambda resources: {"nvidia.com/gpu", resources.gpu_resource_name}.isdisjoint(
         {**(resources.requests or {}), **(resources.limits or {})}
     ),
+    ONE_SLICE: lambda resources: "/mig-" not in resources.gpu_resource_name or resources.gpus_per_node <= 1,
     SHM_IN_BYTES: lambda resources: not _is_below_a_mebibyte(resources.shm_size),
     WORKSPACE_IN_BYTES: lambda workspace: not _is_below_a_mebibyte(workspace.size_limit),
     EXISTS_WITHOUT_VALUE: lambda toleration: not toleration.value or toleration.operator != "Exists",

@@ -72,6 +72,11 @@ WHOLE_DEVICES = (
     f"!has(self.requests) || self.requests.all(name, name in {list(DIVISIBLE)} || (has(self.limits) && "
     "name in self.limits && self.requests[name] == self.limits[name]))"
 )
+ONE_SLICE = (
+    "!has(self.gpuResourceName) || !self.gpuResourceName.contains('/mig-') || !has(self.gpusPerNode) || "
+    "self.gpusPerNode <= 1"
+)
+"""NCCL connects whole GPUs, not MIG devices."""
 GPU_WITH_VENDOR = "!has(self.gpuResourceName) || self.gpuResourceName.contains('/')"
 _AMOUNTS = (
     cel(
@@ -143,6 +148,12 @@ class Resources(Block):
                 GPU_WITH_VENDOR,
                 "name the vendor of the GPU too: write nvidia.com/gpu, for example",
                 ".gpuResourceName",
+            ),
+            cel(
+                ONE_SLICE,
+                "several slices of a GPU (MIG) cannot train together: set resources.gpusPerNode to 1 and name a larger "
+                "slice, or nvidia.com/gpu",
+                ".gpusPerNode",
             ),
             cel(
                 SHM_IN_BYTES,
