@@ -115,7 +115,7 @@ def _look(cluster: Cluster, name: str, wanted: Wanted) -> tuple[Job, Object | No
 def newest(pods: list[Object], rank: int) -> Object | None:
     """Return the newest pod of that rank; a pod without a rank is the only one of its Job."""
     matching = [
-        pod for pod in pods if int((pod["metadata"].get("annotations") or {}).get(ANNOTATION_INDEX) or 0) == rank
+        pod for pod in pods if ((pod["metadata"].get("annotations") or {}).get(ANNOTATION_INDEX) or "0") == str(rank)
     ]
     return matching[-1] if matching else None
 

@@ -209,3 +209,10 @@ def test_a_connection_that_ends_while_the_pod_runs_is_opened_again_for_new_lines
     assert all("follow=true" in query for query in queries)
     assert ["tailLines=9" in queries[0], "tailLines=0" in queries[1], len(queries)] == [True, True, 2]
     assert waits == [logs.WAIT_SECONDS] * 2
+
+
+@pytest.mark.parametrize("index", ["first", "1.5", ""])
+def test_an_annotation_that_is_no_rank_hides_no_other_pod(index: str) -> None:
+    """A user can annotate a pod with anything."""
+    odd = POD | {"metadata": POD["metadata"] | {"annotations": {"batch.kubernetes.io/job-completion-index": index}}}
+    assert logs.newest([POD, odd], 0) == (POD if index else odd)
