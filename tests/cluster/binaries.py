@@ -24,6 +24,7 @@ ARGO_CD = "github.com/argoproj/argo-cd/v3"
 KUSTOMIZE = "sigs.k8s.io/kustomize/kustomize/v5"
 TRAINER = "github.com/kubeflow/trainer/v2"
 KSERVE = "github.com/kserve/kserve"
+VOLCANO = "volcano.sh/volcano"
 KUBE_ROUTER = "github.com/cloudnativelabs/kube-router/v2"
 MINOR = os.environ.get("KUBERNETES_MINOR", "")
 """The older Kubernetes of a control plane without a node, for example 1.31; empty for the cluster's own."""
@@ -93,12 +94,14 @@ PROGRAMS = {
         Program("kustomize-controller", "flux", f"{FLUX}/kustomize-controller", f"{FLUX}/kustomize-controller"),
         Program("llmisvc", "kserve", KSERVE, f"{KSERVE}/cmd/llmisvc"),
         Program("kserve", "kserve", KSERVE, f"{KSERVE}/cmd/manager"),
+        Program("volcano-scheduler", "volcano", VOLCANO, f"{VOLCANO}/cmd/scheduler"),
+        Program("volcano-controller", "volcano", VOLCANO, f"{VOLCANO}/cmd/controller-manager"),
     )
 }
 ON_DEMAND = (
     *("kueue", "health", "registry", "actionlint", "kubeadm", "jobset", "kubeflow-trainer"),
     *("kube-router", "prometheus-operator", "source-controller", "kustomize-controller", "argocd", "kustomize"),
-    *("llmisvc", "kserve", "prometheus-config-reloader", "prometheus"),
+    *("llmisvc", "kserve", "prometheus-config-reloader", "prometheus", "volcano-scheduler", "volcano-controller"),
 )
 BASIC = tuple(name for name in PROGRAMS if name not in ON_DEMAND)
 """What every cluster needs; Kueue takes minutes to build and is built when it is asked for, as are the tests' tools."""

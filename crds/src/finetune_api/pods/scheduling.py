@@ -123,4 +123,5 @@ class Scheduling(Block):
     ) = None
     """Spread of the trainer pods over domains of a topology. Default: the cluster's."""
     scheduler_name: DnsLabel | None = None
-    """Scheduler of all pods of the job. Default: `default-scheduler`."""
+    """Scheduler of all pods of the job. Volcano and KAI Scheduler are asked to place all trainer pods of a job or none.
+    Default: `default-scheduler`."""

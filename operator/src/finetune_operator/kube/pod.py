@@ -72,6 +72,8 @@ class Pod:
     waiting_reason: str
     waiting_message: str
     unschedulable: str
+    ignored_by: str
+    """The scheduler that has to place it and has not handled it yet."""
     disruption: str
     requests_cpu: bool
     """Whether a container requests CPU; without, the pod gets what others of its node leave."""
@@ -125,7 +127,8 @@ class Pod:
             image_id=container.get("imageID", ""),
             waiting_reason=waiting.get("reason", ""),
             waiting_message=_text(waiting.get("message", "")),
-            unschedulable=_text(scheduled.get("message", "")) if scheduled.get("reason") == "Unschedulable" else "",
+            unschedulable=_unschedulable(spec, scheduled),
+            ignored_by="" if scheduled or spec.get("nodeName") else str(spec.get("schedulerName") or ""),
             disruption=_word(disrupted.get("reason", "")) if disrupted.get("status") == "True" else "",
             requests_cpu=any(
                 str(((one.get("resources") or {}).get("requests") or {}).get("cpu", "0")) != "0"
@@ -170,6 +173,13 @@ class Pod:
         reference = re.sub(r"^[a-z-]+://", "", self.image_id)
         is_usable = "@sha256:" in reference and repository(reference) == repository(self.image)
         return f"{strip_tag(self.image)}@{reference.partition('@')[2]}" if is_usable else self.image
+
+
+def _unschedulable(spec: Object, scheduled: Object) -> str:
+    """Return why no node was chosen, from the condition PodScheduled."""
+    if scheduled.get("reason") == "SchedulingGated":
+        return _text(f"scheduling gates: {', '.join(one['name'] for one in spec.get('schedulingGates') or [])}")
+    return _text(scheduled.get("message", "")) if scheduled.get("reason") == "Unschedulable" else ""
 
 
 def _companions(status: Object) -> str:

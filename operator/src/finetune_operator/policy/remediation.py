@@ -15,6 +15,12 @@ FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
         (r"volume node affinity conflict", "choose a node that can reach the volume in scheduling.nodeSelector"),
         (r"Too many pods|no nodes available", "wait, or add a node"),
         (
+            r"pod group is not ready",
+            "wait until all pods of the job fit at once; kubectl describe podgroups shows what is missing",
+        ),
+        (r"scheduling gates: ", "the controller that set them has to remove them"),
+        (r"has not handled the pod", "check scheduling.schedulerName, and that this scheduler runs"),
+        (
             r"waiting for ephemeral volume controller",
             "see kubectl get persistentvolumeclaims: volumes of ended pods count for the namespace's quota too",
         ),

@@ -24,6 +24,7 @@ UNSCHEDULABLE = [
     ("0/2 nodes are available: 2 node(s) had untolerated taint {gpu: true}.", "scheduling.tolerations"),
     ("0/2 nodes are available: 2 node(s) had volume node affinity conflict.", "reach the volume"),
     ("no nodes available to schedule pods", "add a node"),
+    ("pod group is not ready, 2 Pending, 2 minAvailable; Pending: 2 Unschedulable", "all pods of the job fit at once"),
     ("something new", "kubectl describe nodes"),
 ]
 IMAGES = [

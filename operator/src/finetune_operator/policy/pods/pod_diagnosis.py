@@ -14,6 +14,7 @@ from finetune_operator.policy import remediation
 NO_POD_SECONDS = 10.0
 PENDING_SECONDS = 15.0
 UNREACHABLE_SECONDS = 45.0
+IGNORED_SECONDS = 30.0
 LOST_SECONDS = 30.0
 """How long after its grace period a deleted pod may exist before its node counts as lost."""
 _CLAIM_FIXES = (
@@ -82,9 +83,17 @@ def _diagnose_pending_pod(pod: Pod, warnings: Warnings | None, now: datetime) ->
         return Diagnosis(Reason.PODS_STARTING, check_after=PENDING_SECONDS - age + 0.5)
     if warnings is None or warnings.uid != pod.uid:
         return Diagnosis(Reason.PODS_STARTING, query=EventQuery("Pod", pod.uid))
-    failed = _first_message(warnings, START_WARNINGS["Pod"])
-    reason = Reason.MOUNT_FAILED if failed else Reason.PODS_STARTING
-    return Diagnosis(reason, remediation.append_fix(reason, failed), check_after=PENDING_SECONDS)
+    return _diagnose_by_events(pod, warnings, age)
+
+
+def _diagnose_by_events(pod: Pod, warnings: Warnings, age: float) -> Diagnosis:
+    if failed := _first_message(warnings, START_WARNINGS["Pod"]):
+        reason, problem = Reason.MOUNT_FAILED, failed
+    elif pod.ignored_by and age >= IGNORED_SECONDS:
+        reason, problem = Reason.UNSCHEDULABLE, f"scheduler {pod.ignored_by} has not handled the pod"
+    else:
+        reason, problem = Reason.PODS_STARTING, ""
+    return Diagnosis(reason, remediation.append_fix(reason, problem), check_after=PENDING_SECONDS)
 
 
 def is_lost(pod: Pod, now: datetime) -> bool:

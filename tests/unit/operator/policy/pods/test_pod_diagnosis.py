@@ -101,6 +101,33 @@ def test_a_pending_pod_has_fifteen_seconds_before_its_events_are_read(scene: Any
         assert (failed.reason, failed.check_after, "s3" in failed.detail) == ("MountFailed", 15.0, True)
 
 
+def test_a_pod_that_no_scheduler_has_handled_for_thirty_seconds_names_the_scheduler(scene: Any) -> None:
+    """As with a misspelt name, or a scheduler that does not run."""
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    pod["spec"]["schedulerName"] = "volcanic"
+    about = "one-1-1-uid"
+    assert diagnose(one, 1 + 29, about=about).reason == "PodsStarting"
+    found = diagnose(one, 1 + 30, about=about)
+    assert (found.reason, found.check_after) == ("Unschedulable", 15.0)
+    assert found.detail == (
+        "scheduler volcanic has not handled the pod: check scheduling.schedulerName, and that this scheduler runs"
+    )
+    pod["status"]["conditions"] = [{"type": "PodScheduled", "status": "True"}]
+    assert diagnose(one, 60, about=about).reason == "PodsStarting"
+
+
+def test_a_pod_behind_scheduling_gates_names_them(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1", conditions=[{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}])
+    pod["spec"]["schedulingGates"] = [{"name": "example.com/quota"}, {"name": "example.com/network"}]
+    found = diagnose(one, 1)
+    assert found.reason == "Unschedulable"
+    assert found.detail == (
+        "scheduling gates: example.com/quota, example.com/network: the controller that set them has to remove them"
+    )
+
+
 def test_a_deleted_pod_is_lost_once_its_end_is_thirty_seconds_late(scene: Any) -> None:
     one = scene().to_training()
     pod = one.pod("one-1")
