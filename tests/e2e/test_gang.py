@@ -35,8 +35,8 @@ def volcano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("volcano")
     (folder / "scheduler.yaml").write_text(SCHEDULER, encoding="utf-8")
     source = cluster("source", "volcano-scheduler")
-    definitions = [f"--filename={source}/config/crd/{one}" for one in ("volcano", "jobflow")]
-    kubectl("apply", "--server-side", "--recursive", *definitions)
+    definitions = [f"--filename={source}/config/crd/{one}/bases" for one in ("volcano", "jobflow")]
+    kubectl("apply", "--server-side", *definitions)
     options = {
         "volcano-controller": ["--healthz-address=127.0.0.1:0"],
         "volcano-scheduler": [f"--scheduler-conf={folder / 'scheduler.yaml'}"],
@@ -55,7 +55,7 @@ def volcano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for one in running:
             one.kill()
             one.wait()
-        kubectl("delete", "--recursive", "--ignore-not-found", *definitions)
+        kubectl("delete", "--ignore-not-found", *definitions)
 
 
 def pods_by_node(job: Job) -> list[str | None]:

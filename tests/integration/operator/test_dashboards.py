@@ -57,6 +57,8 @@ REINFORCED = {
 BETTER = {
     "verdict": "Better", "metric": "Loss", "before": 2.5, "after": 1.2, "difference": -1.3, "differenceLow": -1.5,
     "differenceHigh": -1.1, "rows": 40, "change": "-52 %",
+    "answers": {"rows": 40, "beforePercent": 12.5, "afterPercent": 77.5},
+    "ability": {"questions": 100, "beforePercent": 61, "afterPercent": 58},
 }  # fmt: skip
 WORSE = {
     "verdict": "Worse", "metric": "Loss", "before": 1.2, "after": 1.5, "difference": 0.3, "differenceLow": 0.1,
