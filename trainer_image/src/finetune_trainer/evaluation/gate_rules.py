@@ -1,7 +1,6 @@
 """The gate's rules: which full model may be published, from figures alone. Nothing is loaded here."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -15,7 +14,8 @@ CLEAR_MARGIN = 0.1
 """Nats between the first and the second choice: rounding can swap closer ones."""
 LOSS_FACTOR, LOSS_ALLOWANCE = 1.02, 0.01
 """The held-out loss may be the trained model's, times the factor, plus the allowance in nats."""
-_LOOP = re.compile(r"(.{1,80}?)\1{5,}\Z", re.DOTALL)
+LOOP_TIMES = 6
+LOOP_PIECE = 80
 LOOP_CHARACTERS = 24
 WIDER = {"FP16": "BF16 or FP32", "BF16": "FP32", "FP32": "None"}
 """The number formats to use instead of one that is too narrow for the weights."""
@@ -138,9 +138,11 @@ def _find_answer_faults(answers: Sequence[str], asked: Sequence[GatePrompt], at:
 
 
 def is_loop(answer: str) -> bool:
-    """Return whether an answer ends in the same piece of text six times or more."""
-    loop = _LOOP.search(answer[-4096:])
-    return loop is not None and len(loop.group(0)) >= LOOP_CHARACTERS
+    """Return whether an answer ends in the same piece of text six times or more, 24 characters at least in all."""
+    return any(
+        answer.endswith(answer[-size:] * max(LOOP_TIMES, math.ceil(LOOP_CHARACTERS / size)))
+        for size in range(1, min(LOOP_PIECE, len(answer)) + 1)
+    )
 
 
 def choose_candidate(seen: Sequence[ValidationResult], faults: Sequence[Sequence[str]]) -> ValidationResult | None:
