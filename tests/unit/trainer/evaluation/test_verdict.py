@@ -1,5 +1,6 @@
 """The verdict: a paired difference with its interval, over simulated measurements."""
 
+import math
 import random
 from itertools import pairwise
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from finetune_api.evaluation import EvaluationMetric, Verdict
 from finetune_trainer.evaluation.groups import count_groups
-from finetune_trainer.evaluation.verdict import Comparison, Parts, compare, describe, student_quantile, to_status
+from finetune_trainer.evaluation.verdict import Comparison, Parts, compare, describe, to_status
 
 LOSS, REWARD = EvaluationMetric.LOSS, EvaluationMetric.REWARD
 
@@ -71,17 +72,19 @@ def test_pairing_shows_a_difference_far_below_the_spread_of_the_rows() -> None:
     assert found.half_width < 0.03
 
 
-@pytest.mark.parametrize("rows", [5, 30])
-def test_a_model_that_is_unchanged_is_called_better_or_worse_in_one_run_of_twenty(rows: int) -> None:
+@pytest.mark.parametrize("rows", [5, 8, 30])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 1.5])
+def test_a_model_that_is_unchanged_is_called_better_or_worse_in_one_run_of_twenty(rows: int, spread: float) -> None:
+    """The longest of the answers has often more tokens than all others together if the spread of lengths is 1.5."""
     draws = 1500
     wrong = 0
     for seed in range(draws):
         rng = random.Random(seed)
-        before = [(rng.uniform(1, 5), 100) for _ in range(rows)]
+        before = [(rng.uniform(1, 5), math.ceil(100 * rng.lognormvariate(0, spread))) for _ in range(rows)]
         after = [(loss + rng.gauss(0, 0.5), count) for loss, count in before]
         found = compare(LOSS, before, after)
         wrong += bool(found and not found.low <= 0 <= found.high)  # type: ignore[operator]
-    assert 0.035 < wrong / draws < 0.065
+    assert (0.035 if spread == 0.0 else 0.015) < wrong / draws < 0.065
 
 
 def test_the_best_of_many_equal_models_is_called_better_in_at_most_one_run_of_twenty() -> None:
@@ -177,7 +180,7 @@ def test_a_prompt_with_many_of_the_rows_makes_no_difference_by_itself(rows: int,
         found = compare(LOSS, [(0.693, 1)] * len(prompts), after, owners=[(1, prompt) for prompt in prompts])
         assert found
         wrong += found.verdict in {Verdict.BETTER, Verdict.WORSE}
-    assert wrong / draws < 0.13
+    assert wrong / draws < 0.065
 
 
 def test_batches_that_share_prompts_by_way_of_others_are_one_group() -> None:
@@ -212,17 +215,6 @@ def test_other_rows_are_not_compared() -> None:
     assert compare(LOSS, [(1.0, 10)] * 8, [(1.0, 10)] * 9) is None
     assert compare(LOSS, [], [(1.0, 10)]) is None
     assert compare(LOSS, [(1.0, 0)], [(2.0, 0)]) is None
-
-
-@pytest.mark.parametrize(
-    ("probability", "freedom", "value"),
-    [  # tables of Student's t
-        (0.975, 4, 2.776), (0.975, 9, 2.262), (0.975, 29, 2.045), (0.975, 511, 1.965),
-        (0.9975, 4, 5.598), (0.9975, 9, 3.690), (0.9975, 29, 3.038),
-    ],
-)  # fmt: skip
-def test_the_quantile_is_that_of_the_tables(probability: float, freedom: int, value: float) -> None:
-    assert student_quantile(probability, freedom) == pytest.approx(value, rel=0.005)
 
 
 @pytest.mark.parametrize(

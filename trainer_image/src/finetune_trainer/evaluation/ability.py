@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from finetune_api.evaluation import AbilityStatus, EvaluationMetric, Gate
-from finetune_trainer.evaluation.verdict import LEVEL, Comparison, compare
+from finetune_trainer.evaluation.intervals import LEVEL
+from finetune_trainer.evaluation.verdict import Comparison, compare
 
 BATCH_TOKENS = 8192
 """Tokens of a question's choices that are read at once, with padding."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 
 from finetune_api.evaluation import AnswersStatus, Gate
 from finetune_trainer.evaluation.ability import Ability, describe_change, paired_interval, to_percent
-from finetune_trainer.evaluation.verdict import LEVEL, Comparison
+from finetune_trainer.evaluation.intervals import LEVEL
+from finetune_trainer.evaluation.verdict import Comparison
 
 SHOWN = 5
 """Wrong answers in the report."""

@@ -3,10 +3,11 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from finetune_trainer.evaluation.groups import Owners, group_batches
+from finetune_trainer.evaluation.intervals import estimate_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class Measured:
     standard_error: float | None = None
     reward_margin: float | None = None
     reward_accuracy: float | None = None
+    half_width: float | None = None
+    """Half the width of the loss's 95 % interval."""
     batches: tuple[tuple[float, int], ...] = ()
     """The mean loss and the weight of each batch, in the order of the rows."""
     owners: tuple[tuple[int, int], ...] = ()
@@ -42,15 +45,11 @@ def token_mean(batches: Sequence[tuple[float, int]], owners: Owners = ()) -> Mea
 
     `owners` are the samples with their prompts, if some have the same one: these are not independent.
     """
+    found = estimate_mean(_join(batches, owners))
     tokens = sum(count for _, count in batches)
-    loss = sum(mean * count for mean, count in batches) / max(tokens, 1)
-    kept = Measured(loss, tokens, batches=tuple(batches), owners=tuple(owners))
-    groups = _join(batches, owners)
-    if len(groups) < 2 or not tokens:
-        return kept
-    squares = sum((total - loss * count) ** 2 for total, count in groups)
-    error = math.sqrt(squares * len(groups) / (len(groups) - 1)) / tokens
-    return replace(kept, standard_error=error)
+    return Measured(
+        found.mean, tokens, found.error, half_width=found.half_width, batches=tuple(batches), owners=tuple(owners)
+    )
 
 
 def _join(batches: Sequence[tuple[float, int]], owners: Owners) -> list[tuple[float, int]]:
@@ -123,6 +122,8 @@ class RewardPoint:
     completion_length: float
     clipped_share: float
     standard_error: float | None = None
+    half_width: float | None = None
+    """Half the width of the reward's 95 % interval."""
     rewards: tuple[float, ...] = ()
     """The reward of each prompt's answer, in the order of the prompts."""
     parts: tuple[RewardPart, ...] = ()
@@ -142,12 +143,20 @@ def reward_mean(
 ) -> RewardPoint:
     """Return the point of these rewards; lengths are in tokens, a clipped answer reached the length limit, and `parts`
     are the computed rewards of each answer."""
-    error = token_mean([(reward, 1) for reward in rewards], owners).standard_error
-    mean = statistics.fmean(rewards)
+    measured = token_mean([(reward, 1) for reward in rewards], owners)
     found = tuple(
         RewardPart(statistics.fmean(one), sum(value == 0 for value in one) / len(one))
         for one in zip(*parts, strict=True)
     )
     return RewardPoint(
-        step, mean, len(rewards), completion_length, clipped_share, error, tuple(rewards), found, tuple(owners)
+        step,
+        measured.loss,
+        len(rewards),
+        completion_length,
+        clipped_share,
+        measured.standard_error,
+        measured.half_width,
+        tuple(rewards),
+        found,
+        tuple(owners),
     )

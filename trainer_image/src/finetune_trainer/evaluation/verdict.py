@@ -4,14 +4,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import NormalDist
 
 from finetune_api.evaluation import EvaluationMetric, EvaluationStatus, Verdict
 from finetune_trainer.evaluation.groups import EVALUATED_ROWS, Owners, group_batches
+from finetune_trainer.evaluation.intervals import estimate_mean
 
-LEVEL = 0.95
-FEWEST_GROUPS = 5
-"""Groups of rows below which no interval is computed: their spread would be a guess."""
 ROUNDING = 0.001
 """Relative difference of a loss that 16-bit arithmetic alone can make, by other kernels or batches."""
 
@@ -88,9 +85,8 @@ def compare(
 ) -> Comparison | None:
     """Compare the means of two measurements of the same rows; None if they are not of the same rows, or of none.
 
-    The interval is that of a ratio of sums over paired groups (linearised residuals, each divided by
-    the share of the other groups, as in a jackknife; Student's t). The tuned model is the best of `choices` evaluations
-    on these rows, so its level is that of simultaneous intervals (Bonferroni).
+    The interval is that of the mean difference over paired groups. The tuned model is the best of `choices` evaluations
+    on these rows, so its level is that of simultaneous intervals.
     `owners` are the samples with their prompts, if some have the same one: these are not independent.
     """
     pairs = _join(list(_pair(before, after)), owners)
@@ -98,14 +94,10 @@ def compare(
     if not weight:
         return None
     first, last = (sum(part[at] for part in pairs) / weight for at in (0, 1))
-    groups = len(pairs)
-    if groups < FEWEST_GROUPS:
-        return Comparison(metric, first, last, groups=groups)
-    difference = last - first
-    squares = sum(((new - old - difference * count) / (1 - count / weight)) ** 2 for old, new, count in pairs)
-    error = math.sqrt(squares * (groups - 1) / groups) / weight
-    half = error * student_quantile(1 - (1 - LEVEL) / (2 * max(choices, 1)), groups - 1)
-    return Comparison(metric, first, last, difference - half, difference + half, groups)
+    half = estimate_mean([(new - old, count) for old, new, count in pairs], choices).half_width
+    if half is None:
+        return Comparison(metric, first, last, groups=len(pairs))
+    return Comparison(metric, first, last, last - first - half, last - first + half, len(pairs))
 
 
 def _pair(before: Parts, after: Parts) -> Iterator[Pair]:
@@ -139,21 +131,6 @@ def _cumulate(parts: Parts) -> dict[int, float]:
         weight += count
         found[weight] = total
     return found
-
-
-def student_quantile(probability: float, freedom: int) -> float:
-    """Return the quantile of Student's t distribution, by its expansion around the normal one.
-
-    Abramowitz and Stegun, 26.7.5; within 0.5 % at four degrees of freedom for the levels in use.
-    """
-    z = NormalDist().inv_cdf(probability)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return float(z + sum(term / freedom**power for power, term in enumerate(terms, 1)))
 
 
 def describe(

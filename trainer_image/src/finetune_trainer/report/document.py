@@ -13,8 +13,8 @@ from finetune_api.output import PackageFormat
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
 from finetune_trainer.data.rows import FORMAT_SENTENCES
+from finetune_trainer.evaluation.intervals import LEVEL
 from finetune_trainer.evaluation.run_record import RunRecord
-from finetune_trainer.evaluation.verdict import LEVEL
 from finetune_trainer.report import serving, text
 from finetune_trainer.report.curves import curve_table
 from finetune_trainer.report.data_tables import (

@@ -9,10 +9,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.evaluation.kept_steps import describe_steps
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint
 from finetune_trainer.evaluation.run_record import RunRecord
-from finetune_trainer.evaluation.verdict import FEWEST_GROUPS, LEVEL, student_quantile
 from finetune_trainer.report.text import code, number, percent, table
-
-NORMAL_95 = 1.96
 
 
 class Unit(Enum):
@@ -173,11 +170,8 @@ def _loss_table(terms: Terms, found: Sequence[tuple[str, Measured]]) -> str:
 
 
 def _reward_row(name: str, point: RewardPoint) -> Sequence[str]:
-    error, groups = point.standard_error, len({prompt for _, prompt in point.owners}) or point.prompts
-    is_unknown = error is None or groups < FEWEST_GROUPS
-    interval = number(None if is_unknown else student_quantile((1 + LEVEL) / 2, groups - 1) * (error or 0.0), 2)
     length, cut = number(point.completion_length, 3), percent(point.clipped_share)
-    return [name, number(point.reward), interval, length, cut, str(point.prompts)]
+    return [name, number(point.reward), number(point.half_width, 2), length, cut, str(point.prompts)]
 
 
 def _share(value: float | None) -> str:

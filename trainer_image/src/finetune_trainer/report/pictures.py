@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from finetune_api.objectives import Objective
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import TrainPoint
-from finetune_trainer.report.held_out import NORMAL_95, Unit, find_terms
+from finetune_trainer.report.held_out import Unit, find_terms
 
 FigureOf = Callable[[TrainPoint], float | None]
 
@@ -60,7 +60,7 @@ class Panel:
     unit: str
     figure_of: FigureOf
     held_out: Sequence[tuple[int, float, float | None]] | None = None
-    """Step, figure and standard error of each evaluation."""
+    """Step, figure and half the width of the 95 % interval of each evaluation."""
 
 
 LEARNING_RATE = Panel("Learning rate", "no unit", lambda point: point.learning_rate)
@@ -135,12 +135,12 @@ def choose_panels(history: History, objective: Objective) -> list[Panel]:
     terms = find_terms(objective)
     others: tuple[Panel, ...] = (LEARNING_RATE, GRADIENT, THROUGHPUT)
     if terms.unit is Unit.PROMPTS:
-        held_out = [(one.step, one.reward, one.standard_error) for one in history.rewards]
+        held_out = [(one.step, one.reward, one.half_width) for one in history.rewards]
         first = Panel("Mean reward", "reward of an answer", lambda point: point.reward, held_out)
         others = (*OF_ANSWERS, *others)
     else:
         unit = terms.loss.removeprefix("loss").strip(" ,")
-        held_out = [(one.step, one.loss, one.measured.standard_error) for one in history.evaluations]
+        held_out = [(one.step, one.loss, one.measured.half_width) for one in history.evaluations]
         first = Panel("Loss", unit, lambda point: point.loss, held_out)
         others = others if terms.unit is Unit.TOKENS else (*OF_PAIRS, *others)
     shown = [panel for panel in others if any(panel.figure_of(point) is not None for point in history.train)]
@@ -182,8 +182,8 @@ def _draw_held_out(axes: Axes, points: Sequence[tuple[int, float, float | None]]
     shown = [point for point in points if math.isfinite(point[1])]
     if not shown:
         return
-    steps, values, errors = zip(*shown, strict=True)
-    spread = [NORMAL_95 * (error or 0.0) for error in errors]
+    steps, values, halves = zip(*shown, strict=True)
+    spread = [half or 0.0 for half in halves]
     axes.errorbar(
         steps, values, yerr=spread if any(spread) else None, label="held out", color=HELD_OUT, marker="o",
         markersize=3.5 if len(shown) < 2 * MOST_INTERVALS else 0, elinewidth=0.8,
