@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 from finetune_trainer.evaluation.history import History
-from finetune_trainer.evaluation.measurements import Measured, RewardPart, TrainPoint, reward_mean
+from finetune_trainer.evaluation.measurements import Measured, RewardPart, TrainPoint, reward_mean, token_mean
 
 
 def test_every_event_is_a_line_of_json_at_once(tmp_path: Path) -> None:
@@ -29,6 +29,14 @@ def test_the_samples_of_the_final_reward_are_read_back_with_their_prompts(tmp_pa
     first.set_final_reward(point)
     second.read(first.path)
     assert second.final_reward == point
+
+
+def test_evaluations_are_read_back_with_their_batches_which_the_report_compares(tmp_path: Path) -> None:
+    first, second = History(tmp_path / "first.jsonl"), History(tmp_path / "second.jsonl")
+    for step in (0, 5, 10):
+        first.add_evaluation(step, token_mean([(2.0, 10), (3.0 + step, 30)]))
+    second.load(first.path)
+    assert second.evaluations == first.evaluations
 
 
 def test_a_new_try_begins_with_an_empty_file(tmp_path: Path) -> None:

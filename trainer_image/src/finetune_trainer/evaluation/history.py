@@ -63,8 +63,8 @@ class History:
     def add_evaluation(self, step: int, measured: Measured) -> None:
         """Add an evaluation."""
         self.evaluations.append(EvalPoint(step, measured))
-        batches = () if step else measured.batches  # with which those of the result are compared, by its owners
-        self._append("eval", {"step": step} | asdict(replace(measured, batches=batches, owners=())))
+        # The batches of two evaluations are compared by the owners of the result.
+        self._append("eval", {"step": step} | asdict(replace(measured, owners=())))
 
     def add_reward(self, point: RewardPoint) -> None:
         """Add a held-out reward."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
-from finetune_api.evaluation import Verdict
+from finetune_api.evaluation import EvaluationMetric, Verdict
 from finetune_trainer.data.checks.summary import count_lost_reasoning
 from finetune_trainer.data.lengths import round_up
 from finetune_trainer.evaluation.ability import describe_ability
@@ -13,6 +13,7 @@ from finetune_trainer.evaluation.held_out_answers import describe_answers
 from finetune_trainer.evaluation.measurements import EvalPoint, TrainPoint
 from finetune_trainer.evaluation.questions import explain_missing_system
 from finetune_trainer.evaluation.run_record import RunRecord
+from finetune_trainer.evaluation.verdict import Comparison, compare
 from finetune_trainer.report.text import inline
 
 UNUSABLE = 2.0
@@ -277,24 +278,26 @@ def gradient_spikes(run: RunRecord) -> Recommendation | None:
 
 
 def overfit(run: RunRecord) -> Recommendation | None:
-    """Detect that the evaluation loss was lowest in the first half and has risen since."""
+    """Detect that the evaluation loss was lowest in the first half and has measurably risen since."""
     points = run.history.training_evaluations()
     total = run.settings.total_steps or 0
     if len(points) < 3:
         return None
     best = min(points, key=_loss)
     rise = points[-1].loss / best.loss - 1 if best.loss > 0 else 0.0
-    if best.step * 2 > total or rise <= OVERFIT_RISE:
+    change = _compare(run, best, points[-1], len(points))
+    if best.step * 2 > total or rise <= OVERFIT_RISE or change is None or change.verdict is not Verdict.WORSE:
         return None
     return Recommendation(
         "Train fewer steps, or on more rows: the model overfits.",
-        f"evaluation loss was lowest at step {best.step} of {total} ({best.loss:.4g}) and rose by {100 * rise:.1f} %",
+        f"evaluation loss was lowest at step {best.step} of {total} ({best.loss:.4g}) and rose since, "
+        f"{change.change_with_interval}",
         min(rise, 1.0),
     )
 
 
 def still_falling(run: RunRecord) -> Recommendation | None:
-    """Detect that both losses were falling when the training ended."""
+    """Detect that both losses were falling when the training ended, that of the evaluations measurably."""
     points = run.history.training_evaluations()
     steps = run.history.train
     quarter = len(steps) // 4
@@ -304,14 +307,21 @@ def still_falling(run: RunRecord) -> Recommendation | None:
     last = statistics.fmean(point.loss for point in steps[-quarter:])
     before = statistics.fmean(point.loss for point in steps[-2 * quarter : -quarter])
     fall = 1 - points[-1].loss / points[-2].loss if points[-2].loss > 0 else 0.0
-    if last >= before or fall <= STILL_FALLING:
+    change = _compare(run, points[-2], points[-1])
+    if last >= before or fall <= STILL_FALLING or change is None or change.verdict is not Verdict.BETTER:
         return None
     return Recommendation(
         "Train longer: both losses were still falling at the end.",
-        f"evaluation loss fell by {100 * fall:.1f} % between the last two evaluations; "
+        f"evaluation loss {change.change_with_interval} between the last two evaluations; "
         f"training loss {before:.4g} → {last:.4g} over the last two quarters",
         fall,
     )
+
+
+def _compare(run: RunRecord, before: EvalPoint, after: EvalPoint, choices: int = 1) -> Comparison | None:
+    """Return the paired comparison of two evaluations, one of which was chosen from `choices`."""
+    owners = run.final.owners if run.final else ()
+    return compare(EvaluationMetric.LOSS, before.measured.batches, after.measured.batches, choices, owners)
 
 
 def _loss(point: EvalPoint) -> float:
