@@ -5,6 +5,7 @@ The server of these tests speaks the endpoints of vLLM on loopback; `make server
 import errno
 import json
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from finetune_api.handoff import ExitCode, Outcome
 from finetune_api.release import ReleasedResult, ReleaseOutcome, ReleaseReport
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.pipeline.release import release
+from finetune_trainer.pipeline.release_questions import Answers, compare_answers
+from finetune_trainer.pipeline.release_result import verify
 from finetune_trainer.serving import vllm
 from finetune_trainer.storage.local import LocalStore
 
@@ -100,6 +103,25 @@ def test_rows_of_a_few_conversations_are_no_independent_rows(world: World) -> No
     assert (found.comparison.verdict, found.comparison.rows) == ("NotEvaluated", 20)
     assert found.comparison.difference_low is None
     assert found.comparison.challenger_loss == pytest.approx(1.5, abs=0.1)
+
+
+def test_the_evaluations_from_which_the_weights_were_chosen_are_counted(world: World) -> None:
+    config = release_config(world.publish("one", evaluations=7), {"files": {"uri": "s3://bucket/alias"}})
+    assert verify(config, LocalStore(world.maps), world.folder / "work").choices == 7
+
+
+def test_the_best_of_ten_equal_challengers_is_called_better_in_at_most_one_release_of_twenty() -> None:
+    draws, better, worse = 400, 0, 0
+    for seed in range(draws):
+        rng = random.Random(seed)
+        old = [(rng.uniform(1, 4), 50) for _ in range(40)]
+        tries = [[(loss + rng.gauss(0, 0.3), tokens) for loss, tokens in old] for _ in range(10)]
+        best = min(tries, key=lambda losses: sum(loss for loss, _ in losses))
+        found = compare_answers(Answers(old, []), Answers(best, []), 10)
+        better += found.verdict == "Better"
+        worse += found.verdict == "Worse"
+    assert better / draws <= 0.05
+    assert not worse
 
 
 def test_a_worse_result_is_held_and_the_name_never_moves(world: World) -> None:

@@ -1,7 +1,7 @@
 """What champion and challenger of a release are asked through their server, and how they compare."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,12 @@ class Questions:
         return (-sum(found) / len(found), len(found)) if found else None
 
 
-def compare_answers(champion: Answers | None, challenger: Answers) -> ReleaseComparison:
-    """Return the comparison on the rows that both answered; those of one prompt are a group."""
+def compare_answers(champion: Answers | None, challenger: Answers, choices: int = 1) -> ReleaseComparison:
+    """Return the comparison on the rows that both answered; those of one prompt are a group.
+
+    The challenger is the best of `choices` evaluations on these rows. By chance its losses are then too low, not too high:
+    the interval is widened towards a worse challenger alone.
+    """
     prompts = challenger.prompts or range(len(challenger.losses))
     pairs = [
         (old, new, prompt)
@@ -87,7 +91,10 @@ def compare_answers(champion: Answers | None, challenger: Answers) -> ReleaseCom
         if old and new and old[1] == new[1]
     ]
     before, after = [old for old, *_ in pairs], [new for _, new, _ in pairs]
-    found = compare(EvaluationMetric.LOSS, before, after, owners=[(old[1], prompt) for old, _, prompt in pairs])
+    owners = [(old[1], prompt) for old, _, prompt in pairs]
+    found = compare(EvaluationMetric.LOSS, before, after, owners=owners)
+    if found and (widened := compare(EvaluationMetric.LOSS, before, after, choices, owners)):
+        found = replace(found, high=widened.high)
     return ReleaseComparison(
         verdict=(found.verdict if found else Verdict.NOT_EVALUATED).value,
         rows=len(pairs),

@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
 from pydantic import ValidationError
 
 from finetune_api.evaluation import EvaluationStatus
@@ -41,6 +42,8 @@ class Candidate:
     """The content of `adapter_config.json`."""
     rows: Path | None
     """A copy of the held-out rows."""
+    choices: int = 1
+    """The number of evaluations on these rows from which the weights were chosen."""
 
 
 def report(config: ReleaseConfig, outcome: ReleaseOutcome, message: str, **more: object) -> ReleaseReport:
@@ -65,7 +68,7 @@ def verify(config: ReleaseConfig, storage: Store, workspace: Path) -> Candidate:
     paths = {file.path for file in manifest.files}
     folder = Artifact.ADAPTER if ADAPTER_CONFIG in paths else Artifact.MERGED
     files = [file for file in manifest.files if file.path.startswith(f"{folder}/")]
-    asked = {Artifact.CONFIG, Artifact.VALIDATION_ROWS}
+    asked = {Artifact.CONFIG, Artifact.VALIDATION_ROWS, Artifact.METRICS}
     read = [*files, *(file for file in manifest.files if file.path in asked)]
     if not files or Artifact.CONFIG not in paths:
         raise Refused(f"{uri} publishes no model: name the result of a job that trained one")
@@ -78,7 +81,21 @@ def verify(config: ReleaseConfig, storage: Store, workspace: Path) -> Candidate:
     _require(config, manifest, spec)
     adapter = json.loads(storage.read(join_uri(uri, ADAPTER_CONFIG)) or b"{}")
     rows = workspace / Path(Artifact.VALIDATION_ROWS).name
-    return Candidate(manifest, spec, folder, files, adapter, rows if Artifact.VALIDATION_ROWS in paths else None)
+    return Candidate(
+        manifest,
+        spec,
+        folder,
+        files,
+        adapter,
+        rows if Artifact.VALIDATION_ROWS in paths else None,
+        _count_evaluations(workspace / Artifact.METRICS) if Artifact.METRICS in paths else 1,
+    )
+
+
+def _count_evaluations(metrics: Path) -> int:
+    """Return the number of evaluations of the training; that of the untrained model is none."""
+    with metrics.open("rb") as lines:
+        return sum(b'"kind": "eval"' in line and orjson.loads(line)["step"] > 0 for line in lines)
 
 
 def _require(config: ReleaseConfig, manifest: Manifest, spec: FineTuneJobSpec) -> None:

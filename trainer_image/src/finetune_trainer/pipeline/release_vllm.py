@@ -90,7 +90,7 @@ class VLLMRelease:
         try:
             self._load(server, folder, path, in_place=is_listed)
             self._require_alone(server, folder, path)
-            return compare_answers(champion, self._questions.ask(server, folder))
+            return compare_answers(champion, self._questions.ask(server, folder), self._found.choices)
         finally:
             with server.unchecked(), suppress(ServerRefusedError, ServerLostError):
                 self._unload(server, folder)
