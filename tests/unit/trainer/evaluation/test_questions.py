@@ -3,7 +3,7 @@
 from finetune_api.evaluation import Prompt
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.rows import ChatRow, DataFormat, Message, PreferenceRow, PromptRow, Row, Source, UnpairedRow
-from finetune_trainer.evaluation.questions import LONGEST_QUESTION, list_questions
+from finetune_trainer.evaluation.questions import LONGEST_QUESTION, list_counted, list_questions
 
 SOURCE = Source("rows.jsonl", 1)
 
@@ -60,3 +60,18 @@ def test_a_prompt_without_a_system_text_gets_the_system_message_of_the_rows() ->
     first, second = list_questions(spec.prompts, [])
     assert first.turns == [say("system", "Be brief."), say("user", "Why?")]
     assert second.turns == [say("system", "Be polite."), say("user", "How?")]
+
+
+def test_one_row_of_each_conversation_is_counted() -> None:
+    """With 20 conversations of five parts, an unchanged model was called better or worse in up to a third of runs."""
+    more = [say("user", "And then?"), say("assistant", "Yes")]
+    rows = [
+        chat(say("user", f"Question {at}"), say("assistant", "No"), *(more * parts))
+        for at in range(20)
+        for parts in range(5)
+    ]
+    rows.append(chat(say("system", "Be brief."), say("user", "question  3"), say("assistant", "No")))
+    found = list_counted(rows, 100, lambda _: True)
+    assert [one.turns[0]["content"] for one in found] == [f"Question {at}" for at in range(20)]
+    assert all(one.is_counted for one in found)
+    assert len(list_counted(rows, 7, lambda _: True)) == 7

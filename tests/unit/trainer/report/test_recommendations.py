@@ -166,9 +166,7 @@ def test_losses_that_still_fall_at_the_end_ask_for_longer_training(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("rise", "least", "most"), [(0.0, 0.0, 0.05), (0.15, 0.8, 1.0)])
-def test_only_a_measurable_rise_is_overfitting(
-    tmp_path: Path, rise: float, least: float, most: float
-) -> None:
+def test_only_a_measurable_rise_is_overfitting(tmp_path: Path, rise: float, least: float, most: float) -> None:
     """Each of 20 rows wanders by 3 % between two evaluations; without a rise their mean is the same all the time."""
     run, draws, named, falls = good_run(tmp_path, train=[3.0 - 0.05 * step for step in range(20)]), 200, 0, 0
     for seed in range(draws):

@@ -1,11 +1,12 @@
 """The prompts that the model answers before and after the training: those of the job, or of held-out rows."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 from finetune_api.evaluation import Prompt
+from finetune_trainer.data.checks.row_keys import prompt_key
 from finetune_trainer.data.rows import ChatRow, Message, PreferenceRow, Row, UnpairedRow
 
 DEFAULT_QUESTIONS = 3
@@ -31,20 +32,24 @@ class Question:
 
 
 def list_counted(held_out: Iterable[Row], most: int, is_comparable: Callable[[str], bool]) -> list[Question]:
-    """Return the first held-out rows with different prompts whose answers can be compared with the rows' own."""
-    found: dict[str, Question] = {}
-    for one in _of_rows(held_out):
+    """Return the first held-out rows with different prompts whose answers can be compared with the rows' own.
+
+    Prompts are those of the split and the verdict: answers to parts of one conversation are not independent.
+    """
+    found: dict[int, Question] = {}
+    for row in held_out:
         if len(found) == most:
             break
-        if one.reference and is_comparable(one.reference):
-            found.setdefault(one.text, replace(one, is_counted=True))
+        one = _of_row(row)
+        if one and one.reference and is_comparable(one.reference):
+            found.setdefault(prompt_key(row), replace(one, is_counted=True))
     return list(found.values())
 
 
 def list_questions(asked: Sequence[Prompt] | None, held_out: Iterable[Row]) -> list[Question]:
     """Return `evaluation.prompts`, or the prompts of the first held-out rows if the job does not set them."""
     if asked is None:
-        return list(islice(_of_rows(held_out), DEFAULT_QUESTIONS))
+        return list(islice(filter(None, map(_of_row, held_out)), DEFAULT_QUESTIONS))
     return [Question([*_system(one), Message(role="user", content=one.prompt)]) for one in asked]
 
 
@@ -63,17 +68,17 @@ def _system(prompt: Prompt) -> list[Message]:
     return [Message(role="system", content=prompt.system)] if prompt.system else []
 
 
-def _of_rows(rows: Iterable[Row]) -> Iterator[Question]:
-    """Yield each row's prompt with its answer; rows with tools are left out, whose answers are calls."""
-    for row in rows:
-        match row:
-            case ChatRow(messages=turns) if not row.tools and turns[-1]["role"] == "assistant":
-                prompt, answer = turns[:-1], turns[-1:]
-            case PreferenceRow(prompt=prompt, chosen=answer) if not row.tools:
-                pass
-            case UnpairedRow(prompt=prompt, completion=answer, label=True) if not row.tools:
-                pass
-            case _:
-                continue
-        if prompt and sum(len(turn["content"]) for turn in prompt) <= LONGEST_QUESTION:
-            yield Question(prompt, "\n\n".join(turn["content"] for turn in answer))
+def _of_row(row: Row) -> Question | None:
+    """Return the row's prompt with its answer; None of a row with tools, whose answers are calls."""
+    match row:
+        case ChatRow(messages=turns) if not row.tools and turns[-1]["role"] == "assistant":
+            prompt, answer = turns[:-1], turns[-1:]
+        case PreferenceRow(prompt=prompt, chosen=answer) if not row.tools:
+            pass
+        case UnpairedRow(prompt=prompt, completion=answer, label=True) if not row.tools:
+            pass
+        case _:
+            return None
+    if not prompt or sum(len(turn["content"]) for turn in prompt) > LONGEST_QUESTION:
+        return None
+    return Question(prompt, "\n\n".join(turn["content"] for turn in answer))

@@ -81,8 +81,8 @@ class Questions:
 def compare_answers(champion: Answers | None, challenger: Answers, choices: int = 1) -> ReleaseComparison:
     """Return the comparison on the rows that both answered; those of one prompt are a group.
 
-    The challenger is the best of `choices` evaluations on these rows. By chance its losses are then too low, not too high:
-    the interval is widened towards a worse challenger alone.
+    The challenger is the best of `choices` evaluations on these rows, so that by chance its losses are too low, and not
+    too high: the interval is widened towards a worse challenger alone.
     """
     prompts = challenger.prompts or range(len(challenger.losses))
     pairs = [
