@@ -111,7 +111,7 @@ def no_improvement(run: RunRecord) -> Recommendation | None:
     needed = comparison.advise_rows(run.compared_rows)
     is_possible = needed is not None and needed <= run.most_compared
     more = f", and hold out about {needed} rows to see a difference of this size" if is_possible else ""
-    how = "" if run.is_evaluation else ": train longer or with a higher learning rate"
+    how = "" if run.is_evaluation or overfit(run) else ": train longer or with a higher learning rate"
     advice = f"Do not call this result better{how}{more}."
     return Recommendation(advice, figures, UNUSABLE)
 
