@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from finetune_trainer.evaluation.measurements import Measured, reward_mean, token_mean
+from finetune_trainer.evaluation.measurements import Measured, TrainPoint, reward_mean, token_mean
 
 
 def test_the_loss_is_weighted_by_token_and_not_by_batch() -> None:
@@ -44,3 +44,10 @@ def test_no_tokens_do_not_divide_by_zero() -> None:
 
 def test_the_perplexity_of_a_hopeless_model_is_infinite() -> None:
     assert Measured(1e4, 1).perplexity == math.inf
+
+
+def test_margin_and_accuracy_of_the_trained_pairs_are_not_those_of_held_out_rows_in_the_status() -> None:
+    step = TrainPoint(1, 0.5, 0.1, 1e-4, 1.0, 50.0, 0.1, reward_margin=3.0, reward_accuracy=1.0, kl=0.1)
+    assert step.figures() == {"kl": 0.1}
+    held_out = Measured(0.7, 10, reward_margin=-0.2, reward_accuracy=0.4)
+    assert held_out.figures() == {"reward_margin": -0.2, "reward_accuracy": 0.4}

@@ -81,10 +81,11 @@ class TrainPoint:
     flat_share: float | None = None
 
     def figures(self) -> dict[str, float]:
-        """Return the objective's measurements other than the loss, by their names in the status."""
-        return _known(
-            reward_margin=self.reward_margin, reward_accuracy=self.reward_accuracy, reward=self.reward, kl=self.kl
-        )
+        """Return the objective's measurements other than the loss, by their names in the status.
+
+        Margin and accuracy are those of held-out rows there, and not those of the pairs that the step trained.
+        """
+        return _known(reward=self.reward, kl=self.kl)
 
 
 def _known(**figures: float | None) -> dict[str, float]:
