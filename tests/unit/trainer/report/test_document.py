@@ -276,7 +276,7 @@ def test_the_system_message_of_the_rows_is_where_the_commands_of_servers_are(tmp
     spec = record.config.spec.model_copy(update={"dataset": dataset})
     assert "system message" not in write(record, tmp_path)
     report = write(replace(record, config=record.config.model_copy(update={"spec": spec})), tmp_path)
-    assert "before each conversation, as in training; the commands below have none:\n\n    Name the class.\n" in report
+    assert "before each conversation; the commands below have none:\n\n    Name the class.\n" in report
     shared = {"share": 0.9532, "begins": "Be | brief"}
     report = write(replace(record, summary=dict(record.summary) | {"sharedSystem": shared}), tmp_path)
     assert '95 % of the training rows have a system message that begins with "Be' in report

@@ -104,7 +104,7 @@ def prepare_dataset(
     _warn_of_unused_columns(blended)
     status = _status(blended, validation)
     files = describe_files(out)
-    shared = find_shared(one.systems for one in checked)
+    shared = find_shared((one.checked.systems, one.train_rows) for one in blended.sources)
     _write_summary(
         out,
         blended,

@@ -1,6 +1,6 @@
 """Find the system text that almost all training rows have."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,15 +34,19 @@ class SystemTexts:
                 self.texts[key] += 1
 
 
-def find_shared(counted: Iterable[SystemTexts]) -> dict[str, Any] | None:
-    """Return the share of the rows that have the most frequent text, and how it begins, if almost all rows have it."""
-    rows, texts = 0, Counter[tuple[int, str]]()
-    for one in counted:
-        rows += one.rows
-        texts.update(one.texts)
-    for (_, text), count in texts.most_common(1):
-        if count >= ALMOST_ALL * rows:
-            flat = " ".join(text.split())
-            begins = flat if len(text) <= SHOWN else f"{flat[: SHOWN - 1]}…"
-            return {"share": round(count / rows, 4), "begins": printable(begins)}
-    return None
+def find_shared(counted: Iterable[tuple[SystemTexts, int]]) -> dict[str, Any] | None:
+    """Return the share of the training rows that have the most frequent text, and how it begins, if almost all have it.
+
+    Each source comes with the number of its rows that are trained in one pass over the blend, repeated ones included.
+    """
+    rows, texts = 0, defaultdict[tuple[int, str], float](float)
+    for one, trained in counted:
+        rows += trained
+        for key, count in one.texts.items():
+            texts[key] += count * trained / one.rows
+    (_, text), most = max(texts.items(), key=lambda found: found[1], default=((0, ""), 0.0))
+    if not most or most < ALMOST_ALL * rows:
+        return None
+    flat = " ".join(text.split())
+    begins = flat if len(text) <= SHOWN else f"{flat[: SHOWN - 1]}…"
+    return {"share": round(most / rows, 4), "begins": printable(begins)}
