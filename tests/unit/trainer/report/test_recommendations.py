@@ -305,6 +305,14 @@ def test_too_few_held_out_rows_for_a_verdict_are_reported(tmp_path: Path) -> Non
     assert "Hold out 20 rows or more" in advice(good_run(tmp_path, samples=samples, **few))
 
 
+def test_many_held_out_rows_of_a_few_prompts_ask_for_more_prompts(tmp_path: Path) -> None:
+    owners = tuple((10, at // 10) for at in range(40))
+    many = {"baseline": measured(3.0), "final": replace(measured(2.0), owners=owners), "compared_rows": 40}
+    message = advice(good_run(tmp_path, **many))
+    assert "Hold out rows of 20 or more different prompts" in message
+    assert "100 validation rows; 4 different prompts were measured" in message
+
+
 @pytest.mark.parametrize("mode", list(Mode))
 def test_fewer_correct_answers_to_held_out_rows_are_reported(tmp_path: Path, mode: Mode) -> None:
     run = good_run(tmp_path, held_out=HeldOutAnswers(Ability([True] * 50, [True] * 20 + [False] * 30)))

@@ -423,8 +423,11 @@ def few_held_out(run: RunRecord) -> Recommendation | None:
         return Recommendation(advice, "0 validation rows", UNUSABLE)
     if run.comparison is None or run.comparison.half_width is not None:
         return None
-    advice = "Hold out 20 rows or more (dataset.validation or validationSplitPercent): they are too few for a verdict."
-    return Recommendation(advice, f"{rows} validation rows", UNUSABLE)
+    wanted, found, prompts = "20 rows or more", f"{rows} validation rows", run.compared_prompts
+    if prompts < run.compared_rows:
+        wanted, found = "rows of 20 or more different prompts", f"{found}; {prompts} different prompts were measured"
+    advice = f"Hold out {wanted} (dataset.validation or validationSplitPercent): they are too few for a verdict."
+    return Recommendation(advice, found, UNUSABLE)
 
 
 def idle_memory(run: RunRecord) -> Recommendation | None:
