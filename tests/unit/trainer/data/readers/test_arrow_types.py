@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pyarrow as pa
@@ -82,3 +83,35 @@ def test_a_schema_that_is_refused_names_the_column_with_at_most_forty_characters
 def test_a_type_without_a_value_in_json_is_refused(type_: pa.DataType) -> None:
     with pytest.raises(UnreadableFile, match="write the file without this column, or as plain text"):
         ColumnTypes(pa.schema([("c", type_)]), "rows")
+
+
+def classes(table: pa.Table, **names: Any) -> list[dict[str, Any]]:
+    features = {column: {"_type": "ClassLabel", "names": found} for column, found in names.items()}
+    described = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    (batch,) = table.replace_schema_metadata(described).to_batches()
+    return ColumnTypes(batch.schema, "rows").to_rows(batch)
+
+
+def test_the_number_of_a_class_is_read_as_its_name() -> None:
+    rows = classes(pa.table({"text": ["a", "b", "c", "d"], "label": [1, 0, -1, None]}), label=["World", "Sports"])
+    assert [row["label"] for row in rows] == ["Sports", "World", None, None]
+
+
+def test_a_number_without_a_class_stays_a_number() -> None:
+    assert classes(pa.table({"text": ["a"], "label": [7]}), label=["World"]) == [{"text": "a", "label": 7}]
+
+
+@pytest.mark.parametrize("answer", ["completion", "messages"])
+def test_a_judgement_of_an_answer_stays_a_number(answer: str) -> None:
+    assert classes(pa.table({answer: ["a"], "label": [1]}), label=["bad", "good"]) == [{answer: "a", "label": 1}]
+
+
+@pytest.mark.parametrize("names", [None, "World", [1, 2], {"0": "World"}])
+def test_names_of_classes_that_are_not_texts_are_passed_over(names: Any) -> None:
+    assert classes(pa.table({"text": ["a"], "label": [0]}), label=names) == [{"text": "a", "label": 0}]
+
+
+@pytest.mark.parametrize("described", [b"", b"{", b"[]", b'{"info": null}', b'{"info": {"features": [1]}}'])
+def test_a_description_that_is_not_of_datasets_is_passed_over(described: bytes) -> None:
+    (batch,) = pa.table({"label": [0]}).replace_schema_metadata({b"huggingface": described}).to_batches()
+    assert ColumnTypes(batch.schema, "rows").to_rows(batch) == [{"label": 0}]

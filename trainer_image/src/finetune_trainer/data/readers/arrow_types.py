@@ -1,12 +1,21 @@
 """Convert Arrow columns to the values that JSON would have."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from finetune_trainer.data.readers.arrow_values import LISTS, PADDED, Convert, find_converter, unwrap
+from finetune_trainer.data.readers.arrow_values import (
+    LISTS,
+    PADDED,
+    Convert,
+    find_converter,
+    name_class,
+    read_class_names,
+    unwrap,
+)
 from finetune_trainer.data.readers.json_row import first_repeated
 from finetune_trainer.data.rows import UnreadableFile
 
@@ -26,6 +35,8 @@ class ColumnTypes:
         self._name = name
         self._targets = [self._plain(field.type, field.name) for field in schema]
         self._converters = [find_converter(field.type, self._strip, is_padded=field.name in PADDED) for field in schema]
+        for column, names in read_class_names(schema).items():
+            self._converters[schema.names.index(column)] = partial(name_class, names)
         self._row = 0
         self.stripped: set[int] = set()
         """The rows that `to_rows` returned last of which it removed null fields."""

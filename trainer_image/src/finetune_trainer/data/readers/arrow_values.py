@@ -1,7 +1,7 @@
 """Convert the Python values of Arrow columns to those that JSON would have."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ import orjson
 import pyarrow as pa
 
 from finetune_api.dataset.codes import RejectCode
+from finetune_trainer.data.formats.columns import CONVERSATION_COLUMNS, LABEL_COLUMNS, OUTPUT_COLUMNS
 from finetune_trainer.data.readers.json_row import parse_value
 from finetune_trainer.data.rows import BadRow
 
@@ -20,8 +21,39 @@ PADDED_INSIDE = frozenset({"function", "arguments", "parameters", "input", "inpu
 
 A column of objects has the fields of all rows, with null for those that a row does not have.
 """
+_HUGGINGFACE = b"huggingface"
+_ANSWERS = frozenset((*OUTPUT_COLUMNS, *CONVERSATION_COLUMNS))
 _BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+
+
+def read_class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Return the names of the classes in each column of integers that `datasets` wrote as `ClassLabel`.
+
+    A label next to an answer is a judgement, which stays 0 or 1.
+    """
+    try:
+        features = orjson.loads((schema.metadata or {}).get(_HUGGINGFACE, b"{}"))["info"]["features"]
+        named = {name: feature["names"] for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    is_judged = not _ANSWERS.isdisjoint(schema.names)
+    return {
+        name: names
+        for name, names in named.items()
+        if schema.names.count(name) == 1
+        and pa.types.is_integer(schema.field(name).type)
+        and isinstance(names, list)
+        and all(isinstance(one, str) for one in names)
+        and not (is_judged and name in LABEL_COLUMNS)
+    }
+
+
+def name_class(names: Sequence[str], number: int | None) -> str | int | None:
+    """Return the name of a class; `datasets` writes -1 for a row without one."""
+    if number is None or number == -1:
+        return None
+    return names[number] if 0 <= number < len(names) else number
 
 
 def unwrap(type_: pa.DataType) -> pa.DataType | None:
