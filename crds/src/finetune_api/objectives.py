@@ -271,8 +271,9 @@ class AnswerReward(AnswerComparison):
     the longest sequence of words that both have, in the same order. ROUGE is the F-measure, without stemming, and
     ignores upper and lower case. Default: none."""
     column: ColumnName | None = None
-    """Column of the rows with the reference: a text, a number, or a list of either, any of which is correct; with match
-    `Json` and `JsonSchema` also an object. Default: the row's own answer, which `dataset.columns` can map."""
+    """Column of the rows with the reference, or a path inside one (`reward_model.ground_truth`): a text, a number, or a
+    list of either, any of which is correct; with match `Json` and `JsonSchema` also an object. Default: the row's own
+    answer, which `dataset.columns` can map."""
     json_schema: SchemaText | None = None
     """JSON schema of a correct answer to any row, as JSON text; only with match `JsonSchema`. References lead into the
     schema itself, and a `pattern` has neither look-around nor back-references. Default: that of the row's `column`."""

@@ -3,16 +3,17 @@
 from difflib import get_close_matches
 
 MAIN_NAMES = (
-    *("messages", "instruction", "prompt", "input", "output", "completion", "system", "chosen", "rejected", "label"),
-    *("responses", "ranks", "scores", "text", "tools", "history", "role", "content"),
+    *("messages", "instruction", "prompt", "input", "output", "completion", "reasoning_content", "system"),
+    *("chosen", "rejected", "label", "responses", "ranks", "scores", "text", "tools", "history", "role", "content"),
 )
 """One or two names of each column, and the two within each turn."""
 COLUMN_NAMES = frozenset(
     (
         *MAIN_NAMES,
-        *("conversations", "conversation", "dialogue", "chat", "turns"),
+        *("conversations", "conversation", "dialogue", "chat", "turns", "contents"),
         *("query", "question", "problem", "context", "system_prompt"),
-        *("response", "answer", "target", "generation"),
+        *("system_instruction", "systemInstruction", "toolConfig"),
+        *("response", "answer", "target", "generation", "thinking"),
         *("chosen_response", "chosen_messages", "preferred_output"),
         *("rejected_response", "rejected_messages", "non_preferred_output"),
         *("kto_tag", "answers", "completions", "generations", "ranking", "ratings", "functions"),

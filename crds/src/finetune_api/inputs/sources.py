@@ -338,8 +338,8 @@ class Dataset(Block):
     `Auto` detects it row by row. Default: `Auto`."""
     columns: Columns | None = None
     """Column names: from the name that the format expects to the name in the files, for example `{prompt: question,
-    completion: reply}`; `role` and `content` are names within each turn of a conversation. Default: the names in the
-    files are used unchanged."""
+    completion: reply}`, or to a path inside a column, `{prompt: translation.en, answer: answers.text.0}`; `role` and
+    `content` are names within each turn of a conversation. Default: the names in the files are used unchanged."""
     system_message: Annotated[str, StringConstraints(min_length=1, max_length=16_384)] | None = None
     """System message of the rows, and of `evaluation.prompts`, that have none of their own. Serve the result with it
     too. Not for plain text. Default: none is added."""

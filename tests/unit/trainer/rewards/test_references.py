@@ -79,6 +79,33 @@ def test_a_column_of_the_file_is_the_reference_under_its_own_name(check: Any) ->
     assert read_references(row.reference, in_column("solution")) == ["4"]
 
 
+def test_a_reference_may_be_inside_a_column(check: Any) -> None:
+    line = '{"prompt": "2 + 2?", "reward_model": {"style": "rule", "ground_truth": ["4", "four"]}, "ability": "math"}'
+    name = "reward_model.ground_truth"
+    row = prompt_of(check(line, answers=[{"match": "Exact", "column": name}])[0])
+    assert row.reference == {"columns": {name: ["4", "four"]}}
+    assert row.unused == ("ability",)
+    assert read_references(row.reference, in_column(name)) == ["4", "four"]
+    (row,) = check(line, answers=[{"match": "Exact", "column": "reward_model.answer"}])
+    assert "names 'reward_model.answer', which the row does not have" in row.detail
+
+
+@pytest.mark.parametrize("answer", ['["4", "four"]', '{"value": "4"}', "null", '""', '"  "'])
+def test_an_answer_that_is_not_a_text_costs_no_prompt(check: Any, answer: str) -> None:
+    line = f'{{"question": "2 + 2?", "answer": {answer}}}'
+    row = prompt_of(check(line, answers=[])[0])
+    assert (row.prompt, row.reference) == ([USER], {})
+    (refused,) = check(line)
+    assert refused.code is RejectCode.NO_REFERENCE
+    assert refused.detail.startswith("the row has no answer for rlhf.rewards[0].answer: map its column")
+
+
+def test_a_list_in_the_column_of_the_answer_has_several_references(check: Any) -> None:
+    line = '{"question": "2 + 2?", "answer": ["4", "four"]}'
+    row = prompt_of(check(line, answers=[{"match": "Exact", "column": "answer"}])[0])
+    assert read_references(row.reference, in_column("answer")) == ["4", "four"]
+
+
 def test_a_mapped_answer_is_the_reference(check: Any) -> None:
     row = prompt_of(check('{"problem": "2 + 2?", "solution": "4"}', columns={"answer": "solution"})[0])
     assert row.reference == {"answer": "4"}

@@ -8,7 +8,7 @@ from typing import Any, Self
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_api.objectives import AnswerReward, Match, Reward, Rlhf
 from finetune_api.text.printable import printable
-from finetune_trainer.data.formats.columns import name_columns
+from finetune_trainer.data.formats.columns import follow_path, name_columns
 from finetune_trainer.data.formats.fields import read_text
 from finetune_trainer.data.rows import BadRow, PromptRow, Reference
 from finetune_trainer.rewards.matching import Matcher
@@ -75,9 +75,13 @@ class References:
 
 
 def _keep_column(kept: Reference, columns: Mapping[str, Any], column: str, field: str) -> None:
-    if columns.get(column) is None:
+    try:
+        value = follow_path(columns, column)
+    except KeyError:
+        value = None
+    if value is None:
         raise BadRow(RejectCode.NO_REFERENCE, _explain_missing_column(field, column, columns))
-    kept.setdefault("columns", {})[column] = _keep_digits(columns[column])
+    kept.setdefault("columns", {})[column] = _keep_digits(value)
 
 
 def _keep_digits(value: Any) -> Any:

@@ -29,17 +29,29 @@ def tool(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("turns", "code", "detail"),
     [
-        ([Q, A, S, Q, A], RejectCode.SYSTEM_NOT_FIRST, "turn 3 is a system turn"),
-        ([Q, Q, A], RejectCode.BAD_ALTERNATION, "turn 2 is a user turn after a user turn"),
-        ([Q, A, A], RejectCode.BAD_ALTERNATION, "turn 3 is an assistant turn that follows another one"),
-        ([A, Q, A], RejectCode.BAD_ALTERNATION, "turn 1 is an assistant turn that begins the conversation"),
-        ([S, A], RejectCode.BAD_ALTERNATION, "turn 2 is an assistant turn that begins the conversation"),
+        ([Q, A, S, Q, A], RejectCode.SYSTEM_NOT_FIRST, "turn 3 is a system turn: move it to the start"),
+        ([Q, Q, A], RejectCode.BAD_ALTERNATION, "turn 2 is a user turn after a user turn: join the two"),
+        ([Q, A, A], RejectCode.BAD_ALTERNATION, "turn 3 is an assistant turn that follows another one: join the two"),
+        (
+            [A, Q, A],
+            RejectCode.BAD_ALTERNATION,
+            "turn 1 is an assistant turn that begins the conversation: remove it, or put a question before it",
+        ),
+        (
+            [S, A],
+            RejectCode.BAD_ALTERNATION,
+            "turn 2 is an assistant turn that begins the conversation: remove it, or put a question before it",
+        ),
         ([Q, result(), A], RejectCode.ORPHAN_TOOL, "turn 2 is a tool result after a user turn"),
-        ([Q, A, result(), A], RejectCode.ORPHAN_TOOL, "turn 3 answers no tool call of the turn before it"),
+        (
+            [Q, A, result(), A],
+            RejectCode.ORPHAN_TOOL,
+            "turn 3 answers no tool call of the turn before it: add it to its tool_calls",
+        ),
         (
             [Q, call(id="1"), result(tool_call_id="2"), A],
             RejectCode.ORPHAN_TOOL,
-            "turn 3 answers no tool call of the turn before it",
+            "turn 3 answers no tool call of the turn before it: add it to its tool_calls",
         ),
         ([{**Q, "content": " "}, A], RejectCode.EMPTY_PROMPT, "turn 1, the first prompt, is empty"),
         ([Q, {**A, "content": " "}], RejectCode.EMPTY_RESPONSE, "turn 2, the last answer, is empty"),
@@ -68,16 +80,22 @@ RESULTS = {
     ("row", "detail"),
     [
         ({"system": "s", "messages": [Q, {**A, "content": ""}, Q, A]}, "turn 2 (assistant) is empty"),
-        ({"system": "s", "messages": [Q, A, S, Q, A]}, "turn 3 is a system turn"),
-        ({"system": "", "messages": [Q, A, A]}, "turn 3 is an assistant turn that follows another one"),
+        ({"system": "s", "messages": [Q, A, S, Q, A]}, "turn 3 is a system turn: move it to the start"),
+        ({"system": "", "messages": [Q, A, A]}, "turn 3 is an assistant turn that follows another one: join the two"),
         ({"messages": [S, S, Q, {**A, "content": ""}]}, "turn 4, the last answer, is empty"),
-        ({"messages": [S, S, Q, Q, A], "label": True}, "turn 4 is a user turn after a user turn"),
-        ({"system": "s", "messages": [Q, USE, RESULTS, A, A]}, "turn 5 is an assistant turn that follows another one"),
+        ({"messages": [S, S, Q, Q, A], "label": True}, "turn 4 is a user turn after a user turn: join the two"),
+        (
+            {"system": "s", "messages": [Q, USE, RESULTS, A, A]},
+            "turn 5 is an assistant turn that follows another one: join the two",
+        ),
         (
             {"messages": [Q, USE, RESULTS, {"role": "narrator", "content": ""}]},
             "turn 4 has the unknown role 'narrator'",
         ),
-        ({"messages": [{"human": "q", "assistant": "a"}, A]}, "turn 2 is an assistant turn that follows another one"),
+        (
+            {"messages": [{"human": "q", "assistant": "a"}, A]},
+            "turn 2 is an assistant turn that follows another one: join the two",
+        ),
         ({"messages": [{"human": "q", "assistant": None}]}, "turn 1 is null"),
         (
             {"system": "s", "messages": [Q, {**A, "content": " "}], "tools": [tool("f")]},
@@ -89,7 +107,7 @@ RESULTS = {
         ),
         (
             {"system": "s", "messages": [Q, A, Q], "answer": [A, A]},
-            "turn 5 is an assistant turn that follows another one",
+            "turn 5 is an assistant turn that follows another one: join the two",
         ),
         ({"messages": None, "prompt": "q", "completion": " ", "label": True}, "turn 2, the last answer, is empty"),
         ({"system": "s", "history": [["q", ""]], "instruction": "q", "output": "a"}, "turn 3 (assistant) is empty"),

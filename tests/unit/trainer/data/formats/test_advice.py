@@ -30,6 +30,9 @@ def example(check: Any, row: dict[str, Any], **options: Any) -> str:
         ({"Prompt": "q", "Completion": "a", "ID": 3}, "{prompt: Prompt, completion: Completion}"),
         ({"Question": "q", "Complex_CoT": "c", "Response": "r"}, "{question: Question, response: Response}"),
         ({"question": "q", "ANSWER": "a", "note": "n"}, "{answer: ANSWER}"),
+        ({"INSTRUCTION": "q", "INPUT": "i", "OUTPUT": "a"}, "{instruction: INSTRUCTION, output: OUTPUT, input: INPUT}"),
+        ({"Question": "q", "System": "s", "Answer": "a"}, "{question: Question, answer: Answer, system: System}"),
+        ({"Question": "q", "Context": "", "Answer": "a"}, "{question: Question, answer: Answer}"),
     ],
 )
 def test_a_column_whose_name_differs_in_case_is_suggested(check: Any, row: dict[str, Any], shown: str) -> None:
@@ -139,3 +142,12 @@ def test_a_list_of_objects_is_suggested_as_the_turns(check: Any) -> None:
     row = {"id": 1, "title": "t", "dialog": [{"who": "a", "said": "b"}]}
     assert example(check, row) == "{messages: dialog}"
     assert "choices}" not in advice(check, {"messages": [{"role": "user", "content": "q"}], "choices": [{"index": 0}]})
+
+
+def test_a_list_of_ratings_is_not_suggested_as_the_turns(check: Any) -> None:
+    row = {"context": "c", "ratings_of": [{"score": -2, "reasoning": "r", "feedback": "f"}]}
+    assert example(check, row) == "{question: YOURS, answer: YOURS}"
+
+
+def test_a_text_under_the_name_of_turns_is_suggested_as_the_prompt(check: Any) -> None:
+    assert example(check, {"dialogue": "Ann: hi", "summary": "s"}) == "{prompt: dialogue, answer: summary}"

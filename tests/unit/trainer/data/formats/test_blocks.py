@@ -111,3 +111,38 @@ def test_the_result_of_a_tool_keeps_the_digits_of_a_long_integer(check: Any) -> 
     for row in ({"messages": turns}, {"messages": str(turns), "n": 1}):
         (kept,), _ = check(row)
         assert kept.messages[2]["content"] == '{"id":12345678901234567890123,"t":"é"}'
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "model", "parts": [{"text": "r", "thought": True}, {"text": "a"}]},
+        {"role": "assistant", "content": [{"reasoningContent": {"reasoningText": {"text": "r"}}}, {"text": "a"}]},
+    ],
+)
+def test_the_reasoning_of_gemini_and_bedrock_is_apart_from_the_answer(check: Any, turn: dict[str, Any]) -> None:
+    (kept,), _ = check({"messages": [Q, turn]})
+    assert kept.messages == [Q, A | {"reasoning_content": "r"}]
+
+
+def test_an_image_of_gemini_or_bedrock_costs_the_row(check: Any) -> None:
+    for part in ({"inlineData": {"mimeType": "image/png", "data": "x"}}, {"image": {"format": "png"}}):
+        (refused,), _ = check({"messages": [{"role": "user", "content": [part, {"text": "q"}]}, A]})
+        assert refused.detail == f"turn 1 has a text part without text, but {next(iter(part))}"
+
+
+def test_arrays_of_roles_and_of_texts_are_turns(check: Any) -> None:
+    for turns in (
+        {"role": ["user", "assistant"], "content": ["q", "a"]},
+        {"from": ["human", "gpt"], "value": ["q", "a"]},
+    ):
+        (kept,), _ = check({"messages": turns})
+        assert kept.messages == [Q, A]
+    (faulty,), _ = check({"messages": {"role": ["user", "user", "assistant"], "content": ["q", "q", "a"]}})
+    assert faulty.detail == "turn 2 is a user turn after a user turn: join the two"
+
+
+@pytest.mark.parametrize("turns", [{"role": ["user"], "content": []}, {"role": "user", "content": "q"}, {"a": ["b"]}])
+def test_an_object_that_is_not_of_arrays_is_no_conversation(check: Any, turns: dict[str, Any]) -> None:
+    (refused,), _ = check({"messages": turns})
+    assert (refused.code, refused.detail) == (RejectCode.WRONG_TYPE, "messages is an object instead of an array")

@@ -1,9 +1,10 @@
 import json
 
 import pytest
+import yaml
 
-from finetune_trainer.data.formats.column_map import ColumnMap
-from finetune_trainer.data.formats.columns import find_column, name_columns
+from finetune_trainer.data.formats.column_map import ColumnMap, advise_field
+from finetune_trainer.data.formats.columns import find_column, follow_path, name_columns
 
 
 def test_at_most_twelve_columns_are_named_each_with_at_most_forty_characters() -> None:
@@ -86,3 +87,41 @@ def test_a_name_that_no_turn_has_is_missing() -> None:
     columns.rename({"messages": [{"role": "user", "content": "q"}]})
     columns.rename({"who": "not in a turn"})
     assert columns.missing == {"who"}
+
+
+@pytest.mark.parametrize(
+    ("row", "path", "value"),
+    [
+        ({"translation": {"en": "a"}}, "translation.en", "a"),
+        ({"answers": {"text": ["a", "b"]}}, "answers.text.1", "b"),
+        ({"a.b": 1, "a": {"b": 2}}, "a.b", 1),
+        ({"a": {"b": None}}, "a.b", None),
+        ({"a": [{"0": 5}]}, "a.0.0", 5),
+    ],
+)
+def test_a_value_inside_a_column_has_a_path(row: dict[str, object], path: str, value: object) -> None:
+    assert follow_path(row, path) == value
+    assert ColumnMap({"prompt": path}).rename(row)["prompt"] == value
+
+
+@pytest.mark.parametrize("path", ["a.x", "a.list.2", "a.list.-1", "a.text.0", "b.x", "a..b", "."])
+def test_a_path_that_leads_nowhere_is_a_missing_column(path: str) -> None:
+    row = {"a": {"list": [1, 2], "text": "abc"}, "b": None}
+    columns = ColumnMap({"prompt": path})
+    assert columns.rename(row) == row
+    assert columns.missing == {path}
+
+
+def test_what_is_next_to_a_path_is_not_used() -> None:
+    row = {"request": {"messages": [1], "tools": [2], "model": "m", "n": None}, "response": {"text": "a"}, "note": "n"}
+    columns = ColumnMap({"messages": "request.messages", "answer": "response.text"})
+    assert columns.find_unused(row, {"messages", "answer"}) == ("note", "request.tools")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Question", "Prompt ", "a, b", "a: b", "yes", "NULL", "1", "#", "-", "", "é", "a b", "x-y.z", "{", "'", '"'],
+)
+def test_the_advice_on_a_name_is_yaml_that_has_it(name: str) -> None:
+    field, shown = advise_field({"prompt": name})
+    assert (field, yaml.safe_load(shown)) == ("dataset.columns", {"prompt": name})

@@ -45,7 +45,7 @@ def test_a_value_is_read_as_text(value: object, text: str, repairs: Repairs) -> 
         (None, RejectCode.NULL_FIELD, "x is null"),
         ({}, RejectCode.WRONG_TYPE, "x is an object instead of text"),
         ([1], RejectCode.WRONG_TYPE, "x has a part that is a number"),
-        ([{"type": "text"}], RejectCode.WRONG_TYPE, "x has a text part without text"),
+        ([{"type": "text"}], RejectCode.WRONG_TYPE, "x has a text part without text, but type"),
         ([{"type": "image"}], RejectCode.UNSUPPORTED_MODALITY, "x has a part of type 'image'; only text is trained"),
         ([{"type": 5}], RejectCode.UNSUPPORTED_MODALITY, "x has a part of type '5'; only text is trained"),
     ],

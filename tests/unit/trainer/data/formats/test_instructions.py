@@ -112,3 +112,63 @@ def test_a_text_that_is_a_json_array_of_anything_but_turns_stays_a_text(check: A
 def test_a_text_that_is_a_json_array_of_turns_is_these_turns(check: Any, turn: dict[str, Any]) -> None:
     (kept,), _ = check({"prompt": "q", "completion": orjson.dumps([turn]).decode()})
     assert kept.messages == [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize("column", ["reasoning_content", "thinking"])
+def test_the_reasoning_next_to_an_answer_is_its_reasoning(check: Any, column: str) -> None:
+    (read,), summary = check({"question": "q", column: "r", "answer": "a"})
+    assert read.messages[-1] == {"role": "assistant", "content": "a", "reasoning_content": "r"}
+    assert not summary.unused
+    (once,), _ = check({"question": "q", column: "r", "answer": "<think>r</think>a"})
+    assert once.messages[-1] == read.messages[-1]
+    (turns,), _ = check({"prompt": "q", column: "r", "response": [{"role": "assistant", "content": "a"}]})
+    assert turns.messages[-1] == read.messages[-1]
+
+
+def test_two_reasonings_of_an_answer_cost_the_row(check: Any) -> None:
+    (refused,), _ = check({"question": "q", "thinking": "r", "answer": "<think>other</think>a"})
+    assert refused.code is RejectCode.WRONG_TYPE
+    assert refused.detail.startswith("the row has reasoning_content and another reasoning in <think>")
+    (refused,), _ = check(
+        {"question": "q", "thinking": "r", "answer": {"role": "assistant", "content": "a", "thinking": "other"}}
+    )
+    assert refused.detail == "the row has reasoning in thinking and another one in its answer: keep one of them"
+
+
+@pytest.mark.parametrize("flag", [True, None, "", " "])
+def test_a_flag_is_no_reasoning(check: Any, flag: object) -> None:
+    (read,), _ = check({"question": "q", "thinking": flag, "answer": "a"})
+    assert read.messages[-1] == {"role": "assistant", "content": "a"}
+
+
+CALL = {"name": "f", "arguments": {"x": 1}}
+OFFERED = [{"name": "f"}]
+
+
+@pytest.mark.parametrize("column", ["answers", "answer", "output"])
+@pytest.mark.parametrize("calls", [[CALL], [CALL, CALL]])
+@pytest.mark.parametrize("write", [list, lambda calls: orjson.dumps(calls).decode(), str])
+def test_an_answer_of_calls_is_read_as_calls_of_the_row_s_tools(
+    check: Any, column: str, calls: list[Any], write: Any
+) -> None:
+    (read,), summary = check({"query": "q", column: write(calls), "tools": orjson.dumps(OFFERED).decode()})
+    assert read.messages[-1] == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": call} for call in calls],
+    }
+    assert not summary.unused
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ['{"x": 1}', '[{"name": "g", "arguments": {}}]', '[{"name": "f"}]', "[", "[1]", '[{"name": [], "arguments": 1}]'],
+)
+def test_any_other_json_next_to_tools_stays_text(check: Any, answer: str) -> None:
+    (read,), _ = check({"query": "q", "answer": answer, "tools": OFFERED})
+    assert read.messages[-1] == {"role": "assistant", "content": answer}
+
+
+def test_no_calls_are_no_answer(check: Any) -> None:
+    (refused,), _ = check({"query": "q", "answers": "[]", "tools": OFFERED})
+    assert refused.code is RejectCode.NO_ASSISTANT

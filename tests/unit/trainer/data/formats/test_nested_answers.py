@@ -51,7 +51,10 @@ def test_a_question_whose_output_is_null_has_no_answer(check: Any) -> None:
     )
     assert row.messages == [Q, A]
     assert row.repairs == (RepairCode.NONE_STRIPPED, RepairCode.TRAILING_USER_TRIMMED)
-    assert (refused.code, refused.detail) == (RejectCode.BAD_ALTERNATION, "turn 2 is a user turn after a user turn")
+    assert (refused.code, refused.detail) == (
+        RejectCode.BAD_ALTERNATION,
+        "turn 2 is a user turn after a user turn: join the two",
+    )
     assert (null.code, null.detail) == (RejectCode.NULL_FIELD, "turn 1 is null")
 
 

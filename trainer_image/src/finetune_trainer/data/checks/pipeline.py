@@ -27,7 +27,7 @@ from finetune_trainer.data.checks.row_keys import SeenRows, prompt_key, row_key
 from finetune_trainer.data.checks.structure import check_structure
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.formats.column_map import Advise, ColumnMap, advise_field
-from finetune_trainer.data.formats.columns import METADATA, ReadColumns, UnknownColumns
+from finetune_trainer.data.formats.columns import METADATA, ReadColumns, UnknownColumns, drop_misnamed, find_root
 from finetune_trainer.data.formats.conversations import find_number
 from finetune_trainer.data.formats.convert import convert_row
 from finetune_trainer.data.formats.detect import detect_format
@@ -58,6 +58,7 @@ BATCH_ROWS = 256
 # A tokenizer needs hundreds of bytes of memory for each token.
 MAX_TOKENISED_BYTES = 2 << 20
 
+_OF_ANSWERS = frozenset({DataFormat.ALPACA, DataFormat.PROMPT_COMPLETION})
 _OF_TURNS = frozenset({DataFormat.OPENAI, DataFormat.SHAREGPT, DataFormat.UNPAIRED})
 
 Progress = Callable[[int, int], None]
@@ -159,22 +160,29 @@ class _RowChecker:
         if record.value is None:
             raise record.problem or BadRow(RejectCode.BAD_JSON, "the row has no value")
         repairs: set[RepairCode] = set(record.repairs)
-        columns = self.columns.rename(record.value)
+        columns = drop_misnamed(self.columns.rename(record.value))
+        prompts_wanted = self.objective in SAMPLED
         # A column alone next to those that describe the row is read, or the row is rejected.
         converted = ReadColumns(columns) if len(columns.keys() - METADATA) > 1 else None
         try:
             data_format = self.format or detect_format(columns)
             row = convert_row(
-                columns if converted is None else converted, data_format, Source(file, record.line), repairs
+                columns if converted is None else converted,
+                data_format,
+                Source(file, record.line),
+                repairs,
+                prompts_wanted=prompts_wanted,
             )
         except UnknownColumns as bad:
             raise self.columns.explain(bad, columns, bad.wanted or COLUMNS[self.objective or "Chat"]) from None
         try:
-            row = check_structure(row, repairs, prompts_wanted=self.objective in SAMPLED)
+            row = check_structure(row, repairs, prompts_wanted=prompts_wanted)
         except BadTurn as bad:
             if data_format in _OF_TURNS:
                 raise BadRow(bad.code, f"turn {find_number(columns, bad.number)}{bad.what}") from None
             raise
+        if data_format in _OF_ANSWERS and (prompts_wanted or self.objective in ANSWERED):
+            self.columns.refuse_part(columns, trains_answer=not prompts_wanted)
         if repairs:
             row.repairs = tuple(sorted(repairs))
         if self.system_message:
@@ -219,7 +227,7 @@ def _add_system_message(row: Row, text: str) -> None:
 def _leave_out_references(unused: tuple[str, ...], row: Row) -> tuple[str, ...]:
     if not isinstance(row, PromptRow) or not row.reference:
         return unused
-    read = row.reference.get("columns", {})
+    read = {find_root(name) for name in row.reference.get("columns", {})} | row.reference.get("columns", {}).keys()
     return tuple(name for name in unused if name not in read)
 
 

@@ -1,5 +1,7 @@
 """Check a row's structure: roles in order, no empty turn, tool results only after tool calls."""
 
+import re
+
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.fields import Repairs
 from finetune_trainer.data.rows import (
@@ -15,8 +17,11 @@ from finetune_trainer.data.rows import (
     UnpairedRow,
 )
 
-# Hermes-style files write calls inside the text; a tool result after such a text is valid.
-TEXT_CALL_MARK = "<tool_call>"
+# Many files write calls inside the text; a tool result after such a text is valid.
+TEXT_CALL = re.compile(
+    r"<tool_call>|<functioncall>|<function_call>|<function=|<\|python_tag\|>|\[TOOL_CALLS\]|\A\s*\[\w[^\[\]()]*\("
+)
+"""A call of Hermes, Glaive, Llama or Mistral, or in Python's form, `[f(a=1)]`, as in ToolACE."""
 
 
 def check_structure(row: Row, repairs: Repairs, *, prompts_wanted: bool = False) -> Row:
@@ -118,7 +123,7 @@ def _merge_system(messages: list[Message], repairs: Repairs) -> list[Message]:
         count += 1
     for number, message in enumerate(messages[count:], count + 1):
         if message["role"] == "system":
-            raise BadTurn(RejectCode.SYSTEM_NOT_FIRST, number, " is a system turn")
+            raise BadTurn(RejectCode.SYSTEM_NOT_FIRST, number, " is a system turn: move it to the start")
     if count == 0 or (count == 1 and messages[0]["content"].strip()):
         return messages
     texts = [message["content"] for message in messages[:count] if message["content"].strip()]
@@ -149,9 +154,10 @@ def _check_order(messages: list[Message]) -> None:
         if role == "tool" and before not in ("assistant", "tool"):
             raise BadTurn(RejectCode.ORPHAN_TOOL, number, f" is a tool result after a {before} turn")
         if role == "user" and before == "user":
-            raise BadTurn(RejectCode.BAD_ALTERNATION, number, f" is a user turn after a {before} turn")
+            raise BadTurn(RejectCode.BAD_ALTERNATION, number, " is a user turn after a user turn: join the two")
         if role == "assistant" and before not in ("user", "tool"):
-            first = "begins the conversation" if before == "system" else "follows another one"
+            begins = "begins the conversation: remove it, or put a question before it"
+            first = begins if before == "system" else "follows another one: join the two"
             raise BadTurn(RejectCode.BAD_ALTERNATION, number, f" is an assistant turn that {first}")
         before = role
 
@@ -182,8 +188,12 @@ def _check_tools(messages: list[Message], tools: Tools) -> None:
                 if offered and name not in offered:
                     raise BadTurn(RejectCode.BAD_TOOL_CALL, number, f" calls {name[:40]!r}, which is not in tools")
             open_ids = {call["id"] for call in calls if "id" in call}
-            may_answer = bool(calls) or TEXT_CALL_MARK in message["content"]
+            may_answer = bool(calls) or TEXT_CALL.search(message["content"]) is not None
         elif message["role"] == "tool":
             answered = message.get("tool_call_id")
             if not may_answer or (answered is not None and open_ids and answered not in open_ids):
-                raise BadTurn(RejectCode.ORPHAN_TOOL, number, " answers no tool call of the turn before it")
+                raise BadTurn(
+                    RejectCode.ORPHAN_TOOL,
+                    number,
+                    " answers no tool call of the turn before it: add it to its tool_calls",
+                )

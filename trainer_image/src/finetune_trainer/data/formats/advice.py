@@ -1,20 +1,28 @@
 """Suggest which of a row's columns are its question, answer, turns or text, for rows that no format fits."""
 
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.formats.columns import (
     ALIASES,
+    CHOICE_COLUMNS,
     CLASS_COLUMNS,
     CONVERSATION_COLUMNS,
+    INPUT_COLUMNS,
+    INSTRUCTION_COLUMNS,
     KNOWN_COLUMNS,
     OUTPUT_COLUMNS,
     RANKED_COLUMNS,
+    SYSTEM_COLUMNS,
     TOOL_COLUMNS,
     Columns,
     find_filled,
     is_empty,
     is_metadata,
 )
+from finetune_trainer.data.formats.fields import parse_nested
+from finetune_trainer.data.rows import BadRow
 
 YOURS = "YOURS"
+_OPTIONAL = (*INPUT_COLUMNS, *SYSTEM_COLUMNS, *TOOL_COLUMNS, "history")
 LONGEST_NUMBER = 40
 """Characters; a longer text is not read as a number."""
 
@@ -26,17 +34,19 @@ def suggest_columns(row: Columns, wanted: tuple[str, ...]) -> dict[str, str]:
     """
     absent = [name for name in wanted if not _has_alias(row, name)]
     own = [name for name in row if name not in KNOWN_COLUMNS and not is_metadata(name)]
-    turns = next((name for name in own if _is_list_of_objects(row[name])), None)
+    turns = next((name for name in own if _may_be_turns(row[name])), None)
     if turns and absent == list(wanted) and not _has_alias(row, CONVERSATION_COLUMNS[0]):
         return {CONVERSATION_COLUMNS[0]: turns}
-    found = _match_names(own, absent)
+    found = _match_names(row, own, absent)
     missing = [name for name, column in found.items() if column is YOURS]
     texts = [name for name in own if name not in found.values() and _is_text(row[name])]
     found |= _guess(row, missing, texts, None if "label" in wanted else find_class(row))
-    return found if own or YOURS not in found.values() else {}
+    if not own and set(found.values()) == {YOURS}:
+        return {}
+    return found | _match_optional(row, own)
 
 
-def _match_names(own: list[str], absent: list[str]) -> dict[str, str]:
+def _match_names(row: Columns, own: list[str], absent: list[str]) -> dict[str, str]:
     """Return for each absent name the column whose name differs in case, or YOURS."""
     named = {known: name for name in own if (known := _normalise(name)) in KNOWN_COLUMNS}
     found: dict[str, str] = {}
@@ -44,11 +54,22 @@ def _match_names(own: list[str], absent: list[str]) -> dict[str, str]:
         alias = next((known for known in named if known in _aliases_of(name)), None)
         if alias is not None:
             found[alias] = named[alias]
-        elif name == "question" and "text" in named:
-            found["prompt"] = named["text"]
+        elif name == "question" and (text := named.get("text") or _find_text_of_turns(row)):
+            found["prompt"] = text
         else:
             found[name] = YOURS
     return found
+
+
+def _find_text_of_turns(row: Columns) -> str | None:
+    """Return a column that is named as one of turns, but has a text."""
+    return next((name for name in CONVERSATION_COLUMNS if _is_text(row.get(name))), None)
+
+
+def _match_optional(row: Columns, own: list[str]) -> dict[str, str]:
+    """Return the columns whose names differ in case from those of what may be added to a question."""
+    named = {_normalise(name): name for name in own if not is_empty(row[name])}
+    return {known: named[known] for known in _OPTIONAL if known in named and not _has_alias(row, known)}
 
 
 def _guess(row: Columns, missing: list[str], texts: list[str], label: str | None) -> dict[str, str]:
@@ -89,6 +110,39 @@ def explain_several_answers(row: Columns) -> str:
     return ""
 
 
+def explain_choices(row: Columns) -> str:
+    """Return what to do with the choices of a question that are not in it; empty if the row has none.
+
+    An answer that is the text of a choice needs no choices, other than its number or letter.
+    """
+    column = find_filled(row, CHOICE_COLUMNS)
+    choices = _read_choices(row[column]) if column else []
+    answer = row.get(find_filled(row, OUTPUT_COLUMNS) or "")
+    if not choices or isinstance(answer, bool) or (isinstance(answer, str) and len(answer.strip(" ().")) > 1):
+        return ""
+    asked = "\n".join(str(row.get(name, "")) for name in (*INSTRUCTION_COLUMNS, *INPUT_COLUMNS, *CONVERSATION_COLUMNS))
+    if str(answer) in choices or all(choice in asked for choice in choices):
+        return ""
+    return f"{column} is not read: write the choices into the question, and the correct one as a text in answer"
+
+
+def _read_choices(value: object) -> list[str]:
+    if isinstance(value, str):
+        try:
+            value = parse_nested(value, "choices", RejectCode.WRONG_TYPE)
+        except BadRow:
+            return []
+    if isinstance(value, dict):
+        value = value.get("text", list(value.values()))
+    return value if isinstance(value, list) and all(isinstance(one, str) for one in value) else []
+
+
+def has_other_answer(row: Columns) -> bool:
+    """Return whether a row has a worked solution next to its answer, which may be only the result."""
+    answer, solution = row.get(find_filled(row, OUTPUT_COLUMNS) or ""), row.get("solution")
+    return answer is not None and isinstance(solution, str) and solution.strip() not in ("", str(answer).strip())
+
+
 def _has_alias(row: Columns, name: str) -> bool:
     return not row.keys().isdisjoint(_aliases_of(name))
 
@@ -101,8 +155,14 @@ def _normalise(name: str) -> str:
     return name.strip().lower().replace(" ", "_").replace("-", "_")
 
 
-def _is_list_of_objects(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+def _may_be_turns(value: object) -> bool:
+    """Return whether a value is a list of objects that have two texts each, and no number, as a rating has."""
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and _may_be_turn(one) for one in value)
+
+
+def _may_be_turn(value: Columns) -> bool:
+    texts = sum(isinstance(one, str) for one in value.values())
+    return texts > 1 and not any(isinstance(one, int | float) and not isinstance(one, bool) for one in value.values())
 
 
 def _is_text(value: object) -> bool:

@@ -1,4 +1,5 @@
-"""Expand turns that others write in one piece: Anthropic's content blocks, and question and answer in one object."""
+"""Expand turns that others write in one piece: content blocks of Anthropic, Bedrock and Gemini, and question and
+answer in one object."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -10,6 +11,17 @@ from finetune_trainer.data.formats.turns import ROLES
 from finetune_trainer.data.rows import BadRow, Role
 
 _BLOCKS = frozenset({"tool_use", "tool_result", "thinking", "redacted_thinking"})
+_BLOCK_KEYS: Mapping[str, str] = {
+    "toolUse": "tool_use",
+    "functionCall": "tool_use",
+    "function_call": "tool_use",
+    "toolResult": "tool_result",
+    "functionResponse": "tool_result",
+    "function_response": "tool_result",
+    "reasoningContent": "thinking",
+}
+"""Blocks of Bedrock and Gemini have no type, but one key that names it."""
+_CONTENT_KEYS = ("content", "parts")
 _ORDER: Mapping[Role, int] = {"system": 0, "user": 1, "assistant": 2, "tool": 2}
 _PAIR: Mapping[str, Role] = {"input": "user", "output": "assistant"}
 _REQUIRED = ("user", "assistant")
@@ -19,7 +31,7 @@ def expand_turns(turns: list[Any], repairs: Repairs) -> Iterable[tuple[int, Any]
     """Return one turn for each speaker and each tool's result, with the number that it has in `turns`, from 1."""
     for turn in turns:
         # A fast path for a role and a text, which most turns are.
-        if isinstance(turn, dict) and ("role" in turn or "from" in turn) and isinstance(turn.get("content", ""), str):
+        if isinstance(turn, dict) and ("role" in turn or "from" in turn) and isinstance(turn.get("content"), str):
             continue
         if _needs_expansion(turn):
             return [(number, one) for number, turn in enumerate(turns, 1) for one in _expand(turn, repairs)]
@@ -40,8 +52,24 @@ def _is_exchange(turn: dict[Any, Any]) -> bool:
 
 
 def _has_blocks(turn: dict[Any, Any]) -> bool:
-    content = turn.get("content")
-    return isinstance(content, list) and any(isinstance(one, dict) and one.get("type") in _BLOCKS for one in content)
+    return any(_open_block(block)[0] for block in _blocks_of(turn))
+
+
+def _blocks_of(turn: dict[Any, Any]) -> list[Any]:
+    content = next((turn[key] for key in _CONTENT_KEYS if key in turn), None)
+    return content if isinstance(content, list) else []
+
+
+def _open_block(block: Any) -> tuple[str, dict[str, Any]]:
+    """Return the type of a block, empty for a text, and its fields."""
+    if not isinstance(block, dict):
+        return "", {}
+    if isinstance(kind := block.get("type"), str) and kind in _BLOCKS:
+        return kind, block
+    if block.get("thought") is True:
+        return "thinking", {"thinking": block.get("text")}
+    key = next((key for key in block if key in _BLOCK_KEYS and isinstance(block[key], dict)), None)
+    return ("", {}) if key is None else (_BLOCK_KEYS[key], block[key])
 
 
 def _expand(turn: Any, repairs: Repairs) -> Iterator[Any]:
@@ -67,19 +95,20 @@ def _expand(turn: Any, repairs: Repairs) -> Iterator[Any]:
 def _expand_blocks(turn: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the results of tools, then the turn itself with its texts, calls and reasoning in OpenAI's form."""
     calls, texts, reasoning, has_result = [], [], [], False
-    for block in turn["content"]:
-        kind = block.get("type") if isinstance(block, dict) else None
+    for block in _blocks_of(turn):
+        kind, fields = _open_block(block)
         if kind == "tool_use":
-            function = {"name": block.get("name"), "arguments": block.get("input")}
-            calls.append({"id": block.get("id"), "type": "function", "function": function})
+            function = {"name": fields.get("name"), "arguments": fields.get("input", fields.get("args"))}
+            calls.append({"id": fields.get("id", fields.get("toolUseId")), "type": "function", "function": function})
         elif kind == "tool_result":
             has_result = True
-            yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": _result_text(block)}
+            answered = fields.get("tool_use_id", fields.get("toolUseId", fields.get("id")))
+            yield {"role": "tool", "tool_call_id": answered, "content": _result_text(fields)}
         elif kind == "thinking":
-            reasoning.append(str(block.get("thinking") or ""))
+            reasoning.append(_reasoning_text(fields))
         elif kind != "redacted_thinking":
             texts.append(block)
-    rest = {key: value for key, value in turn.items() if key != "content"}
+    rest = {key: value for key, value in turn.items() if key not in _CONTENT_KEYS}
     if calls:
         rest["tool_calls"] = calls
     if reasoning:
@@ -92,5 +121,16 @@ def _expand_blocks(turn: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _result_text(block: dict[str, Any]) -> object:
     """Return a tool's result as text or text parts; an object, as some write it, as its JSON."""
-    content = block.get("content", "")
-    return dump_json(content, "a tool's result") if isinstance(content, dict) else content
+    content = block.get("content", block.get("response", ""))
+    if isinstance(content, list):
+        return [_dump(one["json"]) if isinstance(one, dict) and "json" in one else one for one in content]
+    return _dump(content) if isinstance(content, dict) else content
+
+
+def _dump(value: object) -> str:
+    return dump_json(value, "a tool's result")
+
+
+def _reasoning_text(block: dict[str, Any]) -> str:
+    text = block.get("reasoningText")
+    return str((text.get("text") if isinstance(text, dict) else block.get("thinking")) or "")

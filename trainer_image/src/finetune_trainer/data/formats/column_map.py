@@ -1,21 +1,32 @@
 """Rename the user's columns to those of the formats, and advise on rows that lack one."""
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from finetune_api.dataset.codes import RejectCode
-from finetune_trainer.data.formats.advice import explain_several_answers, find_class, suggest_columns
+from finetune_trainer.data.formats.advice import (
+    explain_choices,
+    explain_several_answers,
+    find_class,
+    has_other_answer,
+    suggest_columns,
+)
 from finetune_trainer.data.formats.columns import (
     ALIASES,
     COLUMNS_OF_TURNS,
     CONVERSATION_COLUMNS,
     MAX_COLUMNS_NAMED,
     METADATA,
+    OUTPUT_COLUMNS,
     TEXT_COLUMNS,
     TURN_ALIASES,
     TURN_KEYS,
     Columns,
     find_filled,
+    find_root,
+    follow_path,
     is_empty,
     is_metadata,
     name_columns,
@@ -25,13 +36,20 @@ from finetune_trainer.data.formats.fields import parse_nested
 from finetune_trainer.data.readers.csv import explain_separator
 from finetune_trainer.data.rows import BadRow
 
+_PLAIN = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)$)[^\W\d]\w*(?:[ ._-]\w+)*", re.IGNORECASE)
+"""Names that YAML reads as the same text without quotes."""
 Advise = Callable[[Mapping[str, str]], tuple[str, str]]
 """Returns what the user sets to name columns, and an example for these."""
 
 
 def advise_field(columns: Mapping[str, str]) -> tuple[str, str]:
     """Return the name of a job's field for these columns, and its value in YAML."""
-    return "dataset.columns", f"{{{', '.join(f'{known}: {own}' for known, own in columns.items())}}}"
+    return "dataset.columns", f"{{{', '.join(f'{known}: {_quote(own)}' for known, own in columns.items())}}}"
+
+
+def _quote(name: str) -> str:
+    """Return a name as YAML reads it in a flow mapping."""
+    return name if _PLAIN.fullmatch(name) else json.dumps(name, ensure_ascii=False)
 
 
 class ColumnMap:
@@ -41,6 +59,7 @@ class ColumnMap:
         self.columns = columns
         self._of_rows = {known: own for known, own in columns.items() if known not in TURN_KEYS}
         self._of_turns = {known: own for known, own in columns.items() if known in TURN_KEYS}
+        self._paths = tuple(own for own in self._of_rows.values() if "." in own)
         self._advise = advise
         self.missing = set(columns.values())
         """Mapped columns that no row has had so far."""
@@ -51,12 +70,23 @@ class ColumnMap:
         """Return the row with known names; a mapped column takes precedence over its aliases."""
         if not self.columns:
             return row
-        renamed = self._rename(row, self._of_rows, ALIASES)
+        renamed = self._rename(self._with_paths(row) if self._paths else row, self._of_rows, ALIASES)
         if self._of_turns:
             for name in COLUMNS_OF_TURNS:
                 if isinstance(value := renamed.get(name), list | dict | str):
                     renamed[name] = self._rename_turns(value, may_be_text=name not in CONVERSATION_COLUMNS)
         return renamed
+
+    def _with_paths(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the row with a column for each path that it has, in place of the column that has the path."""
+        found = {}
+        for path in self._paths:
+            try:
+                found[path] = follow_path(row, path)
+            except KeyError:
+                continue
+        roots = {find_root(path) for path in found if path not in row}
+        return {name: value for name, value in row.items() if name not in roots} | found
 
     def _rename_turns(self, value: list[Any] | dict[str, Any] | str, *, may_be_text: bool) -> object:
         if isinstance(value, str):
@@ -90,9 +120,11 @@ class ColumnMap:
         """Return the columns of the file's row that have content and are not among those that were read, by known
         names."""
         if self.columns:
-            read = read - self.columns.keys() | {own for known, own in self.columns.items() if known in read}
+            own = {own for known, own in self.columns.items() if known in read}
+            read = read - self.columns.keys() | own
+            row = _open_roots(row, own) if self._paths else row
         unread = [name for name in row if name not in read and name not in METADATA]
-        return tuple([name for name in unread if not (is_empty(row[name]) or is_metadata(name))]) if unread else ()
+        return tuple([name for name in unread if not (is_empty(row[name]) or _is_metadata(name))]) if unread else ()
 
     def explain(self, bad: BadRow, row: Columns, wanted: tuple[str, ...]) -> BadRow:
         """Return the error of a row that lacks a column, with the columns that it has and what to set."""
@@ -103,6 +135,19 @@ class ColumnMap:
             detail = f"{field} names {', '.join(missing)}, which the row does not have; {seen}"
             return BadRow(RejectCode.MISSING_COLUMN, detail)
         return BadRow(bad.code, f"{bad.detail}; {seen}{_explain_file(row) or self._advise_names(row, wanted)}")
+
+    def refuse_part(self, row: Columns, *, trains_answer: bool) -> None:
+        """Refuse a question without its choices, and a result without its solution; raises BadRow.
+
+        The user may name either of the two as the answer.
+        """
+        if explained := explain_choices(row):
+            raise BadRow(RejectCode.NOT_FOR_OBJECTIVE, explained)
+        if trains_answer and self.columns.keys().isdisjoint(OUTPUT_COLUMNS) and has_other_answer(row):
+            column = find_filled(row, OUTPUT_COLUMNS)
+            (field, worked), (_, result) = (self._advise({"answer": name}) for name in ("solution", str(column)))
+            detail = f"the row has {column} and solution, and only one of them is trained"
+            raise BadRow(RejectCode.NOT_FOR_OBJECTIVE, f"{detail}: name it in {field}, as {worked} or {result}")
 
     def explain_text(self, bad: BadRow, row: Columns) -> BadRow:
         """Return the error of a text where answers are trained: if another column has a class, it may be the answer."""
@@ -117,6 +162,8 @@ class ColumnMap:
     def _advise_names(self, row: Columns, wanted: tuple[str, ...]) -> str:
         if "answer" in wanted and (several := explain_several_answers(row)):
             return several
+        if choices := explain_choices(row):
+            return f"; {choices}"
         columns = suggest_columns(row, wanted)
         if not columns:
             return ""
@@ -125,6 +172,21 @@ class ColumnMap:
     def _name_columns(self, columns: Mapping[str, str], verb: str) -> str:
         field, example = self._advise({known: shorten_name(own) for known, own in columns.items()})
         return f"{verb} {field}, for example {example}"
+
+
+def _is_metadata(name: str) -> bool:
+    return is_metadata(name) or is_metadata(name.rpartition(".")[2])
+
+
+def _open_roots(row: Columns, paths: set[str]) -> Columns:
+    """Return the row with the values next to those of the paths, `request.tools`, in place of their columns."""
+    opened = dict(row)
+    for root in {find_root(path) for path in paths if path not in row}:
+        value = opened.pop(root, None)
+        begun = {".".join(path.split(".")[:2]) for path in paths}
+        inside = value.items() if isinstance(value, dict) else ()
+        opened |= {f"{root}.{key}": one for key, one in inside if f"{root}.{key}" not in begun}
+    return opened
 
 
 def _parse_turns(text: str) -> list[Any] | None:

@@ -10,11 +10,12 @@ from finetune_trainer.errors import name_some
 
 Columns = Mapping[str, Any]
 
-CONVERSATION_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "chat", "turns")
+CONVERSATION_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "chat", "turns", "contents")
 INSTRUCTION_COLUMNS = ("instruction", "query", "question", "problem", "prompt")
 INPUT_COLUMNS = ("input", "context")
 OUTPUT_COLUMNS = ("output", "response", "answer", "completion", "target", "generation")
-SYSTEM_COLUMNS = ("system", "system_prompt")
+REASONING_COLUMNS = ("reasoning_content", "thinking")
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_instruction", "systemInstruction")
 CHOSEN_COLUMNS = ("chosen", "chosen_response", "chosen_messages", "preferred_output")
 REJECTED_COLUMNS = ("rejected", "rejected_response", "rejected_messages", "non_preferred_output")
 LABEL_COLUMNS = ("label", "kto_tag")
@@ -22,15 +23,16 @@ RANKED_COLUMNS = ("responses", "answers", "completions", "generations")
 RANK_COLUMNS = ("ranks", "ranking")
 SCORE_COLUMNS = ("scores", "ratings")
 TEXT_COLUMNS = ("text",)
-TOOL_COLUMNS = ("tools", "functions")
+TOOL_COLUMNS = ("tools", "functions", "toolConfig")
 ROLE_KEYS = ("role", "from", "speaker")
-CONTENT_KEYS = ("content", "value", "text")
+CONTENT_KEYS = ("content", "value", "text", "parts")
 
 ALIASES = (
     CONVERSATION_COLUMNS,
     INSTRUCTION_COLUMNS,
     INPUT_COLUMNS,
     OUTPUT_COLUMNS,
+    REASONING_COLUMNS,
     SYSTEM_COLUMNS,
     CHOSEN_COLUMNS,
     REJECTED_COLUMNS,
@@ -42,6 +44,7 @@ ALIASES = (
     TOOL_COLUMNS,
     ("history",),
 )
+_MISNAMED = {"turns": int | float, "contents": str}
 COLUMNS_OF_TURNS = (*CONVERSATION_COLUMNS, "prompt", "input", *OUTPUT_COLUMNS, *CHOSEN_COLUMNS, *REJECTED_COLUMNS)
 TURN_ALIASES = (ROLE_KEYS, CONTENT_KEYS)
 TURN_KEYS = frozenset({"role", "content"})
@@ -49,9 +52,11 @@ TURN_KEYS = frozenset({"role", "content"})
 KNOWN_COLUMNS = frozenset(name for names in ALIASES for name in names)
 CLASS_COLUMNS = (
     *("label_text", "label_name", "label", "labels", "category", "class", "sentiment", "intent", "emotion", "topic"),
-    "summary",
+    *("summary", "highlights", "generated_solution", "solution", "canonical_solution"),
 )
 """Usual names of what is predicted for a text; they are read only if the user maps them."""
+CHOICE_COLUMNS = ("choices", "options")
+"""Usual names of the choices of a question, which nothing reads."""
 MAX_COLUMNS_NAMED = 12
 MAX_NAME_CHARACTERS = 40
 METADATA = frozenset(
@@ -81,6 +86,37 @@ class ReadColumns(dict[str, Any]):
     def __getitem__(self, name: str) -> Any:
         self.read.add(name)
         return super().__getitem__(name)
+
+
+def drop_misnamed(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row without `turns` if that is their number, and without `contents` if that is a text."""
+    for name, other in _MISNAMED.items():
+        if isinstance(row.get(name), other):
+            row = {own: value for own, value in row.items() if own != name}
+    return row
+
+
+def follow_path(row: Columns, path: str) -> Any:
+    """Return the value of a column, or at a path through objects and arrays, as `translation.en` or `answers.text.0`.
+
+    Raises KeyError if there is none.
+    """
+    if path in row:
+        return row[path]
+    value: Any = row
+    for part in path.split("."):
+        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        elif isinstance(value, dict) and part in value:
+            value = value[part]
+        else:
+            raise KeyError(path)
+    return value
+
+
+def find_root(path: str) -> str:
+    """Return the column in which a path begins."""
+    return path.partition(".")[0]
 
 
 def is_metadata(name: str) -> bool:

@@ -11,6 +11,7 @@ from finetune_trainer.data.formats.columns import (
     SYSTEM_COLUMNS,
     TOOL_COLUMNS,
     Columns,
+    UnknownColumns,
     find_column,
     missing_column,
 )
@@ -31,15 +32,27 @@ def read_conversation(row: Columns, repairs: Repairs) -> list[Message]:
     column = find_column(row, CONVERSATION_COLUMNS)
     if column is None:
         raise missing_column(CONVERSATION_COLUMNS)
-    return read_system(row, repairs) + read_turns(row[column], column, repairs)
+    value = row[column]
+    if isinstance(value, str) and not value.lstrip().startswith(("[", "{")):
+        raise UnknownColumns(RejectCode.WRONG_TYPE, f"{column} is a text instead of an array of turns")
+    return read_system(row, repairs) + read_turns(value, column, repairs)
 
 
 def read_turns(value: object, where: str, repairs: Repairs) -> list[Message]:
     """Return a list of turns, which may be a string, as messages."""
-    listed = read_list(value, where, RejectCode.WRONG_TYPE)
+    listed = read_list(_transpose(value), where, RejectCode.WRONG_TYPE)
     if (plain := read_plain_turns(listed)) is not None:
         return plain
     return [read_turn(turn, number, repairs) for number, turn in expand_turns(listed, repairs)]
+
+
+def _transpose(value: object) -> object:
+    """Return the turns of an object of arrays, `{"from": ["human", "gpt"], "value": ["q", "a"]}`, as tables have it."""
+    if not isinstance(value, dict) or not has_role(value) or not all(isinstance(one, list) for one in value.values()):
+        return value
+    if len({len(one) for one in value.values()}) != 1:
+        return value
+    return [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
 
 
 def find_number(row: Columns, number: int) -> int:
@@ -48,14 +61,19 @@ def find_number(row: Columns, number: int) -> int:
     if column is None or row[column] is None:
         return number
     at = number - len(read_system(row, set()))
-    numbers = [own for own, _ in expand_turns(read_list(row[column], column, RejectCode.WRONG_TYPE), set())]
+    listed = read_list(_transpose(row[column]), column, RejectCode.WRONG_TYPE)
+    numbers = [own for own, _ in expand_turns(listed, set())]
     return numbers[at - 1] if at <= len(numbers) else max(numbers, default=0) + at - len(numbers)
 
 
 def read_system(row: Columns, repairs: Repairs) -> list[Message]:
     """Return the system text of a system column."""
     for name in SYSTEM_COLUMNS:
-        if name in row and (text := read_optional_text(row, name, repairs)):
+        if name not in row:
+            continue
+        value = row[name]
+        written = {name: value["parts"]} if isinstance(value, dict) and "parts" in value else row
+        if text := read_optional_text(written, name, repairs):
             return [Message(role="system", content=text)]
     return []
 

@@ -42,13 +42,21 @@ from finetune_trainer.data.rows import (
 MEDIA_COLUMNS = frozenset(("image", "images", "audio", "audios", "video", "videos"))
 
 
-def convert_row(row: Columns, data_format: DataFormat, source: Source, repairs: Repairs) -> Row:
-    """Return the row in canonical shape, before the structure checks; raises BadRow."""
+def convert_row(
+    row: Columns, data_format: DataFormat, source: Source, repairs: Repairs, *, prompts_wanted: bool = False
+) -> Row:
+    """Return the row in canonical shape, before the structure checks; raises BadRow.
+
+    If `prompts_wanted`, an answer that cannot be read costs the row nothing but the answer.
+    """
     if not MEDIA_COLUMNS.isdisjoint(row):
         for name in sorted(MEDIA_COLUMNS.intersection(row)):
             if row[name]:
                 raise BadRow(RejectCode.UNSUPPORTED_MODALITY, f"the row has the column {name!r}; only text is trained")
-    converted = _CONVERTERS[data_format](row, source, data_format, repairs)
+    if prompts_wanted and (convert := _OF_PROMPTS.get(data_format)):
+        converted: Row = convert(row, source, data_format, repairs, prompts_wanted=True)
+    else:
+        converted = _CONVERTERS[data_format](row, source, data_format, repairs)
     if ends_with_speaker(row.get("prompt")) and find_column(row, INSTRUCTION_COLUMNS) == "prompt":
         _strip_answers(converted)
     return converted
@@ -113,3 +121,4 @@ _CONVERTERS: Mapping[DataFormat, Callable[[Columns, Source, DataFormat, Repairs]
     DataFormat.UNPAIRED: _convert_unpaired,
     DataFormat.TEXT: _convert_text,
 }
+_OF_PROMPTS = {DataFormat.ALPACA: convert_alpaca, DataFormat.PROMPT_COMPLETION: convert_prompt_completion}

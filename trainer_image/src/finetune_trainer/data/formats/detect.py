@@ -70,6 +70,8 @@ def uses_role_and_content(row: Columns) -> bool:
     if isinstance(turns, str):
         start = turns[:400]
         return "role" in start and not any(f"{quote}from{quote}" in start for quote in "'\"")
+    if isinstance(turns, dict):
+        return "role" in turns
     if isinstance(turns, list) and turns and isinstance(turns[0], dict):
         return "role" in turns[0] or ("content" in turns[0] and "from" not in turns[0])
     return "messages" in row

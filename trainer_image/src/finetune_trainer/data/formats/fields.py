@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
+from finetune_trainer.data.formats.columns import name_columns
 from finetune_trainer.data.readers.json_row import load_exactly, name_type
 from finetune_trainer.data.rows import BadRow
 
@@ -86,7 +87,7 @@ def _read_part(part: object, where: str) -> str:
             RejectCode.UNSUPPORTED_MODALITY, f"{where} has a part of type {str(kind)[:40]!r}; only text is trained"
         )
     if not isinstance(part.get(key), str):
-        raise BadRow(RejectCode.WRONG_TYPE, f"{where} has a text part without text")
+        raise BadRow(RejectCode.WRONG_TYPE, f"{where} has a text part without text, but {name_columns(part)}")
     return str(part[key])
 
 

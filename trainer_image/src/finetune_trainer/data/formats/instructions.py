@@ -5,9 +5,11 @@ from finetune_trainer.data.formats.columns import (
     INPUT_COLUMNS,
     INSTRUCTION_COLUMNS,
     OUTPUT_COLUMNS,
+    REASONING_COLUMNS,
     Columns,
     find_column,
     find_filled,
+    is_empty,
     missing_column,
 )
 from finetune_trainer.data.formats.conversations import (
@@ -19,22 +21,34 @@ from finetune_trainer.data.formats.conversations import (
     read_system,
     read_turns,
 )
-from finetune_trainer.data.formats.fields import Repairs, read_cell, read_list, read_optional_text
+from finetune_trainer.data.formats.fields import Repairs, parse_nested, read_cell, read_list, read_optional_text
 from finetune_trainer.data.formats.shared_prompt import join_prompt
+from finetune_trainer.data.formats.tools import read_tool_call
+from finetune_trainer.data.formats.turns import keep_reasoning_once
 from finetune_trainer.data.readers.json_row import name_type
-from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, PromptRow, Source
+from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, PromptRow, Source, ToolCall
 
 Converted = ChatRow | PromptRow
+_CALL_KEYS = {"name", "arguments"}
 
 
-def convert_alpaca(row: Columns, source: Source, data_format: DataFormat, repairs: Repairs) -> Converted:
-    """Return the row as a conversation, or as a prompt if it has no answer; raises BadRow."""
-    return _answer(read_prompt(row, repairs), row, source, data_format, repairs)
+def convert_alpaca(
+    row: Columns, source: Source, data_format: DataFormat, repairs: Repairs, *, prompts_wanted: bool = False
+) -> Converted:
+    """Return the row as a conversation, or as a prompt if it has no answer; raises BadRow.
+
+    An answer that is no text, such as a list of correct ones, counts as none if `prompts_wanted`.
+    """
+    return _answer(read_prompt(row, repairs), row, source, data_format, repairs, prompts_wanted=prompts_wanted)
 
 
-def convert_prompt_completion(row: Columns, source: Source, data_format: DataFormat, repairs: Repairs) -> Converted:
-    """Return the row as a conversation of which only the completion is trained, or as a prompt; raises BadRow."""
-    return _answer(mark_untrained(read_prompt(row, repairs)), row, source, data_format, repairs)
+def convert_prompt_completion(
+    row: Columns, source: Source, data_format: DataFormat, repairs: Repairs, *, prompts_wanted: bool = False
+) -> Converted:
+    """Return the row as `convert_alpaca` does, but only its completion is trained; raises BadRow."""
+    return _answer(
+        mark_untrained(read_prompt(row, repairs)), row, source, data_format, repairs, prompts_wanted=prompts_wanted
+    )
 
 
 def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
@@ -99,14 +113,54 @@ def mark_untrained(messages: list[Message]) -> list[Message]:
 
 
 def _answer(
-    prompt: list[Message], row: Columns, source: Source, data_format: DataFormat, repairs: Repairs
+    prompt: list[Message],
+    row: Columns,
+    source: Source,
+    data_format: DataFormat,
+    repairs: Repairs,
+    *,
+    prompts_wanted: bool,
 ) -> Converted:
     tools = read_row_tools(row, repairs) or read_row_tools(_find_request(row), repairs)
     output = find_column(row, OUTPUT_COLUMNS)
-    if output is None:
+    if tools and (calls := _read_calls(row, output or "answers", {tool["function"]["name"] for tool in tools})):
+        return ChatRow([*prompt, Message(role="assistant", content="", tool_calls=calls)], source, data_format, tools)
+    if output is None or (prompts_wanted and is_empty(row[output])):
         return PromptRow(prompt, source, data_format, tools)
-    answer = read_messages(row[output], output, "assistant", repairs)
+    try:
+        answer = read_messages(row[output], output, "assistant", repairs)
+    except BadRow:
+        if prompts_wanted:
+            return PromptRow(prompt, source, data_format, tools)
+        raise
+    _add_reasoning(row, answer, repairs)
     return ChatRow(join_prompt(prompt, answer), source, data_format, tools)
+
+
+def _read_calls(row: Columns, column: str, offered: set[str]) -> list[ToolCall]:
+    """Return the calls of an answer that is nothing else, `[{"name": "f", "arguments": {}}]`, as xLAM has them."""
+    value = row.get(column)
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        try:
+            value = parse_nested(value, column, RejectCode.WRONG_TYPE)
+        except BadRow:
+            return []
+    calls = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, dict) and one.keys() == _CALL_KEYS and str(one["name"]) in offered for one in calls):
+        return []
+    return [read_tool_call(call) for call in calls if row[column]]
+
+
+def _add_reasoning(row: Columns, answer: list[Message], repairs: Repairs) -> None:
+    """Add the reasoning of a column to the answer next to it."""
+    column = find_filled(row, REASONING_COLUMNS)
+    if column is None or not isinstance(row.get(column), str | list) or answer[-1]["role"] != "assistant":
+        return
+    reasoning = read_cell(row[column], column, repairs)
+    if answer[-1].setdefault("reasoning_content", reasoning).strip() != reasoning.strip():
+        detail = f"the row has reasoning in {column} and another one in its answer: keep one of them"
+        raise BadRow(RejectCode.WRONG_TYPE, detail)
+    keep_reasoning_once(answer[-1], "the row")
 
 
 def _read_history(row: Columns, repairs: Repairs) -> list[Message]:

@@ -7,6 +7,7 @@ import orjson
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_api.text.printable import printable
+from finetune_trainer.data.formats.columns import TOOL_COLUMNS, find_column
 from finetune_trainer.data.formats.fields import Repairs, read_list
 from finetune_trainer.data.readers.json_row import load_exactly, name_type
 from finetune_trainer.data.rows import BadRow, Function, ToolCall
@@ -22,14 +23,25 @@ _NOT_OF_ANTHROPIC_FUNCTIONS = frozenset({"type", "cache_control", "parameters"})
 
 
 def read_tools(row: Mapping[str, Any], repairs: Repairs) -> list[dict[str, Any]] | None:
-    """Return the row's tool definitions, from `tools` or the deprecated `functions`; raises BadRow with BAD_TOOLS."""
-    name = "tools" if "tools" in row else "functions"
-    value = row.get(name)
-    if value is None or value in ("", []):
-        if name in row:
+    """Return the row's tool definitions, also those of Gemini and Bedrock; raises BadRow with BAD_TOOLS."""
+    name = find_column(row, TOOL_COLUMNS)
+    value = row[name] if name else None
+    if isinstance(value, dict) and "tools" in value:
+        value = value["tools"]
+    if name is None or value is None or value in ("", []):
+        if name is not None:
             repairs.add(RepairCode.NONE_STRIPPED)
         return None
-    return [_read_tool(tool) for tool in read_list(row[name], name, RejectCode.BAD_TOOLS)] or None
+    listed = read_list(value, name, RejectCode.BAD_TOOLS)
+    return [_read_tool(tool) for one in listed for tool in _declarations_of(one)] or None
+
+
+def _declarations_of(tool: object) -> list[Any]:
+    """Return the functions of one of Gemini's tools, or the tool itself."""
+    for key in ("functionDeclarations", "function_declarations"):
+        if isinstance(tool, dict) and isinstance(tool.get(key), list):
+            return list(tool[key])
+    return [tool]
 
 
 def read_tool_calls(value: object, repairs: Repairs) -> list[ToolCall]:
@@ -104,7 +116,14 @@ def _read_tool(tool: object) -> dict[str, Any]:
 
 
 def _read_bare_function(tool: dict[str, Any]) -> dict[str, Any]:
-    """Return the function of a tool without `type: function`; Anthropic names its parameters `input_schema`."""
+    """Return the function of a tool without `type: function`.
+
+    Anthropic names its parameters `input_schema`; Bedrock has `inputSchema` with `json`, in `toolSpec`.
+    """
+    if isinstance(tool.get("toolSpec"), dict):
+        tool = dict(tool["toolSpec"])
+        schema = tool.pop("inputSchema", None)
+        return tool | {"parameters": schema["json"]} if isinstance(schema, dict) and "json" in schema else tool
     if tool.get("input_schema") is None or tool.get("parameters") is not None:
         return {key: value for key, value in tool.items() if key != "type"}
     return {

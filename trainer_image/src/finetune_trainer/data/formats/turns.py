@@ -46,7 +46,7 @@ def read_turn(turn: object, number: int, repairs: Repairs) -> Message:
     if message["role"] == "assistant":
         _read_marks(turn, message, number)
         if "reasoning_content" in message:
-            _keep_reasoning_once(message, number)
+            keep_reasoning_once(message, f"turn {number}")
     return message
 
 
@@ -124,13 +124,13 @@ def _read_calls_and_reasoning(turn: dict[str, Any], message: Message, repairs: R
             return
 
 
-def _keep_reasoning_once(message: Message, number: int) -> None:
+def keep_reasoning_once(message: Message, where: str) -> None:
     """Remove reasoning at the start of the text that repeats the reasoning apart from it; templates write both."""
     repeated = _THOUGHT.match(message["content"])
     if repeated is None:
         return
     if repeated[1].strip() not in ("", message["reasoning_content"].strip()):
-        detail = f"turn {number} has reasoning_content and another reasoning in <think> at the start of its text"
+        detail = f"{where} has reasoning_content and another reasoning in <think> at the start of its text"
         raise BadRow(RejectCode.WRONG_TYPE, f"{detail}: keep one of them")
     removed = repeated.end()
     message["content"] = message["content"][removed:]
