@@ -5,7 +5,7 @@ import pytest
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import BadRow, Message
 from finetune_trainer.tokenization import renderer
-from finetune_trainer.tokenization.renderer import FIX, Renderer
+from finetune_trainer.tokenization.renderer import FIX, FIX_FOR_REFUSED, Renderer
 from finetune_trainer.tokenization.tokenizer import load_tokenizer_files
 
 CHATML = (
@@ -97,13 +97,14 @@ def test_a_template_that_drops_tool_calls_is_refused_only_for_rows_with_calls(bu
     assert make(build_model, WITH_CALLS).find(call, None, [1]).renderings
 
 
-def test_a_failure_is_quoted_up_to_two_hundred_characters(build_model: Any) -> None:
+def test_a_failure_is_quoted_up_to_two_hundred_characters_before_its_fix(build_model: Any) -> None:
     failing = "{% if messages | length > 3 %}{{ raise_exception('x' * 500) }}{% endif %}" + CHATML
     found = make(build_model, failing)
-    assert len(refusal(found, TWO, [3])) == 200
+    quoted = f"the chat template fails: {'x' * 175}: {FIX_FOR_REFUSED}"
+    assert refusal(found, TWO, [3]) == quoted
     with pytest.raises(BadRow) as bad:
         found.render_prompt(TWO, None)
-    assert len(bad.value.detail) == 200
+    assert bad.value.detail == quoted
 
 
 def test_the_system_text_joins_the_first_prompt_only_where_it_must(build_model: Any) -> None:

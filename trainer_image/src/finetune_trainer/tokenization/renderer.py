@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import BadRow, Function, Message, ToolCall
-from finetune_trainer.tokenization.template import ChatTemplate, TemplateFailure, is_plain
+from finetune_trainer.tokenization.template import FAILS, ChatTemplate, TemplateFailure, is_plain
 from finetune_trainer.tokenization.template_cache import TemplateCache, sentinel
 from finetune_trainer.tokenization.tokenizer import TokenizerFiles, special_token_pattern
 from finetune_trainer.tokenization.turn_spans import SENTINEL, Rendering, Span, Tools, TurnFinder
@@ -16,6 +16,9 @@ MAX_RENDERED_CHARACTERS = 1 << 28
 FIX = "set model.chatTemplate to one that writes it, or change the rows"
 """What to do about a turn that the template omits."""
 FIX_FOR_TOOLS = "set model.chatTemplate to one that writes them, or remove them from the rows"
+FIX_FOR_REFUSED = "change the row, or set model.chatTemplate to one that takes it"
+LONGEST_FAILURE = 200
+"""Characters of what a template raises."""
 _USER = Message(role="user", content=sentinel(0))
 _ASSISTANT = Message(role="assistant", content=sentinel(1))
 _SYSTEM = Message(role="system", content=sentinel(2))
@@ -57,7 +60,7 @@ class Renderer:
                 found = replace(found, renderings=[self._mark_untrained(one, messages) for one in found.renderings])
             return found
         except TemplateFailure as failure:
-            raise BadRow(RejectCode.TEMPLATE_ERROR, str(failure)[:200]) from failure
+            raise _explain(failure) from failure
 
     def render_ahead(self, rows: Iterable[tuple[Sequence[Message], Sequence[int]]]) -> None:
         """Render fitted conversations without tools at once, which makes `find` faster for them and their turns."""
@@ -82,7 +85,7 @@ class Renderer:
                 )
             parts = self._mark_untrained(whole, messages).untrained
         except TemplateFailure as failure:
-            raise BadRow(RejectCode.TEMPLATE_ERROR, str(failure)[:200]) from failure
+            raise _explain(failure) from failure
         excluded = [
             span for span, turn in zip(whole.spans, whole.turns, strict=True) if not messages[turn].get("train", True)
         ]
@@ -96,7 +99,7 @@ class Renderer:
         try:
             return self._template.render(messages, tools, add_generation_prompt=True)
         except TemplateFailure as failure:
-            raise BadRow(RejectCode.TEMPLATE_ERROR, str(failure)[:200]) from failure
+            raise _explain(failure) from failure
 
     def render_whole_prompt(self, messages: list[Message], tools: Tools) -> str:
         """`render_prompt`, with a BadRow where a text or the tools are left out."""
@@ -104,7 +107,7 @@ class Renderer:
         try:
             _refuse_losses(text, messages, tools)
         except TemplateFailure as failure:
-            raise BadRow(RejectCode.TEMPLATE_ERROR, str(failure)) from failure
+            raise _explain(failure) from failure
         return text
 
     def end_of_answer(self) -> str:
@@ -154,6 +157,13 @@ class Renderer:
             first = start + at - content.index(shown)
             marked += [(max(first + begin, 0), first + stop) for begin, stop in ranges]
         return replace(rendering, untrained=tuple(marked))
+
+
+def _explain(failure: TemplateFailure) -> BadRow:
+    """Return the error of a row; what the template itself raises has no fix of its own."""
+    said = str(failure)
+    fix = f": {FIX_FOR_REFUSED}" if said.startswith(FAILS) else ""
+    return BadRow(RejectCode.TEMPLATE_ERROR, said[:LONGEST_FAILURE] + fix)
 
 
 def _is_endless(messages: Sequence[Message]) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from finetune_trainer.data.rows import Message, ToolCall
 from finetune_trainer.tokenization.template_sandbox import (
+    FAILS,
     HEAD_BYTES,
     MAX_TEXT_CHARACTERS,
     VARIABLES,
@@ -20,7 +21,7 @@ from finetune_trainer.tokenization.template_sandbox import (
     to_json,
 )
 
-__all__ = ["FALLBACK_TEMPLATE", "ChatTemplate", "TemplateFailure", "is_plain"]
+__all__ = ["FAILS", "FALLBACK_TEMPLATE", "ChatTemplate", "TemplateFailure", "is_plain"]
 
 MAX_TEMPLATE_CHARACTERS = 1 << 20
 MAX_MEMORY_BYTES = 512 << 20

@@ -29,6 +29,10 @@ _WIDE_PERCENT = re.compile(r"%(?:\([^)]*\))?[^%a-zA-Z]*(?:\*|[0-9]{4})")
 _WIDE_BRACES = re.compile(r"\{[^{}]*(?:\{|[0-9]{4})")
 
 
+FAILS = "the chat template fails: "
+"""Begins the message of what a template raises."""
+
+
 class TemplateFailure(Exception):  # noqa: N818 - the row's failure, turned into TEMPLATE_ERROR
     """Raised if a template rejects a conversation, fails on it, or exceeds a limit."""
 
@@ -69,7 +73,7 @@ class SandboxedTemplate:
                 if size > MAX_TEXT_CHARACTERS:
                     raise TemplateFailure("the output of the chat template has no end")
         except jinja2.TemplateError as error:
-            raise TemplateFailure(f"the chat template fails: {error}") from error
+            raise TemplateFailure(f"{FAILS}{error}") from error
         except (
             TypeError,
             ValueError,
@@ -80,7 +84,7 @@ class SandboxedTemplate:
             RecursionError,
             MemoryError,
         ) as error:
-            raise TemplateFailure(f"the chat template fails: {type(error).__name__}: {error}") from error
+            raise TemplateFailure(f"{FAILS}{type(error).__name__}: {error}") from error
         return "".join(pieces)
 
 

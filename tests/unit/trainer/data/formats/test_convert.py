@@ -149,10 +149,13 @@ def test_every_name_of_a_mark_excludes_an_answer_and_masked_is_the_inverse(key: 
         ({"train": True, "weight": 0}, "turn 1 has train True and weight 0, which contradict each other"),
         ({"loss": 0, "trainable": True}, "turn 1 has trainable True and loss 0, which contradict each other"),
         ({"loss_mask": 1, "masked": True}, "turn 1 has loss_mask 1 and masked True, which contradict each other"),
-        ({"training": "false"}, "turn 1 has training 'false'; only 0 and 1 are valid"),
-        ({"loss": 0.53}, "turn 1 has loss '0.53'; only 0 and 1 are valid"),
-        ({"loss_mask": [0, 1]}, "turn 1 has loss_mask '[0, 1]'; only 0 and 1 are valid"),
-        ({"masked": "no"}, "turn 1 has masked 'no'; only 0 and 1 are valid"),
+        ({"training": "false"}, "turn 1 has training 'false'; only 0 and 1 are valid: write one, or remove training"),
+        ({"loss": 0.53}, "turn 1 has loss '0.53'; only 0 and 1 are valid: write one, or remove loss"),
+        (
+            {"loss_mask": [0, 1]},
+            "turn 1 has loss_mask '[0, 1]'; only 0 and 1 are valid: write one, or remove loss_mask",
+        ),
+        ({"masked": "no"}, "turn 1 has masked 'no'; only 0 and 1 are valid: write one, or remove masked"),
     ],
 )
 def test_marks_that_contradict_each_other_or_have_other_values_are_refused(
@@ -202,7 +205,10 @@ def test_marks_on_the_parts_of_a_prompt_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("turn", "detail"),
     [
-        ({"content": parts("a", "b", weight=0.5)}, "part 1 of turn 1 has weight '0.5'; only 0 and 1 are valid"),
+        (
+            {"content": parts("a", "b", weight=0.5)},
+            "part 1 of turn 1 has weight '0.5'; only 0 and 1 are valid: write one, or remove weight",
+        ),
         ({"content": "ab", "untrained": [[1, 9]]}, "turn 1 has untrained [[1, 9]]"),
         ({"content": "ab", "untrained": "a"}, "turn 1 has untrained a;"),
     ],

@@ -205,7 +205,8 @@ def _is_untrained(marked: Mapping[str, Any], where: str) -> bool:
         value = marked.get(key)
         if value is not None:
             if not isinstance(value, bool | int | float) or value not in (0, 1):
-                raise BadRow(RejectCode.WRONG_TYPE, f"{where} has {key} {str(value)[:20]!r}; only 0 and 1 are valid")
+                detail = f"{where} has {key} {str(value)[:20]!r}; only 0 and 1 are valid: write one, or remove {key}"
+                raise BadRow(RejectCode.WRONG_TYPE, detail)
             found[key] = bool(value) is (key in MASKED_KEYS)
     first_of_each = {excluded: key for key, excluded in reversed(found.items())}
     if len(first_of_each) == 2:
