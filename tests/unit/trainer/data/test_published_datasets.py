@@ -181,6 +181,14 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         PAIR,
     ),
     "Skywork rewards": ({"chosen": [Q, A], "rejected": [Q, PAIR["rejected"][0]], "source": "s"}, PAIR),
+    "HelpSteer2": ({"prompt": "q", "response_1": "b", "response_2": "a", "preference_strength": 2}, PAIR),
+    "HelpSteer3": (
+        {"context": [Q], "response1": "a", "response2": "b", "overall_preference": -1, "domain": "code",
+         "individual_preference": [{"score": -1, "reasoning": "r", "feedback1": "f"}]},
+        PAIR,
+    ),
+    "PKU-SafeRLHF": ({"prompt": "q", "response_0": "b", "response_1": "a", "better_response_id": 1}, PAIR),
+    "SHP": ({"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_ratio": 2.0}, PAIR),
     "KTO mix": ({"prompt": [Q], "completion": [A], "label": True}, {"prompt": [Q], "completion": [A], "label": True}),
     "veRL": (
         {"data_source": "openai/gsm8k", "prompt": [Q], "ability": "math",
@@ -209,6 +217,43 @@ def test_a_row_of_a_published_dataset_is_read_with_what_the_guide_sets(check: An
         del given["_source"]
         if objective != "RLHF" or "messages" not in read:
             assert given == read
+
+
+@pytest.mark.parametrize(
+    ("answers", "verdict", "better"),
+    [
+        (("response_1", "response_2"), {"preference_strength": -3}, 0),
+        (("response_1", "response_2"), {"preference_strength": 1}, 1),
+        (("response1", "response2"), {"overall_preference": 3}, 1),
+        (("response_0", "response_1"), {"better_response_id": 0}, 0),
+        (("human_ref_A", "human_ref_B"), {"labels": 0}, 1),
+    ],
+)
+def test_a_number_states_which_of_two_answers_is_better(
+    check: Any, answers: tuple[str, str], verdict: dict[str, int], better: int
+) -> None:
+    row = {"prompt": "q", answers[0]: "first", answers[1]: "second", **verdict}
+    for objective in ("DPO", "RewardModel"):
+        (read,), summary = check(row, objective=objective)
+        assert [side[0]["content"] for side in (read.chosen, read.rejected)] == [
+            ("first", "second")[better],
+            ("second", "first")[better],
+        ]
+        assert not summary.unused
+
+
+@pytest.mark.parametrize(
+    ("number", "detail"),
+    [
+        (0, "overall_preference is 0: neither answer is better"),
+        ("1", "overall_preference is a string instead of a number"),
+    ],
+)
+def test_a_pair_without_a_better_answer_is_refused(check: Any, number: object, detail: str) -> None:
+    (refused,), _ = check(
+        {"prompt": "q", "response1": "a", "response2": "b", "overall_preference": number}, objective="DPO"
+    )
+    assert refused.detail == detail
 
 
 @pytest.mark.parametrize("objective", ["Chat", "Instruction", "RLHF"])

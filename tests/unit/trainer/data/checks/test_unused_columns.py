@@ -105,3 +105,20 @@ def test_the_counts_of_sources_are_added() -> None:
     total = counted(2, a=2)
     total.add(counted(2, a=1, b=1))
     assert total.describe_unused() == "a (75 %), b (25 %)"
+
+
+@pytest.mark.parametrize(
+    ("turn", "unused"),
+    [
+        ({"thought": "I look it up."}, ["messages.thought"]),
+        ({"toolCalls": [{"name": "f"}], "reasoning_details": [{"text": "r"}]},
+         ["messages.toolCalls", "messages.reasoning_details"]),
+        ({"name": "Ann", "weight": 1, "refusal": None, "reasoning_content": "r s", "prefix": False}, []),
+        ({"country": "Chile", "toxic": False, "score": 4, "header": {}, "notes": [], "model": "a b"}, []),
+    ],
+)  # fmt: skip
+def test_a_key_of_turns_that_is_not_read_is_counted(check: Any, turn: dict[str, Any], unused: list[str]) -> None:
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", **turn}]}
+    for extra in ({}, {"id": 1}, {"system": "s"}):
+        _, summary = check(row | extra)
+        assert list(summary.unused) == unused

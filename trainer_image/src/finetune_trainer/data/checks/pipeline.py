@@ -28,7 +28,7 @@ from finetune_trainer.data.checks.structure import check_structure
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.formats.column_map import Advise, ColumnMap, advise_field
 from finetune_trainer.data.formats.columns import METADATA, ReadColumns, UnknownColumns, drop_misnamed, find_root
-from finetune_trainer.data.formats.conversations import find_number
+from finetune_trainer.data.formats.conversations import find_number, find_unread_keys
 from finetune_trainer.data.formats.convert import convert_row
 from finetune_trainer.data.formats.detect import detect_format
 from finetune_trainer.data.readers.rows_of_file import Record, RowFile
@@ -189,6 +189,8 @@ class _RowChecker:
             _add_system_message(row, self.system_message)
         fitted = self._fit(row, columns)
         unused = self.columns.find_unused(record.value, converted.read) if converted is not None else ()
+        if data_format in _OF_TURNS:
+            unused += find_unread_keys(columns)
         if self.references is not None:
             answer = find_answer(row)
             fitted = tuple(

@@ -13,11 +13,12 @@ from finetune_trainer.data.formats.columns import (
     Columns,
     UnknownColumns,
     find_column,
+    is_metadata,
     missing_column,
 )
 from finetune_trainer.data.formats.fields import Repairs, parse_nested, read_cell, read_list, read_optional_text
 from finetune_trainer.data.formats.tools import read_tools
-from finetune_trainer.data.formats.turns import is_turn, read_plain_turns, read_turn
+from finetune_trainer.data.formats.turns import KEYS, ROLES, is_turn, read_plain_turns, read_turn
 from finetune_trainer.data.rows import BadRow, Message, Role, Tools
 
 # Anthropic's HH files hold whole conversations as "\n\nHuman: …\n\nAssistant: …". A run of newlines is tried once.
@@ -81,6 +82,23 @@ def read_system(row: Columns, repairs: Repairs) -> list[Message]:
 def read_row_tools(row: Columns, repairs: Repairs) -> Tools:
     """Return the row's tools, if it has a column for them."""
     return read_tools(row, repairs) if not _TOOLS.isdisjoint(row) else None
+
+
+def find_unread_keys(row: Columns) -> tuple[str, ...]:
+    """Return the keys of turns that nothing reads, `messages.thought`, if they have texts of several words or lists."""
+    column = find_column(row, CONVERSATION_COLUMNS)
+    turns = row.get(column) if column else None
+    found: dict[str, None] = {}
+    for turn in turns if isinstance(turns, list) else ():
+        if isinstance(turn, dict) and len(turn) > 2:
+            found.update((f"{column}.{key}", None) for key, value in turn.items() if _is_unread(key, value))
+    return tuple(found)
+
+
+def _is_unread(key: str, value: object) -> bool:
+    if key in KEYS or key in ROLES or is_metadata(key):
+        return False
+    return (isinstance(value, str) and " " in value.strip()) or (isinstance(value, list) and bool(value))
 
 
 def read_messages(value: object, where: str, role: Role, repairs: Repairs) -> list[Message]:

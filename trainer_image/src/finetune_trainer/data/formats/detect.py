@@ -21,11 +21,12 @@ from finetune_trainer.data.formats.columns import (
     UnknownColumns,
     find_column,
 )
+from finetune_trainer.data.formats.judged_pairs import VERDICTS, find_judged_pair
 from finetune_trainer.data.formats.ranked import is_ranked
 from finetune_trainer.data.rows import DataFormat
 
 # Rows with one of these columns compare or rate answers; the other columns contain the prompt.
-_JUDGED = frozenset((*CHOSEN_COLUMNS, *REJECTED_COLUMNS, *LABEL_COLUMNS))
+_JUDGED = frozenset((*CHOSEN_COLUMNS, *REJECTED_COLUMNS, *LABEL_COLUMNS, *VERDICTS))
 _ANSWERS_OF_PAIRS = frozenset((*CHOSEN_COLUMNS, *REJECTED_COLUMNS))
 _LABELS = frozenset(LABEL_COLUMNS)
 _CONVERSATIONS = frozenset(CONVERSATION_COLUMNS)
@@ -98,7 +99,7 @@ def _is_prompt_completion(row: Columns) -> bool:
 _Tests = tuple[tuple[DataFormat, Callable[[Columns], bool]], ...]
 
 _JUDGED_TESTS: _Tests = (
-    (DataFormat.PREFERENCE, lambda row: _has(row, _ANSWERS_OF_PAIRS)),
+    (DataFormat.PREFERENCE, lambda row: _has(row, _ANSWERS_OF_PAIRS) or find_judged_pair(row) is not None),
     (DataFormat.UNPAIRED, lambda row: _has(row, _LABELS) and (_has(row, _ANSWERS) or _has(row, _CONVERSATIONS))),
 )
 _TESTS: _Tests = (

@@ -60,7 +60,7 @@ def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
     if instruction is None and extra is None:
         raise missing_column(INSTRUCTION_COLUMNS)
     has_extra = filled is not None
-    if instruction is None and extra == "input" and (turns := _read_input_turns(row, repairs)) is not None:
+    if instruction is None and extra and (turns := _read_input_turns(row, extra, repairs)) is not None:
         return messages + turns
     if instruction == "prompt" and not has_extra:
         return messages + read_messages(row["prompt"], "prompt", "user", repairs)
@@ -73,14 +73,14 @@ def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
     return [*messages, {"role": "user", "content": text}]
 
 
-def _read_input_turns(row: Columns, repairs: Repairs) -> list[Message] | None:
+def _read_input_turns(row: Columns, column: str, repairs: Repairs) -> list[Message] | None:
     """Return the turns of an input, as traces of a model's calls have them; None if it is anything else."""
-    value = row["input"]
+    value = row[column]
     if isinstance(value, dict) and isinstance(value.get("messages"), list):
         return mark_untrained(read_conversation(value, repairs))
     if isinstance(value, str | list) and value:
-        turns = parse_turns(value, "input") if isinstance(value, str) else value
-        return mark_untrained(read_turns(turns, "input", repairs)) if turns and holds_turns(turns) else None
+        turns = parse_turns(value, column) if isinstance(value, str) else value
+        return mark_untrained(read_turns(turns, column, repairs)) if turns and holds_turns(turns) else None
     return None
 
 

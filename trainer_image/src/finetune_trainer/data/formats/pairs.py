@@ -22,6 +22,7 @@ from finetune_trainer.data.formats.conversations import (
 from finetune_trainer.data.formats.detect import is_ranked_output
 from finetune_trainer.data.formats.fields import Repairs
 from finetune_trainer.data.formats.instructions import read_prompt
+from finetune_trainer.data.formats.judged_pairs import find_judged_pair, order_pair
 from finetune_trainer.data.formats.ranked import is_ranked, read_ranked
 from finetune_trainer.data.formats.shared_prompt import drop_answer, split_pair
 from finetune_trainer.data.rows import DataFormat, Message, PreferenceRow, Source
@@ -58,6 +59,10 @@ def _read_answers(row: Columns, repairs: Repairs) -> tuple[list[Message], list[M
         better, other = row["output"]
         return [Message(role="assistant", content=better)], [Message(role="assistant", content=other)], False
     rejected = find_column(row, REJECTED_COLUMNS)
+    if rejected is None and (pair := find_judged_pair(row)):
+        better, other = order_pair(row, pair)
+        sides = [read_messages(row[name], name, "assistant", repairs) for name in (better, other)]
+        return sides[0], sides[1], False
     if rejected is None:
         raise missing_column(REJECTED_COLUMNS)
     worse = read_messages(row[rejected], rejected, "assistant", repairs)

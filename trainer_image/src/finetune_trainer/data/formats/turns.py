@@ -21,13 +21,13 @@ ROLES: Mapping[str, Role] = {word: role for role, words in _WORDS.items() for wo
 CALL_ROLES = frozenset({"function_call", "tool_call"})
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-TRAINED_KEYS = ("train", "weight", "training", "trainable", "loss", "loss_mask")
+TRAINED_KEYS = ("train", "weight", "training", "trainable", "loss", "loss_mask", "loss_scale")
 """Marks that exclude an answer, or a part of it, with 0 or false."""
 MASKED_KEYS = ("masked",)
 """Marks that exclude it with 1 or true."""
 _MARKS = frozenset((*TRAINED_KEYS, *MASKED_KEYS))
 _OTHER_KEYS = "name tool_calls function_call tool_call_id refusal annotations audio untrained"
-_KEYS = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *REASONING_KEYS, *_MARKS, *_OTHER_KEYS.split()))
+KEYS = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *REASONING_KEYS, *_MARKS, *_OTHER_KEYS.split()))
 """The keys of a turn in the files of OpenAI, ShareGPT and this trainer."""
 
 
@@ -67,7 +67,7 @@ def read_plain_turns(turns: list[Any]) -> list[Message] | None:
 
 def is_turn(value: object) -> bool:
     """Return whether an object of a text is a turn: it has a known role and a text, and only keys of turns."""
-    if not isinstance(value, dict) or not _KEYS.issuperset(value) or not any(key in value for key in CONTENT_KEYS):
+    if not isinstance(value, dict) or not KEYS.issuperset(value) or not any(key in value for key in CONTENT_KEYS):
         return False
     role = next((value[key] for key in ROLE_KEYS if key in value), None)
     return isinstance(role, str) and ((word := _normalise(role)) in ROLES or word in CALL_ROLES)
