@@ -68,7 +68,7 @@ def test_ids_numbers_and_objects_are_not_suggested(check: Any, row: dict[str, An
         (["a", "b"], {"topic": "t"},
          "answers is a list, which is read only with ranks or scores: give the one to train on as a text in a column "
          "such as answer"),
-        ({"text": ["a"], "answer_start": [3]}, {"id": "5a", "title": "T", "context": "c"},
+        ({"value": "a", "aliases": ["b"]}, {"id": "5a", "title": "T", "context": "c"},
          "answers is an object: give the text of one answer in a column of its own, such as answer"),
     ],
 )  # fmt: skip
@@ -151,3 +151,49 @@ def test_a_list_of_ratings_is_not_suggested_as_the_turns(check: Any) -> None:
 
 def test_a_text_under_the_name_of_turns_is_suggested_as_the_prompt(check: Any) -> None:
     assert example(check, {"dialogue": "Ann: hi", "summary": "s"}) == "{prompt: dialogue, answer: summary}"
+
+
+TURNS = [{"role": "user", "content": "q"}]
+CHOICES = [{"index": 0, "message": {"role": "assistant", "content": "a"}}]
+
+
+@pytest.mark.parametrize(
+    ("row", "shown", "columns"),
+    [
+        ({"request": {"model": "m", "messages": TURNS}, "response": {"choices": CHOICES}},
+         "{messages: request.messages, answer: response.choices.0.message}",
+         {"messages": "request.messages", "answer": "response.choices.0.message"}),
+        ({"messages": TURNS, "choices": CHOICES}, "{answer: choices.0.message}", {"answer": "choices.0.message"}),
+        ({"question": "q", "context": "c", "answers": {"text": ["a"], "answer_start": [3]}},
+         "{answer: answers.text.0}", {"answer": "answers.text.0"}),
+        ({"user": "q", "assistant": "a"}, "{prompt: user, answer: assistant}",
+         {"prompt": "user", "answer": "assistant"}),
+        ({"System": "s", "Human": "q", "AI": "a"}, "{prompt: Human, answer: AI, system: System}",
+         {"prompt": "Human", "answer": "AI", "system": "System"}),
+    ],
+)  # fmt: skip
+def test_what_is_advised_makes_the_row_usable(
+    check: Any, row: dict[str, Any], shown: str, columns: dict[str, str]
+) -> None:
+    assert example(check, row) == shown
+    (read,), _ = check(row, columns=columns)
+    assert not isinstance(read, Rejected), read
+
+
+def test_turns_inside_a_column_are_suggested(check: Any) -> None:
+    row = {"custom_id": "1", "method": "POST", "body": {"model": "m", "messages": TURNS}}
+    assert example(check, row, objective="RLHF") == "{messages: body.messages}"
+
+
+def test_an_answer_without_its_question_is_suggested_with_a_gap(check: Any) -> None:
+    assert example(check, {"id": "1", "choices": CHOICES}) == "{question: YOURS, answer: choices.0.message}"
+
+
+@pytest.mark.parametrize(
+    "row", [{"role": "user", "content": "q", "turn": 1}, {"text": "q", "role": "prompter", "rank": 0}]
+)
+def test_a_row_that_is_one_turn_is_explained(check: Any, row: dict[str, Any]) -> None:
+    (refused,), _ = check(row)
+    assert refused.detail.endswith(
+        "each row is one turn: write the turns of a conversation into one row, as an array in messages"
+    )

@@ -26,8 +26,16 @@ from finetune_trainer.data.checks.objectives import ANSWERED, COLUMNS, find_answ
 from finetune_trainer.data.checks.row_keys import SeenRows, prompt_key, row_key
 from finetune_trainer.data.checks.structure import check_structure
 from finetune_trainer.data.checks.summary import Summary
+from finetune_trainer.data.formats.advice import PARTS
 from finetune_trainer.data.formats.column_map import Advise, ColumnMap, advise_field
-from finetune_trainer.data.formats.columns import METADATA, ReadColumns, UnknownColumns, drop_misnamed, find_root
+from finetune_trainer.data.formats.columns import (
+    CONVERSATION_COLUMNS,
+    METADATA,
+    ReadColumns,
+    UnknownColumns,
+    drop_misnamed,
+    find_root,
+)
 from finetune_trainer.data.formats.conversations import find_number, find_unread_keys
 from finetune_trainer.data.formats.convert import convert_row
 from finetune_trainer.data.formats.detect import detect_format
@@ -58,6 +66,8 @@ BATCH_ROWS = 256
 # A tokenizer needs hundreds of bytes of memory for each token.
 MAX_TOKENISED_BYTES = 2 << 20
 
+_TURNS = frozenset(CONVERSATION_COLUMNS)
+_OF_ONE_ANSWER = ANSWERED | SAMPLED
 _OF_ANSWERS = frozenset({DataFormat.ALPACA, DataFormat.PROMPT_COMPLETION})
 _OF_TURNS = frozenset({DataFormat.OPENAI, DataFormat.SHAREGPT, DataFormat.UNPAIRED})
 
@@ -181,7 +191,7 @@ class _RowChecker:
             if data_format in _OF_TURNS:
                 raise BadRow(bad.code, f"turn {find_number(columns, bad.number)}{bad.what}") from None
             raise
-        if data_format in _OF_ANSWERS and (prompts_wanted or self.objective in ANSWERED):
+        if not PARTS.isdisjoint(columns) and data_format in _OF_ANSWERS and self.objective in _OF_ONE_ANSWER:
             self.columns.refuse_part(columns, trains_answer=not prompts_wanted)
         if repairs:
             row.repairs = tuple(sorted(repairs))
@@ -189,7 +199,7 @@ class _RowChecker:
             _add_system_message(row, self.system_message)
         fitted = self._fit(row, columns)
         unused = self.columns.find_unused(record.value, converted.read) if converted is not None else ()
-        if data_format in _OF_TURNS:
+        if not _TURNS.isdisjoint(columns):
             unused += find_unread_keys(columns)
         if self.references is not None:
             answer = find_answer(row)

@@ -1,16 +1,21 @@
 """Suggest which of a row's columns are its question, answer, turns or text, for rows that no format fits."""
 
+from collections.abc import Iterable, Iterator
+
 from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.formats.columns import (
     ALIASES,
     CHOICE_COLUMNS,
     CLASS_COLUMNS,
+    CONTENT_KEYS,
     CONVERSATION_COLUMNS,
     INPUT_COLUMNS,
     INSTRUCTION_COLUMNS,
     KNOWN_COLUMNS,
+    MAX_NAME_CHARACTERS,
     OUTPUT_COLUMNS,
     RANKED_COLUMNS,
+    ROLE_KEYS,
     SYSTEM_COLUMNS,
     TOOL_COLUMNS,
     Columns,
@@ -19,10 +24,18 @@ from finetune_trainer.data.formats.columns import (
     is_metadata,
 )
 from finetune_trainer.data.formats.fields import parse_nested
+from finetune_trainer.data.formats.turns import ROLES
 from finetune_trainer.data.rows import BadRow
 
 YOURS = "YOURS"
 _OPTIONAL = (*INPUT_COLUMNS, *SYSTEM_COLUMNS, *TOOL_COLUMNS, "history")
+_SPEAKERS = {"question": "user", "answer": "assistant"}
+_AS_COLUMNS = {"question": "prompt", "answer": "answer"}
+_ANSWERS_INSIDE = ("choices.0.message", "answers.text.0")
+DEEPEST_PATH = 4
+"""Dots of a path that is suggested."""
+PARTS = frozenset((*CHOICE_COLUMNS, "solution"))
+"""Columns without which an answer may be only a part of what a row teaches."""
 LONGEST_NUMBER = 40
 """Characters; a longer text is not read as a number."""
 
@@ -33,11 +46,14 @@ def suggest_columns(row: Columns, wanted: tuple[str, ...]) -> dict[str, str]:
     It is empty if the row has no column that could have one.
     """
     absent = [name for name in wanted if not _has_alias(row, name)]
+    paths = _find_paths(row)
+    if not paths.keys().isdisjoint(CONVERSATION_COLUMNS[:1]) or (paths and _has_alias(row, CONVERSATION_COLUMNS[0])):
+        return paths
     own = [name for name in row if name not in KNOWN_COLUMNS and not is_metadata(name)]
     turns = next((name for name in own if _may_be_turns(row[name])), None)
     if turns and absent == list(wanted) and not _has_alias(row, CONVERSATION_COLUMNS[0]):
         return {CONVERSATION_COLUMNS[0]: turns}
-    found = _match_names(row, own, absent)
+    found = _match_names(row, own, absent) | {name: path for name, path in paths.items() if name in absent}
     missing = [name for name, column in found.items() if column is YOURS]
     texts = [name for name in own if name not in found.values() and _is_text(row[name])]
     found |= _guess(row, missing, texts, None if "label" in wanted else find_class(row))
@@ -49,16 +65,54 @@ def suggest_columns(row: Columns, wanted: tuple[str, ...]) -> dict[str, str]:
 def _match_names(row: Columns, own: list[str], absent: list[str]) -> dict[str, str]:
     """Return for each absent name the column whose name differs in case, or YOURS."""
     named = {known: name for name in own if (known := _normalise(name)) in KNOWN_COLUMNS}
+    speakers = _find_speakers(row, own)
     found: dict[str, str] = {}
     for name in absent:
         alias = next((known for known in named if known in _aliases_of(name)), None)
         if alias is not None:
             found[alias] = named[alias]
+        elif speakers and name in speakers:
+            found[_AS_COLUMNS[name]] = speakers[name]
         elif name == "question" and (text := named.get("text") or _find_text_of_turns(row)):
             found["prompt"] = text
         else:
             found[name] = YOURS
     return found
+
+
+def _find_speakers(row: Columns, own: list[str]) -> dict[str, str]:
+    """Return the columns of a question and its answer that are named as their speakers; none if one of them is not."""
+    by_role = {ROLES.get(_normalise(name)): name for name in own if _is_text(row[name])}
+    found = {name: by_role[role] for name, role in _SPEAKERS.items() if role in by_role}
+    return found if len(found) == len(_SPEAKERS) else {}
+
+
+def _find_paths(row: Columns) -> dict[str, str]:
+    """Return the paths to turns, or to an answer, that are inside columns, as in logs of requests and in SQuAD."""
+    found: dict[str, str] = {}
+    for path, value in _walk(row, ""):
+        if "." in path and path.rpartition(".")[2] in CONVERSATION_COLUMNS and _may_be_turns(value):
+            found.setdefault(CONVERSATION_COLUMNS[0], path)
+        elif path.endswith(_ANSWERS_INSIDE):
+            found.setdefault("answer", path)
+    return found
+
+
+def _walk(value: object, path: str) -> Iterator[tuple[str, object]]:
+    """Yield the values inside of objects, and the first ones of arrays, with their paths."""
+    if path.count(".") >= DEEPEST_PATH:
+        return
+    inside: Iterable[tuple[object, object]] = ()
+    if isinstance(value, dict):
+        inside = value.items()
+    elif isinstance(value, list):
+        inside = enumerate(value[:1])
+    for key, one in inside:
+        name = str(key)
+        if len(name) <= MAX_NAME_CHARACTERS and "." not in name:
+            below = f"{path}.{name}" if path else name
+            yield below, one
+            yield from _walk(one, below)
 
 
 def _find_text_of_turns(row: Columns) -> str | None:
@@ -86,6 +140,14 @@ def _guess(row: Columns, missing: list[str], texts: list[str], label: str | None
     return {} if column is None else {"answer": column}
 
 
+def explain_turn(row: Columns) -> str:
+    """Return what to do with a row that is one turn of a conversation; empty if it is not."""
+    role = next((row[key] for key in ROLE_KEYS if key in row), None)
+    if not isinstance(role, str) or _normalise(role) not in ROLES or row.keys().isdisjoint(CONTENT_KEYS):
+        return ""
+    return "each row is one turn: write the turns of a conversation into one row, as an array in messages"
+
+
 def find_class(row: Columns) -> str | None:
     """Return the column of a class or of an answer under its usual name, in any case; None if none has content."""
     by_name = {_normalise(name): name for name in row}
@@ -100,13 +162,15 @@ def explain_several_answers(row: Columns) -> str:
     """Return what a column of answers has in place of one answer; empty if the row has no such column."""
     column = find_filled(row, RANKED_COLUMNS)
     value = row[column] if column else None
+    if "answer" in _find_paths(row):
+        return ""
     start = value.lstrip()[:1] if isinstance(value, str) else ""
     as_calls = "; write calls of tools as turns in messages" if find_filled(row, TOOL_COLUMNS) else ""
     if isinstance(value, dict) or start == "{":
-        return f"; {column} is an object: give the text of one answer in a column of its own, such as answer{as_calls}"
+        return f"{column} is an object: give the text of one answer in a column of its own, such as answer{as_calls}"
     if isinstance(value, list) or start == "[":
         fix = "give the one to train on as a text in a column such as answer"
-        return f"; {column} is a list, which is read only with ranks or scores: {fix}{as_calls}"
+        return f"{column} is a list, which is read only with ranks or scores: {fix}{as_calls}"
     return ""
 
 

@@ -9,6 +9,7 @@ from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.formats.advice import (
     explain_choices,
     explain_several_answers,
+    explain_turn,
     find_class,
     has_other_answer,
     suggest_columns,
@@ -134,7 +135,8 @@ class ColumnMap:
         if missing:
             detail = f"{field} names {', '.join(missing)}, which the row does not have; {seen}"
             return BadRow(RejectCode.MISSING_COLUMN, detail)
-        return BadRow(bad.code, f"{bad.detail}; {seen}{_explain_file(row) or self._advise_names(row, wanted)}")
+        advice = explain_turn(row) or _explain_file(row) or self._advise_names(row, wanted)
+        return BadRow(bad.code, f"{bad.detail}; {seen}{advice and '; '}{advice}")
 
     def refuse_part(self, row: Columns, *, trains_answer: bool) -> None:
         """Refuse a question without its choices, and a result without its solution; raises BadRow.
@@ -151,6 +153,8 @@ class ColumnMap:
 
     def explain_text(self, bad: BadRow, row: Columns) -> BadRow:
         """Return the error of a text where answers are trained: if another column has a class, it may be the answer."""
+        if turn := explain_turn(row):
+            return BadRow(bad.code, turn)
         text, answer = find_filled(row, TEXT_COLUMNS), find_class(row)
         if text is None or answer is None:
             return bad
@@ -163,11 +167,11 @@ class ColumnMap:
         if "answer" in wanted and (several := explain_several_answers(row)):
             return several
         if choices := explain_choices(row):
-            return f"; {choices}"
+            return choices
         columns = suggest_columns(row, wanted)
         if not columns:
             return ""
-        return "; " + self._name_columns(columns, "name yours in")
+        return self._name_columns(columns, "name yours in")
 
     def _name_columns(self, columns: Mapping[str, str], verb: str) -> str:
         field, example = self._advise({known: shorten_name(own) for known, own in columns.items()})
@@ -203,8 +207,8 @@ def _explain_file(row: Columns) -> str:
     """Return the fix of a row that is a line without its separator, or a file whose rows are under a key."""
     name, value = next(iter(row.items()), ("", None))
     if len(row) == 1 and isinstance(value, str) and (separator := explain_separator(name)):
-        return f"; {separator}"
+        return separator
     rows = row.get("data")
     if isinstance(rows, list) and rows and all(isinstance(one, dict) for one in rows):
-        return "; the rows are under data: keep that key alone"
+        return "the rows are under data: keep that key alone"
     return ""

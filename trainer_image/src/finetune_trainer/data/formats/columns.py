@@ -45,6 +45,7 @@ ALIASES = (
     ("history",),
 )
 _MISNAMED = {"turns": int | float, "contents": str}
+_MAY_BE_MISNAMED = frozenset(_MISNAMED)
 COLUMNS_OF_TURNS = (*CONVERSATION_COLUMNS, "prompt", "input", *OUTPUT_COLUMNS, *CHOSEN_COLUMNS, *REJECTED_COLUMNS)
 TURN_ALIASES = (ROLE_KEYS, CONTENT_KEYS)
 TURN_KEYS = frozenset({"role", "content"})
@@ -90,6 +91,8 @@ class ReadColumns(dict[str, Any]):
 
 def drop_misnamed(row: dict[str, Any]) -> dict[str, Any]:
     """Return the row without `turns` if that is their number, and without `contents` if that is a text."""
+    if _MAY_BE_MISNAMED.isdisjoint(row):
+        return row
     for name, other in _MISNAMED.items():
         if isinstance(row.get(name), other):
             row = {own: value for own, value in row.items() if own != name}

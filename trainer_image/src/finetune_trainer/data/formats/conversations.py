@@ -23,6 +23,7 @@ from finetune_trainer.data.rows import BadRow, Message, Role, Tools
 
 # Anthropic's HH files hold whole conversations as "\n\nHuman: …\n\nAssistant: …". A run of newlines is tried once.
 _SPEAKER = re.compile(r"(?:^\s*|(?<!\n)\n\n+[^\S\n]*)(Human|Assistant):")
+_SYSTEMS = frozenset(SYSTEM_COLUMNS)
 _TOOLS = frozenset(TOOL_COLUMNS)
 _TURNS = re.compile(r"\s*\[\s*\{")
 _SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
@@ -69,6 +70,8 @@ def find_number(row: Columns, number: int) -> int:
 
 def read_system(row: Columns, repairs: Repairs) -> list[Message]:
     """Return the system text of a system column."""
+    if _SYSTEMS.isdisjoint(row):
+        return []
     for name in SYSTEM_COLUMNS:
         if name not in row:
             continue

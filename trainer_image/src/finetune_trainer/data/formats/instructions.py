@@ -30,6 +30,7 @@ from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, Pro
 
 Converted = ChatRow | PromptRow
 _CALL_KEYS = {"name", "arguments"}
+_REASONING = frozenset(REASONING_COLUMNS)
 
 
 def convert_alpaca(
@@ -153,7 +154,7 @@ def _read_calls(row: Columns, column: str, offered: set[str]) -> list[ToolCall]:
 
 def _add_reasoning(row: Columns, answer: list[Message], repairs: Repairs) -> None:
     """Add the reasoning of a column to the answer next to it."""
-    column = find_filled(row, REASONING_COLUMNS)
+    column = None if _REASONING.isdisjoint(row) else find_filled(row, REASONING_COLUMNS)
     if column is None or not isinstance(row.get(column), str | list) or answer[-1]["role"] != "assistant":
         return
     reasoning = read_cell(row[column], column, repairs)
