@@ -78,6 +78,22 @@ def test_a_turn_that_is_left_out_is_named_with_its_role(build_model: Any) -> Non
     assert refusal(found, TWO, [3]) == f"the chat template omits or alters turn 1 (user): {FIX}"
 
 
+def test_a_result_that_a_template_writes_as_a_json_string_is_not_lost(build_model: Any) -> None:
+    quoted = "message['content'] | tojson if message.role == 'tool' else message['content']"
+    shown = make(build_model, WITH_CALLS.replace("message['content']", f"({quoted})"))
+    turns: list[Message] = [
+        {"role": "user", "content": "look_up?"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": '{"degrees": 4, "in": "\u00e9\n"}'},
+        {"role": "assistant", "content": "4"},
+    ]
+    (rendering,) = shown.find(turns, None, [3]).renderings
+    assert r'"{\"degrees\": 4, \"in\": \"é\n\"}"' in rendering.text
+    turns[0]["content"] = 'the "colour"'
+    escaped = make(build_model, WITH_CALLS.replace("message['content']", "(message['content'] | tojson)"))
+    assert "alters turn 1 (user)" in refusal(escaped, turns, [3])
+
+
 def test_a_prompt_without_its_tools_is_refused(build_model: Any) -> None:
     found = make(build_model)
     with pytest.raises(BadRow, match=r"omits the tools: set model\.chatTemplate to one that writes them"):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import BadRow, Function, Message, ToolCall
-from finetune_trainer.tokenization.template import FAILS, ChatTemplate, TemplateFailure, is_plain
+from finetune_trainer.tokenization.template import FAILS, ChatTemplate, TemplateFailure, is_plain, to_json
 from finetune_trainer.tokenization.template_cache import TemplateCache, sentinel
 from finetune_trainer.tokenization.tokenizer import TokenizerFiles, special_token_pattern
 from finetune_trainer.tokenization.turn_spans import SENTINEL, Rendering, Span, Tools, TurnFinder
@@ -180,6 +180,8 @@ def _refuse_losses(text: str, messages: Sequence[Message], tools: Tools) -> None
     for turn, message in enumerate(messages, 1):
         if _answer(message) in text:
             continue
+        if message["role"] == "tool" and to_json(message["content"]) in text:
+            continue  # the templates of Llama 3.1 and gpt-oss write a result as a JSON string
         if "tool_calls" in message:
             raise TemplateFailure(
                 f"the chat template omits or alters the text next to the tool calls of turn {turn}: set "

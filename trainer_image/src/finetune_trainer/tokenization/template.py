@@ -21,7 +21,7 @@ from finetune_trainer.tokenization.template_sandbox import (
     to_json,
 )
 
-__all__ = ["FAILS", "FALLBACK_TEMPLATE", "ChatTemplate", "TemplateFailure", "is_plain"]
+__all__ = ["FAILS", "FALLBACK_TEMPLATE", "ChatTemplate", "TemplateFailure", "is_plain", "to_json"]
 
 MAX_TEMPLATE_CHARACTERS = 1 << 20
 MAX_MEMORY_BYTES = 512 << 20
