@@ -187,3 +187,26 @@ def test_a_template_that_drops_the_text_next_to_a_call_is_named_as_the_cause(bui
     )
     silent: Message = {"role": "assistant", "content": "", "tool_calls": [CALL]}
     assert make(build_model, calls_alone).find([TWO[0], silent], None, [1]).renderings
+
+
+def test_a_template_that_removes_the_text_next_to_a_call_once_it_is_answered_is_refused_with_what_to_remove(
+    build_model: Any,
+) -> None:
+    forgetful = WITH_CALLS.replace(
+        "message['content'] +",
+        "(message['content'] if not message.tool_calls or loop.last or messages[-1].role == 'tool' else '') +",
+        1,
+    )
+    found = make(build_model, forgetful)
+    turns: list[Message] = [
+        {"role": "user", "content": "look_up?"},
+        {"role": "assistant", "content": "I look it up.", "tool_calls": [CALL]},
+        {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "It is 4."},
+    ]
+    assert refusal(found, turns, [3]) == (
+        "the chat template does not separate the answer of turn 4 from the prompt: set model.chatTemplate to one that "
+        "does, or remove the text and the reasoning next to the tool calls before it"
+    )
+    turns[1]["content"] = ""
+    assert found.find(turns, None, [1, 3]).renderings

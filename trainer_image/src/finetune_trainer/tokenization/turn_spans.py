@@ -73,7 +73,8 @@ class TurnFinder:
         outline = self._template.render([*messages[: turn - 1], asked], tools, add_generation_prompt=True)
         _, found, header = outline.rpartition(SENTINEL)
         if not found or not prompt.endswith(header) or start < len(prompt) - len(header):
-            raise TemplateFailure("the chat template does not separate the answer from the prompt")
+            detail = f"the chat template does not separate the answer of turn {turn + 1} from the prompt"
+            raise TemplateFailure(f"{detail}: set model.chatTemplate to one that does{_explain(messages[:turn])}")
         return start
 
     def _end_of_answer(self, text: str, start: int) -> int | None:
@@ -88,6 +89,14 @@ class TurnFinder:
                 end = match.end()
             limit = match.start()
         return end
+
+
+def _explain(prompt: Sequence[Message]) -> str:
+    """Return what to remove from a prompt that the template of gpt-oss, for one, writes anew once an answer follows."""
+    calls = [message for message in prompt if "tool_calls" in message]
+    if any(message["content"].strip() or "reasoning_content" in message for message in calls):
+        return ", or remove the text and the reasoning next to the tool calls before it"
+    return ""
 
 
 def _common_prefix(left: str, right: str) -> int:
