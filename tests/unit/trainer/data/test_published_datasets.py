@@ -101,6 +101,12 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "Mistral": ({"messages": [Q, A | {"weight": 0}, Q, A | {"prefix": False}]},
                 {"messages": [Q, A | {"train": False}, Q, A]}),
+    "LIMA": ({"conversations": ["q", "a"], "source": "stackexchange"}, CHAT),
+    "UltraChat": ({"id": "0", "data": ["q", "a"]}, CHAT),
+    "FLAN, P3, Aya": ({"inputs": "q", "targets": "a", "language": "x", "annotation_type": "original"}, CHAT),
+    "OpenCodeReasoning": ({"input": "q", "output": "a", "solution": "a longer text", "source": "s"}, CHAT),
+    "Dolphin R1": ({"messages": [Q], "reasoning": "r", "answer": "a", "model": "m"},
+                   {"messages": [Q, A | {"reasoning_content": "r"}]}),
     "ShareGPT with function_call": (
         {"conversations": [human("q")[0], {"from": "function_call", "value": CALL},
                            {"from": "observation", "value": "1"}, {"from": "gpt", "value": "a"}],

@@ -29,6 +29,8 @@ def contents(row: dict[str, Any]) -> list[str]:
         ({"instruction": "i", "input": "", "question": "q"}, "i\nq"),
         ({"instruction": "i", "input": " ", "prompt": "p"}, "i\np"),
         ({"question": "q", "context": "c"}, "q\nc"),
+        ({"instruction": "i", "question": "q", "context": "c"}, "i\nq\nc"),
+        ({"instruction": "i", "prompt": "Do: i", "context": "c"}, "i\nc"),
         ({"question": "q", "input": "", "context": "c"}, "q\nc"),
         ({"input": "", "context": "c"}, "c"),
         ({"prompt": "p", "input": "x"}, "p\nx"),
@@ -172,3 +174,18 @@ def test_any_other_json_next_to_tools_stays_text(check: Any, answer: str) -> Non
 def test_no_calls_are_no_answer(check: Any) -> None:
     (refused,), _ = check({"query": "q", "answers": "[]", "tools": OFFERED})
     assert refused.code is RejectCode.NO_ASSISTANT
+
+
+def test_earlier_turns_may_have_roles(check: Any) -> None:
+    turns = [{"role": "user", "content": "q0"}, {"role": "assistant", "content": "a0"}]
+    (read,), _ = check({"history": turns, "instruction": "q", "output": "a"})
+    assert [turn["content"] for turn in read.messages] == ["q0", "a0", "q", "a"]
+
+
+def test_the_reasoning_of_an_answer_after_turns_is_its_reasoning(check: Any) -> None:
+    row = {"messages": [{"role": "user", "content": "q"}], "thinking": "r", "answer": "a"}
+    (read,), summary = check(row)
+    assert read.messages[-1] == {"role": "assistant", "content": "a", "reasoning_content": "r"}
+    assert not summary.unused
+    (whole,), summary = check({"messages": read.messages, "thinking": "r"})
+    assert list(summary.unused) == ["thinking"]

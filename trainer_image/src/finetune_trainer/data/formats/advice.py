@@ -30,6 +30,8 @@ from finetune_trainer.data.rows import BadRow
 YOURS = "YOURS"
 _OPTIONAL = (*INPUT_COLUMNS, *SYSTEM_COLUMNS, *TOOL_COLUMNS, "history")
 _SPEAKERS = {"question": "user", "answer": "assistant"}
+_NAMED_PAIRS = (("inputs", "targets"), ("input_text", "output_text"), ("source", "target"))
+"""Of FLAN, P3 and Aya, of PaLM, and of translations."""
 _AS_COLUMNS = {"question": "prompt", "answer": "answer"}
 _ANSWERS_INSIDE = ("choices.0.message", "answers.text.0")
 DEEPEST_PATH = 4
@@ -50,6 +52,8 @@ def suggest_columns(row: Columns, wanted: tuple[str, ...]) -> dict[str, str]:
     if not paths.keys().isdisjoint(CONVERSATION_COLUMNS[:1]) or (paths and _has_alias(row, CONVERSATION_COLUMNS[0])):
         return paths
     own = [name for name in row if name not in KNOWN_COLUMNS and not is_metadata(name)]
+    if "question" in absent and (pair := _find_speakers(row, own)):
+        return {_AS_COLUMNS[name]: column for name, column in pair.items()} | _match_optional(row, own)
     turns = next((name for name in own if _may_be_turns(row[name])), None)
     if turns and absent == list(wanted) and not _has_alias(row, CONVERSATION_COLUMNS[0]):
         return {CONVERSATION_COLUMNS[0]: turns}
@@ -65,14 +69,11 @@ def suggest_columns(row: Columns, wanted: tuple[str, ...]) -> dict[str, str]:
 def _match_names(row: Columns, own: list[str], absent: list[str]) -> dict[str, str]:
     """Return for each absent name the column whose name differs in case, or YOURS."""
     named = {known: name for name in own if (known := _normalise(name)) in KNOWN_COLUMNS}
-    speakers = _find_speakers(row, own)
     found: dict[str, str] = {}
     for name in absent:
         alias = next((known for known in named if known in _aliases_of(name)), None)
         if alias is not None:
             found[alias] = named[alias]
-        elif speakers and name in speakers:
-            found[_AS_COLUMNS[name]] = speakers[name]
         elif name == "question" and (text := named.get("text") or _find_text_of_turns(row)):
             found["prompt"] = text
         else:
@@ -82,9 +83,13 @@ def _match_names(row: Columns, own: list[str], absent: list[str]) -> dict[str, s
 
 def _find_speakers(row: Columns, own: list[str]) -> dict[str, str]:
     """Return the columns of a question and its answer that are named as their speakers; none if one of them is not."""
-    by_role = {ROLES.get(_normalise(name)): name for name in own if _is_text(row[name])}
+    unknown = [name for name in own if _normalise(name) not in KNOWN_COLUMNS and _is_text(row[name])]
+    by_role = {ROLES.get(_normalise(name)): name for name in unknown}
     found = {name: by_role[role] for name, role in _SPEAKERS.items() if role in by_role}
-    return found if len(found) == len(_SPEAKERS) else {}
+    if len(found) == len(_SPEAKERS):
+        return found
+    pair = next((pair for pair in _NAMED_PAIRS if all(_is_text(row.get(name)) for name in pair)), ())
+    return dict(zip(_SPEAKERS, pair, strict=False))
 
 
 def _find_paths(row: Columns) -> dict[str, str]:
@@ -202,9 +207,9 @@ def _read_choices(value: object) -> list[str]:
 
 
 def has_other_answer(row: Columns) -> bool:
-    """Return whether a row has a worked solution next to its answer, which may be only the result."""
-    answer, solution = row.get(find_filled(row, OUTPUT_COLUMNS) or ""), row.get("solution")
-    return answer is not None and isinstance(solution, str) and solution.strip() not in ("", str(answer).strip())
+    """Return whether a row has a worked solution next to an `answer` that is shorter, and so may be only the result."""
+    column, solution = find_filled(row, OUTPUT_COLUMNS), row.get("solution")
+    return column == "answer" and isinstance(solution, str) and len(str(row[column]).strip()) < len(solution.strip())
 
 
 def _has_alias(row: Columns, name: str) -> bool:

@@ -146,9 +146,8 @@ class ColumnMap:
         if explained := explain_choices(row):
             raise BadRow(RejectCode.NOT_FOR_OBJECTIVE, explained)
         if trains_answer and self.columns.keys().isdisjoint(OUTPUT_COLUMNS) and has_other_answer(row):
-            column = find_filled(row, OUTPUT_COLUMNS)
-            (field, worked), (_, result) = (self._advise({"answer": name}) for name in ("solution", str(column)))
-            detail = f"the row has {column} and solution, and only one of them is trained"
+            (field, worked), (_, result) = (self._advise({"answer": name}) for name in ("solution", "answer"))
+            detail = "the row has answer and solution, and only one of them is trained"
             raise BadRow(RejectCode.NOT_FOR_OBJECTIVE, f"{detail}: name it in {field}, as {worked} or {result}")
 
     def explain_text(self, bad: BadRow, row: Columns) -> BadRow:

@@ -26,6 +26,7 @@ _SPEAKER = re.compile(r"(?:^\s*|(?<!\n)\n\n+[^\S\n]*)(Human|Assistant):")
 _SYSTEMS = frozenset(SYSTEM_COLUMNS)
 _TOOLS = frozenset(TOOL_COLUMNS)
 _TURNS = re.compile(r"\s*\[\s*\{")
+_ALTERNATING: tuple[Role, Role] = ("user", "assistant")
 _SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -45,6 +46,8 @@ def read_turns(value: object, where: str, repairs: Repairs) -> list[Message]:
     listed = read_list(_transpose(value), where, RejectCode.WRONG_TYPE)
     if (plain := read_plain_turns(listed)) is not None:
         return plain
+    if all(isinstance(turn, str) for turn in listed):
+        return [Message(role=_ALTERNATING[number % 2], content=text) for number, text in enumerate(listed)]
     return [read_turn(turn, number, repairs) for number, turn in expand_turns(listed, repairs)]
 
 

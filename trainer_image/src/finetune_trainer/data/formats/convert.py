@@ -24,7 +24,7 @@ from finetune_trainer.data.formats.conversations import (
     read_row_tools,
 )
 from finetune_trainer.data.formats.fields import Repairs, read_cell, read_label
-from finetune_trainer.data.formats.instructions import convert_alpaca, convert_prompt_completion
+from finetune_trainer.data.formats.instructions import add_reasoning, convert_alpaca, convert_prompt_completion
 from finetune_trainer.data.formats.pairs import convert_preference
 from finetune_trainer.data.formats.shared_prompt import join_prompt
 from finetune_trainer.data.rows import (
@@ -81,7 +81,10 @@ def _strip_answers(row: Row) -> None:
 def _convert_conversation(row: Columns, source: Source, data_format: DataFormat, repairs: Repairs) -> ChatRow:
     messages = read_conversation(row, repairs)
     if messages and messages[-1]["role"] in ("user", "tool"):
-        messages = join_prompt(messages, _read_answer_column(row, repairs))
+        answer = _read_answer_column(row, repairs)
+        if answer:
+            add_reasoning(row, answer, repairs)
+        messages = join_prompt(messages, answer)
     return ChatRow(messages, source, data_format, read_row_tools(row, repairs))
 
 

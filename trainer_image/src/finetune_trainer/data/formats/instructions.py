@@ -69,6 +69,8 @@ def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
         # If the row has both a general instruction and a question, the question is the input.
         extra = _find_question(row) or extra
     first = read_cell(row[instruction], instruction, repairs) if instruction else ""
+    if instruction == "instruction" and extra == "context" and (question := _find_question(row)):
+        first = "\n".join([first, read_cell(row[question], question, repairs)])
     second = read_optional_text(row, extra, repairs) if extra else ""
     text = "\n".join([part for part in (first, second) if part.strip()])
     return [*messages, {"role": "user", "content": text}]
@@ -134,7 +136,7 @@ def _answer(
         if prompts_wanted:
             return PromptRow(prompt, source, data_format, tools)
         raise
-    _add_reasoning(row, answer, repairs)
+    add_reasoning(row, answer, repairs)
     return ChatRow(join_prompt(prompt, answer), source, data_format, tools)
 
 
@@ -152,7 +154,7 @@ def _read_calls(row: Columns, column: str, offered: set[str]) -> list[ToolCall]:
     return [read_tool_call(call) for call in calls if row[column]]
 
 
-def _add_reasoning(row: Columns, answer: list[Message], repairs: Repairs) -> None:
+def add_reasoning(row: Columns, answer: list[Message], repairs: Repairs) -> None:
     """Add the reasoning of a column to the answer next to it."""
     column = None if _REASONING.isdisjoint(row) else find_filled(row, REASONING_COLUMNS)
     if column is None or not isinstance(row.get(column), str | list) or answer[-1]["role"] != "assistant":
@@ -169,7 +171,10 @@ def _read_history(row: Columns, repairs: Repairs) -> list[Message]:
     if value in (None, "", []):
         return []
     messages = []
-    for pair in read_list(row["history"], "history", RejectCode.WRONG_TYPE):
+    listed = read_list(row["history"], "history", RejectCode.WRONG_TYPE)
+    if holds_turns(listed):
+        return read_turns(listed, "history", repairs)
+    for pair in listed:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise BadRow(RejectCode.WRONG_TYPE, f"history contains {name_type(pair)} instead of [question, answer]")
         messages.append(Message(role="user", content=read_cell(pair[0], "history", repairs)))
