@@ -187,5 +187,5 @@ def test_the_reasoning_of_an_answer_after_turns_is_its_reasoning(check: Any) -> 
     (read,), summary = check(row)
     assert read.messages[-1] == {"role": "assistant", "content": "a", "reasoning_content": "r"}
     assert not summary.unused
-    (whole,), summary = check({"messages": read.messages, "thinking": "r"})
+    _, summary = check({"messages": read.messages, "thinking": "r"})
     assert list(summary.unused) == ["thinking"]
