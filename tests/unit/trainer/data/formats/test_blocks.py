@@ -146,3 +146,26 @@ def test_arrays_of_roles_and_of_texts_are_turns(check: Any) -> None:
 def test_an_object_that_is_not_of_arrays_is_no_conversation(check: Any, turns: dict[str, Any]) -> None:
     (refused,), _ = check({"messages": turns})
     assert (refused.code, refused.detail) == (RejectCode.WRONG_TYPE, "messages is an object instead of an array")
+
+
+def test_a_single_part_of_gemini_needs_no_array(check: Any) -> None:
+    contents = [{"role": "user", "parts": {"text": "q"}}, {"role": "model", "parts": {"text": "a"}}]
+    (kept,), _ = check({"system_instruction": {"parts": {"text": "s"}}, "contents": contents})
+    assert kept.messages == [{"role": "system", "content": "s"}, Q, A]
+    called = {"role": "model", "parts": {"functionCall": {"name": "f"}}}
+    (kept,), _ = check({"contents": [contents[0], called]})
+    assert kept.messages[-1]["tool_calls"] == [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+
+
+def test_a_tool_config_without_tools_has_none(check: Any) -> None:
+    (kept,), _ = check({"messages": [Q, A], "toolConfig": {"toolChoice": {"auto": {}}}})
+    assert (kept.messages, kept.tools) == ([Q, A], None)
+
+
+def test_contents_that_are_a_text_are_no_conversation(check: Any) -> None:
+    (kept,), summary = check({"question": "q", "answer": "a", "contents": "c"})
+    assert (kept.messages, list(summary.unused)) == ([Q, A], ["contents"])
+    (refused,), _ = check({"contents": "c", "stars": 4}, objective="DomainAdaptation")
+    assert refused.detail.endswith("dataset.columns, for example {text: contents}")
+    (text,), _ = check({"contents": "c", "stars": 4}, objective="DomainAdaptation", columns={"text": "contents"})
+    assert text.text == "c"

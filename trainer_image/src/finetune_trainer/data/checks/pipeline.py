@@ -170,7 +170,8 @@ class _RowChecker:
         if record.value is None:
             raise record.problem or BadRow(RejectCode.BAD_JSON, "the row has no value")
         repairs: set[RepairCode] = set(record.repairs)
-        columns = drop_misnamed(self.columns.rename(record.value))
+        named = self.columns.rename(record.value)
+        columns = drop_misnamed(named)
         prompts_wanted = self.objective in SAMPLED
         # A column alone next to those that describe the row is read, or the row is rejected.
         converted = ReadColumns(columns) if len(columns.keys() - METADATA) > 1 else None
@@ -184,7 +185,7 @@ class _RowChecker:
                 prompts_wanted=prompts_wanted,
             )
         except UnknownColumns as bad:
-            raise self.columns.explain(bad, columns, bad.wanted or COLUMNS[self.objective or "Chat"]) from None
+            raise self.columns.explain(bad, named, bad.wanted or COLUMNS[self.objective or "Chat"]) from None
         try:
             row = check_structure(row, repairs, prompts_wanted=prompts_wanted)
         except BadTurn as bad:

@@ -22,6 +22,7 @@ from finetune_trainer.data.formats.columns import (
     find_filled,
     is_empty,
     is_metadata,
+    is_misnamed,
 )
 from finetune_trainer.data.formats.fields import parse_nested
 from finetune_trainer.data.formats.turns import ROLES
@@ -51,7 +52,8 @@ def suggest_columns(row: Columns, wanted: tuple[str, ...]) -> dict[str, str]:
     paths = _find_paths(row)
     if not paths.keys().isdisjoint(CONVERSATION_COLUMNS[:1]) or (paths and _has_alias(row, CONVERSATION_COLUMNS[0])):
         return paths
-    own = [name for name in row if name not in KNOWN_COLUMNS and not is_metadata(name)]
+    own = [name for name in row if name not in KNOWN_COLUMNS or is_misnamed(name, row[name])]
+    own = [name for name in own if not is_metadata(name)]
     if "question" in absent and (pair := _find_speakers(row, own)):
         return {_AS_COLUMNS[name]: column for name, column in pair.items()} | _match_optional(row, own)
     turns = next((name for name in own if _may_be_turns(row[name])), None)

@@ -7,7 +7,7 @@ from typing import Any
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.columns import ROLE_KEYS
 from finetune_trainer.data.formats.fields import Repairs, dump_json
-from finetune_trainer.data.formats.turns import ROLES
+from finetune_trainer.data.formats.turns import ROLES, list_parts
 from finetune_trainer.data.rows import BadRow, Role
 
 _BLOCKS = frozenset({"tool_use", "tool_result", "thinking", "redacted_thinking"})
@@ -56,7 +56,7 @@ def _has_blocks(turn: dict[Any, Any]) -> bool:
 
 
 def _blocks_of(turn: dict[Any, Any]) -> list[Any]:
-    content = next((turn[key] for key in _CONTENT_KEYS if key in turn), None)
+    content = list_parts(turn["parts"]) if "parts" in turn else turn.get("content")
     return content if isinstance(content, list) else []
 
 

@@ -93,10 +93,12 @@ def drop_misnamed(row: dict[str, Any]) -> dict[str, Any]:
     """Return the row without `turns` if that is their number, and without `contents` if that is a text."""
     if _MAY_BE_MISNAMED.isdisjoint(row):
         return row
-    for name, other in _MISNAMED.items():
-        if isinstance(row.get(name), other):
-            row = {own: value for own, value in row.items() if own != name}
-    return row
+    return {name: value for name, value in row.items() if not is_misnamed(name, value)}
+
+
+def is_misnamed(name: str, value: object) -> bool:
+    """Return whether a column has the name of one of turns, but something else, as many files do."""
+    return name in _MAY_BE_MISNAMED and isinstance(value, _MISNAMED[name])
 
 
 def follow_path(row: Columns, path: str) -> Any:

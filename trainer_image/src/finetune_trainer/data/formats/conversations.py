@@ -18,7 +18,7 @@ from finetune_trainer.data.formats.columns import (
 )
 from finetune_trainer.data.formats.fields import Repairs, parse_nested, read_cell, read_list, read_optional_text
 from finetune_trainer.data.formats.tools import read_tools
-from finetune_trainer.data.formats.turns import KEYS, ROLES, is_turn, read_plain_turns, read_turn
+from finetune_trainer.data.formats.turns import KEYS, ROLES, is_turn, list_parts, read_plain_turns, read_turn
 from finetune_trainer.data.rows import BadRow, Message, Role, Tools
 
 # Anthropic's HH files hold whole conversations as "\n\nHuman: …\n\nAssistant: …". A run of newlines is tried once.
@@ -79,7 +79,7 @@ def read_system(row: Columns, repairs: Repairs) -> list[Message]:
         if name not in row:
             continue
         value = row[name]
-        written = {name: value["parts"]} if isinstance(value, dict) and "parts" in value else row
+        written = {name: list_parts(value["parts"])} if isinstance(value, dict) and "parts" in value else row
         if text := read_optional_text(written, name, repairs):
             return [Message(role="system", content=text)]
     return []

@@ -26,8 +26,8 @@ def read_tools(row: Mapping[str, Any], repairs: Repairs) -> list[dict[str, Any]]
     """Return the row's tool definitions, also those of Gemini and Bedrock; raises BadRow with BAD_TOOLS."""
     name = find_column(row, TOOL_COLUMNS)
     value = row[name] if name else None
-    if isinstance(value, dict) and "tools" in value:
-        value = value["tools"]
+    if name == "toolConfig" and isinstance(value, dict):
+        value = value.get("tools")
     if name is None or value is None or value in ("", []):
         if name is not None:
             repairs.add(RepairCode.NONE_STRIPPED)

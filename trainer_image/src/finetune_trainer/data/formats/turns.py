@@ -93,8 +93,13 @@ def _read_role(turn: Mapping[str, Any], number: int) -> str:
 def _content_of(turn: Mapping[str, Any], number: int) -> object:
     for key in CONTENT_KEYS:
         if key in turn:
-            return turn[key]
+            return list_parts(turn[key]) if key == "parts" else turn[key]
     raise BadRow(RejectCode.MISSING_COLUMN, f"turn {number} has no text ({', '.join(CONTENT_KEYS)})")
+
+
+def list_parts(parts: object) -> object:
+    """Return Gemini's parts as an array, also a single one."""
+    return [parts] if isinstance(parts, dict) else parts
 
 
 def _read_message(turn: dict[str, Any], role: Role, number: int, repairs: Repairs) -> Message:
