@@ -51,11 +51,15 @@ TABLE: Table = {
     "train_on_eot": lost("the token that ends an answer is trained", unless=("turn",)),
     "message_field_training": lost(
         "a turn is excluded by weight: 0",
-        unless=("train", "weight", "training", "trainable", "loss", "loss_mask"),
+        unless=("train", "weight", "training", "trainable", "loss", "loss_mask", "loss_scale"),
     ),
     "message_field_training_detail": lost("a part of a turn is excluded by train: false"),
     "drop_system_message": lost("system texts of the rows are context"),
-    "field_thinking": harmless("reasoning is found as reasoning_content, reasoning or thinking"),
+    "field_thinking": lost(
+        "reasoning is read from reasoning_content, reasoning or thinking of a turn",
+        "rename the key in the rows",
+        unless=("reasoning_content", "reasoning", "thinking"),
+    ),
     "template_thinking_key": harmless("reasoning is found as reasoning_content, reasoning or thinking"),
     "split_thinking": harmless("reasoning is found as reasoning_content, reasoning or thinking"),
     "input_transform": refused("rows are not changed by Python", shared.REMOVE),

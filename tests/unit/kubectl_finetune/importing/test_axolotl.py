@@ -363,6 +363,12 @@ def test_subset_split_and_first_rows_are_carried(
     assert ([one.reason for one in done.not_carried], done.problems) == (lost, [])
 
 
+@pytest.mark.parametrize(("name", "lost"), [("thinking", []), ("thought", ["field_thinking"])])
+def test_the_key_of_the_reasoning_is_lost_only_if_it_is_not_read(read: Read, name: str, lost: list[str]) -> None:
+    done = read(datasets=[{"path": "acme/chats", "type": "chat_template", "field_thinking": name}])
+    assert [one.key.rpartition(".")[2] for one in done.not_carried if one.changes_training] == lost
+
+
 @pytest.mark.parametrize(("name", "lost"), [("train", []), ("trainable", []), ("mine", ["message_field_training"])])
 def test_a_mark_of_turns_that_is_read_is_not_a_loss(read: Read, name: str, lost: list[str]) -> None:
     done = read(datasets=[{"path": "acme/chats", "type": "chat_template", "message_field_training": name}])
