@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -260,6 +262,44 @@ def test_a_pair_without_a_better_answer_is_refused(check: Any, number: object, d
         {"prompt": "q", "response1": "a", "response2": "b", "overall_preference": number}, objective="DPO"
     )
     assert refused.detail == detail
+
+
+def gemini(name: str, arguments: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "contents": [
+            {"role": "user", "parts": [{"text": "q"}]},
+            {"role": "model", "parts": [{"functionCall": {"name": name, "args": arguments}}]},
+            {"role": "user", "parts": [{"functionResponse": {"name": name, "response": result}}]},
+            {"role": "model", "parts": [{"text": "a"}]},
+        ]
+    }
+
+
+def bedrock(name: str, arguments: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": "user", "content": [{"text": "q"}]},
+            {"role": "assistant", "content": [{"toolUse": {"name": name, "input": arguments}}]},
+            {"role": "user", "content": [{"toolResult": {"content": [{"json": result}]}}]},
+            {"role": "assistant", "content": [{"text": "a"}]},
+        ]
+    }
+
+
+@pytest.mark.parametrize("make", [gemini, bedrock])
+def test_calls_and_results_in_a_table_have_only_the_fields_of_their_own_row(
+    check: Any, make: Any, tmp_path: Path
+) -> None:
+    """A column of objects has the fields of all rows, and null for those that a row does not have."""
+    pq.write_table(
+        pa.Table.from_pylist([make("f", {"x": 1}, {"y": 2}), make("g", {"z": {"u": 3}}, {"w": 4})]), tmp_path / "rows"
+    )
+    read, _ = check((tmp_path / "rows").read_bytes(), name="rows.parquet")
+    found = [(row.messages[1]["tool_calls"][0]["function"], row.messages[2]["content"]) for row in read]
+    assert found == [
+        ({"name": "f", "arguments": {"x": 1}}, '{"y":2}'),
+        ({"name": "g", "arguments": {"z": {"u": 3}}}, '{"w":4}'),
+    ]
 
 
 @pytest.mark.parametrize("objective", ["Chat", "Instruction", "RLHF"])

@@ -90,7 +90,7 @@ RESULTS = {
         ),
         (
             {"messages": [Q, USE, RESULTS, {"role": "narrator", "content": ""}]},
-            "turn 4 has the unknown role 'narrator'",
+            "turn 4 has the unknown role 'narrator': use system, user, assistant, tool or another name of one of them",
         ),
         (
             {"messages": [{"human": "q", "assistant": "a"}, A]},

@@ -18,6 +18,7 @@ _WORDS: Mapping[Role, str] = {
     "tool": "tool observation observations function function_response tool_response ipython",
 }
 ROLES: Mapping[str, Role] = {word: role for role, words in _WORDS.items() for word in words.split()}
+_KNOWN_ROLES = f"use {', '.join(_WORDS)} or another name of one of them"
 CALL_ROLES = frozenset({"function_call", "tool_call"})
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -42,7 +43,7 @@ def read_turn(turn: object, number: int, repairs: Repairs) -> Message:
     elif word in ROLES:
         message = _read_message(turn, ROLES[word], number, repairs)
     else:
-        raise BadRow(RejectCode.UNKNOWN_ROLE, f"turn {number} has the unknown role {word[:40]!r}")
+        raise BadRow(RejectCode.UNKNOWN_ROLE, f"turn {number} has the unknown role {word[:40]!r}: {_KNOWN_ROLES}")
     if message["role"] == "assistant":
         _read_marks(turn, message, number)
         if "reasoning_content" in message:

@@ -15,8 +15,10 @@ from finetune_trainer.data.rows import BadRow
 
 Convert = Callable[[Any], Any]
 Strip = Callable[[dict[str, Any]], dict[str, Any]]
-PADDED = frozenset({"tools", "functions", "tool_calls", "function_call"})
-PADDED_INSIDE = frozenset({"function", "arguments", "parameters", "input", "input_schema"})
+PADDED = frozenset({"tools", "functions", "toolConfig", "tool_calls", "function_call"})
+PADDED_INSIDE = frozenset(
+    {"function", "arguments", "args", "parameters", "input", "input_schema", "response", "json"}  # the last of Bedrock
+)
 """Columns, and fields inside a column, with objects of which each row has other keys.
 
 A column of objects has the fields of all rows, with null for those that a row does not have.
