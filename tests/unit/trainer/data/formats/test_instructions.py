@@ -137,7 +137,7 @@ def test_two_reasonings_of_an_answer_cost_the_row(check: Any) -> None:
     assert refused.detail == "the row has reasoning in thinking and another one in its answer: keep one of them"
 
 
-@pytest.mark.parametrize("flag", [True, None, "", " "])
+@pytest.mark.parametrize("flag", [True, None, "", " ", "on", "High "])
 def test_a_flag_is_no_reasoning(check: Any, flag: object) -> None:
     (read,), _ = check({"question": "q", "thinking": flag, "answer": "a"})
     assert read.messages[-1] == {"role": "assistant", "content": "a"}

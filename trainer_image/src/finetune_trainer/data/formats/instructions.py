@@ -30,6 +30,8 @@ from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, Pro
 
 Converted = ChatRow | PromptRow
 _CALL_KEYS = {"name", "arguments"}
+_FLAGS = frozenset({"on", "off", "true", "false", "yes", "no", "enabled", "disabled", "low", "medium", "high", "none"})
+"""What a column of reasoning has if it is a setting."""
 _REASONING = frozenset(REASONING_COLUMNS)
 
 
@@ -160,6 +162,8 @@ def add_reasoning(row: Columns, answer: list[Message], repairs: Repairs) -> None
     if column is None or not isinstance(row.get(column), str | list) or answer[-1]["role"] != "assistant":
         return
     reasoning = read_cell(row[column], column, repairs)
+    if reasoning.strip().lower() in _FLAGS:
+        return
     if answer[-1].setdefault("reasoning_content", reasoning).strip() != reasoning.strip():
         detail = f"the row has reasoning in {column} and another one in its answer: keep one of them"
         raise BadRow(RejectCode.WRONG_TYPE, detail)
