@@ -92,7 +92,7 @@ class TurnFinder:
 
 
 def _explain(prompt: Sequence[Message]) -> str:
-    """Return what to remove from a prompt that the template of gpt-oss, for one, writes anew once an answer follows."""
+    """Return what to remove from a prompt that the template of gpt-oss and others change once an answer follows."""
     calls = [message for message in prompt if "tool_calls" in message]
     if any(message["content"].strip() or "reasoning_content" in message for message in calls):
         return ", or remove the text and the reasoning next to the tool calls before it"

@@ -49,7 +49,7 @@ def read_label(value: object, where: str) -> bool:
     known = LABELS.get(key) if isinstance(key, str | bool | int | float) else None
     if known is None:
         shown = str(value)[:40]
-        hint = "if the column is not a label, set format"
+        hint = "if the column does not judge the answer, set format, for example Alpaca or OpenAI"
         raise BadRow(RejectCode.BAD_LABEL, f"{where} is {shown!r} instead of true or false; {hint}")
     return known
 
