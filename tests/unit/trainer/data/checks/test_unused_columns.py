@@ -110,9 +110,9 @@ def test_the_counts_of_sources_are_added() -> None:
 @pytest.mark.parametrize(
     ("turn", "unused"),
     [
-        ({"thought": "I look it up."}, ["messages.thought"]),
+        ({"thought": "I look it up."}, ["messages[].thought"]),
         ({"toolCalls": [{"name": "f"}], "reasoning_details": [{"text": "r"}]},
-         ["messages.toolCalls", "messages.reasoning_details"]),
+         ["messages[].toolCalls", "messages[].reasoning_details"]),
         ({"name": "Ann", "weight": 1, "refusal": None, "reasoning_content": "r s", "prefix": False}, []),
         ({"country": "Chile", "toxic": False, "score": 4, "header": {}, "notes": [], "model": "a b"}, []),
     ],

@@ -91,13 +91,13 @@ def read_row_tools(row: Columns, repairs: Repairs) -> Tools:
 
 
 def find_unread_keys(row: Columns) -> tuple[str, ...]:
-    """Return the keys of turns that nothing reads, `messages.thought`, if they have texts of several words or lists."""
+    """Return the keys of turns that nothing reads, `messages[].thought`, if they have texts of several words or lists."""
     column = find_column(row, CONVERSATION_COLUMNS)
     turns = row.get(column) if column else None
     found: dict[str, None] = {}
     for turn in turns if isinstance(turns, list) else ():
         if isinstance(turn, dict) and len(turn) > 2:
-            found.update((f"{column}.{key}", None) for key, value in turn.items() if _is_unread(key, value))
+            found.update((f"{column}[].{key}", None) for key, value in turn.items() if _is_unread(key, value))
     return tuple(found)
 
 
