@@ -91,7 +91,7 @@ def read_row_tools(row: Columns, repairs: Repairs) -> Tools:
 
 
 def find_unread_keys(row: Columns) -> tuple[str, ...]:
-    """Return the keys of turns that nothing reads, `messages[].thought`, if they have texts of several words or lists."""
+    """Return the keys of turns that nothing reads, `messages[].thought`, if they have long texts or lists."""
     column = find_column(row, CONVERSATION_COLUMNS)
     turns = row.get(column) if column else None
     found: dict[str, None] = {}
