@@ -186,6 +186,7 @@ def test_what_is_advised_makes_the_row_usable(
 def test_turns_inside_a_column_are_suggested(check: Any) -> None:
     row = {"custom_id": "1", "method": "POST", "body": {"model": "m", "messages": TURNS}}
     assert example(check, row, objective="RLHF") == "{messages: body.messages}"
+    assert example(check, {"conversation": {"messages": TURNS}}) == "{messages: conversation.messages}"
 
 
 def test_an_answer_without_its_question_is_suggested_with_a_gap(check: Any) -> None:

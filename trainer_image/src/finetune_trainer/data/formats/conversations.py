@@ -38,6 +38,8 @@ def read_conversation(row: Columns, repairs: Repairs) -> list[Message]:
     value = row[column]
     if isinstance(value, str) and not value.lstrip().startswith(("[", "{")):
         raise UnknownColumns(RejectCode.WRONG_TYPE, f"{column} is a text instead of an array of turns")
+    if isinstance(value, dict) and _transpose(value) is value:
+        raise UnknownColumns(RejectCode.WRONG_TYPE, f"{column} is an object instead of an array")
     return read_system(row, repairs) + read_turns(value, column, repairs)
 
 
@@ -91,7 +93,7 @@ def read_row_tools(row: Columns, repairs: Repairs) -> Tools:
 
 
 def find_unread_keys(row: Columns) -> tuple[str, ...]:
-    """Return the keys of turns that nothing reads, `messages[].thought`, if they have long texts or lists."""
+    """Return the keys of turns that nothing reads, `messages[].thought`, with texts of several words or lists."""
     column = find_column(row, CONVERSATION_COLUMNS)
     turns = row.get(column) if column else None
     found: dict[str, None] = {}
