@@ -9,6 +9,7 @@ from finetune_api.names import ConditionType, EventReason
 from finetune_api.spec import Mode
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.policy.history import runs
+from finetune_operator.policy.status_report import dataset_sentence
 
 C, E = ConditionType, EventReason
 _POD_PROBLEMS = frozenset(
@@ -80,7 +81,7 @@ def _preflight(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
         elif not _is_attempt_created(old, new):  # whose event has this message too
             found.append(Event(E.DATASET_VALIDATED, after.message))
         if new.dataset and new.dataset.rejected_rows:
-            found.append(Event(E.ROWS_REJECTED, runs.dataset_sentence(new.dataset), is_warning=True))
+            found.append(Event(E.ROWS_REJECTED, dataset_sentence(new.dataset), is_warning=True))
     return found
 
 

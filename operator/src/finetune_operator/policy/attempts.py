@@ -25,6 +25,7 @@ from finetune_operator.policy.decision import (
 from finetune_operator.policy.history import (
     bookkeeping,
     clocks,
+    record_runs,
     rejections,
     reported_preemptions,
     runs,
@@ -49,7 +50,7 @@ def train(context: Context) -> Effect:
         _record_attempt(context, current)
     _pin_image(context, attempts)
     reported_preemptions.record_preemptions(context, attempts)
-    effect = runs.record_ended(context, attempts)
+    effect = record_runs.record_ended(context, attempts)
     if current:
         effect += check_save_time(context, current) + edits.announce(context, current)
     job = current if current and status.job_ref and current.uid == status.job_ref.uid else None
@@ -95,7 +96,7 @@ def _record_start(context: Context, current: Job) -> None:
         times = [time for one in pods if (time := clocks.run_times(one, pods, context.observed.now)[0])]
         context.status.start_time = context.status.start_time or max(times)
     if pod:
-        runs.record_running(context, current, pod)
+        record_runs.record_running(context, current, pod)
 
 
 def _first_running(pods: Sequence[Pod]) -> Pod | None:
@@ -120,7 +121,7 @@ def _record_stopped(context: Context, reason: Reason, detail: str) -> None:
     """Record the current run, if there is one, as ended by the operator, which removes its Job next."""
     if context.status.current_run:
         outcome = run_outcome.PodOutcome(run_outcome.RESULT_FAILED, reason, detail)
-        runs.record_cut(context, context.status.current_run, rank_outcomes.End(outcome, None))
+        record_runs.record_cut(context, context.status.current_run, rank_outcomes.End(outcome, None))
 
 
 def _next_step(context: Context, job: Job | None) -> Effect:

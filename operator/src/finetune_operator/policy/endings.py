@@ -25,10 +25,12 @@ from finetune_operator.policy.history import (
     counters,
     preemptions,
     rejections,
+    run_ends,
     runs,
 )
 from finetune_operator.policy.pods import lingering, rank_outcomes, run_outcome
 from finetune_operator.policy.status_report import (
+    dataset_sentence,
     find_difference,
     record_lineage,
     record_report,
@@ -41,7 +43,7 @@ def end_attempt(context: Context, current: Job) -> Effect:
     """Complete or fail the job by a Job that has ended, or close the attempt."""
     pods = context.observed.pods_of(current.uid)
     ends = [rank_outcomes.End(context.outcome_of(pod), pod) for pod in pods if pod.is_over]
-    if runs.is_pod_missing(context):  # its run is recorded by the Job's end within seconds, and with it its time
+    if run_ends.is_pod_missing(context):  # its run is recorded by the Job's end within seconds, and with it its time
         reason = R.FINISHED if current.completed else R.BACKING_OFF
         return set_condition(C.RUNNING, "False", reason, current.failed_message)
     if current.completed:
@@ -169,7 +171,7 @@ def _finish(context: Context, report: Report, completed: datetime | None) -> Eff
         return refused + Effect(completion_time=completed)
     record_report(context.status, report)
     record_lineage(context.status, report, context.spec)
-    checked = set_condition(C.VALIDATED, "True", R.DATASET_VALID, runs.dataset_sentence(report.dataset))
+    checked = set_condition(C.VALIDATED, "True", R.DATASET_VALID, dataset_sentence(report.dataset))
     effect = Effect() if context.spec.has_preflight else checked
     return effect + succeed(context, completed, report, R.ADOPTED if report.outcome is Outcome.ADOPTED else R.SUCCEEDED)
 

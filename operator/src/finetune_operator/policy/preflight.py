@@ -19,10 +19,16 @@ from finetune_operator.policy.decision import (
     set_condition,
     succeed,
 )
-from finetune_operator.policy.history import bookkeeping, preemptions, preflight_runs, runs
+from finetune_operator.policy.history import bookkeeping, preemptions, preflight_runs
 from finetune_operator.policy.pods import lingering, run_outcome
 from finetune_operator.policy.startup import watch_start
-from finetune_operator.policy.status_report import record_dataset, record_image, record_lineage, record_report
+from finetune_operator.policy.status_report import (
+    dataset_sentence,
+    record_dataset,
+    record_image,
+    record_lineage,
+    record_report,
+)
 
 C, R = ConditionType, Reason
 MAX_UNREAD = 3
@@ -134,7 +140,7 @@ def _pass(context: Context, child: Job, pod: Pod, report: Report) -> tuple[bool,
     bookkeeping.record(context.status, unread_preflight_runs=None)
     if report.outcome is Outcome.VALIDATED:
         _record_lineage(context, report, pod)
-        return True, set_condition(C.VALIDATED, "True", R.DATASET_VALID, runs.dataset_sentence(report.dataset))
+        return True, set_condition(C.VALIDATED, "True", R.DATASET_VALID, dataset_sentence(report.dataset))
     record_lineage(context.status, report, context.spec)
     if report.artifacts and report.artifacts.manifest_sha256:
         reason = R.SUCCEEDED if context.status.attempts else R.ADOPTED  # published by an attempt that was removed

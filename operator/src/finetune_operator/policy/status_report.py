@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from finetune_api.handoff import ProgressReport, Report, config_sha256
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import FineTuneJobStatus, Lineage, Progress, StatusBlock
+from finetune_api.status import DatasetStatus, FineTuneJobStatus, Lineage, Progress, StatusBlock
 
 B = TypeVar("B", bound=StatusBlock)
 CHECKED = {
@@ -49,6 +49,17 @@ def record_dataset(status: FineTuneJobStatus, report: Report | None) -> None:
     """Record what preflight found in the dataset."""
     if report and report.dataset:
         status.dataset = report.dataset
+
+
+def dataset_sentence(dataset: DatasetStatus | None) -> str:
+    """Return the counts of a valid dataset as a sentence."""
+    if dataset is None or dataset.rows is None:
+        return "Dataset, model and storage are usable."
+    sentence = f"{dataset.accepted_rows or 0} of {dataset.rows} rows can be trained on"
+    if dataset.rejected_rows:
+        codes = ", ".join(f"{code} {count}" for code, count in sorted((dataset.rejected_rows_by_code or {}).items()))
+        sentence += f"; {dataset.rejected_rows} rejected ({codes})" if codes else f"; {dataset.rejected_rows} rejected"
+    return f"{sentence}."
 
 
 def record_image(status: FineTuneJobStatus, image: str) -> None:

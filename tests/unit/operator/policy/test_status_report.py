@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api.handoff import ProgressReport, Report
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import DatasetStatus, FineTuneJobStatus
 from finetune_operator.kube.observed import Reading
 from finetune_operator.policy import status_report
 
@@ -252,3 +252,25 @@ def test_a_report_changes_neither_the_pinned_image_nor_the_pinned_parent(scene: 
     status = FineTuneJobStatus()
     status_report.record_lineage(status, report, spec)
     assert status.to_wire()["lineage"]["trainerImage"] == "other:1"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "sentence"),
+    [
+        (None, "Dataset, model and storage are usable."),
+        ({"acceptedRows": 5}, "Dataset, model and storage are usable."),
+        ({"rows": 5, "acceptedRows": 5}, "5 of 5 rows can be trained on."),
+        (
+            {"rows": 5, "acceptedRows": 5, "rejectedRows": 0, "rejectedRowsByCode": {"BAD_JSON": 0}},
+            "5 of 5 rows can be trained on.",
+        ),
+        ({"rows": 5, "rejectedRows": 5}, "0 of 5 rows can be trained on; 5 rejected."),
+        (
+            {"rows": 9, "acceptedRows": 6, "rejectedRows": 3, "rejectedRowsByCode": {"TOO_LONG": 1, "BAD_JSON": 2}},
+            "6 of 9 rows can be trained on; 3 rejected (BAD_JSON 2, TOO_LONG 1).",
+        ),
+    ],
+)
+def test_a_dataset_is_a_sentence_with_its_counts(dataset: dict[str, Any] | None, sentence: str) -> None:
+    found = DatasetStatus.model_validate(dataset) if dataset else None
+    assert status_report.dataset_sentence(found) == sentence

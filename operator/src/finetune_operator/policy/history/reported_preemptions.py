@@ -7,7 +7,7 @@ from finetune_api.names import Reason
 from finetune_api.runs import Run, StoppedRun
 from finetune_operator.kube.objects import Job
 from finetune_operator.policy.decision import Context
-from finetune_operator.policy.history import preemptions, runs
+from finetune_operator.policy.history import preemptions, record_runs, runs
 from finetune_operator.policy.pods.run_outcome import RESULT_PREEMPTED
 
 MESSAGE = "terminated by SIGTERM while the operator was down; reported by the next run"
@@ -24,7 +24,7 @@ def record_preemptions(context: Context, attempts: Sequence[Job]) -> None:
         if not is_ours or stopped.pod_uid in known or runs.is_counted(status, stopped.pod_uid, stopped.end_time):
             continue
         child = next((one for one in attempts if one.attempt == stopped.attempt), None)
-        runs.record_run(context, _run(stopped, (status.runs or 0) + 1), child)
+        record_runs.record_run(context, _run(stopped, (status.runs or 0) + 1), child)
         # Sorted, because a run older than a full history counts as recorded.
         status.history = sorted(runs.history(status), key=lambda one: one.end_time or context.observed.now)
         preemptions.add(status, Reason.UNOBSERVED)

@@ -7,11 +7,11 @@ import pytest
 
 from finetune_api import names
 from finetune_api.handoff import ProgressReport
-from finetune_api.status import DatasetStatus, FineTuneJobStatus, Run
+from finetune_api.status import FineTuneJobStatus, Run
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.kube.observed import Reading
 from finetune_operator.kube.pod import Pod
-from finetune_operator.policy.history.runs import dataset_sentence, is_counted
+from finetune_operator.policy.history.runs import is_counted
 
 
 def test_each_pod_is_counted_once_however_often_it_is_seen(scene: Any) -> None:
@@ -312,28 +312,6 @@ def test_a_pod_that_failed_as_the_first_one_started_is_the_cause_of_an_end_that_
     one.settle()
     run = one.status["history"][0]
     assert (run["result"], run["reason"]) == ("Failed", "InternalError")
-
-
-@pytest.mark.parametrize(
-    ("dataset", "sentence"),
-    [
-        (None, "Dataset, model and storage are usable."),
-        ({"acceptedRows": 5}, "Dataset, model and storage are usable."),
-        ({"rows": 5, "acceptedRows": 5}, "5 of 5 rows can be trained on."),
-        (
-            {"rows": 5, "acceptedRows": 5, "rejectedRows": 0, "rejectedRowsByCode": {"BAD_JSON": 0}},
-            "5 of 5 rows can be trained on.",
-        ),
-        ({"rows": 5, "rejectedRows": 5}, "0 of 5 rows can be trained on; 5 rejected."),
-        (
-            {"rows": 9, "acceptedRows": 6, "rejectedRows": 3, "rejectedRowsByCode": {"TOO_LONG": 1, "BAD_JSON": 2}},
-            "6 of 9 rows can be trained on; 3 rejected (BAD_JSON 2, TOO_LONG 1).",
-        ),
-    ],
-)
-def test_a_dataset_is_a_sentence_with_its_counts(dataset: dict[str, Any] | None, sentence: str) -> None:
-    found = DatasetStatus.model_validate(dataset) if dataset else None
-    assert dataset_sentence(found) == sentence
 
 
 def test_a_run_whose_job_and_pod_are_gone_is_a_failure_by_the_deletion(scene: Any) -> None:
