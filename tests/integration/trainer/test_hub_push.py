@@ -15,8 +15,8 @@ from finetune_trainer.entrypoints.pod import find_published
 from finetune_trainer.errors import Stopped, StorageUnavailable, TrainerError
 from finetune_trainer.pipeline.preflight import preflight
 from finetune_trainer.publishing import hub_push
-from finetune_trainer.publishing.hub_push import check_hub_output, push_result
 from finetune_trainer.publishing.publish import publish
+from finetune_trainer.publishing.pushes import check_pushes, push_published
 from finetune_trainer.storage.hub import push
 from finetune_trainer.storage.hub.uris import HubConnection, connect_output_hub
 
@@ -81,7 +81,7 @@ def published(world: World, folder: str = "adapter", outcome: Outcome = Outcome.
 
 
 def pushed(world: World, report: Report) -> HubPush:
-    found = push_result(world.run, report)
+    found = push_published(world.run, report)
     assert found.outcome is report.outcome
     assert found.artifacts is not None
     assert found.artifacts.hub is not None
@@ -92,7 +92,7 @@ def test_a_published_adapter_is_pushed_privately_with_its_card_and_no_other_file
     job: Callable[..., World], hub: Hub
 ) -> None:
     world = job()
-    check_hub_output(world.run)
+    check_pushes(world.run)
     assert not (hub.root / "models").exists()
     found = pushed(world, published(world))
     commit = hub.commit("models", REPO)
@@ -143,7 +143,7 @@ def test_a_full_model_is_pushed_to_a_branch_and_replaces_weights_that_would_be_l
     for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "notes.txt"):
         (main / name).write_text("old")
     world = job("merged", revision="v2")
-    check_hub_output(world.run)
+    check_pushes(world.run)
     found = pushed(world, published(world, "merged"))
     branch = main.with_name(f"{main.name}@v2")
     assert sorted(path.name for path in branch.iterdir()) == [
@@ -165,7 +165,7 @@ def test_an_adapter_and_a_full_model_are_never_mixed(
     hub.private.add(REPO)
     world = job(folder, {} if folder == "merged" else {"tuning": {"method": "LoRA"}})
     with pytest.raises(TrainerError, match=r"mixture of both; name another repository in spec\.output\.hub\.repo"):
-        check_hub_output(world.run)
+        check_pushes(world.run)
     assert "mixture of both" in (pushed(world, published(world, folder)).message or "")
     assert hub.commits == []
 
@@ -219,7 +219,7 @@ def test_preflight_refuses_a_push_that_would_fail_and_after_training_it_costs_no
     fault(hub)
     world = job()
     with pytest.raises(TrainerError, match=words) as caught:
-        check_hub_output(world.run)
+        check_pushes(world.run)
     assert caught.value.code is ExitCode.INVALID_CONFIG
     if fault is with_reader or fault is with_role:
         return  # the hub itself decides at the push
@@ -234,7 +234,7 @@ def test_a_job_without_a_token_is_refused(job: Callable[..., World], tokens: Pat
     (tokens / "HF_TOKEN").unlink()
     world = job(credentialsSecretRef=None)
     with pytest.raises(TrainerError, match=r"no token to push with: set credentialsSecretRef to a Secret with the key"):
-        check_hub_output(world.run)
+        check_pushes(world.run)
 
 
 @pytest.mark.parametrize(
@@ -267,13 +267,13 @@ def test_a_push_is_left_at_sigterm_and_when_the_hub_stalls(
     assert "does not respond" in (pushed(world, report).message or "")
     world.stop.set()
     with pytest.raises(Stopped):
-        push_result(world.run, report)
+        push_published(world.run, report)
 
 
 def test_a_hub_that_is_away_is_retried_by_preflight_and_costs_no_result(job: Callable[..., World]) -> None:
     world = job(spec={"hub": {"endpoint": "http://127.0.0.1:9"}})
     with pytest.raises(StorageUnavailable, match="cannot be reached"):
-        check_hub_output(world.run)
+        check_pushes(world.run)
     assert "cannot be reached" in (pushed(world, published(world)).message or "")
 
 
@@ -282,8 +282,8 @@ def test_nothing_is_pushed_of_a_result_that_did_not_meet_its_gate_or_of_a_run_wi
 ) -> None:
     world = job()
     report = published(world, outcome=Outcome.GATE_NOT_MET)
-    assert push_result(world.run, report) == report
+    assert push_published(world.run, report) == report
     world.config = world.config.model_copy(update={"is_local": True})
     local = report.model_copy(update={"outcome": Outcome.PUBLISHED})
-    assert push_result(world.run, local) == local
+    assert push_published(world.run, local) == local
     assert hub.requests == []

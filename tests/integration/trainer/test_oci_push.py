@@ -19,8 +19,8 @@ from finetune_trainer.entrypoints.pod import find_published
 from finetune_trainer.errors import Stopped, StorageUnavailable, TrainerError
 from finetune_trainer.pipeline.preflight import preflight
 from finetune_trainer.publishing import oci_push
-from finetune_trainer.publishing.oci_push import check_registry_output, push_to_registry
 from finetune_trainer.publishing.publish import publish
+from finetune_trainer.publishing.pushes import check_pushes, push_published
 from finetune_trainer.storage.oci import connection, registry
 
 FILES: dict[str, dict[str, bytes]] = {
@@ -88,7 +88,7 @@ def published(world: World, *folders: str, outcome: Outcome = Outcome.PUBLISHED)
 
 
 def pushed(world: World, report: Report) -> RegistryPush:
-    found = push_to_registry(world.run, report)
+    found = push_published(world.run, report)
     assert found.outcome is report.outcome
     assert found.artifacts
     assert found.artifacts.oci
@@ -103,7 +103,7 @@ def test_a_published_adapter_is_pulled_by_its_digest_from_a_registry_with_users(
     job: MakeJob, secrets: Path, server: Registry
 ) -> None:
     world = with_user(job, secrets, server)
-    check_registry_output(world.run)
+    check_pushes(world.run)
     report = published(world)
     found = pushed(world, report)
     assert found.message is None
@@ -167,11 +167,11 @@ def test_a_registry_without_users_and_tls_needs_no_secret(
 ) -> None:
     with running_registry(program("registry"), tmp_path / "plain") as plain:
         world = job(plain.host, insecure=True, credentialsSecretRef=None)
-        check_registry_output(world.run)
+        check_pushes(world.run)
         assert plain.pull(pushed(world, published(world)).reference or "") == in_models("adapter")
         encrypted = job(plain.host, credentialsSecretRef=None)
         with pytest.raises(StorageUnavailable, match=r"TLS fails: set spec\.output\.oci\.caSecretRef, or insecure"):
-            check_registry_output(encrypted.run)
+            check_pushes(encrypted.run)
 
 
 def test_a_wrong_password_is_refused_before_the_training_and_costs_no_result_after_it(
@@ -180,7 +180,7 @@ def test_a_wrong_password_is_refused_before_the_training_and_costs_no_result_aft
     world = with_user(job, secrets, server)
     (secrets / ".dockerconfigjson").write_text(f'{{"auths": {{"{server.host}": {{"auth": "dHVuZXI6c2VjcmV0Mg=="}}}}}}')
     with pytest.raises(TrainerError, match=r"refuses the password in the Secret push \(401") as caught:
-        check_registry_output(world.run)
+        check_pushes(world.run)
     assert caught.value.code is ExitCode.INVALID_CONFIG
     report = published(world)
     found = pushed(world, report)
@@ -249,7 +249,7 @@ def test_no_key_and_no_file_follow_a_registry_to_another_host(job: MakeJob, secr
         world = job(host, insecure=True)
         words = "redirects the push" if place == "redirect" else "names an upload on another host"
         with pytest.raises(TrainerError, match=words):
-            check_registry_output(world.run)
+            check_pushes(world.run)
         assert words in (pushed(world, published(world)).message or "")
         assert (f"Basic {KEY}") in {given for _, given in seen}
     assert stolen == []
@@ -285,7 +285,7 @@ def test_a_registry_that_never_answers_costs_limited_time_and_is_left_at_sigterm
         assert "does not respond for 0 seconds" in (pushed(world, report).message or "")
         world.stop.set()
         with pytest.raises(Stopped):
-            push_to_registry(world.run, report)
+            push_published(world.run, report)
         assert time.monotonic() - begin < 15
         release.set()
 
@@ -293,11 +293,11 @@ def test_a_registry_that_never_answers_costs_limited_time_and_is_left_at_sigterm
 def test_nothing_is_pushed_of_a_result_that_did_not_meet_its_gate_or_of_a_run_without_a_cluster(job: MakeJob) -> None:
     world = job("127.0.0.1:9")
     report = published(world, outcome=Outcome.GATE_NOT_MET)
-    assert push_to_registry(world.run, report) == report
+    assert push_published(world.run, report) == report
     world.config = world.config.model_copy(update={"is_local": True})
     local = report.model_copy(update={"outcome": Outcome.PUBLISHED})
-    assert push_to_registry(world.run, local) == local
-    check_registry_output(world.run)
+    assert push_published(world.run, local) == local
+    check_pushes(world.run)
 
 
 def test_no_password_is_in_the_message_of_a_registry_that_repeats_it(job: MakeJob, secrets: Path) -> None:
@@ -314,4 +314,4 @@ def test_no_password_is_in_the_message_of_a_registry_that_repeats_it(job: MakeJo
     with hostile(respond) as (host, _):
         with_key(secrets, host)
         with pytest.raises(TrainerError, match=r"\(403: DENIED … … …\)"):
-            check_registry_output(job(host, insecure=True).run)
+            check_pushes(job(host, insecure=True).run)

@@ -1,21 +1,19 @@
-"""Push a published result to the registry of `output.oci`: after its manifest is proven, and never at its cost."""
+"""Push a published result to the registry of `output.oci`."""
 
-import logging
 import shutil
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from finetune_api.handoff import Artifact, Outcome, Report
-from finetune_api.output import OciOutput, RegistryPush
+from finetune_api.handoff import Artifact
+from finetune_api.output import OciOutput
 from finetune_api.status import Artifacts
 from finetune_trainer.config.run_context import RunContext
-from finetune_trainer.errors import InvalidConfig, Stopped, StorageUnavailable, TrainerError
-from finetune_trainer.publishing.published_files import collect_files, explain_failed_push
+from finetune_trainer.errors import InvalidConfig, StorageUnavailable
+from finetune_trainer.publishing.published_files import collect_files
 from finetune_trainer.storage.watch import Watch
 
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 30.0
 RETRY_SECONDS = 180.0
@@ -27,11 +25,8 @@ MANIFEST_DIGEST = "finetune.dev/manifest-sha256"
 JOB = "finetune.dev/job"
 
 
-def check_registry_output(run: RunContext) -> None:
+def check_registry(run: RunContext, output: OciOutput) -> None:
     """Raise if the result could not be pushed: no such registry or repository, or a user without the right."""
-    output, config = run.config.spec.output.oci, run.config
-    if output is None or config.is_local:
-        return
     from finetune_trainer.storage.oci.connection import connect_registry  # noqa: PLC0415 - only these jobs pay for it
     from finetune_trainer.storage.oci.registry import Registry  # noqa: PLC0415
 
@@ -39,33 +34,7 @@ def check_registry_output(run: RunContext) -> None:
     _watch(run, output, lambda _moved: registry.check())
 
 
-def push_to_registry(run: RunContext, report: Report) -> Report:
-    """Push the published result, if the job asks for it; return the report with the digests, or with the failure.
-
-    Only SIGTERM is raised: the next run finds the result and pushes it. Any other failure leaves the result as it is.
-    """
-    output, config = run.config.spec.output.oci, run.config
-    if output is None or report.artifacts is None or report.outcome not in {Outcome.PUBLISHED, Outcome.ADOPTED}:
-        return report
-    if config.is_local:
-        logger.warning("output.oci: a run on this machine pushes nothing: use `oras push %s FILES`", output.repository)
-        return report
-    run.reporter.set_stage("Publishing")
-    tag = output.tag_of(config.name)
-    push = RegistryPush(repository=output.repository, tag=tag)
-    try:
-        push = push.model_copy(update=_push(run, output, report.artifacts, tag))
-        logger.info("output.oci: %s", push.reference)
-    except Stopped:
-        raise
-    except (TrainerError, OSError) as error:
-        message = explain_failed_push(error)
-        logger.warning("output.oci: the result is published, but not pushed: %s", message)
-        push = push.model_copy(update={"message": message})
-    return report.model_copy(update={"artifacts": report.artifacts.model_copy(update={"oci": push})})
-
-
-def _push(run: RunContext, output: OciOutput, artifacts: Artifacts, tag: str) -> dict[str, str]:
+def push_to_registry(run: RunContext, output: OciOutput, artifacts: Artifacts, tag: str) -> dict[str, str]:
     """Push each folder of the result as a package of its own, that to be served last; return their references."""
     has_model = bool(artifacts.merged_uri)
     parts = [
