@@ -59,7 +59,12 @@ def chat(folder: Path, options: ChatOptions, stop: StopFlag) -> None:
     if options.system is None and spec:
         options = replace(options, system=spec.dataset.system_message)
     with tempfile.TemporaryDirectory(prefix="finetune-chat-") as scratch:
-        base = find_base(folder, tuned, spec, options, stop, Path(scratch))
+        base = None
+        if options.base:
+            origin = Origin(spec, send_keys_to=options.send_keys_to)
+            base = open_base(options.base, "--base", stop, Path(scratch), origin).folder
+        elif name := name_base(folder, tuned, spec):
+            base = find_named_base(name, tuned, Origin(spec, tuned.revision, options.send_keys_to), stop, Path(scratch))
         if not tuned.is_adapter:
             name = str(tuned.weights)
             ModelPlace(name, LocalStore({name: tuned.weights})).check(Path(scratch) / "tuned", "DIR")
@@ -145,30 +150,22 @@ def read_spec(folder: Path) -> FineTuneJobSpec | None:
     return read_manifest(config, "local").spec if config.is_file() else None
 
 
-def find_base(  # noqa: PLR0917 - what was found, and the options
-    folder: Path, tuned: TunedFolder, spec: FineTuneJobSpec | None, options: ChatOptions, stop: StopFlag, scratch: Path
-) -> Path | None:
-    """Return the base's folder, after the checks of preflight: `--base`, else what the adapter names.
-
-    A full model needs no base: it is compared with its own if that can be read.
-    """
-    given = options.base
-    name = given or tuned.base or (spec.model.uri if spec and not tuned.is_adapter else None)
-    if name is None:
-        if not tuned.is_adapter:
-            return None
+def name_base(folder: Path, tuned: TunedFolder, spec: FineTuneJobSpec | None) -> str | None:
+    """Return the base that the adapter names; a full model is compared with that of its job, if the folder has it."""
+    if tuned.is_adapter and tuned.base is None:
         raise InvalidConfig(f"{folder} names no base with a URI: name its folder with --base")
+    return tuned.base or (spec.model.uri if spec else None)
+
+
+def find_named_base(name: str, tuned: TunedFolder, origin: Origin, stop: StopFlag, scratch: Path) -> Path | None:
+    """Return the folder of a base without `--base`; a full model needs none."""
     try:
-        revision = None if given else tuned.revision
-        origin = Origin(spec, revision, options.send_keys_to)
         return open_base(name, "--base", stop, scratch, origin).folder
     except TrainerError as error:
-        if given:
-            raise
-        if not tuned.is_adapter:
-            logger.warning("only the tuned model is shown: %s", error.message)
-            return None
-        raise TrainerError(error.code, f"{error.message}; or name the folder of the base with --base") from error
+        if tuned.is_adapter:
+            raise TrainerError(error.code, f"{error.message}; or name the folder of the base with --base") from error
+        logger.warning("only the tuned model is shown: %s", error.message)
+        return None
 
 
 def _load(tuned: TunedFolder, base: Path | None, precision: Precision) -> list["Answerer"]:

@@ -5,6 +5,7 @@ import gc
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -49,7 +50,6 @@ def answer_all(
     Those of a sharded model gather its layers together for each token, until the last one has its answer. Then none may
     leave, and `is_stopped` ends the answers early instead.
     """
-    model.eval()
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
@@ -57,33 +57,15 @@ def answer_all(
         pad_token_id=next(iter(stop_ids), 0),
         use_cache=True,
     )
-    each_token = EachToken(on_token, is_stopped)
+    batches = _Batches(model.eval(), labeler, settings, EachToken(on_token, is_stopped), world)
     ids = [_render(labeler, prompt) for prompt in prompts]
     by_length = sorted(range(len(ids)), key=lambda at: len(ids[at]))  # so that a batch has little padding
-    rows = 1
-    if by_length and tokens_at_once:
-        shortest, longest = ids[by_length[0]], ids[by_length[-1]]
-        rows = max(tokens_at_once // (len(longest) + max_new_tokens), 1)
-        if rows > 1 and world.any_rank(_is_changed_by_padding(model, shortest, longest, settings)):
-            logger.warning("padding changes what %s reads: answering one prompt at a time", type(model).__name__)
-            rows = 1
-    own, share = list[str](), [at for at, _ in world.shard(by_length)]
+    if ids and tokens_at_once:
+        batches.choose_rows(ids[by_length[0]], ids[by_length[-1]], tokens_at_once)
+    own, share = list[str](), [ids[at] for at, _ in world.shard(by_length)]
     while len(own) < len(share):
         on_answer(len(own), len(share))
-        batch = [ids[at] for at in share[len(own) : len(own) + rows]]
-        try:
-            answers = _generate(model, batch, settings, each_token)
-        except RuntimeError as error:
-            # The processes of a sharded model generate together: one alone cannot begin again.
-            if len(batch) == 1 or world.size > 1 or not is_out_of_memory(error):
-                raise
-            rows = len(batch) // 2
-        else:
-            own += [labeler.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
-            continue
-        logger.warning("out of GPU memory with %s answers at once: generating %s at once", len(batch), rows)
-        gc.collect()  # outside the handler: its traceback keeps the tensors alive
-        torch.cuda.empty_cache()
+        own += batches.answer_next(share[len(own) :])
     found = world.gather_shards(own, len(by_length))
     return [answer for _, answer in sorted(zip(by_length, found, strict=True))]
 
@@ -107,53 +89,81 @@ def _render(labeler: Labeler, prompt: Sequence[Message]) -> list[int]:
         raise InvalidConfig(f"evaluation.prompts: {bad.detail}") from bad
 
 
-def _generate(
-    model: PreTrainedModel, batch: Sequence[Sequence[int]], settings: GenerationConfig, each_token: EachToken
-) -> list[list[int]]:
-    """Return the tokens of each answer, up to the first one that ends it."""
-    inputs = _pad_left(model, batch, settings)
-    with torch.no_grad():
-        output = model.generate(
-            **inputs, generation_config=settings, stopping_criteria=StoppingCriteriaList([each_token])
-        )
-    stops = set(settings.eos_token_id or ())
-    answers = []
-    for tokens in output[:, inputs["input_ids"].shape[1] :].tolist():
-        length = next((at + 1 for at, token in enumerate(tokens) if token in stops), len(tokens))
-        answers.append(tokens[:length])
-    return answers
+@dataclass
+class _Batches:
+    """The prompts of a model, as tokens, of which `rows` are answered at once."""
 
+    model: PreTrainedModel
+    labeler: Labeler
+    settings: GenerationConfig
+    each_token: EachToken
+    world: World
+    rows: int = 1
 
-def _pad_left(
-    model: PreTrainedModel, batch: Sequence[Sequence[int]], settings: GenerationConfig
-) -> dict[str, torch.Tensor]:
-    rows, ones = ([torch.tensor(row) for row in batch], [torch.ones(len(row), dtype=torch.long) for row in batch])
-    ids = pad_sequence(rows, batch_first=True, padding_value=settings.pad_token_id, padding_side="left")
-    mask = pad_sequence(ones, batch_first=True, padding_side="left")
-    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+    def choose_rows(self, shortest: list[int], longest: list[int], tokens_at_once: int) -> None:
+        """Answer as many at once as the tokens hold, or one by one if padding changes what the model reads."""
+        rows = tokens_at_once // (len(longest) + self.settings.max_new_tokens)
+        if rows > 1 and self.world.any_rank(self._is_changed_by_padding(shortest, longest)):
+            logger.warning("padding changes what %s reads: answering one prompt at a time", type(self.model).__name__)
+            rows = 1
+        self.rows = max(rows, 1)
 
+    def answer_next(self, prompts: Sequence[list[int]]) -> list[str]:
+        """Return the answers to the first prompts; none if they do not fit in memory, and the next call takes half."""
+        batch = prompts[: self.rows]
+        try:
+            answers = self._generate(batch)
+        except RuntimeError as error:
+            # The processes of a sharded model generate together: one alone cannot begin again.
+            if len(batch) == 1 or self.world.size > 1 or not is_out_of_memory(error):
+                raise
+        else:
+            return [self.labeler.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+        self.rows = len(batch) // 2
+        logger.warning("out of GPU memory with %s answers at once: generating %s at once", len(batch), self.rows)
+        gc.collect()  # outside the handler: its traceback keeps the tensors alive
+        torch.cuda.empty_cache()
+        return []
 
-def _is_changed_by_padding(
-    model: PreTrainedModel, short: Sequence[int], long: Sequence[int], settings: GenerationConfig
-) -> bool:
-    """Return whether the model's first logits after the short prompt differ if it is padded to the long one's length.
+    def _generate(self, batch: Sequence[list[int]]) -> list[list[int]]:
+        """Return the tokens of each answer, up to the first one that ends it."""
+        inputs = self._pad_left(batch)
+        with torch.no_grad():
+            output = self.model.generate(
+                **inputs, generation_config=self.settings, stopping_criteria=StoppingCriteriaList([self.each_token])
+            )
+        stops = set(self.settings.eos_token_id or ())
+        answers = []
+        for tokens in output[:, inputs["input_ids"].shape[1] :].tolist():
+            length = next((at + 1 for at, token in enumerate(tokens) if token in stops), len(tokens))
+            answers.append(tokens[:length])
+        return answers
 
-    Some architectures read padding in spite of the mask, for example in a recurrent state.
-    """
-    if len(short) == len(long):
-        return False
-    alone, padded = (_first_logits(model, batch, settings) for batch in ([short], [short, long]))
-    largest = LARGEST_LEAK if model.dtype == torch.float32 else LARGEST_LEAK_IN_16_BITS
-    return bool((alone - padded).abs().max() > largest * alone.abs().max())
+    def _pad_left(self, batch: Sequence[list[int]]) -> dict[str, torch.Tensor]:
+        rows, ones = [torch.tensor(row) for row in batch], [torch.ones(len(row), dtype=torch.long) for row in batch]
+        padding = self.settings.pad_token_id
+        ids = pad_sequence(rows, batch_first=True, padding_value=padding, padding_side="left")
+        mask = pad_sequence(ones, batch_first=True, padding_side="left")
+        return {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
 
+    def _is_changed_by_padding(self, short: list[int], long: list[int]) -> bool:
+        """Return whether the first logits after the short prompt differ if it is padded to the long one's length.
 
-def _first_logits(model: PreTrainedModel, batch: Sequence[Sequence[int]], settings: GenerationConfig) -> torch.Tensor:
-    """Return the logits of the first token after the first prompt of the batch."""
-    first = copy.copy(settings)
-    first.update(max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
-    with torch.no_grad():
-        logits: torch.Tensor = model.generate(**_pad_left(model, batch, first), generation_config=first).logits[0][0]
-    return logits.float()
+        Some architectures read padding in spite of the mask, for example in a recurrent state.
+        """
+        if len(short) == len(long):
+            return False
+        alone, padded = self._first_logits([short]), self._first_logits([short, long])
+        largest = LARGEST_LEAK if self.model.dtype == torch.float32 else LARGEST_LEAK_IN_16_BITS
+        return bool((alone - padded).abs().max() > largest * alone.abs().max())
+
+    def _first_logits(self, batch: Sequence[list[int]]) -> torch.Tensor:
+        """Return the logits of the first token after the first prompt of the batch."""
+        first = copy.copy(self.settings)
+        first.update(max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
+        with torch.no_grad():
+            logits: torch.Tensor = self.model.generate(**self._pad_left(batch), generation_config=first).logits[0][0]
+        return logits.float()
 
 
 def _is_whole(sample: Encoded) -> bool:
