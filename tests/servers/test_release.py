@@ -17,7 +17,7 @@ from tiny_model import HIDDEN, LAYERS, make_tiny_model
 from vllm_server import Server, serving
 
 from finetune_api.release import ReleasedResult, ReleaseReport
-from finetune_trainer.pipeline.release import release
+from finetune_trainer.release.release import release
 from finetune_trainer.storage.local import LocalStore
 
 pytestmark = pytest.mark.timeout(2700)

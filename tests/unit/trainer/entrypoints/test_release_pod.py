@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from finetune_api.handoff import ExitCode
 from finetune_trainer import cli
 from finetune_trainer.entrypoints.termination import RunState
-from finetune_trainer.pipeline import release
-from finetune_trainer.serving.vllm import ServerAwayError, ServerLostError
+from finetune_trainer.release import release
+from finetune_trainer.release.vllm_server import ServerAwayError, ServerLostError
 from finetune_trainer.sigterm import StopFlag
 
 TARGET = {"vllm": {"url": "http://server", "adapterName": "bot", "volume": {"claimName": "a", "path": "/a"}}}

@@ -49,9 +49,9 @@ def release_command(
 def _release(
     config: ReleaseConfig, state: RunState, workspace: Path, volume: Path
 ) -> tuple[ReleaseReport, handoff.ExitCode]:
-    from finetune_trainer.pipeline.release import release
-    from finetune_trainer.pipeline.release_result import report
-    from finetune_trainer.serving.vllm import ServerAwayError, ServerLostError
+    from finetune_trainer.release.candidate import report
+    from finetune_trainer.release.release import release
+    from finetune_trainer.release.vllm_server import ServerAwayError, ServerLostError
     from finetune_trainer.storage.s3 import S3Store
     from finetune_trainer.storage.s3_client import connect_s3
 

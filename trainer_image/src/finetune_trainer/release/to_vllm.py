@@ -17,11 +17,11 @@ from finetune_api.release import (
     VLLMTarget,
 )
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.pipeline.release_questions import Questions, compare_answers, read_rows
-from finetune_trainer.pipeline.release_result import Candidate, Refused, report
-from finetune_trainer.pipeline.release_volume import ReleaseVolume
+from finetune_trainer.release.candidate import Candidate, Refused, report
+from finetune_trainer.release.questions import Questions, compare_answers, read_rows
+from finetune_trainer.release.vllm_server import ServerLostError, ServerRefusedError, VLLMServer
+from finetune_trainer.release.volume import ReleaseVolume
 from finetune_trainer.report.serving import adapter_obstacles
-from finetune_trainer.serving.vllm import ServerLostError, ServerRefusedError, VLLMServer
 from finetune_trainer.storage.protocol import Store
 
 CONNECTIONS = 8

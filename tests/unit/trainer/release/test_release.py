@@ -17,10 +17,10 @@ from vllm_stand_in import StandIn, stand_in
 from finetune_api.handoff import ExitCode, Outcome
 from finetune_api.release import ReleasedResult, ReleaseOutcome, ReleaseReport
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.pipeline.release import release
-from finetune_trainer.pipeline.release_questions import Answers, compare_answers
-from finetune_trainer.pipeline.release_result import verify
-from finetune_trainer.serving import vllm
+from finetune_trainer.release import vllm_server
+from finetune_trainer.release.candidate import verify
+from finetune_trainer.release.questions import Answers, compare_answers
+from finetune_trainer.release.release import release
 from finetune_trainer.storage.local import LocalStore
 
 Object = dict[str, Any]
@@ -248,16 +248,16 @@ def test_with_rollback_never_the_new_result_keeps_the_name_and_the_report_states
 def test_a_server_that_is_away_is_an_error_that_a_retry_may_solve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vllm, "WAIT_SECONDS", 0)
-    monkeypatch.setattr(vllm, "WAIT_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(vllm_server, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(vllm_server, "WAIT_PAUSE_SECONDS", 0.01)
     with stand_in() as server:
         world = World(tmp_path, server)
-    with pytest.raises(vllm.ServerAwayError, match="/v1/models"):
+    with pytest.raises(vllm_server.ServerAwayError, match="/v1/models"):
         world.release(world.publish("one"))
 
 
 def test_a_server_that_starts_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm, "WAIT_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(vllm_server, "WAIT_PAUSE_SECONDS", 0.01)
     world.server.starting = 3
     assert world.release(world.publish("one")).outcome is ReleaseOutcome.RELEASED
 
@@ -265,7 +265,7 @@ def test_a_server_that_starts_is_waited_for(world: World, monkeypatch: pytest.Mo
 def test_a_release_that_is_stopped_while_it_waits_reports_why_it_waited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vllm, "WAIT_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(vllm_server, "WAIT_PAUSE_SECONDS", 0.01)
     with stand_in() as server:
         world = World(tmp_path, server)
     requests = iter([False, False])
@@ -274,7 +274,7 @@ def test_a_release_that_is_stopped_while_it_waits_reports_why_it_waited(
         if next(requests, True):
             raise Stopped
 
-    with pytest.raises(vllm.ServerAwayError, match="ConnectError"):
+    with pytest.raises(vllm_server.ServerAwayError, match="ConnectError"):
         world.release(world.publish("one"), check=check)
 
 

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from finetune_api.handoff import Artifact
 from finetune_api.release import FilesTarget, ReleaseConfig, ReleasedResult, ReleaseOutcome, ReleaseReport
-from finetune_trainer.pipeline.release_result import Candidate, Refused, report, verify
-from finetune_trainer.pipeline.release_vllm import VLLMRelease
+from finetune_trainer.release.candidate import Candidate, Refused, report, verify
+from finetune_trainer.release.to_vllm import VLLMRelease
+from finetune_trainer.release.vllm_server import ServerRefusedError
 from finetune_trainer.report.serving import adapter_obstacles, highest_rank, max_lora_rank
-from finetune_trainer.serving.vllm import ServerRefusedError
 from finetune_trainer.storage.protocol import Store, join_uri
 
 POINTER = "release.json"

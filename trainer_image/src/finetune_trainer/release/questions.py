@@ -14,7 +14,7 @@ from finetune_trainer.data.checks.row_keys import prompt_key
 from finetune_trainer.data.rows import ChatRow, DataFormat, Source, TextRow
 from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.evaluation.verdict import compare
-from finetune_trainer.serving.vllm import ServerRefusedError, VLLMServer
+from finetune_trainer.release.vllm_server import ServerRefusedError, VLLMServer
 
 MAX_ROWS = 64
 """Held-out rows that are asked."""

@@ -1,1 +1,0 @@
-"""The servers that answer with a result."""
