@@ -13,7 +13,7 @@ import kopf
 
 from finetune_api import names
 from finetune_operator.controller.intake import Intake
-from finetune_operator.controller.reflector import Reflector
+from finetune_operator.controller.reflector import Receiver, Reflector, Watched
 from finetune_operator.controller.rotating_ca import RotatingConnection
 from finetune_operator.controller.store import Kind, Store
 from finetune_operator.controller.watch_cache import WatchCache
@@ -77,7 +77,7 @@ def build_kopf_settings(settings: Settings) -> kopf.OperatorSettings:
 
 
 def build_reflectors(
-    kind: Kind, intake: Intake, cache: WatchCache, settings: Settings, version: str = ""
+    kind: Watched, intake: Receiver, cache: WatchCache, settings: Settings, version: str = ""
 ) -> list[Reflector]:
     """Return the reflectors of a kind: one for each namespace, or one for all."""
     chosen = build_kopf_settings(settings)

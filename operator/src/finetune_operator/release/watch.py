@@ -8,9 +8,8 @@ from typing import Any
 from finetune_api import names
 from finetune_api.release import ReleaseConditionType
 from finetune_operator.cluster import Cluster
-from finetune_operator.controller.handlers import build_kopf_settings
+from finetune_operator.controller.handlers import build_reflectors
 from finetune_operator.controller.mirror import Listing, Mirror
-from finetune_operator.controller.reflector import Reflector
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue, work
 from finetune_operator.kube.errors import ClusterError
@@ -41,12 +40,10 @@ class ReleaseController:
 
     async def watch(self) -> None:
         """Watch until the task is cancelled."""
-        settings, resync = build_kopf_settings(self._settings), self._settings.resync_seconds
-        namespaces: list[str | None] = [*self._settings.watch_namespaces] or [None]
+        # Their last event is no sign of a stale watch: most clusters have few of them.
+        reflectors = build_reflectors("finetunereleases", self, WatchCache(), self._settings)
         async with asyncio.TaskGroup() as group:
-            for namespace in namespaces:
-                # Their last event is no sign of a stale watch: most clusters have few of them.
-                one = Reflector("finetunereleases", namespace, self, WatchCache(), settings, resync_seconds=resync)
+            for one in reflectors:
                 group.create_task(one.run())
 
     def put(self, kind: Any, obj: Object) -> None:

@@ -2,6 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from typing import Self
+
+from finetune_api.evaluation import EarlyStopping
 
 
 @dataclass
@@ -17,6 +20,11 @@ class Plateau:
     without_improvement: int = 0
     _reference: float = math.inf
     _seen: int = 0
+
+    @classmethod
+    def of(cls, early: EarlyStopping | None) -> Self:
+        """Return that of a job; without early stopping, it only finds the best step."""
+        return cls(early.patience, early.min_delta, early.warmup_evaluations) if early else cls(None)
 
     def update(self, step: int, loss: float) -> bool:
         """Add an evaluation, and return whether it is the lowest so far. A fall of `min_delta` resets the count."""

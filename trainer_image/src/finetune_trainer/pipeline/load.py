@@ -21,8 +21,11 @@ from finetune_trainer.models.loading import (
     load_for_training,
     load_plain,
     load_sharded,
+    model_errors,
     unquantised_layers,
 )
+from finetune_trainer.models.shape import ModelShape, with_teacher
+from finetune_trainer.models.tensor_files import read_local_shape
 from finetune_trainer.pipeline.inputs import Inputs
 from finetune_trainer.rewards.computed import ComputedRewards, Judge, Scorer
 from finetune_trainer.rewards.scorer import load_reward_model
@@ -93,3 +96,13 @@ def load_teacher(inputs: Inputs, settings: Resolved, device: torch.device, world
         model = load_plain(folder, dtype, device)
     answers = inputs.run.workspace / REFERENCE
     return Teacher(model.requires_grad_(False).eval(), inputs.labeler.stop_id(), answers)
+
+
+def read_shape(inputs: Inputs) -> ModelShape | None:
+    """Return the sizes of the loaded model, with those of its teacher; None if a configuration does not name them."""
+    with model_errors(inputs.model):
+        shape = read_local_shape(inputs.model)
+    if inputs.teacher:
+        with model_errors(inputs.teacher.folder):
+            shape = with_teacher(shape, read_local_shape(inputs.teacher.folder))
+    return shape

@@ -18,12 +18,11 @@ from finetune_trainer.evaluation.run_record import Served
 from finetune_trainer.models.loading import DTYPES, load_tokenizer, model_errors
 from finetune_trainer.models.memory_estimate import format_bytes
 from finetune_trainer.models.resolve_settings import fit_served, least_served, may_share_base
-from finetune_trainer.models.shape import with_teacher
 from finetune_trainer.models.tensor_files import read_local_shape
 from finetune_trainer.monitoring.host_memory import available_bytes
 from finetune_trainer.pipeline.finalize import TrainingResult
 from finetune_trainer.pipeline.inputs import Inputs
-from finetune_trainer.pipeline.load import build_judge, load_model, load_teacher
+from finetune_trainer.pipeline.load import build_judge, load_model, load_teacher, read_shape
 from finetune_trainer.pipeline.measure import (
     answer_prompts,
     count_answers,
@@ -132,10 +131,7 @@ def _fit_shares(inputs: Inputs, settings: Resolved, free: int, world: World) -> 
 
     It has to be on the safe side: a process that runs out of memory leaves the others waiting.
     """
-    with model_errors(inputs.model):
-        shape = read_local_shape(inputs.model)
-        if inputs.teacher:
-            shape = with_teacher(shape, read_local_shape(inputs.teacher.folder))
+    shape = read_shape(inputs)
     if shape is None:
         return settings, "config.json lacks the sizes of the model, so that several GPUs do not load it in 16 bits"
     if fitting := fit_served(inputs.run.config.spec, shape, settings, free):

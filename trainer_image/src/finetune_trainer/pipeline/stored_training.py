@@ -104,11 +104,11 @@ def _move_files(source: Path, target: Path) -> None:
 
 def _replay(inputs: Inputs) -> tuple[History, Plateau]:
     """Return history and early stopping from the lines of `metrics.jsonl`."""
-    metrics, early = inputs.result / Artifact.METRICS, inputs.run.config.spec.early_stopping
+    metrics = inputs.result / Artifact.METRICS
     lines = metrics.read_bytes()
     history = History(metrics)
     metrics.write_bytes(lines)
     history.read(metrics)
-    plateau = Plateau(early.patience, early.min_delta, early.warmup_evaluations) if early else Plateau(None)
+    plateau = Plateau.of(inputs.run.config.spec.early_stopping)
     replay_evaluations(history, plateau)
     return history, plateau

@@ -27,13 +27,10 @@ from finetune_trainer.models.adapters.saved import continue_adapter
 from finetune_trainer.models.device import complete_settings, find_device, require_gpus, reset_peak
 from finetune_trainer.models.loading import (
     load_tokenizer,
-    model_errors,
     trained_tensors,
 )
 from finetune_trainer.models.memory_estimate import micro_batches, share_batch, with_micro_batch
 from finetune_trainer.models.resolve_settings import grow_micro_batch, refuse_full_on_ranks
-from finetune_trainer.models.shape import with_teacher
-from finetune_trainer.models.tensor_files import read_local_shape
 from finetune_trainer.monitoring.tracking import Trackers, track
 from finetune_trainer.pipeline.adapters import save_adapters
 from finetune_trainer.pipeline.finalize import (
@@ -44,7 +41,7 @@ from finetune_trainer.pipeline.finalize import (
 from finetune_trainer.pipeline.full_model import is_full_model_requested, make_full_model
 from finetune_trainer.pipeline.gguf_files import make_gguf
 from finetune_trainer.pipeline.inputs import Inputs, as_text, load_inputs, share_digests
-from finetune_trainer.pipeline.load import build_judge, load_model, load_teacher
+from finetune_trainer.pipeline.load import build_judge, load_model, load_teacher, read_shape
 from finetune_trainer.pipeline.measure import answer_changed_prompts, measure_baseline, measure_result
 from finetune_trainer.pipeline.served import measure_as_served, measure_together
 from finetune_trainer.pipeline.stored_training import restore_training, store_training
@@ -197,11 +194,7 @@ def fill_gpu(inputs: Inputs, device: torch.device, world: World = ALONE, micro_b
         return with_micro_batch(settings, micro_batch)
     if device.type != "cuda":
         return settings
-    with model_errors(inputs.model):
-        shape = read_local_shape(inputs.model)
-    if inputs.teacher:
-        with model_errors(inputs.teacher.folder):
-            shape = with_teacher(shape, read_local_shape(inputs.teacher.folder))
+    shape = read_shape(inputs)
     if shape is None:
         return settings
     free = min(int(one) for one in world.gather(torch.tensor(torch.cuda.mem_get_info(device)[0])))
@@ -285,9 +278,9 @@ def count_ranks(checkpoint: Path) -> int:
 
 def start_loop(inputs: Inputs, checkpoints: Checkpoints, resumed: Path | None, world: World = ALONE) -> LoopContext:
     """Return the loop's context: new, without the figures of a try that ran out of memory, or from the checkpoint."""
-    run, early = inputs.run, inputs.run.config.spec.early_stopping
+    run = inputs.run
     history = History(inputs.result / Artifact.METRICS)
-    plateau = Plateau(early.patience, early.min_delta, early.warmup_evaluations) if early else Plateau(None)
+    plateau = Plateau.of(run.config.spec.early_stopping)
     saved, reference = SavedRun(BaselineOutputs(), Metrics(), 0.0), run.workspace / REFERENCE
     every = None if inputs.validation else checkpoints.schedule.steps
     kept = KeptWeights(run.workspace / "kept", run.config.spec.checkpoint.keep if world.is_first else 0, every)
