@@ -341,7 +341,7 @@ def test_logits_of_minus_infinity_are_tokens_that_are_never_sampled(taught: Path
     trainer.model.get_output_embeddings().register_forward_hook(
         lambda _, __, logits: logits.index_fill(-1, torch.tensor([5]), -math.inf)
     )
-    require_finite_logits(trainer.model, list(prompts_of(taught)[0].prompt_ids), "spec.model", "FP32")
+    require_finite_logits(trainer.model, list(prompts_of(taught)[0].prompt_ids), "FP32")
 
 
 def test_a_stop_is_seen_within_a_token(taught: Path, tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def _suggest_field(key: str, given: dict[str, Any], schema: dict[str, Any], path
         return foreign
     if short := exact(key, properties):
         return f"did you mean {short}?"
-    if place := elsewhere(key, _closed_schema(kind), "spec"):
+    if place := elsewhere(key, _closed_schema(kind)):
         return f"did you mean {place}?"
     if near := nearest(key, properties, set(schema.get("required", ())) - given.keys()):
         return f"did you mean {near}?"

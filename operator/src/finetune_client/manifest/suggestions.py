@@ -37,10 +37,10 @@ def exact(word: str, known: Iterable[str]) -> str | None:
     return by_plain.get(plain) or by_plain.get(plain_name(SHORT_NAMES.get(plain, "")))
 
 
-def elsewhere(word: str, schema: dict[str, Any], root: str) -> str:
+def elsewhere(word: str, schema: dict[str, Any]) -> str:
     """Return the paths of the fields with exactly that name, if the schema has at most three; else ""."""
     meant = {plain_name(word), plain_name(SHORT_NAMES.get(plain_name(word), word))}
-    places = [path for path in _paths(schema, root) if plain_name(path.rpartition(".")[2]) in meant]
+    places = [path for path in _paths(schema, "spec") if plain_name(path.rpartition(".")[2]) in meant]
     return " or ".join(places) if len(places) <= 3 else ""
 
 

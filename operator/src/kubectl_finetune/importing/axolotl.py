@@ -167,7 +167,7 @@ def _batch(draft: Draft) -> None:
         draft.set(f"{HYPER}.perDeviceTrainBatchSize", micro, "micro_batch_size")
     else:
         shared.name_unused(draft, "batch_size", "gradient_accumulation_steps counts")
-        shared.put_batch(draft, "micro_batch_size", "gradient_accumulation_steps")
+        shared.put_batch(draft, "micro_batch_size")
     shared.put_gpus(draft)
     for key in GPU_SPLITS:
         if (shared.read(draft, key, values.whole, 1) or 1) > 1:
@@ -214,7 +214,7 @@ def _schedule(draft: Draft) -> None:
         draft.set(f"{HYPER}.minLrRatio", lowest, "cosine_min_lr_ratio")
     elif lowest:
         draft.lose("cosine_min_lr_ratio", "the schedule ends in another way", "docs/settings.md lists the schedules")
-    shared.put_length(draft, "num_epochs", "max_steps")
+    shared.put_length(draft, "num_epochs")
     for key in ("evals_per_epoch", "saves_per_epoch"):
         if not is_off(draft.get(key)):
             draft.lose(key, values.STRATEGY_IS_STEPS, "default: each tenth of the training", changes_training=False)
@@ -230,7 +230,7 @@ def _trackers(draft: Draft) -> None:
         entity = str(draft.get("wandb_entity") or "")
         shared.put_wandb(draft, "wandb_project", project, entity, is_offline=mode == "offline")
     if draft.is_given("mlflow_tracking_uri") and draft.is_given("mlflow_experiment_name"):
-        shared.put_mlflow(draft, "mlflow_tracking_uri", str(draft.get("mlflow_experiment_name")))
+        shared.put_mlflow(draft, str(draft.get("mlflow_experiment_name")))
         return
     fix = "set tracking.mlflow"
     for key, reason in (

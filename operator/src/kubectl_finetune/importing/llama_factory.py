@@ -411,7 +411,7 @@ FORMAT = Format(
         ),
         derived(_rows, "dataset eval_dataset dataset_dir val_size max_samples mix_strategy interleave_probs"),
         derived(
-            lambda draft: shared.put_batch(draft, "per_device_train_batch_size", "gradient_accumulation_steps"),
+            lambda draft: shared.put_batch(draft, "per_device_train_batch_size"),
             "per_device_train_batch_size gradient_accumulation_steps",
         ),
         derived(shared.put_gpus, ""),

@@ -201,16 +201,16 @@ def put_gpus(draft: Draft, key: str = "--gpus", found: int = 1) -> None:
     draft.set("resources.gpusPerNode", gpus, key)
 
 
-def put_batch(draft: Draft, batch: str, accumulation: str) -> None:
+def put_batch(draft: Draft, batch: str) -> None:
     """Set rows and batches of a step; their product, times the GPUs, is the effective batch of both projects."""
     carry(draft, batch, f"{HYPER}.perDeviceTrainBatchSize", values.count)
-    carry(draft, accumulation, f"{HYPER}.gradientAccumulationSteps", values.count)
+    carry(draft, "gradient_accumulation_steps", f"{HYPER}.gradientAccumulationSteps", values.count)
 
 
-def put_length(draft: Draft, epochs: str, steps: str) -> None:
+def put_length(draft: Draft, epochs: str) -> None:
     """Set the length of the training; a number of steps wins, as in transformers."""
-    if (read(draft, steps, values.number, 0) or 0) > 0:
-        carry(draft, steps, f"{HYPER}.maxSteps", values.whole)
+    if (read(draft, "max_steps", values.number, 0) or 0) > 0:
+        carry(draft, "max_steps", f"{HYPER}.maxSteps", values.whole)
     else:
         carry(draft, epochs, f"{HYPER}.numTrainEpochs", values.number)
 
@@ -262,7 +262,7 @@ def put_trainer_schedule(draft: Draft) -> None:
     """Set warm-up, schedule and length by the keys of transformers' Trainer."""
     put_warmup(draft, 0)
     put_schedule(draft, "lr_scheduler_type")
-    put_length(draft, "num_train_epochs", "max_steps")
+    put_length(draft, "num_train_epochs")
 
 
 def put_precision(draft: Draft, *, is_32_bits_if_off: bool = True) -> None:
@@ -412,8 +412,9 @@ WEIGHTS: dict[str, Row] = {
 """Settings of adapters that LLaMA-Factory, TRL and axolotl share."""
 
 
-def put_mlflow(draft: Draft, key: str, experiment: str) -> None:
+def put_mlflow(draft: Draft, experiment: str) -> None:
     """Set a run of MLflow; a URL with a password is not copied."""
+    key = "mlflow_tracking_uri"
     url = str(draft.get(key))
     if has_secret(url):
         draft.lose(key, "its password belongs in a Secret", "set tracking.mlflow", changes_training=False)

@@ -279,7 +279,7 @@ def _of_mixture(draft: Draft, place: FieldPath, entry: Mapping[str, Any]) -> Row
 
 
 def _batch(draft: Draft) -> None:
-    shared.put_batch(draft, "per_device_train_batch_size", "gradient_accumulation_steps")
+    shared.put_batch(draft, "per_device_train_batch_size")
     shared.put_gpus(draft, "num_processes", shared.read(draft, "num_processes", values.whole, 1))
 
 

@@ -278,7 +278,7 @@ class S3Store(Store):
             self._had_valid_keys = True
             return found
 
-        return retry(named, self._is_worth_a_retry, self._retry_seconds, self._stop) if self._retry_seconds else named()
+        return retry(named, self._is_worth_a_retry, self._retry_seconds, self._stop)
 
     def _is_worth_a_retry(self, error: Exception) -> bool:
         is_unavailable = isinstance(error, StorageUnavailable) and not isinstance(error, ObjectReplaced)

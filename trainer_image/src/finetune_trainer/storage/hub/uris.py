@@ -16,7 +16,7 @@ from finetune_api.inputs.sources import Hub, Model
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.storage.own_servers import OwnKey, explain_withheld
-from finetune_trainer.storage.protocol import CHUNK_BYTES, Entry, sha256_file
+from finetune_trainer.storage.protocol import Entry, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -110,9 +110,7 @@ def matches_entry(path: Path, entry: Entry) -> bool:
 def _git_digest(path: Path) -> str:
     state = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
-        while block := file.read(CHUNK_BYTES):
-            state.update(block)
-    return state.hexdigest()
+        return hashlib.file_digest(file, lambda: state).hexdigest()
 
 
 def pinned_model_uri(model: Model) -> str:

@@ -64,14 +64,14 @@ def precision_of(arguments: TrainingArguments) -> str:
     return "BF16" if arguments.bf16 else "FP16" if arguments.fp16 else "FP32"
 
 
-def require_finite_logits(model: PreTrainedModel | PeftModel, ids: Sequence[int], field: str, precision: str) -> None:
-    """Raise if the first tokens of a prompt have logits that cannot be sampled from; `field` is that of the model.
+def require_finite_logits(model: PreTrainedModel | PeftModel, ids: Sequence[int], precision: str) -> None:
+    """Raise if the first tokens of a prompt have logits that cannot be sampled from.
 
     On a GPU, sampling from them ends in an error that does not name the cause, and leaves the GPU unusable.
     """
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids[:CHECKED_TOKENS]], device=model.device), use_cache=False).logits
-    require_probabilities(model, torch.log_softmax(logits.float(), -1), field, precision)
+    require_probabilities(model, torch.log_softmax(logits.float(), -1), "spec.model", precision)
 
 
 def require_probabilities(

@@ -79,7 +79,7 @@ class PolicyTrainer(PromptTrainer):
             leave_out_padding(model)
         beat_per_token(self.model, loop.on_work if is_sharded(self.model) else loop.on_own_work)
         self.model.eval()
-        require_finite_logits(self.model, self.train_dataset[0]["prompt"], "spec.model", precision_of(self.args))
+        require_finite_logits(self.model, self.train_dataset[0]["prompt"], precision_of(self.args))
         if self.use_vllm:
             attach_engine(self, loop.on_own_work)
 
