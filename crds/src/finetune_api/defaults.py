@@ -128,7 +128,7 @@ def _length(spec: FineTuneJobSpec, method: Method, facts: Facts, global_batch: i
     return epochs, max(1, math.ceil(epochs * steps_per_epoch))
 
 
-def count_epochs(steps: int, batch: int, rows: int, *, has_full_steps: bool = False) -> float:
+def count_epochs(steps: int, batch: int, rows: int, *, has_full_steps: bool) -> float:
     """Return the passes over the rows that the steps make; the last step of a pass takes the rows that are left, unless
     every step is full."""
     if has_full_steps:

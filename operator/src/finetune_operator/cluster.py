@@ -333,7 +333,7 @@ def find_resource(path: str) -> str:
     return "/".join([resource, *rest[1:]])
 
 
-def _custom(namespace: str, name: str = "") -> str:
+def _custom(namespace: str, name: str) -> str:
     base = f"/apis/{names.API_VERSION}/namespaces/{namespace}/{names.PLURAL}"
     return f"{base}/{name}" if name else base
 

@@ -91,7 +91,7 @@ class Cluster:
         """Create a job; unknown fields are refused."""
         return Job.from_object(self._connection.call("POST", self._path(), manifest, STRICT))
 
-    def apply_job(self, manifest: Object, manager: str, *, force: bool = False) -> Job:
+    def apply_job(self, manifest: Object, manager: str, *, force: bool) -> Job:
         """Create the job, or change the fields that this manager owns, by server-side apply; `force` also changes those
         of other managers."""
         query = STRICT | {"fieldManager": manager} | ({"force": "true"} if force else {})
@@ -104,9 +104,7 @@ class Cluster:
                 raise
         return self._patch(path, manifest, query | {"force": "true"})
 
-    def watch_job(
-        self, job: Job, stop: Stop, seconds: int = WATCH_SECONDS, slack: float = SLACK_SECONDS
-    ) -> Iterator[Object]:
+    def watch_job(self, job: Job, stop: Stop, seconds: int, slack: float) -> Iterator[Object]:
         """Yield the watch events of the job after the given state, for so many seconds; the API server may be late by
         `slack`."""
         query: dict[str, str | int] = {

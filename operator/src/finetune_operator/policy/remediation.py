@@ -163,7 +163,7 @@ def is_disk_eviction(message: str) -> bool:
     return _FULL.search(message) is not None
 
 
-def find_fix(reason: str, message: str, component: str = Component.TRAINER) -> str:
+def find_fix(reason: str, message: str, component: str) -> str:
     """Return what to change for a pod of this component, or an empty string if no fix is known."""
     found, resources = [], _RESOURCES.get(component, "resources")
     for pattern, line in FIXES_BY_MESSAGE.get(reason, ()):

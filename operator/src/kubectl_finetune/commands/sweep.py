@@ -69,7 +69,7 @@ def parse_setting(text: str) -> Setting:
     return Setting(path, values[0])
 
 
-def make_sweep(source: tuple[str, str], settings: Sequence[Setting], suffix: str = SUFFIX) -> Sweep:
+def make_sweep(source: tuple[str, str], settings: Sequence[Setting], suffix: str) -> Sweep:
     """Return a variant of the file's job for each combination of the values; raises WrongUse for settings that make
     too many, equal or invalid ones."""
     checked = check_files([source])

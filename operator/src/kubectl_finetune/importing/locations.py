@@ -86,7 +86,7 @@ def _model_uri(value: str) -> str:
 
 
 def row_source(
-    draft: Draft, key: Key, name: str, *, files: object = None, split: str = "", config: str = "", on_hub: bool = True
+    draft: Draft, key: Key, name: str, *, files: object = None, split: str, config: str = "", on_hub: bool = True
 ) -> RowSource:
     """Return where the rows are: a repository or a bucket, else the local path with the mark of a placeholder."""
     paths = [files] if isinstance(files, str) else [str(one) for one in files] if isinstance(files, list) else []

@@ -63,7 +63,7 @@ class MethodEstimate:
         return f"{self.method.value}, shardBase" if self.settings.shard_base else self.method.value
 
 
-def print_estimate(model: str, request: Request, stop: StopFlag, *, as_json: bool = False) -> ExitCode:
+def print_estimate(model: str, request: Request, stop: StopFlag, *, as_json: bool) -> ExitCode:
     """Print the memory by part; return WONT_FIT if a GPU's memory is given and no method fits it."""
     place = find_model(model, "MODEL", stop)
     with tempfile.TemporaryDirectory(prefix="finetune-estimate-") as scratch:

@@ -71,7 +71,7 @@ class LocalNames:
     folders: Mapping[str, Path]
     mapped: Collection[str] = ()
 
-    def replace_uris(self, text: str, output_key: str = "") -> str:
+    def replace_uris(self, text: str, output_key: str) -> str:
         """Return the text with local paths, and with `--output` unless a map has the output."""
         paths = {uri.rstrip("/"): path for uri, path in self.folders.items()}
         prefixes = "|".join(re.escape(uri) for uri in sorted(paths, key=len, reverse=True))

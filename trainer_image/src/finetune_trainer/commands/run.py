@@ -94,7 +94,7 @@ def run_jobs(state: RunState, manifest: Path, output: Path, options: RunOptions,
     return LocalRun(report, lines)
 
 
-def list_next_steps(config: JobConfig, local: LocalStore, send_keys_to: Collection[str] = ()) -> list[str]:
+def list_next_steps(config: JobConfig, local: LocalStore, send_keys_to: Collection[str]) -> list[str]:
     """Return where the published files are, and the command to try the model; only what exists is named."""
     folder = local.find(config.output_key())
     if folder is None:

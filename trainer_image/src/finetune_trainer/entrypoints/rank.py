@@ -30,7 +30,7 @@ TIMED_OUT = re.compile(r"(?i)timed out|timeout")
 
 
 def train_rank(
-    state: RunState, config_path: Path, workspace: Path, port: int, micro_batch: int | None = None
+    state: RunState, config_path: Path, workspace: Path, port: int, micro_batch: int | None
 ) -> Report | None:
     """Train with the other processes; rank 0 returns the report of the published result."""
     rank, size = _number("RANK"), _number("WORLD_SIZE")

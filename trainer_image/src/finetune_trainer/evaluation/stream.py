@@ -23,7 +23,7 @@ def stream_answer(
     messages: Sequence[Message],
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
+    temperature: float,
     on_text: Callable[[str], None],
 ) -> str:
     """Return the answer to a conversation, greedy without a temperature; `on_text` gets the text so far."""

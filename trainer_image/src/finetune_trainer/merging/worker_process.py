@@ -57,9 +57,9 @@ def run_process(
     command: Sequence[str],
     environment: dict[str, str],
     watch: Watch,
-    written: Sequence[Path] = (),
+    written: Sequence[Path],
     *,
-    path: Path | None = None,
+    path: Path | None,
 ) -> Ended:
     """Run a command; it makes progress by lines on standard output, or when one of the files `written` grows.
 

@@ -30,7 +30,7 @@ SCORE_BACKWARD = 3 * FULL_WIDTH
 PAIRED = frozenset({Objective.DPO, Objective.REWARD_MODEL})
 
 
-def activation_bytes(shape: ModelShape, settings: Resolved, objective: Objective, *, is_cast: bool = False) -> int:
+def activation_bytes(shape: ModelShape, settings: Resolved, objective: Objective, *, is_cast: bool) -> int:
     """Return what is kept for the backward pass: all layers, or with checkpointing one layer and all inputs.
 
     With `is_cast` the weights are gathered in the number format of the computation, and autocast keeps no copies.

@@ -21,7 +21,6 @@ from finetune_trainer.data.checks.row_keys import prompt_key
 from finetune_trainer.data.lengths import Lengths
 from finetune_trainer.data.rows import BadRow, Row
 from finetune_trainer.errors import ObjectMissing, TrainerError
-from finetune_trainer.evaluation.groups import EVALUATED_ROWS
 from finetune_trainer.evaluation.run_record import SampleStats
 from finetune_trainer.storage.protocol import OnBytes, ReadableStore, join_uri, sha256_file
 from finetune_trainer.tokenization.labeler import Labeler
@@ -154,7 +153,7 @@ def _download(uri: str, path: Path, storage: ReadableStore, on_bytes: OnBytes) -
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{uri} was removed after preflight") from missing
 
 
-def choose_evaluation_rows(count: int, seed: int, most: int = EVALUATED_ROWS) -> Sequence[int]:
+def choose_evaluation_rows(count: int, seed: int, most: int) -> Sequence[int]:
     """Return which of `count` validation rows are evaluated: all, or a seeded choice of `most`, in file order."""
     if count <= most:
         return range(count)

@@ -110,7 +110,7 @@ def describe_machine(device: torch.device) -> Machine:
 
 
 def build_record(
-    inputs: Inputs, trained: TrainingResult, merge: MergeCheck | ScoreCheck | None, gguf: GgufCheck | None = None
+    inputs: Inputs, trained: TrainingResult, merge: MergeCheck | ScoreCheck | None, gguf: GgufCheck | None
 ) -> RunRecord:
     """Collect everything that goes into report and result."""
     labelled_as, sampled = inputs.run.config.spec.labelled_as, trained.history.final_reward
@@ -253,7 +253,7 @@ def summarize(record: RunRecord) -> str:
     )
 
 
-def validation_json(evaluation: EvaluationStatus, check: MergeCheck | None, gguf: GgufCheck | None = None) -> str:
+def validation_json(evaluation: EvaluationStatus, check: MergeCheck | None, gguf: GgufCheck | None) -> str:
     """Return the content of validation.json."""
     content: dict[str, Any] = {
         "evaluationGate": evaluation.gate,

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from finetune_api.spec import FusedKernels, Merge, Method, Mode
 from finetune_api.status import Resolved
-from finetune_trainer.distributed.world import ALONE, World
+from finetune_trainer.distributed.world import World
 from finetune_trainer.models.adapters.attach import refuse_tied_merge, require_plain_head
 from finetune_trainer.models.adapters.saved import continue_adapter
 from finetune_trainer.models.attention import choose_attention
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_model(
-    inputs: Inputs, settings: Resolved, device: torch.device, world: World = ALONE
+    inputs: Inputs, settings: Resolved, device: torch.device, world: World
 ) -> tuple[PreTrainedModel | PeftModel, Resolved]:
     """Load the model to train; return it and the settings as they apply to it: checkpointing, attention, adapted
     modules. The adapter is fresh if the base is measured first."""
@@ -83,7 +83,7 @@ def build_judge(inputs: Inputs, settings: Resolved, device: torch.device, loop: 
     return Judge(scorer, inputs.labeler.stop_id())
 
 
-def load_teacher(inputs: Inputs, settings: Resolved, device: torch.device, world: World = ALONE) -> Teacher | None:
+def load_teacher(inputs: Inputs, settings: Resolved, device: torch.device, world: World) -> Teacher | None:
     """Return the teacher in the number format of the computation, if the job has one: this process's shard of it, if it
     is shared out."""
     if inputs.teacher is None:

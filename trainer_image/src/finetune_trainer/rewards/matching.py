@@ -129,13 +129,13 @@ def _find_fault_of_schema(text: str) -> str | None:
     return None
 
 
-def is_same_text(answer: str, reference: str, *, ignore_case: bool = False) -> bool:
+def is_same_text(answer: str, reference: str, *, ignore_case: bool) -> bool:
     """Return whether the texts are equal in Unicode's composed form, without the spaces around them."""
     left, right = (compose(text.strip()) for text in (answer, reference))
     return left.casefold() == right.casefold() if ignore_case else left == right
 
 
-def is_same_number(answer: str, reference: str, absolute: float = 0.0, relative: float = 0.0) -> bool:
+def is_same_number(answer: str, reference: str, absolute: float, relative: float) -> bool:
     """Return whether both are numbers, whose difference is within the larger tolerance; computed without rounding."""
     left, right = parse_number(answer), parse_number(reference)
     if left is None or right is None:

@@ -126,7 +126,7 @@ def sha256_file(path: Path, on_bytes: OnBytes | None = None) -> str:
         return sha256_blocks(iter(partial(file.read, CHUNK_BYTES), b""), on_bytes)
 
 
-def sha256_blocks(blocks: Iterable[bytes], on_bytes: OnBytes | None = None) -> str:
+def sha256_blocks(blocks: Iterable[bytes], on_bytes: OnBytes | None) -> str:
     """Return the SHA-256 (hex) of what is read in blocks."""
     digest = hashlib.sha256()
     for block in blocks:

@@ -75,7 +75,7 @@ class InitialAdapter:
 
 
 def check_initial_adapter(
-    config: JobConfig, shape: ModelShape | None, storage: ReadableStore, on_bytes: OnBytes | None = None
+    config: JobConfig, shape: ModelShape | None, storage: ReadableStore, on_bytes: OnBytes
 ) -> InitialAdapter | None:
     """Check the adapter that the job names, if any; the weights stay in storage and are read once."""
     found = _find(config, storage, on_bytes)
@@ -88,7 +88,7 @@ def check_initial_adapter(
 
 
 def fetch_initial_adapter(
-    config: JobConfig, storage: ReadableStore, directory: Path, on_bytes: OnBytes | None = None
+    config: JobConfig, storage: ReadableStore, directory: Path, on_bytes: OnBytes
 ) -> InitialAdapter | None:
     """Check the adapter that the job names again, and download its weights into `directory`."""
     found = _find(config, storage, on_bytes)
@@ -122,7 +122,7 @@ def with_adapter(spec: FineTuneJobSpec, adapter: InitialAdapter | None) -> FineT
 
 
 def _find(
-    config: JobConfig, storage: ReadableStore, on_bytes: OnBytes | None
+    config: JobConfig, storage: ReadableStore, on_bytes: OnBytes
 ) -> tuple[InitialAdapter, Mapping[str, str]] | None:
     """Return the adapter without its digest, and the digests of its files in the parent's manifest."""
     asked = config.spec.tuning.initial_adapter

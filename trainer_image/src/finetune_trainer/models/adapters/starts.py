@@ -65,7 +65,7 @@ def lora_layers(model: PeftModel) -> list[tuple[str, Any]]:
     return [(name, layer) for name, layer in model.get_base_model().named_modules() if isinstance(layer, LoraLayer)]
 
 
-def publish_difference(model: PeftModel, directory: Path, *, must_change: bool = True) -> None:
+def publish_difference(model: PeftModel, directory: Path, *, must_change: bool) -> None:
     """Rewrite a saved adapter as the difference from its first values; one without any stays as it is.
 
     `B A - B0 A0` is the product of `[B, -B0]` and `[A; A0]`. Both have the factor that makes up for twice the rank.
