@@ -17,6 +17,7 @@ from kubectl_finetune.commands.import_command import import_training
 from kubectl_finetune.commands.sweep_command import compare, sweep
 from kubectl_finetune.errors import ExitCode
 from kubectl_finetune.options import (
+    Connect,
     Endpoint,
     Kubeconfig,
     KubeContext,
@@ -25,9 +26,9 @@ from kubectl_finetune.options import (
     Namespace,
     Output,
     Shared,
-    connect,
     console,
     dump,
+    on_cluster,
     pour,
     say,
     show,
@@ -72,21 +73,19 @@ def set_shared_options(
 
 
 @app.command("list", epilog=_examples("list", "list -A", "list -l team=support -o json"))
+@on_cluster
 def list_jobs(
-    context: typer.Context,
-    namespace: Namespace = None,
+    connect: Connect,
     everywhere: Annotated[
         bool, typer.Option("--all-namespaces", "-A", help="List the jobs of every namespace.")
     ] = False,
     selector: Annotated[str, typer.Option("--selector", "-l", help="Label selector.")] = "",
     output: Output = None,
-    kube_context: KubeContext = None,
-    kubeconfig: Kubeconfig = None,
 ) -> None:
     """List jobs, those that have not ended first."""
     from kubectl_finetune.commands import list as listing
 
-    cluster = connect(context, namespace, kube_context, kubeconfig)
+    cluster = connect()
     jobs = cluster.list_jobs(everywhere=everywhere, selector=selector)
     if output:
         dump({"apiVersion": "v1", "kind": "List", "items": [job.raw for job in jobs]}, output)
@@ -100,18 +99,12 @@ def list_jobs(
 
 
 @app.command(epilog=_examples("describe support-bot", "describe support-bot -n team-a -o yaml"))
-def describe(
-    context: typer.Context,
-    name: Name,
-    namespace: Namespace = None,
-    output: Output = None,
-    kube_context: KubeContext = None,
-    kubeconfig: Kubeconfig = None,
-) -> None:
+@on_cluster
+def describe(connect: Connect, name: Name, output: Output = None) -> None:
     """Show one job on one page: its state and the reason, metrics, timeline of runs, and the next command."""
     from kubectl_finetune.commands import describe as description
 
-    cluster = connect(context, namespace, kube_context, kubeconfig)
+    cluster = connect()
     job = cluster.get_job(name)
     if output:
         dump(job.raw, output)
@@ -120,13 +113,11 @@ def describe(
 
 
 @app.command(epilog=_examples("progress support-bot", "progress support-bot > progress.log"))
+@on_cluster
 def progress(
-    context: typer.Context,
+    connect: Connect,
     name: Name,
-    namespace: Namespace = None,
     interval: Annotated[float, typer.Option(help="Seconds between two requests.", min=0.1)] = 2.0,
-    kube_context: KubeContext = None,
-    kubeconfig: Kubeconfig = None,
 ) -> None:
     """Follow a job until it ends: bar, time left, losses. Exit with 0 if it completes and 1 if it fails.
 
@@ -136,7 +127,7 @@ def progress(
     from finetune_api.names import ConditionType
     from kubectl_finetune.commands import progress as following
 
-    cluster = connect(context, namespace, kube_context, kubeconfig)
+    cluster = connect()
     is_complete = False
     with following.screen(console()) as draw:
         for job in following.changes(lambda: cluster.get_job(name), interval):
@@ -146,10 +137,10 @@ def progress(
 
 
 @app.command(epilog=_examples("logs support-bot", "logs support-bot -f", "logs support-bot --preflight --tail 50"))
+@on_cluster
 def logs(
-    context: typer.Context,
+    connect: Connect,
     name: Name,
-    namespace: Namespace = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Follow this run and later ones until the job ends.")
     ] = False,
@@ -160,8 +151,6 @@ def logs(
     raw: Annotated[
         bool, typer.Option("--raw", help="Print the bytes of the log unchanged, with escape codes.")
     ] = False,
-    kube_context: KubeContext = None,
-    kubeconfig: Kubeconfig = None,
 ) -> None:
     """Print the log of the current run's pod, and with -f of the runs after it.
 
@@ -170,7 +159,7 @@ def logs(
     from finetune_api.names import Component
     from finetune_client import logs as reading
 
-    cluster = connect(context, namespace, kube_context, kubeconfig)
+    cluster = connect()
     component = Component.PREFLIGHT if preflight else Component.TRAINER
     wanted = reading.Wanted(component, rank, tail, timestamps)
     chunks = reading.follow(cluster, name, wanted, say) if follow else reading.read(cluster, name, wanted)
@@ -178,18 +167,16 @@ def logs(
 
 
 @app.command(epilog=_examples("report support-bot", "report support-bot --show", "report support-bot --save reports/"))
+@on_cluster
 def report(
-    context: typer.Context,
+    connect: Connect,
     name: Name,
-    namespace: Namespace = None,
     fetch: Annotated[bool, typer.Option("--show", help="Print the report (Markdown) from storage.")] = False,
     save: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Save finetune_report.md and report.html to a folder.")
     ] = None,
     endpoint: Endpoint = None,
     output: Output = None,
-    kube_context: KubeContext = None,
-    kubeconfig: Kubeconfig = None,
 ) -> None:
     """Show the result of a job and its location. With --show or --save, read the report from storage with your own AWS
     variables or profile (needs boto3), and verify it by the digests in the job's status.
@@ -201,7 +188,7 @@ def report(
 
     if fetch and output:
         raise WrongUse(f"--show prints Markdown, and -o prints {output.value}", "give one of the two")
-    cluster = connect(context, namespace, kube_context, kubeconfig)
+    cluster = connect()
     job = cluster.get_job(name)
     published(job)
     if save:
@@ -219,18 +206,12 @@ def report(
 
 
 @app.command(epilog=_examples("lineage support-bot", "lineage support-bot -o json"))
-def lineage(
-    context: typer.Context,
-    name: Name,
-    namespace: Namespace = None,
-    output: Output = None,
-    kube_context: KubeContext = None,
-    kubeconfig: Kubeconfig = None,
-) -> None:
+@on_cluster
+def lineage(connect: Connect, name: Name, output: Output = None) -> None:
     """Show the origin of a result: rows, trainer, parents and reward models, down to the base model."""
     from kubectl_finetune.commands import lineage as tracing
 
-    cluster = connect(context, namespace, kube_context, kubeconfig)
+    cluster = connect()
     found = tracing.origin_record(cluster.get_job(name), functools.cache(cluster.find_job))
     if output:
         dump(found, output)
@@ -243,23 +224,21 @@ def lineage(
         *(f"diff support-bot support-bot-2{more}" for more in ("", " -o json", " --rows --endpoint http://minio:9000"))
     )
 )
+@on_cluster
 def diff(
-    context: typer.Context,
+    connect: Connect,
     first: Name,
     second: Name,
-    namespace: Namespace = None,
     rows: Annotated[bool, typer.Option("--rows", help="Also compare the published rows, from storage.")] = False,
     endpoint: Endpoint = None,
     output: Output = None,
-    kube_context: KubeContext = None,
-    kubeconfig: Kubeconfig = None,
 ) -> None:
     """Compare the specs and the results of two jobs. With --rows, read their rows from storage as `report --save` does,
     and show which of them the jobs do not share.
     """
     from kubectl_finetune.commands import diff as comparing
 
-    cluster = connect(context, namespace, kube_context, kubeconfig)
+    cluster = connect()
     left, right = cluster.get_job(first), cluster.get_job(second)
     pages = [comparing.difference_page(left, right)]
     found: dict[str, Any] = dict(comparing.differences(left, right))
@@ -282,41 +261,27 @@ app.command(
 
 
 @app.command(epilog=_examples("suspend support-bot", "suspend support-bot other-bot"))
-def suspend(
-    context: typer.Context,
-    jobs: Names,
-    namespace: Namespace = None,
-    kube_context: KubeContext = None,
-    kubeconfig: Kubeconfig = None,
-) -> None:
+@on_cluster
+def suspend(connect: Connect, jobs: Names) -> None:
     """Stop jobs and free their GPUs; a running trainer saves a checkpoint first. Nothing is lost."""
     from kubectl_finetune.commands.lifecycle import set_suspended
 
-    set_suspended(connect(context, namespace, kube_context, kubeconfig), jobs, wanted=True, report=tell)
+    set_suspended(connect(), jobs, wanted=True, report=tell)
 
 
 @app.command(epilog=_examples("resume support-bot"))
-def resume(
-    context: typer.Context,
-    jobs: Names,
-    namespace: Namespace = None,
-    kube_context: KubeContext = None,
-    kubeconfig: Kubeconfig = None,
-) -> None:
+@on_cluster
+def resume(connect: Connect, jobs: Names) -> None:
     """Resume suspended jobs from their last checkpoint."""
     from kubectl_finetune.commands.lifecycle import set_suspended
 
-    set_suspended(connect(context, namespace, kube_context, kubeconfig), jobs, wanted=False, report=tell)
+    set_suspended(connect(), jobs, wanted=False, report=tell)
 
 
 @app.command(epilog=_examples("cancel support-bot", "cancel support-bot --yes"))
+@on_cluster
 def cancel(
-    context: typer.Context,
-    jobs: Names,
-    namespace: Namespace = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not prompt.")] = False,
-    kube_context: KubeContext = None,
-    kubeconfig: Kubeconfig = None,
+    connect: Connect, jobs: Names, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not prompt.")] = False
 ) -> None:
     """Delete jobs with their pods, logs and history. Files in storage stay, checkpoints too. To keep a job and continue
     it later, suspend it. A job that has ended is a record and is not deleted.
@@ -333,7 +298,7 @@ def cancel(
             typer.echo(err=True)  # the question has no end of line
             raise WrongUse("the question has no answer, because stdin is empty", "add --yes") from None
 
-    delete_jobs(connect(context, namespace, kube_context, kubeconfig), jobs, is_sure, tell)
+    delete_jobs(connect(), jobs, is_sure, tell)
 
 
 @app.command(

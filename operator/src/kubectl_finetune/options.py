@@ -3,14 +3,16 @@
 # ruff: noqa: PLC0415 - the client and rich take half a second to load, which --help must not wait for
 
 import codecs
+import functools
+import inspect
 import itertools
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate
 
 import typer
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from finetune_client.cluster.client import Cluster
+
+
+Connect = Callable[[], "Cluster"]
 
 
 class Format(StrEnum):
@@ -100,6 +105,27 @@ def connect(
     return cluster.open_cluster(
         kubeconfig or shared.kubeconfig, kube_context or shared.context, namespace or shared.namespace
     )
+
+
+def on_cluster(command: Callable[Concatenate[Connect, ...], None]) -> Callable[..., None]:
+    """Give a command the options that select a cluster; its first argument connects to that."""
+
+    def run(
+        *,
+        context: typer.Context,
+        namespace: Namespace = None,
+        kube_context: KubeContext = None,
+        kubeconfig: Kubeconfig = None,
+        **given: Any,
+    ) -> None:
+        command(functools.partial(connect, context, namespace, kube_context, kubeconfig), **given)
+
+    first, *last, _ = inspect.signature(run).parameters.values()
+    _, *own = inspect.signature(command).parameters.values()
+    between = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
+    functools.update_wrapper(run, command, updated=(), assigned=("__name__", "__doc__"))
+    run.__signature__ = inspect.Signature([first, last[0], *between, *last[1:]])  # type: ignore[attr-defined]
+    return run
 
 
 def show(*parts: "RenderableType") -> None:
