@@ -7,11 +7,10 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
+from http_servers import QuietHandler
 from listening_server import listening
 from trackers import refusing_server
 
@@ -37,7 +36,7 @@ def serving(answer: Callable[[str], Answer]) -> Iterator[tuple[str, list[str]]]:
     asked: list[str] = []
     ended = threading.Event()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
             status, headers, blocks = answer(self.path)
@@ -53,10 +52,7 @@ def serving(answer: Callable[[str], Answer]) -> Iterator[tuple[str, list[str]]]:
             except OSError:
                 return
 
-        do_HEAD = do_GET  # noqa: N815 - the library's name
-
-        def log_message(self, *_: Any) -> None:
-            """The test has the paths."""
+        do_HEAD = do_GET
 
     with listening(Handler) as uri:
         try:

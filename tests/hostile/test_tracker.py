@@ -4,11 +4,11 @@ import gzip
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from http_servers import QuietHandler
 from listening_server import listening
 from tracked_job import job, lines, reporter
 from trackers import refusing_server
@@ -46,7 +46,7 @@ def endless_server(parts: Iterable[bytes], encoding: str) -> Iterator[tuple[str,
     """Answer with these parts for as long as the client reads them; also yield how much was read of each answer."""
     sent: list[int] = []
 
-    class Endless(BaseHTTPRequestHandler):
+    class Endless(QuietHandler):
         def answer(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self.send_response(200)
@@ -60,10 +60,7 @@ def endless_server(parts: Iterable[bytes], encoding: str) -> Iterator[tuple[str,
             except OSError:
                 return
 
-        do_GET = do_POST = answer  # noqa: N815 - the library's names
-
-        def log_message(self, *_: Any) -> None:
-            pass
+        do_GET = do_POST = answer
 
     with listening(Endless) as uri:
         yield uri, sent

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from documented import IN_A_CLONE, ONE_TEST
 from documents import ROOT
+from http_servers import QuietHandler
 from hub import Hub
 
 pytestmark = pytest.mark.nightly
@@ -47,7 +48,7 @@ def catalogue() -> Iterator[tuple[str, list[Any]]]:
     """Address of a server that takes lineage events, and those that it took."""
     taken: list[Any] = []
 
-    class Catalogue(BaseHTTPRequestHandler):
+    class Catalogue(QuietHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             is_event = (self.path, self.headers["Content-Type"]) == ("/api/v1/lineage", "application/json")
@@ -55,9 +56,6 @@ def catalogue() -> Iterator[tuple[str, list[Any]]]:
                 taken.append(json.loads(body))
             self.send_response(201 if is_event else 400)
             self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            """Quiet."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Catalogue)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from free_ports import free_port
+from http_servers import QuietHandler
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException, NotFoundException
 from pod_reports import IMAGE, build_report, container_status, published_blocks, validated_blocks
@@ -433,14 +434,11 @@ class _Trainer(ThreadingHTTPServer):
     def __init__(self, address: str, answer: bytes) -> None:
         body = answer
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_GET(self) -> None:
                 self.send_response(200 if self.path == "/progress" else 404)
                 self.end_headers()
                 self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                return
 
         super().__init__((address, 8080), Handler)
 

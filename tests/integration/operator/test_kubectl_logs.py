@@ -6,11 +6,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from http_servers import QuietHandler
 
 from kubectl_finetune.__main__ import main
 
@@ -27,7 +28,7 @@ class Kubelet(ThreadingHTTPServer):
         self.socket = context.wrap_socket(self.socket, server_side=True)
 
 
-class Log(BaseHTTPRequestHandler):
+class Log(QuietHandler):
     server: Kubelet
 
     def do_GET(self) -> None:
@@ -44,9 +45,6 @@ class Log(BaseHTTPRequestHandler):
                 return
             self.wfile.flush()
             time.sleep(0.05)
-
-    def log_message(self, *_: object) -> None:
-        return
 
 
 @pytest.fixture

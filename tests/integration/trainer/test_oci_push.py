@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from http_servers import QuietHandler
 from oci_registry import KEY, PASSWORD, Registry, running_registry
 from trainer_world import World
 
@@ -201,13 +202,10 @@ def hostile(respond: Respond) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """A server that responds as it likes; its host, and each request with its Authorization."""
     seen: list[tuple[str, str]] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def respond(self) -> None:
             seen.append((f"{self.command} {self.path}", self.headers.get("Authorization", "")))
             respond(self)
-
-        def log_message(self, *_: object) -> None:
-            return
 
     for method in ("GET", "HEAD", "POST", "PUT", "DELETE"):
         setattr(Handler, f"do_{method}", Handler.respond)

@@ -19,7 +19,7 @@ from hub import Hub
 from published_result import find_result_faults
 from safetensors.numpy import save
 from tiny_model import make_tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from trainer_world import TEMPLATE, make_tokenizer_json
 
 from finetune_api.handoff import JobConfig, Outcome, Report, config_sha256
 from finetune_api.spec import FineTuneJobSpec
@@ -29,25 +29,6 @@ from finetune_trainer.publishing.publish import publish
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.s3 import S3Store
 from finetune_trainer.storage.s3_client import connect_s3
-
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def tokenizer_json() -> str:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.train_from_iterator(
-        ["what is one plus two"],
-        trainers.BpeTrainer(
-            special_tokens=["<|im_start|>", "<|im_end|>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    return str(tokenizer.to_str())
 
 
 def rows(count: int, malformed_every: int = 10) -> Iterator[str]:
@@ -65,7 +46,7 @@ class Job:
         self.server, self.bucket, self.directory = server, bucket, directory
         self.storage = S3Store(connect_s3(server.spec()))
         self.put("model/config.json", json.dumps({"architectures": ["LlamaForCausalLM"]}))
-        self.put("model/tokenizer.json", tokenizer_json())
+        self.put("model/tokenizer.json", make_tokenizer_json())
         self.put("model/tokenizer_config.json", json.dumps({"eos_token": "<|im_end|>", "chat_template": TEMPLATE}))
         self.put("model/model.safetensors", save({"a": np.zeros((3, 5), dtype=np.float32)}))
         self.put("rows.jsonl", "\n".join(rows(200)))

@@ -169,10 +169,9 @@ def _end(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
         ability = new.evaluation.ability if new.evaluation else None
         if ability and ability.has_forgotten:
             found.append(Event(E.FORGOTTEN, _forgotten(ability), is_warning=True))
-    if _became(old, new, C.HUB_PUSHED, "False") and new.is_true(C.COMPLETE):
-        found.append(Event(E.HUB_PUSH_FAILED, _message(new, C.HUB_PUSHED), is_warning=True))
-    if _became(old, new, C.REGISTRY_PUSHED, "False") and new.is_true(C.COMPLETE):
-        found.append(Event(E.REGISTRY_PUSH_FAILED, _message(new, C.REGISTRY_PUSHED), is_warning=True))
+    for kind, reason in ((C.HUB_PUSHED, E.HUB_PUSH_FAILED), (C.REGISTRY_PUSHED, E.REGISTRY_PUSH_FAILED)):
+        if _became(old, new, kind, "False") and new.is_true(C.COMPLETE):
+            found.append(Event(reason, _message(new, kind), is_warning=True))
     if _became(old, new, C.FAILED, "True"):
         failed = new.condition(C.FAILED)
         text = f"{failed.reason}: {failed.message}" if failed else ""

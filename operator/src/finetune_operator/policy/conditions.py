@@ -23,10 +23,8 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.ACCEPTED, R.API_UNAVAILABLE): "The API server does not complete a request that the job needs: {detail}: restore "
     "what the message names, for example the service of an admission webhook; the job then continues.",
     (C.SUSPENDED, R.NOT_SUSPENDED): "The job may run.",
-    (
-        C.SUSPENDED,
-        R.USER_REQUESTED,
-    ): "Nothing is started, and running pods are stopped: set spec.suspend to false to resume.",
+    (C.SUSPENDED, R.USER_REQUESTED): "Nothing is started, and running pods are stopped: set spec.suspend to false to "
+    "resume.",
     (C.QUEUED, R.NOT_QUEUED): "No queue and no other controller holds the job.",
     (C.QUEUED, R.QUEUED_BY_KUEUE): "{detail} waits for Kueue to admit it, and holds no GPU.",
     (C.QUEUED, R.JOB_SUSPENDED): "{detail} was suspended by another controller or user (for example a queue), who "
@@ -68,24 +66,15 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.GRACE_PERIOD_SUFFICIENT, R.SAVE_TOO_SLOW): "{detail}.",
     (C.EARLY_STOPPED, R.NOT_CONFIGURED): "Early stopping is off.",
     (C.EARLY_STOPPED, R.NOT_TRIGGERED): "{detail}.",
-    (
-        C.EARLY_STOPPED,
-        R.PATIENCE_EXHAUSTED,
-    ): "The evaluation loss stopped falling{detail}; the best weights are used.",
+    (C.EARLY_STOPPED, R.PATIENCE_EXHAUSTED): "The evaluation loss stopped falling{detail}; the best weights are used.",
     (C.PUBLISHED, R.NOT_PUBLISHED): "Nothing is published yet.",
     (C.PUBLISHED, R.MANIFEST_REPORTED): "The manifest and every file it names were read back from {detail}.",
-    (
-        C.PUBLISHED,
-        R.MERGED_MODEL_WITHHELD,
-    ): "Everything except the full model, which did not pass its gate, was read back from {detail}.",
-    (
-        C.PUBLISHED,
-        R.GATE_NOT_RUN,
-    ): "Everything except the full model, whose gate could not run, was read back from {detail}.",
-    (
-        C.PUBLISHED,
-        R.GGUF_WITHHELD,
-    ): "Everything except GGUF files that did not pass their gate, or could not be made, was read back from {detail}.",
+    (C.PUBLISHED, R.MERGED_MODEL_WITHHELD): "Everything except the full model, which did not pass its gate, was read "
+    "back from {detail}.",
+    (C.PUBLISHED, R.GATE_NOT_RUN): "Everything except the full model, whose gate could not run, was read back from "
+    "{detail}.",
+    (C.PUBLISHED, R.GGUF_WITHHELD): "Everything except GGUF files that did not pass their gate, or could not be made, "
+    "was read back from {detail}.",
     (C.HUB_PUSHED, R.PUSHED): "{detail}.",
     (C.HUB_PUSHED, R.PUSH_FAILED): "The result is published, but not pushed: {detail}",
     (C.HUB_PUSHED, R.GATE_NOT_MET): "Nothing is pushed, because the result did not meet its gate.",
@@ -99,11 +88,8 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.FAILED, R.SUCCEEDED): "The job succeeded.",
     (C.FAILED, R.BACKOFF_LIMIT_EXCEEDED): "More runs failed than backoffLimit allows; the last one: {detail}",
     (C.FAILED, R.TOO_MANY_PREEMPTIONS): "The job was preempted too often: {detail}",
-    (
-        C.FAILED,
-        R.START_DEADLINE_EXCEEDED,
-    ): "No trainer ran within startDeadlineSeconds, {detail} Fix the cause or raise "
-    "startDeadlineSeconds, then recreate the job.",
+    (C.FAILED, R.START_DEADLINE_EXCEEDED): "No trainer ran within startDeadlineSeconds, {detail} Fix the cause or "
+    "raise startDeadlineSeconds, then recreate the job.",
     (C.FAILED, R.DEADLINE_EXCEEDED): "The trainer ran for {detail}: raise it and recreate the job, or train for fewer "
     "steps.",
 }

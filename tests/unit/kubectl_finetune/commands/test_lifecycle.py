@@ -1,15 +1,8 @@
 from collections.abc import Callable
 from typing import Any
 
-ENDED = [
-    {
-        "type": "Complete",
-        "status": "True",
-        "reason": "Succeeded",
-        "message": "Published to s3://b/out.",
-        "lastTransitionTime": "2026-03-01T12:25:00Z",
-    }
-]
+from plugin_world import ENDED
+
 Finetune = Callable[..., Any]
 JOB = "/apis/finetune.dev/v1alpha1/namespaces/team-a/finetunejobs/one"
 

@@ -3,20 +3,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from plugin_world import ENDED
 
 from finetune_client.cluster.job import Job
 from kubectl_finetune.commands import list as listing
 
 NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
-ENDED = [
-    {
-        "type": "Complete",
-        "status": "True",
-        "reason": "Succeeded",
-        "message": "Published to s3://b/out.",
-        "lastTransitionTime": "2026-03-01T12:25:00Z",
-    }
-]
 Make = Callable[..., Job]
 Printed = Callable[..., str]
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from plugin_world import ENDED
 from rich.console import Console
 
 from finetune_client.cluster.job import Job
@@ -12,15 +13,6 @@ from finetune_client.progress import LossHistory, describe_progress
 from kubectl_finetune.commands import progress
 from kubectl_finetune.display.table import bar
 
-ENDED = [
-    {
-        "type": "Complete",
-        "status": "True",
-        "reason": "Succeeded",
-        "message": "Published to s3://b/out.",
-        "lastTransitionTime": "2026-03-01T12:25:00Z",
-    }
-]
 Make = Callable[..., Job]
 Printed = Callable[..., str]
 

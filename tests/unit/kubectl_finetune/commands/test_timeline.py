@@ -1,19 +1,12 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from plugin_world import ENDED
+
 from finetune_client.cluster.job import Job
 from kubectl_finetune.commands import timeline
 
 NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
-ENDED = [
-    {
-        "type": "Complete",
-        "status": "True",
-        "reason": "Succeeded",
-        "message": "Published to s3://b/out.",
-        "lastTransitionTime": "2026-03-01T12:25:00Z",
-    }
-]
 Make = Callable[..., Job]
 
 
