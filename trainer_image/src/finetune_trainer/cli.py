@@ -135,7 +135,7 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
         list[str],
         typer.Argument(
             metavar="FILE…",
-            help="JSON lines, JSON, CSV, TSV (also gzipped), Parquet or Arrow; a folder of these; or a quoted pattern.",
+            help="JSON lines, JSON, CSV, TSV (also packed), Parquet or Arrow; a folder of these; or a quoted pattern.",
         ),
     ],
     out: Annotated[

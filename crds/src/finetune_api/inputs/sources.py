@@ -178,7 +178,7 @@ class DataFiles(Block):
     """The rows: one object, `s3://bucket/key`; every data file under a prefix, `s3://bucket/path/`; the files that
     match a pattern, `s3://bucket/path/*.jsonl` (`**` matches any folders); the same in a PersistentVolumeClaim of the
     job's namespace, `pvc://claim/path`; or a dataset on a hub, `hf://datasets/owner/name`, optionally with a path or
-    pattern. Files are JSON lines, JSON, CSV, TSV (each also gzipped), Parquet or Arrow."""
+    pattern. Files are JSON lines, JSON, CSV, TSV (each also as .gz, .bz2 or .zst), Parquet or Arrow."""
     sha256: Annotated[str, StringConstraints(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = None
     """Expected SHA-256 of the object (64 hexadecimal digits); the job fails if the content differs. Default: not
     checked."""

@@ -44,7 +44,9 @@ FILL_IN = "fill-in:"
 """Beginning of the placeholders of `kubectl finetune import`; what follows is the value of the imported file."""
 QUANTITY = r"^[0-9]+([.][0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 _SIZE = re.compile(r"([0-9]+(?:[.,][0-9]+)?)\s*([A-Za-z]*)")
-_LOCAL_PATH = re.compile(r"(?:[./~][^:]*|[^:]*\.(?:jsonl|ndjson|json|csv|tsv|parquet|arrow)(?:\.gz)?)", re.IGNORECASE)
+_LOCAL_PATH = re.compile(
+    r"(?:[./~][^:]*|[^:]*\.(?:jsonl|ndjson|json|csv|tsv|parquet|arrow)(?:\.(?:gz|bz2|zst))?)", re.IGNORECASE
+)
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _TIME = re.compile(
     r"\s*([0-9]+(?:[.][0-9]+)?)\s*(s|m|h|d)(?:econds?|ecs?|inutes?|ins?|ours?|rs?|ays?)?(?![a-z])", re.IGNORECASE

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 MAX_OBJECTS = 10_000
 SHOWN = 5
 PLAIN_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-SUFFIXES = (*PLAIN_SUFFIXES, *(f"{suffix}.gz" for suffix in PLAIN_SUFFIXES))
+SUFFIXES = (*PLAIN_SUFFIXES, *(f"{suffix}.{packed}" for suffix in PLAIN_SUFFIXES for packed in ("gz", "bz2", "zst")))
 NOT_ROWS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 """Files that the datasets library writes next to the rows."""
 

@@ -402,7 +402,7 @@ def test_a_file_cut_short_or_changed_is_damaged_and_never_half_read_in_silence(w
 def test_parquet_inside_gzip_is_refused_with_what_to_do(tmp_path: Path) -> None:
     import gzip
 
-    with pytest.raises(UnreadableFile, match="inside gzip; decompress it"):
+    with pytest.raises(UnreadableFile, match="is a compressed Parquet or Arrow file; decompress it first"):
         records(tmp_path / "rows.parquet.gz", gzip.compress(parquet(pa.table({"a": [1]}))))
 
 

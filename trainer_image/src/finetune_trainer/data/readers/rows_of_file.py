@@ -1,5 +1,6 @@
-"""Read files of rows in bounded memory: JSONL, JSON, CSV, TSV, gzip of those, Parquet and Arrow."""
+"""Read files of rows in bounded memory: JSONL, JSON, CSV and TSV, compressed or not, Parquet and Arrow."""
 
+import bz2
 import gzip
 import io
 import re
@@ -20,7 +21,6 @@ from finetune_trainer.data.readers.table_process import read_table_apart
 from finetune_trainer.data.rows import EXCERPT_CHARACTERS, BadRow, NamedPath, UnreadableFile
 
 BUFFER_BYTES = 1 << 18
-GZIP_MAGIC = b"\x1f\x8b"
 COLUMNAR_MAGICS = (b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")
 FOREIGN_FILES = {
     b"PARE": "an encrypted Parquet file",
@@ -33,8 +33,6 @@ FOREIGN_FILES = {
     b"\x89HDF": "an HDF5 file",
     b"PK\x03\x04": "a ZIP archive or a spreadsheet",
     b"7z\xbc\xaf": "a 7z archive",
-    b"\x28\xb5\x2f\xfd": "a Zstandard file",
-    b"BZh": "a bzip2 file",
     b"\xfd7zXZ": "an xz file",
     b"\xff\xfe": "a text in UTF-16",
     b"\xfe\xff": "a text in UTF-16",
@@ -45,8 +43,10 @@ FOREIGN_FILES = {
 }
 LETTERS_ALONE = (b"PARE", b"FEA1", b"ORC")
 """First bytes of foreign files with which the header of a CSV file may begin, too."""
-SUPPORTED = "JSONL, JSON, CSV and TSV in UTF-8, gzip of these, Parquet and Arrow are read"
-
+SUPPORTED = "JSONL, JSON, CSV and TSV in UTF-8, compressed with gzip, bzip2 or Zstandard, Parquet and Arrow are read"
+COMPRESSIONS = {"gzip": rb"\x1f\x8b", "bzip2": rb"BZh[1-9](1AY&SY|\x17rE8P)", "Zstandard": rb"\x28\xb5\x2f\xfd"}
+"""Expressions for the first bytes of a compressed file."""
+COMPRESSED_SUFFIXES = {".gz", ".bz2", ".zst"}
 
 _CONTROL_CHARACTER = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 
@@ -75,6 +75,7 @@ class RowFile:
     def __init__(self, path: NamedPath) -> None:
         self._path = path
         self._file: io.BufferedReader | None = None
+        self._compression = ""
         self._finished = 0
 
     @property
@@ -93,12 +94,15 @@ class RowFile:
                     yield from self._table_records(start)
                 else:
                     self._file = file
-                    yield from _text_records(file, self._path)
-                self._finished = file.seek(0, io.SEEK_END)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UnreadableFile(f"{name} is a damaged gzip file: {error}") from error
-        except OSError as error:
-            raise UnreadableFile(f"{name} cannot be read: {error.strerror or error}") from error
+                    self._compression = next(
+                        (kind for kind, magic in COMPRESSIONS.items() if re.match(magic, start)), ""
+                    )
+                    yield from _text_records(_decompress(file, self._compression), self._path)
+                self._finished = self._path.path.stat().st_size
+        except (EOFError, zlib.error, OSError) as error:
+            if self._compression and getattr(error, "errno", None) is None:  # not from the machine
+                raise UnreadableFile(f"{name} is a damaged {self._compression} file: {error}") from error
+            raise UnreadableFile(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
         finally:
             self._file = None
 
@@ -109,12 +113,22 @@ class RowFile:
             yield Record(number, value, problem, value or {}, repairs)
 
 
-def _text_records(file: io.BufferedReader, path: NamedPath) -> Iterator[Record]:
+def _decompress(file: io.BufferedReader, compression: str) -> io.BufferedReader:
+    if not compression:
+        return file
+    if compression == "Zstandard":
+        import pyarrow  # noqa: PLC0415 - few files need it
+
+        stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
+    else:
+        stream = gzip.GzipFile(fileobj=file) if compression == "gzip" else bz2.BZ2File(file)
+    return io.BufferedReader(cast("io.RawIOBase", stream), BUFFER_BYTES)
+
+
+def _text_records(stream: io.BufferedReader, path: NamedPath) -> Iterator[Record]:
     name = path.name
-    suffixes = [suffix.lower() for suffix in PurePath(path.file_name or name).suffixes if suffix.lower() != ".gz"]
-    stream = file
-    if stream.peek(2).startswith(GZIP_MAGIC):
-        stream = io.BufferedReader(cast("io.RawIOBase", gzip.GzipFile(fileobj=stream)), BUFFER_BYTES)
+    parts = [suffix.lower() for suffix in PurePath(path.file_name or name).suffixes]
+    suffixes = [suffix for suffix in parts if suffix not in COMPRESSED_SUFFIXES]
     start = stream.peek(BUFFER_BYTES)
     _refuse_foreign(start, name)
     skip_mark(stream)
@@ -128,7 +142,7 @@ def _text_records(file: io.BufferedReader, path: NamedPath) -> Iterator[Record]:
 
 def _refuse_foreign(start: bytes, name: str) -> None:
     if start.startswith(COLUMNAR_MAGICS):
-        raise UnreadableFile(f"{name} is a Parquet or Arrow file inside gzip; decompress it first")
+        raise UnreadableFile(f"{name} is a compressed Parquet or Arrow file; decompress it first")
     for magic, what in FOREIGN_FILES.items():
         if start.startswith(magic) and (magic not in LETTERS_ALONE or _CONTROL_CHARACTER.search(start, 0, 64)):
             raise UnreadableFile(f"{name} is {what}; {SUPPORTED}")
