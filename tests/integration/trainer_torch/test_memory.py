@@ -32,7 +32,7 @@ from finetune_trainer.models.memory_estimate import LOSS_TOKENS, LOSS_WORDS, Mem
 from finetune_trainer.models.shape import ModelShape, read_shape
 
 CPU = torch.device("cpu")
-BATCH, LENGTH = 2, 256
+BATCH, LENGTH = 2, 128
 COUNTED = 0.001
 """The parts that are tensors agree to a per mille."""
 ALLOCATED = 0.15
@@ -244,7 +244,7 @@ def test_activations_of_dora_take_what_both_passes_allocate(
 def test_activations_of_experts_take_what_both_passes_allocate(
     folders: dict[str, Path], kind: str, method: str, on_experts: bool, checkpointing: bool
 ) -> None:
-    wanted = settings(method, gradient_checkpointing=checkpointing, target_experts=on_experts)
+    wanted = settings(method, gradient_checkpointing=checkpointing, target_experts=on_experts, max_length=2 * LENGTH)
     shape = read(folders[kind])
     expected = estimate(shape, wanted, Objective.CHAT).activations
     measured = measure_peak(load(folders[kind], wanted), shape, wanted)
@@ -257,7 +257,7 @@ def test_eager_attention_takes_what_both_passes_allocate(
     folders: dict[str, Path], precision: str, checkpointing: bool
 ) -> None:
     """With rows of which the scores take most of the memory."""
-    wanted = settings("LoRA", precision=precision, gradient_checkpointing=checkpointing, max_length=4 * LENGTH)
+    wanted = settings("LoRA", precision=precision, gradient_checkpointing=checkpointing, max_length=8 * LENGTH)
     shape, model = read(folders["llama"]), load(folders["llama"], wanted)
     model.get_base_model().set_attn_implementation("eager")
     expected = estimate(replace(shape, model_type="gemma2"), wanted, Objective.CHAT).activations

@@ -156,7 +156,11 @@ DORA: dict[str, Any] = {"tuning": {"method": "LoRA", "lora": {"useDora": True, "
 PATTERNS: dict[str, Any] = {
     "tuning": {"method": "LoRA", "lora": {"rankPattern": {"down_proj": 4}, "alphaPattern": {r"layers\.0\..*": 8}}}
 }
-KEEPING: dict[str, Any] = {"checkpoint": {"keep": 9}, "evaluation": {"steps": 2}}
+KEEPING: dict[str, Any] = {
+    "checkpoint": {"keep": 4},
+    "evaluation": {"steps": 2},
+    "hyperparameters": HYPERPARAMETERS | {"maxSteps": 10},
+}
 WHOLE: dict[str, Any] = {
     "tuning": {"method": "LoRA", "lora": {"modulesToSave": ["embed_tokens", "model.norm"], "loraPlusLrRatio": 4}}
 } | KEEPING
@@ -179,7 +183,7 @@ DISTILLATION: dict[str, Any] = {
 }
 """With QLoRA, a teacher in 16 bits differs from its 4-bit student."""
 CASES = {
-    "LoRA in the middle of step 8, with nine kept checkpoints": Case("LoRA", 7, 1, KEEPING),
+    "LoRA in the middle of step 8, with four kept checkpoints": Case("LoRA", 7, 1, KEEPING),
     "LoRA in the evaluation of step 15, in the second epoch": Case("LoRA", 15, 2),
     "NEFTune and a final decay in the middle of step 8": Case("LoRA", 7, 1, NOISY),
     "Adafactor after step 7": Case("LoRA", 7, 0, {"hyperparameters": HYPERPARAMETERS | {"optim": "adafactor"}}),
@@ -201,7 +205,7 @@ CASES = {
 }
 
 
-OFTEN = ("LoRA in the middle of step 8, with nine kept checkpoints",)
+OFTEN = ("LoRA in the middle of step 8, with four kept checkpoints",)
 
 
 @pytest.mark.parametrize(
@@ -243,8 +247,8 @@ def test_a_resumed_training_does_not_run_its_reference_again(
         return compute(self, model, inputs)
 
     monkeypatch.setattr(trainer, "compute_ref_log_probs", count)
-    bench = make_bench("LoRA", **blocks)
-    bench.rows = preference_rows(120)
+    bench = make_bench("LoRA", **blocks | {"hyperparameters": HYPERPARAMETERS | {"maxSteps": 5}})
+    bench.rows = preference_rows(60)
     config = bench.prepare()
     stopped(bench, config, 3)
     assert measured
@@ -346,7 +350,7 @@ def test_prompts_that_were_edited_are_answered_by_the_untrained_model_again(
 
 
 def test_an_edited_prompt_with_a_wrong_pattern_ends_the_attempt_before_it_trains(make_bench: MakeBench) -> None:
-    bench = make_bench()
+    bench = make_bench(hyperparameters=HYPERPARAMETERS | SHORT)
     config = bench.prepare()
     stopped(bench, config, 7)
     wrong = with_prompts(bench, config, [{"prompt": "What is the colour of coal 4?", "expected": "("}])

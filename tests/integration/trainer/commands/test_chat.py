@@ -33,9 +33,11 @@ ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 LOG = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ [A-Z]+ ")
 
 
-def trainer(folder: Path, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+def trainer(
+    folder: Path, *arguments: str, stdin: str = "", python: str = sys.executable
+) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "finetune_trainer", *arguments],
+        [python, "-m", "finetune_trainer", *arguments],
         cwd=folder,
         input=stdin,
         capture_output=True,
@@ -218,16 +220,22 @@ def test_pickle_and_remote_code_are_refused(adapted: tuple[Path, str], tmp_path:
     assert (done.returncode, "remote code" in done.stderr) == (66, True)
 
 
-def test_a_conversation_has_the_system_message_of_the_rows_unless_another_is_given(adapted: tuple[Path, str]) -> None:
+def test_a_conversation_has_the_system_message_of_the_rows_unless_another_is_given(
+    adapted: tuple[Path, str], trainer_python: str
+) -> None:
     folder = adapted[0]
     shutil.copytree(folder / "out", folder / "with-message")
     config = folder / "with-message" / "finetune_config.yaml"
     text = config.read_text(encoding="utf-8")
     config.write_text(text.replace("  dataset:\n", "  dataset:\n    systemMessage: no no no no\n", 1), encoding="utf-8")
-    base = ("--base", "model", "-p", QUESTION)
-    given = answers(trainer(folder, "chat", "out", *base, "--system", "no no no no").stdout)
-    plain = answers(trainer(folder, "chat", "out", *base).stdout)
+
+    def answered(result: str, *options: str) -> dict[str, str]:
+        words = ("chat", result, "--base", "model", "-p", QUESTION, *options)
+        done = trainer(folder, *words, python=trainer_python)
+        assert done.returncode == 0, done.stderr
+        return answers(done.stdout)
+
+    given, plain = answered("out", "--system", "no no no no"), answered("out")
     assert given["tuned"] != plain["tuned"]
-    done = trainer(folder, "chat", "with-message", *base)
-    assert answers(done.stdout) == given, done.stderr
-    assert answers(trainer(folder, "chat", "with-message", *base, "--system", "").stdout) == plain
+    assert answered("with-message") == given
+    assert answered("with-message", "--system", "") == plain
