@@ -96,6 +96,17 @@ def test_a_job_that_is_refused_later_waits_from_the_beginning_once_it_may_start(
     assert one.status["reason"] == "StartDeadlineExceeded"
 
 
+def test_the_time_from_which_a_job_could_start_stays_when_it_is_suspended_after_its_start(scene: Any) -> None:
+    one, pod = running(scene)
+    one.object["spec"]["suspend"] = True
+    one.settle()
+    one.delete_pod(pod)
+    one.end(pod, 75)
+    later(one, 1000)
+    one.settle()
+    assert (one.status["phase"], one.status["eligibleTime"]) == ("Suspended", "2026-03-01T12:00:00Z")
+
+
 def test_a_job_that_may_not_be_created_ends_by_its_start_deadline_too(scene: Any) -> None:
     one = scene(startDeadlineSeconds=60)
     one.object["status"] = one.look(obstacle=Denied("create", "jobs", "team")).status.to_wire()
@@ -159,6 +170,16 @@ def test_suspended_time_is_not_active(scene: Any) -> None:
     later(one, 5000)
     one.settle()
     assert (one.status["phase"], one.status["activeSeconds"]) == ("Suspended", 5)
+
+
+def test_the_time_after_a_pod_has_disappeared_is_not_active(scene: Any) -> None:
+    one, _ = running(scene, activeDeadlineSeconds=100)
+    later(one, 98)
+    one.pods.popitem()
+    one.settle()
+    later(one, 4)
+    one.settle()
+    assert not one.job.is_finished
 
 
 def test_a_deadline_that_is_raised_in_time_counts_at_once(scene: Any) -> None:
@@ -250,6 +271,36 @@ def test_a_trainer_that_answers_but_does_not_move_is_started_again_as_a_failure(
     assert (one.status["failures"], one.status.get("preemptions", 0)) == (1, 0)
     run = one.status["history"][0]
     assert (run["result"], run["reason"], run["lastStep"]) == ("Failed", "NoProgress", 40)
+
+
+def test_a_stall_counts_from_when_the_heartbeat_changed_though_it_is_written_later(scene: Any) -> None:
+    one, pod = running(scene, stallTimeoutSeconds=60)
+    later(one, 30)
+    answer(one, pod, 7)
+    one.reading = replace(one.reading, moved_at=one.now - timedelta(seconds=20))
+    one.settle()
+    later(one, 40)
+    answer(one, pod, 7)
+    assert one.look().status.reason == "NoProgress"
+
+
+def test_a_trainer_that_waited_for_another_pod_is_not_stalled_when_it_is_back(scene: Any) -> None:
+    one = scene(stallTimeoutSeconds=60, resources={"numNodes": 2, "gpusPerNode": 1}).to_training()
+    first, second = one.set_of("one-1")
+    one.settle()
+    answer(one, first, 7)
+    one.settle()
+    one.pods.pop(second["metadata"]["name"])
+    later(one, 1)
+    one.settle()
+    one.run(one.pod("one-1", "back", rank=1))
+    later(one, 60)
+    answer(one, first, 7)
+    one.settle()
+    assert one.status["phase"] == "Training"
+    later(one, 60)
+    answer(one, first, 7)
+    assert one.look().status.reason == "NoProgress"
 
 
 def test_a_stall_before_the_first_stage_is_shown_too(scene: Any) -> None:
