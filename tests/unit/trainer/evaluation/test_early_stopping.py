@@ -37,3 +37,9 @@ def test_without_patience_the_training_never_stops_early() -> None:
     for step in range(100):
         plateau.update(step, 1.0)
     assert not plateau.is_exhausted
+
+
+def test_an_equal_loss_is_no_improvement_and_leaves_the_earlier_step_the_best() -> None:
+    plateau = Plateau(patience=2)
+    assert [plateau.update(step, 1.0) for step in (1, 2, 3)] == [True, False, False]
+    assert (plateau.best_step, plateau.is_exhausted) == (1, True)

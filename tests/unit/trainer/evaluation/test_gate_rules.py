@@ -5,7 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from finetune_trainer.evaluation.gate_rules import GatePrompt, ValidationResult, choose_candidate, find_faults, is_loop
+from finetune_trainer.evaluation.gate_rules import (
+    GatePrompt,
+    GateResult,
+    MergeCheck,
+    ValidationResult,
+    choose_candidate,
+    find_faults,
+    is_loop,
+)
 from finetune_trainer.merging.gate_messages import GateReply
 
 GOOD = ValidationResult("unquantised base", [], 2.0, 2.0, 0.001, 0.98, 0.995, 0.1, 2048, ["yes"])
@@ -87,3 +95,12 @@ def test_of_two_that_pass_the_lower_loss_is_chosen_and_of_none_nothing() -> None
     assert choose_candidate([GOOD, lower], [[], []]) == lower
     assert choose_candidate([GOOD, lower], [[], ["x"]]) == GOOD
     assert choose_candidate([GOOD, lower], [["x"], ["x"]]) is None
+
+
+def test_a_gate_that_could_not_run_is_not_one_that_was_not_met() -> None:
+    checks = [MergeCheck("BF16", 2.0, [GOOD], [["its loss is 3"]], None, not_run=why) for why in ("", "no memory")]
+    assert [one.result for one in checks] == [GateResult.NOT_MET, GateResult.NOT_RUN]
+    assert [one.sentence for one in checks] == [
+        "the full model in BF16 is withheld: its loss is 3. Set output.merge to FP32",
+        "the full model is withheld because its gate could not run: no memory",
+    ]

@@ -63,6 +63,16 @@ def test_a_limit_of_the_job_counts_all_preemptions(scene: Any) -> None:
     assert "3 preemptions, and maxPreemptions is 2; the last: Preempted: a sentence" in one.status["message"]
 
 
+def test_a_limit_of_zero_ends_the_job_at_its_first_preemption_and_not_before(scene: Any) -> None:
+    one = scene(maxPreemptions=0).to_training()
+    one.end(one.pod("one-1"), 1)
+    one.settle()
+    assert (one.status["failures"], one.status["phase"]) == (1, "Starting")
+    one.end(one.pod("one-1"), 75, one.report("Preempted"))
+    one.settle()
+    assert one.status["reason"] == "TooManyPreemptions"
+
+
 def test_a_limit_that_is_raised_while_the_job_waits_for_gpus_is_used_at_once(scene: Any) -> None:
     one = scene(maxPreemptions=1).to_training()
     preempt(one)
