@@ -44,7 +44,8 @@ class VLLMServer:
     def __init__(self, url: str, check: Callable[[], None] = lambda: None) -> None:
         self._url = url.rstrip("/")
         self.check = check
-        self._http = _connect()
+        self._tls = httpx2.create_ssl_context()  # reads the authorities of the machine: once, not for each connection
+        self._http = self._connect()
 
     def __enter__(self) -> Self:
         return self
@@ -57,7 +58,7 @@ class VLLMServer:
     def reconnect(self) -> None:
         """Send what follows over a new connection, which a Service may lead to another pod."""
         self._http.close()
-        self._http = _connect()
+        self._http = self._connect()
 
     @contextmanager
     def unchecked(self) -> Iterator[None]:
@@ -159,9 +160,9 @@ class VLLMServer:
             raise _refusal(answer.status_code, content, data)
         return content
 
-
-def _connect() -> httpx2.Client:
-    return httpx2.Client(timeout=httpx2.Timeout(REQUEST_SECONDS, connect=10.0), follow_redirects=False)
+    def _connect(self) -> httpx2.Client:
+        timeout = httpx2.Timeout(REQUEST_SECONDS, connect=10.0)
+        return httpx2.Client(verify=self._tls, timeout=timeout, follow_redirects=False)
 
 
 def _parse(data: bytes) -> Any:
