@@ -13,7 +13,7 @@ from finetune_operator.kube.observed import Reading
 Build = Callable[..., Any]
 
 
-def trained(scene: Build, seconds: float, **spec: Any) -> Any:
+def trained(scene: Build, seconds: float | None, **spec: Any) -> Any:
     """A job whose running trainer has saved a checkpoint in that many seconds."""
     one = scene(**spec).to_training()
     pod = one.pod("one-1")
@@ -37,6 +37,13 @@ def test_nothing_is_known_before_the_first_checkpoint(scene: Build) -> None:
         "Unknown",
         "NoCheckpoint",
     )
+
+
+def test_a_checkpoint_whose_save_was_not_timed_leaves_it_unknown(scene: Build) -> None:
+    one = trained(scene, None)
+    one.settle()
+    assert one.status["checkpoint"]["step"] == 200
+    assert one.condition("GracePeriodSufficient")["reason"] == "NoCheckpoint"
 
 
 @pytest.mark.parametrize(("seconds", "status"), [(3.2, "True"), (48.0, "True"), (48.1, "False"), (300.0, "False")])

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from finetune_api.handoff import ProgressReport
+from finetune_api.status import Progress
 from finetune_operator.kube.observed import Reading
+from finetune_operator.policy.liveness import describe_place
 
 Build = Callable[..., Any]
 BARE = {"gpusPerNode": 0, "requests": {}}
@@ -161,3 +163,17 @@ def test_the_last_report_is_not_that_of_an_earlier_run(scene: Build) -> None:
     one.settle()
     lose(one, 60)
     assert f"no report since the container started at {wire(one.now - timedelta(seconds=60))}" in message(one)
+
+
+@pytest.mark.parametrize(
+    ("progress", "place"),
+    [
+        ({}, "an unknown stage"),
+        ({"stage": "Loading"}, "Loading"),
+        ({"stage": "Training", "totalSteps": 6}, "Training, step 0 of 6"),
+        ({"stage": "Training", "step": 3}, "Training, step 3"),
+        ({"stage": "Training", "step": 3, "totalSteps": 6}, "Training, step 3 of 6"),
+    ],
+)
+def test_a_place_has_what_is_known_of_stage_step_and_last_step(progress: dict[str, object], place: str) -> None:
+    assert describe_place(Progress.model_validate(progress)) == place

@@ -40,6 +40,16 @@ def test_a_job_created_suspended_creates_nothing_until_it_may(scene: Any) -> Non
     assert (one.status["phase"], one.condition("Suspended")["status"]) == ("Preflight", "False")
 
 
+def test_preflight_is_shown_as_pending_until_it_is_created_and_as_running_though_it_is_suspended(scene: Any) -> None:
+    one = scene(suspend=True)
+    shown = []
+    for is_suspended in (True, False, True):
+        one.object["spec"]["suspend"] = is_suspended
+        one.settle()
+        shown.append(one.condition("Validated")["reason"])
+    assert shown == ["Pending", "PreflightRunning", "PreflightRunning"]
+
+
 def test_the_request_is_written_before_the_job_is_suspended(scene: Any) -> None:
     one, pod = running(scene)
     one.object["spec"]["suspend"] = True
