@@ -123,11 +123,13 @@ def kubectl(control_plane: Path, tool_path: str) -> Callable[..., str]:
 LONGEST_FIRST = (
     "test_absence", "test_causes", "test_survival", "test_api_faults", "test_flow", "test_nodes", "test_deadlines",
     "test_release", "test_scale", "test_commands",
-    "test_resume", "test_memory", "test_ranks", "test_separate_merge", "test_preflight_pod", "test_preferences",
-    "test_preference_jobs", "test_chat", "test_local_run", "test_experts", "test_architectures", "test_models",
-    "test_train", "test_merge_command", "test_verdict", "test_s3_faults", "test_trainer_pod", "test_gate",
+    "test_memory", "test_ranks", "test_separate_merge", "test_resume", "test_preflight_pod", "test_gguf",
+    "test_verdict", "test_objectives_on_ranks", "test_preference_jobs", "test_preferences", "test_chat",
+    "test_correct_answers", "test_distillation_ranks", "test_packing", "test_merge_command", "test_adapter_settings",
+    "test_local_run", "test_experts", "test_architectures", "test_models", "test_train", "test_s3_faults",
+    "test_trainer_pod", "test_gate",
 )  # fmt: skip
-"""Files of minutes. Begun last, one of them would keep one process busy while the other has nothing left to do."""
+"""The longest files. Begun last, one of them would keep one process busy while the other has nothing left to do."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

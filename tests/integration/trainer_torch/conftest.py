@@ -27,7 +27,7 @@ def _fast_gate(trainer_python: str) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _pictures_drawn_once() -> Iterator[None]:
-    """The first report of each objective draws its pictures, a third of a job's time; the later ones copy them."""
+    """The first report of each objective draws its pictures, a fifth of a job's time; the later ones copy them."""
     draw, drawn = document._draw, {}
 
     def copy(record: RunRecord, directory: Path) -> Pictures:

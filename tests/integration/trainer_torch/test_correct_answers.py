@@ -73,6 +73,7 @@ def test_a_model_that_answers_otherwise_fails_its_gate_and_the_report_shows_wron
     make_bench: MakeBench,
 ) -> None:
     bench = make(make_bench, "LoRA", {"match": "Numeric", "extract": "LastNumber", "rows": 20}, gate={"minCorrect": 10})
+    bench.spec["hyperparameters"] = HYPERPARAMETERS | {"maxSteps": 2}
     bench.rows = [
         {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."}]}
         for n in range(1000, 1150)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from loop_bench import CPU, make_loop, make_settings
 from ranks import join_as, run_ranks
+from thin_slice import thin_slice
 from trainer_bench import OWN, weights_of
 
 from finetune_api.handoff import ExitCode
@@ -34,8 +36,10 @@ ROWS = 24
 """Three whole steps; the other rows are held out, an odd number of batches of two for KTO."""
 
 
-@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
-@pytest.mark.parametrize("objective", ["KTO", "RewardModel"])
+@pytest.mark.parametrize(
+    ("objective", "method"),
+    thin_slice(product(["KTO", "RewardModel"], ["LoRA", "QLoRA"]), ("KTO", "QLoRA"), ("RewardModel", "LoRA")),
+)
 def test_two_processes_train_and_measure_as_one(tiny_model: Path, tmp_path: Path, objective: str, method: str) -> None:
     alone = _build(tiny_model, tmp_path / "alone", ALONE, objective=objective, method=method)
     start = weights_of(alone)
