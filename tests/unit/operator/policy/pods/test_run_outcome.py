@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from finetune_api.handoff import ExitCode
+from finetune_operator.kube.pod import Pod
 from finetune_operator.manifests.jobs import build_pod_failure_policy
+from finetune_operator.policy.pods.run_outcome import judge
 
 CODES = [*(int(code) for code in ExitCode if code), 1, 137, 143]
 
@@ -18,7 +20,6 @@ CODES = [*(int(code) for code in ExitCode if code), 1, 137, 143]
         "[]",
         '"Published"',
         '{"outcome": "Published"}',
-        "x" * 5000,
         '{"a":' * 900,
     ],
 )
@@ -29,6 +30,16 @@ def test_a_completed_job_without_a_valid_report_is_not_a_success(scene: Any, mes
     one.settle()
     assert (one.status["phase"], one.status["reason"]) == ("Failed", "BackoffLimitExceeded")
     assert one.condition("Published")["status"] == "False"
+
+
+@pytest.mark.parametrize(("size", "phase"), [(4096, "Succeeded"), (4097, "Failed")])
+def test_a_report_may_be_as_large_as_a_termination_message_and_no_larger(scene: Any, size: int, phase: str) -> None:
+    one = scene(backoffLimit=0).to_training()
+    message = one.published()
+    one.end(one.pod("one-1"), 0, message + " " * (size - len(message)))
+    one.complete("one-1")
+    one.settle()
+    assert one.status["phase"] == phase
 
 
 @pytest.mark.parametrize(
@@ -133,3 +144,12 @@ def test_a_waiting_pod_that_is_deleted_was_not_rejected_by_a_node_or_killed(
     expected = ("Suspended", "UserRequested") if is_suspended else ("Failed", "Unobserved")
     assert (run["result"], run["reason"]) == expected
     assert run["message"].startswith("the pod was deleted")
+
+
+def test_a_pod_that_its_node_rejected_shows_why_although_it_is_deleted(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.reject(pod, "OutOfcpu", "Pod was rejected: node has no CPU left")
+    one.delete_pod(pod)
+    outcome = judge(Pod.from_object(pod), None)
+    assert outcome.message.startswith("OutOfcpu: Pod was rejected: node has no CPU left")
