@@ -159,6 +159,16 @@ def test_such_a_result_of_this_very_job_is_found_again_as_what_it_was(scene: Bui
     assert one.status["artifacts"] == ARTIFACTS
 
 
+def test_a_result_from_before_the_first_attempt_is_adopted_at_the_end_of_its_preflight(scene: Build) -> None:
+    one = scene()
+    one.settle()
+    one.end(one.pod("one-preflight"), 0, one.report("Adopted", artifacts=ARTIFACTS))
+    one.complete("one-preflight")
+    one.settle()
+    assert (one.status["phase"], one.condition("Complete")["reason"]) == ("Succeeded", "Adopted")
+    assert one.status["completionTime"] == one.children["one-preflight"]["status"]["completionTime"]
+
+
 @pytest.mark.parametrize("artifacts", [{}, {"artifacts": {"uri": "s3://bucket/out"}}])
 def test_an_adopted_result_without_a_manifest_digest_is_never_complete(scene: Build, artifacts: Any) -> None:
     one = scene()
