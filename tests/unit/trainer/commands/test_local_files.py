@@ -11,7 +11,7 @@ from finetune_trainer.errors import TrainerError
 def folder(tmp_path: Path) -> Path:
     for name in (
         "b.jsonl", "a.json.gz", "sub/c.parquet", "sub/d.csv", "part.arrow", "README.md", ".gitattributes", "_SUCCESS",
-        "sub/.d.csv.crc", "dataset_info.json", "old.jsonl.zst", ".git/x.jsonl",
+        "sub/.d.csv.crc", "dataset_info.json", "old.jsonl.xz", ".git/x.jsonl",
     ):  # fmt: skip
         path = tmp_path / "rows" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def test_a_folder_is_its_data_files_in_order_and_the_others_are_named(folder: Pa
         "a.json.gz", "b.jsonl", "part.arrow", "sub/c.parquet", "sub/d.csv",
     ]  # fmt: skip
     assert below(folder, found.ignored) == [
-        ".git", ".gitattributes", "README.md", "_SUCCESS", "dataset_info.json", "old.jsonl.zst", "sub/.d.csv.crc",
+        ".git", ".gitattributes", "README.md", "_SUCCESS", "dataset_info.json", "old.jsonl.xz", "sub/.d.csv.crc",
     ]  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def test_a_file_by_its_name_is_read_whatever_it_is_called(folder: Path) -> None:
         ("*.jsonl", ["b.jsonl"]),
         ("*/*", ["sub/c.parquet", "sub/d.csv"]),
         ("**/*.csv", ["sub/d.csv"]),
-        ("**", ["README.md", "_SUCCESS", "a.json.gz", "b.jsonl", "dataset_info.json", "old.jsonl.zst", "part.arrow",
+        ("**", ["README.md", "_SUCCESS", "a.json.gz", "b.jsonl", "dataset_info.json", "old.jsonl.xz", "part.arrow",
                 "sub/c.parquet", "sub/d.csv"]),
         ("?.jsonl", ["b.jsonl"]),
         ("s*b/c.*", ["sub/c.parquet"]),

@@ -237,12 +237,12 @@ def test_preflight_names_the_files_of_a_prefix_that_it_skips(
 ) -> None:
     (world.bucket / "parts").mkdir()
     (world.bucket / "parts/0.jsonl").write_bytes(rows_file.read_bytes())
-    for name in ("1.jsonl.zst", "2", "3.txt", "_SUCCESS", ".0.jsonl.crc", "state.json"):
+    for name in ("1.jsonl.xz", "2", "3.txt", "_SUCCESS", ".0.jsonl.crc", "state.json"):
         (world.bucket / "parts" / name).write_text("")
     world.with_config({"dataset": {"train": {"uri": "s3://bucket/parts"}}})
     with caplog.at_level(logging.WARNING):
         preflight(world.run)
-    skipped = [f"s3://bucket/parts/{name}" for name in ("1.jsonl.zst", "2", "3.txt")]
+    skipped = [f"s3://bucket/parts/{name}" for name in ("1.jsonl.xz", "2", "3.txt")]
     assert f"s3://bucket/parts: skipped, not data files: {', '.join(skipped)}" in caplog.messages
     assert json.loads((world.out / "dataset/summary.json").read_text())["train"]["ignoredFiles"] == skipped
 
