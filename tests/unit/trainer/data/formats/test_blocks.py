@@ -128,7 +128,8 @@ def test_the_reasoning_of_gemini_and_bedrock_is_apart_from_the_answer(check: Any
 def test_an_image_of_gemini_or_bedrock_costs_the_row(check: Any) -> None:
     for part in ({"inlineData": {"mimeType": "image/png", "data": "x"}}, {"image": {"format": "png"}}):
         (refused,), _ = check({"messages": [{"role": "user", "content": [part, {"text": "q"}]}, A]})
-        assert refused.detail == f"turn 1 has a text part without text, but {next(iter(part))}"
+        assert refused.code is RejectCode.UNSUPPORTED_MODALITY
+        assert refused.detail == f"turn 1 has a part of type {next(iter(part))!r}; only text is trained"
 
 
 def test_arrays_of_roles_and_of_texts_are_turns(check: Any) -> None:

@@ -15,6 +15,8 @@ from finetune_trainer.data.rows import BadRow
 MAX_LITERAL_CHARACTERS = 1 << 16
 """Python's parser takes about 500 bytes of memory for each character of a literal."""
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+MEDIA_KEYS = ("image", "document", "video", "audio", "inlineData", "inline_data", "fileData", "file_data")
+"""Keys of the parts of Bedrock and Gemini, which have no type."""
 
 # These keys include 1 and 0, which equal the booleans in Python.
 LABELS: Mapping[object, bool] = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
@@ -80,7 +82,7 @@ def _read_part(part: object, where: str) -> str:
         return part
     if not isinstance(part, dict):
         raise BadRow(RejectCode.WRONG_TYPE, f"{where} has a part that is {name_type(part)}")
-    kind = part.get("type", "text")
+    kind = part.get("type", next((key for key in MEDIA_KEYS if key in part), "text"))
     key = TEXT_PARTS.get(kind) if isinstance(kind, str) else None
     if key is None:
         raise BadRow(
