@@ -10,10 +10,10 @@ import boto3
 import pytest
 import yaml
 from deployed_chart import Chart
-from kubernetes import config
+from kubernetes import client, config
 from rows import colour_rows, jsonl
 from tiny_model import make_tiny_model
-from user import BUCKET, Bench, kubectl, secret
+from user import BUCKET, Bench, kubectl, secret, wait_for
 
 NEEDED = ("KUBECONFIG", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
@@ -59,6 +59,10 @@ def bench(s3: Any, _kubeconfig: None) -> Iterator[Bench]:
     ]
     kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
     yield Bench(namespace, s3)
+    # With pods in it, Kubernetes looks at a namespace again only after half of their grace period: a minute.
+    kubectl("delete", "finetunejobs", "--all", "--namespace", namespace)
+    kubectl("delete", "pods", "--all", "--namespace", namespace, "--wait=false")
+    wait_for("the end of the pods", lambda: not client.CoreV1Api().list_namespaced_pod(namespace).items)
     kubectl("delete", "namespace", namespace, "--wait", "--timeout=600s")
 
 

@@ -10,7 +10,7 @@ import yaml
 from user import kubectl
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVER = [ROOT / "tests" / "fixtures" / name for name in ("hub.py", "hub_uploads.py")]
+SERVER = [ROOT / "tests" / "fixtures" / name for name in ("hub.py", "hub_uploads.py", "http_servers.py")]
 PORT = 8000
 LIMIT = 900_000
 """A ConfigMap holds 1 MiB."""
