@@ -25,6 +25,7 @@ KUSTOMIZE = "sigs.k8s.io/kustomize/kustomize/v5"
 TRAINER = "github.com/kubeflow/trainer/v2"
 KSERVE = "github.com/kserve/kserve"
 VOLCANO = "volcano.sh/volcano"
+DRA = "sigs.k8s.io/dra-example-driver"
 KUBE_ROUTER = "github.com/cloudnativelabs/kube-router/v2"
 MINOR = os.environ.get("KUBERNETES_MINOR", "")
 """The older Kubernetes of a control plane without a node, for example 1.31; empty for the cluster's own."""
@@ -96,12 +97,14 @@ PROGRAMS = {
         Program("kserve", "kserve", KSERVE, f"{KSERVE}/cmd/manager"),
         Program("volcano-scheduler", "volcano", VOLCANO, f"{VOLCANO}/cmd/scheduler"),
         Program("volcano-controller", "volcano", VOLCANO, f"{VOLCANO}/cmd/controller-manager"),
+        Program("dra-example-kubeletplugin", "dra", DRA, f"{DRA}/cmd/dra-example-kubeletplugin"),
     )
 }
 ON_DEMAND = (
     *("kueue", "health", "registry", "actionlint", "kubeadm", "jobset", "kubeflow-trainer"),
     *("kube-router", "prometheus-operator", "source-controller", "kustomize-controller", "argocd", "kustomize"),
     *("llmisvc", "kserve", "prometheus-config-reloader", "prometheus", "volcano-scheduler", "volcano-controller"),
+    "dra-example-kubeletplugin",
 )
 BASIC = tuple(name for name in PROGRAMS if name not in ON_DEMAND)
 """What every cluster needs; Kueue takes minutes to build and is built when it is asked for, as are the tests' tools."""

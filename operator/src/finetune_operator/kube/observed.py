@@ -45,7 +45,8 @@ class Reading:
         return cls(pod_uid, at, report, moved_at=before.moved_at if before and is_still else at)
 
 
-START_WARNINGS = {"Pod": ("FailedMount", "FailedAttachVolume"), "Job": ("FailedCreate",)}
+CLAIM_WARNING = "FailedResourceClaimCreation"
+START_WARNINGS = {"Pod": ("FailedMount", "FailedAttachVolume", CLAIM_WARNING), "Job": ("FailedCreate",)}
 """Reasons of the Warning events that name why an object of a kind does not start."""
 
 

@@ -74,6 +74,8 @@ class Pod:
     unschedulable: str
     ignored_by: str
     """The scheduler that has to place it and has not handled it yet."""
+    unclaimed: str
+    """Its resource claims that may not exist, and its templates without a claim."""
     disruption: str
     requests_cpu: bool
     """Whether a container requests CPU; without, the pod gets what others of its node leave."""
@@ -129,6 +131,7 @@ class Pod:
             waiting_message=_text(waiting.get("message", "")),
             unschedulable=_unschedulable(spec, scheduled),
             ignored_by="" if scheduled or spec.get("nodeName") else str(spec.get("schedulerName") or ""),
+            unclaimed=_unclaimed(spec, status),
             disruption=_word(disrupted.get("reason", "")) if disrupted.get("status") == "True" else "",
             requests_cpu=any(
                 str(((one.get("resources") or {}).get("requests") or {}).get("cpu", "0")) != "0"
@@ -180,6 +183,12 @@ def _unschedulable(spec: Object, scheduled: Object) -> str:
     if scheduled.get("reason") == "SchedulingGated":
         return _text(f"scheduling gates: {', '.join(one['name'] for one in spec.get('schedulingGates') or [])}")
     return _text(scheduled.get("message", "")) if scheduled.get("reason") == "Unschedulable" else ""
+
+
+def _unclaimed(spec: Object, status: Object) -> str:
+    made = {one["name"] for one in status.get("resourceClaimStatuses") or []}
+    claims = (one for one in spec.get("resourceClaims") or [] if one["name"] not in made)
+    return ", ".join(one.get("resourceClaimName") or one.get("resourceClaimTemplateName") or "" for one in claims)
 
 
 def _companions(status: Object) -> str:

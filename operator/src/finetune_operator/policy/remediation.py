@@ -19,7 +19,21 @@ FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
             "wait until all pods of the job fit at once; kubectl describe podgroups shows what is missing",
         ),
         (r"scheduling gates: ", "the controller that set them has to remove them"),
-        (r"has not handled the pod", "check scheduling.schedulerName, and that this scheduler runs"),
+        (
+            r"waits for its resource claims",
+            "check that they exist in the job's namespace with kubectl get resourceclaims,resourceclaimtemplates, and "
+            "scheduling.schedulerName",
+        ),
+        (r"has not handled the pod$", "check scheduling.schedulerName, and that this scheduler runs"),
+        (
+            r"PodResourceClaim .* not found",
+            "create it in the job's namespace, or correct resources.claims",
+        ),
+        (
+            r"cannot allocate all claims",
+            "wait for free devices, or request fewer in the claims of resources.claims; kubectl get resourceslices "
+            "shows what the nodes offer",
+        ),
         (
             r"waiting for ephemeral volume controller",
             "see kubectl get persistentvolumeclaims: volumes of ended pods count for the namespace's quota too",

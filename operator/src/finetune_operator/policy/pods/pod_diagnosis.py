@@ -7,7 +7,7 @@ from datetime import datetime
 
 from finetune_api.names import Reason
 from finetune_operator.kube.objects import Job
-from finetune_operator.kube.observed import START_WARNINGS, Reading, Warnings
+from finetune_operator.kube.observed import CLAIM_WARNING, START_WARNINGS, Reading, Warnings
 from finetune_operator.kube.pod import IMAGE_PROBLEMS, START_PROBLEMS, Pod
 from finetune_operator.policy import remediation
 
@@ -22,7 +22,7 @@ _CLAIM_FIXES = (
     ("being deleted", "create it again once it is gone"),
     ("unbound", "give the claim a storage class that provisions its volume, or create a matching volume"),
 )
-_PREEMPTION = re.compile(r"( no new claims to deallocate,)? preemption: .*", re.DOTALL)
+_PREEMPTION = re.compile(r"( (no new claims to deallocate|still not schedulable),)? preemption: .*", re.DOTALL)
 """What the scheduler writes after the causes; the first part is of a scheduler with resource claims."""
 _CLAIM = re.compile(
     r'persistentvolumeclaim "[^"]+" (not found|is being deleted)|pod has unbound immediate PersistentVolumeClaims'
@@ -87,10 +87,13 @@ def _diagnose_pending_pod(pod: Pod, warnings: Warnings | None, now: datetime) ->
 
 
 def _diagnose_by_events(pod: Pod, warnings: Warnings, age: float) -> Diagnosis:
-    if failed := _first_message(warnings, START_WARNINGS["Pod"]):
+    if unclaimed := _first_message(warnings, (CLAIM_WARNING,)) if pod.unclaimed else "":
+        reason, problem = Reason.UNSCHEDULABLE, unclaimed
+    elif failed := _first_message(warnings, set(START_WARNINGS["Pod"]) - {CLAIM_WARNING}):
         reason, problem = Reason.MOUNT_FAILED, failed
     elif pod.ignored_by and age >= IGNORED_SECONDS:
-        reason, problem = Reason.UNSCHEDULABLE, f"scheduler {pod.ignored_by} has not handled the pod"
+        claims = f", which waits for its resource claims ({pod.unclaimed})" if pod.unclaimed else ""
+        reason, problem = Reason.UNSCHEDULABLE, f"scheduler {pod.ignored_by} has not handled the pod{claims}"
     else:
         reason, problem = Reason.PODS_STARTING, ""
     return Diagnosis(reason, remediation.append_fix(reason, problem), check_after=PENDING_SECONDS)

@@ -41,6 +41,12 @@ def diagnose(one: Any, seconds: float, *warnings: tuple[str, str], about: str = 
             "class that provisions its volume, or create a matching volume; the pod then starts",
         ),
         (
+            "0/1 nodes are available: 1 cannot allocate all claims. still not schedulable, preemption: 0/1 nodes are "
+            "available: 1 Preemption is not helpful for scheduling.",
+            "No node can run the pod: 0/1 nodes are available: 1 cannot allocate all claims: wait for free devices, or "
+            "request fewer in the claims of resources.claims; kubectl get resourceslices shows what the nodes offer",
+        ),
+        (
             "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. no new claims to deallocate, preemption: 0/1 "
             "nodes are available: 1 No preemption victims found for incoming pod.",
             "No node can run the pod: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu: wait for a free "
@@ -115,6 +121,38 @@ def test_a_pod_that_no_scheduler_has_handled_for_thirty_seconds_names_the_schedu
     )
     pod["status"]["conditions"] = [{"type": "PodScheduled", "status": "True"}]
     assert diagnose(one, 60, about=about).reason == "PodsStarting"
+
+
+@pytest.mark.parametrize(
+    ("field", "missing"), [("resourceClaimName", "shared"), ("resourceClaimTemplateName", "one-gpu")]
+)
+def test_a_pod_that_the_scheduler_leaves_aside_for_its_claims_names_them(scene: Any, field: str, missing: str) -> None:
+    """The scheduler writes no condition before the claims of a pod exist."""
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    made = {"name": "nic", "resourceClaimTemplateName": "one-nic"}
+    pod["spec"] |= {"schedulerName": "default-scheduler", "resourceClaims": [{"name": "gpu", field: missing}, made]}
+    pod["status"]["resourceClaimStatuses"] = [{"name": "nic", "resourceClaimName": "one-1-nic"}]
+    found = diagnose(one, 1 + 30, about="one-1-1-uid")
+    assert found.reason == "Unschedulable"
+    assert found.detail == (
+        f"scheduler default-scheduler has not handled the pod, which waits for its resource claims ({missing}): check "
+        "that they exist in the job's namespace with kubectl get resourceclaims,resourceclaimtemplates, and "
+        "scheduling.schedulerName"
+    )
+
+
+def test_a_missing_template_of_claims_is_named_as_the_controller_does(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    claim = {"name": "gpu", "resourceClaimTemplateName": "none"}
+    pod["spec"] |= {"schedulerName": "default-scheduler", "resourceClaims": [claim]}
+    message = (
+        'PodResourceClaim gpu: resource claim template "none": resourceclaimtemplate.resource.k8s.io "none" not found'
+    )
+    found = diagnose(one, 20, ("FailedResourceClaimCreation", message), about="one-1-1-uid")
+    assert found.reason == "Unschedulable"
+    assert found.detail == f"{message}: create it in the job's namespace, or correct resources.claims"
 
 
 def test_a_pod_behind_scheduling_gates_names_them(scene: Any) -> None:
