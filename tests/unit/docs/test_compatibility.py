@@ -15,6 +15,7 @@ PINNED = {
     "Kubernetes, with real pods": (f"{BINARIES}/kubernetes/go.mod", r"k8s.io/kubernetes v(\S+)"),
     "helm": (f"{BINARIES}/helm/go.mod", r"helm.sh/helm/v4 v(\S+)"),
     "Kueue": (f"{BINARIES}/kueue/go.mod", r"sigs.k8s.io/kueue v(\S+)"),
+    "Dynamic Resource Allocation": (f"{BINARIES}/dra/go.mod", r"dra-example-driver v(\S+)"),
     "Volcano": (f"{BINARIES}/volcano/go.mod", r"volcano.sh/volcano v(\S+)"),
     "Argo CD": (f"{BINARIES}/argo-cd/go.mod", r"argoproj/argo-cd/v3 v(\S+)"),
     "NetworkPolicies": (f"{BINARIES}/kube-router/go.mod", r"cloudnativelabs/kube-router/v2 v(\S+)"),
