@@ -83,12 +83,12 @@ def write(record: RunRecord, folder: Path) -> str:
 
 def test_the_result_compares_base_and_tuned_model_with_an_interval(tmp_path: Path) -> None:
     report = write(make_record(tmp_path), tmp_path)
-    assert "**Better than the base model: held-out loss 3.5 → 2.4, -31 % ± " in report
+    assert "**Better than the base model: held-out loss 3.5 → 2.4, -31 % \\(95 % interval " in report
     assert "| base model    | 3.5  | 33.12      | 200    |" in report
     assert "| tuned model   | 2.4  | 11.02      | 200    |" in report
     assert "step 40 of 40, the best of 4 evaluations" in report
     assert "Student's t over 10 groups of the same held-out rows" in report
-    assert "widened because the model was chosen from 4 evaluations" in report
+    assert "because this one was chosen from 4 evaluations" in report
 
 
 def test_the_report_begins_with_what_was_trained_where_and_when(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from finetune_trainer.report.head import build_head
 def test_a_lower_loss_is_good_news_with_its_interval(tmp_path: Path) -> None:
     head = build_head(make_run(tmp_path))
     assert head.mood == "good"
-    assert head.verdict.startswith("Better than the base model: held-out loss 3.21 → 1.53, -52 % ± ")
+    assert head.verdict.startswith("Better than the base model: held-out loss 3.21 → 1.53, -52 % (95 % interval ")
 
 
 @pytest.mark.parametrize(

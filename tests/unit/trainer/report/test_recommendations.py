@@ -106,7 +106,7 @@ def test_a_gate_that_no_rule_explains_is_named_where_the_recommendations_are(tmp
 def test_a_tuned_model_that_is_worse_than_the_base_is_not_to_be_used(tmp_path: Path) -> None:
     message = advice(good_run(tmp_path, final=measured(3.3)))
     assert message.startswith("Do not use or publish this result: it is worse")
-    assert "+10 % ± " in message
+    assert "+10 % (95 % interval +" in message
     assert message.endswith("on 100 held-out rows")
 
 
@@ -157,7 +157,7 @@ def test_the_recommendation_that_concerns_most_comes_first(tmp_path: Path) -> No
 def test_an_early_minimum_and_a_later_rise_is_overfitting(tmp_path: Path) -> None:
     message = advice(good_run(tmp_path, evaluations=[2.2, 2.0, 2.1, 2.2]))
     assert "overfits" in message
-    assert "step 10 of 20 (2) and rose since, +10 % ±" in message
+    assert "step 10 of 20 (2) and rose since, +10 % (95 % interval +9.9 to +10 %)" in message
 
 
 def test_a_rise_of_two_percent_or_a_late_minimum_is_not_overfitting(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_losses_that_still_fall_at_the_end_ask_for_longer_training(tmp_path: Pat
     falling = [3.0 - 0.05 * step for step in range(20)]
     message = advice(good_run(tmp_path, train=falling, evaluations=[2.9, 2.7, 2.5, 2.3]))
     assert "Train longer" in message
-    assert "evaluation loss -8.0 % ± 0.1 between the last two evaluations" in message
+    assert "evaluation loss -8.0 % (95 % interval -8.1 to -7.9 %) between the last two evaluations" in message
 
 
 @pytest.mark.parametrize(("rise", "least", "most"), [(0.0, 0.0, 0.05), (0.15, 0.8, 1.0)])

@@ -1,12 +1,9 @@
 """What the model could do before the training and still can: its answers to multiple-choice questions, compared."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from statistics import NormalDist
+from dataclasses import dataclass
 
 from finetune_api.evaluation import AbilityStatus, EvaluationMetric, Gate
-from finetune_trainer.evaluation.intervals import LEVEL
 from finetune_trainer.evaluation.verdict import Comparison, compare
 
 BATCH_TOKENS = 8192
@@ -26,11 +23,11 @@ class Ability:
 
         The weights were not chosen on these questions, so the interval is not widened for the choice.
         """
-        found = compare(EvaluationMetric.REWARD, _parts(self.before), _parts(self.after))
-        if found is None or found.low is None:
-            return found
-        low, high = paired_interval(self.lost, self.gained, len(self.after))
-        return replace(found, low=low, high=high)
+        return self.compare()
+
+    def compare(self, choices: int = 1) -> Comparison | None:
+        """Return the same for weights that were chosen from so many evaluations of these questions."""
+        return compare(EvaluationMetric.REWARD, _parts(self.before), _parts(self.after), choices)
 
     @property
     def has_forgotten(self) -> bool:
@@ -47,28 +44,6 @@ class Ability:
     def lost(self) -> int:
         """Questions that only the model before the training answers correctly."""
         return sum(old and not new for old, new in zip(self.before, self.after, strict=False))
-
-
-def paired_interval(lost: int, gained: int, questions: int, level: float = LEVEL) -> tuple[float, float]:
-    """Return the interval of the difference of the shares, from the answers that have changed; of 95 % by default.
-
-    Half is added to each cell of the table of both measurements (Agresti and Min, Statistics in Medicine 24, 2005,
-    729-740): the plain interval is too narrow if few answers change. It includes zero if McNemar's test does.
-    """
-    difference, count = gained - lost, questions + 2
-    middle, error = difference / count, math.sqrt(gained + lost + 1 - difference**2 / count) / count
-    half = NormalDist().inv_cdf((1 + level) / 2) * error
-    low, high = max(middle - half, -1.0), min(middle + half, 1.0)
-    return (low, high) if _chance(lost, gained) < 1 - level else (min(low, 0.0), max(high, 0.0))
-
-
-def _chance(lost: int, gained: int) -> float:
-    """Return the probability of a difference of this size or more if gains and losses are equally likely.
-
-    McNemar's test in its exact form: two-sided and binomial, on the answers that have changed.
-    """
-    changed, most = lost + gained, max(lost, gained)
-    return min(1.0, 2 * sum(math.comb(changed, at) for at in range(most, changed + 1)) / (1 << changed))
 
 
 def _parts(answers: Sequence[bool]) -> list[tuple[float, int]]:

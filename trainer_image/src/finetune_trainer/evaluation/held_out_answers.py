@@ -1,11 +1,10 @@
 """How many answers to held-out rows are correct before the training and after it, with the interval of the
 difference."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from finetune_api.evaluation import AnswersStatus, Gate
-from finetune_trainer.evaluation.ability import Ability, describe_change, paired_interval, to_percent
-from finetune_trainer.evaluation.intervals import LEVEL
+from finetune_trainer.evaluation.ability import Ability, describe_change, to_percent
 from finetune_trainer.evaluation.verdict import Comparison
 
 SHOWN = 5
@@ -46,14 +45,9 @@ class HeldOutAnswers:
     def compare(self, choices: int) -> Comparison | None:
         """Return the paired comparison of the shares of correct answers; None if they are not of the same rows.
 
-        The weights were chosen from `choices` evaluations on held-out rows: the interval is widened (Bonferroni).
+        The weights were chosen from `choices` evaluations on held-out rows.
         """
-        found = self.counted.comparison
-        if found is None or found.low is None:
-            return found
-        level = 1 - (1 - LEVEL) / max(choices, 1)
-        low, high = paired_interval(self.counted.lost, self.counted.gained, self.rows, level)
-        return replace(found, low=low, high=high)
+        return self.counted.compare(choices)
 
     @property
     def percent(self) -> float:

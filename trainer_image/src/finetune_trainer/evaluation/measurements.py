@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from finetune_trainer.evaluation.groups import Owners, group_batches
-from finetune_trainer.evaluation.intervals import estimate_mean
+from finetune_trainer.evaluation.intervals import estimate_mean, share_half_width
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,12 @@ def reward_mean(
 ) -> RewardPoint:
     """Return the point of these rewards; lengths are in tokens, a clipped answer reached the length limit, and `parts`
     are the computed rewards of each answer."""
-    measured = token_mean([(reward, 1) for reward in rewards], owners)
+    measured, seen = token_mean([(reward, 1) for reward in rewards], owners), sorted(set(rewards))
+    half_width = measured.half_width
+    if half_width is not None and len(seen) <= 2:  # as those of 0 and 1, whose spread may be none
+        apart = seen[-1] - seen[0] or abs(seen[0]) or 1.0
+        prompts = len({prompt for _, prompt in owners}) or len(rewards)
+        half_width = apart * share_half_width((measured.loss - seen[0]) / apart, prompts)
     found = tuple(
         RewardPart(statistics.fmean(one), sum(value == 0 for value in one) / len(one))
         for one in zip(*parts, strict=True)
@@ -156,7 +161,7 @@ def reward_mean(
         completion_length,
         clipped_share,
         measured.standard_error,
-        measured.half_width,
+        half_width,
         tuple(rewards),
         found,
         tuple(owners),

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from finetune_api.evaluation import EvaluationMetric, EvaluationStatus, Verdict
 from finetune_trainer.evaluation.groups import EVALUATED_ROWS, Owners, group_batches
-from finetune_trainer.evaluation.intervals import estimate_mean
+from finetune_trainer.evaluation.intervals import TAIL, estimate_mean, paired_interval
 
 ROUNDING = 0.001
 """Relative difference of a loss that 16-bit arithmetic alone can make, by other kernels or batches."""
@@ -50,9 +50,9 @@ class Comparison:
         return Verdict.BETTER if is_lower == (self.metric is EvaluationMetric.LOSS) else Verdict.WORSE
 
     @property
-    def half_width(self) -> float | None:
-        """Half of the interval's width."""
-        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+    def has_interval(self) -> bool:
+        """Whether there are enough groups of rows for an interval."""
+        return self.low is not None and self.high is not None
 
     @property
     def change(self) -> str:
@@ -61,11 +61,17 @@ class Comparison:
 
     @property
     def change_with_interval(self) -> str:
-        """The same, with half the width of the interval."""
-        if self.half_width is None:
-            return self.change
+        """The same, with both ends of the interval, which need not be equally far away."""
+        return f"{self.change} ({self.interval})" if self.has_interval else self.change
+
+    @property
+    def interval(self) -> str:
+        """The interval of the change as people read it; empty without one."""
+        if self.low is None or self.high is None:
+            return ""
         factor, unit = self._scale
-        return f"{self.change} ± {_figure(self.half_width * factor, unit)}"
+        low, high = (_end(factor * end, unit) for end in (self.low, self.high))
+        return f"95 % interval {low} to {high}{unit}"
 
     @property
     def _scale(self) -> tuple[float, str]:
@@ -76,30 +82,60 @@ class Comparison:
     def advise_rows(self, rows: int) -> int | None:
         """Return how many held-out rows or prompts would probably show a difference of this size; None if these do, or
         it is practically zero."""
-        half = self.half_width
-        if half is None or not float(_figure(abs(self.difference * self._scale[0]), self._scale[1])):
+        if self.low is None or self.high is None:
             return None
-        return math.ceil(MORE_ROWS * rows * (half / self.difference) ** 2) if half >= abs(self.difference) else None
+        if not float(_figure(abs(self.difference * self._scale[0]), self._scale[1])):
+            return None
+        margin = self.difference - self.low if self.difference > 0 else self.high - self.difference
+        if margin < abs(self.difference):
+            return None
+        return math.ceil(MORE_ROWS * rows * (margin / self.difference) ** 2)
 
 
 def compare(
-    metric: EvaluationMetric, before: Parts, after: Parts, choices: int = 1, owners: Owners = ()
+    metric: EvaluationMetric,
+    before: Parts,
+    after: Parts,
+    choices: int = 1,
+    owners: Owners = (),
+    *,
+    earlier: int = 1,
 ) -> Comparison | None:
     """Compare the means of two measurements of the same rows; None if they are not of the same rows, or of none.
 
     The interval is that of the mean difference over paired groups. The tuned model is the best of `choices` evaluations
-    on these rows, so its level is that of simultaneous intervals.
+    on these rows, and the one before it the best of `earlier`. Luck makes the best of several look too good, and never
+    too bad: only the end that luck brings nearer is that of simultaneous intervals (Bonferroni).
     `owners` are the samples with their prompts, if some have the same one: these are not independent.
     """
-    pairs = _join(list(_pair(before, after)), owners)
+    single = list(_pair(before, after))
+    pairs = _join(single, owners)
     weight = sum(count for _, _, count in pairs)
     if not weight:
         return None
     first, last = (sum(part[at] for part in pairs) / weight for at in (0, 1))
-    half = estimate_mean([(new - old, count) for old, new, count in pairs], choices).half_width
-    if half is None:
-        return Comparison(metric, first, last, groups=len(pairs))
-    return Comparison(metric, first, last, last - first - half, last - first + half, len(pairs))
+    lucky, other = TAIL / max(choices, 1), TAIL / max(earlier, 1)
+    tails = (other, lucky) if metric is EvaluationMetric.LOSS else (lucky, other)
+    sums = [(new - old, count) for old, new, count in pairs]
+    found = estimate_mean(sums, tails)
+    low, high = found.low, found.high
+    if low is not None and high is not None and metric is EvaluationMetric.REWARD and (step := _find_step(single)):
+        lost, gained = sum(one < 0 for one, _ in sums), sum(one > 0 for one, _ in sums)
+        ends = [step * end for end in paired_interval(lost, gained, len(sums), tails)]
+        low, high = ends if len(sums) == len(single) else (min(low, ends[0]), max(high, ends[1]))
+    return Comparison(metric, first, last, low, high, len(pairs))
+
+
+def _find_step(pairs: Sequence[Pair]) -> float | None:
+    """Return by how much rewards change if all that change do so by the same amount, as those of 0 and 1; else None.
+
+    Their spread is no measure if few change or none. If none does, it is the distance of the highest and the lowest.
+    """
+    steps = {round(abs(new - old), 9) for old, new, _ in pairs} - {0.0}
+    if len(steps) > 1:
+        return None
+    rewards = [reward for pair in pairs for reward in pair[:2]]
+    return max(steps, default=max(rewards) - min(rewards) or abs(rewards[0]) or 1.0)
 
 
 def _pair(before: Parts, after: Parts) -> Iterator[Pair]:
@@ -197,6 +233,14 @@ def _signed(value: float, scale: tuple[float, str]) -> str:
     figure = _figure(abs(value * factor), unit)
     sign = "" if float(figure) == 0 else "-" if value < 0 else "+"
     return f"{sign}{figure}{unit}"
+
+
+def _end(value: float, unit: str) -> str:
+    """Return one end of an interval, with another digit where rounding would hide on which side of zero it is."""
+    figure = _figure(abs(value), unit)
+    if float(figure) == 0 and abs(value) >= 0.005:
+        figure = f"{abs(value):.2f}"
+    return figure if float(figure) == 0 else f"{value:+.9f}"[0] + figure
 
 
 def _figure(value: float, unit: str) -> str:

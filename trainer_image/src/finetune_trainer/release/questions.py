@@ -1,7 +1,7 @@
 """What champion and challenger of a release are asked through their server, and how they compare."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,7 @@ class Questions:
 def compare_answers(champion: Answers | None, challenger: Answers, choices: int = 1) -> ReleaseComparison:
     """Return the comparison on the rows that both answered; those of one prompt are a group.
 
-    The challenger is the best of `choices` evaluations on these rows, so that by chance its losses are too low, and not
-    too high: the interval is widened towards a worse challenger alone.
+    The challenger is the best of `choices` evaluations on these rows.
     """
     prompts = challenger.prompts or range(len(challenger.losses))
     pairs = [
@@ -92,9 +91,7 @@ def compare_answers(champion: Answers | None, challenger: Answers, choices: int 
     ]
     before, after = [old for old, *_ in pairs], [new for _, new, _ in pairs]
     owners = [(old[1], prompt) for old, _, prompt in pairs]
-    found = compare(EvaluationMetric.LOSS, before, after, owners=owners)
-    if found and (widened := compare(EvaluationMetric.LOSS, before, after, choices, owners)):
-        found = replace(found, high=widened.high)
+    found = compare(EvaluationMetric.LOSS, before, after, choices, owners)
     return ReleaseComparison(
         verdict=(found.verdict if found else Verdict.NOT_EVALUATED).value,
         rows=len(pairs),

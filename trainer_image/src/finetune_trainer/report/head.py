@@ -49,8 +49,8 @@ def _evaluation_tiles(record: RunRecord) -> list[Tile]:
 
     before, after = record.judged
     comparison, found = record.comparison, []
-    if comparison and comparison.half_width is not None:
-        found.append(Tile("Change", comparison.change_with_interval, "95 % interval, held-out rows"))
+    if comparison and comparison.has_interval:
+        found.append(Tile("Change", comparison.change, f"{comparison.interval}, held-out rows"))
     if isinstance(after, RewardPoint):
         sampled = before if isinstance(before, RewardPoint) else None
         found.append(Tile("Mean reward", number(after.reward), was(sampled.reward if sampled else None)))

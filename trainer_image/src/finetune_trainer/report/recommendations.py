@@ -285,7 +285,7 @@ def overfit(run: RunRecord) -> Recommendation | None:
         return None
     best = min(points, key=_loss)
     rise = points[-1].loss / best.loss - 1 if best.loss > 0 else 0.0
-    change = _compare(run, best, points[-1], len(points))
+    change = _compare(run, best, points[-1], earlier=len(points))
     if best.step * 2 > total or rise <= OVERFIT_RISE or change is None or change.verdict is not Verdict.WORSE:
         return None
     return Recommendation(
@@ -318,10 +318,11 @@ def still_falling(run: RunRecord) -> Recommendation | None:
     )
 
 
-def _compare(run: RunRecord, before: EvalPoint, after: EvalPoint, choices: int = 1) -> Comparison | None:
-    """Return the paired comparison of two evaluations, one of which was chosen from `choices`."""
+def _compare(run: RunRecord, before: EvalPoint, after: EvalPoint, earlier: int = 1) -> Comparison | None:
+    """Return the paired comparison of two evaluations, the first of which is the best of `earlier`."""
     owners = run.final.owners if run.final else ()
-    return compare(EvaluationMetric.LOSS, before.measured.batches, after.measured.batches, choices, owners)
+    batches = before.measured.batches, after.measured.batches
+    return compare(EvaluationMetric.LOSS, *batches, owners=owners, earlier=earlier)
 
 
 def _loss(point: EvalPoint) -> float:
@@ -421,7 +422,7 @@ def few_held_out(run: RunRecord) -> Recommendation | None:
     if rows == 0:
         advice = "Hold rows out (dataset.validation or validationSplitPercent): nothing was evaluated."
         return Recommendation(advice, "0 validation rows", UNUSABLE)
-    if run.comparison is None or run.comparison.half_width is not None:
+    if run.comparison is None or run.comparison.has_interval:
         return None
     wanted, found, prompts = "20 rows or more", f"{rows} validation rows", run.compared_prompts
     if prompts < run.compared_rows:
