@@ -153,6 +153,7 @@ class Artifact(StrEnum):
     METRICS = "metrics.jsonl"
     LINEAGE = "lineage.json"
     VALIDATION = "validation.json"
+    HELD_OUT = "held_out.json"
     WITHHELD = "withheld.safetensors"
     OPENLINEAGE = "openlineage.jsonl"
     TENSORBOARD = "tensorboard"

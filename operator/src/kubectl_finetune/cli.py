@@ -256,7 +256,7 @@ def diff(
 
 
 app.command(
-    epilog=_examples("compare -l finetune.dev/sweep=support-bot-try", "compare support-bot support-bot-2 -o json")
+    epilog=_examples("compare -l finetune.dev/sweep=support-bot-try", "compare support-bot support-bot-2 --rows")
 )(compare)
 
 

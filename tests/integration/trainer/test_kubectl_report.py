@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from finetune_api.comparing.measured import MeasuredRows
+from finetune_api.evaluation import EvaluationMetric
 from finetune_api.handoff import Artifact, Manifest, Outcome, Report
 from finetune_api.status import Artifacts
 from finetune_client.cluster.job import Job
 from finetune_client.errors import FineTuneError
 from finetune_client.storage import Storage
 from kubectl_finetune.commands import report
+from kubectl_finetune.commands.compare import read_measured
 from kubectl_finetune.commands.diff_rows import compare_rows
 
 FILES = {Artifact.REPORT.value: b"# Report of one\n", Artifact.REPORT_PAGE.value: b"<h1>Report of one</h1>"}
@@ -93,3 +96,25 @@ def test_rows_of_two_results_are_compared_and_a_replaced_file_is_refused(
     s3.put_object(Bucket=bucket, Key=f"jobs/two/{path}", Body=b"{}")
     with pytest.raises(FineTuneError, match="is not the file that this job published"):
         compare()
+
+
+def test_figures_of_rows_are_read_for_a_comparison_and_older_results_have_none(
+    s3_server: Any, bucket: str, aws_environment: None
+) -> None:
+    rows = MeasuredRows(metric=EvaluationMetric.LOSS, rows_sha256="r" * 64, evaluations=3, parts=[(2.5, 10)] * 6)
+    content = {Artifact.HELD_OUT.value: rows.model_dump_json(by_alias=True).encode()}
+    results = {
+        name: publish(s3_server.client(), bucket, name, files)
+        for name, files in {"one": content, "two": FILES, "three": {Artifact.HELD_OUT.value: b"{}"}}.items()
+    }
+
+    def job(name: str) -> Job:
+        status = {"evaluation": {"after": 2.5}, "artifacts": results[name].model_dump(by_alias=True, mode="json")}
+        return Job.from_object({"metadata": {"name": name, "namespace": "team"}, "status": status})
+
+    def open_storage(one: Job) -> Storage:
+        return Storage(results[one.name], s3_server.endpoint)
+
+    assert read_measured([job("one"), job("two")], open_storage) == {"one": rows}
+    with pytest.raises(FineTuneError, match=r"held_out.json of three has a form that this version cannot read"):
+        read_measured([job("three")], open_storage)

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from student_bench import make_student
 from thin_slice import thin_slice
 
+from finetune_api.comparing.comparison import compare
 from finetune_api.evaluation import EvaluationMetric
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.evaluation.verdict import compare
 from finetune_trainer.models.loading import load_plain, load_tokenizer
 from finetune_trainer.tokenization.sample_table import as_samples, with_prompts
 from finetune_trainer.training.methods.distillation import ANSWER, StudentTrainer

@@ -16,13 +16,13 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
+from finetune_api.comparing.comparison import compare
 from finetune_api.evaluation import EvaluationMetric, Verdict
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import LossType
 from finetune_api.status import Resolved
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.measurements import Measured
-from finetune_trainer.evaluation.verdict import compare
 from finetune_trainer.models.adapters.saved import continue_adapter, save_adapter
 from finetune_trainer.models.loading import load_for_training, load_tokenizer, trained_tensors
 from finetune_trainer.models.memory_estimate import micro_batches

@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from training_bench import HYPERPARAMETERS, Bench, make_rows, preference_rows
 
+from finetune_api.comparing.measured import MeasuredRows
 from finetune_api.handoff import Outcome, Report
 from finetune_trainer.data.rows import ChatRow, DataFormat, Source
 from finetune_trainer.evaluation.logprobs import HeldOut, mean_loss
@@ -70,6 +71,10 @@ def test_a_model_is_judged_by_what_training_did_to_it(
     assert (found.gate, report.outcome) == (
         ("Passed", Outcome.PUBLISHED) if verdict == "Better" else ("NotMet", Outcome.GATE_NOT_MET)
     )
+    rows_of_it = MeasuredRows.model_validate_json((bench.output / "held_out.json").read_bytes())
+    tokens = sum(count for _, count in rows_of_it.parts)
+    assert sum(mean * count for mean, count in rows_of_it.parts) / tokens == pytest.approx(found.after, rel=1e-4)
+    assert rows_of_it.evaluations == 2
     page = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
     assert found.verdict_message is not None
     assert found.verdict_message.partition(":")[0].capitalize() in page

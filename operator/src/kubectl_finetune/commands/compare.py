@@ -1,16 +1,21 @@
 """`compare`: several jobs side by side, the best first, and whether the held-out rows separate it from the others."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
+from finetune_api.comparing.comparison import ROUNDING, Comparison
+from finetune_api.comparing.measured import MeasuredRows, compare_results
 from finetune_api.evaluation import EvaluationMetric, Verdict
+from finetune_api.handoff import Artifact
 from finetune_api.objectives import Dpo, Kto, Objective
 from finetune_api.spec import FineTuneJobSpec
 from finetune_client.cluster.job import Job, Object
+from finetune_client.errors import FineTuneError
 from finetune_client.figures import NONE, duration, number
+from finetune_client.storage import Storage
 from kubectl_finetune.commands.diff import flat_fields, show_value
 
 TRAINING = ("hyperparameters", "tuning", "dataset", "model", "objective", "mode", "dpo", "kto", "rlhf", "distillation")
@@ -31,8 +36,6 @@ REFERENCES = (Objective.DPO.value, Objective.KTO.value)
 MOST_FIELDS = 6
 SAME_BASE = 0.005
 """Relative difference of the losses before the training with which they are taken for those of the same model."""
-ROUNDING = 0.001
-"""Share of a loss that rounding in 16 bits can make, as in the verdict."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,16 @@ class Ranking:
     jobs: Sequence[Job]
     fields: Sequence[str]
     sentences: Sequence[str]
+    behind: Mapping[str, Comparison] = field(default_factory=dict)
+    """The difference of each other job from the best one, row by row, if it was read."""
 
     def header(self) -> tuple[str, ...]:
         """Return the titles of the columns."""
         short = [_short(path) for path in self.fields]
         names = [name if short.count(name) == 1 else path for path, name in zip(self.fields, short, strict=True)]
         correct = ("CORRECT",) if self._counts_answers else ()
-        return ("NAME", *names, "PHASE", "HELD-OUT", "CHANGE", "95 % INTERVAL", "VERDICT", *correct, "TIME")
+        behind = ("FROM THE BEST",) if self.behind else ()
+        return ("NAME", *names, "PHASE", "HELD-OUT", "CHANGE", "95 % INTERVAL", "VERDICT", *behind, *correct, "TIME")
 
     @property
     def _counts_answers(self) -> bool:
@@ -74,9 +80,13 @@ class Ranking:
             (found and found.change) or NONE,
             interval,
             (found and found.verdict) or NONE,
+            *((self._from_the_best(job),) if self.behind else ()),
             *((_correct(job),) if self._counts_answers else ()),
             duration(job.status.active_seconds),
         )
+
+    def _from_the_best(self, job: Job) -> str:
+        return self.behind[job.name].change_with_interval if job.name in self.behind else NONE
 
     def to_wire(self) -> Object:
         """Return the ranking for -o json and yaml."""
@@ -89,10 +99,17 @@ class Ranking:
                     "phase": job.phase,
                     "fields": {path: spec.get(path) for path in self.fields},
                     "evaluation": found.model_dump(by_alias=True, exclude_none=True) if found else None,
+                    **_behind_to_wire(self.behind.get(job.name)),
                     "activeSeconds": job.status.active_seconds,
                 }
             )
         return {"jobs": jobs, "notes": list(self.sentences)}
+
+
+def _behind_to_wire(found: Comparison | None) -> Object:
+    if found is None:
+        return {}
+    return {"fromTheBest": {"difference": found.difference, "low": found.low, "high": found.high}}
 
 
 def _correct(job: Job) -> str:
@@ -103,21 +120,54 @@ def _correct(job: Job) -> str:
     return f"{found.after_percent:.1f} % of {number(found.rows)}"
 
 
-def rank(jobs: Sequence[Job]) -> Ranking:
-    """Order the jobs by their held-out figure; if it does not mean the same in all, by name, and say why."""
+def read_measured(jobs: Sequence[Job], open_storage: Callable[[Job], Storage]) -> dict[str, MeasuredRows]:
+    """Return the held-out figures row by row of the jobs that have published them."""
+    found = dict[str, MeasuredRows]()
+    for job in jobs:
+        if _figure(job) is not None and job.status.artifacts and job.status.artifacts.report_uri:
+            storage = open_storage(job)
+            if Artifact.HELD_OUT in storage.names():
+                try:
+                    found[job.name] = MeasuredRows.model_validate_json(storage.read(Artifact.HELD_OUT))
+                except ValidationError:
+                    problem = f"{Artifact.HELD_OUT} of {job.name} has a form that this version cannot read"
+                    raise FineTuneError(problem) from None
+    return found
+
+
+def rank(jobs: Sequence[Job], measured: Mapping[str, MeasuredRows] | None = None) -> Ranking:
+    """Order the jobs by their held-out figure; if it does not mean the same in all, by name, and say why.
+
+    With `measured`, the figures row by row, the best job is compared with each other one on the same rows.
+    """
     fields = _different_fields(jobs)
-    measured = [job for job in jobs if _figure(job) is not None]
+    known = [job for job in jobs if _figure(job) is not None]
     named = sorted(jobs, key=lambda job: job.name)
     sentences = [*_without_figure(named)]
     if (more := len(fields) - MOST_FIELDS) > 0:
         sentences.append(f"{more} more fields differ: kubectl finetune diff shows those of two jobs")
-    if why := different_measure([job.spec for job in measured]) or _different_inputs(measured):
+    if why := different_measure([job.spec for job in known]) or _different_inputs(known):
         sentences.append(f"not ranked, because the held-out figures measure different things: {why}")
         return Ranking(named, fields[:MOST_FIELDS], sentences)
-    sign = -1 if _is_reward(measured) else 1
-    ranked = sorted(measured, key=lambda job: (sign * float(_figure(job) or 0), job.name))
+    sign = -1 if _is_reward(known) else 1
+    ranked = sorted(known, key=lambda job: (sign * float(_figure(job) or 0), job.name))
     others = [job for job in named if job not in ranked]
-    return Ranking([*ranked, *others], fields[:MOST_FIELDS], [*sentences, *_sentences(ranked)])
+    behind = {} if measured is None else _compare_rows(ranked, measured)
+    if measured is not None and len(behind) < len(ranked) - 1:
+        left = [job.name for job in ranked[1:] if job.name not in behind]
+        sentences.append(f"not compared row by row with {ranked[0].name}, for want of the same rows: {', '.join(left)}")
+    return Ranking([*ranked, *others], fields[:MOST_FIELDS], [*sentences, *_sentences(ranked, behind)], behind)
+
+
+def _compare_rows(ranked: Sequence[Job], measured: Mapping[str, MeasuredRows]) -> dict[str, Comparison]:
+    """Return the difference of each job from the best one on the same rows, where these are published."""
+    if not ranked or ranked[0].name not in measured:
+        return {}
+    choices = sum(max(measured[job.name].evaluations, 1) for job in ranked if job.name in measured)
+    best = measured[ranked[0].name]
+    known = {job.name: measured[job.name] for job in ranked[1:] if job.name in measured}
+    found = {name: compare_results(best, rows, choices) for name, rows in known.items()}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def different_measure(specs: Sequence[Object]) -> str:
@@ -187,21 +237,26 @@ def _without_figure(jobs: Sequence[Job]) -> list[str]:
     return sentences
 
 
-def _sentences(ranked: Sequence[Job]) -> list[str]:
+def _sentences(ranked: Sequence[Job], behind: Mapping[str, Comparison]) -> list[str]:
     """Return whether the rows separate the best job from the others.
 
     All intervals are of differences from the same model before, on the same rows. The difference of two jobs is outside
     of the sum of their half intervals only if it is outside of the interval that their own paired rows would have, or
-    one of both intervals misses its value; without the losses of single rows there is no narrower one.
+    one of both intervals misses its value. The interval of paired rows, which is narrower, needs what storage has.
     """
     if len(ranked) < 2:
         return []
     best, *others = ranked
     word = "reward" if _is_reward(ranked) else "loss"
-    unknown = [job.name for job in ranked if _half_interval(job) is None]
+    unknown = [job.name for job in ranked if _interval(job) is None]
     close = [job.name for job in others if not _is_separated(best, job, is_loss=word == "loss")]
     told = f"{best.name} has the best {word}, by more than the intervals of both allow for each other job"
-    if unknown:
+    if len(behind) == len(others):
+        alike = [name for name, one in behind.items() if one.verdict is not Verdict.WORSE]
+        told = f"{best.name} has the best {word}, row by row measurably better than that of each other job"
+        if alike:
+            told = f"{best.name} has the best {word}, but row by row not measurably better than {', '.join(alike)}"
+    elif unknown:
         told = f"{best.name} has the best {word}; without an interval of {', '.join(unknown)}, it may be chance"
     elif close:
         told = (
@@ -218,25 +273,19 @@ def _sentences(ranked: Sequence[Job]) -> list[str]:
 
 
 def _is_separated(best: Job, other: Job, *, is_loss: bool) -> bool:
-    margins = [_half_interval(job) for job in (best, other)]
-    changes = [_change(job) for job in (best, other)]
-    gap = min(abs(float(_figure(other) or 0) - float(_figure(best) or 0)), abs(changes[1] - changes[0]))
-    if is_loss and gap < ROUNDING * abs(float(_figure(best) or 0)):
+    """Return whether the worse end of the best job's interval is better than the better end of the other one's."""
+    ends, other_ends = _interval(best), _interval(other)
+    gap = abs(float(_figure(other) or 0) - float(_figure(best) or 0))
+    if ends is None or other_ends is None or (is_loss and gap < ROUNDING * abs(float(_figure(best) or 0))):
         return False
-    return None not in margins and gap > sum(margin for margin in margins if margin is not None)
+    return ends[1] < other_ends[0] if is_loss else other_ends[1] < ends[0]
 
 
-def _change(job: Job) -> float:
-    """Return the middle of the interval of the change; 0 without one."""
-    found = job.status.evaluation
-    return ((found.difference_low or 0.0) + (found.difference_high or 0.0)) / 2 if found else 0.0
-
-
-def _half_interval(job: Job) -> float | None:
+def _interval(job: Job) -> tuple[float, float] | None:
     found = job.status.evaluation
     if found is None or found.difference_low is None or found.difference_high is None:
         return None
-    return (found.difference_high - found.difference_low) / 2
+    return found.difference_low, found.difference_high
 
 
 def _figure(job: Job) -> float | None:

@@ -9,6 +9,7 @@ import typer
 
 from kubectl_finetune.errors import ExitCode
 from kubectl_finetune.options import (
+    Endpoint,
     Kubeconfig,
     KubeContext,
     Namespace,
@@ -75,6 +76,8 @@ def compare(
         ),
     ] = None,
     selector: Annotated[str, typer.Option("--selector", "-l", help="Label selector, in place of names.")] = "",
+    rows: Annotated[bool, typer.Option("--rows", help="Also compare row by row, from storage.")] = False,
+    endpoint: Endpoint = None,
     namespace: Namespace = None,
     output: Output = None,
     kube_context: KubeContext = None,
@@ -83,9 +86,11 @@ def compare(
     """Rank jobs by their held-out figures, with the fields in which they differ.
 
     Notes on stderr say whether the intervals separate the best one from the others, or why the figures of the jobs
-    cannot be compared.
+    cannot be compared. With --rows, read the figures of single rows from storage as `report --save` does: differences
+    row by row have much narrower intervals.
     """
     from finetune_client.errors import NotFound, WrongUse
+    from finetune_client.storage import open_storage
     from kubectl_finetune.commands import compare as comparing
 
     if bool(jobs) == bool(selector):
@@ -95,7 +100,8 @@ def compare(
     found = cluster.list_jobs(selector=selector) if selector else [cluster.get_job(name) for name in names]
     if not found:
         raise NotFound(f"no jobs in namespace {cluster.namespace} match {selector}", "kubectl finetune list")
-    ranking = comparing.rank(found)
+    measured = comparing.read_measured(found, lambda job: open_storage(job, endpoint, say)) if rows else None
+    ranking = comparing.rank(found, measured)
     if output:
         dump(ranking.to_wire(), output)
         return

@@ -1,11 +1,14 @@
 """`compare`: the best job first, and no claim beyond the intervals."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from plugin_world import SPEC
 
+from finetune_api.comparing.measured import MeasuredRows, compare_results
+from finetune_api.evaluation import EvaluationMetric, Verdict
 from finetune_client.cluster.job import Job
 from kubectl_finetune.commands.compare import different_measure, rank, ranking_table
 
@@ -209,3 +212,72 @@ def test_a_selector_or_names_are_needed_and_a_selector_that_matches_nothing_is_a
     done = finetune("compare", "-l", "finetune.dev/sweep=x", "--context", "lab")
     assert (done.code, done.out) == (3, ""), done.err
     assert "no jobs in namespace team-a match finetune.dev/sweep=x" in done.err
+
+
+def rows_of(shift: float, noise: float = 0.02, seed: int = 1, **more: Any) -> MeasuredRows:
+    """Forty rows whose losses differ far more from each other than from those of another job."""
+    base, own = random.Random(0), random.Random(seed)
+    parts = [(base.uniform(0.5, 6) + shift + own.gauss(0, noise), base.randint(5, 400)) for _ in range(40)]
+    return MeasuredRows(**({"metric": "Loss", "rows_sha256": "r" * 64, "evaluations": 4, "parts": parts} | more))
+
+
+def test_rows_separate_jobs_that_their_intervals_do_not(tried: Make, printed: Printed) -> None:
+    jobs = [tried("one", 5e-5, 2.9, 0.3), tried("two", 1e-4, 2.8, 0.3)]
+    assert "the intervals do not separate it from one" in rank(jobs).sentences[0]
+    ranking = rank(jobs, {"one": rows_of(0.0), "two": rows_of(-0.1, seed=2)})
+    assert ranking.sentences[0] == "two has the best loss, row by row measurably better than that of each other job"
+    assert "FROM THE BEST" in ranking.header()
+    cells = dict(zip(ranking.header(), ranking.rows()[1], strict=True))
+    assert cells["FROM THE BEST"].startswith("+3.")
+    assert "95 % interval" in printed(ranking_table(ranking))
+    best, other = ranking.to_wire()["jobs"]
+    assert "fromTheBest" not in best
+    assert 0 < other["fromTheBest"]["low"] < other["fromTheBest"]["difference"] < other["fromTheBest"]["high"]
+
+
+def test_equal_jobs_are_not_separated_by_their_rows(tried: Make) -> None:
+    jobs = [tried("one", 5e-5, 2.9), tried("two", 1e-4, 2.8), tried("three", 1e-3, 2.85)]
+    measured = {name: rows_of(0.0, seed=at) for at, name in enumerate(("one", "two", "three"), 1)}
+    assert rank(jobs, measured).sentences[0] == (
+        "two has the best loss, but row by row not measurably better than three, one"
+    )
+
+
+@pytest.mark.parametrize("other", [rows_of(0.0, rows_sha256="s" * 64), None])
+def test_other_rows_are_not_compared_one_by_one(tried: Make, other: MeasuredRows | None) -> None:
+    jobs = [tried("one", 5e-5, 2.9), tried("two", 1e-4, 2.7)]
+    measured = {"two": rows_of(-0.1)} | ({"one": other} if other else {})
+    ranking = rank(jobs, measured)
+    assert ranking.sentences[:2] == [
+        "not compared row by row with two, for want of the same rows: one",
+        "two has the best loss, by more than the intervals of both allow for each other job",
+    ]
+    assert "FROM THE BEST" not in ranking.header()
+
+
+def test_the_best_of_equal_jobs_is_called_better_than_another_in_few_of_many_sweeps() -> None:
+    """Six jobs, each the best of five evaluations, whose rows differ by chance alone."""
+    chance, draws, wrong = random.Random(3), 150, 0
+    for _ in range(draws):
+        base = [chance.uniform(1, 5) for _ in range(30)]
+        jobs = []
+        for _ in range(6):
+            tries = [[loss + chance.gauss(0, 0.3) for loss in base] for _ in range(5)]
+            jobs.append(min(tries, key=sum))
+        best, *others = sorted(jobs, key=sum)
+        found = [compare_results(*(_as_measured(losses) for losses in (best, other)), choices=30) for other in others]
+        wrong += any(one is not None and one.verdict is Verdict.WORSE for one in found)
+    assert wrong / draws <= 0.05
+
+
+def _as_measured(losses: list[float]) -> MeasuredRows:
+    return MeasuredRows(
+        metric=EvaluationMetric.LOSS, rows_sha256="r", evaluations=5, parts=[(loss, 10) for loss in losses]
+    )
+
+
+def test_the_end_of_an_interval_that_luck_moves_does_not_separate_jobs(tried: Make) -> None:
+    """The interval of the best reaches farther towards a worse model than towards a better one."""
+    lopsided = {"evaluation": {"differenceLow": -0.32, "differenceHigh": -0.05}}
+    told = rank([tried("one", 5e-5, 2.9), tried("two", 1e-4, 2.7, **lopsided)]).sentences[0]
+    assert "the intervals do not separate it from one" in told

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune_api.comparing.comparison import Comparison, Parts, compare
+from finetune_api.comparing.groups import count_groups
 from finetune_api.evaluation import EvaluationMetric, Verdict
-from finetune_trainer.evaluation.groups import count_groups
-from finetune_trainer.evaluation.verdict import Comparison, Parts, compare, describe, to_status
+from finetune_trainer.evaluation.verdict import describe, to_status
 
 LOSS, REWARD = EvaluationMetric.LOSS, EvaluationMetric.REWARD
 

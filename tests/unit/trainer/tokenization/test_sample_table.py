@@ -8,6 +8,7 @@ from finetune_trainer.tokenization.sample_table import (
     Samples,
     as_samples,
     count_rows,
+    digest_tokens,
     find_owners,
     longest_length,
     prompts_of,
@@ -72,3 +73,9 @@ def test_the_longest_sample_of_a_table_is_found_without_its_tokens() -> None:
     assert longest_length(LengthsOnly(), prompts[:1]) == 7
     assert longest_length(as_samples(prompts[:1]), prompts) == 7
     assert longest_length([], as_samples(prompts)[3:]) == 0
+
+
+def test_the_digest_is_that_of_the_tokens_whatever_the_numbers_of_the_rows_are() -> None:
+    one, moved, more = table(0, 1, 2), table(5, 6, 9), table(0, 1, 2, 3)
+    assert digest_tokens(one) == digest_tokens(moved) == digest_tokens(more[:3])
+    assert digest_tokens(one) != digest_tokens(more)

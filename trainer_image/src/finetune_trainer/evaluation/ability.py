@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from finetune_api.comparing.comparison import Comparison, compare
 from finetune_api.evaluation import AbilityStatus, EvaluationMetric, Gate
-from finetune_trainer.evaluation.verdict import Comparison, compare
 
 BATCH_TOKENS = 8192
 """Tokens of a question's choices that are read at once, with padding."""

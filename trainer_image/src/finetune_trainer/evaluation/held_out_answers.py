@@ -3,9 +3,9 @@ difference."""
 
 from dataclasses import dataclass, field
 
+from finetune_api.comparing.comparison import Comparison
 from finetune_api.evaluation import AnswersStatus, Gate
 from finetune_trainer.evaluation.ability import Ability, describe_change, to_percent
-from finetune_trainer.evaluation.verdict import Comparison
 
 SHOWN = 5
 """Wrong answers in the report."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from finetune_trainer.evaluation.groups import Owners, group_batches
-from finetune_trainer.evaluation.intervals import estimate_mean, share_half_width
+from finetune_api.comparing.groups import Owners, group_batches
+from finetune_api.comparing.intervals import estimate_mean, share_half_width
 
 
 @dataclass(frozen=True, slots=True)

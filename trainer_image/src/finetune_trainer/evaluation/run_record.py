@@ -1,10 +1,14 @@
 """The record of one run, from which the report, the model cards and the status are made."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from finetune_api.comparing.comparison import Comparison, Parts, compare
+from finetune_api.comparing.groups import EVALUATED_PROMPTS, EVALUATED_ROWS
+from finetune_api.comparing.measured import MeasuredRows
 from finetune_api.evaluation import EvaluationMetric, EvaluationStatus, Verdict
 from finetune_api.handoff import JobConfig
 from finetune_api.objectives import SAMPLED
@@ -14,12 +18,11 @@ from finetune_trainer.data.rows import Message
 from finetune_trainer.evaluation.ability import Ability, describe_ability
 from finetune_trainer.evaluation.gate_rules import MergeCheck
 from finetune_trainer.evaluation.gguf_rules import GgufCheck
-from finetune_trainer.evaluation.groups import EVALUATED_PROMPTS, EVALUATED_ROWS
 from finetune_trainer.evaluation.held_out_answers import HeldOutAnswers, describe_answers
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.kept_steps import KeptStep
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint
-from finetune_trainer.evaluation.verdict import Comparison, Parts, compare, describe
+from finetune_trainer.evaluation.verdict import describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +286,21 @@ class RunRecord:
     def rows_per_step(self) -> float:
         """The average number of rows in the steps that were done; with packing it is not the number of sequences."""
         return self.samples.samples * self.epochs_seen / max(self.last_step, 1)
+
+
+def measured_rows(record: RunRecord, rows_sha256: str) -> MeasuredRows | None:
+    """Return the judged figure row by row, for comparisons with other results; None if there is none or it is not
+    finite."""
+    after, metric = record.judged[1], EvaluationMetric.REWARD if record.is_rewarded else EvaluationMetric.LOSS
+    if after is None or not all(math.isfinite(mean) for mean, _ in _parts(after)):
+        return None
+    return MeasuredRows(
+        metric=metric,
+        rows_sha256=rows_sha256,
+        evaluations=record.choices,
+        parts=list(_parts(after)),
+        owners=list(after.owners),
+    )
 
 
 def _parts(measured: Measured | RewardPoint) -> Parts:

@@ -40,6 +40,7 @@ from finetune_trainer.evaluation.run_record import (
     ScoreCheck,
     ScoredPair,
     Served,
+    measured_rows,
 )
 from finetune_trainer.evaluation.verdict import to_status
 from finetune_trainer.models.architectures import name_loader
@@ -53,7 +54,7 @@ from finetune_trainer.publishing.lineage import build_lineage, library_versions,
 from finetune_trainer.publishing.openlineage import write_lineage
 from finetune_trainer.storage.hub.uris import pinned_commit
 from finetune_trainer.storage.protocol import join_uri
-from finetune_trainer.tokenization.sample_table import count_rows
+from finetune_trainer.tokenization.sample_table import Samples, count_rows, digest_tokens
 from finetune_trainer.tokenization.samples import EncodedPrompt, Sample
 from finetune_trainer.training.methods import traits_of
 
@@ -183,7 +184,7 @@ def evaluate_gates(record: RunRecord) -> EvaluationStatus:
 
 
 def build_result(inputs: Inputs, record: RunRecord) -> Report:
-    """Return the report to publish; write lineage.json, validation.json and finetune_config.yaml."""
+    """Return the report to publish; write lineage.json, validation.json, held_out.json and finetune_config.yaml."""
     config = inputs.run.config
     model_files = inputs.model_files
     inputs.run.reporter.update(metrics={"tokens_per_second": record.history.tokens_per_second()})
@@ -191,6 +192,8 @@ def build_result(inputs: Inputs, record: RunRecord) -> Report:
     outcome = Outcome.PUBLISHED if evaluation.is_met is not False else Outcome.GATE_NOT_MET
     validation = validation_json(evaluation, record.merge, record.gguf)
     (inputs.result / Artifact.VALIDATION).write_text(validation, encoding="utf-8")
+    if isinstance(inputs.validation, Samples) and (rows := measured_rows(record, digest_tokens(inputs.validation))):
+        (inputs.result / Artifact.HELD_OUT).write_text(rows.model_dump_json(by_alias=True) + "\n", encoding="utf-8")
     result = Report(
         outcome=outcome,
         reason=outcome.value,

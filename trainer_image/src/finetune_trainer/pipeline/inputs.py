@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from finetune_api.comparing.groups import EVALUATED_PROMPTS, EVALUATED_ROWS
 from finetune_api.handoff import ExitCode, JobConfig
 from finetune_api.objectives import Objective
 from finetune_api.spec import Method
@@ -16,7 +17,6 @@ from finetune_trainer.data.ability import Question as AbilityQuestion
 from finetune_trainer.data.ability import read_questions
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.expectations import Expectations
-from finetune_trainer.evaluation.groups import EVALUATED_PROMPTS, EVALUATED_ROWS
 from finetune_trainer.evaluation.questions import Question, list_questions
 from finetune_trainer.evaluation.run_record import Licence
 from finetune_trainer.merging.converter import require_converter

@@ -7,13 +7,13 @@ from typing import Any
 
 import orjson
 
+from finetune_api.comparing.comparison import compare
 from finetune_api.evaluation import EvaluationMetric, Verdict
 from finetune_api.release import ReleaseComparison
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.checks.row_keys import prompt_key
 from finetune_trainer.data.rows import ChatRow, DataFormat, Source, TextRow
 from finetune_trainer.evaluation.expectations import Expectations
-from finetune_trainer.evaluation.verdict import compare
 from finetune_trainer.release.vllm_server import ServerRefusedError, VLLMServer
 
 MAX_ROWS = 64

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from finetune_api.comparing.intervals import LEVEL
 from finetune_api.dataset.codes import SENTENCES
 from finetune_api.handoff import Artifact, JobConfig
 from finetune_api.objectives import SAMPLED, Objective
@@ -13,7 +14,6 @@ from finetune_api.output import PackageFormat
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
 from finetune_trainer.data.rows import FORMAT_SENTENCES
-from finetune_trainer.evaluation.intervals import LEVEL
 from finetune_trainer.evaluation.run_record import RunRecord
 from finetune_trainer.report import serving, text
 from finetune_trainer.report.curves import curve_table

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from finetune_api.comparing.comparison import Comparison, compare
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_api.evaluation import EvaluationMetric, Verdict
 from finetune_trainer.data.checks.summary import count_lost_reasoning
@@ -13,7 +14,6 @@ from finetune_trainer.evaluation.held_out_answers import describe_answers
 from finetune_trainer.evaluation.measurements import EvalPoint, TrainPoint
 from finetune_trainer.evaluation.questions import explain_missing_system
 from finetune_trainer.evaluation.run_record import RunRecord
-from finetune_trainer.evaluation.verdict import Comparison, compare
 from finetune_trainer.report.text import inline
 
 UNUSABLE = 2.0

@@ -1,5 +1,6 @@
 """Samples as an Arrow table, one line a sample: token ids take four bytes and are read without a copy."""
 
+import hashlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast, overload
@@ -222,6 +223,16 @@ def find_owners(samples: Sequence[Sample]) -> tuple[tuple[int, int], ...]:
     if samples.has("labels"):
         weights = [int(np.count_nonzero(labels[1:] != UNTRAINED)) for labels in samples.ids("labels")]
     return tuple(zip(weights, prompts, strict=True))
+
+
+def digest_tokens(samples: Samples[SampleT]) -> str:
+    """Return the SHA-256 of the samples' tokens and labels in their order, whatever their rows' numbers are."""
+    found = hashlib.sha256()
+    for field in samples.table.schema:
+        if field.type == IDS:
+            for ids in samples.ids(field.name):
+                found.update(f"{field.name} {len(ids)} ".encode() + ids.tobytes())
+    return found.hexdigest()
 
 
 def _value(sample: Sample, name: str) -> Any:

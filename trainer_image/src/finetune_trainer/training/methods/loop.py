@@ -13,10 +13,10 @@ from transformers import PrinterCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from typing_extensions import override
 
+from finetune_api.comparing.groups import Owners
 from finetune_trainer.distributed.sharding import full_tensor
 from finetune_trainer.distributed.world import World, unshard
 from finetune_trainer.errors import Stopped
-from finetune_trainer.evaluation.groups import Owners
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint, token_mean
 from finetune_trainer.models.adapters.whole_modules import is_inside
 from finetune_trainer.models.loading import trained_tensors

@@ -14,13 +14,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from finetune_api.comparing.groups import count_groups
 from finetune_api.hyperparameters import Schedule
 from finetune_api.objectives import SMALLEST_KTO_BATCH
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.own_pace import OwnPace
 from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.evaluation.early_stopping import Plateau
-from finetune_trainer.evaluation.groups import count_groups
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.models.loading import NON_REENTRANT
 from finetune_trainer.monitoring.reporter import Reporter, work_beat

@@ -18,12 +18,12 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from typing_extensions import override
 
+from finetune_api.comparing.groups import EVALUATED_PROMPTS
 from finetune_api.objectives import Algorithm
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.sharding import is_sharded, require_same_gradients
 from finetune_trainer.distributed.world import World
 from finetune_trainer.errors import InvalidConfig
-from finetune_trainer.evaluation.groups import EVALUATED_PROMPTS
 from finetune_trainer.evaluation.measurements import RewardPoint, reward_mean
 from finetune_trainer.models.adapters.saved import ZERO_AT_START
 from finetune_trainer.models.adapters.whole_modules import share_whole_modules

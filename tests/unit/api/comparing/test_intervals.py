@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer.evaluation.intervals import Estimate, estimate_mean, share_half_width, student_quantile
+from finetune_api.comparing.intervals import Estimate, estimate_mean, share_half_width, student_quantile
 
 
 @pytest.mark.parametrize(
