@@ -219,7 +219,8 @@ class EvaluationStatus(StatusBlock):
     """Whether the model that will be served is better than before training, on the held-out rows: `Better` or `Worse`
     if the 95 % interval of the difference excludes zero, `NoMeasurableDifference` if it does not, or `NotEvaluated`."""
     change: Word | None = None
-    """Human-readable difference: of a loss in percent, of a reward in its own unit, for example `-31 %`."""
+    """Human-readable difference: of a loss in percent, of a reward in its own unit, for example `-31 %`; with
+    `(not measurable)` after it if the verdict is neither `Better` nor `Worse`."""
     metric: Word | None = None
     """Figure that is compared: `Loss` (nats per trained token; with DPO, KTO and RewardModel, per row) or `Reward`."""
     before: Measure | None = None

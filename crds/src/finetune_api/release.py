@@ -113,10 +113,10 @@ class Target(Block):
 
 class Require(Block):
     """Conditions of a release, in addition to the digest of every file that is released, which is always verified. A
-    result that did not pass its own gate is never released."""
+    result that did not pass its own gate, or whose verdict is `Worse`, is never released."""
 
     verdict: Literal["Better"] | None = None
-    """Required verdict of the job's own evaluation. Default: any."""
+    """Required verdict of the job's own evaluation. Default: any but `Worse`."""
     gate: Literal["Passed"] | None = None
     """Required result of `evaluation.gate`: `Passed` refuses a result whose job had none. Default: any but `NotMet`."""
     matched_percent: Annotated[int, Field(ge=0, le=100)] | None = None

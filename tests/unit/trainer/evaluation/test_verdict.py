@@ -378,6 +378,8 @@ def test_the_status_has_every_figure_of_the_verdict() -> None:
         "difference_low": -1.2, "difference_high": -0.8, "rows": 40, "served_as": "Adapter",
         "verdict_message": "detail",
     }  # fmt: skip
+    unclear = [Comparison(LOSS, 4.0, 3.99, -0.1, 0.08, 40), Comparison(LOSS, 4.0, 3.99)]
+    assert [to_status(one, "", 40, "Adapter").change for one in unclear] == ["-0.2 % (not measurable)"] * 2
     assert to_status(None, "why", 0, "Adapter").model_dump(exclude_none=True) == {
         "verdict": "NotEvaluated", "verdict_message": "why",
     }  # fmt: skip

@@ -144,7 +144,9 @@ def test_a_worse_result_is_held_and_the_name_never_moves(world: World) -> None:
     [
         ({"outcome": Outcome.GATE_NOT_MET}, None, "its gate is not met"),
         ({"evaluation": {"verdict": "Better", "gate": "NotMet", "gateMessage": "mustImprove"}}, None, "mustImprove"),
-        ({"evaluation": {"verdict": "Worse", "gate": "Passed"}}, {"verdict": "Better"}, "the job's is Worse"),
+        ({"evaluation": {"verdict": "Worse", "verdictMessage": "+9 %"}}, None, "its own verdict is Worse: +9 %"),
+        ({"evaluation": {"verdict": "Worse", "gate": "Passed"}}, {"verdict": "Better"}, "its own verdict is Worse"),
+        ({"evaluation": {"verdict": "NotEvaluated"}}, {"verdict": "Better"}, "the job's is NotEvaluated"),
         ({"evaluation": {"gate": "NotConfigured"}}, {"gate": "Passed"}, "the job has no evaluation.gate"),
         ({"spec": {"objective": "RewardModel", "evaluation": {}}}, None, "a reward model generates no text"),
     ],

@@ -320,14 +320,18 @@ def test_the_report_shows_how_to_try_the_result_and_where_its_folders_are(tmp_pa
 def test_the_kept_checkpoints_are_a_table_after_the_result_with_the_command_that_fetches_one(tmp_path: Path) -> None:
     kept = describe_steps([20, 30], make_record(tmp_path).history)
     record = make_record(tmp_path, kept=kept)
+    sway = {20: 0.1, 30: 0.6, 40: 0.1}  # step 30 has a higher loss in half of the rows, and a lower one in the others
+    for place, point in enumerate(record.history.evaluations):
+        batches = tuple((point.loss + sway.get(point.step, 0) * (-1) ** at, 20) for at in range(10))
+        record.history.evaluations[place] = replace(point, measured=Measured(point.loss, 200, batches=batches))
     record.config.spec.checkpoint.keep = 2
     section = write(record, tmp_path).partition("## Kept checkpoints")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
-    assert rows[0] == ["step", "epochs", "held-out loss", "folder"]
+    assert rows[0] == ["step", "epochs", "held-out loss", "from the result", "folder"]
     assert rows[2:] == [
-        ["40", "4", "2.4", "`adapter/`, the result"],
-        ["30", "3", "2.6", "`kept-checkpoints/step-000030/`"],
-        ["20", "2", "2.8", "`kept-checkpoints/step-000020/`"],
+        ["40", "4", "2.4", "-", "`adapter/`, the result"],
+        ["30", "3", "2.6", "+8.3 % (95 % interval -13 to +24 %)", "`kept-checkpoints/step-000030/`"],
+        ["20", "2", "2.8", "+17 % (95 % interval +17 to +17 %)", "`kept-checkpoints/step-000020/`"],
     ]
     assert "aws s3 cp --recursive s3://bucket/out/kept-checkpoints/step-000030 adapter" in section
     assert "on its 4-bit base" in section
@@ -345,7 +349,7 @@ def test_without_held_out_rows_the_kept_checkpoints_are_the_last_ones(tmp_path: 
     record = replace(record, config=config, history=history, best_step=None, kept=describe_steps([30], history))
     section = write(record, tmp_path).partition("## Kept checkpoints")[2].partition("\n## ")[0]
     assert "no rows were held out, so they are the last ones" in section
-    assert re.search(r"\| 40 +\| 4 +\| - +\| `adapter/`, the result", section)
+    assert re.search(r"\| 40 +\| 4 +\| - +\| - +\| `adapter/`, the result", section)
     assert "no more steps at which a checkpoint was due: set `checkpoint.steps` lower" in section
     assert "# adapter: a copy of kept-checkpoints/step-000030, in the folder of this report" in section
 

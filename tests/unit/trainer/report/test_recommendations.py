@@ -103,6 +103,19 @@ def test_a_gate_that_no_rule_explains_is_named_where_the_recommendations_are(tmp
     assert "The gate is not met" not in (result / Artifact.REPORT).read_text()
 
 
+def test_what_was_not_measured_is_not_called_better_and_not_free_of_faults(tmp_path: Path) -> None:
+    """Without a measurement before the training, and with one evaluation, nothing is known of either."""
+    run = replace(good_run(tmp_path, evaluations=[2.0], baseline=None), evaluation=EvaluationStatus())
+    known = good_run(tmp_path / "known")
+    assert recommend(run) == recommend(known) == []
+    for record, words in ((known, True), (run, False)):
+        write_documents(record, tmp_path / "other", {})
+        report = (tmp_path / "other" / Artifact.REPORT).read_text()
+        assert ("no overfitting, no gradient spikes" in report) is words
+        assert ("and measurably better than the base model" in report) is words
+        assert "None of the report's rules applies" in report
+
+
 def test_a_tuned_model_that_is_worse_than_the_base_is_not_to_be_used(tmp_path: Path) -> None:
     message = advice(good_run(tmp_path, final=measured(3.3)))
     assert message.startswith("Do not use or publish this result: it is worse")

@@ -47,9 +47,10 @@ def to_status(comparison: Comparison | None, detail: str, rows: int, served_as: 
     """Return the status fields of the verdict."""
     if comparison is None:
         return EvaluationStatus(verdict=Verdict.NOT_EVALUATED.value, verdict_message=detail)
+    is_measurable = comparison.verdict in {Verdict.BETTER, Verdict.WORSE}
     return EvaluationStatus(
         verdict=comparison.verdict.value,
-        change=comparison.change,
+        change=comparison.change if is_measurable else f"{comparison.change} (not measurable)",
         metric=comparison.metric.value,
         before=comparison.before,
         after=comparison.after,

@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 from pydantic import ValidationError
 
-from finetune_api.evaluation import EvaluationStatus
+from finetune_api.evaluation import EvaluationStatus, Verdict
 from finetune_api.handoff import Artifact, Manifest, ManifestFile, Outcome
 from finetune_api.objectives import Objective
 from finetune_api.release import ReleaseConfig, ReleaseOutcome, ReleaseReport
@@ -105,6 +105,8 @@ def _require(config: ReleaseConfig, manifest: Manifest, spec: FineTuneJobSpec) -
         raise Refused("a reward model generates no text, so no server answers with it")
     if manifest.result.outcome is Outcome.GATE_NOT_MET or found.gate == "NotMet":
         raise Refused(f"its gate is not met: {found.gate_message or manifest.result.message}")
+    if found.verdict == Verdict.WORSE:
+        raise Refused(f"its own verdict is Worse: {found.verdict_message}")
     if required and required.gate and found.gate != required.gate:
         raise Refused(f"require.gate is Passed, but the job has no evaluation.gate (it is {found.gate}): set one")
     if required and required.verdict and found.verdict != required.verdict:

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from finetune_api.comparing.comparison import compare
+from finetune_api.evaluation import EvaluationMetric
 from finetune_api.objectives import Dpo, LossType, Objective
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.evaluation.kept_steps import describe_steps
+from finetune_trainer.evaluation.kept_steps import KeptStep, describe_steps
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint
 from finetune_trainer.evaluation.run_record import RunRecord
-from finetune_trainer.report.text import code, number, percent, table
+from finetune_trainer.report.text import NOTHING, code, number, percent, table
 
 
 class Unit(Enum):
@@ -117,8 +119,19 @@ def kept_table(record: RunRecord) -> str:
     for one in [*describe_steps([result], record.history), *record.kept]:
         folder = "`adapter/`, the result" if one.step == result else code(f"{one.folder}/")
         figure = one.reward if record.is_rewarded else one.loss
-        rows.append([str(one.step), number(one.epoch, 3), number(figure), folder])
-    return table(["step", "epochs", name, "folder"], rows)
+        rows.append([str(one.step), number(one.epoch, 3), number(figure), _from_result(record, result, one), folder])
+    return table(["step", "epochs", name, "from the result", "folder"], rows)
+
+
+def _from_result(record: RunRecord, result: int, kept: KeptStep) -> str:
+    """Return by how much a kept step's loss differs from that of the result, which is the best of the evaluations."""
+    losses = {point.step: point.measured.batches for point in record.history.evaluations}
+    if kept.step == result or not losses.keys() >= {result, kept.step}:
+        return NOTHING
+    owners = record.final.owners if record.final else ()
+    batches = losses[result], losses[kept.step]
+    found = compare(EvaluationMetric.LOSS, *batches, owners=owners, earlier=record.choices)
+    return found.change_with_interval if found else NOTHING
 
 
 def reward_parts_table(record: RunRecord) -> str:
