@@ -5,6 +5,9 @@ import pytest
 from report_record import make_run, measure
 
 from finetune_api.evaluation import EvaluationStatus
+from finetune_trainer.evaluation.ability import Ability
+from finetune_trainer.evaluation.held_out_answers import HeldOutAnswers
+from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.evaluation.run_record import Served
 from finetune_trainer.report.head import build_head
 
@@ -50,6 +53,18 @@ def test_the_most_important_figures_are_in_the_tiles(tmp_path: Path) -> None:
     assert tiles["Published step"] == ("1000", "stopped early")
     assert tiles["Time"] == ("2 h 34 min", "all runs together")
     assert tiles["Peak memory"] == ("31.0 GiB", "of 80.0 GiB")
+
+
+def test_shares_before_and_after_have_the_interval_of_their_difference(tmp_path: Path) -> None:
+    """Ten of a hundred answers became right and eight wrong, which chance alone makes."""
+    counted = Ability([True] * 70 + [False] * 30, [False] * 8 + [True] * 72 + [False] * 20)
+    pairs = Measured(0.5, 20, reward_accuracy=0.6)
+    run = replace(make_run(tmp_path), held_out=HeldOutAnswers(counted), ability=counted, final=pairs, compared_rows=20)
+    tiles = {tile.label: (tile.value, tile.note) for tile in build_head(run).tiles}
+    wanted = "base model 70.0 %; difference -6.4 to +10.3 points (95 % interval)"
+    assert tiles["General ability"] == ("72.0 %", wanted)
+    assert tiles["Correct answers"][1].startswith("base model 70.0 %; difference -")
+    assert tiles["Preferred answer wins"] == ("60.0 %", "± 21 points")
 
 
 def test_a_gate_that_is_not_met_takes_precedence_over_the_losses(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from finetune_api.comparing.comparison import Comparison
+from finetune_api.comparing.intervals import share_half_width
 from finetune_api.evaluation import EvaluationStatus, Verdict
 from finetune_trainer.evaluation.gate_rules import GateResult
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint
@@ -61,13 +63,16 @@ def _evaluation_tiles(record: RunRecord) -> list[Tile]:
             found.append(Tile("Perplexity", number(after.perplexity), was(earlier.perplexity if earlier else None)))
         if after.reward_accuracy is not None:
             share = earlier.reward_accuracy if earlier else None
-            found.append(Tile("Preferred answer wins", percent(after.reward_accuracy), was(share, percent)))
+            half = 100 * share_half_width(after.reward_accuracy, record.compared_prompts or after.tokens)
+            note = "; ".join(part for part in (was(share, percent), f"± {half:.0f} points") if part)
+            found.append(Tile("Preferred answer wins", percent(after.reward_accuracy), note))
     if record.held_out:
         compared = record.held_out.compare(record.choices)
-        share = compared.before if compared else None
-        found.append(Tile("Correct answers", percent(record.held_out.percent / 100), was(share, percent)))
+        found.append(
+            Tile("Correct answers", percent(record.held_out.percent / 100), _describe_points(record, compared))
+        )
     if known := record.ability.comparison if record.ability else None:
-        found.append(Tile("General ability", percent(known.after), was(known.before, percent)))
+        found.append(Tile("General ability", percent(known.after), _describe_points(record, known)))
     if record.is_evaluation:
         return found
     stopped = record.early_stopping is not None and record.early_stopping.stopped
@@ -75,6 +80,16 @@ def _evaluation_tiles(record: RunRecord) -> list[Tile]:
     best = record.best_step if record.best_step is not None else record.last_step
     found.append(Tile("Published step", str(best), note))
     return found
+
+
+def _describe_points(record: RunRecord, found: Comparison | None) -> str:
+    """Return the share before the training, and the interval of the difference."""
+    if found is None:
+        return ""
+    was = f"{record.start} {percent(found.before)}"
+    if found.low is None or found.high is None:
+        return was
+    return f"{was}; difference {100 * found.low:+.1f} to {100 * found.high:+.1f} points (95 % interval)"
 
 
 def _cost_tiles(record: RunRecord) -> list[Tile]:
