@@ -115,7 +115,7 @@ def _evaluated(job: Job, losses: LossHistory) -> str:
     if metrics is None or metrics.eval_loss is None:
         return ""
     best = f"  best {number(metrics.best_eval_loss)}" if metrics.best_eval_loss is not None else ""
-    return f"{number(metrics.eval_loss)}  {sparkline(losses.evaluated)}{best}{change(metrics)}"
+    return f"{number(metrics.eval_loss)}  {sparkline(losses.evaluated)}{best}{_before(metrics)}"
 
 
 def loss_pairs(job: Job) -> list[tuple[str, str]]:
@@ -129,7 +129,7 @@ def loss_pairs(job: Job) -> list[tuple[str, str]]:
     rate = metrics.learning_rate if metrics.learning_rate is not None else resolved and resolved.learning_rate
     return [
         ("Before the first step", number(metrics.baseline_eval_loss)),
-        ("Evaluation loss", number(metrics.eval_loss) + change(metrics)),
+        ("Evaluation loss", number(metrics.eval_loss)),
         ("Best", best),
         ("Training loss", number(metrics.train_loss)),
         ("Reward", number(metrics.eval_reward if metrics.eval_reward is not None else metrics.reward)),
@@ -142,9 +142,6 @@ def loss_pairs(job: Job) -> list[tuple[str, str]]:
     ]
 
 
-def change(metrics: Metrics) -> str:
-    """Return the change of the held-out loss against the base model."""
-    if metrics.eval_loss is None or not metrics.baseline_eval_loss:
-        return ""
-    percent = 100 * (metrics.eval_loss / metrics.baseline_eval_loss - 1)
-    return f" ({percent:+.1f} % against the model before training)"
+def _before(metrics: Metrics) -> str:
+    """Return the held-out loss before the training; whether it has changed is for the verdict, with its interval."""
+    return f" ({number(metrics.baseline_eval_loss)} before training)" if metrics.baseline_eval_loss else ""

@@ -32,7 +32,7 @@ def test_a_change_is_one_line_and_a_terminal_gets_a_bar_with_losses(job: Make, p
     assert {name.strip(): value.strip() for name, value in pairs} == {
         "stage": "Training",
         "train loss": "1.4231  █▅▁",
-        "eval loss": "1.5  █▆▃▁  best 1.498 (-25.0 % against the model before training)",
+        "eval loss": "1.5  █▆▃▁  best 1.498 (2 before training)",
         "checkpoint": "step 40",
         "why": "1 of 1 pods are running.",
     }
