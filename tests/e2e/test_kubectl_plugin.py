@@ -60,7 +60,7 @@ def test_a_job_that_ended_is_listed_described_and_its_report_is_fetched_and_prov
     assert row.split()[1:5] == ["Succeeded", "Chat", "QLoRA", "100%"]
     page = finetune(bench, "describe", "followed")
     assert "run 1 (attempt 1) Succeeded" in page
-    assert "against the model before training" in page
+    assert "Before the first step" in page
     assert bench.uri("out/followed") in finetune(bench, "report", "followed")
     endpoint = os.environ["AWS_ENDPOINT_URL"]
     shown = finetune(bench, "report", "followed", "--show", "--endpoint", endpoint)

@@ -90,7 +90,7 @@ def test_a_job_is_listed_described_and_reported_as_it_ended(
     assert world.namespace in finetune("list", "-A")
     page = finetune("describe", "one")
     for told in (
-        "(-52.0 % against the model before training)",
+        "Before the first step",
         "10 (BAD_JSON 10)",
         "run 1 (attempt 1) Succeeded",
         "DatasetValid",
