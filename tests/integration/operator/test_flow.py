@@ -222,6 +222,7 @@ def test_an_out_of_memory_run_is_counted_and_retried_with_a_hint(world: Any, ope
     assert status["reason"] == "BackoffLimitExceeded"
     assert "InternalError: ValueError: boom" in status["message"]
     assert (status["failures"], status["runs"]) == (2, 2)
+    assert {run["podName"] for run in status["history"]} <= set(world.pods()), "the logs of both runs are kept"
 
 
 def test_a_deleted_trainer_job_is_replaced_by_a_counted_attempt(world: Any, operator: Any) -> None:

@@ -148,8 +148,8 @@ def _has_counted(context: Context) -> bool:
 
 def _continue(context: Context, current: Job) -> Effect:
     """Watch the Job, delete it after too many runs, once their count is written, or close it for an edited spec."""
-    has_lower_limit = endings.has_too_many_failures(context) and current.failed_pods <= current.backoff_limit
-    is_used_up = endings.has_too_many_preemptions(context) or has_lower_limit
+    is_failed = endings.has_too_many_failures(context) and not _fails_by_itself(context, current)
+    is_used_up = endings.has_too_many_preemptions(context) or is_failed
     cause = None if is_used_up else edits.find_cause(context, current)
     if not is_used_up and not cause:
         return _end_lingering(context, current) or _watch(context, current)
@@ -164,6 +164,16 @@ def _continue(context: Context, current: Job) -> Effect:
     reason = R.TOO_MANY_PREEMPTIONS if is_preempted else R.BACKOFF_LIMIT_EXCEEDED
     _record_stopped(context, reason, "stopped, because the limit was exceeded before")
     return Effect(delete=current) + end
+
+
+def _fails_by_itself(context: Context, current: Job) -> bool:
+    """Return whether the Job controller is about to fail the Job, which then keeps its pods with their logs.
+
+    It counts a pod about a second after its end is observed.
+    """
+    counted = max(current.failed_pods, runs.count_failures(context.status, current))
+    is_replaced = current.nodes == 1 and any(not pod.is_over for pod in context.observed.pods_of(current.uid))
+    return counted > current.backoff_limit and not is_replaced
 
 
 def _end_lingering(context: Context, current: Job) -> Effect | None:

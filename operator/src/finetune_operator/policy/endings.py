@@ -67,11 +67,12 @@ def end_lingering(context: Context, current: Job) -> Effect:
         return Effect(delete=current) + proven
     if terminal := next((end.named() for end in ends if end.outcome.is_terminal), None):
         return Effect(delete=current) + _end_terminal(context, None, terminal)
-    if broken := broken_gpus.record_fault(context, current, ends):
-        return close(context, R.GPU_FAULT, broken, add_failure=False)
-    # Its Job is removed next, as one that is closed, but open.
+    broken = broken_gpus.record_fault(context, current, ends)
     reason, _, message = runs.last_sentence(context.status).partition(": ")
-    return close(context, reason, f"{message}; {lingering.describe(pods)}", add_failure=False)
+    cause = (R.GPU_FAULT, broken) if broken else (reason, f"{message}; {lingering.describe(pods)}")
+    # Else it is removed next, as one that is closed, but open.
+    removed = Effect(delete=current) if has_too_many_failures(context) else Effect()
+    return removed + close(context, *cause, add_failure=False)
 
 
 def end_deleted(context: Context, detail: str) -> Effect:

@@ -254,6 +254,32 @@ def test_a_run_that_a_lowered_limit_stops_is_recorded_with_its_time(
     )
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_job_that_its_runs_have_used_up_keeps_its_pods_and_their_logs(scene: Any, nodes: int) -> None:
+    """The end of a pod is observed about a second before the Job counts it."""
+    one = scene(backoffLimit=0, resources={"gpusPerNode": 1, "numNodes": nodes}).to_training()
+    pods = one.set_of("one-1", nodes)
+    one.settle()
+    for pod in pods:
+        one.end(pod, 70, "boom")
+    one.settle()
+    assert one.condition("Failed")["status"] == "False"
+    assert "one-1" in one.children
+    one.fail("one-1", "BackoffLimitExceeded", failed=nodes)
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "BackoffLimitExceeded")
+    assert "one-1" in one.children
+
+
+def test_a_pod_that_its_job_creates_beyond_the_backoff_limit_is_removed(scene: Any) -> None:
+    one = scene(backoffLimit=0).to_training()
+    one.end(one.pod("one-1"), 70, "boom")
+    one.settle()
+    one.run(one.pod("one-1"))
+    one.settle()
+    assert (one.status["reason"], one.children.get("one-1")) == ("BackoffLimitExceeded", None)
+
+
 @pytest.mark.parametrize("obstacle", [Denied("delete", "jobs", "team"), Refused("a webhook says no")])
 def test_a_job_whose_trainer_cannot_be_removed_is_not_failed_and_tried_again(scene: Any, obstacle: Any) -> None:
     one = scene(maxPreemptions=1).to_training()
