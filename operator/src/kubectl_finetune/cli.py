@@ -88,7 +88,7 @@ def list_jobs(
     cluster = connect()
     jobs = cluster.list_jobs(everywhere=everywhere, selector=selector)
     if output:
-        dump({"apiVersion": "v1", "kind": "List", "items": [job.raw for job in jobs]}, output)
+        dump({"apiVersion": "v1", "kind": "List", "items": [job.printed for job in jobs]}, output)
     elif jobs:
         show(listing.table(jobs, datetime.now(UTC), everywhere=everywhere))
         for job in jobs:
@@ -107,7 +107,7 @@ def describe(connect: Connect, name: Name, output: Output = None) -> None:
     cluster = connect()
     job = cluster.get_job(name)
     if output:
-        dump(job.raw, output)
+        dump(job.printed, output)
     else:
         show(description.job_page(job, cluster.list_events(job), datetime.now(UTC), cluster.options))
 

@@ -53,6 +53,18 @@ def test_json_is_indented_and_keeps_every_letter(front: Any, finetune: Finetune,
     assert finetune("describe", "one", "-o", "JSON", "--context", "lab").out == out
 
 
+@pytest.mark.parametrize(("command", "front_path"), [("describe one", "one"), ("list", "finetunejobs")])
+def test_an_object_is_printed_without_managed_fields_as_by_kubectl(
+    front: Any, finetune: Finetune, job: Any, command: str, front_path: str
+) -> None:
+    raw = job().raw
+    raw["metadata"]["managedFields"] = [{"manager": "kubectl"}]
+    front.answers[front_path] = [(200, raw if front_path == "one" else {"items": [raw], "metadata": {}})]
+    out = finetune(*command.split(), "-o", "yaml", "--context", "lab").out
+    assert "managedFields" not in out
+    assert "resourceVersion" in out
+
+
 def test_a_pipe_gets_long_lines_whole_and_texts_as_they_are(front: Any, finetune: Finetune, job: Any) -> None:
     message = "[red]a long[/red] :smile: message " * 9
     complete = {"type": "Complete", "status": "True", "reason": "R", "lastTransitionTime": "2026-03-01T12:25:00Z"}

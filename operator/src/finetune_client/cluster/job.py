@@ -51,6 +51,12 @@ class Job:
             return cls(raw, FineTuneJobStatus.model_validate(kept), f"{_explain(raw, error)}: {FIX}")
 
     @property
+    def printed(self) -> Object:
+        """The object as kubectl prints it, without `managedFields`."""
+        metadata = {name: value for name, value in self.raw["metadata"].items() if name != "managedFields"}
+        return self.raw | {"metadata": metadata}
+
+    @property
     def name(self) -> str:
         """Its name."""
         return str(self.raw["metadata"]["name"])
