@@ -40,13 +40,14 @@ def check(context: Context) -> tuple[bool, Effect]:
     own = context.observed.own
     child = next((one for one in own if one.component == Component.PREFLIGHT and not one.is_deleting), None)
     has_started = child is not None or not context.spec.suspend
-    effect = set_condition(C.VALIDATED, "Unknown", R.PREFLIGHT_RUNNING if has_started else R.PENDING)
+    pods = context.observed.pods_of(child.uid) if child else ()
+    reason = R.PREFLIGHT_RUNNING if has_started else R.PENDING
+    effect = set_condition(C.VALIDATED, "Unknown", reason, prefix=_describe_failures(context, pods))
     deadline = deadlines.next_deadline(context)
     if deadline:
         effect += deadline.wait()
     if child is None:
         return False, effect + _begin(context, deadline)
-    pods = context.observed.pods_of(child.uid)
     preflight_runs.record_preflight(context, pods)
     passed = next(((pod, report) for pod in pods if (report := _passing_report(context, pod))), None)
     left = lingering.seconds_left(pods, context.observed.now)
@@ -62,6 +63,16 @@ def check(context: Context) -> tuple[bool, Effect]:
         return False, effect + shown + Effect(delete=child) + requeue_in(SOON_SECONDS)
     effect += edits.announce(context, child)
     return False, effect + _watch(context, child, pods, deadline)
+
+
+def _describe_failures(context: Context, pods: Sequence[Pod]) -> str:
+    """Return why pods of a preflight that is tried again have failed, as a sentence before its message."""
+    outcomes = [context.outcome_of(pod) for pod in pods if pod.is_over and not pod.deleting]
+    failed = [one for one in outcomes if one.result == run_outcome.RESULT_FAILED]
+    if not failed:
+        return ""
+    count = "A pod of preflight failed" if len(failed) == 1 else f"{len(failed)} pods of preflight failed, the last"
+    return f"{count}: {failed[-1].reason}: {failed[-1].message.rstrip('.')}. "
 
 
 def _begin(context: Context, deadline: deadlines.Deadline | None) -> Effect:

@@ -189,3 +189,18 @@ def test_a_preflight_that_a_deadline_of_another_client_ended_was_not_preempted(s
     one.settle()
     assert (one.status["phase"], one.status["reason"]) == ("Failed", "PreflightFailed")
     assert "the activeDeadlineSeconds of Job one-preflight, which another client has set" in one.status["message"]
+
+
+def test_a_preflight_that_is_tried_again_shows_why_its_pods_have_failed(scene: Any) -> None:
+    one = scene()
+    one.settle()
+    one.end(one.pod("one-preflight"), 69, one.report("Failed", message="no route to the bucket"))
+    one.settle()
+    again = "Preflight is checking dataset, model and storage."
+    first = f"A pod of preflight failed: StorageUnavailable: no route to the bucket. {again}"
+    assert (one.condition("Validated")["message"], one.status["message"]) == (first, first)
+    one.end(one.pod("one-preflight"), 70, one.report("Failed", message="boom."))
+    one.run(one.pod("one-preflight"))
+    one.settle()
+    assert one.status["message"] == f"2 pods of preflight failed, the last: InternalError: boom. {again}"
+    assert one.status["reason"] == "PreflightRunning"
