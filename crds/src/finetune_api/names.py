@@ -206,6 +206,7 @@ class Reason(StrEnum):
     CONTAINER_ERROR = "ContainerError"
     RESULT_MISSING = "ResultMissing"
     JOB_DELETED = "JobDeleted"
+    RESTORED = "Restored"
     EVICTED = "Evicted"
     WORKSPACE_FULL = "WorkspaceFull"
     POD_REJECTED = "PodRejected"

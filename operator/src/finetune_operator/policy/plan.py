@@ -25,6 +25,7 @@ from finetune_operator.policy.decision import (
     requeue_in,
     set_condition,
 )
+from finetune_operator.policy.history import restored
 from finetune_operator.policy.status_report import record_end
 from finetune_operator.settings import Settings
 
@@ -70,6 +71,8 @@ def _decide(observed: Observed, settings: Settings, spec: FineTuneJobSpec, statu
         return effect
     context = Context(observed, settings, spec, status, acceptance)
     kueue.record_workload(context)
+    if lost := restored.close_lost_attempt(context):
+        return effect + lost
     deadlines.record_eligible_time(context)
     effect += kueue.check_quota(context) + suspension.check_suspension(context)
     if context.is_blocked and not observed.own and status.current_run is None:

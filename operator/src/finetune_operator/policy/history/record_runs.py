@@ -184,11 +184,11 @@ def _record_unseen_end(context: Context, run: CurrentRun, child: Job | None) -> 
         _record_counters(context.status, end.outcome, child)
 
 
-def record_cut(context: Context, run: CurrentRun, end: End) -> None:
-    """End the current run without its pod's report; only its time is counted."""
+def record_cut(context: Context, run: CurrentRun, end: End, *, ended: datetime | None = None) -> None:
+    """End the current run without its pod's report, by default now; only its time is counted."""
     child = next((one for one in context.observed.own if one.attempt == run.attempt), None)
-    ended = _end_run(context, run, end, _latest_end(context, run, child), _steps(context, run))
-    record_run(context, ended, child)
+    cut = _end_run(context, run, end, ended or _latest_end(context, run, child), _steps(context, run))
+    record_run(context, cut, child)
     bookkeeping.record_current_run(context.status, None)
 
 
