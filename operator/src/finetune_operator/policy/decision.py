@@ -154,7 +154,8 @@ def create_job(context: Context, child: Child) -> Effect:
         return Effect()
     observed = context.observed
     if orphan := observed.find_orphan(child.name):
-        detail = f"Job {orphan.name} has no owner, because its FineTuneJob was deleted without it (--cascade=orphan)"
+        cause = "its FineTuneJob was deleted without it (--cascade=orphan), or a backup restored it"
+        detail = f"Job {orphan.name} has no owner: {cause}"
         return set_condition(C.ACCEPTED, "False", R.NAME_CONFLICT, detail) + requeue_in(OBSTACLE_SECONDS)
     busy = [*observed.leftovers, *(pod.name for pod in observed.pods if not pod.is_over)]
     busy += [one.name for one in observed.own if one.is_deleting]

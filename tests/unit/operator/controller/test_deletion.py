@@ -90,7 +90,8 @@ def test_a_job_without_an_owner_is_a_conflict_with_its_fix(world: World, operato
         operator.look()
     found: Any = world.status().condition("Accepted")
     assert (found.status, found.reason) == ("False", "NameConflict")
-    assert f"Job {kept}" in found.message
+    assert f"Job {kept} has no owner" in found.message
+    assert "or a backup restored it" in found.message
     assert "remove it; the job then continues" in found.message
     assert world.status().eligible_time is not None
     world.remove_job(kept)
