@@ -65,6 +65,8 @@ def _require_spec(job: object, spec: object) -> None:
         raise WrongUse(f"{spec} is a path, which has its own name", "give the path alone")
     if not isinstance(spec, FineTuneJobSpec | Mapping):
         raise WrongUse(f"a spec is not a {type(spec).__name__}", "give a dict or a FineTuneJobSpec")
+    if isinstance(spec, Mapping) and {"kind", "spec"} <= spec.keys():
+        raise WrongUse("a manifest is not a spec", 'give its spec, manifest["spec"], or the manifest alone')
 
 
 def require_name(name: object) -> str:

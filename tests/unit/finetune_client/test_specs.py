@@ -108,6 +108,9 @@ def test_a_path_is_not_the_spec_of_a_name(spec: Any) -> None:
     with pytest.raises(WrongUse, match="is a path, which has its own name") as caught:
         build_manifest("one", spec, None, None)
     assert caught.value.fix == "give the path alone"
+    with pytest.raises(WrongUse, match="a manifest is not a spec") as caught:
+        build_manifest("two", {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "spec": {}}, None, None)
+    assert caught.value.fix == 'give its spec, manifest["spec"], or the manifest alone'
     with pytest.raises(WrongUse, match="a spec is not a list"):
         build_manifest("one", [spec], None, None)  # type: ignore[arg-type]
 
