@@ -88,6 +88,14 @@ class Job:
         return self.status.phase or Phase.PENDING.value
 
     @property
+    def deletion(self) -> str:
+        """Since when it is being deleted, and what keeps it; empty if it is not."""
+        metadata = self.raw["metadata"]
+        if not (since := metadata.get("deletionTimestamp")):
+            return ""
+        return f"since {since}, until these finalizers are removed: {', '.join(metadata.get('finalizers') or [])}"
+
+    @property
     def has_ended(self) -> bool:
         """Return whether it is complete or has failed."""
         return self.status.is_true(ConditionType.COMPLETE) or self.status.is_true(ConditionType.FAILED)

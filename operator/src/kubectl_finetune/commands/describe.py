@@ -106,6 +106,7 @@ def _head(job: Job, options: str) -> Text:
         [
             *verdict_pairs(job),
             ("Phase", job.phase),
+            ("Deleting", job.deletion),
             ("Reason", status.reason or ""),
             ("Why", job.why),
             ("Fix", _fix(job, options)),

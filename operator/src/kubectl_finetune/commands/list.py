@@ -43,7 +43,7 @@ def _row(job: Job, now: datetime) -> tuple[str, ...]:
     left = progress.estimated_remaining_seconds if progress and not job.has_ended else None
     return (
         job.name,
-        job.phase,
+        "Deleting" if job.deletion else job.phase,
         str(job.field("objective") or NONE),
         (resolved and resolved.method) or NONE,
         (progress and progress.display) or NONE,

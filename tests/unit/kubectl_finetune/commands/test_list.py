@@ -6,6 +6,7 @@ import pytest
 from plugin_world import ENDED
 
 from finetune_client.cluster.job import Job
+from kubectl_finetune.commands import describe
 from kubectl_finetune.commands import list as listing
 
 NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
@@ -31,6 +32,14 @@ def test_a_list_of_one_namespace_shows_the_newest_first_and_dashes_for_what_is_n
     assert header.split()[:2] == ["NAME", "PHASE"]
     assert first.split() == ["new", "Pending", *"--------", "42s"]
     assert second.split()[0] == "one"
+
+
+def test_a_job_that_is_being_deleted_is_shown_so(job: Make, printed: Printed) -> None:
+    found = job()
+    found.raw["metadata"] |= {"deletionTimestamp": "2026-03-01T12:29:00Z", "finalizers": ["foregroundDeletion", "a/b"]}
+    assert printed(listing.table([found], NOW, everywhere=False)).splitlines()[1].split()[:2] == ["one", "Deleting"]
+    page = printed(describe.job_page(found, [], NOW))
+    assert "since 2026-03-01T12:29:00Z, until these finalizers are removed: foregroundDeletion, a/b" in page
 
 
 def test_a_list_has_the_queue(job: Make, printed: Printed) -> None:
