@@ -261,6 +261,16 @@ def test_weights_that_bitsandbytes_cannot_quantise_are_refused_with_the_method_t
     assert choose_settings(make_spec({"method": "LoRA"} | SHARED, {}, **pair), falcon, FACTS).shard_base is True
 
 
+def test_experts_that_the_gpus_cannot_share_out_are_refused_before_a_gpu_is_held_and_auto_avoids_it() -> None:
+    mixture = replace(SMALL, tensors=SMALL.tensors | {"model.layers.0.mlp.experts.down_proj": (8, 64, 64)})
+    nodes = {"resources": {"numNodes": 2, "gpusPerNode": 8}}
+    for tuning in ({"method": "LoRA"} | SHARED, {"method": "Full"}):
+        with pytest.raises(TrainerError, match="16 GPUs cannot share out the 8 experts of a layer"):
+            choose_settings(make_spec(tuning, {}, **nodes), mixture, FACTS)
+    settings = choose_settings(make_spec({"vramBudget": "80Gi"}, {}, **nodes), mixture, FACTS)
+    assert settings.method_reason == "Auto is QLoRA with more GPUs than can share out the experts"
+
+
 def test_qlora_is_advised_with_a_whole_base_before_a_shared_out_one() -> None:
     lora, qlora = {"method": "LoRA"}, {"method": "QLoRA"}
     assert "Set tuning.method QLoRA (" in refusal_with(2, lora | {"vramBudget": "9Gi"})

@@ -27,6 +27,7 @@ from finetune_trainer.models.memory_estimate import (
 )
 from finetune_trainer.models.optimisers import refuse_sharded_optimiser
 from finetune_trainer.models.shape import ModelShape
+from finetune_trainer.models.shared_experts import find_few_experts, refuse_few_experts
 from finetune_trainer.tokenization.packing import FLASH_MODELS, count_packed
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,9 @@ def choose_settings(
     """
     _check_attention(spec, shape)
     if spec.mode is Mode.EVALUATE:
-        return resolve(spec, facts)
+        settings = resolve(spec, facts)
+        refuse_few_experts(settings, shape, spec.resources.ranks)
+        return settings
     budget = _budget(spec)
     method, reason = choose_method(spec, shape, facts)
     facts = replace(facts, method=method, method_reason=reason)
@@ -61,6 +64,7 @@ def choose_settings(
     _check_warmup(spec, settings)
     _check_decay(spec, settings)
     refuse_sharded_optimiser(settings, spec.resources.ranks)
+    refuse_few_experts(settings, shape, spec.resources.ranks)
     _check_quantised(settings, shape)
     if shape is None:
         logger.warning("the model's configuration lacks its dimensions: GPU memory is not estimated")
@@ -201,6 +205,7 @@ def choose_method(spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts)
             ("tuning.initialAdapter", spec.tuning.initial_adapter),
             ("checkpoint.keep", spec.checkpoint.keep or None),
             (f"objective {spec.objective.value} on several GPUs or nodes", _needs_adapter(spec)),
+            ("more GPUs than can share out the experts", find_few_experts(shape, spec.resources.ranks) or None),
         )
         if value is not None
     ]

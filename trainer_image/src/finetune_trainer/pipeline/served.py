@@ -18,6 +18,7 @@ from finetune_trainer.evaluation.run_record import Served
 from finetune_trainer.models.loading import DTYPES, load_tokenizer, model_errors
 from finetune_trainer.models.memory_estimate import format_bytes
 from finetune_trainer.models.resolve_settings import fit_served, least_served, may_share_base
+from finetune_trainer.models.shared_experts import find_few_experts
 from finetune_trainer.models.tensor_files import read_local_shape
 from finetune_trainer.monitoring.host_memory import available_bytes
 from finetune_trainer.pipeline.finalize import TrainingResult
@@ -134,6 +135,9 @@ def _fit_shares(inputs: Inputs, settings: Resolved, free: int, world: World) -> 
     shape = read_shape(inputs)
     if shape is None:
         return settings, "config.json lacks the sizes of the model, so that several GPUs do not load it in 16 bits"
+    shared = shape.teacher if settings.shard_teacher and shape.teacher else shape
+    if few := find_few_experts(shared, world.size):
+        return settings, f"in 16 bits, {few}"
     if fitting := fit_served(inputs.run.config.spec, shape, settings, free):
         return fitting, ""
     needed = format_bytes(least_served(inputs.run.config.spec, shape, settings))

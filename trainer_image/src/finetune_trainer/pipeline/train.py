@@ -31,6 +31,7 @@ from finetune_trainer.models.loading import (
 )
 from finetune_trainer.models.memory_estimate import micro_batches, share_batch, with_micro_batch
 from finetune_trainer.models.resolve_settings import grow_micro_batch, refuse_full_on_ranks
+from finetune_trainer.models.shared_experts import refuse_few_experts
 from finetune_trainer.monitoring.tracking import Trackers, track
 from finetune_trainer.pipeline.adapters import save_adapters
 from finetune_trainer.pipeline.finalize import (
@@ -113,6 +114,7 @@ def train_distributed(run: RunContext, world: World, micro_batch: int | None = N
         inputs = load_inputs(run, digests_models=world.local_rank == 0)
     world.barrier("loaded", run.on_work)
     inputs = share_digests(inputs, world.gather_bytes)
+    refuse_few_experts(run.config.resolved or Resolved(), read_shape(inputs), world.size)
     device = find_device(world)
     checkpoints = _find_checkpoints(inputs)
     settings = fill_gpu(inputs, device, world, micro_batch)
