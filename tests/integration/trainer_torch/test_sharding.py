@@ -36,14 +36,16 @@ from finetune_trainer.training.methods.parts import TrainerParts
 from finetune_trainer.training.methods.sft import build_sft_trainer
 
 RANKS = 2
-SAMPLES = [Encoded([1, 20 + n, 21, 22, 2], [-100, -100, 21, 22, 2], 3) for n in range(8)]
+SAMPLES = [Encoded([1, 20 + n, 401, 402, 2], [-100, -100, 401, 402, 2], 3) for n in range(8)]
+"""Both processes have the embeddings of some of the tokens."""
 
 
 @pytest.fixture
 def models(tiny_model: Path, tmp_path: Path) -> dict[str, Path]:
-    """A model whose layers are in the library's default plan, and one whose layers have other names."""
+    """A model whose layers are in the library's default plan, and one whose layers have other names, and whose tied
+    embeddings two processes share unevenly, as with GPT-2's own 50257 tokens."""
     torch.manual_seed(0)
-    config = GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=512, bos_token_id=1, eos_token_id=2)
+    config = GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=511, bos_token_id=1, eos_token_id=2)
     config.attn_pdrop = config.embd_pdrop = config.resid_pdrop = 0.0
     shutil.copytree(tiny_model, tmp_path / "gpt2")
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
@@ -202,7 +204,12 @@ def _build(model: Path, folder: Path, world: World, accumulation: int, **changes
 
 
 def _losses(trainer: LoopTrainer) -> list[float]:
-    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    """Return the losses of the steps, and the one after the last of them."""
+    ids = torch.tensor([one.input_ids for one in SAMPLES])
+    trainer.model.eval()
+    with torch.no_grad():
+        last = float(trainer.model(input_ids=ids, labels=ids).loss)
+    return [*(line["loss"] for line in trainer.state.log_history if "loss" in line), last]
 
 
 def _moments(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

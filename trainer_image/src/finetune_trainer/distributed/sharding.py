@@ -78,6 +78,28 @@ def shard_base(base: PreTrainedModel, size: int, shares: Sequence[tuple[torch.nn
     require_sharded(base, size)
 
 
+def join_tied_shards(model: PreTrainedModel) -> None:
+    """Give a weight that two FSDP groups have, such as a tied embedding, one shard in this process.
+
+    FSDP pads a shard that is shorter than the others in each group by itself, when the model is first called: one group
+    would then compute with a copy that neither the optimiser nor a checkpoint changes.
+    """
+    owners: dict[DTensor, list[Any]] = {}
+    for module in model.modules():
+        group = module._get_fsdp_state()._fsdp_param_group if isinstance(module, FSDPModule) else None
+        for one in group.fsdp_params if group else ():
+            owners.setdefault(getattr(one._module_info.module, one._module_info.param_name), []).append(one)
+    for weight, parts in owners.items():
+        own, padded = local_shard(weight.detach()), parts[0].padded_sharded_param_size
+        if len(parts) == 1 or own.shape == padded:
+            continue
+        whole = own.new_zeros(padded)
+        whole[: len(own)] = own
+        weight._local_tensor = whole[: len(own)]
+        for one in parts:
+            one._sharded_param_data = whole.view(-1)
+
+
 def own_rows(tensor: torch.Tensor, world: World) -> torch.Tensor:
     """Return a copy of this process's rows of the tensor, as it is sharded; none if there are fewer rows than
     processes."""

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
-from finetune_trainer.distributed.sharding import require_sharded, sharding_options
+from finetune_trainer.distributed.sharding import join_tied_shards, require_sharded, sharding_options
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.adapters.attach import attach_adapter
@@ -144,6 +144,7 @@ def load_sharded(
         options = sharding_options(skeleton(config), world, compute)
     model = _load(directory, writes_text, dtype=dtype, **options)
     require_sharded(model, world.size)
+    join_tied_shards(model)
     return model
 
 
