@@ -431,12 +431,30 @@ def test_a_stop_within_a_second_of_the_start_is_a_stop(s3_server: Any, tmp_path:
     assert attempt.report().reason == "Preempted"
 
 
+SLOW_LOAD_OF_RANK_1 = """
+import os
+
+if os.environ.get("RANK") == "1":
+    import time
+    from finetune_trainer.pipeline import train
+
+    plain = train.load_model
+
+    def load_model(*arguments):
+        time.sleep(15)
+        return plain(*arguments)
+
+    train.load_model = load_model
+"""
+
+
 @pytest.mark.nightly
 def test_a_process_that_hangs_ends_the_attempt_with_the_stacks_of_all(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
 ) -> None:
+    """One that loads the model for longer than the time-out does not hang."""
     job = make_job(s3_server, "ranks-hang", tmp_path, "LoRA", trainer_python)
-    attempt = job.start("hangs", gpus=2, timeout=10)
+    attempt = job.start("hangs", gpus=2, timeout=10, environment=with_fault(tmp_path, SLOW_LOAD_OF_RANK_1))
     attempt.wait_for_step(1)
     hanging = fork_of(trainer_python, attempt.ranks(0)[1])
     os.kill(hanging, signal.SIGSTOP)

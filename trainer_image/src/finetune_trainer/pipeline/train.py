@@ -226,6 +226,7 @@ def train_once(
     tokenizer, scratch = load_tokenizer(inputs.model), inputs.run.workspace / "trainer"
     parts = TrainerParts(model, tokenizer, settings, loop, inputs.train, inputs.validation, scratch)
     teacher = load_teacher(inputs, settings, device, world)
+    world.barrier("models", inputs.run.on_work)  # nodes may read at very different speeds
     trainer = build_trainer(spec.objective, parts, build_judge(inputs, settings, device, loop), teacher)
     reporter.start.end("trainer")
     parameters = sum(tensor.numel() for tensor in trained_tensors(model).values())
