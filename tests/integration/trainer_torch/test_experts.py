@@ -1,5 +1,6 @@
 """Adapters on the experts of a mixture: every factor is trained, over 16 and over 4 bits, in every objective."""
 
+import functools
 import json
 import re
 import shutil
@@ -25,6 +26,7 @@ from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.gate_rules import find_faults
+from finetune_trainer.evaluation.generate import answer_all
 from finetune_trainer.merging import gate_worker
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.merging.merge import Nf4
@@ -33,6 +35,7 @@ from finetune_trainer.models.loading import load_for_training, load_plain, quant
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.full_model import make_candidate
 from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.training.callbacks import require_gradient, restore_trained, save_trained
 
 SIZES: dict[str, Any] = {
@@ -228,11 +231,27 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
+def test_a_mixture_answers_several_prompts_at_once_while_its_experts_are_balanced(bases: dict[str, Path]) -> None:
+    """TRL switches the loss for that on in the configuration."""
+    model, labeler = load_plain(bases["qwen3_moe"], torch.float32, CPU), Labeler(bases["qwen3_moe"])
+    model.config.output_router_logits = True
+    prompts = [[{"role": "user", "content": f"What is the colour of {thing}?"}] for thing in ("the sky", "a rose")]
+    answer = functools.partial(
+        answer_all, model, labeler, prompts, stop_ids=[2], max_new_tokens=4, on_token=lambda: None
+    )
+    assert answer(tokens_at_once=1000) == answer()
+    assert model.config.output_router_logits
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize(("kind", "method"), [("mixtral", "QLoRA"), ("qwen3_moe", "LoRA"), ("gpt_oss", "QLoRA")])
 def test_a_job_trains_experts_and_its_merged_model_passes_the_gate(make_job: MakeJob, kind: str, method: str) -> None:
-    bench = make_job("job", kind, method, output={"uri": "s3://bucket/output", "merge": "FP32"})
+    asked = {"steps": 2, "maxNewTokens": 4, "answers": {"match": "Exact", "rows": 20}}
+    bench = make_job("job", kind, method, output={"uri": "s3://bucket/output", "merge": "FP32"}, evaluation=asked)
     report = bench.run()
+    assert report.evaluation
+    assert report.evaluation.answers
+    assert report.evaluation.answers.rows == 20
     assert report.resolved
     assert report.resolved.target_parameters == ["experts.down_proj", "experts.gate_up_proj"]
     assert (report.resolved.target_experts, report.resolved.lora_dropout) == (True, 0.0)
