@@ -62,6 +62,22 @@ def test_weights_that_get_worse_again_are_not_published(make_bench: MakeBench) -
     assert report.metrics.eval_loss == pytest.approx(losses[best], abs=1e-3)
 
 
+@pytest.mark.parametrize("method", ["LoRA", pytest.param("Full", marks=pytest.mark.nightly)])
+def test_weights_that_no_step_has_changed_yet_are_not_published_as_the_best(make_bench: MakeBench, method: str) -> None:
+    """The first step of a warm-up has the rate 0, and every later one makes this model worse."""
+    rate = {"maxSteps": 3, "lrSchedulerType": "constant_with_warmup", "warmupSteps": 1, "learningRate": 1.0}
+    bench = make_bench(method, evaluation={"steps": 1}, hyperparameters=HYPERPARAMETERS | rate)
+    report = bench.run()
+    lines = [json.loads(line) for line in (bench.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "eval"}
+    assert losses[0] == pytest.approx(losses[1])
+    assert losses[1] < min(losses[2], losses[3])
+    assert report.metrics
+    assert report.metrics.best_step == min((2, 3), key=lambda step: losses[step])
+    assert report.evaluation
+    assert report.evaluation.verdict == "Worse"
+
+
 def poison(bench: Bench) -> None:
     """Put a NaN into a weight that every token uses."""
     poisoned = make_tiny_model(bench.root / "poisoned")

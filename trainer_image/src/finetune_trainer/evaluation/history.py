@@ -76,6 +76,10 @@ class History:
         self.final_reward = point
         self._append("final", asdict(point))
 
+    def first_change(self) -> int | None:
+        """Return the first step that changed a weight: until then the model is the one before training."""
+        return next((point.step for point in self.train if point.changes_weights), None)
+
     def training_evaluations(self) -> list[EvalPoint]:
         """Return the evaluations after step 0."""
         return [point for point in self.evaluations if point.step > 0]

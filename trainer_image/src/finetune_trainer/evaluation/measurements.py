@@ -80,6 +80,12 @@ class TrainPoint:
     clipped_share: float | None = None
     flat_share: float | None = None
 
+    @property
+    def changes_weights(self) -> bool:
+        """Return whether the step changed a weight: one of rate 0, as the first of a warm-up, does not, nor one that
+        FP16's loss scaling skipped, nor one of answers whose rewards are equal within each group."""
+        return self.learning_rate > 0 and self.grad_norm is not None and self.flat_share != 1.0
+
     def figures(self) -> dict[str, float]:
         """Return the objective's measurements other than the loss, by their names in the status.
 

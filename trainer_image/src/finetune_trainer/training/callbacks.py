@@ -4,7 +4,7 @@ import functools
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +223,9 @@ def _has_gradient(parameter: torch.nn.Parameter) -> bool:
 class KeepBest(TrainerCallback):  # type: ignore[misc]
     """Keep the weights of the lowest evaluation loss on disk; end the loop when early stopping's patience runs out."""
 
-    def __init__(self, plateau: Plateau, path: Path, reporter: Reporter) -> None:
+    def __init__(self, plateau: Plateau, path: Path, reporter: Reporter, history: History) -> None:
         self._plateau = plateau
+        self._history = history
         self._path = path
         self._reporter = reporter
 
@@ -236,10 +237,13 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         metrics: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Record an evaluation; the baseline at step 0 is not a candidate."""
+        """Record an evaluation; the weights from before the training are no candidate, at whichever step."""
         loss = (metrics or {})["eval_loss"]
         if state.global_step == 0:
             self._reporter.update(metrics={"eval_loss": loss, "baseline_eval_loss": loss})
+            return
+        if self._history.first_change() is None:
+            self._reporter.update(metrics={"eval_loss": loss})
             return
         if self._plateau.update(state.global_step, loss):
             save_trained(kwargs["model"], self._path)
@@ -256,17 +260,22 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
 
 
 class KeepWeights(TrainerCallback):  # type: ignore[misc]
-    """Keep the weights of evaluated steps, or without held-out rows those of every n-th step.
+    """Keep the weights of evaluated steps, or without held-out rows those of every n-th step; weights that nothing has
+    changed yet are no candidate."""
 
-    `is_changed` returns whether the training has changed the weights yet; unchanged ones are no candidate.
-    """
+    def __init__(self, kept: KeptWeights, history: History) -> None:
+        self._kept, self._history = kept, history
 
-    def __init__(self, kept: KeptWeights, history: History, is_changed: Callable[[], bool] = lambda: True) -> None:
-        self._kept, self._history, self._is_changed = kept, history, is_changed
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep the step if its number is due."""
-        if self._kept.every and state.global_step % self._kept.every == 0:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keep the step if its number is due; the history has it by then."""
+        if "loss" in (logs or {}) and self._kept.every and state.global_step % self._kept.every == 0:
             self._add(state.global_step, kwargs["model"])
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -275,7 +284,7 @@ class KeepWeights(TrainerCallback):  # type: ignore[misc]
             self._add(state.global_step, kwargs["model"])
 
     def _add(self, step: int, model: torch.nn.Module) -> None:
-        if self._is_changed():
+        if self._history.first_change() is not None:
             self._kept.add(step, self._history, functools.partial(save_trained, model))
 
 

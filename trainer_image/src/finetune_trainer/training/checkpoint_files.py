@@ -95,13 +95,13 @@ def restore_reference(folder: Path | None, reference: Path) -> None:
 
 
 def replay_evaluations(history: History, plateau: Plateau) -> None:
-    """Update early stopping with the evaluations so far."""
-    for evaluation in history.training_evaluations():
-        plateau.update(evaluation.step, evaluation.loss)
-    # Until a group's rewards differ nothing is trained, and no weights are kept.
-    first = next(
-        (point.step for point in history.train if point.flat_share is not None and point.flat_share < 1.0), None
-    )
+    """Update early stopping with the evaluations so far, without those of weights that nothing had changed yet."""
+    first = history.first_change()
+    if first is None:
+        return
+    for evaluation in history.evaluations:
+        if evaluation.step >= first:
+            plateau.update(evaluation.step, evaluation.loss)
     for reward in history.rewards:
-        if first is not None and reward.step >= first:
+        if reward.step >= first:
             plateau.update(reward.step, -reward.reward)

@@ -118,7 +118,7 @@ class TrainerParts:
             "processing_class": self.tokenizer,
             "callbacks": [
                 ReportProgress(self.loop.reporter, self.loop.history, self.loop.world, rows=len(train_dataset)),
-                KeepBest(self.loop.plateau, self.loop.best_weights, self.loop.reporter),
+                KeepBest(self.loop.plateau, self.loop.best_weights, self.loop.reporter, self.loop.history),
                 RequireGradient(self.loop.world),
                 KeepWeights(self.loop.kept, self.loop.history),
             ],

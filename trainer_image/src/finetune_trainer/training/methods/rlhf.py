@@ -228,8 +228,8 @@ def has_spread(rollouts: Rollouts, loop: LoopContext) -> bool:
 class KeepMostRewarded(TrainerCallback):  # type: ignore[misc]  # the library has no types
     """Keep the weights of the highest held-out reward on disk; those that nothing has changed yet are no candidate."""
 
-    def __init__(self, loop: LoopContext, rollouts: Rollouts) -> None:
-        self._loop, self._rollouts = loop, rollouts
+    def __init__(self, loop: LoopContext) -> None:
+        self._loop = loop
 
     def on_evaluate(
         self,
@@ -240,7 +240,7 @@ class KeepMostRewarded(TrainerCallback):  # type: ignore[misc]  # the library ha
         **kwargs: Any,
     ) -> None:
         """Record an evaluation."""
-        if not state.global_step or not has_spread(self._rollouts, self._loop):
+        if not state.global_step or self._loop.history.first_change() is None:
             return
         if self._loop.plateau.update(state.global_step, -(metrics or {})["eval_reward"]):
             save_trained(kwargs["model"], self._loop.best_weights)
@@ -276,9 +276,9 @@ def build_rlhf_trainer(parts: TrainerParts, judge: Judge) -> PolicyTrainer:
     train_dataset = to_prompt_dataset(parts.train, at_least=(settings.global_batch_size or 1) // group)
     callbacks = [
         ReportProgress(loop.reporter, loop.history, loop.world, rows=len(parts.train) * group, has_full_steps=True),
-        KeepMostRewarded(loop, rollouts),
+        KeepMostRewarded(loop),
         RequireGradientFromSpread(rollouts, loop.world),
-        KeepWeights(loop.kept, loop.history, lambda: has_spread(rollouts, loop)),
+        KeepWeights(loop.kept, loop.history),
     ]
     is_rloo = settings.algorithm == Algorithm.RLOO
     kind, config = (LeaveOneOutTrainer, RLOOConfig) if is_rloo else (GroupTrainer, GRPOConfig)
