@@ -151,8 +151,9 @@ class Lora(Block):
     adapter on experts, train without dropout, and refuse any other value than 0. Default: {dropout}; 0 with
     `useDora`."""
     target_modules: Modules | None = None
-    """Modules that get an adapter, by the end of their name, for example `[q_proj, v_proj]`. The output head gets none:
-    `modulesToSave` trains it in full. Default: every linear layer but the output head."""
+    """Modules that get an adapter, by the end of their name, for example `[q_proj, v_proj]`. A name that the model does
+    not have is refused. The output head gets none: `modulesToSave` trains it in full. Default: every linear layer but
+    the output head."""
     target_experts: Switch = None
     """Also put an adapter on the experts of a mixture, a pair of matrices for each expert; `dropout` is 0 then. Refused
     for a model without experts. Default: false."""

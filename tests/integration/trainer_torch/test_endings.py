@@ -15,6 +15,7 @@ from waiting import wait_until
 from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
 from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.models.adapters import target_names
 from finetune_trainer.models.memory_estimate import micro_batches
 from finetune_trainer.pipeline import train as story
 
@@ -151,10 +152,29 @@ def test_a_broken_weights_file_is_an_unavailable_model_without_a_local_path(make
     assert str(bench.root) not in caught.value.message
 
 
-def test_target_modules_that_do_not_exist_are_an_invalid_config(make_bench: MakeBench) -> None:
-    bench = make_bench(tuning={"method": "LoRA", "lora": {"targetModules": ["no_such_layer"]}})
+@pytest.mark.parametrize(
+    ("lora", "problem"),
+    [
+        ({"targetModules": ["q_proj", "qkv_proj"]}, r"names qkv_proj, .* \(it has down_proj, gate_proj, "),
+        ({"targetModules": ["q_proj", "input_layernorm"]}, "targetModules names input_layernorm, which is no linear"),
+        ({"targetModules": ["q_proj"], "excludeModules": ["layers.0.mlp.up_proj"]}, "excludes no module with an adapt"),
+    ],
+)
+def test_a_module_that_the_model_does_not_have_is_refused_before_a_gpu_is_held(
+    make_bench: MakeBench, lora: dict[str, list[str]], problem: str
+) -> None:
+    with pytest.raises(TrainerError, match=problem) as caught:
+        make_bench(tuning={"method": "LoRA", "lora": lora}).prepare()
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_a_module_is_refused_by_the_trainer_if_the_files_of_the_model_may_name_others(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target_names, "EXACT_MODELS", frozenset())
+    bench = make_bench(tuning={"method": "LoRA", "lora": {"targetModules": ["q_proj", "qkv_proj"]}})
     config = bench.prepare()
-    with pytest.raises(TrainerError, match=r"tuning\.lora does not fit the model") as caught:
+    with pytest.raises(TrainerError, match=r"names qkv_proj, .*of those named, the model has q_proj\)") as caught:
         bench.train(config)
     assert caught.value.code is ExitCode.INVALID_CONFIG
 

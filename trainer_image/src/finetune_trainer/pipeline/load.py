@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from finetune_api.spec import FusedKernels, Merge, Method, Mode
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.world import World
-from finetune_trainer.models.adapters.attach import refuse_tied_merge, require_plain_head
+from finetune_trainer.models.adapters.attach import refuse_tied_merge, require_named_targets, require_plain_head
 from finetune_trainer.models.adapters.saved import continue_adapter
 from finetune_trainer.models.attention import choose_attention
 from finetune_trainer.models.fused_kernels import fuse_kernels
@@ -60,6 +60,8 @@ def load_model(
         return model, settings
     if writes_text:
         require_plain_head(model)
+    if (lora := spec.tuning.lora) and not inputs.initial_adapter:
+        require_named_targets(model, lora.target_modules or (), lora.exclude_modules or ())
     if spec.output.merge is not Merge.NONE:
         refuse_tied_merge(model)
     targets = model.peft_config["default"]

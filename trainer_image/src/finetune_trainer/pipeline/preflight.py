@@ -25,6 +25,7 @@ from finetune_trainer.models.activations import UNQUANTISED, adapted_layers
 from finetune_trainer.models.adapters.factors import no_experts_error
 from finetune_trainer.models.adapters.initial import InitialAdapter, check_initial_adapter, with_adapter
 from finetune_trainer.models.adapters.patterns import require_expressions, require_one_value
+from finetune_trainer.models.adapters.target_names import require_targets
 from finetune_trainer.models.adapters.whole_names import refuse_adapter_on_head, require_whole_modules
 from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model, read_config
 from finetune_trainer.models.bound_model import describe_adapter, describe_model
@@ -89,7 +90,7 @@ def preflight(run: RunContext) -> Report:
     _check_experts(spec, model)
     _check_patterns(spec, model)
     _check_whole_modules(spec, model)
-    _check_head(spec)
+    _check_targets(spec, model)
     Expectations(config.spec.evaluation.prompts or [])
     reward = _check_rewards(config, storage, workspace, on_bytes)
     teacher = check_teacher(config, storage, workspace / "teacher", tokenizer, on_bytes)
@@ -176,13 +177,17 @@ def _check_patterns(spec: FineTuneJobSpec, model: ModelFacts) -> None:
         require_one_value(lora, adapted_layers(model.shape, lora) if model.shape else ())
 
 
-def _check_head(spec: FineTuneJobSpec) -> None:
-    """Refuse an adapter on the output head by its usual name; the trainer finds it under any."""
+def _check_targets(spec: FineTuneJobSpec, model: ModelFacts) -> None:
+    """Refuse an adapter on the output head by its usual name, and on layers that the model's files do not have; the
+    trainer finds the others."""
     lora = spec.tuning.lora
-    if lora and lora.target_modules and spec.objective is not Objective.REWARD_MODEL:
-        for name in set(lora.target_modules) - set(lora.exclude_modules or ()):
-            if name.rpartition(".")[2] == HEAD:
-                refuse_adapter_on_head(name)
+    if lora is None or spec.objective is Objective.REWARD_MODEL:
+        return
+    for name in set(lora.target_modules or ()) - set(lora.exclude_modules or ()):
+        if name.rpartition(".")[2] == HEAD:
+            refuse_adapter_on_head(name)
+    if model.shape and spec.tuning.initial_adapter is None:
+        require_targets(lora, model.shape)
 
 
 def _check_whole_modules(spec: FineTuneJobSpec, model: ModelFacts) -> None:

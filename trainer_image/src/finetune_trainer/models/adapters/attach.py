@@ -14,6 +14,7 @@ from finetune_api.tuning import InitLoraWeights
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.models.adapters.patterns import require_expressions, require_matches, require_one_value
 from finetune_trainer.models.adapters.starts import lora_layers
+from finetune_trainer.models.adapters.target_names import refuse_excluded, require_adapted
 from finetune_trainer.models.adapters.whole_modules import choose_whole_modules, keep_whole_modules
 from finetune_trainer.models.adapters.whole_names import refuse_adapter_on_head
 from finetune_trainer.models.architectures import text_modules, text_prefix
@@ -86,10 +87,13 @@ def _require_excluded(adapted: PeftModel, targets: Sequence[str], excluded: Sequ
     names = [name for name, _ in adapted.get_base_model().named_modules() if ends_in(name, targets)]
     for one in excluded:
         if not any(ends_in(name, [one]) for name in names):
-            raise InvalidConfig(
-                f"tuning.lora.excludeModules names {one}, which excludes no module with an adapter: correct or remove "
-                "it"
-            )
+            refuse_excluded(one)
+
+
+def require_named_targets(model: PeftModel, named: Sequence[str], excluded: Sequence[str]) -> None:
+    """Refuse a module that the job names and the model does not have, which PEFT ignores next to others."""
+    adapted = {name for name, module in model.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)}
+    require_adapted([name for name in named if name not in excluded], adapted)
 
 
 def _choose_targets(model: PreTrainedModel, named: list[str] | None) -> list[str]:
