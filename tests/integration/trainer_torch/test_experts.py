@@ -51,6 +51,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
 """Experts stored one by one, under other names than in memory, and as stacks whose inputs come first."""
 EACH_MIXTURE = [pytest.param(kind, marks=() if kind == "qwen3_moe" else pytest.mark.nightly) for kind in MIXTURES]
 METHODS = ["LoRA", "QLoRA"]
+ROUTED_IN_BATCHES = [("mixtral", "Full"), ("gpt_oss", "LoRA"), ("qwen3_moe", "QLoRA")]
 IDS = torch.randint(3, 512, (2, 48), generator=torch.Generator().manual_seed(1))
 MakeJob = Callable[..., Bench]
 
@@ -313,6 +314,26 @@ class StopAfter(Reporter):
         super().update(progress=progress, **rest)
         if (progress or {}).get("step") == self._step:
             self._stop.set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("qwen3_moe", "LoRA"), *(pytest.param(*one, marks=pytest.mark.nightly) for one in ROUTED_IN_BATCHES)],
+)
+def test_a_mixture_answers_held_out_rows_in_batches(make_job: MakeJob, kind: str, method: str) -> None:
+    """TRL requests the routers' logits in every pass of supervised tuning, which fails for one token of many rows."""
+    answers = {"match": "Exact", "rows": 20}
+    report = make_job(
+        "job",
+        kind,
+        method,
+        tuning={"method": method},
+        dataset={"train": {"uri": "s3://bucket/data/train.jsonl"}, "validationSplitPercent": 50},
+        evaluation={"steps": 4, "prompts": [], "maxNewTokens": 4, "answers": answers},
+    ).run()
+    assert report.evaluation
+    assert report.evaluation.answers
+    assert report.evaluation.answers.rows == 20
 
 
 @pytest.mark.nightly

@@ -34,6 +34,7 @@ from finetune_trainer.training.methods.workarounds import (
     drop_overrides,
     keep_in_fp32,
     keep_input_hook,
+    leave_out_router_logits,
     local_metrics,
     switch_off_dropout,
     use_one_gpu,
@@ -72,6 +73,7 @@ class LoopTrainer(SavingTrainer):
             switch_off_dropout(self.model)
         cast_forward(self.model, self.accelerator)
         keep_input_hook(self.model)
+        leave_out_router_logits(self.model)
         self.remove_callback(PrinterCallback)  # standard output belongs to the reporter
         self._random_state = RandomState.take()
         self._finite = RequireFiniteLoss()

@@ -86,6 +86,15 @@ def keep_input_hook(model: torch.nn.Module) -> None:
     base.enable_input_require_grads = add_first_hook
 
 
+def leave_out_router_logits(model: torch.nn.Module) -> None:
+    """Return the routers' logits of a mixture only where a loss asks for them. TRL sets them for every pass of an SFT
+    model, and transformers' loss of them fails for the answers of a batch, whose mask is longer than their tokens."""
+    config: Any = model.config
+    text = config.get_text_config()
+    if hasattr(text, "output_router_logits"):
+        text.output_router_logits = False
+
+
 @contextmanager
 def without_router_loss(trainer: Any) -> Iterator[None]:
     """Leave the loss that balances the experts of a mixture out: TRL adds it to a held-out loss too."""
