@@ -104,3 +104,8 @@ def test_a_gate_that_could_not_run_is_not_one_that_was_not_met() -> None:
         "the full model in BF16 is withheld: its loss is 3. Set output.merge to FP32",
         "the full model is withheld because its gate could not run: no memory",
     ]
+
+
+def test_a_fault_of_both_candidates_is_in_the_sentence_once() -> None:
+    check = MergeCheck("FP16", 2.0, [GOOD, GOOD], [["its loss is not a number"]] * 2, None)
+    assert check.sentence.count("not a number") == 1

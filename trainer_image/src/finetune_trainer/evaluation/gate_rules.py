@@ -82,7 +82,7 @@ class MergeCheck:
             return ""
         if self.not_run:
             return f"the full model is withheld because its gate could not run: {self.not_run}"
-        first = "; ".join(faults[0] for faults in self.faults if faults)
+        first = "; ".join(dict.fromkeys(faults[0] for faults in self.faults if faults))
         return f"the full model in {self.precision} is withheld: {first}. Set output.merge to {WIDER[self.precision]}"
 
 
