@@ -1,6 +1,5 @@
 """Adapters on the experts of a mixture: every factor is trained, over 16 and over 4 bits, in every objective."""
 
-import functools
 import json
 import re
 import shutil
@@ -26,7 +25,6 @@ from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.gate_rules import find_faults
-from finetune_trainer.evaluation.generate import answer_all
 from finetune_trainer.merging import gate_worker
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.merging.merge import Nf4
@@ -35,7 +33,6 @@ from finetune_trainer.models.loading import load_for_training, load_plain, quant
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.full_model import make_candidate
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.training.callbacks import require_gradient, restore_trained, save_trained
 
 SIZES: dict[str, Any] = {
@@ -230,18 +227,6 @@ def make_job(bases: dict[str, Path], tmp_path: Path) -> MakeJob:
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
-
-
-def test_a_mixture_answers_several_prompts_at_once_while_its_experts_are_balanced(bases: dict[str, Path]) -> None:
-    """TRL switches the loss for that on in the configuration."""
-    model, labeler = load_plain(bases["qwen3_moe"], torch.float32, CPU), Labeler(bases["qwen3_moe"])
-    model.config.output_router_logits = True
-    prompts = [[{"role": "user", "content": f"What is the colour of {thing}?"}] for thing in ("the sky", "a rose")]
-    answer = functools.partial(
-        answer_all, model, labeler, prompts, stop_ids=[2], max_new_tokens=4, on_token=lambda: None
-    )
-    assert answer(tokens_at_once=1000) == answer()
-    assert model.config.output_router_logits
 
 
 @pytest.mark.nightly

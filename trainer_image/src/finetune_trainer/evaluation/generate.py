@@ -4,8 +4,7 @@ import copy
 import gc
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -129,7 +128,7 @@ class _Batches:
     def _generate(self, batch: Sequence[list[int]]) -> list[list[int]]:
         """Return the tokens of each answer, up to the first one that ends it."""
         inputs = self._pad_left(batch)
-        with torch.no_grad(), without_router_logits(self.model):
+        with torch.no_grad():
             output = self.model.generate(
                 **inputs, generation_config=self.settings, stopping_criteria=StoppingCriteriaList([self.each_token])
             )
@@ -162,24 +161,9 @@ class _Batches:
         """Return the logits of the first token after the first prompt of the batch."""
         first = copy.copy(self.settings)
         first.update(max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
-        with torch.no_grad(), without_router_logits(self.model):
+        with torch.no_grad():
             logits: torch.Tensor = self.model.generate(**self._pad_left(batch), generation_config=first).logits[0][0]
         return logits.float()
-
-
-@contextmanager
-def without_router_logits(model: PreTrainedModel) -> Iterator[None]:
-    """Let a mixture answer without the loss that balances its experts, which TRL switches on in the configuration: for
-    several answers at once it fails, because the mask also covers the tokens before the new one."""
-    config = model.config.get_text_config()
-    is_asked = getattr(config, "output_router_logits", False)
-    if is_asked:
-        config.output_router_logits = False
-    try:
-        yield
-    finally:
-        if is_asked:
-            config.output_router_logits = True
 
 
 def _is_whole(sample: Encoded) -> bool:
