@@ -170,7 +170,8 @@ def _check_experts(spec: FineTuneJobSpec, model: ModelFacts) -> None:
 def _check_patterns(spec: FineTuneJobSpec, model: ModelFacts) -> None:
     """Refuse patterns of modules that are no regular expressions, or give one module two values.
 
-    Whether each matches a module is checked once the model is loaded: files may name the modules differently.
+    Whether each matches a module is checked with the targets, or once the model is loaded: files may name the modules
+    differently.
     """
     if lora := spec.tuning.lora:
         require_expressions(lora)

@@ -1,6 +1,7 @@
 """Names of modules for an adapter, against the names in a model's files."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from model_shapes import LLAMA_8B, shape_of
@@ -12,8 +13,8 @@ from finetune_trainer.models.adapters.target_names import require_adapted, requi
 LLAMA = shape_of(LLAMA_8B)
 
 
-def lora(**names: list[str]) -> Lora:
-    return Lora(**names)  # type: ignore[arg-type]
+def lora(**names: Any) -> Lora:
+    return Lora(**names)
 
 
 @pytest.mark.parametrize(
@@ -22,11 +23,12 @@ def lora(**names: list[str]) -> Lora:
         {"target_modules": ["q_proj", "layers.0.mlp.down_proj"]},
         {"target_modules": ["embed_tokens"]},
         {"exclude_modules": ["q_proj"]},
+        {"rank_pattern": {"q_proj": 4, r"layers\.0\..*_proj": 8}},
         {"target_modules": ["q_proj", "o_proj"], "exclude_modules": ["layers.3.self_attn.o_proj"]},
         {},
     ],
 )
-def test_names_of_layers_are_accepted(names: dict[str, list[str]]) -> None:
+def test_names_of_layers_are_accepted(names: dict[str, Any]) -> None:
     require_targets(lora(**names), LLAMA)
 
 
@@ -36,10 +38,12 @@ def test_names_of_layers_are_accepted(names: dict[str, list[str]]) -> None:
         ({"target_modules": ["q_proj", "qkv_proj"]}, "targetModules names qkv_proj, .* it has down_proj, gate_proj, k"),
         ({"target_modules": ["q_proj", "input_layernorm"]}, "targetModules names input_layernorm"),
         ({"exclude_modules": ["qkv_proj"]}, "excludeModules names qkv_proj"),
+        ({"rank_pattern": {"q_porj": 4}}, "rankPattern names q_porj, which matches no module with an adapter"),
+        ({"target_modules": ["q_proj"], "alpha_pattern": {"k_proj": 4}}, "alphaPattern names k_proj"),
         ({"target_modules": ["q_proj"], "exclude_modules": ["k_proj"]}, "excludeModules names k_proj"),
     ],
 )
-def test_other_names_are_refused(names: dict[str, list[str]], problem: str) -> None:
+def test_other_names_are_refused(names: dict[str, Any], problem: str) -> None:
     with pytest.raises(InvalidConfig, match=problem.replace(".* ", r".*\(")):
         require_targets(lora(**names), LLAMA)
 

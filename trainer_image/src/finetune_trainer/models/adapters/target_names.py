@@ -8,12 +8,15 @@ from typing import NoReturn
 
 from finetune_api.tuning import Lora
 from finetune_trainer.errors import InvalidConfig
+from finetune_trainer.models.activations import adapted_layers
+from finetune_trainer.models.adapters.patterns import require_matches
 from finetune_trainer.models.shape import ModelShape, ends_in
 from finetune_trainer.tokenization.packing import EXACT_MODELS
 
 
 def require_targets(lora: Lora, shape: ModelShape) -> None:
-    """Refuse names that no layer in the model's files has, if these are certain to be those of the loaded model."""
+    """Refuse names and patterns that no layer in the model's files has, if these are certain to be those of the loaded
+    model."""
     if shape.model_type not in EXACT_MODELS or shape.experts:
         return
     layers = {_last(layer) for layer in shape.adapted([_last(name) for name in lora.target_modules or ()])}
@@ -24,6 +27,7 @@ def require_targets(lora: Lora, shape: ModelShape) -> None:
     for name in lora.exclude_modules or ():
         if _last(name) not in adapted:
             refuse_excluded(name)
+    require_matches(lora, [name.removesuffix(".weight") for name in adapted_layers(shape, lora)])
 
 
 def require_adapted(named: Iterable[str], adapted: Collection[str]) -> None:
