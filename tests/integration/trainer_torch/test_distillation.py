@@ -119,6 +119,12 @@ def test_a_model_that_is_its_own_teacher_has_no_divergence(taught: Path, tmp_pat
     assert trainer.measure().loss == pytest.approx(0, abs=1e-6)
 
 
+def test_a_teacher_that_answers_like_the_model_is_named(taught: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match=r"^distillation\.teacher has the same probabilities as the model") as caught:
+        make_student(taught, taught, tmp_path).train()
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
 @pytest.mark.parametrize("temperature", thin_slice([1.0, 0.7], 0.7))
 @pytest.mark.parametrize(
     ("beta", "expected"),

@@ -24,7 +24,7 @@ from finetune_trainer.distributed.sharding import (
     trains_shards,
 )
 from finetune_trainer.distributed.world import ALONE, World
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import TrainPoint
@@ -185,27 +185,32 @@ class RequireGradient(TrainerCallback):  # type: ignore[misc]
     Without this check such a run looks as if its data were bad.
     """
 
-    def __init__(self, world: World = ALONE) -> None:
+    def __init__(self, world: World = ALONE, cause: str = "") -> None:
         self._world = world
+        self.cause = cause
+        """What is wrong with the job if there is none; empty if that is a fault of the trainer."""
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check the first step's gradients."""
         if state.global_step == 0:
-            require_gradient(kwargs["model"], self._world)
+            require_gradient(kwargs["model"], self._world, self.cause)
             if self._world.size > 1 and not trains_shards(kwargs["model"]):
                 require_same_gradients(kwargs["model"], self._world)
 
 
-def require_gradient(model: torch.nn.Module, world: World = ALONE) -> None:
-    """Raise if every trained weight has no gradient or a zero gradient, or if an adapter on experts has none.
+def require_gradient(model: torch.nn.Module, world: World = ALONE, cause: str = "") -> None:
+    """Raise if every trained weight has no gradient or a zero gradient, or if an adapter on experts has none. For the
+    first, `cause` is what is wrong with the job, if anything is.
 
     These adapters are put on by another mechanism than the others, module by module.
     """
     trained = trained_tensors(model)
     found = any(_has_gradient(parameter) for parameter in trained.values())
     if not world.any_rank(found):
+        if cause:
+            raise InvalidConfig(cause)
         raise TrainerError(ExitCode.INTERNAL_ERROR, "no gradient reaches the trained weights at the first step")
     # The first factor's gradient is zero while the second one is: only the second one's is always there.
     seconds = [name for name in trained if ".lora_B." in name and is_of_experts(name.partition(".lora_B.")[0])]

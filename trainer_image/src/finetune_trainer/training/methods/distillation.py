@@ -19,7 +19,7 @@ from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.models.teacher import FIELD
 from finetune_trainer.tokenization.sample_table import longest_length
-from finetune_trainer.training.callbacks import ReportProgress
+from finetune_trainer.training.callbacks import ReportProgress, RequireGradient
 from finetune_trainer.training.methods.parts import LoopContext, Teacher, TrainerParts
 from finetune_trainer.training.methods.prompts import (
     CHECKED_TOKENS,
@@ -39,6 +39,11 @@ from finetune_trainer.training.random_state import keep_random_state
 ANSWER = "answer"
 LARGEST_DIFFERENCE = 0.1
 """Nats, or share of the figure: rounding in 16 bits is far below, a missing scale of the logits above."""
+
+SAME_TEACHER = (
+    "distillation.teacher has the same probabilities as the model, which has nothing to learn from it: name another "
+    "teacher, or continue an adapter (tuning.initialAdapter) that has moved the model away from it"
+)
 
 
 class StudentTrainer(PromptTrainer, DistillationTrainer):  # type: ignore[misc]  # the library has no types
@@ -176,6 +181,9 @@ def build_distillation_trainer(parts: TrainerParts, teacher: Teacher) -> Student
     train_dataset = to_prompt_dataset(parts.train, at_least=settings.global_batch_size or 1)
     arguments = parts.trainer_arguments(train_dataset, to_prompt_dataset)
     _, *callbacks = arguments["callbacks"]
+    for one in callbacks:
+        if isinstance(one, RequireGradient):
+            one.cause = SAME_TEACHER
     progress = ReportProgress(loop.reporter, loop.history, loop.world, rows=len(parts.train), has_full_steps=True)
     return StudentTrainer(
         teacher=teacher,
