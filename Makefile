@@ -266,7 +266,13 @@ e2e: setup ## End-to-end tests: a real cluster with real pods
 test: ## Everything that is asked of a change: lint, types, unit, integration, e2e
 	$(MAKE) setup
 	$(MAKE) -j2 --output-sync=target lint types unit binaries llama-cpp
-	$(MAKE) integration
+	$(MAKE) -j2 --output-sync=target integration-training all-but-training
+
+# What computes gives way to what mostly waits, for servers and then for pods: the processor is never idle.
+.PHONY: all-but-training
+all-but-training:
+	$(MAKE) integration-waiting
+	$(MAKE) integration-processes
 	$(MAKE) e2e
 
 .PHONY: nightly

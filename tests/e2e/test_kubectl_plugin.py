@@ -116,6 +116,7 @@ def test_the_jobs_of_a_sweep_are_ranked_by_what_they_have_learned(bench: Bench, 
     assert ("Better" in first, "NoMeasurableDifference" in second) == (True, True)
 
 
+@pytest.mark.nightly
 def test_a_job_is_suspended_resumes_from_its_checkpoint_and_is_cancelled(bench: Bench) -> None:
     job = bench.apply("long", hyperparameters=LONG, checkpoint=SAVING)
     job.saved_pod()

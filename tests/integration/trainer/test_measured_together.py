@@ -105,6 +105,7 @@ def measuring_counts(job: Job) -> list[str]:
     ]
 
 
+@pytest.mark.nightly
 def test_they_find_what_one_process_finds_and_hold_half_of_it_each(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
 ) -> None:

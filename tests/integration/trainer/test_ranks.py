@@ -27,7 +27,6 @@ from rank_jobs import (
     weights,
     with_fault,
 )
-from thin_slice import thin_slice
 from training_bench import HYPERPARAMETERS
 from waiting import wait_until
 
@@ -91,7 +90,8 @@ def test_pods_stop_together_lose_each_other_and_end_as_one_pod_and_as_one_proces
 PLACES: list[dict[str, int]] = [{}, {"gpus": 2}, {"nodes": 2}]
 
 
-@pytest.mark.parametrize("place", thin_slice(PLACES, {"nodes": 2}), ids=["one-process", "one-pod", "two-pods"])
+@pytest.mark.nightly
+@pytest.mark.parametrize("place", PLACES, ids=["one-process", "one-pod", "two-pods"])
 def test_only_the_progress_port_listens_beyond_the_address_of_the_pod(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, place: dict[str, int]
 ) -> None:

@@ -79,6 +79,7 @@ def sometimes(share: float, *faults: Fault) -> Any:
     return lambda _method, _path: chance.choice(faults) if chance.random() < share else None
 
 
+@pytest.mark.nightly
 def test_a_training_outlasts_a_store_that_is_stopped_while_a_checkpoint_is_due(
     pod: Pod, gateway: Gateway, direct: S3Store
 ) -> None:

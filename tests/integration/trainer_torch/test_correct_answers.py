@@ -50,7 +50,7 @@ def contrary(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return bench.output / Artifact.MERGED
 
 
-@pytest.mark.parametrize("method", thin_slice(["LoRA", "QLoRA", "Full"], "QLoRA"))
+@pytest.mark.parametrize("method", thin_slice(["LoRA", "QLoRA", "Full"], "LoRA"))
 def test_a_model_that_has_learnt_the_answer_meets_its_gate(make_bench: MakeBench, contrary: Path, method: str) -> None:
     bench = make(make_bench, method, {"match": "Exact", "rows": 20}, gate={"minCorrect": 90})
     bench.model = contrary

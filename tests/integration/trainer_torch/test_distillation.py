@@ -55,8 +55,8 @@ def jensen_shannon(own: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("method", "beta"),
     [
-        ("QLoRA", 1.0),
         ("Full", 0.5),
+        pytest.param("QLoRA", 1.0, marks=pytest.mark.nightly),
         pytest.param("LoRA", 0.0, marks=pytest.mark.nightly),
         pytest.param("LoRA", 1.0, marks=pytest.mark.nightly),
     ],

@@ -32,6 +32,7 @@ def require_equal(found: dict[str, Any]) -> None:
     assert found["gradients"] < 1e-5
 
 
+@pytest.mark.nightly
 def test_outputs_and_gradients_of_an_adapter_are_those_of_the_plain_model() -> None:
     found = compare("llama", "LoRA")
     require_equal(found)

@@ -96,6 +96,7 @@ def test_a_type_that_cannot_hold_the_weights_is_withheld_and_the_other_one_publi
     assert find_result_faults("s3://bucket/output", bench.storage) == []
 
 
+@pytest.mark.nightly
 def test_a_tokenizer_that_the_converter_does_not_know_costs_only_the_files(tmp_path: Path, tiny_model: Path) -> None:
     bench = build_bench(tmp_path, tiny_model, "Q8_0")
     report = bench.run()

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from loop_bench import CPU, THINGS, make_loop, make_settings, question, teach
 from ranks import join_as, run_ranks
 from safetensors.torch import load_file, save_file
+from thin_slice import thin_slice
 from trainer_bench import OWN, weights_of
 from transformers import FalconMambaConfig, FalconMambaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -145,9 +147,16 @@ def test_the_processes_share_the_prompts_and_questions_and_stop_together(tiny_mo
         assert found == {"answers": answers, "together": answers, "marked": marked, "stopped": True}
 
 
-@pytest.mark.parametrize("precision", ["FP32", "BF16"])
-@pytest.mark.parametrize("objective", SAMPLES)
-@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+@pytest.mark.parametrize(
+    ("precision", "objective", "method"),
+    thin_slice(
+        product(["FP32", "BF16"], SAMPLES, ["LoRA", "QLoRA"]),
+        ("FP32", "KTO", "LoRA"),
+        ("BF16", "DPO", "LoRA"),
+        ("FP32", "Chat", "QLoRA"),
+        ("BF16", "Chat", "QLoRA"),
+    ),
+)
 def test_two_processes_with_half_the_base_each_train_and_measure_as_one_with_all_of_it(
     tiny_model: Path, tmp_path: Path, method: str, objective: str, precision: str
 ) -> None:

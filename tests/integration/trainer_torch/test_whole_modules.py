@@ -71,11 +71,14 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("names", "whole"),
-    [
-        (["embed_tokens", "lm_head"], {EMBEDDINGS, HEAD}),
-        (["lm_head"], {HEAD}),
+    thin_slice(
+        [
+            (["embed_tokens", "lm_head"], {EMBEDDINGS, HEAD}),
+            (["lm_head"], {HEAD}),
+            (["embed_tokens", "model.norm"], {EMBEDDINGS, NORM}),
+        ],
         (["embed_tokens", "model.norm"], {EMBEDDINGS, NORM}),
-    ],
+    ),
 )
 def test_only_the_named_modules_and_the_adapter_change(
     tmp_path: Path, untied_model: Path, names: list[str], whole: set[str]

@@ -220,6 +220,7 @@ def test_pickle_and_remote_code_are_refused(adapted: tuple[Path, str], tmp_path:
     assert (done.returncode, "remote code" in done.stderr) == (66, True)
 
 
+@pytest.mark.nightly
 def test_a_conversation_has_the_system_message_of_the_rows_unless_another_is_given(
     adapted: tuple[Path, str], trainer_python: str
 ) -> None:
