@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from thin_slice import thin_slice
 from training_bench import HYPERPARAMETERS, Bench, make_rows, preference_rows
 from transformers import TrainerControl, TrainerState, TrainingArguments
-from trl import DPOTrainer, KTOTrainer
+from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
 from finetune_api.handoff import ExitCode, Report, Stage
 from finetune_trainer.distributed.world import World
@@ -231,6 +231,21 @@ def test_the_steps_are_in_a_checkpoint_once(make_bench: MakeBench) -> None:
     saved = bench.output / "checkpoints" / "step-000006"
     assert len((saved / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) > 6
     assert json.loads((saved / "trainer_state.json").read_text(encoding="utf-8"))["log_history"] == []
+
+
+def test_a_training_that_saves_no_checkpoint_has_no_list_of_its_steps_in_memory(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    train_batch = SFTTrainer.training_step
+
+    def count(trainer: SFTTrainer, *arguments: Any, **options: Any) -> torch.Tensor:
+        lengths.append(len(trainer.state.log_history))
+        return train_batch(trainer, *arguments, **options)
+
+    monkeypatch.setattr(SFTTrainer, "training_step", count)
+    make_bench("LoRA", checkpoint={"resumePolicy": "Never"}).run()
+    assert max(lengths) == 0
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.comparing.intervals import Estimate, estimate_mean, share_half_width, student_quantile
+from finetune_api.comparing.intervals import (
+    Estimate,
+    estimate_mean,
+    paired_interval,
+    share_half_width,
+    student_quantile,
+)
 
 
 @pytest.mark.parametrize(
@@ -95,3 +101,19 @@ def test_the_interval_of_a_share_is_wilsons(share: float, count: int, half_width
 def test_groups_without_weight_are_none() -> None:
     assert estimate_mean([(0.0, 0)] * 6) == Estimate(0.0)
     assert estimate_mean([(8.0, 4), *[(0.0, 0)] * 6]) == Estimate(2.0)
+
+
+def test_the_interval_of_thousands_of_changed_answers_needs_no_binomial_coefficient_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+    comb = math.comb
+
+    def count(total: int, chosen: int) -> int:
+        calls.append(total)
+        return comb(total, chosen)
+
+    monkeypatch.setattr(math, "comb", count)
+    low, high = paired_interval(900, 1100, 10_000)
+    assert calls == [2000, 2000]
+    assert 0 < low < 200 / 10_000 < high

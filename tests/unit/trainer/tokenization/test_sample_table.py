@@ -1,8 +1,13 @@
 """Rows of a table of samples: a long text has several samples, and is one row."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from unittest.mock import patch
+
 import pyarrow as pa
 import pytest
 
+from finetune_trainer.tokenization import sample_table
 from finetune_trainer.tokenization.sample_table import (
     SampleBatches,
     Samples,
@@ -79,3 +84,46 @@ def test_the_digest_is_that_of_the_tokens_whatever_the_numbers_of_the_rows_are()
     one, moved, more = table(0, 1, 2), table(5, 6, 9), table(0, 1, 2, 3)
     assert digest_tokens(one) == digest_tokens(moved) == digest_tokens(more[:3])
     assert digest_tokens(one) != digest_tokens(more)
+
+
+def many_tokens() -> Samples[Encoded]:
+    """More tokens than a list with offsets of 32 bits can hold (2³¹): batches of two rows that are the same memory."""
+    row = Encoded([1] * (1 << 17), [1] * (1 << 17), 1 << 17)
+    one = as_samples([row, replace(row, truncated=True)]).table.to_batches()
+    return Samples(pa.Table.from_batches(one * ((1 << 13) + 1)))
+
+
+@pytest.mark.parametrize(
+    ("places", "truncated"),
+    [
+        (slice(3), [False, True, False]),
+        (slice(1, 6, 2), [True, True, True]),
+        (slice(2, 0, -1), [False, True]),
+        (slice(5, 5), []),
+        ([16_385, 0, 7, 0], [True, False, True, False]),
+        (range(4, 6), [False, True]),
+        ([], []),
+    ],
+)
+def test_some_samples_of_a_table_are_taken_without_a_copy_of_the_others(
+    places: slice | Sequence[int], truncated: list[bool]
+) -> None:
+    samples = many_tokens()
+    before = pa.total_allocated_bytes()
+    found = samples[places] if isinstance(places, slice) else samples.take(places)
+    assert [one.truncated for one in found] == truncated == found.numbers("truncated").tolist()
+    assert pa.total_allocated_bytes() - before <= 2 * (1 << 20) * (len(truncated) + 1)
+
+
+def test_a_slice_of_neighbours_copies_nothing() -> None:
+    samples = many_tokens()
+    before = pa.total_allocated_bytes()
+    assert len(samples[:1000]) == 1000
+    assert pa.total_allocated_bytes() == before
+
+
+def test_an_order_of_many_batches_is_kept() -> None:
+    found = table(*range(50))
+    order = [7 * at % 50 for at in range(50)] * 3
+    with patch.object(sample_table, "TAKEN_AT_ONCE", 16):
+        assert found.take(order).numbers("row").tolist() == order

@@ -319,6 +319,10 @@ class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]
         if state.global_step >= state.max_steps or self._world.any_rank(is_due):
             control.should_save = True
 
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Remove the library's list of all steps so far: metrics.jsonl has them, and a checkpoint would save it too."""
+        state.log_history.clear()
+
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Request a checkpoint if early stopping, whose callback runs first, ends the training."""
         if control.should_training_stop:

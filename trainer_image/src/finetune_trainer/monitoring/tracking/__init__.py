@@ -14,7 +14,7 @@ from pathlib import Path
 from finetune_api.handoff import Artifact, JobConfig, Outcome, Report
 from finetune_api.tracking import Tracking, WandbMode
 from finetune_trainer.errors import KeysRefused, Stopped, StorageUnavailable
-from finetune_trainer.monitoring.reporter import Reporter
+from finetune_trainer.monitoring.reporter import Reporter, work_beat
 from finetune_trainer.monitoring.tracking.follower import Follower, RunEnd
 from finetune_trainer.monitoring.tracking.mlflow import MlflowRun
 from finetune_trainer.monitoring.tracking.wandb import WandbRun
@@ -71,7 +71,8 @@ class Trackers:
         if self._tensorboard:
             from finetune_trainer.monitoring.tracking.tensorboard import write_events  # noqa: PLC0415 - imports torch
 
-            write_events(self._result / Artifact.METRICS, self._result / Artifact.TENSORBOARD)
+            on_point = work_beat(self._reporter, self._stop)
+            write_events(self._result / Artifact.METRICS, self._result / Artifact.TENSORBOARD, on_point)
         if self._wandb and self._offline:
             self._end(self._offline, RunEnd.FINISHED, DrainTimeout.ENDED)
             self._wandb.collect(self._result / Artifact.WANDB)

@@ -14,7 +14,7 @@ from finetune_api.objectives import SMALLEST_KTO_BATCH
 from finetune_api.spec import Method
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.evaluation.measurements import Measured, token_mean
-from finetune_trainer.tokenization.sample_table import Samples, as_samples, prompts_of
+from finetune_trainer.tokenization.sample_table import Samples, as_samples, prompts_of, take_rows
 from finetune_trainer.tokenization.samples import EncodedLabelled
 from finetune_trainer.training.methods.columns import to_dataset
 from finetune_trainer.training.methods.loop import MeasuredBatch, mean_figures
@@ -101,8 +101,8 @@ def order_by_prompt(prompts: Sequence[int]) -> list[int]:
 
 def with_other_answers(samples: Samples[EncodedLabelled]) -> Samples[EncodedLabelled]:
     """Return the samples with an answer to another prompt for each prompt, as a column."""
-    others = samples.take(pair_with_other_prompts(samples))
-    return Samples(samples.table.append_column(OTHER_ANSWERS, others.table["completion_ids"]))
+    answers = take_rows(samples.table.select(["completion_ids"]), pair_with_other_prompts(samples))
+    return Samples(samples.table.append_column(OTHER_ANSWERS, answers["completion_ids"]))
 
 
 def to_answer_dataset(samples: Samples[EncodedLabelled]) -> Dataset:

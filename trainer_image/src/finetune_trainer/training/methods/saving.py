@@ -40,7 +40,6 @@ class SavingTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         loop = self._loop
         if not loop.checkpoints:
             return
-        self.state.log_history.clear()  # nothing reads it: metrics.jsonl has the steps
         if loop.world.size == 1:
             loop.checkpoints.save(self.state.global_step, self._write_checkpoint)
         else:
