@@ -171,6 +171,7 @@ class Artifact(StrEnum):
     CHECKPOINTS = "checkpoints"
     STOPPED_RUNS = "checkpoints/stopped-runs"
     TRAINED = "checkpoints/trained"
+    REFERENCE = "checkpoints/reference"
     MANIFEST = "manifest.json"
 
 

@@ -17,12 +17,13 @@ from training_bench import HYPERPARAMETERS, Bench, make_rows, preference_rows
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
-from finetune_api.handoff import ExitCode, Report, Stage
+from finetune_api.handoff import ExitCode, Outcome, Report, Stage
 from finetune_trainer.distributed.world import World
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.training.callbacks import SaveCheckpoints
+from finetune_trainer.training.methods import reference
 from finetune_trainer.training.methods.distillation import StudentTrainer
 
 MakeBench = Callable[..., Bench]
@@ -271,6 +272,78 @@ def test_a_resumed_training_does_not_run_its_reference_again(
     report = bench.train(config)
     assert report.resumed_from_step == 3
     assert measured == []
+
+
+@pytest.fixture
+def reference_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the batches of which DPO's reference is measured."""
+    measured: list[int] = []
+    compute = DPOTrainer.compute_ref_log_probs
+
+    def count(self: Any, model: Any, inputs: Any) -> Any:
+        measured.append(len(inputs["input_ids"]))
+        return compute(self, model, inputs)
+
+    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", count)
+    return measured
+
+
+def make_dpo(make_bench: MakeBench) -> Bench:
+    bench = make_bench("LoRA", **DPO | {"hyperparameters": HYPERPARAMETERS | {"maxSteps": 3}})
+    bench.rows = preference_rows(60)
+    return bench
+
+
+@pytest.mark.parametrize("how", ["stopped in the rows", "stopped in the held-out rows", "killed"])
+def test_a_run_that_ends_before_its_first_step_does_not_lose_its_reference(
+    make_bench: MakeBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference_batches: list[int], how: str
+) -> None:
+    bench = make_dpo(make_bench)
+    config = bench.prepare()
+    other = copied(bench, tmp_path / "whole")
+    expected = other.train(config)
+    whole = len(reference_batches)
+    until = whole - 2 if "held-out" in how else 5
+    reference_batches.clear()
+
+    def end(_reporter: Reporter, _done: int, _total: int) -> None:
+        if len(reference_batches) == until:
+            if how == "killed":
+                raise SystemExit(how)
+            bench.stop.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "set_share", end)
+        if how == "killed":
+            patch.setattr(reference, "SECONDS_WORTH_STORING", -1.0)
+        with pytest.raises(SystemExit if how == "killed" else Stopped):
+            bench.train(config)
+    done = len(reference_batches)
+    assert until <= done < whole
+    reference_batches.clear()
+
+    report = renewed(bench).train(config)
+    assert report.resumed_from_step is None
+    assert len(reference_batches) == whole - done
+    require_same(bench, report, other, expected)
+    assert list((bench.output / "checkpoints").rglob("*.*")) == []
+
+
+def test_a_reference_that_was_not_stored_whole_is_measured_again(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, reference_batches: list[int]
+) -> None:
+    bench = make_dpo(make_bench)
+    config = bench.prepare()
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "set_share", lambda *_: bench.stop.set() if len(reference_batches) == 5 else None)
+        with pytest.raises(Stopped):
+            bench.train(config)
+    stored = bench.output / "checkpoints" / "reference"
+    assert {path.name for path in stored.iterdir()} == {"manifest.json", "reference.safetensors"}
+    (stored / "reference.safetensors").write_bytes(b"torn")
+    reference_batches.clear()
+    assert renewed(bench).train(config).outcome is Outcome.PUBLISHED
+    assert sum(reference_batches) == 2 * 60
 
 
 @pytest.mark.nightly

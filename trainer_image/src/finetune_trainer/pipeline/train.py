@@ -287,8 +287,9 @@ def start_loop(inputs: Inputs, checkpoints: Checkpoints, resumed: Path | None, w
     saved, reference = SavedRun(BaselineOutputs(), Metrics(), 0.0), run.workspace / REFERENCE
     every = None if inputs.validation else checkpoints.schedule.steps
     kept = KeptWeights(run.workspace / "kept", run.config.spec.checkpoint.keep if world.is_first else 0, every)
-    restore_reference(resumed, reference)
+    reference.unlink(missing_ok=True)  # of an earlier try
     if resumed:
+        restore_reference(resumed, reference)
         history.load(resumed / Artifact.METRICS)
         replay_evaluations(history, plateau)
         restore_best_weights(resumed, inputs.best_weights, plateau)
@@ -298,6 +299,8 @@ def start_loop(inputs: Inputs, checkpoints: Checkpoints, resumed: Path | None, w
             metrics=saved.metrics.model_dump(exclude_none=True),
             early_stopping=early_stopping_status(plateau, stopped_at),
         )
+    else:
+        checkpoints.restore_reference(reference)
     kept.restore(resumed, saved.kept, {plateau.best_step: inputs.best_weights})
     return LoopContext(
         reporter=run.reporter,

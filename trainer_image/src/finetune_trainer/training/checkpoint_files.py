@@ -87,10 +87,9 @@ def add_reference(folder: Path, reference: Path | None) -> None:
         os.link(reference, folder / REFERENCE)
 
 
-def restore_reference(folder: Path | None, reference: Path) -> None:
-    """Copy the reference's log-probabilities of a checkpoint to the run's file, or remove those of an earlier try."""
-    reference.unlink(missing_ok=True)
-    if folder and (folder / REFERENCE).exists():
+def restore_reference(folder: Path, reference: Path) -> None:
+    """Copy the reference's log-probabilities of a checkpoint to the run's file, if it has any."""
+    if (folder / REFERENCE).exists():
         shutil.copyfile(folder / REFERENCE, reference)
 
 

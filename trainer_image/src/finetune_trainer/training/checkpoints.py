@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -224,6 +225,40 @@ class Checkpoints:
             ) from None
         return manifest.step, self._run.workspace / "trained"
 
+    def save_reference(self, file: Path) -> None:
+        """Store the log-probabilities of a reference, of every row or of some; a stop does not interrupt it.
+
+        If the store is unavailable, they are computed again.
+        """
+        if self._is_off:
+            return
+        folder = self._run.workspace / "saved-reference"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        os.link(file, folder / file.name)
+        try:
+            remove_checkpoint(self._reference, [Artifact.MANIFEST], self._run.storage)
+            self._upload(self._reference, 0, folder)
+        except StorageUnavailable as error:
+            logger.warning("cannot save the log-probabilities of the reference: %s", error.message)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def restore_reference(self, file: Path) -> None:
+        """Download to `file` what `save_reference` stored last, if that is complete."""
+        if self._is_off:
+            return
+        sizes = {entry.key: entry.size for entry in self._run.storage.list(self._reference)}
+        if not sizes:
+            return
+        folder = self._run.workspace / "saved-reference"
+        try:
+            self._download(self._reference, 0, sizes, folder)
+        except BrokenCheckpoint as why:
+            logger.warning("%s is broken and is skipped: %s", self._reference, why)
+        else:
+            shutil.copyfile(folder / file.name, file)
+
     def _fetch(self, step: int, sizes: Mapping[str, int]) -> Path:
         uri, directory = self._folder(step), self._run.workspace / "resumed"
         manifest, data = self._download(uri, step, sizes, directory)
@@ -305,7 +340,11 @@ class Checkpoints:
 
     @property
     def _trained(self) -> str:
-        return _trained_uri(self._run.config)
+        return _stored_uri(self._run.config, Artifact.TRAINED)
+
+    @property
+    def _reference(self) -> str:
+        return _stored_uri(self._run.config, Artifact.REFERENCE)
 
     def _folder(self, step: int) -> str:
         return join_uri(self.uri, FOLDER.format(step))
@@ -346,7 +385,7 @@ def superseded(steps: Iterable[int], whole: Iterable[int], kept: int) -> list[in
 
 def find_trained(config: JobConfig, storage: Store) -> CheckpointStatus | None:
     """Return what this job's training stored for its merge, if every file of it has the size in its manifest."""
-    uri = _trained_uri(config)
+    uri = _stored_uri(config, Artifact.TRAINED)
     sizes = {entry.key: entry.size for entry in storage.list(uri)}
     data = storage.read(join_uri(uri, Artifact.MANIFEST)) if Artifact.MANIFEST in sizes else None
     try:
@@ -359,8 +398,8 @@ def find_trained(config: JobConfig, storage: Store) -> CheckpointStatus | None:
     return CheckpointStatus(uri=uri, step=manifest.step, saved_time=manifest.saved_time, sha256=digest)
 
 
-def _trained_uri(config: JobConfig) -> str:
-    return join_uri(config.output_key(), Artifact.TRAINED)
+def _stored_uri(config: JobConfig, name: Artifact) -> str:
+    return join_uri(config.output_key(), name)
 
 
 def remove_checkpoints(config: JobConfig, storage: Store) -> None:
@@ -370,8 +409,8 @@ def remove_checkpoints(config: JobConfig, storage: Store) -> None:
     for step, sizes in group_by_step(found).items():
         remove_checkpoint(join_uri(uri, FOLDER.format(step)), sizes, storage)
     remove_checkpoint(uri, [entry.key for entry in found if entry.key == MEASURING], storage)
-    trained = _trained_uri(config)
-    remove_checkpoint(trained, [entry.key for entry in _list_quietly(trained, storage)], storage)
+    for stored in (_stored_uri(config, Artifact.TRAINED), _stored_uri(config, Artifact.REFERENCE)):
+        remove_checkpoint(stored, [entry.key for entry in _list_quietly(stored, storage)], storage)
     interrupted_runs.remove(config, storage)
 
 
