@@ -19,10 +19,10 @@ pytestmark = [
 ]
 
 
-def run(folder: Path, *names: str) -> dict[str, Any]:
+def run(folder: Path, *names: str, devices: int = 1) -> dict[str, Any]:
     (folder / "runtime").mkdir()
     command = [sys.executable, str(SCRIPT), str(folder), *names]
-    variables = environment(folder / "runtime") | {
+    variables = environment(folder / "runtime", devices) | {
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # as in the image
         "OMP_NUM_THREADS": "1",
     }
@@ -63,3 +63,9 @@ def test_a_micro_batch_that_the_allocator_refuses_is_halved(tmp_path: Path) -> N
     first, second = run(tmp_path, "smaller_batches")["smaller_batches"]
     assert first == 4
     assert second in {4, 8, 16}
+
+
+@pytest.mark.nightly
+def test_two_processes_train_on_two_devices_as_one_does(tmp_path: Path) -> None:
+    found = run(tmp_path, "two_devices", devices=2)["two_devices"]
+    assert {name: measured for name, measured in found.items() if measured != "met"} == {}
