@@ -48,11 +48,13 @@ from finetune_api.spec import (
     FORMAT_OF_SOURCES,
     FORMATS,
     HOLDS_WHOLE_GROUPS,
+    EVALUATES,
     KEEPS_ADAPTERS,
     LINEAR_FOR_VLLM,
     MERGED_FOR_VLLM,
     OUTSIDE_OF_ROWS,
     PLAIN_HEAD,
+    SAVES_CHECKPOINTS,
     SHARES_OUT,
     SHARES_TEACHER,
     SYSTEM_MESSAGE,
@@ -134,6 +136,12 @@ CONDITIONS: dict[str, Condition] = {
             for source in [*(spec.dataset.train.sources or [spec.dataset.train]), spec.dataset.validation]
             if source is not None and source.uri is not None
         )
+    ),
+    EVALUATES: lambda spec: spec.evaluation.steps is None or _has_held_out_rows(spec),
+    SAVES_CHECKPOINTS: lambda spec: (
+        spec.checkpoint.steps is None
+        or spec.checkpoint.resume_policy != "Never"
+        or (spec.checkpoint.keep > 0 and not _has_held_out_rows(spec))
     ),
     KEEPS_ADAPTERS: lambda spec: spec.checkpoint.keep == 0 or spec.tuning.method != "Full",
     ONE_TEMPLATE: _has_one_of("name", "config_map_key_ref"),
