@@ -44,11 +44,11 @@ from finetune_api.scalars import read_quantity
 from finetune_api.spec import (
     ALONE_FOR_VLLM,
     BLOCKS,
+    EVALUATES,
     FORMAT,
     FORMAT_OF_SOURCES,
     FORMATS,
     HOLDS_WHOLE_GROUPS,
-    EVALUATES,
     KEEPS_ADAPTERS,
     LINEAR_FOR_VLLM,
     MERGED_FOR_VLLM,
