@@ -303,6 +303,18 @@ def test_early_stopping_without_held_out_rows_is_a_warning(world: Any, caplog: p
     assert f"earlyStopping has no effect without held-out rows: {TOO_FEW}: add rows" in caplog.text
 
 
+@pytest.mark.parametrize(("early", "is_named"), [({"patience": 1}, False), ({"patience": 2}, True)])
+def test_patience_for_which_the_training_is_too_short_is_a_warning(
+    world: Any, caplog: pytest.LogCaptureFixture, early: dict[str, Any], *, is_named: bool
+) -> None:
+    assert check(world.with_config({"evaluation": {"steps": 5}, "earlyStopping": early})).outcome is Outcome.VALIDATED
+    expected = (
+        "earlyStopping cannot stop this training before its last step: it needs 3 evaluations, and there are 3, every "
+        "5 of 15 steps: lower evaluation.steps or earlyStopping.patience"
+    )
+    assert (expected in caplog.text) is is_named
+
+
 def give_layers(world: Any) -> None:
     """Make the model a Llama of four wide layers and few words, whose size is that of its layers."""
     sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "vocab_size": 300}

@@ -19,6 +19,7 @@ from finetune_trainer.data.checks.output import read_accepted
 from finetune_trainer.data.checks.summary import explain_lost_reasoning
 from finetune_trainer.data.rows import PromptRow
 from finetune_trainer.errors import InvalidConfig, TrainerError
+from finetune_trainer.evaluation.early_stopping import explain_idle_patience
 from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.evaluation.questions import explain_missing_system
 from finetune_trainer.models.activations import UNQUANTISED, adapted_layers
@@ -129,6 +130,8 @@ def preflight(run: RunContext) -> Report:
     if resolved.target_experts:
         require_adapter_on_experts(architecture)
     _check_served(config, model, teacher, resolved)
+    if idle := explain_idle_patience(config.spec.early_stopping, resolved):
+        logger.warning("%s", idle)
     claim_prefix(config, storage)
     _upload(config, dataset, storage, on_bytes)
     start.end("upload")
