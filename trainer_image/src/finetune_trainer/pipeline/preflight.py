@@ -130,8 +130,6 @@ def preflight(run: RunContext) -> Report:
     if resolved.target_experts:
         require_adapter_on_experts(architecture)
     _check_served(config, model, teacher, resolved)
-    if idle := explain_idle_patience(config.spec.early_stopping, resolved):
-        logger.warning("%s", idle)
     claim_prefix(config, storage)
     _upload(config, dataset, storage, on_bytes)
     start.end("upload")
@@ -342,7 +340,10 @@ def _choose(
         validation_rows=dataset.validation_samples,
     )
     shape = _shape_of(model, teacher)
-    return choose_settings(with_adapter(config.spec, adapter), shape, facts, dataset.train_lengths)
+    resolved = choose_settings(with_adapter(config.spec, adapter), shape, facts, dataset.train_lengths)
+    if idle := explain_idle_patience(config.spec.early_stopping, resolved):
+        logger.warning("%s", idle)
+    return resolved
 
 
 def _shape_of(model: ModelFacts, teacher: CheckedTeacher | None) -> ModelShape | None:
