@@ -169,6 +169,11 @@ SAVES_CHECKPOINTS = (
     "!has(self.dataset.validation) && !has(self.dataset.validationSplitPercent))"
 )
 """Without held-out rows, the steps also choose the adapters that `checkpoint.keep` publishes."""
+MERGES = (
+    "!has(self.resources.merge) || self.output.merge != 'None' || self.tuning.method in ['Full', 'Auto'] || "
+    "self.mode == 'Evaluate'"
+)
+"""Mode Evaluate has a rule of its own."""
 KEEPS_ADAPTERS = "self.checkpoint.keep == 0 || self.tuning.method != 'Full'"
 FORMAT = f"self.dataset.format == 'Auto' || self.dataset.format in {FORMATS}[self.objective]"
 FORMAT_OF_SOURCES = (
@@ -393,6 +398,12 @@ class FineTuneJobSpec(Block):
                 "the teacher is shared out over several GPUs: set resources.gpusPerNode or numNodes above 1, or remove "
                 "distillation.shardTeacher",
                 ".distillation.shardTeacher",
+            ),
+            cel(
+                MERGES,
+                "without a full model no pod merges: set output.merge to a number format, or remove resources.merge",
+                ".resources.merge",
+                at_creation=True,  # of a job that exists only resources can change
             ),
             cel(
                 KEEPS_ADAPTERS,

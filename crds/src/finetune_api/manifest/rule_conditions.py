@@ -52,6 +52,7 @@ from finetune_api.spec import (
     KEEPS_ADAPTERS,
     LINEAR_FOR_VLLM,
     MERGED_FOR_VLLM,
+    MERGES,
     OUTSIDE_OF_ROWS,
     PLAIN_HEAD,
     SAVES_CHECKPOINTS,
@@ -142,6 +143,12 @@ CONDITIONS: dict[str, Condition] = {
         spec.checkpoint.steps is None
         or spec.checkpoint.resume_policy != "Never"
         or (spec.checkpoint.keep > 0 and not _has_held_out_rows(spec))
+    ),
+    MERGES: lambda spec: (
+        spec.resources.merge is None
+        or spec.output.merge != "None"
+        or spec.tuning.method in {"Full", "Auto"}
+        or spec.mode == "Evaluate"
     ),
     KEEPS_ADAPTERS: lambda spec: spec.checkpoint.keep == 0 or spec.tuning.method != "Full",
     ONE_TEMPLATE: _has_one_of("name", "config_map_key_ref"),
