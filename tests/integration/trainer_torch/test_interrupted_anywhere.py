@@ -18,7 +18,7 @@ from finetune_trainer.sigterm import StopFlag
 
 MakeBench = Callable[..., Bench]
 TIMES = {"seconds", "tokens_per_second"}
-MOST = 7
+MOST = 5
 """Events of a job at which it is interrupted; they are spread over all of them."""
 SHORT: dict[str, Any] = {
     "maxSteps": 6, "perDeviceTrainBatchSize": 2, "gradientAccumulationSteps": 2, "learningRate": 0.01, "maxLength": 128,
