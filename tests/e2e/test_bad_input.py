@@ -19,7 +19,9 @@ def failed(job: Job, reason: str) -> dict[str, Any]:
 
 
 def test_a_missing_bucket_is_storage_denied_before_any_gpu(bench: Bench) -> None:
-    job = bench.apply("no-bucket", dataset={"train": {"uri": "s3://no-such-bucket-here/train.jsonl"}})
+    job = bench.apply(
+        "no-bucket", dataset={"train": {"uri": "s3://no-such-bucket-here/train.jsonl"}, "validationSplitPercent": 10}
+    )
     assert "no-such-bucket-here" in failed(job, "StorageDenied")["message"]
 
 
@@ -45,13 +47,13 @@ def test_pickle_weights_are_refused_unopened(bench: Bench) -> None:
 
 
 def test_a_missing_dataset_is_dataset_unusable(bench: Bench) -> None:
-    job = bench.apply("no-rows", dataset={"train": {"uri": bench.uri("nothing.jsonl")}})
+    job = bench.apply("no-rows", dataset={"train": {"uri": bench.uri("nothing.jsonl")}, "validationSplitPercent": 10})
     assert "nothing.jsonl" in failed(job, "DatasetUnusable")["message"]
 
 
 def test_garbage_is_dataset_unusable_with_counts_and_first_lines(bench: Bench) -> None:
     uri = bench.put("garbage.jsonl", "\n".join(f"<garbage {number}>" for number in range(50)))
-    job = bench.apply("garbage", dataset={"train": {"uri": uri}})
+    job = bench.apply("garbage", dataset={"train": {"uri": uri}, "validationSplitPercent": 10})
     status = failed(job, "DatasetUnusable")
     assert "BAD_JSON" in status["message"]
     assert "50" in status["message"]
@@ -114,7 +116,7 @@ def test_a_foreign_image_is_forbidden(bench: Bench) -> None:
 def test_a_missing_secret_is_named_while_the_pod_waits_and_the_job_recovers(bench: Bench) -> None:
     storage = bench.manifest("x")["spec"]["storage"] | {"credentialsSecretRef": {"name": "late"}}
     uri = bench.put("late.jsonl", jsonl(colour_rows(60)))
-    job = bench.apply("late-secret", storage=storage, dataset={"train": {"uri": uri}})
+    job = bench.apply("late-secret", storage=storage, dataset={"train": {"uri": uri}, "validationSplitPercent": 10})
     wait_for("the missing Secret in the message", lambda: "late" in job.status().get("message", ""), state=job.status)
     known = yaml.safe_load(kubectl("get", "secret", "s3", "-n", bench.namespace, "-o", "yaml").stdout)
     known["metadata"] = {"name": "late", "namespace": bench.namespace}

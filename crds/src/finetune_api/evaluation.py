@@ -146,7 +146,7 @@ class Evaluation(Block):
     )
 
     steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    """Optimiser steps between evaluations. Default: a tenth of the training, at least 1."""
+    """Optimiser steps between evaluations; needs held-out rows. Default: a tenth of the training, at least 1."""
     baseline: bool = True
     """Evaluate the model before training, at step 0. Default: true."""
     prompts: Annotated[list[Prompt], Field(max_length=16, json_schema_extra=ATOMIC_LIST)] | None = None

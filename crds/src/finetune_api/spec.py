@@ -55,8 +55,9 @@ class Checkpoint(Block):
     """Checkpoints of the training, from which an interrupted run resumes."""
 
     steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    """Optimiser steps between checkpoints; a trainer that receives SIGTERM saves at once. Default: at every evaluation
-    (without evaluation: every tenth of the training), and at least every 30 minutes."""
+    """Optimiser steps between checkpoints; a trainer that receives SIGTERM saves at once. Not with `resumePolicy`
+    `Never`, except for `keep`. Default: at every evaluation (without evaluation: every tenth of the training), and at
+    least every 30 minutes."""
     save_total_limit: Annotated[int, Field(ge=1, le=100)] = 2
     """Number of newest checkpoints to keep, each with the best weights so far. Default: 2."""
     resume_policy: ResumePolicy = ResumePolicy.AUTO
@@ -162,6 +163,17 @@ OUTSIDE_OF_ROWS = (
     f".exists(uri, {_OUTPUT}(uri.endsWith('/') ? uri : uri + '/')) && (!has(self.dataset.train.sources) || "
     f"!self.dataset.train.sources.exists(one, {_OUTPUT}(one.uri.endsWith('/') ? one.uri : one.uri + '/')))"
 )
+EVALUATES = "!has(self.evaluation.steps) || has(self.dataset.validation) || has(self.dataset.validationSplitPercent)"
+SAVES_CHECKPOINTS = (
+    "!has(self.checkpoint.steps) || self.checkpoint.resumePolicy != 'Never' || (self.checkpoint.keep > 0 && "
+    "!has(self.dataset.validation) && !has(self.dataset.validationSplitPercent))"
+)
+"""Without held-out rows, the steps also choose the adapters that `checkpoint.keep` publishes."""
+MERGES = (
+    "!has(self.resources.merge) || self.output.merge != 'None' || self.tuning.method in ['Full', 'Auto'] || "
+    "self.mode == 'Evaluate'"
+)
+"""Mode Evaluate has a rule of its own."""
 KEEPS_ADAPTERS = "self.checkpoint.keep == 0 || self.tuning.method != 'Full'"
 FORMAT = f"self.dataset.format == 'Auto' || self.dataset.format in {FORMATS}[self.objective]"
 FORMAT_OF_SOURCES = (
@@ -195,6 +207,19 @@ class FineTuneJobSpec(Block):
                 "!has(self.earlyStopping) || has(self.dataset.validation) || has(self.dataset.validationSplitPercent)",
                 "earlyStopping needs held-out rows: set dataset.validation or dataset.validationSplitPercent",
                 ".earlyStopping",
+            ),
+            cel(
+                EVALUATES,
+                "evaluation.steps needs held-out rows: set dataset.validation or dataset.validationSplitPercent, or "
+                "remove it",
+                ".evaluation.steps",
+                at_creation=True,
+            ),
+            cel(
+                SAVES_CHECKPOINTS,
+                "resumePolicy Never saves no checkpoint: remove checkpoint.steps, or set resumePolicy Auto",
+                ".checkpoint.steps",
+                at_creation=True,  # Never is also a way out for a job that cannot resume
             ),
             cel(
                 "!has(self.evaluation.gate) || (!has(self.evaluation.gate.maxEvalLoss) && "
@@ -373,6 +398,12 @@ class FineTuneJobSpec(Block):
                 "the teacher is shared out over several GPUs: set resources.gpusPerNode or numNodes above 1, or remove "
                 "distillation.shardTeacher",
                 ".distillation.shardTeacher",
+            ),
+            cel(
+                MERGES,
+                "without a full model no pod merges: set output.merge to a number format, or remove resources.merge",
+                ".resources.merge",
+                at_creation=True,  # of a job that exists only resources can change
             ),
             cel(
                 KEEPS_ADAPTERS,

@@ -33,6 +33,8 @@ KEYS = "each key must match"
 TOPOLOGY = "modes Required and Preferred need a level"
 EARLY = "earlyStopping needs held-out rows"
 ABILITY = {"ability": {"uri": "s3://data/questions.jsonl"}}
+APART = {"resources": {"merge": {}}}
+EVERY_STEP = {"evaluation": {"steps": 1}}
 EXPECTING = {"prompts": [{"prompt": "Why?", "expected": "because"}]}
 MODEL = "must be hf://owner/name, pvc://claim/path, or s3://bucket/path"
 DATA = "must be hf://datasets/owner/name[/path], pvc://claim/path, or s3://bucket/path"
@@ -1123,6 +1125,24 @@ AT_CREATION = [
     ("mode Evaluate evaluates an existing", EVALUATING, without(EVALUATING, "tuning"), "spec.mode"),
     ("mode Evaluate needs held-out rows", EVALUATING, EVALUATING | {"dataset": BASE["dataset"]}, "spec.mode"),
     (EARLY, SPLIT | {"earlyStopping": {"patience": 2}}, {"earlyStopping": {"patience": 2}}, "spec.earlyStopping"),
+    *(
+        ("without a full model no pod merges", good | APART, {"tuning": {"method": "LoRA"}} | APART, "spec.resources")
+        for good in (
+            {"tuning": {"method": "Full"}},
+            {"tuning": {"method": "LoRA"}, "output": BASE["output"] | {"merge": "BF16"}},
+        )
+    ),
+    ("evaluation.steps needs held-out rows", SPLIT | EVERY_STEP, EVERY_STEP, "spec.evaluation.steps"),
+    *(
+        ("resumePolicy Never saves no checkpoint", good, bad, "spec.checkpoint.steps")
+        for good, bad in (
+            ({"checkpoint": {"steps": 5}}, {"checkpoint": {"steps": 5, "resumePolicy": "Never"}}),
+            (
+                {"checkpoint": {"steps": 5, "resumePolicy": "Never", "keep": 1}},
+                SPLIT | {"checkpoint": {"steps": 5, "resumePolicy": "Never", "keep": 1}},
+            ),
+        )
+    ),
     (
         "maxEvalLoss and mustImprove need held-out rows",
         SPLIT | {"evaluation": {"gate": {"maxEvalLoss": 2}}},

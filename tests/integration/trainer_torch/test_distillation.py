@@ -12,6 +12,7 @@ from policy_bench import LONGEST, prompts_of
 from safetensors.torch import load_file, save_file
 from student_bench import make_student
 from thin_slice import thin_slice
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from finetune_api.comparing.comparison import compare
 from finetune_api.evaluation import EvaluationMetric
@@ -176,6 +177,19 @@ def test_the_teacher_answers_once_and_as_it_was_taught(
     monkeypatch.setattr(StudentTrainer, "_ask_teacher", lambda *_: pytest.fail("it is asked again"))
     again = make_student(tiny_model, taught, tmp_path)
     assert [row[ANSWER] for row in again.eval_dataset] == answers
+
+
+def test_a_mixture_whose_configuration_asks_for_the_routers_logits_teaches(tiny_model: Path, tmp_path: Path) -> None:
+    """transformers' loss of them fails for the answers of a batch, whose mask is longer than their tokens."""
+    torch.manual_seed(1)
+    mixture = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            vocab_size=512, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+            head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=96, pad_token_id=2,
+            bos_token_id=1, eos_token_id=2, output_router_logits=True,
+        )
+    )  # fmt: skip
+    assert make_student(tiny_model, mixture, tmp_path).eval_dataset
 
 
 def test_answers_have_the_models_own_probabilities_whatever_its_generation_config_sets(

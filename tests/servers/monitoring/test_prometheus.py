@@ -162,7 +162,7 @@ def test_a_prometheus_of_the_prometheus_operator_scrapes_operator_and_trainer_an
     monitored: Prometheus, bench: Bench
 ) -> None:
     trained = bench.apply("watched", hyperparameters=LONG, evaluation={"steps": 1000})
-    failed = bench.apply("broken", dataset={"train": {"uri": bench.uri("missing.jsonl")}})
+    failed = bench.apply("broken", dataset={"train": {"uri": bench.uri("missing.jsonl")}, "validationSplitPercent": 10})
     trained.running_pod()
     require_targets(monitored, trained)
     failed.wait("Failed")

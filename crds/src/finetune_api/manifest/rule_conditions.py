@@ -44,6 +44,7 @@ from finetune_api.scalars import read_quantity
 from finetune_api.spec import (
     ALONE_FOR_VLLM,
     BLOCKS,
+    EVALUATES,
     FORMAT,
     FORMAT_OF_SOURCES,
     FORMATS,
@@ -51,8 +52,10 @@ from finetune_api.spec import (
     KEEPS_ADAPTERS,
     LINEAR_FOR_VLLM,
     MERGED_FOR_VLLM,
+    MERGES,
     OUTSIDE_OF_ROWS,
     PLAIN_HEAD,
+    SAVES_CHECKPOINTS,
     SHARES_OUT,
     SHARES_TEACHER,
     SYSTEM_MESSAGE,
@@ -134,6 +137,18 @@ CONDITIONS: dict[str, Condition] = {
             for source in [*(spec.dataset.train.sources or [spec.dataset.train]), spec.dataset.validation]
             if source is not None and source.uri is not None
         )
+    ),
+    EVALUATES: lambda spec: spec.evaluation.steps is None or _has_held_out_rows(spec),
+    SAVES_CHECKPOINTS: lambda spec: (
+        spec.checkpoint.steps is None
+        or spec.checkpoint.resume_policy != "Never"
+        or (spec.checkpoint.keep > 0 and not _has_held_out_rows(spec))
+    ),
+    MERGES: lambda spec: (
+        spec.resources.merge is None
+        or spec.output.merge != "None"
+        or spec.tuning.method in {"Full", "Auto"}
+        or spec.mode == "Evaluate"
     ),
     KEEPS_ADAPTERS: lambda spec: spec.checkpoint.keep == 0 or spec.tuning.method != "Full",
     ONE_TEMPLATE: _has_one_of("name", "config_map_key_ref"),

@@ -194,9 +194,9 @@ class Resources(Block):
     """Seconds that a training process waits for the others in one exchange (NCCL or gloo). After it, all end, with the
     stacks of every process in their logs. Default: 600."""
     merge: MergePod | None = None
-    """Queue and resources of the pod that merges and validates a full model. It is separate and holds no GPU if the job
-    has more than one GPU or this is set. Default: CPU, memory and ephemeral storage of the trainer's pod; without
-    requests, those of one training process."""
+    """Queue and resources of the pod that merges and validates a full model, if the job publishes one. It is separate
+    and holds no GPU if the job has more than one GPU or this is set. Default: CPU, memory and ephemeral storage of the
+    trainer's pod; without requests, those of one training process."""
 
     @property
     def ranks(self) -> int:

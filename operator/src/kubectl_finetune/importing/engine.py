@@ -39,8 +39,19 @@ def convert(file: TrainingFile, form: Format, options: Options) -> Draft:
     for one in form.derived:
         if one.follows_table:
             one.function(draft)
+    _leave_out_evaluations(draft)
     draft.spec = _in_order(draft.spec, _schema())
     return draft
+
+
+def _leave_out_evaluations(draft: Draft) -> None:
+    """Do not carry how often to evaluate if the file names no rows to evaluate with."""
+    field_path = "evaluation.steps"
+    if draft.at(field_path) is None or draft.at("dataset.validation") or draft.at("dataset.validationSplitPercent"):
+        return
+    del draft.spec["evaluation"]["steps"]
+    draft.spec = {name: block for name, block in draft.spec.items() if name != "evaluation" or block}
+    draft.lose(draft.origins.pop(field_path), "no rows are held out", "use --validation", changes_training=False)
 
 
 @cache

@@ -679,6 +679,7 @@ def test_a_batch_without_rows_is_named(read: Read, key: str) -> None:
         ({"save_total_limit": 0}, "save_total_limit", "not every checkpoint is kept: checkpoint.saveTotalLimit is 2"),
         ({"save_steps": 0}, "save_steps", "it is by steps here, and their number is not in the file"),
         ({"eval_steps": -1}, "eval_steps", "it is by steps here, and their number is not in the file"),
+        ({"eval_steps": 10, "val_set_size": 0}, "eval_steps", "no rows are held out"),
         ({"mlflow_tracking_uri": "http://mlflow:5000"}, "mlflow_tracking_uri", "the experiment is not named"),
         ({"mlflow_experiment_name": "tuned"}, "mlflow_experiment_name", "the server of MLflow is not in the file"),
         ({"wandb_project": "tuned", "wandb_mode": "disabled"}, "wandb_project", "wandb_mode switches its runs off"),

@@ -156,7 +156,8 @@ def test_the_published_configuration_is_a_manifest_that_resolves_to_itself(
     tmp_path: Path, method: str, length: str
 ) -> None:
     facts = Facts(parameters=1000, train_rows=100, validation_rows=20)
-    config = read(tmp_path, with_spec(f"tuning: {{method: {method}}}\nhyperparameters: {{{length}}}\n"))
+    text = with_spec(f"tuning: {{method: {method}}}\nhyperparameters: {{{length}}}\n")
+    config = read(tmp_path, text.replace("rows.jsonl}}", "rows.jsonl}, validationSplitPercent: 20}"))
     resolved = resolve(config.spec, facts)
     again = read(tmp_path, config_yaml(config, resolved))
     assert resolve(again.spec, facts).model_dump(exclude={"method_reason"}) == resolved.model_dump(

@@ -105,7 +105,7 @@ def test_the_published_configuration_states_every_default_of_its_objective(objec
         {
             "objective": objective,
             "model": {"uri": "s3://models/base"},
-            "dataset": {"train": {"uri": "s3://data/train.jsonl"}},
+            "dataset": {"train": {"uri": "s3://data/train.jsonl"}, "validationSplitPercent": 5},
             "output": {"uri": "s3://bucket/out"},
         }
         | BLOCKS.get(objective, {})

@@ -247,12 +247,72 @@ def test_the_corrected_job_takes_the_prefix_of_the_refused_one(world: Any) -> No
     assert (world.out / "refused" / "uid-1" / Artifact.REJECTED).is_file()
 
 
-def test_a_gate_on_a_base_that_does_not_fit_in_16_bits_is_refused_before_a_gpu_is_held(world: Any) -> None:
+@pytest.mark.parametrize(
+    "evaluation",
+    [{"gate": {"mustImprove": True}}, {"gate": {"minCorrect": 50}, "answers": {"match": "Exact"}}],
+    ids=["mustImprove", "minCorrect"],
+)
+def test_a_gate_on_a_base_that_does_not_fit_in_16_bits_is_refused_before_a_gpu_is_held(
+    world: Any, evaluation: dict[str, Any]
+) -> None:
     tuning = {"method": "QLoRA", "vramBudget": "40"}  # the model has 22 weights
-    error = failure(world.with_config({"evaluation": {"gate": {"mustImprove": True}}, "tuning": tuning}))
+    error = failure(world.with_config({"evaluation": evaluation, "tuning": tuning}))
     assert error.code is ExitCode.INVALID_CONFIG
     assert "judges the adapter on the base in 16 bits, as it is served" in error.message
     assert not world.out.exists()
+
+
+FEW_ROWS = [f"what is {number}" for number in range(39)]
+TOO_FEW = "39 rows are too few to hold any out; at least 40 are needed"
+
+
+def give_prompts(world: Any, prompts: list[str]) -> None:
+    lines = [{"instruction": prompt, "output": f"answer {at}"} for at, prompt in enumerate(prompts)]
+    (world.bucket / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ({"answers": {"match": "Exact"}, "gate": {"minCorrect": 90}}, "evaluation.answers"),
+        ({"gate": {"mustImprove": True}}, "evaluation.gate"),
+    ],
+    ids=["answers", "gate"],
+)
+@pytest.mark.parametrize(
+    ("prompts", "why"),
+    [
+        (FEW_ROWS, TOO_FEW),
+        (["what is one"] * 60, "the rows have too few different prompts to hold out 20 rows; there is no validation"),
+    ],
+    ids=["few-rows", "one-prompt"],
+)
+def test_what_needs_held_out_rows_is_refused_if_the_rows_are_too_few_to_hold_any_out(
+    world: Any, asked: dict[str, Any], name: str, prompts: list[str], why: str
+) -> None:
+    give_prompts(world, prompts)
+    error = failure(world.with_config({"evaluation": asked}))
+    assert error.code is ExitCode.DATASET_UNUSABLE
+    assert error.message.startswith(f"{name} needs held-out rows: {why}")
+    assert error.message.endswith(f": add rows with other prompts, or name dataset.validation, or remove {name}")
+
+
+def test_early_stopping_without_held_out_rows_is_a_warning(world: Any, caplog: pytest.LogCaptureFixture) -> None:
+    give_prompts(world, FEW_ROWS)
+    assert check(world.with_config({"earlyStopping": {"patience": 1}})).outcome is Outcome.VALIDATED
+    assert f"earlyStopping has no effect without held-out rows: {TOO_FEW}: add rows" in caplog.text
+
+
+@pytest.mark.parametrize(("early", "is_named"), [({"patience": 1}, False), ({"patience": 2}, True)])
+def test_patience_for_which_the_training_is_too_short_is_a_warning(
+    world: Any, caplog: pytest.LogCaptureFixture, early: dict[str, Any], *, is_named: bool
+) -> None:
+    assert check(world.with_config({"evaluation": {"steps": 5}, "earlyStopping": early})).outcome is Outcome.VALIDATED
+    expected = (
+        "earlyStopping cannot stop this training before its last step: it needs 3 evaluations, and there are 3, every "
+        "5 of 15 steps: lower evaluation.steps or earlyStopping.patience"
+    )
+    assert (expected in caplog.text) is is_named
 
 
 def give_layers(world: Any) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from finetune_api.evaluation import EarlyStopping
+from finetune_api.status import Resolved
 
 
 @dataclass
@@ -43,3 +44,18 @@ class Plateau:
     def is_exhausted(self) -> bool:
         """Return whether the training must stop."""
         return self.patience is not None and self.without_improvement >= self.patience
+
+
+def explain_idle_patience(early: EarlyStopping | None, settings: Resolved) -> str:
+    """Return why early stopping cannot end a training before its last step; empty if it can."""
+    if early is None or not settings.eval_steps or not settings.total_steps:
+        return ""
+    evaluations = math.ceil(settings.total_steps / settings.eval_steps)
+    needed = max(1, early.warmup_evaluations) + early.patience  # the first one has nothing to compare with
+    if needed < evaluations:
+        return ""
+    return (
+        f"earlyStopping cannot stop this training before its last step: it needs {needed} evaluations, and there are "
+        f"{evaluations}, every {settings.eval_steps} of {settings.total_steps} steps: lower evaluation.steps or "
+        "earlyStopping.patience"
+    )

@@ -19,6 +19,7 @@ from finetune_trainer.data.checks.output import read_accepted
 from finetune_trainer.data.checks.summary import explain_lost_reasoning
 from finetune_trainer.data.rows import PromptRow
 from finetune_trainer.errors import InvalidConfig, TrainerError
+from finetune_trainer.evaluation.early_stopping import explain_idle_patience
 from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.evaluation.questions import explain_missing_system
 from finetune_trainer.models.activations import UNQUANTISED, adapted_layers
@@ -250,17 +251,30 @@ def _warn_of_lost_reasoning(counts: DatasetStatus) -> None:
 
 
 def _check_evaluation(config: JobConfig, dataset: PreparedDataset) -> None:
-    """Too few rows may leave none to hold out, and then no loss can meet a gate; or none with an answer to count."""
+    """Refuse what needs held-out rows if none is held out, because there are too few, and answers that cannot be
+    counted."""
     held_out = dataset.directory / Artifact.VALIDATION_ROWS
     if dataset.status.validation_rows and (why := explain_incomparable(config.spec, read_accepted(held_out))):
         raise InvalidConfig(why)
-    gate = config.spec.evaluation.gate
-    if gate and (gate.max_eval_loss is not None or gate.must_improve) and not dataset.validation_samples:
-        raise TrainerError(
-            ExitCode.DATASET_UNUSABLE,
-            "evaluation.gate needs a held-out loss, but no row is held out: add rows, raise "
-            "dataset.validationSplitPercent, or name dataset.validation",
-        )
+    if dataset.validation_samples:
+        return
+    why, fix = dataset.unsplit or "no row is held out", "add rows with other prompts, or name dataset.validation"
+    if asked := _need_held_out_rows(config.spec):
+        fix = fix if config.spec.mode is Mode.EVALUATE else f"{fix}, or remove {asked}"
+        raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{asked} needs held-out rows: {why}: {fix}")
+    if config.spec.early_stopping:
+        logger.warning("earlyStopping has no effect without held-out rows: %s: %s", why, fix)
+
+
+def _need_held_out_rows(spec: FineTuneJobSpec) -> str:
+    """Return what the job asks for and only held-out rows give; empty if it can do without them."""
+    gate = spec.evaluation.gate
+    asked = {
+        "mode Evaluate": spec.mode is Mode.EVALUATE,
+        "evaluation.answers": spec.evaluation.answers is not None,
+        "evaluation.gate": gate is not None and (gate.max_eval_loss is not None or gate.must_improve),
+    }
+    return next((name for name, is_asked in asked.items() if is_asked), "")
 
 
 def _check_served(config: JobConfig, model: ModelFacts, teacher: CheckedTeacher | None, resolved: Resolved) -> None:
@@ -269,7 +283,8 @@ def _check_served(config: JobConfig, model: ModelFacts, teacher: CheckedTeacher 
     gate, budget = config.spec.evaluation.gate, config.spec.tuning.vram_budget
     if gate is None or budget is None or resolved.method != Method.QLORA:
         return
-    if gate.max_eval_loss is None and not gate.must_improve and gate.max_forgotten is None:
+    limits = (gate.max_eval_loss, gate.max_forgotten, gate.min_correct)
+    if not gate.must_improve and all(one is None for one in limits):
         return
     shape, available = _shape_of(model, teacher), parse_quantity(budget)
     needed = SERVED_BYTES * (model.parameters + (teacher.facts.parameters if teacher else 0))
@@ -282,7 +297,7 @@ def _check_served(config: JobConfig, model: ModelFacts, teacher: CheckedTeacher 
         raise InvalidConfig(
             f"evaluation.gate judges the adapter on the base in 16 bits, as it is served, which{together} needs "
             f"{format_bytes(needed)}{where}, and tuning.vramBudget is {format_bytes(available)}: {fix}, or remove "
-            "mustImprove, maxEvalLoss and maxForgotten"
+            "mustImprove, maxEvalLoss, maxForgotten and minCorrect"
         )
 
 
@@ -325,7 +340,10 @@ def _choose(
         validation_rows=dataset.validation_samples,
     )
     shape = _shape_of(model, teacher)
-    return choose_settings(with_adapter(config.spec, adapter), shape, facts, dataset.train_lengths)
+    resolved = choose_settings(with_adapter(config.spec, adapter), shape, facts, dataset.train_lengths)
+    if idle := explain_idle_patience(config.spec.early_stopping, resolved):
+        logger.warning("%s", idle)
+    return resolved
 
 
 def _shape_of(model: ModelFacts, teacher: CheckedTeacher | None) -> ModelShape | None:

@@ -36,6 +36,8 @@ class PreparedDataset:
     held_out_lengths: "array[int]"
     shared_system: Mapping[str, Any] | None = None
     """The system text that almost all training rows have, by its beginning, and their share."""
+    unsplit: str = ""
+    """Why no training row is held out although the job asks for it."""
 
     @property
     def train_samples(self) -> int:
@@ -116,7 +118,8 @@ def prepare_dataset(
         ability=ability,
         shared_system=shared,
     )
-    return PreparedDataset(out, files, status, train_lengths, held_out_lengths, shared)
+    why = blended.split.warning or ""
+    return PreparedDataset(out, files, status, train_lengths, held_out_lengths, shared, why)
 
 
 def _check_training(

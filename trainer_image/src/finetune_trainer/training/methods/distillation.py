@@ -34,6 +34,7 @@ from finetune_trainer.training.methods.prompts import (
     to_prompt_dataset,
 )
 from finetune_trainer.training.methods.sampling import FittingSampler
+from finetune_trainer.training.methods.workarounds import leave_out_router_logits
 from finetune_trainer.training.random_state import keep_random_state
 
 ANSWER = "answer"
@@ -56,6 +57,7 @@ class StudentTrainer(PromptTrainer, DistillationTrainer):  # type: ignore[misc] 
         self._sampler = FittingSampler()
         super().__init__(loop, teacher_model=teacher.model, **arguments)
         self._given: list[list[int]] | None = None
+        leave_out_router_logits(teacher.model)
         for model in (self.model, teacher.model):
             leave_out_padding(model)
         beat_per_token(self.model, loop.on_own_work)
