@@ -129,7 +129,7 @@ def test_a_job_whose_labels_a_policy_replaces_is_not_run_unseen(
     world.create()
     message = world.wait_condition("Running", "PodCreationRefused")["message"]
     assert "another app.kubernetes.io/managed-by, by which the operator finds it" in message
-    assert world.jobs() == []
+    wait(lambda: not world.jobs() and not world.pods(), "the Job and its pod to be removed")
     guard.change = lambda _: None
     world.pass_preflight()
 
