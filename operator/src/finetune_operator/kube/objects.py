@@ -215,7 +215,7 @@ class Job:
         nodes, failed_pods = obj["spec"].get("completions") or 1, (status.get("failed") or 0) + len(uncounted)
         pod = template["spec"]
         containers = pod["containers"]  # a webhook may have put others before the trainer's
-        container = next((one for one in containers if one["name"] == names.TRAINER_CONTAINER), containers[0])
+        container = next((one for one in containers if one.get("name") == names.TRAINER_CONTAINER), containers[0])
         limits = (container.get("resources") or {}).get("limits") or {}
         return cls(
             name=meta["name"],
