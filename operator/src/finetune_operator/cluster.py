@@ -31,7 +31,7 @@ from finetune_operator.kube.workload import Workload
 from finetune_operator.manifests import jobs as manifests
 from finetune_operator.manifests.jobs import Child
 from finetune_operator.manifests.network import fill_token
-from finetune_operator.manifests.planted import find_foreign_content
+from finetune_operator.manifests.planted import find_changed_labels, find_foreign_content
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.settings import Settings
 
@@ -129,13 +129,20 @@ class Cluster:
             await self._create_owned(job, _core(namespace, "configmaps"), token)
         if child.service:
             await self._create_owned(job, _core(namespace, "services"), child.service)
-        return Job.from_object(await self._create_owned(job, _jobs(namespace), child.job))
+        made = await self._create_owned(job, _jobs(namespace), child.job)
+        if changed := find_changed_labels(child.job, made):
+            await self._delete(f"{_jobs(namespace)}/{child.name}", made["metadata"]["uid"])
+            words = f"a policy has given Job {child.name} another {', '.join(changed)}, by which the operator finds it"
+            raise Refused(f"{words}: exempt app.kubernetes.io/* and finetune.dev/* from that policy")
+        return Job.from_object(made)
 
     async def _create_owned(self, job: FineTuneJob, path: str, body: Object) -> Object:
+        kind, name = body["kind"], body["metadata"]["name"]
         try:
             return await self._call("POST", path, body=body)
+        except Refused as problem:
+            raise problem.of(kind, name) from problem
         except AlreadyExists:
-            name = body["metadata"]["name"]
             try:
                 found = await self._call("GET", f"{path}/{name}")
             except Gone as problem:  # the object, not the job
@@ -360,7 +367,7 @@ def _leases(namespace: str) -> str:
 
 def _read_warnings(uid: str, items: list[Object]) -> Warnings:
     newest = sorted(items, key=_event_time, reverse=True)
-    return Warnings(uid, tuple((one.get("reason", ""), one.get("message", "")) for one in newest))
+    return Warnings(uid, tuple((one.get("reason", ""), " ".join(one.get("message", "").split())) for one in newest))
 
 
 def _event_time(event: Object) -> str:

@@ -203,8 +203,8 @@ class Settings(BaseSettings):
     default_runtime_class: Secret = None
     """Runtime class of the trainer pods of jobs without `spec.scheduling.runtimeClassName`."""
     default_pod_labels: Labels = None
-    """Labels of the pods of every job and release, as a JSON object; those of `spec.trainer.podLabels` take
-    precedence."""
+    """Labels of the pods of every job and release, and of what is created for them, as a JSON object; those of
+    `spec.trainer.podLabels` take precedence."""
     default_pod_annotations: Labels = None
     """Annotations of the pods of every job and release, as a JSON object; those of `spec.trainer.podAnnotations` take
     precedence."""

@@ -64,8 +64,8 @@ class Trainer(Block):
     pod_labels: Annotated[dict[QualifiedName, LabelValue], Field(max_length=16, json_schema_extra=GRANULAR)] | None = (
         None
     )
-    """Labels of all pods of the job, for example `{example.com/cost-centre: a17}`; they cannot replace the operator's.
-    Default: none."""
+    """Labels of all pods of the job and of what is created for them, for example `{example.com/cost-centre: a17}`; they
+    cannot replace the operator's. Default: none."""
 
 
 class Preflight(Block):

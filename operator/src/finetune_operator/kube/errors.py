@@ -54,6 +54,10 @@ class Outdated(ClusterError):  # noqa: N818
 class Refused(ClusterError):  # noqa: N818
     """The API server rejects the request (admission, validation, quota), with this message."""
 
+    def of(self, kind: str, name: str) -> "Refused":
+        """Return the refusal of an object with its name, which not every webhook repeats."""
+        return self if name in str(self) else Refused(f"{kind} {name}: {self}")
+
 
 class NameTaken(ClusterError):  # noqa: N818
     """An object with the name of a child exists, but does not belong to the job or release."""
@@ -71,7 +75,9 @@ def error_from(code: int, body: bytes, retry_after: str | None, path: str) -> Cl
     except orjson.JSONDecodeError:
         answer = {}
     answer = answer if isinstance(answer, dict) else {}
-    message, reason = _SOURCE.sub("", str(answer.get("message") or f"{path}: HTTP {code}")), answer.get("reason")
+    # The messages of policy engines have several lines, and are shown in one.
+    text, reason = " ".join(str(answer.get("message") or f"{path}: HTTP {code}").split()), answer.get("reason")
+    message = _SOURCE.sub("", text)
     if _DENIAL.match(message):
         return Refused(message)
     if code == HTTPStatus.FORBIDDEN:

@@ -214,7 +214,8 @@ class Job:
         uncounted = (status.get("uncountedTerminatedPods") or {}).get("failed") or []
         nodes, failed_pods = obj["spec"].get("completions") or 1, (status.get("failed") or 0) + len(uncounted)
         pod = template["spec"]
-        container = pod["containers"][0]
+        containers = pod["containers"]  # a webhook may have put others before the trainer's
+        container = next((one for one in containers if one.get("name") == names.TRAINER_CONTAINER), containers[0])
         limits = (container.get("resources") or {}).get("limits") or {}
         return cls(
             name=meta["name"],

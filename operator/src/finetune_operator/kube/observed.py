@@ -46,7 +46,12 @@ class Reading:
 
 
 CLAIM_WARNING = "FailedResourceClaimCreation"
-START_WARNINGS = {"Pod": ("FailedMount", "FailedAttachVolume", CLAIM_WARNING), "Job": ("FailedCreate",)}
+BINDING_WARNING = "FailedBinding"
+"""Why the claim of a pod's own volume is not created, for example a quota or a policy."""
+START_WARNINGS = {
+    "Pod": ("FailedMount", "FailedAttachVolume", CLAIM_WARNING, BINDING_WARNING),
+    "Job": ("FailedCreate",),
+}
 """Reasons of the Warning events that name why an object of a kind does not start."""
 
 

@@ -167,15 +167,15 @@ class Pod:
         """Whether its end ends a run; a pod that was deleted before its container started has no run."""
         return self.is_over and (self.exit_code is not None or self.started is not None or self.phase == "Failed")
 
-    @property
-    def pinned_image(self) -> str:
-        """The image by digest if the node reports one of the same repository, else as requested.
+    def pin_image(self, asked: str) -> str:
+        """Return the image that its Job asked for, by digest if the node reports one of what the pod runs.
 
-        Its name stays as it was requested: an admission policy compares spellings.
+        Its name stays as it was requested: an admission policy compares spellings, and a webhook that has put the name
+        of a mirror into the pod would put it in front of that name again.
         """
         reference = re.sub(r"^[a-z-]+://", "", self.image_id)
         is_usable = "@sha256:" in reference and repository(reference) == repository(self.image)
-        return f"{strip_tag(self.image)}@{reference.partition('@')[2]}" if is_usable else self.image
+        return f"{strip_tag(asked)}@{reference.partition('@')[2]}" if is_usable else asked
 
 
 def _unschedulable(spec: Object, scheduled: Object) -> str:

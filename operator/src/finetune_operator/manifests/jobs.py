@@ -186,7 +186,7 @@ def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str,
     meta: Object = {
         "namespace": job.key.namespace,
         "name": name,
-        "labels": build_labels(job, component, attempt),
+        "labels": build_shared_labels(_spec(job), settings) | build_labels(job, component, attempt),
         "annotations": {names.ANNOTATION_JOB_NAME: job.key.name},
         "ownerReferences": [build_owner_reference(names.KIND, job.key.name, job.uid)],
     }
@@ -273,6 +273,12 @@ def build_pod_labels(spec: FineTuneJobSpec, settings: Settings) -> dict[str, str
     return (settings.default_pod_labels or {}) | (spec.trainer.pod_labels or {})
 
 
+def build_shared_labels(spec: FineTuneJobSpec, settings: Settings) -> dict[str, str]:
+    """Return those of them for everything else that is created for the pods: all but Kueue's, which queue a Job."""
+    labels = build_pod_labels(spec, settings)
+    return {name: value for name, value in labels.items() if not name.startswith(f"{names.KUEUE_GROUP}/")}
+
+
 def build_pod_annotations(spec: FineTuneJobSpec, settings: Settings, component: names.Component) -> dict[str, str]:
     """Return the annotations of others on a pod: the platform's, and on trainers then the job's."""
     own = spec.trainer.pod_annotations if component is names.Component.TRAINER else None
@@ -312,7 +318,8 @@ def build_pod_spec(  # noqa: PLR0917 - what a pod is made of
     config_name, digest = config["metadata"]["name"], digest_of(config["data"][handoff.CONFIG_FILE])
     is_preflight = component in {names.Component.PREFLIGHT, names.Component.RELEASE}
     limit = settings.preflight_workspace_limit if is_preflight else None
-    mounted = build_volumes(effective, tokens, config_name, is_trainer=not is_preflight, workspace_limit=limit)
+    labels = build_shared_labels(spec, settings)
+    mounted = build_volumes(effective, tokens, config_name, labels, is_trainer=not is_preflight, workspace_limit=limit)
     if peer_token:
         mounted.append(mount_peer_token(peer_token["metadata"]["name"]))
     environment = _environment(image, digest, settings, spec.trainer.env or () if is_trainer else ())

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from finetune_api import handoff
+from finetune_api import handoff, names
 from finetune_api.scalars import read_quantity
 from finetune_operator.manifests.network import is_token
 
@@ -22,6 +22,7 @@ DEFAULTED = frozenset({"apiVersion", "defaultMode", "optional", "protocol", "tar
 """Fields that the API server adds to what the operator writes."""
 QUANTITIES = frozenset({"sizeLimit", "storage"})
 """Fields that the API server spells in its own way: it stores 1024Mi as 1Gi."""
+FINDING_LABELS = (names.LABEL_MANAGED_BY, names.LABEL_JOB_NAME, names.LABEL_COMPONENT, names.LABEL_ATTEMPT)
 OF_A_POD = ("automountServiceAccountToken", "serviceAccountName", "securityContext", "volumes")
 
 
@@ -36,10 +37,22 @@ def find_foreign_content(kind: str, built: Object, found: Object) -> str:
         case "Service":
             return "" if _contains(found["spec"], built["spec"], ("selector", "ports", "clusterIP")) else "spec"
         case "NetworkPolicy":
-            names = ("podSelector", "policyTypes", "ingress", "egress")
-            return "" if _contains(found["spec"], built["spec"], names) else "spec"
+            parts = ("podSelector", "policyTypes", "ingress", "egress")
+            return "" if _contains(found["spec"], built["spec"], parts) else "spec"
         case _:
             return _find_in_pod(built["spec"]["template"]["spec"], found["spec"]["template"]["spec"])
+
+
+def find_changed_labels(built: Object, found: Object) -> list[str]:
+    """Return the labels by which the operator finds a Job and its pods, and which a webhook has changed in the Job."""
+    pairs = [(built, found), (built["spec"]["template"], found["spec"]["template"])]
+    changed = {
+        label
+        for ours, theirs in pairs
+        for label in FINDING_LABELS
+        if (theirs["metadata"].get("labels") or {}).get(label) != ours["metadata"]["labels"][label]
+    }
+    return sorted(changed)
 
 
 def _find_in_pod(built: Object, found: Object) -> str:
@@ -84,7 +97,7 @@ def _is_default(name: str, value: Any) -> bool:
         case "metadata":
             return not any(value.values())
         case _:
-            return name in DEFAULTED
+            return name in DEFAULTED or value is None  # such as the creationTimestamp of a claim's template
 
 
 def _is_same_quantity(built: Any, found: Any) -> bool:

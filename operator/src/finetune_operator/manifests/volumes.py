@@ -35,14 +35,20 @@ class Mounted:
 
 
 def build_volumes(
-    spec: FineTuneJobSpec, tokens: list[Token], config_name: str, *, is_trainer: bool, workspace_limit: Quantity | None
+    spec: FineTuneJobSpec,
+    tokens: list[Token],
+    config_name: str,
+    labels: dict[str, str],
+    *,
+    is_trainer: bool,
+    workspace_limit: Quantity | None,
 ) -> list[Mounted]:
-    """Build every volume of a pod, from a spec that includes the operator's defaults."""
+    """Build every volume of a pod, from a spec that includes the operator's defaults; claims of the pod get labels."""
     config = Mounted("config", handoff.CONFIG_DIR, {"configMap": {"name": config_name}}, read_only=True)
     own = [_shared_memory(spec), *_tracking_secrets(spec)] if is_trainer else []
     return [
         config,
-        _workspace(spec, workspace_limit),
+        _workspace(spec, workspace_limit, labels),
         *own,
         *_storage_secrets(spec),
         *_hub_secrets(spec, tokens),
@@ -60,12 +66,13 @@ def mount_peer_token(name: str) -> Mounted:
     return Mounted("peers", handoff.PEER_TOKEN_DIR, source, read_only=True)
 
 
-def _workspace(spec: FineTuneJobSpec, default: Quantity | None) -> Mounted:
+def _workspace(spec: FineTuneJobSpec, default: Quantity | None, labels: dict[str, str]) -> Mounted:
     own = spec.resources.workspace or Workspace()
     if own.storage_class_name is not None:
         size = {"requests": {"storage": own.size_limit}}
         claim = {"accessModes": ["ReadWriteOnce"], "storageClassName": own.storage_class_name, "resources": size}
-        return Mounted("workspace", handoff.WORKSPACE_DIR, {"ephemeral": {"volumeClaimTemplate": {"spec": claim}}})
+        template: Object = ({"metadata": {"labels": labels}} if labels else {}) | {"spec": claim}
+        return Mounted("workspace", handoff.WORKSPACE_DIR, {"ephemeral": {"volumeClaimTemplate": template}})
     limit = default if own.size_limit is None else own.size_limit
     return Mounted("workspace", handoff.WORKSPACE_DIR, {"emptyDir": {"sizeLimit": limit} if limit is not None else {}})
 

@@ -83,9 +83,10 @@ def _pin_image(context: Context, attempts: Sequence[Job]) -> None:
     """Pin the image of the first trainer that has started, unless preflight's was pinned."""
     if context.status.lineage and context.status.lineage.trainer_image:
         return
-    pods = [pod for job in attempts for pod in context.observed.pods_of(job.uid)]
-    if started := next((pod for pod in pods if pod.image_id), None):
-        record_image(context.status, started.pinned_image)
+    pods = ((job, pod) for job in attempts for pod in context.observed.pods_of(job.uid))
+    if started := next(((job, pod) for job, pod in pods if pod.image_id), None):
+        job, pod = started
+        record_image(context.status, pod.pin_image(job.image))
 
 
 def _record_start(context: Context, current: Job) -> None:

@@ -53,7 +53,7 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.RUNNING, R.UNREACHABLE): "The trainer pod is running, but its progress endpoint is unreachable since {detail}",
     (C.RUNNING, R.UNSCHEDULABLE): "No node can run the pod: {detail}",
     (C.RUNNING, R.IMAGE_PULL_FAILED): "The image cannot be pulled: {detail}",
-    (C.RUNNING, R.POD_CREATION_REFUSED): "The API server refuses to create the pod: {detail}",
+    (C.RUNNING, R.POD_CREATION_REFUSED): "The API server refuses what the job needs: {detail}",
     (C.RUNNING, R.STOP_REFUSED): "The Job is not stopped, because the API server refuses it: {detail}",
     (C.RUNNING, R.MOUNT_FAILED): "A volume of the pod cannot be mounted: {detail}",
     (C.RUNNING, R.CONTAINER_ERROR): "The container cannot be started: {detail}",

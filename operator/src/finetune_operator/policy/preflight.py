@@ -150,7 +150,7 @@ def _pass(context: Context, child: Job, pod: Pod, report: Report) -> tuple[bool,
     record_report(context.status, report)
     bookkeeping.record(context.status, unread_preflight_runs=None)
     if report.outcome is Outcome.VALIDATED:
-        _record_lineage(context, report, pod)
+        _record_lineage(context, report, child, pod)
         return True, set_condition(C.VALIDATED, "True", R.DATASET_VALID, dataset_sentence(report.dataset))
     record_lineage(context.status, report, context.spec)
     if report.artifacts and report.artifacts.manifest_sha256:
@@ -162,17 +162,17 @@ def _pass(context: Context, child: Job, pod: Pod, report: Report) -> tuple[bool,
     return False, effect + fail(context, R.RESULT_MISSING, message, child)
 
 
-def _record_lineage(context: Context, report: Report, pod: Pod) -> None:
+def _record_lineage(context: Context, report: Report, child: Job, pod: Pod) -> None:
     """Record the lineage, and pin preflight's image unless it cannot train; then the first trainer's is pinned."""
     asked, settings = context.spec.trainer.image, context.settings
-    is_trainers = repository(pod.image) == repository(asked or settings.trainer_image)
+    is_trainers = repository(child.image) == repository(asked or settings.trainer_image)
     can_train = is_trainers and (asked is not None or settings.preflight_image is None)
     if report.lineage:
         lineage = report.lineage.model_copy(update={"trainer_image": None})
         report = report.model_copy(update={"lineage": lineage})
     record_lineage(context.status, report, context.spec)
     if can_train:
-        record_image(context.status, pod.pinned_image)
+        record_image(context.status, pod.pin_image(child.image))
 
 
 def _fail(context: Context, child: Job, pods: Sequence[Pod]) -> Effect:

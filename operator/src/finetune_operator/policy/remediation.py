@@ -38,6 +38,11 @@ FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
             r"waiting for ephemeral volume controller",
             "see kubectl get persistentvolumeclaims: volumes of ended pods count for the namespace's quota too",
         ),
+        (
+            r"ephemeral volume .*exceeded quota",
+            "see kubectl get persistentvolumeclaims: volumes of ended pods count too; or have the quota raised",
+        ),
+        (r"ephemeral volume .* create PVC .*denied", "change what it names, or ask its owner for an exception"),
     ),
     R.IMAGE_PULL_FAILED: (
         (r"(?i)unauthorized|denied|authentication|no basic auth|forbidden", "set trainer.imagePullSecrets"),
@@ -51,7 +56,14 @@ FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
         (r"no match for platform|exec format", "use an image for the node's architecture"),
     ),
     R.POD_CREATION_REFUSED: (
-        (r"exceeded quota", "request less in {resources}, or have the quota raised"),
+        (
+            r"exceeded quota: \S+ requested: (count/\S+|pods|services|configmaps)=1,",
+            "wait until others have ended, or have the quota raised",
+        ),
+        (
+            r"exceeded quota(?!: \S+ requested: (count/\S+|pods|services|configmaps)=1,)",
+            "request less in {resources}, or have the quota raised",
+        ),
         (r"failed quota.*must specify", "set what the quota requires in {resources}.requests and {resources}.limits"),
         (r"(maximum|minimum) \S+ usage per|max limit to request ratio", "keep {resources} within the LimitRange"),
         (
@@ -62,7 +74,15 @@ FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
         (r"(?i)service ?account", "create the service account, or change trainer.serviceAccountName"),
         (r"no PriorityClass", "create the priority class, or change scheduling.priorityClassName"),
         (r"(?i)RuntimeClass", "create the runtime class, or change scheduling.runtimeClassName"),
-        (r"admission webhook", "ask the owner of this webhook"),
+        (
+            r"(?i)\blabels?\b.*\b(required|must|missing)\b|\b(required|must|missing)\b.*\blabels?\b",
+            "set the label in trainer.defaults.podLabels of the chart, or in trainer.podLabels",
+        ),
+        (
+            r"(?i)\bannotations?\b.*\b(required|must|missing)\b|\b(required|must|missing)\b.*\bannotations?\b",
+            "set the annotation in trainer.defaults.podAnnotations of the chart, or in trainer.podAnnotations",
+        ),
+        (r"admission webhook|AdmissionPolicy", "change what it names, or ask its owner for an exception"),
     ),
     R.MOUNT_FAILED: (
         (

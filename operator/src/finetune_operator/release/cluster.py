@@ -8,7 +8,7 @@ from finetune_api import names
 from finetune_api.release import FineTuneReleaseStatus, KServeTarget
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller.reconciler import build_merge_patch
-from finetune_operator.kube.errors import AlreadyExists, ClusterError, Gone, NameTaken, Outdated
+from finetune_operator.kube.errors import AlreadyExists, ClusterError, Gone, NameTaken, Outdated, Refused
 from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, controller_of
 from finetune_operator.kube.pod import Pod
 from finetune_operator.manifests.planted import find_foreign_content
@@ -102,6 +102,8 @@ class ReleaseCluster:
             path, name = PATHS[body["kind"]].format(release.key.namespace), body["metadata"]["name"]
             try:
                 await self._cluster.request("POST", path, body=body)
+            except Refused as problem:
+                raise problem.of(body["kind"], name) from problem
             except AlreadyExists:
                 found = await self._cluster.request("GET", f"{path}/{name}")
                 if controller_of(found).get("uid") != release.uid:

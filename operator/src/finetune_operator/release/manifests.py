@@ -15,6 +15,7 @@ from finetune_operator.manifests.jobs import (
     build_pod_failure_policy,
     build_pod_labels,
     build_pod_spec,
+    build_shared_labels,
 )
 from finetune_operator.manifests.network import build_dns_rule
 from finetune_operator.release.objects import Release
@@ -80,7 +81,7 @@ def build_children(
     name, job_spec = build_name(release), carrier.spec
     if job_spec is None:
         raise ValueError(f"{release.key} has no readable spec")
-    labels = {
+    labels = build_shared_labels(job_spec, settings) | {
         names.LABEL_NAME: names.RELEASE_SINGULAR,
         names.LABEL_INSTANCE: selector_value(release.key.name),
         names.LABEL_COMPONENT: names.Component.RELEASE.value,

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_operator.manifests.jobs import Child, build_attempt
 from finetune_operator.manifests.network import fill_token
-from finetune_operator.manifests.planted import find_foreign_content
+from finetune_operator.manifests.planted import find_changed_labels, find_foreign_content
 from finetune_operator.settings import Settings
 
 Object = dict[str, Any]
@@ -89,6 +89,15 @@ def test_a_job_with_another_pod_is_recognised(child: Child, change: Callable[[Ob
     found = stored(child.job)
     change(found)
     assert find_foreign_content("Job", child.job, found) == field
+
+
+def test_a_job_that_a_webhook_has_stored_with_other_labels_is_recognised(child: Child) -> None:
+    found = copy.deepcopy(child.job)
+    found["metadata"]["labels"]["team"] = found["spec"]["template"]["metadata"]["labels"]["team"] = "ml"
+    assert find_changed_labels(child.job, found) == []
+    found["metadata"]["labels"]["app.kubernetes.io/managed-by"] = "corp"
+    del found["spec"]["template"]["metadata"]["labels"]["finetune.dev/attempt"]
+    assert find_changed_labels(child.job, found) == ["app.kubernetes.io/managed-by", "finetune.dev/attempt"]
 
 
 @pytest.fixture

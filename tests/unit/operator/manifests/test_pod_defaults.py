@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_api.handoff import config_sha256
-from finetune_operator.manifests.jobs import build_config
+from finetune_operator.manifests.jobs import build_attempt, build_config
 from finetune_operator.policy.admission import find_refusal
 from finetune_operator.policy.deadlines import seconds_to_tidy
 from finetune_operator.settings import Settings
@@ -74,6 +74,21 @@ def test_labels_and_annotations_of_the_platform_are_on_all_pods_and_cannot_repla
     assert found["labels"] == plain["labels"] | {"cost-centre": "a17", "team": "own"}
     of_job = {"cni": "rdma"} if kind == "trainer" else {}
     assert found["annotations"] == plain["annotations"] | {"karpenter.sh/do-not-disrupt": "true"} | of_job
+
+
+def test_labels_of_the_pods_are_on_everything_that_is_made_for_them_except_those_that_queue(scene: Any) -> None:
+    """A policy that requires a team or a cost centre is often for all kinds."""
+    two_pods = {"numNodes": 2, "gpusPerNode": 1, "workspace": {"sizeLimit": "1Ti", "storageClassName": "fast"}}
+    queued = {"podLabels": {"cost-centre": "a17", "kueue.x-k8s.io/queue-name": "q"}}
+    job, using = scene(resources=two_pods, trainer=queued).job, DEFAULTS.model_copy(update={"pod_egress": []})
+    child = build_attempt(job, using, "registry.example/trainer:1", 1)
+    for made in (child.config_map, child.peer_token, child.service, child.network_policy, child.job):
+        labels = made["metadata"]["labels"]
+        assert (labels["team"], labels["cost-centre"], labels["finetune.dev/job-name"]) == ("platform", "a17", "one")
+        assert "kueue.x-k8s.io/queue-name" not in labels
+    claim = next(one for one in _pod(child.job)["volumes"] if "ephemeral" in one)["ephemeral"]["volumeClaimTemplate"]
+    assert claim["metadata"]["labels"]["cost-centre"] == "a17"
+    assert child.job["spec"]["template"]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "q"
 
 
 def test_what_a_job_sets_replaces_the_default_as_a_whole(built: Any) -> None:

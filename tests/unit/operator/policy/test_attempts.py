@@ -110,22 +110,17 @@ def test_an_image_that_the_spec_names_from_the_start_is_pinned_too(scene: Any) -
     assert images == ["registry.example/trainer:2", "registry.example/trainer@sha256:" + "1" * 64]
 
 
-def test_an_image_whose_registry_a_policy_of_the_cluster_replaces_is_pinned_too(scene: Any) -> None:
-    def replace_registry(job: str) -> None:
-        one.children[job]["spec"]["template"]["spec"]["containers"][0]["image"] = "mirror.example/trainer:2"
-
+def test_an_image_whose_registry_a_policy_of_the_cluster_replaces_is_pinned_under_its_own_name(scene: Any) -> None:
     one = scene(trainer={"image": "registry.example/trainer:2"})
     one.settle()
-    replace_registry("one-preflight")
-    one.to_training()
-    replace_registry("one-1")
-    pod = one.pod("one-1")
-    one.end(pod, 0)
+    one.children["one-preflight"]["spec"]["template"]["spec"]["containers"][0]["image"] = "mirror.example/trainer:2"
+    pod = one.pod("one-preflight")
+    one.end(pod, 0, one.report("Validated", dataset={"rows": 5, "acceptedRows": 5}))
     pod["status"]["containerStatuses"][0]["imageID"] = "mirror.example/trainer@sha256:" + "1" * 64
-    one.complete("one-1")
+    one.complete("one-preflight")
     one.settle()
-    image = one.children["one-2"]["spec"]["template"]["spec"]["containers"][0]["image"]
-    assert image == "mirror.example/trainer@sha256:" + "1" * 64
+    image = one.children["one-1"]["spec"]["template"]["spec"]["containers"][0]["image"]
+    assert image == "registry.example/trainer@sha256:" + "1" * 64
 
 
 def test_a_users_new_image_is_used_by_the_next_attempt_and_an_upgrade_is_not(scene: Any) -> None:

@@ -67,6 +67,37 @@ def test_a_container_that_a_webhook_puts_first_is_not_the_trainers_image(scene: 
     assert one.status["lineage"]["trainerImage"] == DIGEST
 
 
+def mirror(one: Any, pod: Any) -> None:
+    """Let a webhook have put the name of a mirror into the pod, from which the node has then pulled the image."""
+    container = pod["spec"]["containers"][0]
+    container["image"] = f"mirror.example/{container['image']}"
+    pod["status"]["containerStatuses"][0]["imageID"] = "mirror.example/registry.example/trainer@sha256:" + "1" * 64
+
+
+def test_an_image_that_a_webhook_takes_from_a_mirror_is_pinned_under_the_name_that_the_webhook_gets(
+    scene: Build,
+) -> None:
+    one = scene()
+    one.settings = Settings(trainer_image="registry.example/trainer:1")
+    one.settle()
+    pod = one.pod("one-preflight")
+    one.end(pod, 0, one.report("Validated", dataset={"rows": 5, "acceptedRows": 5}))
+    mirror(one, pod)
+    one.complete("one-preflight")
+    one.settle()
+    assert one.status["lineage"]["trainerImage"] == DIGEST
+    assert image_of(one, "one-1") == DIGEST
+
+
+def test_the_image_of_the_first_trainer_is_pinned_so_too(scene: Build) -> None:
+    one = slim(scene()).to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    mirror(one, pod)
+    one.settle()
+    assert one.status["lineage"]["trainerImage"] == DIGEST
+
+
 def test_a_pinned_image_keeps_the_spelling_that_an_admission_policy_lists(scene: Build) -> None:
     one = scene()
     one.settings = Settings(trainer_image="myorg/trainer:1")

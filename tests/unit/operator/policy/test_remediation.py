@@ -11,6 +11,7 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.controller.events import derive_events
 from finetune_operator.kube.observed import Warnings
 from finetune_operator.policy import remediation
+from finetune_operator.policy.pods.pod_diagnosis import EventQuery
 
 UNSCHEDULABLE = [
     (
@@ -53,7 +54,17 @@ REFUSALS = [
     ('pods "x" is forbidden: error looking up service account team/train', "trainer.serviceAccountName"),
     ('pods "x" is forbidden: no PriorityClass with name high was found', "scheduling.priorityClassName"),
     ('pods "x" is forbidden: pod rejected: RuntimeClass "kata" not found', "scheduling.runtimeClassName"),
-    ('admission webhook "policy.example" denied the request', "ask the owner of this webhook"),
+    ('pods "x" is forbidden: exceeded quota: q, requested: pods=1, used: pods=9, limited: pods=9', "others have ended"),
+    ('admission webhook "policy.example" denied the request', "ask its owner for an exception"),
+    ("ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no", "ask its owner for an exception"),
+    (
+        'admission webhook "validate.kyverno.svc-fail" denied the request: The label `team` is required.',
+        "trainer.defaults.podLabels",
+    ),
+    (
+        'admission webhook "validation.gatekeeper.sh" denied the request: [owner] missing annotation(s): {"owner"}',
+        "trainer.defaults.podAnnotations",
+    ),
     ("something new", "it is tried again"),
 ]
 MOUNTS = [
@@ -100,6 +111,25 @@ def test_why_no_node_can_run_the_pod(scene: Any, words: str, fix: str) -> None:
     one.pod("one-1", conditions=[condition])
     message = shown(one, "Unschedulable", fix)
     assert "preemption:" not in message
+
+
+UNCREATED = 'waiting for ephemeral volume controller to create the persistentvolumeclaim "one-1-0-abc-workspace"'
+CLAIMS = [
+    ('persistentvolumeclaims "x" is forbidden: exceeded quota: disks, requested: persistentvolumeclaims=1', "quota"),
+    ('admission webhook "policy.example" denied the request: no class fast', "ask its owner for an exception"),
+]
+
+
+@pytest.mark.parametrize(("words", "fix"), CLAIMS)
+def test_why_the_claim_of_a_workspace_is_not_created(scene: Any, words: str, fix: str) -> None:
+    """Only an event of the pod names it: the scheduler reports that the claim does not exist yet."""
+    one = scene().to_training()
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": UNCREATED}
+    pod = one.pod("one-1", conditions=[condition])
+    assert one.look().fetch_events_for == EventQuery("Pod", pod["metadata"]["uid"])
+    words = f"ephemeral volume workspace: create PVC one-1-0-abc-workspace: {words}"
+    one.warnings = Warnings(pod["metadata"]["uid"], (("FailedBinding", words),))
+    assert words in shown(one, "Unschedulable", fix)
 
 
 @pytest.mark.parametrize(("reason", "words", "fix"), IMAGES)

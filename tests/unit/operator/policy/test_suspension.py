@@ -363,7 +363,7 @@ def test_a_refused_resumption_is_shown_with_its_fix(scene: Any) -> None:
     one.object["status"] = decision.status.to_wire()
     assert (one.status["phase"], one.status["reason"]) == ("Starting", "PodCreationRefused")
     assert "Job one-1 is not changed" in one.status["message"]
-    assert "image not signed: ask the owner of this webhook" in one.status["message"]
+    assert "image not signed: change what it names, or ask its owner for an exception" in one.status["message"]
     assert decision.requeue_after == 20.0
     shown = [event.reason for event in derive_events(before, decision.status) if event.is_warning]
     assert shown == ["PodCreationRefused"]

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from finetune_api.names import Reason
 from finetune_operator.kube.objects import Job
-from finetune_operator.kube.observed import CLAIM_WARNING, START_WARNINGS, Reading, Warnings
+from finetune_operator.kube.observed import BINDING_WARNING, CLAIM_WARNING, START_WARNINGS, Reading, Warnings
 from finetune_operator.kube.pod import IMAGE_PROBLEMS, START_PROBLEMS, Pod
 from finetune_operator.policy import remediation
 
@@ -24,6 +24,7 @@ _CLAIM_FIXES = (
 )
 _PREEMPTION = re.compile(r"( (no new claims to deallocate|still not schedulable),)? preemption: .*", re.DOTALL)
 """What the scheduler writes after the causes; the first part is of a scheduler with resource claims."""
+_UNCREATED_CLAIM = re.compile(r"waiting for ephemeral volume controller")
 _CLAIM = re.compile(
     r'persistentvolumeclaim "[^"]+" (not found|is being deleted)|pod has unbound immediate PersistentVolumeClaims'
 )
@@ -72,7 +73,7 @@ def _diagnose_missing_pod(child: Job, pods: Sequence[Pod], warnings: Warnings | 
 
 def _diagnose_pending_pod(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
     if pod.unschedulable:
-        return Diagnosis(Reason.UNSCHEDULABLE, _explain_unschedulable(pod))
+        return _diagnose_unschedulable(pod, warnings)
     if pod.waiting_reason in IMAGE_PROBLEMS:
         return Diagnosis(Reason.IMAGE_PULL_FAILED, _explain_image_pull(pod))
     if pod.waiting_reason in START_PROBLEMS:
@@ -86,10 +87,23 @@ def _diagnose_pending_pod(pod: Pod, warnings: Warnings | None, now: datetime) ->
     return _diagnose_by_events(pod, warnings, age)
 
 
+def _diagnose_unschedulable(pod: Pod, warnings: Warnings | None) -> Diagnosis:
+    """Return the scheduler's message, and for a claim that is not created also why, which only an event has."""
+    if not _UNCREATED_CLAIM.search(pod.unschedulable):
+        return Diagnosis(Reason.UNSCHEDULABLE, _explain_unschedulable(pod.unschedulable))
+    if warnings is None or warnings.uid != pod.uid:
+        query = EventQuery("Pod", pod.uid)
+        return Diagnosis(Reason.UNSCHEDULABLE, _explain_unschedulable(pod.unschedulable), query=query)
+    refused = _first_message(warnings, (BINDING_WARNING,))
+    return Diagnosis(
+        Reason.UNSCHEDULABLE, _explain_unschedulable(refused or pod.unschedulable), check_after=PENDING_SECONDS
+    )
+
+
 def _diagnose_by_events(pod: Pod, warnings: Warnings, age: float) -> Diagnosis:
     if unclaimed := _first_message(warnings, (CLAIM_WARNING,)) if pod.unclaimed else "":
         reason, problem = Reason.UNSCHEDULABLE, unclaimed
-    elif failed := _first_message(warnings, set(START_WARNINGS["Pod"]) - {CLAIM_WARNING}):
+    elif failed := _first_message(warnings, set(START_WARNINGS["Pod"]) - {CLAIM_WARNING, BINDING_WARNING}):
         reason, problem = Reason.MOUNT_FAILED, failed
     elif pod.ignored_by and age >= IGNORED_SECONDS:
         claims = f", which waits for its resource claims ({pod.unclaimed})" if pod.unclaimed else ""
@@ -111,11 +125,11 @@ def explain_lost_node(pod: Pod) -> str:
     return f"node {node} has not confirmed that pod {pod.name} ended: bring the node back, or {gone}"
 
 
-def _explain_unschedulable(pod: Pod) -> str:
+def _explain_unschedulable(message: str) -> str:
     """Return the scheduler's message without its preemption part, or only the claim if that is the cause, and a fix."""
-    found = _CLAIM.search(pod.unschedulable)
+    found = _CLAIM.search(message)
     if found is None:
-        return remediation.append_fix(Reason.UNSCHEDULABLE, _PREEMPTION.sub("", pod.unschedulable))
+        return remediation.append_fix(Reason.UNSCHEDULABLE, _PREEMPTION.sub("", message))
     fix = next(fix for pattern, fix in _CLAIM_FIXES if pattern in found.group())
     return f"{found.group()}: {fix}; the pod then starts"
 
