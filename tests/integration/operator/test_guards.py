@@ -131,6 +131,15 @@ def test_a_job_whose_labels_a_policy_replaces_is_not_run_unseen(
     assert "another app.kubernetes.io/managed-by, by which the operator finds it" in message
     wait(lambda: not world.jobs() and not world.pods(), "the Job and its pod to be removed")
     guard.change = lambda _: None
+
+    def has_only_its_pod() -> bool:
+        """Whether every pod is of a Job that exists; the Job controller may create one for a Job that was removed."""
+        jobs = {job.metadata.uid for job in world.batch.list_namespaced_job(world.namespace).items}
+        pods = world.core.list_namespaced_pod(world.namespace).items
+        owners = {owner.uid for pod in pods for owner in pod.metadata.owner_references}
+        return bool(owners) and owners <= jobs
+
+    wait(has_only_its_pod, "the pod of the next Job alone")
     world.pass_preflight()
 
 
