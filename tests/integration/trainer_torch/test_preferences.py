@@ -146,10 +146,10 @@ def test_the_base_as_reference_of_a_continued_adapter_is_refused(
 ) -> None:
     take = reference.ReferencedTrainer._measure_reference
 
-    def take_from_the_base(trainer: Any, dataset: Any) -> Any:
+    def take_from_the_base(trainer: Any, *rows: Any) -> Any:
         with trainer.model.disable_adapter():
             trainer.model.peft_config.pop(reference.FROZEN_COPY, None)  # TRL then measures with the adapter off
-            return take(trainer, dataset)
+            yield from take(trainer, *rows)
 
     monkeypatch.setattr(reference.ReferencedTrainer, "_measure_reference", take_from_the_base)
     monkeypatch.setattr(PeftModel, "delete_adapter", lambda *_: None)
