@@ -249,12 +249,8 @@ def test_a_training_that_saves_no_checkpoint_has_no_list_of_its_steps_in_memory(
     assert max(lengths) == 0
 
 
-@pytest.mark.parametrize(
-    ("blocks", "trainer"), thin_slice([(DPO, DPOTrainer), (KTO, KTOTrainer)], (DPO, DPOTrainer)), ids=["DPO", "KTO"]
-)
-def test_a_resumed_training_does_not_run_its_reference_again(
-    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, blocks: dict[str, Any], trainer: Any
-) -> None:
+def count_reference_batches(monkeypatch: pytest.MonkeyPatch, trainer: Any) -> list[int]:
+    """Return a list that gets the size of each batch of which the trainer measures its reference."""
     measured: list[int] = []
     compute = trainer.compute_ref_log_probs
 
@@ -263,6 +259,16 @@ def test_a_resumed_training_does_not_run_its_reference_again(
         return compute(self, model, inputs)
 
     monkeypatch.setattr(trainer, "compute_ref_log_probs", count)
+    return measured
+
+
+@pytest.mark.parametrize(
+    ("blocks", "trainer"), thin_slice([(DPO, DPOTrainer), (KTO, KTOTrainer)], (DPO, DPOTrainer)), ids=["DPO", "KTO"]
+)
+def test_a_resumed_training_does_not_run_its_reference_again(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, blocks: dict[str, Any], trainer: Any
+) -> None:
+    measured = count_reference_batches(monkeypatch, trainer)
     bench = make_bench("LoRA", **blocks | {"hyperparameters": HYPERPARAMETERS | {"maxSteps": 5}})
     bench.rows = preference_rows(60)
     config = bench.prepare()
@@ -276,16 +282,7 @@ def test_a_resumed_training_does_not_run_its_reference_again(
 
 @pytest.fixture
 def reference_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of the batches of which DPO's reference is measured."""
-    measured: list[int] = []
-    compute = DPOTrainer.compute_ref_log_probs
-
-    def count(self: Any, model: Any, inputs: Any) -> Any:
-        measured.append(len(inputs["input_ids"]))
-        return compute(self, model, inputs)
-
-    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", count)
-    return measured
+    return count_reference_batches(monkeypatch, DPOTrainer)
 
 
 def make_dpo(make_bench: MakeBench) -> Bench:
