@@ -145,9 +145,6 @@ HOLDS_WHOLE_GROUPS = (
     "self.rlhf.numGenerations == 0"
 )
 ALONE_FOR_VLLM = f"!({_WITH_VLLM}) || ({_ONE_PROCESS})"
-WITH_ADAPTER = (
-    f"({_ONE_PROCESS}) || self.objective in ['Instruction', 'Chat', 'DomainAdaptation'] || self.tuning.method != 'Full'"
-)
 _OUTPUT = "(self.output.uri + '/').startsWith"
 SHARES_OUT = (
     "!has(self.tuning.lora) || !has(self.tuning.lora.shardBase) || !self.tuning.lora.shardBase || "
@@ -379,13 +376,6 @@ class FineTuneJobSpec(Block):
                 "without preflight one process checks and trains: set resources.numNodes 1 and resources.gpusPerNode 1 "
                 "and remove resources.merge, or set preflight.enabled true",
                 ".preflight.enabled",
-            ),
-            cel(
-                WITH_ADAPTER,
-                "objectives DPO, KTO, RewardModel, RLHF and Distillation train on several GPUs or nodes with an "
-                "adapter only: set tuning.method Auto, QLoRA or LoRA, or resources.numNodes 1 and "
-                "resources.gpusPerNode 1",
-                ".resources",
             ),
             cel(
                 SHARES_OUT,

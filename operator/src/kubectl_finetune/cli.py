@@ -368,12 +368,7 @@ def new(
         str | None,
         typer.Option(help="Instruction, Chat, DPO, KTO, RewardModel, RLHF, Distillation or DomainAdaptation."),
     ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="Auto, QLoRA, LoRA or Full. Default: Auto, or QLoRA if the objective needs an adapter on these GPUs."
-        ),
-    ] = None,
+    method: Annotated[str, typer.Option(help="Auto, QLoRA, LoRA or Full.")] = "Auto",
     secret: Annotated[str, typer.Option(help="Secret with the storage credentials.")] = "s3-credentials",  # noqa: S107 - a name
     endpoint: Annotated[str, typer.Option(help="URL of the S3 endpoint. Default: the operator's, else AWS.")] = "",
     gpus: Annotated[int, typer.Option(help="Number of GPUs; 0 trains on the CPU.", min=0, max=16)] = 1,

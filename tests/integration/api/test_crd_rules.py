@@ -69,7 +69,6 @@ NO_ANSWERS = "a reward model generates no answers"
 PACKING = "packing works with objectives"
 FLASH = "FlashAttention works with objectives"
 DROPOUT = "objectives DPO, KTO, RLHF and Distillation train without dropout"
-WITH_ADAPTER = "objectives DPO, KTO, RewardModel, RLHF and Distillation train on several GPUs or nodes with an adapter"
 ROWS_OF_KTO = "objective KTO measures its divergence over the rows of a batch"
 WANDB_KEY = "credentialsSecretRef is required with mode Online"
 WANDB_URL = "endpoint and caSecretRef have no effect with mode Offline"
@@ -692,21 +691,6 @@ AT_CREATION = [
         shared_groups({"numNodes": 4, "gpusPerNode": 0}),
         shared_groups({"numNodes": 2}),
         "spec.rlhf.numGenerations",
-    ),
-    *(
-        (
-            WITH_ADAPTER,
-            of_objective | {"tuning": {"method": good}, "resources": many},
-            of_objective | {"tuning": {"method": bad}, "resources": many},
-            "spec.resources",
-        )
-        for of_objective, good, bad, many in (
-            ({"objective": "DPO"}, "LoRA", "Full", {"numNodes": 2, "gpusPerNode": 0}),
-            ({"objective": "KTO"}, "QLoRA", "Full", {"numNodes": 2}),
-            ({"objective": "RewardModel"}, "LoRA", "Full", {"gpusPerNode": 2}),
-            (rlhf(rewards=LENGTHS), "Auto", "Full", {"numNodes": 2, "gpusPerNode": 0}),
-            (distillation(), "QLoRA", "Full", {"gpusPerNode": 2}),
-        )
     ),
     *(
         (

@@ -223,23 +223,29 @@ JUDGED = ("eval_loss", "reward_margin", "reward_accuracy")
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("objective", ["KTO", "RewardModel"])
-def test_answers_judged_one_by_one_and_a_score_are_stopped_and_resumed_by_one_process_and_by_two(
-    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, objective: str
+@pytest.mark.parametrize(
+    ("objective", "method"),
+    [("KTO", "QLoRA"), ("RewardModel", "QLoRA"), ("DPO", "Full"), ("KTO", "Full"), ("RewardModel", "Full")],
+)
+def test_judged_answers_are_trained_on_stopped_and_resumed_by_one_process_and_by_two(
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, objective: str, method: str
 ) -> None:
-    """KTO ends with a full model; both are measured as served, which the first process does alone."""
-    bucket = f"ranks-{objective.lower()}"
-    output = {"uri": f"s3://{bucket}/output", "merge": "FP32" if objective == "KTO" else "None"}
+    """KTO with QLoRA ends with a full model; after QLoRA, the first process alone measures the result as served."""
+    bucket = f"ranks-{objective.lower()}-{method.lower()}"
+    merges = (objective, method) == ("KTO", "QLoRA")
+    output = {"uri": f"s3://{bucket}/output", "merge": "FP32" if merges else "None"}
     # One process has these rows in one batch, as two have them together: over it KTO measures its divergence.
     rows = HYPERPARAMETERS | {"perDeviceTrainBatchSize": 8, "gradientAccumulationSteps": 1, "maxSteps": 12}
     blocks = {"objective": objective, "evaluation": {"steps": 6}, "output": output, "hyperparameters": rows}
-    job = make_job(s3_server, bucket, tmp_path, "QLoRA", trainer_python, **blocks)
+    job = make_job(s3_server, bucket, tmp_path, method, trainer_python, **blocks)
     attempt = job.start("stopped", gpus=2, environment=slowly(tmp_path))
     attempt.wait_for_step(2)
     attempt.processes[0].send_signal(signal.SIGTERM)
     assert attempt.codes() == [75], attempt.errors()
     step = attempt.report().last_step
     assert step == checkpoint_step(job)
+    if method == "Full":
+        require_shared_out_moments(job)
     alone = alone_from_checkpoint(job)
 
     attempt = job.start("last", gpus=2)
@@ -250,7 +256,7 @@ def test_answers_judged_one_by_one_and_a_score_are_stopped_and_resumed_by_one_pr
     assert last.evaluation
     assert alone.metrics
     assert "not measured as it will be served" not in attempt.errors()
-    assert (last.evaluation.merge_gate == "Passed") == (objective == "KTO")
+    assert (last.evaluation.merge_gate == "Passed") == (merges or method == "Full")
     found, expected = (one.model_dump(include=set(JUDGED), exclude_none=True) for one in (last.metrics, alone.metrics))
     assert found == pytest.approx(expected, rel=5e-3)
     require_as_alone(job, last)
@@ -263,15 +269,16 @@ def policy_blocks(*rewards: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize("kind", ["LoRA", "shared", "Full"])
 def test_a_policy_is_stopped_while_it_samples_and_resumed_by_another_number_of_processes(
-    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, shares: bool
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, kind: str
 ) -> None:
-    """Also if each process has a share of its base."""
+    """Also if each process has a share of its base, or of its weights and its reference."""
     blocks = policy_blocks({"type": "Regex", "pattern": "[a-e]"}) | {"resources": {"gpusPerNode": 2}}
-    bucket = f"ranks-policy-{shares}".lower()
-    blocks["tuning"] = {"method": "LoRA", "lora": {"dropout": 0, "shardBase": shares}}
-    job = make_job(s3_server, bucket, tmp_path, "LoRA", trainer_python, **blocks)
+    method = "Full" if kind == "Full" else "LoRA"
+    if method == "LoRA":
+        blocks["tuning"] = {"method": method, "lora": {"dropout": 0, "shardBase": kind == "shared"}}
+    job = make_job(s3_server, f"ranks-policy-{kind}".lower(), tmp_path, method, trainer_python, **blocks)
     attempt = job.start("stopped", nodes=2, environment=slowly(tmp_path))
     attempt.wait_for_step(2)
     attempt.processes[1].send_signal(signal.SIGTERM)
@@ -297,19 +304,21 @@ def test_a_policy_is_stopped_while_it_samples_and_resumed_by_another_number_of_p
 
 
 @pytest.mark.nightly
+@pytest.mark.parametrize("method", ["QLoRA", "Full"])
 def test_a_student_is_stopped_while_it_samples_and_resumed_by_another_number_of_processes(
-    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, method: str
 ) -> None:
     """Each has a share of the teacher, whose answers no process samples again, also for the measurement on the base in
     16 bits."""
-    teacher = {"uri": "s3://ranks-student/teacher"}
+    bucket = f"ranks-student-{method}".lower()
+    teacher = {"uri": f"s3://{bucket}/teacher"}
     blocks = {
         "objective": "Distillation",
         "distillation": {"teacher": teacher, "maxCompletionLength": 6, "shardTeacher": True},
         "resources": {"gpusPerNode": 2},
         "evaluation": {"steps": 4, "maxNewTokens": 4},
     }
-    job = make_job(s3_server, "ranks-student", tmp_path, "QLoRA", trainer_python, **blocks)
+    job = make_job(s3_server, bucket, tmp_path, method, trainer_python, **blocks)
     attempt = job.start("stopped", nodes=2, environment=slowly(tmp_path))
     attempt.wait_for_step(2)
     attempt.processes[1].send_signal(signal.SIGTERM)
@@ -330,7 +339,7 @@ def test_a_student_is_stopped_while_it_samples_and_resumed_by_another_number_of_
     lineage = json.loads(job.storage.read(f"{job.config.output_key()}/{Artifact.LINEAGE}") or b"")
     assert set(lineage["teacher"]["files"]) > {"model.safetensors", "tokenizer.json"}
     text = (job.storage.read(f"{job.config.output_key()}/{Artifact.REPORT}") or b"").decode()
-    assert "as served (16-bit base)" in text
+    assert ("as served (16-bit base)" in text) == (method == "QLoRA")
     assert "do not measure the result together" not in attempt.errors()
     assert find_result_faults(job.config.output_key(), job.storage) == []
 

@@ -36,7 +36,7 @@ def red(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return teach(tiny_model, tmp_path_factory.mktemp("red") / "model", steps=60, colours=COLOURS[:1])
 
 
-@pytest.mark.parametrize(("method", "shards"), [("LoRA", True), ("QLoRA", False)])
+@pytest.mark.parametrize(("method", "shards"), [("LoRA", True), ("QLoRA", False), ("Full", True), ("Full", False)])
 def test_the_same_answers_train_the_same_weights_as_in_one_process(
     taught: Path, red: Path, tmp_path: Path, method: str, shards: bool
 ) -> None:

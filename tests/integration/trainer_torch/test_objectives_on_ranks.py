@@ -1,4 +1,4 @@
-"""KTO and RewardModel with an adapter in two processes over gloo: the training and the figures of one process."""
+"""DPO, KTO and RewardModel in two processes over gloo: the training and the figures of one process."""
 
 import math
 from dataclasses import replace
@@ -38,7 +38,12 @@ ROWS = 24
 
 @pytest.mark.parametrize(
     ("objective", "method"),
-    thin_slice(product(["KTO", "RewardModel"], ["LoRA", "QLoRA"]), ("KTO", "QLoRA"), ("RewardModel", "LoRA")),
+    thin_slice(
+        [("DPO", "Full"), *product(["KTO", "RewardModel"], ["LoRA", "QLoRA", "Full"])],
+        ("DPO", "Full"),
+        ("KTO", "QLoRA"),
+        ("RewardModel", "Full"),
+    ),
 )
 def test_two_processes_train_and_measure_as_one(tiny_model: Path, tmp_path: Path, objective: str, method: str) -> None:
     alone = _build(tiny_model, tmp_path / "alone", ALONE, objective=objective, method=method)
@@ -58,6 +63,18 @@ def test_two_processes_train_and_measure_as_one(tiny_model: Path, tmp_path: Path
             torch.testing.assert_close(found["weights"][name], tensor, rtol=0.01, atol=2e-3)
     if objective == "RewardModel":
         assert any("score" in name for name in start)
+
+
+@pytest.mark.parametrize("objective", thin_slice(["DPO", "KTO", "RewardModel"], "RewardModel"))
+def test_with_layers_gathered_in_bf16_two_processes_have_the_figures_of_one(
+    tiny_model: Path, tmp_path: Path, objective: str
+) -> None:
+    changes = {"objective": objective, "method": "Full", "precision": "BF16"}
+    expected = _train(_build(tiny_model, tmp_path / "alone", ALONE, **changes))
+    for found in run_ranks(_train_rank, RANKS, tiny_model, tmp_path, **changes):
+        assert found["losses"] == pytest.approx(expected["losses"], rel=0.02)
+        for one, other in zip(found["evaluations"], expected["evaluations"], strict=True):
+            assert _figures(one) == pytest.approx(_figures(other), rel=0.05, abs=0.02)
 
 
 @pytest.mark.parametrize("objective", ["KTO", "RewardModel"])
@@ -81,11 +98,20 @@ def test_a_divergence_that_is_not_finite_in_one_process_ends_the_training_in_bot
 
 
 def _build(
-    model: Path, folder: Path, world: World, *, objective: str, method: str = "LoRA", rows: int = ROWS
+    model: Path,
+    folder: Path,
+    world: World,
+    *,
+    objective: str,
+    method: str = "LoRA",
+    precision: str = "FP32",
+    rows: int = ROWS,
 ) -> LoopTrainer:
     """Five steps of eight rows each, in one micro-batch, over which KTO measures its divergence."""
     batch = {"per_device_train_batch_size": 8 // world.size, "gradient_accumulation_steps": 1}
-    settings = make_settings(method, **OWN.get(objective, {}), **batch, total_steps=5, eval_steps=2)
+    settings = make_settings(
+        method, **OWN.get(objective, {}), **batch, precision=precision, total_steps=5, eval_steps=2
+    )
     folder.mkdir()
     loop = replace(make_loop(folder), world=world)
     loaded = load_for_training(model, settings, CPU, writes_text=traits_of(objective).writes_text, world=world)

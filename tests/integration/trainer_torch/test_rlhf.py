@@ -141,6 +141,15 @@ def test_a_step_costs_one_position_a_token_and_a_reference_only_where_it_counts(
     assert len(whole) + len(reference) == 1 + reference_passes
 
 
+def test_the_reference_of_a_full_model_is_in_the_format_of_the_computation_with_exact_positions(
+    taught: Path, tmp_path: Path
+) -> None:
+    trainer = make_policy(taught, tmp_path, "Full", precision="BF16", evaluates=False)
+    assert trainer.ref_model.dtype is torch.bfloat16
+    own, reference = (model.model.rotary_emb.inv_freq for model in (trainer.model, trainer.ref_model))
+    assert torch.equal(own, reference)
+
+
 def test_the_policy_gets_prompts_as_at_inference(taught: Path, tmp_path: Path) -> None:
     trainer = make_policy(taught, tmp_path)
     passes = listen(trainer)

@@ -15,6 +15,7 @@ from policy_bench import Listener, make_policy
 from ranks import join_as, start_ranks, stop_in_an_answer
 from safetensors.torch import load_file, save_file
 
+from finetune_trainer.distributed.sharding import full_tensor
 from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.errors import Stopped
 from finetune_trainer.models.adapters.saved import save_adapter
@@ -51,6 +52,8 @@ def earlier(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("GRPO", "continued"),
         ("RLOO", "LoRA"),
         ("GRPO", "shared out"),
+        ("GRPO", "Full"),
+        pytest.param("RLOO", "Full", marks=pytest.mark.nightly),
         pytest.param("GRPO", "QLoRA", marks=pytest.mark.nightly),
         pytest.param("RLOO", "shared out", marks=pytest.mark.nightly),
     ],
@@ -203,7 +206,7 @@ def _train_with_given_answers(
     trainer.model.generate = generate
     trainer.train()
     save_file(
-        {name: one.detach().contiguous() for name, one in trained_tensors(trainer.model).items()},
+        {name: full_tensor(one.detach()).contiguous() for name, one in trained_tensors(trainer.model).items()},
         folder / f"weights-{_name(rank, world)}.safetensors",
     )
     _write(folder, rank, world, _figures(trainer))

@@ -60,7 +60,6 @@ from finetune_api.spec import (
     SHARES_TEACHER,
     SYSTEM_MESSAGE,
     TRAIN_ON,
-    WITH_ADAPTER,
 )
 from finetune_api.tuning import (
     BOUNDED,
@@ -398,11 +397,6 @@ CONDITIONS: dict[str, Condition] = {
     "!has(self.preflight) || self.preflight.enabled || "
     "(self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1 && !has(self.resources.merge))": lambda spec: (
         spec.has_preflight or (spec.resources.ranks == 1 and spec.resources.merge is None)
-    ),
-    WITH_ADAPTER: lambda spec: (
-        spec.resources.ranks == 1
-        or spec.objective in {"Instruction", "Chat", "DomainAdaptation"}
-        or spec.tuning.method != "Full"
     ),
     "self.objective != 'KTO' || !has(self.hyperparameters.perDeviceTrainBatchSize) || "
     "self.hyperparameters.perDeviceTrainBatchSize > 1": lambda spec: (

@@ -19,7 +19,7 @@ from finetune_api.text.printable import printable
 from finetune_api.tuning import Method
 from finetune_client.errors import FineTuneError, WrongUse
 from finetune_client.manifest.suggestions import nearest
-from kubectl_finetune.commands.validate import Problem, check_files
+from kubectl_finetune.commands.validate import check_files
 
 ROWS: Mapping[Objective, str] = {
     Objective.INSTRUCTION: '{"instruction": "Name a red fruit.", "input": "", "output": "The apple."}',
@@ -62,7 +62,7 @@ class Answers:
     result: str
     objective: str = "Chat"
     namespace: str = ""
-    method: str | None = None
+    method: str = "Auto"
     secret: str = "s3-credentials"  # noqa: S105 - the name of a Secret
     endpoint: str = ""
     gpus: int = 1
@@ -75,18 +75,12 @@ class Answers:
 def write(answers: Answers) -> str:
     """Return a valid manifest; raise WrongUse with the first problem if the answers are invalid."""
     objective = _word(answers.objective, Objective, "--objective")
-    method = Method.AUTO if answers.method is None else _word(answers.method, Method, "--method")
+    method = _word(answers.method, Method, "--method")
     text = _template(answers, objective, method)
     if problems := check_files([(f"{answers.name}.yaml", text)]).problems:
-        raise _refused(problems[0], answers)
+        first = problems[0]
+        raise WrongUse(f"{first.field} {first.message}: {first.value}", first.fix)
     return text
-
-
-def _refused(problem: Problem, answers: Answers) -> WrongUse:
-    if problem.field != "spec.resources":
-        return WrongUse(f"{problem.field} {problem.message}: {problem.value}", problem.fix)
-    fix = problem.fix.replace("resources.numNodes 1 and resources.gpusPerNode 1", "--gpus 1")
-    return WrongUse(f"--gpus {answers.gpus}: {problem.message}", fix.replace("tuning.method", "--method"))
 
 
 def _word(text: str, kind: type[Word], flag: str) -> Word:

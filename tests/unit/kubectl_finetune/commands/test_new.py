@@ -133,24 +133,6 @@ def test_a_starter_for_several_gpus_is_valid(finetune: Callable[..., Any], objec
     assert finetune("validate", "-", stdin=written.out).out == "first is valid\n"
 
 
-@pytest.mark.parametrize(
-    ("options", "why", "fix"),
-    [
-        (
-            ("--objective", "DPO", "--method", "Full"),
-            "objectives DPO, KTO, RewardModel, RLHF and Distillation train on several GPUs or nodes with an adapter "
-            "only",
-            "set --method Auto, QLoRA or LoRA, or --gpus 1",
-        ),
-    ],
-)
-def test_several_gpus_that_cannot_be_used_are_refused_with_the_options_to_change(
-    finetune: Callable[..., Any], options: tuple[str, ...], why: str, fix: str
-) -> None:
-    done = finetune("new", "first", *GIVEN, *options, "--gpus", "2", "-f", "-")
-    assert (done.code, done.err) == (2, f"error: --gpus 2: {why}\n  {fix}\n")
-
-
 def test_without_a_method_another_wrong_answer_is_refused_as_ever(finetune: Callable[..., Any]) -> None:
     done = finetune("new", "first", *GIVEN, "--objective", "DPO", "--gpus", "2", "--queue", "Team A", "-f", "-")
     assert (done.code, "spec.scheduling.queueName" in done.err) == (2, True)

@@ -179,12 +179,11 @@ def test_a_null_limit_of_gradients_is_no_limit(read: Read) -> None:
 
 
 @pytest.mark.parametrize("objective", ["KTO", "RewardModel"])
-def test_preferences_on_several_gpus_need_an_adapter(read: Read, objective: str) -> None:
-    done = read(Options(objective=objective, gpus=4), use_peft=True)
+@pytest.mark.parametrize("use_peft", [True, False])
+def test_preferences_are_trained_on_several_gpus(read: Read, objective: str, use_peft: bool) -> None:
+    done = read(Options(objective=objective, gpus=4), use_peft=use_peft)
     assert done.problems == []
     assert spec_of(done)["resources"] == {"gpusPerNode": 4}
-    (problem,) = read(Options(objective=objective, gpus=4)).problems
-    assert "train on several GPUs or nodes with an adapter only" in problem.message
 
 
 def test_processes_are_gpus_and_part_of_a_step(read: Read) -> None:
@@ -193,12 +192,11 @@ def test_processes_are_gpus_and_part_of_a_step(read: Read) -> None:
     assert "A step has 32 rows: 2 x 4 (accumulation) x 4 (GPUs)." in done.text
 
 
-def test_distillation_on_several_gpus_needs_an_adapter(read: Read) -> None:
-    done = read(teacher_model_name_or_path="acme/larger", num_processes=4, use_peft=True)
+@pytest.mark.parametrize("use_peft", [True, False])
+def test_distillation_is_trained_on_several_gpus(read: Read, use_peft: bool) -> None:
+    done = read(teacher_model_name_or_path="acme/larger", num_processes=4, use_peft=use_peft)
     assert (done.refused, done.problems) == ([], [])
     assert spec_of(done)["resources"] == {"gpusPerNode": 4}
-    (problem,) = read(teacher_model_name_or_path="acme/larger", num_processes=4).problems
-    assert "train on several GPUs or nodes with an adapter only" in problem.message
 
 
 def test_held_out_rows_are_those_of_the_same_repository_if_it_is_evaluated(read: Read) -> None:

@@ -18,7 +18,6 @@ from finetune_trainer.models.resolve_settings import (
     fit_served,
     grow_micro_batch,
     least_served,
-    refuse_full_on_ranks,
 )
 from finetune_trainer.models.shape import ModelShape, with_teacher
 
@@ -191,26 +190,10 @@ def test_qlora_is_advised_where_no_shorter_text_helps() -> None:
     assert "Set tuning.method QLoRA (" in sentence
 
 
-def test_auto_is_an_adapter_for_an_objective_that_several_gpus_train_with_one_only() -> None:
-    tuning = {"vramBudget": "80Gi"}
-    pair = {"resources": {"gpusPerNode": 2}}
-    settings = choose_settings(make_spec(tuning, {}, objective="DPO", **pair), SMALL, FACTS)
-    assert (settings.method, settings.method_reason) == (
-        "QLoRA",
-        "Auto is QLoRA with objective DPO on several GPUs or nodes",
-    )
-    assert choose_settings(make_spec(tuning, {}, objective="DPO"), SMALL, FACTS).method == "Full"
-    assert choose_settings(make_spec(tuning, {}, **pair), SMALL, FACTS).method == "Full"
-
-
-def test_what_auto_made_full_on_one_gpu_is_not_trained_on_two() -> None:
-    spec = make_spec({}, {}, objective="KTO", resources={"gpusPerNode": 2})
-    with pytest.raises(TrainerError, match=r"one process with objective KTO: set resources\.numNodes 1") as caught:
-        refuse_full_on_ranks(spec, Resolved(method="Full"))
-    assert caught.value.code is ExitCode.INVALID_CONFIG
-    refuse_full_on_ranks(spec, Resolved(method="QLoRA"))
-    refuse_full_on_ranks(make_spec({}, {}, objective="KTO"), Resolved(method="Full"))
-    refuse_full_on_ranks(make_spec({}, {}, resources={"gpusPerNode": 2}), Resolved(method="Full"))
+@pytest.mark.parametrize("objective", ["Chat", "DPO", "KTO", "RewardModel"])
+def test_auto_is_full_on_several_gpus_if_it_fits(objective: str) -> None:
+    spec = make_spec({"vramBudget": "80Gi"}, {}, objective=objective, resources={"gpusPerNode": 2})
+    assert choose_settings(spec, SMALL, FACTS).method == "Full"
 
 
 def refusal_with(gpus: int, tuning: dict[str, Any]) -> str:

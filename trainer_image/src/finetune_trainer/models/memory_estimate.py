@@ -115,7 +115,7 @@ def estimate(
         activations=activation_bytes(shape, settings, objective, is_cast=is_cast)
         + (0 if is_trained else cast_bytes(shape, settings)),
         logits=0 if objective is Objective.REWARD_MODEL else _logits(shape, settings, objective),
-        reference=_reference(shape, settings, objective),
+        reference=_reference(shape, settings, objective, ranks),
         reward_model=shape.parameters * compute_width(settings) if has_reward_model else 0,
         teacher=_teacher(shape.teacher, settings, objective, ranks) if shape.teacher else 0,
         generation=_generation(shape, settings, sampled) if share is None else 0,
@@ -323,22 +323,30 @@ def _logits(shape: ModelShape, settings: Resolved, objective: Objective) -> int:
     return tile * width + head
 
 
-def _reference(shape: ModelShape, settings: Resolved, objective: Objective) -> int:
+def _reference(shape: ModelShape, settings: Resolved, objective: Objective, ranks: int) -> int:
     """Return the size of a second model, needed only if every step uses it and no adapter can be switched off instead.
+    Several GPUs share it out with the policy.
 
     DPO and KTO use it once, before the first step, and keep the log-probabilities.
     """
     is_held = objective is Objective.RLHF and settings.method == Method.FULL and settings.beta
-    return shape.parameters * compute_width(settings) if is_held else 0
+    return _held_to_read(shape, ranks) * compute_width(settings) if is_held else 0
 
 
 def _teacher(shape: ModelShape, settings: Resolved, objective: Objective, ranks: int) -> int:
     """Return the size of the teacher in the number format of the computation, or of a share of it with what is gathered
     at once, and what one of its layers has at once of a micro-batch: it is run without gradients."""
-    inside, held = 3 * shape.intermediate + 4 * shape.hidden, shape.parameters
-    if settings.shard_teacher and ranks > 1:
-        held = ceil(held / ranks) + _outside(shape) + min(2, shape.layers) * _layer(shape)
+    inside = 3 * shape.intermediate + 4 * shape.hidden
+    held = _held_to_read(shape, ranks if settings.shard_teacher else 1)
     return (held + count_tokens(settings, objective) * inside) * compute_width(settings)
+
+
+def _held_to_read(shape: ModelShape, shares: int) -> int:
+    """Return the number of weights that each GPU holds of a model that is not trained: of one that is shared out its
+    share, and what is gathered at once."""
+    if shares == 1:
+        return shape.parameters
+    return ceil(shape.parameters / shares) + _outside(shape) + min(2, shape.layers) * _layer(shape)
 
 
 def _rollouts(shape: ModelShape, settings: Resolved, share: float, training: int) -> int:

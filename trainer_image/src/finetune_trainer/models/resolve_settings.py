@@ -11,7 +11,7 @@ from finetune_api.defaults import Facts, resolve
 from finetune_api.handoff import ExitCode
 from finetune_api.manifest.spec_rules import broken_rules
 from finetune_api.scalars import parse_quantity
-from finetune_api.spec import WITH_ADAPTER, Attention, FineTuneJobSpec, Method, Mode, Objective, Precision
+from finetune_api.spec import Attention, FineTuneJobSpec, Method, Mode, Objective, Precision
 from finetune_api.status import Resolved
 from finetune_api.tuning import Lora
 from finetune_trainer.errors import InvalidConfig, TrainerError
@@ -204,7 +204,6 @@ def choose_method(spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts)
             ("tuning.quantization", spec.tuning.quantization),
             ("tuning.initialAdapter", spec.tuning.initial_adapter),
             ("checkpoint.keep", spec.checkpoint.keep or None),
-            (f"objective {spec.objective.value} on several GPUs or nodes", _needs_adapter(spec)),
             ("more GPUs than can share out the experts", find_few_experts(shape, spec.resources.ranks) or None),
         )
         if value is not None
@@ -217,21 +216,6 @@ def choose_method(spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts)
     if fitting:
         return Method.FULL, f"Auto is Full: its estimate of {needed} is within tuning.vramBudget {format_bytes(budget)}"
     return Method.QLORA, f"Auto is QLoRA: Full needs {needed}, above tuning.vramBudget {format_bytes(budget)}"
-
-
-def refuse_full_on_ranks(spec: FineTuneJobSpec, settings: Resolved) -> None:
-    """Refuse to train in several processes what was resolved to method Full while the job had one: `Auto` may be."""
-    if settings.method == Method.FULL and _needs_adapter(spec):
-        raise InvalidConfig(
-            f"tuning.method Auto was resolved to Full for this job, which trains in one process with objective "
-            f"{spec.objective.value}: set resources.numNodes 1 and resources.gpusPerNode 1"
-        )
-
-
-def _needs_adapter(spec: FineTuneJobSpec) -> bool | None:
-    """Return True if the rules of the spec refuse method Full."""
-    full = spec.tuning.model_copy(update={"method": Method.FULL})
-    return WITH_ADAPTER in {one.rule for one in broken_rules(spec.model_copy(update={"tuning": full}))} or None
 
 
 def _budget(spec: FineTuneJobSpec) -> int | None:

@@ -30,7 +30,7 @@ from finetune_trainer.models.loading import (
     trained_tensors,
 )
 from finetune_trainer.models.memory_estimate import micro_batches, share_batch, with_micro_batch
-from finetune_trainer.models.resolve_settings import grow_micro_batch, refuse_full_on_ranks
+from finetune_trainer.models.resolve_settings import grow_micro_batch
 from finetune_trainer.models.shared_experts import refuse_few_experts
 from finetune_trainer.monitoring.tracking import Trackers, track
 from finetune_trainer.pipeline.adapters import save_adapters
@@ -108,7 +108,6 @@ def train_distributed(run: RunContext, world: World, micro_batch: int | None = N
 
     `micro_batch` is the number of rows of a micro-batch after a larger one did not fit; a step keeps its rows.
     """
-    refuse_full_on_ranks(run.config.spec, run.config.resolved or Resolved())
     run.reporter.set_stage("Loading")
     with local_rank_zero_first("inputs", world, run.on_work):
         inputs = load_inputs(run, digests_models=world.local_rank == 0)

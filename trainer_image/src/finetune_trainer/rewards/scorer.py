@@ -149,4 +149,5 @@ def keep_score_in_fp32(model: torch.nn.Module) -> None:
 
 def _forward_in_fp32(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
     with torch.autocast(hidden.device.type, enabled=False):
-        return functional.linear(hidden.float(), head.weight, head.bias)
+        # Of shards in FP32, a forward pass may gather the weights in BF16.
+        return functional.linear(hidden.float(), head.weight.float(), head.bias)

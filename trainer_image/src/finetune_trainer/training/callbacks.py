@@ -196,8 +196,7 @@ class RequireGradient(TrainerCallback):  # type: ignore[misc]
         """Check the first step's gradients."""
         if state.global_step == 0:
             require_gradient(kwargs["model"], self._world, self.cause)
-            if self._world.size > 1 and not trains_shards(kwargs["model"]):
-                require_same_gradients(kwargs["model"], self._world)
+            require_same_gradients(kwargs["model"], self._world)
 
 
 def require_gradient(model: torch.nn.Module, world: World = ALONE, cause: str = "") -> None:

@@ -17,6 +17,7 @@ from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.models.adapters.whole_modules import share_whole_modules
 from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.parts import LoopContext
+from finetune_trainer.training.methods.workarounds import without_hash
 
 FROZEN_COPY = "ref"
 """TRL's name for the frozen copy of the initial adapter."""
@@ -55,7 +56,8 @@ class ReferencedTrainer(LoopTrainer):
     eval_dataset: Dataset | None
 
     def __init__(self, loop: LoopContext, *, held_out: str = HELD_OUT, **arguments: Any) -> None:
-        super().__init__(loop, **arguments)
+        with without_hash():
+            super().__init__(loop, **arguments)
         loop.reporter.set_stage("Reference")
         self.model.eval()
         if isinstance(self.model, PeftModel):

@@ -1,8 +1,10 @@
 """Learning from rewards (GRPO, RLOO): the model answers prompts, and answers with a higher reward become likelier."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -16,6 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.trainer import grpo_trainer, rloo_trainer
 from typing_extensions import override
 
 from finetune_api.comparing.groups import EVALUATED_PROMPTS
@@ -27,7 +30,7 @@ from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.evaluation.measurements import RewardPoint, reward_mean
 from finetune_trainer.models.adapters.saved import ZERO_AT_START
 from finetune_trainer.models.adapters.whole_modules import share_whole_modules
-from finetune_trainer.models.loading import DTYPES, trained_tensors
+from finetune_trainer.models.loading import DTYPES, load_plain, load_sharded, trained_tensors
 from finetune_trainer.rewards.computed import Judge
 from finetune_trainer.rewards.rollouts import Rollouts, ScoredAnswer
 from finetune_trainer.tokenization.sample_table import as_samples, longest_length
@@ -73,8 +76,10 @@ class PolicyTrainer(PromptTrainer):
         self._rollouts = rollouts
         self._held_out = held_out
         self._sampler = FittingSampler()
-        super().__init__(loop, reward_funcs=[self._reward], **arguments)
-        _reduce_reference(self)
+        with loading_reference(arguments["model"], arguments["args"], loop.world):
+            super().__init__(loop, reward_funcs=[self._reward], **arguments)
+        if isinstance(self.model, PeftModel):
+            _reduce_reference(self.model)
         for model in filter(None, (self.model, self.ref_model)):
             leave_out_padding(model)
         beat_per_token(self.model, loop.on_work if is_sharded(self.model) else loop.on_own_work)
@@ -335,15 +340,31 @@ def choose_prompts(samples: Sequence[EncodedPrompt], seed: int) -> Sequence[Enco
     return as_samples(samples).take(chosen)
 
 
-def _reduce_reference(trainer: PolicyTrainer) -> None:
-    """Reduce TRL's reference: delete the copy of an untrained adapter, which equals the base; cast a whole model."""
-    model = trainer.model
-    if FROZEN_COPY in getattr(model, "peft_config", {}) and _is_untrained(model):
+@contextmanager
+def loading_reference(model: PreTrainedModel | PeftModel, arguments: TrainingArguments, world: World) -> Iterator[None]:
+    """Load the reference of method Full in the number format of the computation, and shared out as the policy is; TRL
+    would load all of it in FP32 in every process."""
+    dtype, libraries = DTYPES[precision_of(arguments)], (grpo_trainer, rloo_trainer)
+
+    def load(folder: str, **_: Any) -> PreTrainedModel:
+        if not is_sharded(model):
+            return load_plain(Path(folder), dtype, model.device)
+        # FP32 as the format of the computation: nothing is cast, and no gradient is reduced.
+        return load_sharded(Path(folder), dtype, torch.float32, world)
+
+    with ExitStack() as replaced:
+        for library in libraries:
+            replaced.callback(setattr, library, "create_model_from_path", library.create_model_from_path)
+            library.create_model_from_path = load
+        yield
+
+
+def _reduce_reference(model: PeftModel) -> None:
+    """Delete TRL's copy of an untrained adapter, which equals the base, or keep whole modules in it once."""
+    if FROZEN_COPY in model.peft_config and _is_untrained(model):
         model.delete_adapter(FROZEN_COPY)
-    elif isinstance(model, PeftModel):
+    else:
         share_whole_modules(model, FROZEN_COPY)
-    if trainer.ref_model is not None and (trainer.args.bf16 or trainer.args.fp16):
-        trainer.ref_model.to(DTYPES["BF16" if trainer.args.bf16 else "FP16"])
 
 
 def _is_untrained(model: PeftModel) -> bool:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import convert_outputs_to_fp32
 from peft import PeftModel
 from transformers import TrainingArguments
+from trl.trainer import dpo_trainer, kto_trainer
 
 from finetune_trainer.models.loading import trained_tensors
 
@@ -114,6 +115,18 @@ def local_metrics(accelerator: Any) -> Iterator[None]:
         yield
     finally:
         del accelerator.gather, accelerator.gather_for_metrics
+
+
+@contextmanager
+def without_hash() -> Iterator[None]:
+    """Leave out TRL's digest of a model that is its own reference: it fails for shards, copies every weight from the
+    GPU, and names a cache that is not used here."""
+    libraries: tuple[Any, ...] = (dpo_trainer, kto_trainer)
+    with ExitStack() as replaced:
+        for library in libraries:
+            replaced.callback(setattr, library, "hash_module", library.hash_module)
+            library.hash_module = lambda _: ""
+        yield
 
 
 @contextmanager
