@@ -49,6 +49,7 @@ TOGETHER = (
     ("Chat", f"LoRA, {SHARED_OUT}"),
     ("Chat", f"QLoRA, {SHARED_OUT}"),
     ("Chat", "Full"),
+    ("DPO", "Full"),
     ("KTO", "LoRA"),
     ("RewardModel", "LoRA"),
 )
@@ -110,7 +111,7 @@ def _losses(trainer: LoopTrainer) -> list[float]:
 def _samples(machine: Machine, objective: str) -> Sequence[Any]:
     """Return short rows; the rejected answer of a pair is that of the row before."""
     rows = training_speed.to_samples(machine.model, training_speed.short_pairs(64), machine.length)
-    if objective not in {"KTO", "RewardModel"}:
+    if objective == "Chat":
         return rows
     starts = [next(at for at, label in enumerate(row.labels) if label != UNTRAINED) for row in rows]
     prompts = [row.input_ids[:start] for row, start in zip(rows, starts, strict=True)]

@@ -224,15 +224,17 @@ JUDGED = ("eval_loss", "reward_margin", "reward_accuracy")
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(
-    ("objective", "method"),
+    "case",
     [("KTO", "QLoRA"), ("RewardModel", "QLoRA"), ("DPO", "Full"), ("KTO", "Full"), ("RewardModel", "Full")],
+    ids="-".join,
 )
 def test_judged_answers_are_trained_on_stopped_and_resumed_by_one_process_and_by_two(
-    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, objective: str, method: str
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, case: tuple[str, str]
 ) -> None:
     """KTO with QLoRA ends with a full model; after QLoRA, the first process alone measures the result as served."""
-    bucket = f"ranks-{objective.lower()}-{method.lower()}"
-    merges = (objective, method) == ("KTO", "QLoRA")
+    objective, method = case
+    bucket = f"ranks-{objective}-{method}".lower()
+    merges = case == ("KTO", "QLoRA")
     output = {"uri": f"s3://{bucket}/output", "merge": "FP32" if merges else "None"}
     # One process has these rows in one batch, as two have them together: over it KTO measures its divergence.
     rows = HYPERPARAMETERS | {"perDeviceTrainBatchSize": 8, "gradientAccumulationSteps": 1, "maxSteps": 12}

@@ -366,6 +366,14 @@ def test_the_reference_is_a_second_model_only_where_no_adapter_can_be_switched_o
     assert part(llama, "reference", Objective.RLHF, method="Full", beta=0.0) == 0
 
 
+def test_several_gpus_share_out_the_reference_and_gather_two_layers_and_what_is_outside_of_them(
+    llama: ModelShape,
+) -> None:
+    full = settings(method="Full", beta=0.04)
+    found = estimate(llama, full, Objective.RLHF, ranks=8).reference
+    assert found == 2 * (llama.parameters / 8 + llama.other + 2 * (llama.parameters - llama.other) / 32)
+
+
 def test_a_reference_that_is_used_once_before_training_takes_no_memory_during_it(llama: ModelShape) -> None:
     for objective in (Objective.DPO, Objective.KTO):
         assert part(llama, "reference", objective, method="Full", beta=0.1) == 0

@@ -65,3 +65,9 @@ def test_the_cause_of_an_error_counts() -> None:
 )
 def test_what_takes_less_memory_is_named_by_its_fields(settings: Resolved, lower: str) -> None:
     assert save_memory(settings).startswith(lower)
+
+
+def test_processes_that_share_out_a_full_model_sample_all_answers_of_a_step_at_once() -> None:
+    settings = Resolved(method="Full", max_completion_length=9, num_generations=2)
+    assert "gradientAccumulationSteps" in save_memory(settings, ranks=2)
+    assert "gradientAccumulationSteps" not in save_memory(settings)

@@ -126,7 +126,7 @@ def train_distributed(run: RunContext, world: World, micro_batch: int | None = N
             problem = (
                 f"rank {world.rank} is out of GPU memory with {settings.per_device_train_batch_size} rows per batch"
             )
-            raise TrainerError(ExitCode.GPU_OUT_OF_MEMORY, f"{problem}: {save_memory(settings)}") from error
+            raise TrainerError(ExitCode.GPU_OUT_OF_MEMORY, f"{problem}: {save_memory(settings, world.size)}") from error
         trained = measure_together(inputs, trained, device, world)
         world.destroy_group(run.on_work)
         (run.workspace / LEFT_GROUP).touch()
