@@ -15,7 +15,7 @@ from student_bench import ANSWERS, make_student
 from trainer_bench import weights_of
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedModel
 
-from finetune_trainer.distributed.sharding import local_shard, reshard
+from finetune_trainer.distributed.sharding import local_shard, reshard, trains_shards
 from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.errors import Stopped
 from finetune_trainer.models.loading import load_sharded
@@ -54,6 +54,7 @@ def test_the_same_answers_train_the_same_weights_as_in_one_process(
         for name, tensor in expected["weights"].items():
             torch.testing.assert_close(one["weights"][name], tensor, rtol=1e-3, atol=1e-4)
             assert torch.equal(one["weights"][name], found[0]["weights"][name])
+        assert one["shards"] is (method == "Full")
         held, whole = one["teacher"]
         assert (held < 0.6 * whole) is shards
     assert expected["losses"][-1] != expected["losses"][0]
@@ -172,6 +173,7 @@ def _train_with_given_answers(trainer: StudentTrainer) -> dict[str, Any]:
         "evaluations": [one.measured.loss for one in evaluations],
         "tokens": [one.measured.tokens for one in evaluations],
         "weights": weights_of(trainer),
+        "shards": trains_shards(trainer.model),
         "teacher": (sum(local_shard(one).numel() for one in teacher), sum(one.numel() for one in teacher)),
     }
 

@@ -14,6 +14,7 @@ from thin_slice import thin_slice
 from trainer_bench import OWN, weights_of
 
 from finetune_api.handoff import ExitCode
+from finetune_trainer.distributed.sharding import trains_shards
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.measurements import Measured
@@ -50,6 +51,7 @@ def test_two_processes_train_and_measure_as_one(tiny_model: Path, tmp_path: Path
     start = weights_of(alone)
     expected = _train(alone)
     for found in run_ranks(_train_rank, RANKS, tiny_model, tmp_path, objective=objective, method=method):
+        assert found["shards"] is (method == "Full")
         for name in ("losses", "margins", "accuracies"):
             assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
         for one, other in zip(found["evaluations"], expected["evaluations"], strict=True):
@@ -133,6 +135,7 @@ def _train(trainer: LoopTrainer) -> dict[str, Any]:
         "accuracies": [one.reward_accuracy for one in points if one.reward_accuracy is not None],
         "evaluations": [one.measured for one in trainer._loop.history.evaluations],
         "weights": weights_of(trainer),
+        "shards": trains_shards(trainer.model),
     }
 
 

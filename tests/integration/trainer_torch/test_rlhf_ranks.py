@@ -15,7 +15,7 @@ from policy_bench import Listener, make_policy
 from ranks import join_as, start_ranks, stop_in_an_answer
 from safetensors.torch import load_file, save_file
 
-from finetune_trainer.distributed.sharding import full_tensor
+from finetune_trainer.distributed.sharding import full_tensor, trains_shards
 from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.errors import Stopped
 from finetune_trainer.models.adapters.saved import save_adapter
@@ -75,6 +75,7 @@ def test_the_same_answers_train_the_same_weights_as_in_one_process(
         for name in ("loss", "reward", "kl", "flat_share", "completion_length", "grad_norm", "epoch"):
             assert found[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-6), name
         assert found["groups"] == alone["groups"] == [9, 9]
+        assert found["shards"] == ([True, True] if start == "Full" else [False])
     assert alone["kl"][0] == pytest.approx(0, abs=1e-4)
     assert alone["kl"][-1] > 1e-5
     expected, *trained = (load_file(tmp_path / f"weights-{name}.safetensors") for name in ("alone", 0, 1))
@@ -175,6 +176,7 @@ def _figures(trainer: PolicyTrainer) -> dict[str, Any]:
     points, rollouts, history = trainer._loop.history.train, trainer._rollouts, trainer._loop.history
     names = ("loss", "reward", "kl", "flat_share", "completion_length", "grad_norm", "epoch")
     return {name: [getattr(point, name) for point in points] for name in names} | {
+        "shards": [trains_shards(one) for one in (trainer.model, trainer.ref_model) if one is not None],
         "groups": [rollouts.groups, rollouts.groups_with_spread],
         "held_out": [point.reward for point in history.rewards],
         "best": trainer._loop.plateau.best_step,
