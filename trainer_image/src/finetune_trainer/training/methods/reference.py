@@ -56,7 +56,7 @@ class ReferencedTrainer(LoopTrainer):
     eval_dataset: Dataset | None
 
     def __init__(self, loop: LoopContext, *, held_out: str = HELD_OUT, **arguments: Any) -> None:
-        with without_hash():
+        with without_hash(type(self)):
             super().__init__(loop, **arguments)
         loop.reporter.set_stage("Reference")
         self.model.eval()

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from accelerate.utils import convert_outputs_to_fp32
 from peft import PeftModel
 from transformers import TrainingArguments
-from trl.trainer import dpo_trainer, kto_trainer
 
 from finetune_trainer.models.loading import trained_tensors
 
@@ -118,15 +117,16 @@ def local_metrics(accelerator: Any) -> Iterator[None]:
 
 
 @contextmanager
-def without_hash() -> Iterator[None]:
+def without_hash(trainer: type) -> Iterator[None]:
     """Leave out TRL's digest of a model that is its own reference: it fails for shards, copies every weight from the
     GPU, and names a cache that is not used here."""
-    libraries: tuple[Any, ...] = (dpo_trainer, kto_trainer)
-    with ExitStack() as replaced:
-        for library in libraries:
-            replaced.callback(setattr, library, "hash_module", library.hash_module)
-            library.hash_module = lambda _: ""
+    modules: list[Any] = [sys.modules[kind.__module__] for kind in trainer.__mro__]
+    (library,) = (module for module in modules if hasattr(module, "hash_module"))
+    own, library.hash_module = library.hash_module, lambda _: ""
+    try:
         yield
+    finally:
+        library.hash_module = own
 
 
 @contextmanager
