@@ -85,11 +85,11 @@ def test_processes_share_the_prompts_that_the_teacher_answers_and_all_have_its_a
     assert first["loss"] == second["loss"] == pytest.approx(alone.measure().loss, rel=1e-4)
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize(("stopped", "method"), [(0, "LoRA"), (1, "LoRA"), (1, "Full")])
 def test_a_stop_of_one_process_in_the_middle_of_an_answer_stops_both_after_the_same_step(
-    taught: Path, red: Path, tmp_path: Path, stopped: int
+    taught: Path, red: Path, tmp_path: Path, stopped: int, method: str
 ) -> None:
-    changes = {"teacher": red, "total_steps": 9, "stopped": stopped}
+    changes = {"teacher": red, "total_steps": 9, "stopped": stopped, "method": method}
     for one in run_ranks(_train_until_stopped, RANKS, taught, tmp_path, **changes):
         assert one == {"stopped_after": 1, "saved_after": 1}
 

@@ -120,11 +120,15 @@ def test_held_out_prompts_are_shared_and_measured_as_in_one_process(taught: Path
     assert sorted(first["scored"] + second["scored"]) == sorted(alone["scored"])
 
 
-@pytest.mark.parametrize(("stopped", "shares"), [(0, False), (1, False), (1, True)])
+@pytest.mark.parametrize(
+    "case",
+    [(0, {}), (1, {}), (1, {"shard_base": True}), (1, {"method": "Full"})],
+    ids=["first", "second", "base", "Full"],
+)
 def test_a_stop_of_one_process_in_the_middle_of_an_answer_stops_both_after_the_same_step(
-    taught: Path, tmp_path: Path, stopped: int, shares: bool
+    taught: Path, tmp_path: Path, case: tuple[int, dict[str, Any]]
 ) -> None:
-    start_ranks(_train_until_stopped, (taught, tmp_path, free_port(), (stopped, shares)), RANKS)
+    start_ranks(_train_until_stopped, (taught, tmp_path, free_port(), case), RANKS)
     for rank in range(RANKS):
         assert _read(tmp_path, rank) == {"stopped_after": 1, "saved_after": 1}
 
@@ -247,10 +251,12 @@ def _measure(rank: int, model: Path, folder: Path, port: int, batch: dict[str, A
     return trainer
 
 
-def _train_until_stopped(rank: int, model: Path, folder: Path, port: int, case: tuple[int, bool]) -> PolicyTrainer:
+def _train_until_stopped(
+    rank: int, model: Path, folder: Path, port: int, case: tuple[int, dict[str, Any]]
+) -> PolicyTrainer:
     """Set the stop flag of one process when it has sampled a token of the second step."""
-    world, (stopped, shares) = _join(rank, port), case
-    trainer = _build(model, folder, world, _count_tokens, total_steps=9, evaluates=False, shard_base=shares)
+    world, (stopped, changes) = _join(rank, port), case
+    trainer = _build(model, folder, world, _count_tokens, total_steps=9, evaluates=False, **changes)
     _write(folder, rank, world, stop_in_an_answer(trainer, is_asked=rank == stopped))
     return trainer
 

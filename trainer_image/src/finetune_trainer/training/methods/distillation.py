@@ -15,7 +15,6 @@ from torch.utils.data import Sampler, SequentialSampler
 from trl import DistillationConfig, DistillationTrainer
 from typing_extensions import override
 
-from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.models.teacher import FIELD
 from finetune_trainer.tokenization.sample_table import longest_length
@@ -60,8 +59,8 @@ class StudentTrainer(PromptTrainer, DistillationTrainer):  # type: ignore[misc] 
         leave_out_router_logits(teacher.model)
         for model in (self.model, teacher.model):
             leave_out_padding(model)
-        beat_per_token(self.model, loop.on_own_work)
-        beat_per_token(teacher.model, loop.on_work if is_sharded(teacher.model) else loop.on_own_work)
+        for model in (self.model, teacher.model):
+            beat_per_token(model, loop)
         self._require_loss_of_logits()
         if self.eval_dataset is not None:
             self.eval_dataset = self._with_answers(self.eval_dataset, teacher)

@@ -1,7 +1,7 @@
 """Prompts that the model answers in the training: as a dataset, their order, their end tokens, the sampling, and a
 heartbeat for each token."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +14,12 @@ from trl.trainer.utils import RepeatSampler
 from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
+from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.context import COUNTS_PADDING
 from finetune_trainer.tokenization.samples import EncodedPrompt
 from finetune_trainer.training.methods.loop import LoopTrainer
+from finetune_trainer.training.methods.parts import LoopContext
 
 CHECKED_TOKENS = 32
 
@@ -133,7 +135,11 @@ def _add_positions(
     return arguments, options
 
 
-def beat_per_token(model: PreTrainedModel | PeftModel, on_work: Callable[[], None]) -> None:
-    """Call `on_work` at every forward pass, that is for each token while sampling."""
+def beat_per_token(model: PreTrainedModel | PeftModel, loop: LoopContext) -> None:
+    """Count a heartbeat before every forward pass, that is for each token while sampling, and raise after SIGTERM.
+
+    FSDP would take a pass that its own hook has begun for unfinished, and keep what it has gathered.
+    """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    base.register_forward_pre_hook(lambda *_: on_work())
+    on_work = loop.on_work if is_sharded(model) else loop.on_own_work
+    base.register_forward_pre_hook(lambda *_: on_work(), prepend=True)

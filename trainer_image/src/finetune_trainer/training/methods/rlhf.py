@@ -82,7 +82,7 @@ class PolicyTrainer(PromptTrainer):
             _reduce_reference(self.model)
         for model in filter(None, (self.model, self.ref_model)):
             leave_out_padding(model)
-        beat_per_token(self.model, loop.on_work if is_sharded(self.model) else loop.on_own_work)
+        beat_per_token(self.model, loop)
         self.model.eval()
         require_finite_logits(self.model, self.train_dataset[0]["prompt"], precision_of(self.args))
         if self.use_vllm:
