@@ -200,6 +200,11 @@ def error_code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
+def http_status(error: ClientError) -> int:
+    """Return the HTTP status of the response; 0 if there is none."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+
+
 def is_missing(error: ClientError) -> bool:
     """Return whether an object (or, after a HEAD request, its bucket) does not exist."""
     return error_code(error) in MISSING_CODES
@@ -231,8 +236,7 @@ def storage_error(
 
 
 def _response_error(error: ClientError, where: str, names: SettingNames, *, bucket_only: bool) -> TrainerError:
-    code = error_code(error)
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+    code, status = error_code(error), http_status(error)
     if bucket_only and is_missing(error):
         code = "NoSuchBucket"
     if code in FIXES:
