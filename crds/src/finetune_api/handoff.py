@@ -301,7 +301,7 @@ class Report(HandoffBlock):
 
     def to_termination_message(self) -> str:
         """Return JSON of at most 4,096 bytes; the largest blocks are left out, in a fixed order, until it fits."""
-        data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        data = self.to_wire()
         for dropped in _DROPPED:
             _drop(data, dropped)
             text = json.dumps(data, separators=(",", ":"), ensure_ascii=True)
