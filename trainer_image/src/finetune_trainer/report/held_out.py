@@ -174,7 +174,7 @@ def _loss_table(terms: Terms, found: Sequence[tuple[str, Measured]]) -> str:
         return table(["held-out rows", "loss", "perplexity", "tokens"], rows)
     if unit is Unit.PAIRS:
         rows = [
-            [name, number(one.loss), number(one.reward_margin), _share(one.reward_accuracy), str(one.tokens)]
+            [name, number(one.loss), number(one.reward_margin), percent(one.reward_accuracy), str(one.tokens)]
             for name, one in found
         ]
         return table(["held-out pairs", "loss", "margin", "accuracy", "pairs"], rows)
@@ -185,7 +185,3 @@ def _loss_table(terms: Terms, found: Sequence[tuple[str, Measured]]) -> str:
 def _reward_row(name: str, point: RewardPoint) -> Sequence[str]:
     length, cut = number(point.completion_length, 3), percent(point.clipped_share)
     return [name, number(point.reward), number(point.half_width, 2), length, cut, str(point.prompts)]
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else percent(value)
