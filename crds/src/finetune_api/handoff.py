@@ -3,7 +3,7 @@
 import hashlib
 import json
 from enum import IntEnum, StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints
 
@@ -249,6 +249,10 @@ class JobConfig(JobDocument):
     def output_key(self) -> str:
         """Return `output.uri` without a trailing slash."""
         return self.spec.output.uri.rstrip("/")
+
+    def with_spec(self, **changes: Any) -> Self:
+        """Return the job with other values of these fields of the spec."""
+        return self.model_copy(update={"spec": self.spec.model_copy(update=changes)})
 
 
 class Outcome(StrEnum):

@@ -41,8 +41,7 @@ def pin_as_checked(config: JobConfig, checked: Mapping[str, Any], storage: Reada
     model = config.spec.model
     revision = str(checked.get("revision", ""))
     if is_hub_uri(model.uri) and checked.get("uri") == model.uri and COMMIT.fullmatch(revision):
-        pinned = model.model_copy(update={"revision": revision})
-        config = config.model_copy(update={"spec": config.spec.model_copy(update={"model": pinned})})
+        config = config.with_spec(model=model.model_copy(update={"revision": revision}))
     return pin_model(config, storage)
 
 
