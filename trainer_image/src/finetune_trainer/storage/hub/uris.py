@@ -11,12 +11,12 @@ from pathlib import Path
 
 from finetune_api.blocks import SecretRef
 from finetune_api.endpoints import is_endpoint
-from finetune_api.handoff import CA_FILE, HUB_CA_DIR, HUB_TOKEN_FILE, HUB_TOKENS_DIR, HubRole
+from finetune_api.handoff import HUB_CA_DIR, HUB_TOKEN_FILE, HUB_TOKENS_DIR, HubRole
 from finetune_api.inputs.sources import Hub, Model
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.storage.own_servers import OwnKey, explain_withheld
-from finetune_trainer.storage.protocol import Entry, sha256_file
+from finetune_trainer.storage.protocol import Entry, mounted_authority, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ def connect_hub(
         token = _mounted_token(tokens_dir / role / HUB_TOKEN_FILE, field, secret)
         for place, uri in uris.items():
             _add(accesses, uri, Access(place, token, secret))
-    ca_file = _ca_file(ca_dir) if hub.ca_secret_ref else None
+    ca_file = mounted_authority(ca_dir, "spec.hub") if hub.ca_secret_ref else None
     public = _public_accesses(spec)
     for uri, access in public:
         _add(accesses, uri, access)
@@ -194,7 +194,7 @@ def connect_output_hub(
         raise InvalidConfig(f"{message} {HUB_TOKEN_FILE}")
     endpoint = _checked_url(hub.endpoint or ENDPOINT, "spec.hub.endpoint")
     repo = Repo(Kind.MODEL, output.repo)
-    ca_file = _ca_file(ca_dir) if hub.ca_secret_ref else None
+    ca_file = mounted_authority(ca_dir, "spec.hub") if hub.ca_secret_ref else None
     return HubConnection(endpoint, ca_file, {repo: Access(field, token, secret)})
 
 
@@ -284,10 +284,3 @@ def _checked_url(endpoint: str, setting: str) -> str:
     if not is_endpoint(endpoint):
         raise InvalidConfig(f"{setting} is {endpoint!r}: write https://host, http://host or http://host:port")
     return endpoint.rstrip("/")
-
-
-def _ca_file(directory: Path) -> Path:
-    path = directory / CA_FILE
-    if not path.is_file():
-        raise InvalidConfig(f"the Secret named by spec.hub.caSecretRef needs the key {CA_FILE} (PEM)")
-    return path
