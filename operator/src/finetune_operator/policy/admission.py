@@ -251,8 +251,7 @@ def _check_tracking(spec: FineTuneJobSpec, settings: Settings) -> str | None:
 
 def _check_rewards(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     """Check the servers that score answers."""
-    rewards = (spec.rlhf.rewards if spec.rlhf else None) or []
-    servers = [one.service.endpoint for one in rewards if one.service]
+    servers = [one.service.endpoint for one in spec.rewards if one.service]
     refusals = (check_endpoint("reward", one, None, settings.allowed_reward_endpoints) for one in servers)
     return next((one for one in refusals if one), None)
 

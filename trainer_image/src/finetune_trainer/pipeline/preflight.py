@@ -199,14 +199,14 @@ def _check_rewards(
     config: JobConfig, storage: ReadableStore, workspace: Path, on_bytes: OnBytes
 ) -> RewardFolders | None:
     require_engine(config.spec.rlhf)
-    if config.spec.rlhf and config.spec.rlhf.rewards:
-        ComputedRewards(config.spec.rlhf.rewards)
+    if config.spec.rewards:
+        ComputedRewards(config.spec.rewards)
     return check_reward_model(config, storage, workspace / "reward", workspace / "tokenizer", on_bytes)
 
 
 def _ask_graders(run: RunContext, dataset: PreparedDataset) -> None:
     """Ask each server of the rewards about the first rows and their own answers: it may not be there, or be wrong."""
-    rewards = (run.config.spec.rlhf.rewards if run.config.spec.rlhf else None) or []
+    rewards = run.config.spec.rewards
     if not any(one.service for one in rewards):
         return
     rows = (row for row in read_accepted(dataset.directory / Artifact.TRAIN_ROWS) if isinstance(row, PromptRow))

@@ -137,14 +137,13 @@ def _from_result(record: RunRecord, result: int, kept: KeptStep) -> str:
 def reward_parts_table(record: RunRecord) -> str:
     """Return a table of each computed reward before and after the training, without its weight; empty if none was
     measured."""
-    rewards = (record.config.spec.rlhf.rewards if record.config.spec.rlhf else None) or []
     named = zip((record.start, "tuned model"), record.judged, strict=True)
     points = {name: one.parts for name, one in named if isinstance(one, RewardPoint) and one.parts}
     if not points:
         return ""
     header = ["reward", "weight", *(f"mean, {name}" for name in points), *(f"at zero, {name}" for name in points)]
     rows = []
-    for at, reward in enumerate(rewards):
+    for at, reward in enumerate(record.config.spec.rewards):
         parts = [found[at] for found in points.values()]
         means, shares = [number(one.mean) for one in parts], [percent(one.zero_share) for one in parts]
         rows.append([f"{at + 1}. {reward.type.value}", number(reward.weight), *means, *shares])
