@@ -13,6 +13,7 @@ from finetune_api.blocks import SecretRef
 from finetune_api.endpoints import is_endpoint
 from finetune_api.handoff import HUB_CA_DIR, HUB_TOKEN_FILE, HUB_TOKENS_DIR, HubRole
 from finetune_api.inputs.sources import Hub, Model
+from finetune_api.output import COMMIT
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec_sources import SpecSource, list_sources
 from finetune_trainer.errors import InvalidConfig
@@ -24,7 +25,6 @@ logger = logging.getLogger(__name__)
 SCHEME = "hf://"
 DATASETS = "datasets/"
 ENDPOINT = "https://huggingface.co"
-COMMIT = re.compile(r"[0-9a-f]{40}")
 TOKEN = re.compile(r"[\x21-\x7e]{1,512}")
 
 
