@@ -7,6 +7,7 @@ from typing import Any
 from pydantic.alias_generators import to_snake
 
 from finetune_api.blocks import combined_cel
+from finetune_api.objectives import SUPERVISED
 
 
 class Mode(StrEnum):
@@ -16,7 +17,7 @@ class Mode(StrEnum):
     EVALUATE = "Evaluate"
 
 
-OBJECTIVES = ("Instruction", "Chat", "DomainAdaptation")
+OBJECTIVES = tuple(one.value for one in SUPERVISED)
 WITHOUT_EFFECT = (
     *(
         f"hyperparameters.{name}"

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.blocks import ATOMIC_LIST, Block, FileUri, Text, cel, rules
 from finetune_api.objectives import COMPARISON_RULES, AnswerComparison, AnswerReward, CountedMatch, SchemaText
-from finetune_api.scalars import Count, Line, Measure, StatusBlock, Word
+from finetune_api.scalars import Count, Digest, Line, Measure, StatusBlock, Word
 
 
 class Verdict(StrEnum):
@@ -57,7 +57,7 @@ class Ability(Block):
     texts) and `answer` (the index of the correct choice, from 0, or its letter), as MMLU has them; or with `answerKey`
     and `choices` as ARC and OpenBookQA have them. JSON lines, JSON, CSV (with `choices` as JSON), Parquet or
     Arrow."""
-    sha256: Annotated[str, StringConstraints(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = None
+    sha256: Digest | None = None
     """Expected SHA-256 of the object (64 hexadecimal digits); the job fails if the content differs. Default: not
     checked."""
     max_questions: Annotated[int, Field(ge=20, le=10_000)] = 400

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from enum import IntEnum, StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints
 
@@ -250,6 +250,10 @@ class JobConfig(JobDocument):
         """Return `output.uri` without a trailing slash."""
         return self.spec.output.uri.rstrip("/")
 
+    def with_spec(self, **changes: Any) -> Self:
+        """Return the job with other values of these fields of the spec."""
+        return self.model_copy(update={"spec": self.spec.model_copy(update=changes)})
+
 
 class Outcome(StrEnum):
     """How a pod ended."""
@@ -301,7 +305,7 @@ class Report(HandoffBlock):
 
     def to_termination_message(self) -> str:
         """Return JSON of at most 4,096 bytes; the largest blocks are left out, in a fixed order, until it fits."""
-        data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        data = self.to_wire()
         for dropped in _DROPPED:
             _drop(data, dropped)
             text = json.dumps(data, separators=(",", ":"), ensure_ascii=True)

@@ -23,6 +23,8 @@ class Objective(StrEnum):
     DOMAIN_ADAPTATION = "DomainAdaptation"
 
 
+SUPERVISED = (Objective.INSTRUCTION, Objective.CHAT, Objective.DOMAIN_ADAPTATION)
+"""Objectives whose loss is a mean over the trained tokens of the rows; others have one for each row."""
 SAMPLED = frozenset({Objective.RLHF, Objective.DISTILLATION})
 """Objectives whose model answers prompts in the training."""
 SMALLEST_KTO_BATCH = 2

@@ -1,7 +1,7 @@
 """`FineTuneRelease`: which published result a server answers with, and what its pod reports."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
@@ -296,10 +296,6 @@ class FineTuneReleaseStatus(StatusBlock):
     def condition(self, kind: str) -> ReleaseCondition | None:
         """Return the condition of that type, or None."""
         return next((one for one in self.conditions or [] if one.type == kind), None)
-
-    def to_wire(self) -> dict[str, Any]:
-        """Return the JSON form for the status subresource, without absent fields."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 class ReleaseConfig(HandoffBlock):

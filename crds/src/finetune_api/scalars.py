@@ -3,7 +3,7 @@
 import re
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema
 
@@ -62,6 +62,10 @@ class StatusBlock(Block):
     """Base of the status types; unknown fields are dropped, so that an older version can read a newer status."""
 
     model_config = ConfigDict(extra="ignore")
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the JSON form, without absent fields."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 POWERS = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5}

@@ -11,7 +11,7 @@ from finetune_api.evaluation import EarlyStopping, Evaluation, Prompt
 from finetune_api.hyperparameters import Attention, FusedKernels, Hyperparameters, Packing, Precision
 from finetune_api.inputs.sources import Dataset, DatasetFormat, DataSource, Hub, Model, ModelCache, Storage, TrainOn
 from finetune_api.manifest.fixed_fields import FROZEN, INSTEAD, FixedField, is_unchanged
-from finetune_api.objectives import Distillation, Dpo, JobReference, Kto, Objective, Rlhf
+from finetune_api.objectives import Distillation, Dpo, JobReference, Kto, Objective, Reward, Rlhf
 from finetune_api.output import Merge, Output
 from finetune_api.pods.containers import Preflight, Trainer
 from finetune_api.pods.resources import Resources
@@ -547,6 +547,11 @@ class FineTuneJobSpec(Block):
         shared = {"system": self.dataset.system_message}
         asked = self.evaluation.prompts
         return [one if one.system else one.model_copy(update=shared) for one in asked] if asked is not None else None
+
+    @property
+    def rewards(self) -> list[Reward]:
+        """The computed rewards of objective RLHF; empty without any."""
+        return (self.rlhf.rewards if self.rlhf else None) or []
 
     @property
     def has_preflight(self) -> bool:

@@ -1,6 +1,6 @@
 """`FineTuneJob.status`. The docstring under a field is its `kubectl explain` text; an absent field is not known yet."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
@@ -409,7 +409,3 @@ class FineTuneJobStatus(StatusBlock):
         """Return whether the condition of that type is `True`."""
         found = self.condition(kind)
         return found is not None and found.status == "True"
-
-    def to_wire(self) -> dict[str, Any]:
-        """Return the JSON form for the status subresource, without absent fields."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)

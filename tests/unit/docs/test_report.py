@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from finetune_trainer.report import recommendations as rules
+from finetune_trainer.report.rules import rows, training
 from finetune_trainer.report.serving import VLLM_DEFAULT_RANK, VLLM_RANKS
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -11,12 +11,12 @@ GUIDE = (DOCS / "report.md").read_text(encoding="utf-8")
 
 def test_the_guide_names_the_thresholds_of_the_rules() -> None:
     for phrase in (
-        f"risen by more than {rules.OVERFIT_RISE * 100:.0f} %",
-        f"more than {rules.TRUNCATED * 100:.0f} % of the rows are truncated",
-        f"fewer than {rules.LABELLED * 100:.0f} % of the tokens are trained",
-        f"fewer than {rules.FEW_ROWS} rows",
-        f"more than {rules.SPIKED * 100:.1f} % of the steps",
-        f"less than {rules.IDLE_GPU_MEMORY * 100:.0f} % of the GPU's memory",
+        f"risen by more than {training.OVERFIT_RISE * 100:.0f} %",
+        f"more than {rows.TRUNCATED * 100:.0f} % of the rows are truncated",
+        f"fewer than {rows.LABELLED * 100:.0f} % of the tokens are trained",
+        f"fewer than {rows.FEW_ROWS} rows",
+        f"more than {training.SPIKED * 100:.1f} % of the steps",
+        f"less than {training.IDLE_GPU_MEMORY * 100:.0f} % of the GPU's memory",
     ):
         assert phrase in GUIDE
 

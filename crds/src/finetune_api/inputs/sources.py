@@ -19,6 +19,7 @@ from finetune_api.blocks import (
     rules,
 )
 from finetune_api.inputs.chat_template import KWARGS_RULE, ChatTemplate, ChatTemplateKwargs
+from finetune_api.scalars import Digest
 
 ColumnName = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,64}$")]
 Columns = Annotated[
@@ -179,7 +180,7 @@ class DataFiles(Block):
     match a pattern, `s3://bucket/path/*.jsonl` (`**` matches any folders); the same in a PersistentVolumeClaim of the
     job's namespace, `pvc://claim/path`; or a dataset on a hub, `hf://datasets/owner/name`, optionally with a path or
     pattern. Files are JSON lines, JSON, CSV, TSV (each also as .gz, .bz2 or .zst), Parquet or Arrow."""
-    sha256: Annotated[str, StringConstraints(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = None
+    sha256: Digest | None = None
     """Expected SHA-256 of the object (64 hexadecimal digits); the job fails if the content differs. Default: not
     checked."""
     revision: Revision | None = None

@@ -27,7 +27,7 @@ def find_preflight_faults(spec: FineTuneJobSpec) -> Iterator[PreflightFault]:
         yield from _of_columns(source.columns, ("spec", "dataset", "train", "sources", at, "columns"))
     for at, prompt in enumerate(spec.evaluation.prompts or ()):
         yield from _of_expression(prompt.expected, ("spec", "evaluation", "prompts", at, "expected"))
-    for at, reward in enumerate((spec.rlhf.rewards if spec.rlhf else None) or ()):
+    for at, reward in enumerate(spec.rewards):
         place = ("spec", "rlhf", "rewards", at)
         yield from _of_expression(reward.pattern, (*place, "pattern"))
         if reward.answer:

@@ -167,7 +167,7 @@ def _plain_map(node: dict[str, Any]) -> dict[str, Any]:
         "rule": f"self.all(key, key.matches({json.dumps(pattern)}))",
         "message": f"each key must match {pattern}",
     }
-    return node | {"additionalProperties": values, "x-kubernetes-validations": [rule]}
+    return node | {"additionalProperties": values, RULES: [rule]}
 
 
 def build_crd(of: Resource = JOB) -> dict[str, Any]:
@@ -310,7 +310,7 @@ def _walk(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]
 
 
 def _rules(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, str]]]:
-    for rule in node.get("x-kubernetes-validations", []):
+    for rule in node.get(RULES, []):
         yield (path + rule.get("fieldPath", "")).lstrip("."), rule
     for name, child in node.get("properties", {}).items():
         yield from _rules(child, f"{path}.{name}" if path else name)

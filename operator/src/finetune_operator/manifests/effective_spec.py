@@ -1,6 +1,5 @@
 """The spec with the operator's defaults: storage, hub and token for the pods to read, placement for their manifests."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ from finetune_api.inputs.claims import is_claim_uri, split_claim_uri
 from finetune_api.names import Component
 from finetune_api.pods.scheduling import Scheduling
 from finetune_api.spec import FineTuneJobSpec, Hub, Merge, Method
+from finetune_api.spec_sources import list_sources
 from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.settings import Settings
 
@@ -82,12 +82,11 @@ def hub_tokens(spec: FineTuneJobSpec, settings: Settings) -> list[Token]:
     default = settings.default_hub_token_secret
     if hub_endpoint(spec, settings).rstrip("/") != (settings.default_hub_endpoint or HUB_ENDPOINT).rstrip("/"):
         default = None
-    found = []
-    for role, own, uris in _sources(spec):
-        secret = own.name if own else default
-        if secret and any(uri.startswith(HUB_SCHEME) for uri in uris):
-            found.append(Token(role, secret, is_default=own is None))
-    return found
+    asked = {one.role: one.secret for one in list_sources(spec) if one.role and one.uri.startswith(HUB_SCHEME)}
+    if spec.output.hub:
+        asked[HubRole.OUTPUT] = spec.output.hub.credentials_secret_ref
+    secrets = ((role, own, own.name if own else default) for role, own in asked.items())
+    return [Token(role, secret, is_default=own is None) for role, own, secret in secrets if secret]
 
 
 def queue_name(job: FineTuneJob, component: Component) -> str | None:
@@ -124,31 +123,12 @@ def needs_separate_merge(job: FineTuneJob) -> bool:
 
 def uses_hub(spec: FineTuneJobSpec) -> bool:
     """Return whether any source of the job is on a hub, or its result goes to one."""
-    return any(uri.startswith(HUB_SCHEME) for uri in _uris(spec))
+    return spec.output.hub is not None or any(one.uri.startswith(HUB_SCHEME) for one in list_sources(spec))
 
 
 def find_claims(spec: FineTuneJobSpec) -> list[str]:
     """Return the PersistentVolumeClaims that the job's sources are in, in order."""
-    return sorted({split_claim_uri(uri)[0] for uri in _uris(spec) if is_claim_uri(uri)})
-
-
-def _uris(spec: FineTuneJobSpec) -> list[str]:
-    adapter, reward = spec.tuning.initial_adapter, spec.rlhf.reward_model if spec.rlhf else None
-    uris = [uri for _, _, named in _sources(spec) for uri in named]
-    return uris + [one.uri for one in (adapter, reward, spec.evaluation.ability) if one and one.uri]
-
-
-def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[HubRole, SecretRef | None, list[str]]]:
-    """Yield each part of the spec that may name hub repositories, with the Secret of its token and its URIs."""
-    yield HubRole.MODEL, spec.model.credentials_secret_ref, [spec.model.uri]
-    yield HubRole.TRAIN, spec.dataset.train.credentials_secret_ref, spec.dataset.train.uris
-    if spec.dataset.validation:
-        yield HubRole.VALIDATION, spec.dataset.validation.credentials_secret_ref, [spec.dataset.validation.uri]
-    if spec.distillation:
-        teacher = spec.distillation.teacher
-        yield HubRole.TEACHER, teacher.credentials_secret_ref, [teacher.uri]
-    if spec.output.hub:
-        yield HubRole.OUTPUT, spec.output.hub.credentials_secret_ref, [f"{HUB_SCHEME}{spec.output.hub.repo}"]
+    return sorted({split_claim_uri(one.uri)[0] for one in list_sources(spec) if is_claim_uri(one.uri)})
 
 
 def _fill_defaults(own: B | None, default: B | None) -> B | None:

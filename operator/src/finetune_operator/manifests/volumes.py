@@ -105,7 +105,7 @@ def _hub_secrets(spec: FineTuneJobSpec, tokens: list[Token]) -> list[Mounted]:
 def _reward_secrets(spec: FineTuneJobSpec) -> list[Mounted]:
     """Mount token and authority of the servers that score answers, in a folder for each of the rewards."""
     sources: list[Object] = []
-    for at, reward in enumerate((spec.rlhf.rewards if spec.rlhf else None) or []):
+    for at, reward in enumerate(spec.rewards):
         credentials = reward.service.credentials_secret_ref if reward.service else None
         authority = reward.service.ca_secret_ref if reward.service else None
         for ref, key in ((credentials, handoff.REWARD_TOKEN_FILE), (authority, handoff.CA_FILE)):

@@ -9,6 +9,7 @@ from finetune_api.blocks import STORAGE_SCHEME, is_under
 from finetune_api.endpoints import matches_pattern, parse_host
 from finetune_api.pods.affinity import node_keys
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec_sources import list_sources
 from finetune_api.tracking import WandbMode
 from finetune_operator.kube.images import repository
 from finetune_operator.kube.objects import FineTuneJob
@@ -214,21 +215,10 @@ def _check_prefixes(spec: FineTuneJobSpec, namespace: str, settings: Settings) -
 
 def _storage_uris(spec: FineTuneJobSpec) -> Iterator[tuple[str, str, bool]]:
     """Yield every `s3://` URI of the spec with its field, and whether it names a folder."""
-    validation, ability = spec.dataset.validation, spec.evaluation.ability
-    adapter, reward = spec.tuning.initial_adapter, spec.rlhf.reward_model if spec.rlhf else None
-    given = (
-        ("output.uri", spec.output.uri, True),
-        ("model.uri", spec.model.uri, True),
-        *((f"{place}.uri", source.uri, False) for place, source in spec.dataset.training_sources().items()),
-        ("dataset.validation.uri", validation and validation.uri, False),
-        ("tuning.initialAdapter.uri", adapter and adapter.uri, True),
-        ("rlhf.rewardModel.uri", reward and reward.uri, True),
-        ("distillation.teacher.uri", spec.distillation and spec.distillation.teacher.uri, True),
-        ("evaluation.ability.uri", ability and ability.uri, False),
-    )
-    for field, uri, is_folder in given:
-        if uri and uri.startswith(STORAGE_SCHEME):
-            yield field, uri, is_folder
+    yield "output.uri", spec.output.uri, True
+    for one in list_sources(spec):
+        if one.uri.startswith(STORAGE_SCHEME):
+            yield f"{one.place}.uri", one.uri, one.is_folder
 
 
 def _check_hub(spec: FineTuneJobSpec, settings: Settings) -> str | None:
@@ -261,8 +251,7 @@ def _check_tracking(spec: FineTuneJobSpec, settings: Settings) -> str | None:
 
 def _check_rewards(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     """Check the servers that score answers."""
-    rewards = (spec.rlhf.rewards if spec.rlhf else None) or []
-    servers = [one.service.endpoint for one in rewards if one.service]
+    servers = [one.service.endpoint for one in spec.rewards if one.service]
     refusals = (check_endpoint("reward", one, None, settings.allowed_reward_endpoints) for one in servers)
     return next((one for one in refusals if one), None)
 

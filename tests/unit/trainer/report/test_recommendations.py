@@ -16,7 +16,8 @@ from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import EvalPoint, Measured, TrainPoint, reward_mean, token_mean
 from finetune_trainer.evaluation.run_record import Answer, BaseFacts, Machine, RunRecord, SampleStats, Served
 from finetune_trainer.report.document import write_documents
-from finetune_trainer.report.recommendations import overfit, recommend, still_falling
+from finetune_trainer.report.recommendations import recommend
+from finetune_trainer.report.rules.training import overfit, still_falling
 
 SAMPLES = SampleStats(
     train_rows=1000,

@@ -68,7 +68,7 @@ def test_the_answer_of_any_format_is_the_reference_and_is_not_in_the_prompt(chec
     assert row.reference
     assert row.reference["answer"].endswith("4")
     assert RepairCode.ANSWER_UNUSED not in row.repairs
-    again = prompt_of(read_canonical(row.to_dict()))
+    again = prompt_of(read_canonical(orjson.loads(row.to_line())))
     assert (again.prompt, again.reference) == (row.prompt, row.reference)
 
 

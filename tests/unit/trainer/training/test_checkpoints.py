@@ -17,16 +17,9 @@ from finetune_trainer.errors import Stopped, StorageDenied, StorageUnavailable, 
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.local import LocalStore
-from finetune_trainer.storage.protocol import Entry, OnBytes
-from finetune_trainer.training.checkpoints import (
-    Checkpoints,
-    Schedule,
-    build_schedule,
-    find_trained,
-    group_by_step,
-    remove_checkpoints,
-    superseded,
-)
+from finetune_trainer.storage.protocol import OnBytes
+from finetune_trainer.training.checkpoints import Checkpoints, Schedule, build_schedule
+from finetune_trainer.training.stored_checkpoints import find_trained, group_by_step, remove_checkpoints
 
 OUTPUT = "s3://bucket/out"
 ROWS = {"dataset/train.jsonl": "a" * 64, "dataset/validation.jsonl": "b" * 64}
@@ -430,21 +423,6 @@ def test_a_stored_training_that_is_broken_is_not_found_by_the_job_that_is_create
     with pytest.raises(StorageUnavailable, match=r"differs from its SHA-256.*Recreate the job"):
         Pod(bucket).checkpoints.restore_trained()
     assert find_trained(Pod(bucket, uid="u-2").config, pod.storage) is None
-
-
-def test_unclaimed_files_are_not_changed() -> None:
-    keys = ["step-000010/a", "step-000010/manifest.json", "step-7/a", "notes.txt", "step-000020", "mine/a"]
-    assert group_by_step(Entry(key, 3) for key in keys) == {10: {"a": 3, "manifest.json": 3}}
-
-
-@pytest.mark.parametrize(
-    ("steps", "whole", "kept", "removed"),
-    [([1, 2, 3], [1, 2, 3], 2, [1]), ([1, 2, 3], [1, 3], 2, [2]), ([1, 2], [1, 2], 3, []), ([5], [], 1, [5])],
-)
-def test_torn_checkpoints_do_not_count_among_those_kept(
-    steps: list[int], whole: list[int], kept: int, removed: list[int]
-) -> None:
-    assert superseded(steps, whole, kept) == removed
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def require_own_trackers(config: JobConfig, named: Collection[str]) -> None:
 
 def require_own_graders(config: JobConfig, named: Collection[str]) -> None:
     """Raise if a server that scores answers would get a token that is not its own, or none although the job has one."""
-    for at, reward in enumerate((config.spec.rlhf.rewards if config.spec.rlhf else None) or []):
+    for at, reward in enumerate(config.spec.rewards):
         if reward.service is None or reward.service.credentials_secret_ref is None:
             continue
         field = f"spec.rlhf.rewards[{at}].service"

@@ -157,12 +157,6 @@ class _Sourced(ABC):
     def turns(self) -> list[Message]:
         """Return the turns that identify the row; none for a text without roles."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the row in the form of `accepted.jsonl`."""
-        row = self.content()
-        row["_source"] = {"file": self.source.file, "line": self.source.line}
-        return row
-
 
 @dataclass(slots=True, kw_only=True)
 class _Row(_Sourced):

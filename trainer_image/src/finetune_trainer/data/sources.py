@@ -113,7 +113,8 @@ def _choose_of_hub(
         keys = choose_subset(list(by_key), read_card(uri, storage), source, place)
         if keys is not None:
             return [by_key[key] for key in keys]
-    return choose_split(found, source.uri, place.partition(".")[0])
+    by_uri = {one.uri: one for one in found}
+    return [by_uri[one] for one in choose_split(list(by_uri), source.uri, place.partition(".")[0])]
 
 
 def fetch_source(

@@ -3,7 +3,6 @@
 import logging
 import re
 from collections import defaultdict
-from typing import Protocol, TypeVar
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError, name_some
@@ -19,17 +18,6 @@ WANTED = {"train": ("train", ""), "validation": ("validation", "test", "")}
 """The splits that a source takes, in order of preference; the empty name is for files without a split in their name."""
 
 
-class HasUri(Protocol):
-    """An object with a URI."""
-
-    @property
-    def uri(self) -> str:
-        """The URI."""
-
-
-T = TypeVar("T", bound=HasUri)
-
-
 def detect_split(key: str) -> str:
     """Return the split in a path: the first split word of the last part that contains one; empty if none does."""
     for part in reversed(key.lower().split("/")):
@@ -41,24 +29,24 @@ def detect_split(key: str) -> str:
     return ""
 
 
-def choose_split(found: list[T], uri: str, place: str) -> list[T]:
-    """Return the files to use for this part of the dataset, and log which files are left out."""
-    by_split: defaultdict[str, list[T]] = defaultdict(list)
-    names = {one.uri: _below(one.uri, uri) for one in found}
+def choose_split(found: list[str], uri: str, place: str) -> list[str]:
+    """Return the URIs to use for this part of the dataset, and log which files are left out."""
+    by_split: defaultdict[str, list[str]] = defaultdict(list)
+    names = {one: _below(one, uri) for one in found}
     for one in found:
-        by_split[detect_split(names[one.uri])].append(one)
+        by_split[detect_split(names[one])].append(one)
     chosen = next((by_split[split] for split in WANTED[place] if split in by_split), [])
-    folders = list(dict.fromkeys(names[one.uri].rpartition("/")[0] or "." for one in chosen))
+    folders = list(dict.fromkeys(names[one].rpartition("/")[0] or "." for one in chosen))
     if len(folders) > 1:
         logger.warning("%s: reading files of %d folders together: %s. To read only one, name it in the uri.",
                        uri, len(folders), name_some(folders))  # fmt: skip
-    left_out = [names[one.uri] for one in found if one not in chosen]
+    left_out = [names[one] for one in found if one not in chosen]
     if not left_out:
         return chosen
     if not chosen:
         message = f"its files seem to belong to a different split than {place} ({name_some(left_out)})"
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{uri}: {message}: name the files to read in the uri")
-    taken = [names[one.uri] for one in chosen]
+    taken = [names[one] for one in chosen]
     logger.warning("%s: reading %s; leaving out %s. To choose other files, name them in the uri.",
                    uri, name_some(taken), name_some(left_out))  # fmt: skip
     return chosen

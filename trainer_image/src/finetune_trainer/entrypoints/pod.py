@@ -124,7 +124,7 @@ def find_result(run: RunContext) -> Report | None:
     if found := find_published(run):
         return found
     if run.config.separate_merge and run.config.spec.checkpoint.resume_policy is ResumePolicy.AUTO:
-        from finetune_trainer.training.checkpoints import find_trained
+        from finetune_trainer.training.stored_checkpoints import find_trained
 
         stored = find_trained(run.config, run.storage)
         return report_trained(run.config, stored) if stored else None
@@ -151,7 +151,7 @@ def find_published(run: RunContext) -> Report | None:
     from finetune_trainer.publishing.publish import adopt_result
     from finetune_trainer.publishing.pushes import push_published
     from finetune_trainer.training import interrupted_runs
-    from finetune_trainer.training.checkpoints import remove_checkpoints
+    from finetune_trainer.training.stored_checkpoints import remove_checkpoints
 
     config, storage = run.config, run.storage
     storage.probe(config.output_key())

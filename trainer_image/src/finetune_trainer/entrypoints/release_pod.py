@@ -73,7 +73,7 @@ def _release(
 
 def to_termination_message(report: ReleaseReport) -> str:
     """Return JSON of at most 4,096 bytes; the largest blocks are left out until it fits."""
-    data = report.model_dump(mode="json", by_alias=True, exclude_none=True)
+    data = report.to_wire()
     for dropped in ("", "replaced", "comparison", "answering"):
         data.pop(dropped, None)
         text = json.dumps(data, separators=(",", ":"), ensure_ascii=True)

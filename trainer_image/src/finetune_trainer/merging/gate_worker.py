@@ -4,7 +4,6 @@
 """
 
 import gc
-import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ from finetune_trainer.evaluation.logprobs import COMPARED_TOKENS, HeldOut, RowLo
 from finetune_trainer.merging.gate_messages import OUT_OF_MEMORY, Candidate, GatePlan, GateReply
 from finetune_trainer.merging.merge import STORED, Merge, Nf4, Unmapped, open_adapter_merge, open_full_merge
 from finetune_trainer.merging.tuned_model import load_adapter
+from finetune_trainer.models.base_model import read_config
 from finetune_trainer.models.loading import DTYPES, load_plain
 from finetune_trainer.models.tensor_files import TensorFiles
 from finetune_trainer.storage.protocol import sha256_file
@@ -75,7 +75,7 @@ def find_lost_parts(base: Path, directory: Path, before: TensorFiles, own: Tenso
 
     The library may add or remove a prefix of names, and leaves out a tied head and buffers that the model computes.
     """
-    was, config = _read_config(base), _read_config(directory)
+    was, config = read_config(base), read_config(directory)
     faults = []
     if was.get("architectures") and config.get("architectures") != was["architectures"]:
         faults.append(f"the architecture is {_names(config)} instead of {_names(was)}")
@@ -91,11 +91,6 @@ def find_lost_parts(base: Path, directory: Path, before: TensorFiles, own: Tenso
     if lost:
         faults.append(f"{len(lost)} of the base's tensors are missing, for example {min(lost)}")
     return faults
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return content
 
 
 def _names(config: dict[str, Any]) -> str:

@@ -21,10 +21,9 @@ from finetune_api.handoff import ADAPTER_WEIGHTS
 from finetune_trainer.models.adapters.factors import PREFIX, parse_factor
 from finetune_trainer.models.adapters.patterns import find_value
 from finetune_trainer.models.adapters.whole_names import is_of_module, saved_modules
-from finetune_trainer.models.base_model import ADAPTER_CONFIG, CONFIG, read_config
+from finetune_trainer.models.base_model import ADAPTER_CONFIG, CONFIG, INDEX, WEIGHTS, read_config
 from finetune_trainer.models.loading import DTYPES
-from finetune_trainer.models.tensor_files import INDEX, Header, TensorFiles
-from finetune_trainer.models.tensor_files import WEIGHTS as MODEL_WEIGHTS
+from finetune_trainer.models.tensor_files import Header, TensorFiles
 
 SHARD_BYTES = 2 * 1024**3
 BLOCK_VALUES = 16 * 1024**2
@@ -108,7 +107,7 @@ class Merge:
         shards = list(_in_shards(self.files, self.names, min(SHARD_BYTES, self.files.largest_file), width))
         where: dict[str, str] = {}
         for at, shard in enumerate(shards, 1):
-            file = MODEL_WEIGHTS if len(shards) == 1 else f"model-{at:05}-of-{len(shards):05}.safetensors"
+            file = WEIGHTS if len(shards) == 1 else f"model-{at:05}-of-{len(shards):05}.safetensors"
             tensors = {}
             for name in shard:
                 on_work()
@@ -168,7 +167,7 @@ def add_ignored(base: Path, output: Path, patterns: Sequence[str], precision: st
     if not added:
         return
     index = output / INDEX
-    where = json.loads(index.read_bytes())["weight_map"] if index.is_file() else dict.fromkeys(own, MODEL_WEIGHTS)
+    where = json.loads(index.read_bytes())["weight_map"] if index.is_file() else dict.fromkeys(own, WEIGHTS)
     before = sorted(set(where.values()))
     *after, last = (f"model-{at:05}-of-{len(before) + 1:05}.safetensors" for at in range(1, len(before) + 2))
     renamed = dict(zip(before, after, strict=True))

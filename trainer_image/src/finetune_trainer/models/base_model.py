@@ -77,8 +77,7 @@ def pin_model(config: JobConfig, storage: ReadableStore) -> JobConfig:
     commit = parse_commit(storage.pin(model.uri, model.revision))
     if commit is None:
         return config
-    spec = config.spec.model_copy(update={"model": model.model_copy(update={"revision": commit})})
-    return config.model_copy(update={"spec": spec})
+    return config.with_spec(model=model.model_copy(update={"revision": commit}))
 
 
 def check_model(

@@ -17,10 +17,11 @@ from typing import Any
 
 from finetune_api.handoff import MODEL_CACHE_DIR, JobConfig
 from finetune_api.inputs.claims import is_claim_uri
+from finetune_api.output import COMMIT
 from finetune_trainer.errors import NO_ROOM
 from finetune_trainer.models.base_model import pin_model
 from finetune_trainer.storage.etag import is_digest, matches_etag
-from finetune_trainer.storage.hub.uris import COMMIT, is_hub_uri, matches_entry, pinned_model_uri, strip_commit
+from finetune_trainer.storage.hub.uris import is_hub_uri, matches_entry, pinned_model_uri, strip_commit
 from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, confine_path, sha256_file
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,7 @@ def pin_as_checked(config: JobConfig, checked: Mapping[str, Any], storage: Reada
     model = config.spec.model
     revision = str(checked.get("revision", ""))
     if is_hub_uri(model.uri) and checked.get("uri") == model.uri and COMMIT.fullmatch(revision):
-        pinned = model.model_copy(update={"revision": revision})
-        config = config.model_copy(update={"spec": config.spec.model_copy(update={"model": pinned})})
+        config = config.with_spec(model=model.model_copy(update={"revision": revision}))
     return pin_model(config, storage)
 
 

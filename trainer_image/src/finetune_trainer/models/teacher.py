@@ -91,7 +91,7 @@ def pin_teacher(config: JobConfig, model: Model) -> JobConfig:
         return config
     teacher = config.spec.distillation.teacher.model_copy(update={"revision": model.revision})
     block = config.spec.distillation.model_copy(update={"teacher": teacher})
-    return config.model_copy(update={"spec": config.spec.model_copy(update={"distillation": block})})
+    return config.with_spec(distillation=block)
 
 
 def _with_teacher(config: JobConfig) -> JobConfig | None:
@@ -99,8 +99,7 @@ def _with_teacher(config: JobConfig) -> JobConfig | None:
     if config.spec.distillation is None:
         return None
     teacher = config.spec.distillation.teacher
-    model = Model(uri=teacher.uri, revision=teacher.revision)
-    return config.model_copy(update={"spec": config.spec.model_copy(update={"model": model})})
+    return config.with_spec(model=Model(uri=teacher.uri, revision=teacher.revision))
 
 
 def _require_same_tokens(teacher: str, folder: Path, model: str, base: Path) -> None:

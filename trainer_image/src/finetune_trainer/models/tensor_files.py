@@ -13,10 +13,9 @@ from typing import Any, Self
 import torch
 from safetensors import safe_open
 
+from finetune_trainer.models.base_model import INDEX, WEIGHTS, read_config
 from finetune_trainer.models.shape import ModelShape, read_shape
 
-WEIGHTS = "model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"
 FLOATING = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 """The number formats that a merge can change, with the bytes of a value."""
 _BYTES = FLOATING | {"F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -95,6 +94,5 @@ def total_bytes(directory: Path, width: int | None = None) -> int:
 
 def read_local_shape(directory: Path) -> ModelShape | None:
     """Return the sizes of the model in a folder; None if its configuration does not name them in a usual way."""
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     with TensorFiles.of_folder(directory) as files:
-        return read_shape(config, {name: header.shape for name, header in files.headers.items()})
+        return read_shape(read_config(directory), {name: header.shape for name, header in files.headers.items()})

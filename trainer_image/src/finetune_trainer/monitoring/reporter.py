@@ -157,9 +157,9 @@ class Reporter:
         if not is_new and time.monotonic() - self._last_line < QUIET_SECONDS:
             return
         self._last_line = time.monotonic()
-        line = self._report.progress.model_dump(mode="json", by_alias=True, exclude_none=True)
+        line = self._report.progress.to_wire()
         line["time"] = line.pop("lastUpdatedTime")
-        line |= self._report.metrics.model_dump(mode="json", by_alias=True, exclude_none=True)
+        line |= self._report.metrics.to_wire()
         self._out.write(json.dumps(line, separators=(",", ":")) + "\n")
         self._out.flush()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune_api.handoff import Artifact, JobConfig
 from finetune_api.inputs.sources import StoppingStrategy
-from finetune_api.objectives import Objective
+from finetune_api.objectives import SUPERVISED
 from finetune_api.status import SourceStatus
 from finetune_trainer.data.blend import Part, blend, choose_rows, take_turns
 from finetune_trainer.data.checks.output import read_accepted
@@ -23,9 +23,6 @@ from finetune_trainer.publishing.lineage import combined_sha256
 from finetune_trainer.tokenization.token_file import blend_tokens, split_tokens
 
 logger = logging.getLogger(__name__)
-
-BY_TOKENS = (Objective.INSTRUCTION, Objective.CHAT, Objective.DOMAIN_ADAPTATION)
-"""Objectives whose loss is a mean over trained tokens, which weights are shares of; others have one for each row."""
 
 GIVEN = {"config", "split", "weight", "max_samples", "sample"}
 """Fields of a source that its entry in the summary repeats."""
@@ -138,7 +135,8 @@ def blend_sources(config: JobConfig, checked: Sequence[CheckedSource]) -> Blend:
         Part(
             one.place,
             one.source.weight,
-            one.trained if spec.objective in BY_TOKENS else array("B", b"\1" * len(one.samples)),
+            # A weight is a share of what the loss is a mean over: trained tokens, or rows.
+            one.trained if spec.objective in SUPERVISED else array("B", b"\1" * len(one.samples)),
             choose_rows(len(one.samples), one.source, spec.hyperparameters.seed),
         )
         for one in checked

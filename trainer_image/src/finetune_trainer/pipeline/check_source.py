@@ -153,7 +153,7 @@ class SourceCheck:
             max_length=spec.hyperparameters.max_length,
             validation_prompts=prompts,
             system_message=spec.dataset.system_message,
-            references=References.of(spec.rlhf),
+            references=References.of(spec.rewards),
             on_progress=lambda _rows, _bytes: self.on_rows(),
             advise=lambda columns: (_columns_field(checked.place), advise_field(columns)[1]),
             seen=seen,

@@ -11,6 +11,7 @@ from finetune_api.spec import FusedKernels, Merge, Method, Mode
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.world import World
 from finetune_trainer.models.adapters.attach import refuse_tied_merge, require_named_targets, require_plain_head
+from finetune_trainer.models.adapters.factors import ADAPTER
 from finetune_trainer.models.adapters.saved import continue_adapter
 from finetune_trainer.models.attention import choose_attention
 from finetune_trainer.models.fused_kernels import fuse_kernels
@@ -64,7 +65,7 @@ def load_model(
         require_named_targets(model, lora.target_modules or (), lora.exclude_modules or ())
     if spec.output.merge is not Merge.NONE:
         refuse_tied_merge(model)
-    targets = model.peft_config["default"]
+    targets = model.peft_config[ADAPTER]
     changes: dict[str, Any] = {"target_modules": sorted(targets.target_modules)}
     if settings.target_experts:
         changes["target_parameters"] = sorted(targets.target_parameters)

@@ -13,6 +13,7 @@ from finetune_api.handoff import Artifact, ExitCode, JobConfig, Outcome, Report
 from finetune_api.objectives import Objective
 from finetune_api.scalars import parse_quantity
 from finetune_api.spec import FineTuneJobSpec, Method, Mode
+from finetune_api.spec_sources import list_sources
 from finetune_api.status import DatasetStatus, Resolved
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.data.checks.output import read_accepted
@@ -142,20 +143,9 @@ def _probe(config: JobConfig, storage: ReadableStore) -> None:
 
     A hub fails at the first request for a commit.
     """
-    dataset = config.spec.dataset
-    uris = [config.output_key(), config.spec.model.uri, *dataset.train.uris]
-    if dataset.validation:
-        uris.append(dataset.validation.uri)
-    if config.spec.evaluation.ability:
-        uris.append(config.spec.evaluation.ability.uri)
-    if config.spec.tuning.initial_adapter and config.spec.tuning.initial_adapter.uri:
-        uris.append(config.spec.tuning.initial_adapter.uri)
-    if config.spec.rlhf and config.spec.rlhf.reward_model and config.spec.rlhf.reward_model.uri:
-        uris.append(config.spec.rlhf.reward_model.uri)
-    if config.spec.distillation:
-        uris.append(config.spec.distillation.teacher.uri)
+    uris = [config.output_key(), *(one.uri for one in list_sources(config.spec) if not is_hub_uri(one.uri))]
     seen: list[list[str]] = []
-    for uri in (uri for uri in uris if not is_hub_uri(uri)):
+    for uri in uris:
         place = uri.split("/")[:3]  # scheme and bucket, or claim
         if place not in seen:
             storage.probe(uri)
@@ -209,14 +199,14 @@ def _check_rewards(
     config: JobConfig, storage: ReadableStore, workspace: Path, on_bytes: OnBytes
 ) -> RewardFolders | None:
     require_engine(config.spec.rlhf)
-    if config.spec.rlhf and config.spec.rlhf.rewards:
-        ComputedRewards(config.spec.rlhf.rewards)
+    if config.spec.rewards:
+        ComputedRewards(config.spec.rewards)
     return check_reward_model(config, storage, workspace / "reward", workspace / "tokenizer", on_bytes)
 
 
 def _ask_graders(run: RunContext, dataset: PreparedDataset) -> None:
     """Ask each server of the rewards about the first rows and their own answers: it may not be there, or be wrong."""
-    rewards = (run.config.spec.rlhf.rewards if run.config.spec.rlhf else None) or []
+    rewards = run.config.spec.rewards
     if not any(one.service for one in rewards):
         return
     rows = (row for row in read_accepted(dataset.directory / Artifact.TRAIN_ROWS) if isinstance(row, PromptRow))

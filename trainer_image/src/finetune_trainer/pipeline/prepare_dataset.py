@@ -192,7 +192,7 @@ def _write_summary(
 ) -> None:
     train = [one.checked for one in blended.sources]
     content: dict[str, Any] = {
-        "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "status": status.to_wire(),
         "train": merge_summaries([one.summary for one in train]).to_dict(),
         "validation": validation.summary.to_dict() if validation else None,
         "sources": [file.to_dict() for one in (*train, validation) if one for file in one.files],

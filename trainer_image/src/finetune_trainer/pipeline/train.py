@@ -59,11 +59,12 @@ from finetune_trainer.training.checkpoint_files import (
     restore_best_weights,
     restore_reference,
 )
-from finetune_trainer.training.checkpoints import Checkpoints, remove_checkpoints
+from finetune_trainer.training.checkpoints import Checkpoints
 from finetune_trainer.training.kept_weights import KeptWeights
 from finetune_trainer.training.methods import build_trainer
 from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
 from finetune_trainer.training.out_of_memory import save_memory
+from finetune_trainer.training.stored_checkpoints import remove_checkpoints
 
 logger = logging.getLogger(__name__)
 

@@ -89,7 +89,7 @@ def build_lineage(
 ) -> dict[str, Any]:
     """Return the content of `lineage.json`; `dataset` is preflight's `dataset/summary.json`, `config_file` the text of
     finetune_config.yaml, `seconds` the duration of the training so far."""
-    wire = result.model_dump(mode="json", by_alias=True, exclude_none=True)
+    wire = result.to_wire()
     completed = datetime.now(UTC)
     metrics = wire.get("metrics", {})
     return {

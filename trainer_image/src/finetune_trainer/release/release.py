@@ -70,8 +70,8 @@ def point_to(config: ReleaseConfig, target: FilesTarget, found: Candidate, stora
     lineage = found.manifest.result.lineage
     content = {
         "release": owner,
-        "released": new.model_dump(mode="json", by_alias=True, exclude_none=True),
-        "previous": old.model_dump(mode="json", by_alias=True, exclude_none=True) if old else None,
+        "released": new.to_wire(),
+        "previous": old.to_wire() if old else None,
         "folder": join_uri(config.candidate.uri, found.folder),
         "files": [file.model_dump(by_alias=True) for file in found.files],
         "baseModel": {"uri": lineage.base_model_uri, "revision": lineage.base_model_revision} if lineage else None,

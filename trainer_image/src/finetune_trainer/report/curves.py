@@ -40,8 +40,7 @@ def _figures(point: EvalPoint | None, unit: Unit) -> list[str]:
     margin = number(point.measured.reward_margin if point else None)
     if unit is not Unit.PAIRS:
         return [margin]
-    accuracy = point.measured.reward_accuracy if point else None
-    return [margin, NOTHING if accuracy is None else percent(accuracy)]
+    return [margin, percent(point.measured.reward_accuracy if point else None)]
 
 
 def _reward_table(history: History, best_step: int | None) -> str:
@@ -50,15 +49,18 @@ def _reward_table(history: History, best_step: int | None) -> str:
     if 0 in rewards:
         rows.append(["0", NOTHING, number(rewards[0].reward), *[NOTHING] * 5])
     for step, since in _stretches(history, sorted(rewards), best_step):
-        held_out = rewards.get(step)
-        flat = _mean(since, lambda one: one.flat_share)
-        cells = [number(_mean(since, lambda one: one.reward)), number(held_out.reward if held_out else None)]
-        cells += [
+        held_out, last = rewards.get(step), since[-1]
+        cells = [
+            _named(step, best_step),
+            number(_mean(since, lambda one: one.reward)),
+            number(held_out.reward if held_out else None),
             number(_mean(since, lambda one: one.kl), 3),
             number(_mean(since, lambda one: one.completion_length), 3),
+            percent(_mean(since, lambda one: one.flat_share)),
+            number(last.learning_rate, 3),
+            number(last.grad_norm, 3),
         ]
-        cells += [NOTHING if flat is None else percent(flat), number(since[-1].learning_rate, 3)]
-        rows.append([_named(step, best_step), *cells, number(since[-1].grad_norm, 3)])
+        rows.append(cells)
     header = ["step", "training reward", "held-out reward", "KL", "tokens per answer", "flat groups"]
     return table([*header, "learning rate", "gradient norm"], rows)
 

@@ -118,7 +118,7 @@ def gguf_context(run: RunRecord) -> dict[str, Any]:
             number(one.loss, 5),
             number(one.mean_kl, 2),
             percent(one.top1_agreement),
-            percent(one.same_tokens) if one.same_tokens is not None else NOTHING,
+            percent(one.same_tokens),
             f"{sum(map(eq, one.answers, merged))} of {len(one.answers)}" if one.answers else NOTHING,
             "withheld" if faults else "published",
         ]
@@ -145,7 +145,7 @@ def merge_context(merge: MergeCheck | None) -> dict[str, Any]:
             number(one.loss, 5),
             number(one.mean_kl, 2),
             percent(one.top1_agreement),
-            percent(one.clear_agreement) if one.clear_agreement is not None else NOTHING,
+            percent(one.clear_agreement),
             "published" if one is merge.chosen else "withheld" if faults else "not chosen",
         ]
         for one, faults in judged

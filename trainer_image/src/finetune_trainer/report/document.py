@@ -76,7 +76,7 @@ def _render(name: str, context: dict[str, Any]) -> str:
 
 
 def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
-    objective, rlhf = record.config.spec.objective, record.config.spec.rlhf
+    objective = record.config.spec.objective
     place = _place(record.config)
     adapter = _adapter(record, directory)
     has_merged = record.score_check is not None or (record.merge is not None and record.merge.chosen is not None)
@@ -113,7 +113,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         "held_out_table": held_out_table(record),
         "kept_table": kept_table(record),
         "reward_parts_table": reward_parts_table(record),
-        "reads_answers": any(one.answer or one.service for one in (rlhf.rewards if rlhf else None) or ()),
+        "reads_answers": any(one.answer or one.service for one in record.config.spec.rewards),
         "about": _about(record),
         "verdict": record.detail[:1].upper() + record.detail[1:],
         "comparison": record.comparison,

@@ -137,14 +137,13 @@ def _from_result(record: RunRecord, result: int, kept: KeptStep) -> str:
 def reward_parts_table(record: RunRecord) -> str:
     """Return a table of each computed reward before and after the training, without its weight; empty if none was
     measured."""
-    rewards = (record.config.spec.rlhf.rewards if record.config.spec.rlhf else None) or []
     named = zip((record.start, "tuned model"), record.judged, strict=True)
     points = {name: one.parts for name, one in named if isinstance(one, RewardPoint) and one.parts}
     if not points:
         return ""
     header = ["reward", "weight", *(f"mean, {name}" for name in points), *(f"at zero, {name}" for name in points)]
     rows = []
-    for at, reward in enumerate(rewards):
+    for at, reward in enumerate(record.config.spec.rewards):
         parts = [found[at] for found in points.values()]
         means, shares = [number(one.mean) for one in parts], [percent(one.zero_share) for one in parts]
         rows.append([f"{at + 1}. {reward.type.value}", number(reward.weight), *means, *shares])
@@ -174,7 +173,7 @@ def _loss_table(terms: Terms, found: Sequence[tuple[str, Measured]]) -> str:
         return table(["held-out rows", "loss", "perplexity", "tokens"], rows)
     if unit is Unit.PAIRS:
         rows = [
-            [name, number(one.loss), number(one.reward_margin), _share(one.reward_accuracy), str(one.tokens)]
+            [name, number(one.loss), number(one.reward_margin), percent(one.reward_accuracy), str(one.tokens)]
             for name, one in found
         ]
         return table(["held-out pairs", "loss", "margin", "accuracy", "pairs"], rows)
@@ -185,7 +184,3 @@ def _loss_table(terms: Terms, found: Sequence[tuple[str, Measured]]) -> str:
 def _reward_row(name: str, point: RewardPoint) -> Sequence[str]:
     length, cut = number(point.completion_length, 3), percent(point.clipped_share)
     return [name, number(point.reward), number(point.half_width, 2), length, cut, str(point.prompts)]
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else percent(value)

@@ -76,9 +76,9 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{digits}g}" if abs(value) < 1e6 else f"{value:.3e}"
 
 
-def percent(share: float) -> str:
-    """Format a share between 0 and 1 in percent."""
-    return f"{100 * share:.1f} %"
+def percent(share: float | None) -> str:
+    """Format a share between 0 and 1 in percent; `-` if there is none."""
+    return NOTHING if share is None else f"{100 * share:.1f} %"
 
 
 def size(count: float | None) -> str:

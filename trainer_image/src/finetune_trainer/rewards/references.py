@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
-from finetune_api.objectives import AnswerReward, Match, Reward, Rlhf
+from finetune_api.objectives import AnswerReward, Match, Reward
 from finetune_api.text.printable import printable
 from finetune_trainer.data.formats.columns import follow_path, name_columns
 from finetune_trainer.data.formats.fields import read_text
@@ -34,10 +34,10 @@ class References:
         ]
 
     @classmethod
-    def of(cls, rlhf: Rlhf | None) -> Self | None:
-        """Return the references of the objective's rewards; None if none of them reads a row."""
-        found = cls(rlhf.rewards or []) if rlhf else None
-        return None if found is None or found.is_empty else found
+    def of(cls, rewards: Sequence[Reward]) -> Self | None:
+        """Return the references of these rewards; None if none of them reads a row."""
+        found = cls(rewards)
+        return None if found.is_empty else found
 
     @property
     def is_empty(self) -> bool:

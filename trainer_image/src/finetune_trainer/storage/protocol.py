@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from finetune_api.handoff import ManifestFile
+from finetune_api.handoff import CA_FILE, ManifestFile
 from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.storage.transfers import transfer_all
 
@@ -152,6 +152,14 @@ def confine_path(directory: Path, key: str) -> Path:
     path = directory / key
     if not path.resolve().is_relative_to(directory.resolve()):
         raise InvalidConfig(f"the object key {key!r} would be written outside its folder")
+    return path
+
+
+def mounted_authority(directory: Path, place: str) -> Path:
+    """Return the file of the authority that `caSecretRef` of a block of the spec names, in its mounted Secret."""
+    path = directory / CA_FILE
+    if not path.is_file():
+        raise InvalidConfig(f"the Secret named by {place}.caSecretRef needs the key {CA_FILE} (PEM)")
     return path
 
 

@@ -31,7 +31,7 @@ from finetune_trainer.storage.protocol import (
     size_error,
 )
 from finetune_trainer.storage.retries import retry
-from finetune_trainer.storage.s3_client import S3Connection, error_code, is_missing, storage_error
+from finetune_trainer.storage.s3_client import S3Connection, error_code, http_status, is_missing, storage_error
 from finetune_trainer.storage.transfers import SMALL_BYTES
 
 T = TypeVar("T")
@@ -183,7 +183,7 @@ class S3Store(Store):
                     uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*"), raw=True
                 )
             except ClientError as error:
-                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+                status = http_status(error)
                 if status == 412:
                     return self.read(uri) == data
                 if status == 501:
@@ -291,7 +291,7 @@ class S3Store(Store):
         try:
             yield
         except ClientError as error:
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            status = http_status(error)
             if raw and status in {409, 412, 501}:
                 raise
             if is_missing(error):
@@ -320,7 +320,7 @@ class S3Store(Store):
         try:
             self._client.head_bucket(Bucket=bucket)
         except ClientError as error:
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            status = http_status(error)
             return missing if status == 403 else storage_error(error, uri, self._connection, bucket_only=True)
         except BotoCoreError as error:
             return storage_error(error, uri, self._connection)

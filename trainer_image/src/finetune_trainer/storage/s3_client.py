@@ -21,11 +21,12 @@ from botocore.exceptions import (
 from urllib3.exceptions import HTTPError
 
 from finetune_api.endpoints import is_aws_s3
-from finetune_api.handoff import CA_DIR, CA_FILE, CREDENTIALS_DIR
+from finetune_api.handoff import CA_DIR, CREDENTIALS_DIR
 from finetune_api.spec import Storage as StorageSpec
 from finetune_trainer.errors import InvalidConfig, KeysRefused, StorageDenied, StorageUnavailable, TrainerError
 from finetune_trainer.storage.mounted_keys import KEYS, open_session, read_credentials
 from finetune_trainer.storage.own_servers import OwnKey, explain_other_server
+from finetune_trainer.storage.protocol import mounted_authority
 
 DEFAULT_REGION = "us-east-1"
 FIXES = {
@@ -145,7 +146,7 @@ def connect_s3(
         read_credentials(credentials_dir)  # keys that are missing are reported before any request
     return S3Connection(
         spec=spec,
-        ca_file=_ca_file(ca_dir / CA_FILE) if spec.ca_secret_ref else None,
+        ca_file=mounted_authority(ca_dir, "spec.storage") if spec.ca_secret_ref else None,
         mounted=credentials_dir if spec.credentials_secret_ref else None,
     )
 
@@ -189,15 +190,14 @@ def _name_settings(spec: StorageSpec, option: str) -> SettingNames:
     return SettingNames(endpoint=endpoint, region="AWS_DEFAULT_REGION", **known)
 
 
-def _ca_file(path: Path) -> Path:
-    if not path.is_file():
-        raise InvalidConfig(f"the Secret named by spec.storage.caSecretRef needs the key {CA_FILE} (PEM)")
-    return path
-
-
 def error_code(error: ClientError) -> str:
     """Return the error code, for example `AccessDenied`; after a HEAD request, only the HTTP status."""
     return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def http_status(error: ClientError) -> int:
+    """Return the HTTP status of the response; 0 if there is none."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
 
 
 def is_missing(error: ClientError) -> bool:
@@ -231,8 +231,7 @@ def storage_error(
 
 
 def _response_error(error: ClientError, where: str, names: SettingNames, *, bucket_only: bool) -> TrainerError:
-    code = error_code(error)
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+    code, status = error_code(error), http_status(error)
     if bucket_only and is_missing(error):
         code = "NoSuchBucket"
     if code in FIXES:

@@ -9,7 +9,7 @@ from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from finetune_api.objectives import Objective
+from finetune_api.objectives import SUPERVISED, Objective
 from finetune_api.spec import Packing
 from finetune_trainer.errors import InvalidConfig
 
@@ -92,11 +92,7 @@ def count_packed(
 
     `Auto` packs plain text wherever that is exact, and conversations where at least two share a sequence on average.
     """
-    if asked is Packing.NEVER or objective not in (
-        Objective.INSTRUCTION,
-        Objective.CHAT,
-        Objective.DOMAIN_ADAPTATION,
-    ):
+    if asked is Packing.NEVER or objective not in SUPERVISED:
         return None
     if model_type not in EXACT_MODELS:
         if asked is Packing.ALWAYS:

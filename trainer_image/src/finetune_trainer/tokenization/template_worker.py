@@ -5,7 +5,13 @@ import signal
 import sys
 
 from finetune_trainer.limits import limit_process
-from finetune_trainer.tokenization.template_sandbox import HEAD_BYTES, VARIABLES, SandboxedTemplate, TemplateFailure
+from finetune_trainer.tokenization.template_sandbox import (
+    FAILS,
+    HEAD_BYTES,
+    VARIABLES,
+    SandboxedTemplate,
+    TemplateFailure,
+)
 
 
 def main() -> None:
@@ -26,7 +32,7 @@ def main() -> None:
             except TemplateFailure as failure:
                 answer = b"-" + str(failure)[:1000].encode("utf-8", "surrogatepass")
             except Exception as error:  # noqa: BLE001 - whatever a template's author caused, it is the row's failure
-                answer = b"-the chat template fails: " + type(error).__name__.encode()
+                answer = f"-{FAILS}{type(error).__name__}".encode()
             signal.setitimer(signal.ITIMER_PROF, 0)
             sys.stdout.buffer.write(len(answer).to_bytes(HEAD_BYTES))
             sys.stdout.buffer.write(answer)

@@ -50,7 +50,7 @@ class SavedRun:
             "questions_sha256": self.before.questions_sha256,
             "written": written,
             "ability": self.before.ability,
-            "metrics": self.metrics.model_dump(mode="json", by_alias=True, exclude_none=True),
+            "metrics": self.metrics.to_wire(),
             "seconds": self.seconds,
             "kept": self.kept,
         }

@@ -1,6 +1,5 @@
 """Checkpoints in storage. Each manifest is written last and removed first, so that an incomplete one is not used."""
 
-import hashlib
 import logging
 import os
 import shutil
@@ -11,29 +10,35 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from finetune_api.handoff import Artifact, CheckpointManifest, ExitCode, JobConfig, ManifestFile
 from finetune_api.spec import Checkpoint, ResumePolicy
 from finetune_api.status import CheckpointStatus, Resolved
 from finetune_trainer.config.run_context import RunContext
-from finetune_trainer.distributed.rank_layout import MEASURING
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerError
 from finetune_trainer.storage.hub.uris import pinned_model_uri
-from finetune_trainer.storage.protocol import Entry, Store, confine_path, describe_files, join_uri, sha256_file
+from finetune_trainer.storage.protocol import Entry, confine_path, describe_files, join_uri, sha256_file
 from finetune_trainer.storage.transfers import transfer_all
-from finetune_trainer.training import interrupted_runs
+from finetune_trainer.training.stored_checkpoints import (
+    FOLDER,
+    BrokenCheckpoint,
+    Stored,
+    describe_stored,
+    group_by_step,
+    list_quietly,
+    read_stored,
+    remove_checkpoint,
+    superseded,
+)
 
 logger = logging.getLogger(__name__)
 
 LONGEST_GAP_SECONDS = 1800.0
 """Longest time between two checkpoints by default: the work that a killed run may lose."""
-FOLDER = "step-{:06d}"
 OPTIMISER_SHARDS = "optimizer"
 """Folder of the optimiser's state, one file for each process, if the weights were sharded."""
 UPLOADED = TypeAdapter(list[ManifestFile])
-Stored = tuple[str, CheckpointManifest, bytes]
-"""The folder of a checkpoint, its manifest, and the manifest's bytes."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,9 @@ class Checkpoints:
         self, run: RunContext, base_sha256: str, rows: Mapping[str, str], inputs: Mapping[str, str] | None = None
     ) -> None:
         config = run.config
-        self.uri = join_uri(config.output_key(), Artifact.CHECKPOINTS)
+        self.uri, self._trained, self._reference = (
+            join_uri(config.output_key(), name) for name in (Artifact.CHECKPOINTS, Artifact.TRAINED, Artifact.REFERENCE)
+        )
         self.schedule = build_schedule(config.spec.checkpoint, config.resolved or Resolved())
         self.last_step = 0
         """Step of the checkpoint that was last saved or resumed from; 0 = none."""
@@ -192,7 +199,7 @@ class Checkpoints:
             others = [file for text in uploaded for file in UPLOADED.validate_json(text)]
             stored = self._upload(self._folder(step), step, folder, others)
             self.last_step = step
-            self._run.reporter.set_checkpoint(self._describe(stored, time.monotonic() - began))
+            self._run.reporter.set_checkpoint(describe_stored(stored, time.monotonic() - began))
         except StorageUnavailable as error:
             if self._run.stop.is_set():
                 raise
@@ -208,7 +215,7 @@ class Checkpoints:
         """Store what the merge needs of a completed training, and return where; a stop does not interrupt it."""
         self._run.reporter.set_stage("Saving")
         remove_checkpoint(self._trained, [Artifact.MANIFEST], self._run.storage)
-        return self._describe(self._upload(self._trained, step, folder))
+        return describe_stored(self._upload(self._trained, step, folder))
 
     def restore_trained(self) -> tuple[int, Path]:
         """Download what `save_trained` stored; return its step and folder.
@@ -217,7 +224,7 @@ class Checkpoints:
         """
         sizes = {entry.key: entry.size for entry in self._run.storage.list(self._trained)}
         try:
-            manifest, _ = self._download(self._trained, None, sizes, self._run.workspace / "trained")
+            _, manifest, _ = self._download(self._trained, None, sizes, self._run.workspace / "trained")
         except BrokenCheckpoint as why:
             remove_checkpoint(self._trained, [Artifact.MANIFEST], self._run.storage)
             raise StorageUnavailable(
@@ -261,21 +268,18 @@ class Checkpoints:
 
     def _fetch(self, step: int, sizes: Mapping[str, int]) -> Path:
         uri, directory = self._folder(step), self._run.workspace / "resumed"
-        manifest, data = self._download(uri, step, sizes, directory)
+        stored = self._download(uri, step, sizes, directory)
         self.last_step = step
         self._last_time = time.monotonic()
-        self._run.reporter.set_checkpoint(self._describe((uri, manifest, data)))
+        self._run.reporter.set_checkpoint(describe_stored(stored))
         self._run.reporter.update(progress={"resumed_from_step": step, "step": step})
         logger.info("resuming from %s", uri)
         return directory
 
-    def _download(
-        self, uri: str, step: int | None, sizes: Mapping[str, int], directory: Path
-    ) -> tuple[CheckpointManifest, bytes]:
-        data = self._run.storage.read(join_uri(uri, Artifact.MANIFEST)) if Artifact.MANIFEST in sizes else None
-        manifest = parse_manifest(data, step)
-        differences = self._origin.differences(manifest)
-        if differences:
+    def _download(self, uri: str, step: int | None, sizes: Mapping[str, int], directory: Path) -> Stored:
+        stored = read_stored(uri, sizes, self._run.storage, step)
+        _, manifest, _ = stored
+        if differences := self._origin.differences(manifest):
             raise TrainerError(
                 ExitCode.OUTPUT_CONFLICT,
                 f"{uri} is not a checkpoint of this job: {'; '.join(differences)}. Remove {self.uri}, choose another "
@@ -293,7 +297,7 @@ class Checkpoints:
                 raise BrokenCheckpoint(f"{file.path} is missing") from None
             if sha256_file(path, on_bytes) != file.sha256:
                 raise BrokenCheckpoint(f"{file.path} differs from its SHA-256 in the manifest")
-        return manifest, data or b""
+        return stored
 
     def _upload_files(self, uri: str, folder: Path, files: Iterable[ManifestFile]) -> None:
         upload, beat = self._run.storage.upload, self._run.reporter.beat
@@ -323,114 +327,10 @@ class Checkpoints:
         return uri, manifest, data
 
     def _prune(self) -> None:
-        folders = list_checkpoints(self.uri, self._run.storage)
+        folders = group_by_step(list_quietly(self.uri, self._run.storage))
         whole = [step for step, sizes in folders.items() if Artifact.MANIFEST in sizes]
         for step in superseded(folders, whole, self._kept):
             remove_checkpoint(self._folder(step), folders[step], self._run.storage)
 
-    def _describe(self, stored: Stored, seconds: float | None = None) -> CheckpointStatus:
-        uri, manifest, data = stored
-        return CheckpointStatus(
-            uri=uri,
-            step=manifest.step,
-            saved_time=manifest.saved_time,
-            sha256=hashlib.sha256(data).hexdigest(),
-            save_seconds=seconds,
-        )
-
-    @property
-    def _trained(self) -> str:
-        return _stored_uri(self._run.config, Artifact.TRAINED)
-
-    @property
-    def _reference(self) -> str:
-        return _stored_uri(self._run.config, Artifact.REFERENCE)
-
     def _folder(self, step: int) -> str:
         return join_uri(self.uri, FOLDER.format(step))
-
-
-class BrokenCheckpoint(Exception):  # noqa: N818 - it names the state of the checkpoint
-    """The checkpoint is incomplete."""
-
-
-def parse_manifest(data: bytes | None, step: int | None) -> CheckpointManifest:
-    """Return the manifest of that step's checkpoint, or of any step; raise if it is missing or invalid."""
-    if data is None:
-        raise BrokenCheckpoint("it has no manifest, so it was not saved completely")
-    try:
-        manifest = CheckpointManifest.model_validate_json(data)
-    except ValidationError:
-        raise BrokenCheckpoint("its manifest is invalid") from None
-    if manifest.step != (manifest.step if step is None else step):
-        raise BrokenCheckpoint(f"its manifest is of step {manifest.step}")
-    return manifest
-
-
-def group_by_step(entries: Iterable[Entry]) -> dict[int, dict[str, int]]:
-    """Return the size of each file of each checkpoint; other files are ignored."""
-    found: dict[int, dict[str, int]] = {}
-    for entry in entries:
-        folder, _, name = entry.key.partition("/")
-        number = folder.removeprefix("step-")
-        if name and number.isdecimal() and folder == FOLDER.format(int(number)):
-            found.setdefault(int(number), {})[name] = entry.size
-    return found
-
-
-def superseded(steps: Iterable[int], whole: Iterable[int], kept: int) -> list[int]:
-    """Return the checkpoints to remove: all except the newest `kept` complete ones."""
-    return sorted(set(steps) - set(sorted(whole)[-kept:]))
-
-
-def find_trained(config: JobConfig, storage: Store) -> CheckpointStatus | None:
-    """Return what this job's training stored for its merge, if every file of it has the size in its manifest."""
-    uri = _stored_uri(config, Artifact.TRAINED)
-    sizes = {entry.key: entry.size for entry in storage.list(uri)}
-    data = storage.read(join_uri(uri, Artifact.MANIFEST)) if Artifact.MANIFEST in sizes else None
-    try:
-        manifest = parse_manifest(data, None)
-    except BrokenCheckpoint:
-        return None
-    if not manifest.is_of(config) or any(sizes.get(file.path) != file.size for file in manifest.files):
-        return None
-    digest = hashlib.sha256(data or b"").hexdigest()
-    return CheckpointStatus(uri=uri, step=manifest.step, saved_time=manifest.saved_time, sha256=digest)
-
-
-def _stored_uri(config: JobConfig, name: Artifact) -> str:
-    return join_uri(config.output_key(), name)
-
-
-def remove_checkpoints(config: JobConfig, storage: Store) -> None:
-    """Remove every checkpoint of a job whose result is published, and the records of its interrupted runs."""
-    uri = join_uri(config.output_key(), Artifact.CHECKPOINTS)
-    found = _list_quietly(uri, storage)
-    for step, sizes in group_by_step(found).items():
-        remove_checkpoint(join_uri(uri, FOLDER.format(step)), sizes, storage)
-    remove_checkpoint(uri, [entry.key for entry in found if entry.key == MEASURING], storage)
-    for stored in (_stored_uri(config, Artifact.TRAINED), _stored_uri(config, Artifact.REFERENCE)):
-        remove_checkpoint(stored, [entry.key for entry in _list_quietly(stored, storage)], storage)
-    interrupted_runs.remove(config, storage)
-
-
-def list_checkpoints(uri: str, storage: Store) -> dict[int, dict[str, int]]:
-    """Return the checkpoints in storage; if the store cannot list them, log a warning and return none."""
-    return group_by_step(_list_quietly(uri, storage))
-
-
-def _list_quietly(uri: str, storage: Store) -> list[Entry]:
-    try:
-        return list(storage.list(uri))
-    except TrainerError as error:
-        logger.warning("cannot remove old checkpoints: %s", error.message)
-        return []
-
-
-def remove_checkpoint(uri: str, names: Iterable[str], storage: Store) -> None:
-    """Remove a checkpoint, its manifest first; if the credentials do not allow it, log a warning."""
-    try:
-        for name in sorted(names, key=lambda name: (name != Artifact.MANIFEST, name)):
-            storage.remove(join_uri(uri, name))
-    except TrainerError as error:
-        logger.warning("cannot remove %s: %s", uri, error.message)

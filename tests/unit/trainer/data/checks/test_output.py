@@ -23,7 +23,7 @@ def test_accepted_rows_come_back_as_they_were(check: Any, tmp_path: Path) -> Non
             output.write(row)
     kept = [row for row in rows if isinstance(row, ChatRow)]
     again = list(read_accepted(tmp_path / "out" / "accepted.jsonl"))
-    assert [row.to_dict() for row in again] == [row.to_dict() for row in kept]
+    assert [(row.content(), row.source) for row in again] == [(row.content(), row.source) for row in kept]
     (rejected,) = map(json.loads, (tmp_path / "out" / "rejected.jsonl").read_text().splitlines())
     assert rejected.keys() == {"file", "line", "code", "detail", "excerpt"}
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary.to_dict()
@@ -184,5 +184,5 @@ def test_every_kind_of_row_comes_back_as_it_was(check: Any, tmp_path: Path) -> N
         for row in rows:
             output.write(row)
     again = list(read_accepted(tmp_path / "out" / "accepted.jsonl"))
-    assert [(type(row), row.to_dict()) for row in again] == [(type(row), row.to_dict()) for row in rows]
-    assert [row.to_dict()["_source"]["line"] for row in again] == [1, 2, 3, 4, 5]
+    assert [(type(row), row.content()) for row in again] == [(type(row), row.content()) for row in rows]
+    assert [row.source.line for row in again] == [1, 2, 3, 4, 5]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.objectives import Rlhf
+from finetune_api.objectives import Reward
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.rows import ChatRow, DataFormat, Source
 from finetune_trainer.rewards.references import References
@@ -69,9 +69,9 @@ def test_only_accepted_rows_count(check: Any) -> None:
 
 
 def test_a_column_that_a_reward_reads_is_used(check: Any) -> None:
-    rewards = Rlhf.model_validate({"rewards": [{"type": "Answer", "answer": {"match": "Exact", "column": "truth"}}]})
+    reward = Reward.model_validate({"type": "Answer", "answer": {"match": "Exact", "column": "truth"}})
     _, summary = check(
-        {"prompt": "q", "truth": "t", "solution": "s"}, objective="RLHF", references=References.of(rewards)
+        {"prompt": "q", "truth": "t", "solution": "s"}, objective="RLHF", references=References.of([reward])
     )
     assert summary.to_dict()["unusedColumns"] == {"solution": 1}
 

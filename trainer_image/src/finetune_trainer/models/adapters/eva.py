@@ -13,7 +13,8 @@ from peft import PeftModel
 from peft.utils.incremental_pca import IncrementalPCA
 
 from finetune_trainer.errors import InvalidConfig
-from finetune_trainer.models.adapters.starts import ADAPTER, ITERATIONS, lora_layers, unfit
+from finetune_trainer.models.adapters.factors import ADAPTER
+from finetune_trainer.models.adapters.starts import ITERATIONS, lora_layers, unfit
 from finetune_trainer.tokenization.samples import UNTRAINED, Encoded
 
 logger = logging.getLogger(__name__)

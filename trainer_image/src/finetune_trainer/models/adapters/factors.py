@@ -10,6 +10,8 @@ from finetune_trainer.models.adapters.patterns import find_value
 from finetune_trainer.models.shape import EXPERTS
 
 PREFIX = "base_model.model."
+ADAPTER = "default"
+"""PEFT's name for a model's first adapter."""
 WRAPPED = ".base_layer"
 """PEFT's name for what an adapter wraps. A second parameter of one module is wrapped inside the first one's adapter."""
 FIRST = ("A.weight", "embedding_A")

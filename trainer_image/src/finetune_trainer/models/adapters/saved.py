@@ -12,9 +12,9 @@ from torch.distributed.tensor import DTensor
 
 from finetune_api.handoff import ADAPTER_WEIGHTS, ExitCode
 from finetune_trainer.errors import InvalidConfig, TrainerError
-from finetune_trainer.models.adapters.factors import PREFIX
+from finetune_trainer.models.adapters.factors import ADAPTER, PREFIX
 from finetune_trainer.models.adapters.starts import publish_difference
-from finetune_trainer.models.adapters.whole_modules import ADAPTER, published_names, require_tied, tied_names
+from finetune_trainer.models.adapters.whole_modules import published_names, require_tied, tied_names
 from finetune_trainer.models.base_model import TOKENIZER_CONFIG
 from finetune_trainer.models.loading import HEAD, trained_tensors
 from finetune_trainer.tokenization.labeler import Labeler

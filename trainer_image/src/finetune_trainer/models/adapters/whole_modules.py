@@ -10,11 +10,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from finetune_trainer.errors import InvalidConfig
-from finetune_trainer.models.adapters.factors import PREFIX
+from finetune_trainer.models.adapters.factors import ADAPTER, PREFIX
 from finetune_trainer.models.adapters.whole_names import FIELD, find_whole_modules
 from finetune_trainer.models.architectures import text_prefix
 
-ADAPTER = "default"
 INSIDE = (".modules_to_save", ".original_module")
 """PEFT's names for the trained and the frozen copy of a module."""
 

@@ -100,7 +100,7 @@ class Follower:
             self._is_abandoned = True
             self._run.abandon()
             logger.warning("%s: the last values were not sent in time", self._run.name)
-            self._note(f"{self._run.name} is incomplete: the last values were not sent in time")
+            self._reporter.set_note(f"{self._run.name} is incomplete: the last values were not sent in time")
 
     def _follow(self) -> None:
         wait = 0.0
@@ -158,16 +158,13 @@ class Follower:
         if not self._is_failing:
             self._is_failing = True
             logger.warning("%s: %s; the training continues, retrying", self._run.name, fault)
-            self._note(f"{self._run.name} is not up to date: {fault}")
+            self._reporter.set_note(f"{self._run.name} is not up to date: {fault}")
 
     def _record_success(self) -> None:
         if self._is_failing:
             self._is_failing, self._failures = False, 0
             logger.info("%s is reachable again", self._run.name)
-            self._note(f"{self._run.name} is reachable again")
-
-    def _note(self, text: str) -> None:
-        self._reporter.set_note(text)
+            self._reporter.set_note(f"{self._run.name} is reachable again")
 
 
 def parse_point(line: bytes) -> Point:

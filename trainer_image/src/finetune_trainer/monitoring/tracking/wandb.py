@@ -84,7 +84,7 @@ class WandbRun:
 
     def settings(self, resolved: Resolved) -> None:
         """Send the settings as the run's config."""
-        self._write({"settings": resolved.model_dump(mode="json", by_alias=True, exclude_none=True)})
+        self._write({"settings": resolved.to_wire()})
 
     def send(self, points: Sequence[Point]) -> None:
         """Send the values; W&B ignores steps that the run has already."""

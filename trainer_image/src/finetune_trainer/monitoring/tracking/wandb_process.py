@@ -6,8 +6,6 @@ It ends with its input, so a killed trainer leaves no process behind.
 import json
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any
 
 import wandb
 
@@ -16,7 +14,7 @@ INIT_SECONDS = 30.0
 
 def log_run() -> int:
     """Create the run of the first line, and send it the other lines."""
-    lines = _lines()
+    lines = map(json.loads, sys.stdin)
     first = next(lines, None)
     if first is None:
         return 1
@@ -52,11 +50,6 @@ def log_run() -> int:
             run.finish(exit_code=line["exit"])
             return 0
     return 1
-
-
-def _lines() -> Iterator[dict[str, Any]]:
-    for line in sys.stdin:
-        yield json.loads(line)
 
 
 def _answer(word: str) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
 
+from finetune_api.output import COMMIT
 from finetune_trainer.errors import InvalidConfig, ObjectMissing, StorageUnavailable
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.hub.client import HubClient
-from finetune_trainer.storage.hub.uris import COMMIT, HubConnection, HubUri, Repo, matches_entry, parse_hub_uri
+from finetune_trainer.storage.hub.uris import HubConnection, HubUri, Repo, matches_entry, parse_hub_uri
 from finetune_trainer.storage.protocol import (
     CHUNK_BYTES,
     MAX_OBJECTS,

@@ -4,26 +4,27 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
 from finetune_api.blocks import SecretRef
 from finetune_api.endpoints import is_endpoint
-from finetune_api.handoff import CA_FILE, HUB_CA_DIR, HUB_TOKEN_FILE, HUB_TOKENS_DIR, HubRole
+from finetune_api.handoff import HUB_CA_DIR, HUB_TOKEN_FILE, HUB_TOKENS_DIR, HubRole
 from finetune_api.inputs.sources import Hub, Model
+from finetune_api.output import COMMIT
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec_sources import SpecSource, list_sources
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.storage.own_servers import OwnKey, explain_withheld
-from finetune_trainer.storage.protocol import Entry, sha256_file
+from finetune_trainer.storage.protocol import Entry, mounted_authority, sha256_file
 
 logger = logging.getLogger(__name__)
 
 SCHEME = "hf://"
 DATASETS = "datasets/"
 ENDPOINT = "https://huggingface.co"
-COMMIT = re.compile(r"[0-9a-f]{40}")
 TOKEN = re.compile(r"[\x21-\x7e]{1,512}")
 
 
@@ -165,17 +166,15 @@ def connect_hub(
     """Return the connection of a pod: tokens and CA from mounted files."""
     hub = spec.hub or Hub()
     accesses: dict[Repo, Access] = {}
-    for role, credentials, uris in _sources(spec):
-        secret = credentials.name if credentials else None
-        field = "spec.dataset.train" if role is HubRole.TRAIN else next(iter(uris))
-        token = _mounted_token(tokens_dir / role / HUB_TOKEN_FILE, field, secret)
-        for place, uri in uris.items():
-            _add(accesses, uri, Access(place, token, secret))
-    ca_file = _ca_file(ca_dir) if hub.ca_secret_ref else None
-    public = _public_accesses(spec)
-    for uri, access in public:
-        _add(accesses, uri, access)
-    fallback = public[-1][1] if public else Access("spec.model")
+    fallback = Access("spec.model")
+    for one in _list_hub_sources(spec):
+        place = f"spec.{one.place}"
+        if one.role:
+            access = _mounted_access(place, one.role, one.secret, tokens_dir)
+        else:
+            access = fallback = Access(place, is_public=True)
+        _add(accesses, one.uri, access)
+    ca_file = mounted_authority(ca_dir, "spec.hub") if hub.ca_secret_ref else None
     return HubConnection(_checked_url(hub.endpoint or ENDPOINT, "spec.hub.endpoint"), ca_file, accesses, fallback)
 
 
@@ -186,16 +185,14 @@ def connect_output_hub(
     hub, output = spec.hub or Hub(), spec.output.hub
     if output is None:
         raise ValueError("the job has no output.hub")
-    field, credentials = "spec.output.hub", output.credentials_secret_ref
-    secret = credentials.name if credentials else None
-    token = _mounted_token(tokens_dir / HubRole.OUTPUT / HUB_TOKEN_FILE, field, secret)
-    if token is None:
-        message = f"{field} has no token to push with: set credentialsSecretRef to a Secret with the key"
+    access = _mounted_access("spec.output.hub", HubRole.OUTPUT, output.credentials_secret_ref, tokens_dir)
+    if access.token is None:
+        message = f"{access.place} has no token to push with: set credentialsSecretRef to a Secret with the key"
         raise InvalidConfig(f"{message} {HUB_TOKEN_FILE}")
     endpoint = _checked_url(hub.endpoint or ENDPOINT, "spec.hub.endpoint")
     repo = Repo(Kind.MODEL, output.repo)
-    ca_file = _ca_file(ca_dir) if hub.ca_secret_ref else None
-    return HubConnection(endpoint, ca_file, {repo: Access(field, token, secret)})
+    ca_file = mounted_authority(ca_dir, "spec.hub") if hub.ca_secret_ref else None
+    return HubConnection(endpoint, ca_file, {repo: access})
 
 
 def connect_hub_here(spec: FineTuneJobSpec, named: Collection[str] = ()) -> HubConnection:
@@ -219,42 +216,14 @@ def connect_hub_here(spec: FineTuneJobSpec, named: Collection[str] = ()) -> HubC
         logger.warning("%s; public repositories are read without it", withheld)
         token = None
     accesses: dict[Repo, Access] = {}
-    sources = [(uri, place) for _, _, uris in _sources(spec) for place, uri in uris.items()]
-    for uri, place in [*sources, *((uri, access.place) for uri, access in _public_accesses(spec))]:
-        _add(accesses, uri, Access(place, token))
+    for one in _list_hub_sources(spec):
+        _add(accesses, one.uri, Access(f"spec.{one.place}", token))
     return HubConnection(endpoint, None, accesses, Access("spec.model", token), is_here=True, withheld=withheld)
 
 
-def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[HubRole, SecretRef | None, dict[str, str]]]:
-    """Yield the job's hub sources: URIs by their place in the spec, and the Secret with the token for them."""
-    dataset = spec.dataset
-    train = {f"spec.{place}": one.uri for place, one in dataset.training_sources().items()}
-    found = [
-        (HubRole.MODEL, spec.model.credentials_secret_ref, {"spec.model": spec.model.uri}),
-        (HubRole.TRAIN, dataset.train.credentials_secret_ref, train),
-    ]
-    if dataset.validation:
-        held_out = {"spec.dataset.validation": dataset.validation.uri}
-        found.append((HubRole.VALIDATION, dataset.validation.credentials_secret_ref, held_out))
-    if spec.distillation:
-        teacher = spec.distillation.teacher
-        found.append((HubRole.TEACHER, teacher.credentials_secret_ref, {"spec.distillation.teacher": teacher.uri}))
-    for role, credentials, uris in found:
-        if on_hub := {place: uri for place, uri in uris.items() if is_hub_uri(uri)}:
-            yield role, credentials, on_hub
-
-
-def _public_accesses(spec: FineTuneJobSpec) -> list[tuple[str, Access]]:
-    """Return the job's hub sources that have no field for a token."""
-    found = (
-        ("spec.tuning.initialAdapter", spec.tuning.initial_adapter),
-        ("spec.rlhf.rewardModel", spec.rlhf.reward_model if spec.rlhf else None),
-    )
-    return [
-        (source.uri, Access(place, is_public=True))
-        for place, source in found
-        if source and source.uri and is_hub_uri(source.uri)
-    ]
+def _list_hub_sources(spec: FineTuneJobSpec) -> list[SpecSource]:
+    """Return the job's sources on a hub, those without a field for a token last."""
+    return sorted((one for one in list_sources(spec) if is_hub_uri(one.uri)), key=lambda one: one.role is None)
 
 
 def _add(accesses: dict[Repo, Access], uri: str, access: Access) -> None:
@@ -264,13 +233,17 @@ def _add(accesses: dict[Repo, Access], uri: str, access: Access) -> None:
         accesses[repo] = access
 
 
-def _mounted_token(path: Path, place: str, secret: str | None) -> str | None:
+def _mounted_access(place: str, role: HubRole, credentials: SecretRef | None, tokens_dir: Path) -> Access:
+    """Return the access with the token that is mounted for a role, if one is."""
+    access = Access(place, secret=credentials.name if credentials else None)
+    path = tokens_dir / role / HUB_TOKEN_FILE
     token = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
     if token:
-        return _checked(token, f"the key {HUB_TOKEN_FILE} of the Secret named by {place}.credentialsSecretRef")
-    if secret:
-        raise InvalidConfig(f"the Secret {secret} named by {place}.credentialsSecretRef needs the key {HUB_TOKEN_FILE}")
-    return None
+        where = f"the key {HUB_TOKEN_FILE} of the Secret named by {access.token_field}"
+        return replace(access, token=_checked(token, where))
+    if access.secret:
+        raise InvalidConfig(f"the Secret {access.secret} named by {access.token_field} needs the key {HUB_TOKEN_FILE}")
+    return access
 
 
 def _checked(token: str, where: str) -> str:
@@ -284,10 +257,3 @@ def _checked_url(endpoint: str, setting: str) -> str:
     if not is_endpoint(endpoint):
         raise InvalidConfig(f"{setting} is {endpoint!r}: write https://host, http://host or http://host:port")
     return endpoint.rstrip("/")
-
-
-def _ca_file(directory: Path) -> Path:
-    path = directory / CA_FILE
-    if not path.is_file():
-        raise InvalidConfig(f"the Secret named by spec.hub.caSecretRef needs the key {CA_FILE} (PEM)")
-    return path

@@ -4,10 +4,11 @@ from base64 import b64decode
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune_api.handoff import CA_FILE, REGISTRY_CA_DIR, REGISTRY_DIR, REGISTRY_KEY_FILE
+from finetune_api.handoff import REGISTRY_CA_DIR, REGISTRY_DIR, REGISTRY_KEY_FILE
 from finetune_api.output import OciOutput
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.storage.oci.auth import DOCKER_HUB, find_key
+from finetune_trainer.storage.protocol import mounted_authority
 
 PLACE = "spec.output.oci"
 DOCKER_HUB_SERVER = "registry-1.docker.io"
@@ -52,7 +53,7 @@ def connect_registry(
         path = path if "/" in path else f"library/{path}"
     secret = output.credentials_secret_ref.name if output.credentials_secret_ref else None
     key = _mounted_key(keys_dir / REGISTRY_KEY_FILE, secret, output.host, path) if secret else None
-    ca_file = _ca_file(ca_dir) if output.ca_secret_ref else None
+    ca_file = mounted_authority(ca_dir, PLACE) if output.ca_secret_ref else None
     return RegistryConnection(output.repository, endpoint, path, key, secret, ca_file)
 
 
@@ -68,10 +69,3 @@ def _mounted_key(file: Path, secret: str, host: str, path: str) -> str:
     if key is None:
         raise InvalidConfig(f"{where} has no entry for {host} under auths: add one")
     return key
-
-
-def _ca_file(directory: Path) -> Path:
-    path = directory / CA_FILE
-    if not path.is_file():
-        raise InvalidConfig(f"the Secret named by {PLACE}.caSecretRef needs the key {CA_FILE} (PEM)")
-    return path
