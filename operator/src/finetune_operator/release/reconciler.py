@@ -103,7 +103,7 @@ class ReleaseReconciler:
                 service=await self._cluster.get_service(namespace, kserve, seen.now) if kserve else None,
                 tried=await self._cluster.get_service(namespace, earlier, seen.now) if earlier else None,
             )
-        except (Denied, NameTaken, Outdated) as problem:
+        except (Denied, NameTaken, Outdated, Refused) as problem:
             return replace(seen, problem=problem)
         query = find_query(seen)
         with suppress(Denied):  # the events only explain
