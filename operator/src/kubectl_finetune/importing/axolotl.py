@@ -415,12 +415,10 @@ FORMAT = Format(
         derived(_objective, "rl reward_model"),
         derived(_class, "model_type"),
         derived(lambda draft: put_model(draft, "base_model"), "base_model"),
+        derived(_method, f"adapter {ADAPTER} bnb_config_kwargs"),
         derived(
-            _method,
-            "adapter load_in_4bit load_in_8bit lora_r lora_alpha lora_dropout lora_model_dir lora_target_linear "
-            "lora_target_modules lora_target_parameters bnb_config_kwargs",
+            lambda draft: templates.put_template(draft, "chat_template", draft.get("chat_template")), "chat_template"
         ),
-        derived(lambda draft: templates.put_template(draft, "chat_template", templates.AXOLOTL), "chat_template"),
         derived(put_rows, "datasets pretraining_dataset test_datasets val_set_size"),
         derived(lambda draft: shared.put_everything(draft, "train_on_inputs"), "train_on_inputs"),
         derived(_batch, f"micro_batch_size gradient_accumulation_steps batch_size {' '.join(GPU_SPLITS)}"),

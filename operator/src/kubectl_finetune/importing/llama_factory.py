@@ -103,7 +103,7 @@ def _preferences(draft: Draft, objective: str) -> None:
 
 
 def _template(draft: Draft) -> None:
-    templates.put_template(draft, "template", templates.LLAMA_FACTORY)
+    templates.put_template(draft, "template", draft.get("template"))
     if draft.at(templates.FIELD) == "Alpaca":
         draft.lose("template", "no system text is added to rows without one", "add it to the rows")
 
@@ -404,11 +404,7 @@ FORMAT = Format(
         derived(lambda draft: put_model(draft, "model_name_or_path"), "model_name_or_path"),
         derived(_template, "template"),
         derived(lambda draft: shared.put_everything(draft, "train_on_prompt"), "train_on_prompt"),
-        derived(
-            _method,
-            "finetuning_type quantization_bit double_quantization lora_rank lora_alpha lora_dropout lora_target "
-            "adapter_name_or_path",
-        ),
+        derived(_method, f"finetuning_type {ADAPTER}"),
         derived(_rows, "dataset eval_dataset dataset_dir val_size max_samples mix_strategy interleave_probs"),
         derived(
             lambda draft: shared.put_batch(draft, "per_device_train_batch_size"),

@@ -364,17 +364,10 @@ FORMAT = Format(
     derived=(
         derived(_objective, ""),
         derived(_batch, "per_device_train_batch_size gradient_accumulation_steps num_processes"),
-        derived(
-            _settings,
-            "beta desirable_weight undesirable_weight completion_only_loss assistant_only_loss",
-        ),
+        derived(_settings, "beta desirable_weight undesirable_weight completion_only_loss assistant_only_loss"),
         derived(lambda draft: put_model(draft, "model_name_or_path"), "model_name_or_path"),
         derived(_defaults_of_command, "max_length max_seq_length"),
-        derived(
-            _method,
-            "use_peft load_in_4bit load_in_8bit use_bnb_nested_quant lora_r lora_alpha lora_dropout "
-            "lora_target_modules",
-        ),
+        derived(_method, f"use_peft load_in_4bit load_in_8bit {ADAPTER}"),
         derived(
             _rows,
             "datasets dataset_name dataset_config dataset_train_split dataset_test_split dataset_text_field "
