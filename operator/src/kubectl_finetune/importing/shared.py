@@ -12,7 +12,7 @@ from finetune_client.manifest.suggestions import nearest
 from kubectl_finetune.importing import values
 from kubectl_finetune.importing.draft import Draft, Key, NotConverted
 from kubectl_finetune.importing.files import has_secret
-from kubectl_finetune.importing.rows import OFF, Row, harmless, is_off, lost, refused, to
+from kubectl_finetune.importing.rows import OFF, Row, each, harmless, is_off, lost, refused, to
 
 HYPER, LORA = "hyperparameters", "tuning.lora"
 SUPERVISED = (Objective.INSTRUCTION.value, Objective.CHAT.value, Objective.DOMAIN_ADAPTATION.value)
@@ -67,9 +67,12 @@ TRAINING_ARGUMENTS: dict[str, Row] = {
     "save_strategy": harmless("checkpoints are by steps", "set checkpoint.steps", unless=(*OFF, "steps")),
     "logging_*": harmless(EVERY_STEP),
     "log_level*": harmless(EVERY_STEP),
-    "dataloader_*": harmless(MEMORY),
+    **each(
+        harmless(MEMORY),
+        "dataloader_* eval_accumulation_steps gradient_checkpointing_kwargs tf32 torch_compile* "
+        "torch_empty_cache_steps jit_mode_eval bf16_full_eval fp16_full_eval",
+    ),
     "per_device_eval_batch_size": harmless("the batch size of the training is used"),
-    "eval_accumulation_steps": harmless(MEMORY),
     "eval_delay": harmless("evaluation starts with the training"),
     "eval_on_start": harmless("the model before training is always evaluated"),
     "load_best_model_at_end": harmless("the best weights are always published"),
@@ -80,18 +83,9 @@ TRAINING_ARGUMENTS: dict[str, Row] = {
     "overwrite_output_dir": harmless("one prefix belongs to one job"),
     "resume_from_checkpoint": harmless("a run resumes by itself from a checkpoint of its own job"),
     "ignore_data_skip": harmless("a run resumes at its row"),
-    "gradient_checkpointing_kwargs": harmless(MEMORY),
-    "tf32": harmless(MEMORY),
-    "torch_compile*": harmless(MEMORY),
-    "torch_empty_cache_steps": harmless(MEMORY),
-    "jit_mode_eval": harmless(MEMORY),
-    "bf16_full_eval": harmless(MEMORY),
-    "fp16_full_eval": harmless(MEMORY),
     "remove_unused_columns": harmless("columns that a format does not name are ignored"),
-    "ddp_*": harmless(GPUS),
+    **each(harmless(GPUS), "ddp_* accelerator_config local_rank *_parallel *_parallel_size"),
     "fsdp*": harmless(GPUS, GIVE_GPUS),
-    "accelerator_config": harmless(GPUS),
-    "local_rank": harmless(GPUS),
     "push_to_hub*": harmless(UPLOAD),
     "hub_always_push": harmless("one push is made, after the result is published"),
     "hub_*": harmless(UPLOAD),
@@ -103,8 +97,6 @@ TRAINING_ARGUMENTS: dict[str, Row] = {
     "do_eval": harmless("held-out rows are evaluated if there are any"),
     "use_cpu": to("resources.gpusPerNode", lambda value: 0 if values.flag(value) else None),
     "ray_*": harmless("the operator starts the processes"),
-    "*_parallel": harmless(GPUS),
-    "*_parallel_size": harmless(GPUS),
 }
 """Arguments of transformers' Trainer that LLaMA-Factory and TRL have, too."""
 

@@ -22,7 +22,7 @@ from kubectl_finetune.importing.locations import (
     put_train,
     row_source,
 )
-from kubectl_finetune.importing.rows import Format, Table, derived, harmless, is_off, lost, refused, to
+from kubectl_finetune.importing.rows import Format, Table, derived, each, harmless, is_off, lost, refused, to
 from kubectl_finetune.importing.sharding import KEYS, put_shards, put_trainer_shards
 from kubectl_finetune.importing.shared import HYPER, LORA
 
@@ -337,13 +337,9 @@ TABLE: Table = MappingProxyType(
         "padding_free": harmless("padding is not trained on"),
         "pad_to_multiple_of": harmless("padding is not trained on"),
         "shuffle_dataset": harmless("rows are always shuffled"),
-        "dataset_num_proc": harmless(shared.NO_CACHE),
-        "dataset_streaming": harmless(shared.NO_CACHE),
-        "streaming": harmless(shared.NO_CACHE),
+        **each(harmless(shared.NO_CACHE), "dataset_num_proc dataset_streaming streaming"),
         "ignore_bias_buffers": harmless(shared.GPUS),
-        "precompute_ref_*": harmless(shared.MEMORY),
-        "activation_offloading": harmless(shared.MEMORY),
-        "bnb_4bit_quant_storage": harmless(shared.MEMORY),
+        **each(harmless(shared.MEMORY), "precompute_ref_* activation_offloading bnb_4bit_quant_storage"),
         "dtype": harmless("weights are loaded in the format of the computation"),
         "torch_dtype": harmless("weights are loaded in the format of the computation"),
         "env": harmless("environment variables are not copied", "set trainer.env"),
