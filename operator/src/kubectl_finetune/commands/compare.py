@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
+from rich.text import Text
 
 from finetune_api.comparing.comparison import ROUNDING, Comparison
 from finetune_api.comparing.measured import MeasuredRows, compare_results
@@ -17,6 +18,7 @@ from finetune_client.errors import FineTuneError
 from finetune_client.figures import NONE, duration, number
 from finetune_client.storage import Storage
 from kubectl_finetune.commands.diff import flat_fields, show_value
+from kubectl_finetune.display.table import columns
 
 TRAINING = ("hyperparameters", "tuning", "dataset", "model", "objective", "mode", "dpo", "kto", "rlhf", "distillation")
 """Blocks of the spec that are shown where they differ, in this order, before `lineage` and `earlyStopping`."""
@@ -311,8 +313,6 @@ def _short(path: str) -> str:
     return f"{above}.{last}" if last in {"uri", "name", "beta", "temperature"} or len(last) < 3 else last
 
 
-def ranking_table(ranking: Ranking) -> Any:
+def ranking_table(ranking: Ranking) -> Text:
     """Return the ranking as a table."""
-    from kubectl_finetune.display.table import columns  # noqa: PLC0415 - rich takes long to load
-
     return columns(ranking.header(), ranking.rows())

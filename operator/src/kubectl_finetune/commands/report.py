@@ -61,11 +61,6 @@ def commands(job: Job, artifacts: Artifacts, endpoint: str, options: str = "") -
     ]
 
 
-def text(storage: Storage) -> bytes:
-    """Return the report as Markdown."""
-    return storage.read(Artifact.REPORT)
-
-
 def save(storage: Storage, folder: Path) -> list[Path]:
     """Write both forms of the report to a folder."""
     paths = []

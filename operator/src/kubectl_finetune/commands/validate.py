@@ -269,11 +269,11 @@ def check_rows(jobs: list[dict[str, Any]], files: list[str], out: Path | None, *
 def require_folder(out: Path, option: str) -> None:
     """Raise WrongUse if the folder of an option cannot be made because there is a file, or because of its path."""
     try:
-        nearest = next(one for one in (out, *out.absolute().parents) if one.exists())
+        existing = next(one for one in (out, *out.absolute().parents) if one.exists())
     except OSError as error:
         raise WrongUse(f"{option} {out} cannot be made: {error.strerror}", "name another folder") from None
-    if not nearest.is_dir():
-        raise WrongUse(f"{option} {out} cannot be made: {nearest} is a file", "name a folder")
+    if not existing.is_dir():
+        raise WrongUse(f"{option} {out} cannot be made: {existing} is a file", "name a folder")
 
 
 def find_program() -> str:
