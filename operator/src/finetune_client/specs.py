@@ -88,7 +88,7 @@ def _read(path: Path) -> tuple[Object, dict[FieldPath, str]]:
     try:
         documents, faults = read_stream(read_text(path))
     except FileError as error:
-        raise WrongUse(str(error)) from None
+        raise WrongUse(str(error), error.fix) from None
     for fault in faults:
         raise InvalidJob(f"{path}:{fault.line or 1}: is not YAML: {fault.problem}", fault.fix)
     found = [one for one in documents if isinstance(one.value, dict) and one.value.get("kind") == names.KIND]

@@ -33,6 +33,10 @@ TAB = repr("\t")
 class FileError(Exception):
     """A file cannot be read as a text."""
 
+    def __init__(self, message: str, fix: str) -> None:
+        super().__init__(message)
+        self.fix = fix
+
 
 @dataclass
 class YamlDocument:
@@ -78,12 +82,12 @@ def read_text(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise FileError(f"{path} is larger than {MAX_BYTES // 1024**2} MiB")
+            raise FileError(f"{path} is larger than {MAX_BYTES // 1024**2} MiB", "give a file of settings, not of rows")
         return data.decode("utf-8-sig")
     except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}") from None
+        raise FileError(f"{path} cannot be read: {error.strerror}", "check the path, and who may read it") from None
     except UnicodeDecodeError:
-        raise FileError(f"{path} is not a text in UTF-8") from None
+        raise FileError(f"{path} is not a text in UTF-8", "save it in UTF-8") from None
 
 
 def read_documents(text: str) -> list[YamlDocument]:

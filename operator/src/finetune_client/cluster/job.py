@@ -14,7 +14,8 @@ from finetune_client.errors import FineTuneError
 Object = dict[str, Any]
 
 
-FIX = "install the kubectl-finetune of the operator's version (or its client), or read it with kubectl get -o yaml"
+NEWER = "install the kubectl-finetune of the operator's version (or its client)"
+FIX = f"{NEWER}, or read it with kubectl get -o yaml"
 
 
 def _explain(raw: Object, error: ValidationError) -> str:

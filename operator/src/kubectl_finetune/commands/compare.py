@@ -13,7 +13,7 @@ from finetune_api.evaluation import EvaluationMetric, Verdict
 from finetune_api.handoff import Artifact
 from finetune_api.objectives import Dpo, Kto, Objective
 from finetune_api.spec import FineTuneJobSpec
-from finetune_client.cluster.job import Job, Object
+from finetune_client.cluster.job import NEWER, Job, Object
 from finetune_client.errors import FineTuneError
 from finetune_client.figures import NONE, duration, number
 from finetune_client.storage import Storage
@@ -133,7 +133,7 @@ def read_measured(jobs: Sequence[Job], open_storage: Callable[[Job], Storage]) -
                     found[job.name] = MeasuredRows.model_validate_json(storage.read(Artifact.HELD_OUT))
                 except ValidationError:
                     problem = f"{Artifact.HELD_OUT} of {job.name} has a form that this version cannot read"
-                    raise FineTuneError(problem) from None
+                    raise FineTuneError(problem, NEWER) from None
     return found
 
 

@@ -101,7 +101,7 @@ def read_files(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
     seen: set[str] = set()
     for path in dict.fromkeys(paths):
         if str(path) == "-":
-            yield "stdin", read_stdin()
+            yield read_file(path)
             continue
         inside = (
             sorted(one for one in path.rglob("*") if one.suffix in {".yaml", ".yml", ".json"} and one.is_file())
@@ -109,25 +109,32 @@ def read_files(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
             else [path]
         )
         if not inside:
-            raise FineTuneError(f"{path} has no YAML files")
+            raise FineTuneError(f"{path} has no YAML files", "name a folder with .yaml, .yml or .json files")
         for one in inside:
             if (place := os.path.realpath(one)) in seen:
                 continue
             seen.add(place)
-            try:
-                yield str(one), read_text(one)
-            except FileError as error:
-                raise FineTuneError(str(error)) from None
+            yield read_file(one)
 
 
-def read_stdin() -> str:
+def read_file(path: Path) -> tuple[str, str]:
+    """Return name and text of a file, or of stdin for `-`."""
+    if str(path) == "-":
+        return "stdin", _read_stdin()
+    try:
+        return str(path), read_text(path)
+    except FileError as error:
+        raise FineTuneError(str(error), error.fix) from None
+
+
+def _read_stdin() -> str:
     """Return the text of stdin, which is UTF-8 in every locale, as a file is."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8-sig")
     try:
         return sys.stdin.read()
     except UnicodeDecodeError:
-        raise FineTuneError("stdin is not a text in UTF-8") from None
+        raise FineTuneError("stdin is not a text in UTF-8", "convert it to UTF-8") from None
 
 
 def _of_yaml(file: str, fault: YamlError) -> Problem:

@@ -237,7 +237,7 @@ def test_a_file_or_manifest_that_was_changed_is_refused(bucket: Bucket) -> None:
     bucket.objects[f"out/{Artifact.REPORT}"] = b"# Better report"
     with pytest.raises(FineTuneError, match="its SHA-256 differs"):
         storage.read(Artifact.REPORT)
-    with pytest.raises(FineTuneError, match="names no adapter"):
+    with pytest.raises(FineTuneError, match=r"names no adapter\n  it has finetune_report[.]md, report[.]html"):
         storage.read("adapter")
     with pytest.raises(FineTuneError, match=f"{Artifact.MANIFEST} in storage is not the file"):
         Storage(artifacts_of(bucket, manifestSHA256="00" * 32), "")
