@@ -5,7 +5,7 @@ kubectl's reader is neither YAML 1.1 nor 1.2: `1e-4` is a number, `On` and `y` a
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -255,6 +255,16 @@ def join_path(path: FieldPath) -> str:
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
+
+
+def find_value(value: Any, path: Sequence[str | int]) -> Any:
+    """Return the value of a field; None if it is not there."""
+    for part in path:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
 
 
 class _Dumper(yaml.SafeDumper):

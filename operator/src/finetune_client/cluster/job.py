@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from finetune_api.manifest.yaml_document import find_value
 from finetune_api.names import ConditionType, Phase
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.text.printable import printable
@@ -115,7 +116,4 @@ class Job:
 
     def field(self, path: str) -> Any:
         """Return a field of the spec by its dotted path, or None."""
-        value: Any = self.spec
-        for part in path.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return value
+        return find_value(self.spec, path.split("."))
