@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from finetune_api.objectives import Objective
-from kubectl_finetune.importing import shared, templates, values
+from kubectl_finetune.importing import shared, templates, trackers, values
 from kubectl_finetune.importing.axolotl_rows import put_rows
 from kubectl_finetune.importing.draft import Draft, NotConverted
 from kubectl_finetune.importing.engine import apply_table
@@ -228,9 +228,9 @@ def _trackers(draft: Draft) -> None:
         shared.name_unused(draft, "wandb_project", "wandb_mode switches its runs off")
     else:
         entity = str(draft.get("wandb_entity") or "")
-        shared.put_wandb(draft, "wandb_project", project, entity, is_offline=mode == "offline")
+        trackers.put_wandb(draft, "wandb_project", project, entity, is_offline=mode == "offline")
     if draft.is_given("mlflow_tracking_uri") and draft.is_given("mlflow_experiment_name"):
-        shared.put_mlflow(draft, str(draft.get("mlflow_experiment_name")))
+        trackers.put_mlflow(draft, str(draft.get("mlflow_experiment_name")))
         return
     fix = "set tracking.mlflow"
     for key, reason in (

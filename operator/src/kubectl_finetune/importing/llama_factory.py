@@ -10,7 +10,7 @@ from finetune_api.manifest.yaml_faults import YamlError
 from finetune_api.objectives import Objective
 from finetune_client.manifest.fixes import FILL_IN
 from finetune_client.manifest.suggestions import nearest
-from kubectl_finetune.importing import preferences, shared, templates, values
+from kubectl_finetune.importing import preferences, shared, templates, trackers, values
 from kubectl_finetune.importing.draft import Draft, NotConverted
 from kubectl_finetune.importing.held_out import put_validation
 from kubectl_finetune.importing.locations import (
@@ -393,7 +393,7 @@ FORMAT = Format(
         derived(lambda draft: shared.put_attention(draft, "flash_attn"), "flash_attn"),
         derived(_precision, "bf16 fp16 pure_bf16"),
         derived(lambda draft: shared.put_early_stopping(draft, "early_stopping_steps"), "early_stopping_steps"),
-        derived(shared.put_trackers, "report_to"),
+        derived(trackers.put_trackers, "report_to"),
         derived(lambda draft: put_result(draft, "output_dir"), "output_dir"),
         derived(shared.put_trainer_hub, shared.HUB_KEYS),
         derived(put_trainer_shards, KEYS, follows_table=True),

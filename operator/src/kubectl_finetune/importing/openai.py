@@ -6,7 +6,7 @@ from typing import Any
 from finetune_api.objectives import Objective, Rlhf
 from finetune_client.errors import FineTuneError
 from finetune_client.manifest.fixes import FILL_IN
-from kubectl_finetune.importing import shared, values
+from kubectl_finetune.importing import shared, trackers, values
 from kubectl_finetune.importing.draft import Draft, NotConverted
 from kubectl_finetune.importing.engine import apply_table
 from kubectl_finetune.importing.held_out import put_validation
@@ -134,7 +134,7 @@ def _trackers(draft: Draft) -> None:
     for index, one in enumerate(found if isinstance(found, list) else []):
         settings = one.get("wandb") if isinstance(one, dict) else None
         if isinstance(settings, dict) and settings.get("project"):
-            shared.put_wandb(draft, "integrations", str(settings["project"]), str(settings.get("entity") or ""))
+            trackers.put_wandb(draft, "integrations", str(settings["project"]), str(settings.get("entity") or ""))
         else:
             draft.lose(("integrations", index), shared.OTHER_TRACKER, changes_training=False)
 

@@ -7,7 +7,7 @@ from typing import Any
 from finetune_api.manifest.yaml_document import FieldPath
 from finetune_api.objectives import SAMPLED, Objective
 from finetune_client.errors import WrongUse
-from kubectl_finetune.importing import preferences, rewards, shared, templates, values
+from kubectl_finetune.importing import preferences, rewards, shared, templates, trackers, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import apply_table, find_row
 from kubectl_finetune.importing.held_out import put_validation
@@ -372,7 +372,7 @@ FORMAT = Format(
         derived(shared.put_trainer_schedule, shared.SCHEDULE_KEYS),
         derived(_packing, "packing attn_implementation"),
         derived(shared.put_precision, "bf16 fp16"),
-        derived(shared.put_trackers, "report_to"),
+        derived(trackers.put_trackers, "report_to"),
         derived(lambda draft: put_result(draft, "output_dir"), "output_dir"),
         derived(shared.put_trainer_hub, shared.HUB_KEYS),
         derived(put_trainer_shards, KEYS, follows_table=True),
