@@ -7,7 +7,7 @@ from finetune_api.objectives import Objective, Rlhf
 from finetune_client.errors import FineTuneError
 from finetune_client.manifest.fixes import FILL_IN
 from kubectl_finetune.importing import shared, trackers, values
-from kubectl_finetune.importing.draft import Draft, NotConverted
+from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import apply_table
 from kubectl_finetune.importing.held_out import put_validation
 from kubectl_finetune.importing.locations import RowSource, put_model, put_result, put_train
@@ -87,12 +87,8 @@ def _batch(draft: Draft, value: Any, path: tuple[str, ...]) -> None:
 
     A batch of method reinforcement is of prompts, and one of RLHF of answers.
     """
-    if value is None or value == "auto":
-        return
-    try:
-        batch = values.count(value)
-    except NotConverted as error:
-        draft.lose(path, error.reason, error.fix)
+    batch = None if value == "auto" else shared.read_value(draft, path, value, values.count)
+    if batch is None:
         return
     what, gpus = "rows", max(1, draft.options.gpus or 1)
     if draft.at("objective") == Objective.RLHF.value:

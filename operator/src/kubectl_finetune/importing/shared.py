@@ -116,7 +116,11 @@ def put_objective(draft: Draft, found: str, key: Key) -> str:
 
 def read(draft: Draft, key: str, convert: Callable[[Any], Any], default: Any = None) -> Any:
     """Return a key's converted value; the default if it has none or is faulty, which is then named."""
-    value = draft.get(key)
+    return read_value(draft, key, draft.get(key), convert, default)
+
+
+def read_value(draft: Draft, key: Key, value: Any, convert: Callable[[Any], Any], default: Any = None) -> Any:
+    """Return the value of any key in the same way."""
     if value is None:
         return default
     try:
