@@ -40,7 +40,7 @@ def derive_events(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]
 
 def describe_refused_status(problem: ClusterError) -> Event:
     """Return the event of a status that the API server refuses, for a missing right or by a policy."""
-    refused = f"The job's status cannot be written, and stays as it was: {str(problem).rstrip('.')}"
+    refused = f"The status cannot be written, and stays as it was: {str(problem).rstrip('.')}"
     return Event(E.STATUS_REFUSED, f"{refused}: change what refuses it; the operator tries again.", is_warning=True)
 
 

@@ -182,6 +182,23 @@ async def test_a_refusal_to_delete_the_job_of_an_earlier_spec_is_written() -> No
     assert "Job" in server.created
 
 
+class WithoutStatus(Server):
+    """An API server that refuses the status of a release."""
+
+    async def request(self, verb: str, path: str, *, body: Object | None = None, **more: Any) -> Object:
+        if verb == "PATCH" and self.refusal:
+            raise self.refusal
+        return await super().request(verb, path, body=body, **more)
+
+
+async def test_a_status_that_cannot_be_written_is_an_event_which_is_counted() -> None:
+    server = WithoutStatus()
+    one = reconciler(server)
+    for _ in range(3):
+        await one.handle(KEY)
+    assert (server.events, server.writes, server.created) == (["StatusRefused", "again", "again"], [], [])
+
+
 class Recreated(Server):
     """An API server with a Job, or a NetworkPolicy, that has the name of that of a release."""
 
