@@ -225,6 +225,7 @@ class EventReason(StrEnum):
 
     ACCEPTED = "Accepted"
     REFUSED = "Refused"
+    STATUS_REFUSED = "StatusRefused"
     API_UNAVAILABLE = "APIUnavailable"
     WAITING_FOR_PARENT = "WaitingForParent"
     PREFLIGHT_STARTED = "PreflightStarted"

@@ -15,12 +15,12 @@
 {{- $secrets = append $secrets .name }}
 {{- end }}
 - {name: FINETUNE_DEFAULT_IMAGE_PULL_SECRETS, value: {{ join "," $secrets | quote }}}
-- {name: FINETUNE_DEFAULT_TOLERATIONS, value: {{ with $pods.tolerations }}{{ toJson . | quote }}{{ else }}""{{ end }}}
-- {name: FINETUNE_DEFAULT_NODE_SELECTOR, value: {{ with $pods.nodeSelector }}{{ toJson . | quote }}{{ else }}""{{ end }}}
+- {name: FINETUNE_DEFAULT_TOLERATIONS, value: {{ include "finetune-operator.json" $pods.tolerations | quote }}}
+- {name: FINETUNE_DEFAULT_NODE_SELECTOR, value: {{ include "finetune-operator.json" $pods.nodeSelector | quote }}}
 - {name: FINETUNE_DEFAULT_RUNTIME_CLASS, value: {{ $pods.runtimeClassName | quote }}}
-- {name: FINETUNE_DEFAULT_POD_LABELS, value: {{ with $pods.podLabels }}{{ toJson . | quote }}{{ else }}""{{ end }}}
-- {name: FINETUNE_DEFAULT_POD_ANNOTATIONS, value: {{ with $pods.podAnnotations }}{{ toJson . | quote }}{{ else }}""{{ end }}}
-- {name: FINETUNE_CPU_POD_NODE_SELECTOR, value: {{ with .Values.trainer.cpuPods.nodeSelector }}{{ toJson . | quote }}{{ else }}""{{ end }}}
+- {name: FINETUNE_DEFAULT_POD_LABELS, value: {{ include "finetune-operator.json" $pods.podLabels | quote }}}
+- {name: FINETUNE_DEFAULT_POD_ANNOTATIONS, value: {{ include "finetune-operator.json" $pods.podAnnotations | quote }}}
+- {name: FINETUNE_CPU_POD_NODE_SELECTOR, value: {{ include "finetune-operator.json" .Values.trainer.cpuPods.nodeSelector | quote }}}
 - {name: FINETUNE_CPU_POD_TOLERATIONS, value: {{ if kindIs "slice" .Values.trainer.cpuPods.tolerations }}{{ toJson .Values.trainer.cpuPods.tolerations | quote }}{{ else }}""{{ end }}}
 - {name: FINETUNE_NODE_AVOIDANCE, value: {{ .Values.trainer.nodeAvoidance | quote }}}
 - {name: FINETUNE_NODE_SHUTDOWN_SECONDS, value: {{ include "finetune-operator.scalar" .Values.trainer.nodeShutdownSeconds | quote }}}

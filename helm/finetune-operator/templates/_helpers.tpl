@@ -96,6 +96,11 @@ which prints as 1.00065e+09, and as digits in JSON. */}}
 {{- if kindIs "string" . }}{{ . }}{{ else if not (kindIs "invalid" .) }}{{ toJson . }}{{ end }}
 {{- end }}
 
+{{/* A list or map as JSON; nothing for an empty one. */}}
+{{- define "finetune-operator.json" -}}
+{{- with . }}{{ toJson . }}{{ end }}
+{{- end }}
+
 {{/* Fails if a value is absent that has no empty form. Helm drops a key without a value before it checks the schema, and an
 absent number would be 0, an absent switch off, and absent ports all ports. */}}
 {{- define "finetune-operator.checkValues" -}}

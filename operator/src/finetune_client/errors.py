@@ -65,3 +65,9 @@ class JobFailed(FineTuneError):  # noqa: N818 - named after the failure
     def __str__(self) -> str:
         """Return name, reason, message and fix."""
         return f"{self.name} has failed ({self.reason}): {super().__str__()}"
+
+
+def explain_unwritten(path: object, error: OSError) -> FineTuneError:
+    """Return the error of a file that cannot be written on this machine."""
+    fix = "choose another folder, or free space on its disk"
+    return FineTuneError(f"{path} cannot be written: {error.strerror}", fix)

@@ -101,7 +101,8 @@ class FineTuneJob:
         picture = open_picture() if (is_notebook() if show is None else show) else None
         for job in self.watch(timeout).jobs(Stop()):
             if picture:
-                picture.draw(draw_picture(JobProgress.of(job), self._losses), JobProgress.of(job).line)
+                progress = JobProgress.of(job)
+                picture.draw(draw_picture(progress, self._losses), progress.line)
         return require_result(self._job)
 
     def logs(

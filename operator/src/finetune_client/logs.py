@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from finetune_api.names import ANNOTATION_INDEX, Component, ConditionType
+from finetune_api.names import ANNOTATION_INDEX, TRAINER_CONTAINER, Component, ConditionType
 from finetune_api.text.printable import printable
 from finetune_client.cluster.client import Cluster
 from finetune_client.cluster.connection import RETRIES, retry_unreachable
@@ -121,13 +121,12 @@ def newest(pods: list[Object], rank: int) -> Object | None:
 
 
 def waits_for(pod: Object) -> str:
-    """Return why the container has not started; empty if it has."""
-    status = pod.get("status") or {}
-    states = [one.get("state") or {} for one in status.get("containerStatuses") or []]
-    if any("running" in state or "terminated" in state for state in states):
+    """Return why the trainer's container has not started; empty if it has."""
+    status, state = pod.get("status") or {}, _read_state(pod)
+    if "running" in state or "terminated" in state:
         return ""
-    for state in states:
-        waiting = state.get("waiting") or {}
+    if "waiting" in state:
+        waiting = state["waiting"]
         return printable(f"{waiting.get('reason', 'waiting')} {waiting.get('message', '')}".strip())
     unscheduled = [one for one in status.get("conditions") or [] if one.get("message")]
     return printable(unscheduled[0]["message"]) if unscheduled else str(status.get("phase", "Pending"))
@@ -135,10 +134,13 @@ def waits_for(pod: Object) -> str:
 
 def _runs(pod: Object | None, uid: str) -> bool:
     """Return whether the container of that pod still runs, so that only the connection has ended."""
-    if pod is None or pod["metadata"]["uid"] != uid:
-        return False
-    states = [one.get("state") or {} for one in (pod.get("status") or {}).get("containerStatuses") or []]
-    return any("running" in state for state in states)
+    return pod is not None and pod["metadata"]["uid"] == uid and "running" in _read_state(pod)
+
+
+def _read_state(pod: Object) -> Object:
+    """Return the state of the trainer's container; others, such as the proxy of a service mesh, have their own."""
+    found = (pod.get("status") or {}).get("containerStatuses") or []
+    return next((one.get("state") or {} for one in found if one["name"] == TRAINER_CONTAINER), {})
 
 
 def _is_done(job: Job, wanted: Wanted) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_api import names
-from finetune_api.manifest.yaml_document import FieldPath, FileError, join_path, read_stream, read_text
+from finetune_api.manifest.yaml_document import FieldPath, FileError, find_value, join_path, read_stream, read_text
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.text.printable import printable
 from finetune_client.errors import InvalidJob, WrongUse
@@ -88,7 +88,7 @@ def _read(path: Path) -> tuple[Object, dict[FieldPath, str]]:
     try:
         documents, faults = read_stream(read_text(path))
     except FileError as error:
-        raise WrongUse(str(error)) from None
+        raise WrongUse(str(error), error.fix) from None
     for fault in faults:
         raise InvalidJob(f"{path}:{fault.line or 1}: is not YAML: {fault.problem}", fault.fix)
     found = [one for one in documents if isinstance(one.value, dict) and one.value.get("kind") == names.KIND]
@@ -122,18 +122,8 @@ def _name(manifest: Object, fault: "Fault") -> str:
     """Return the field with its value, but that of an unknown field, which may be a secret in a wrong place."""
     from finetune_client.manifest.schema import UNKNOWN  # noqa: PLC0415 - its schema library loads slowly
 
-    value = None if fault.message == UNKNOWN else _value(manifest, fault.path)
+    value = None if fault.message == UNKNOWN else find_value(manifest, fault.path)
     return _with(join_path(fault.path), value)
-
-
-def _value(manifest: Object, path: FieldPath) -> Any:
-    value: Any = manifest
-    for part in path:
-        try:
-            value = value[part]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return value
 
 
 def _with(field: str, value: Any) -> str:

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from finetune_api.endpoints import is_aws_s3, is_endpoint
 from finetune_api.handoff import Artifact, Manifest, ManifestFile
 from finetune_api.status import Artifacts
-from finetune_client.cluster.job import Job
-from finetune_client.errors import FineTuneError, NotFound, WrongUse
+from finetune_client.cluster.job import NEWER, Job
+from finetune_client.errors import FineTuneError, NotFound, WrongUse, explain_unwritten
 
 INSTALL = "pip install boto3"
 NO_ENDPOINT = "the operator's default storage may have an endpoint: add --endpoint URL"
@@ -20,6 +20,7 @@ SETTINGS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 NO_KEYS = {"aws_access_key_id": "none", "aws_secret_access_key": "none"}
 URL = "https://host, http://host or http://host:port"
 PIECE = 1 << 20
+VERIFY = "the result was changed or replaced; finetune-trainer verify checks all of its files"
 
 
 def published(job: Job) -> Artifacts:
@@ -107,7 +108,7 @@ class Storage:
         """Return a file of the manifest; raise FineTuneError if its digest differs."""
         entry = next((one for one in self._manifest.files if one.path == name), None)
         if entry is None:
-            raise FineTuneError(f"the manifest of this result names no {name}")
+            raise FineTuneError(f"the manifest of this result names no {name}", self._contents())
         return self._verified(name, entry.sha256)
 
     def names(self, under: str = "") -> list[str]:
@@ -125,21 +126,23 @@ class Storage:
         files, prefix = self._manifest.files, under.strip("/")
         found = [one for one in files if not prefix or f"{one.path}/".startswith(f"{prefix}/")]
         if not found:
-            raise NotFound(f"this result has no {under}", f"it has {', '.join(one.path for one in files)}")
+            raise NotFound(f"this result has no {under}", self._contents())
         return found
+
+    def _contents(self) -> str:
+        return f"it has {', '.join(one.path for one in self._manifest.files)}"
 
     def _save(self, entry: ManifestFile, folder: Path) -> Path:
         target = folder / entry.path
         if not target.resolve().is_relative_to(folder.resolve()):
-            raise FineTuneError(f"the manifest names {entry.path}, which is outside {folder}")
+            raise FineTuneError(f"the manifest names {entry.path}, which is outside {folder}", VERIFY)
         part = target.with_name(f"{target.name}.part")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             self._write(part, entry)
             part.replace(target)
         except OSError as error:
-            fix = "choose another folder, or free space on its disk"
-            raise FineTuneError(f"{target} cannot be written: {error.strerror}", fix) from None
+            raise explain_unwritten(target, error) from None
         finally:
             with contextlib.suppress(OSError):
                 part.unlink()  # of a download that has failed, or was interrupted
@@ -158,7 +161,7 @@ class Storage:
         try:
             return Manifest.model_validate_json(self._verified(Artifact.MANIFEST, digest))
         except ValidationError:
-            raise FineTuneError("the manifest in storage has a version that this client cannot read") from None
+            raise FineTuneError("the manifest in storage has a version that this client cannot read", NEWER) from None
 
     def _verified(self, name: str, digest: str) -> bytes:
         data = b"".join(self._pieces(name))
@@ -186,5 +189,5 @@ class Storage:
 def _changed(name: str) -> FineTuneError:
     return FineTuneError(
         f"{name} in storage is not the file that this job published: its SHA-256 differs",
-        "the result was changed or replaced; finetune-trainer verify checks all of its files",
+        VERIFY,
     )

@@ -66,7 +66,7 @@ class Cluster:
 
     async def get_job(self, key: Key) -> FineTuneJob:
         """Read one FineTuneJob."""
-        return FineTuneJob.from_object(await self._call("GET", _custom(key.namespace, key.name)))
+        return FineTuneJob.from_object(await self._call("GET", _custom(key)))
 
     async def list_children(self, key: Key) -> tuple[Job, ...]:
         """List the Jobs that carry the job's name, of any owner."""
@@ -216,7 +216,7 @@ class Cluster:
     async def patch_status(self, job: FineTuneJob, change: Object) -> FineTuneJob:
         """Patch the status; raise `Outdated` if the object has changed since it was read."""
         meta = {"uid": job.uid, "resourceVersion": job.resource_version}
-        path = f"{_custom(job.key.namespace, job.key.name)}/status"
+        path = f"{_custom(job.key)}/status"
         body = {"metadata": meta, "status": change}
         query = {"fieldManager": self._settings.identity}
         return FineTuneJob.from_object(await self._call("PATCH", path, body=body, query=query))
@@ -340,9 +340,8 @@ def find_resource(path: str) -> str:
     return "/".join([resource, *rest[1:]])
 
 
-def _custom(namespace: str, name: str) -> str:
-    base = f"/apis/{names.API_VERSION}/namespaces/{namespace}/{names.PLURAL}"
-    return f"{base}/{name}" if name else base
+def _custom(key: Key) -> str:
+    return f"/apis/{names.API_VERSION}/namespaces/{key.namespace}/{names.PLURAL}/{key.name}"
 
 
 def _core(namespace: str, kind: str) -> str:

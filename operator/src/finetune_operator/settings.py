@@ -16,6 +16,8 @@ from finetune_api.scalars import parse_quantity
 from finetune_api.spec import Hub, Storage
 
 DEFAULT_UID = 65532
+_PROXY = re.compile(r"https?://[^\s/?#]+/?")
+_PREFIX = re.compile(r"s3://([a-z0-9.-]|\{namespace\})+(/(?!\.{1,2}(/|$))([^/{}*?\s]|\{namespace\})+)*/?")
 
 
 def _split_commas(value: Any) -> Any:
@@ -42,11 +44,6 @@ def _check_egress(rules: list[dict[str, Any]] | None) -> list[dict[str, Any]] | 
     return rules
 
 
-Port = Annotated[int, Field(ge=1, le=65535)]
-CommaSeparated = Annotated[list[str], NoDecode, BeforeValidator(_split_commas)]
-OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
-
-
 def _check_proxy(value: str | None) -> str | None:
     if value and "@" in value:
         raise ValueError("the password would be visible in every pod: use a proxy without credentials")
@@ -61,10 +58,6 @@ def _check_quantity(value: str | None) -> str | None:
     return value
 
 
-_PROXY = re.compile(r"https?://[^\s/?#]+/?")
-_PREFIX = re.compile(r"s3://([a-z0-9.-]|\{namespace\})+(/(?!\.{1,2}(/|$))([^/{}*?\s]|\{namespace\})+)*/?")
-
-
 def _check_prefixes(value: list[str]) -> list[str]:
     for one in value:
         if not _PREFIX.fullmatch(one):
@@ -72,14 +65,19 @@ def _check_prefixes(value: list[str]) -> list[str]:
     return value
 
 
+Port = Annotated[int, Field(ge=1, le=65535)]
+CommaSeparated = Annotated[list[str], NoDecode, BeforeValidator(_split_commas)]
+OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
 Proxy = Annotated[str | None, AfterValidator(_check_proxy), BeforeValidator(_empty_is_none)]
 Peers = Annotated[list[dict[str, Any]] | None, NoDecode, BeforeValidator(_parse_json)]
 EgressRules = Annotated[
     list[dict[str, Any]] | None, NoDecode, AfterValidator(_check_egress), BeforeValidator(_parse_json)
 ]
 Labels = Annotated[dict[QualifiedName, str] | None, NoDecode, BeforeValidator(_parse_json)]
+NodeLabels = Annotated[dict[QualifiedName, LabelValue] | None, NoDecode, BeforeValidator(_parse_json)]
+Tolerations = Annotated[list[Toleration] | None, NoDecode, BeforeValidator(_parse_json)]
 Url = Annotated[Endpoint | None, BeforeValidator(_empty_is_none)]
-Secret = Annotated[SecretName | None, BeforeValidator(_empty_is_none)]
+Name = Annotated[SecretName | None, BeforeValidator(_empty_is_none)]
 Seconds = Annotated[int | None, Field(ge=1, le=31_536_000), BeforeValidator(_empty_is_none)]
 OptionalQuantity = Annotated[str | None, AfterValidator(_check_quantity), BeforeValidator(_empty_is_none)]
 
@@ -160,15 +158,15 @@ class Settings(BaseSettings):
     """Region of the default storage."""
     default_storage_force_path_style: Annotated[bool | None, BeforeValidator(_empty_is_none)] = None
     """Whether the default storage uses path-style addressing."""
-    default_storage_credentials_secret: Secret = None
+    default_storage_credentials_secret: Name = None
     """Secret with the default storage's credentials, in each job's own namespace."""
-    default_storage_ca_secret: Secret = None
+    default_storage_ca_secret: Name = None
     """Secret with the default storage's CA certificate, in each job's own namespace."""
     default_hub_endpoint: Url = None
     """Endpoint of the default hub."""
-    default_hub_ca_secret: Secret = None
+    default_hub_ca_secret: Name = None
     """Secret with the default hub's CA certificate, in each job's own namespace."""
-    default_hub_token_secret: Secret = None
+    default_hub_token_secret: Name = None
     """Secret with the default hub's token, in each job's own namespace; used if it exists."""
     http_proxy: Proxy = None
     """Proxy for `http://` addresses, set in the pods."""
@@ -194,13 +192,11 @@ class Settings(BaseSettings):
     """Memory request of each of these processes; empty = none."""
     default_image_pull_secrets: Annotated[list[SecretName], NoDecode, BeforeValidator(_split_commas)] = []
     """Secrets to pull the image with, in each job's own namespace, for jobs without `spec.trainer.imagePullSecrets`."""
-    default_tolerations: Annotated[list[Toleration] | None, NoDecode, BeforeValidator(_parse_json)] = None
+    default_tolerations: Tolerations = None
     """Tolerations of the pods of jobs without `spec.scheduling.tolerations`, as a JSON list."""
-    default_node_selector: Annotated[dict[QualifiedName, LabelValue] | None, NoDecode, BeforeValidator(_parse_json)] = (
-        None
-    )
+    default_node_selector: NodeLabels = None
     """Node labels of the trainer pods of jobs without `spec.scheduling.nodeSelector`, as a JSON object."""
-    default_runtime_class: Secret = None
+    default_runtime_class: Name = None
     """Runtime class of the trainer pods of jobs without `spec.scheduling.runtimeClassName`."""
     default_pod_labels: Labels = None
     """Labels of the pods of every job and release, and of what is created for them, as a JSON object; those of
@@ -208,11 +204,9 @@ class Settings(BaseSettings):
     default_pod_annotations: Labels = None
     """Annotations of the pods of every job and release, as a JSON object; those of `spec.trainer.podAnnotations` take
     precedence."""
-    cpu_pod_node_selector: Annotated[dict[QualifiedName, LabelValue] | None, NoDecode, BeforeValidator(_parse_json)] = (
-        None
-    )
+    cpu_pod_node_selector: NodeLabels = None
     """Node labels of the pods that need no GPU (preflight, merge, release), as a JSON object."""
-    cpu_pod_tolerations: Annotated[list[Toleration] | None, NoDecode, BeforeValidator(_parse_json)] = None
+    cpu_pod_tolerations: Tolerations = None
     """Tolerations of these pods, in place of those of the job, as a JSON list; empty = those of the job."""
     node_avoidance: Literal["Required", "Preferred", "Off"] = "Required"
     """Whether the next attempt must, should or need not leave out a node whose GPU has failed."""

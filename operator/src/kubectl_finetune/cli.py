@@ -14,6 +14,7 @@ from finetune_api import __version__
 from finetune_api.text.command_group import PrintableGroup
 from finetune_api.text.printable import printable
 from kubectl_finetune.commands.import_command import import_training
+from kubectl_finetune.commands.new_command import new
 from kubectl_finetune.commands.sweep_command import compare, sweep
 from kubectl_finetune.errors import ExitCode
 from kubectl_finetune.options import (
@@ -181,6 +182,7 @@ def report(
     """Show the result of a job and its location. With --show or --save, read the report from storage with your own AWS
     variables or profile (needs boto3), and verify it by the digests in the job's status.
     """
+    from finetune_api.handoff import Artifact
     from finetune_client.errors import WrongUse
     from finetune_client.storage import open_storage, published
     from kubectl_finetune.commands import report as reporting
@@ -198,7 +200,7 @@ def report(
         for path in reporting.save(storage, save) if save else []:
             say(f"saved {path}")
         if fetch:
-            pour([reporting.text(storage)])
+            pour([storage.read(Artifact.REPORT)])
     if output:
         dump(reporting.result_record(job), output)
     elif not (fetch or save):
@@ -345,64 +347,17 @@ def validate(
     if verdict.problems:
         raise typer.Exit(1)
     if rows:
-        from kubectl_finetune.commands.validate import check_rows
-
-        raise typer.Exit(check_rows(verdict.jobs, rows, rows_out, is_for_programs=output is not None))
+        raise typer.Exit(checking.check_rows(verdict.jobs, rows, rows_out, is_for_programs=output is not None))
 
 
-@app.command(
+app.command(
     epilog=_examples(
         "new support-bot",
         "new support-bot --model hf://HuggingFaceTB/SmolLM2-135M-Instruct --data s3://data/support/ "
         "--result s3://models/support-bot",
         "new preferences --objective DPO -f preferences.yaml",
     )
-)
-def new(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the job.")],
-    model: Annotated[str | None, typer.Option(help="hf://owner/name or s3://bucket/path.")] = None,
-    data: Annotated[str | None, typer.Option(help="s3://bucket/path or hf://datasets/owner/name.")] = None,
-    result: Annotated[str | None, typer.Option(help="s3://bucket/path for adapter and report.")] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(help="Instruction, Chat, DPO, KTO, RewardModel, RLHF, Distillation or DomainAdaptation."),
-    ] = None,
-    method: Annotated[str, typer.Option(help="Auto, QLoRA, LoRA or Full.")] = "Auto",
-    secret: Annotated[str, typer.Option(help="Secret with the storage credentials.")] = "s3-credentials",  # noqa: S107 - a name
-    endpoint: Annotated[str, typer.Option(help="URL of the S3 endpoint. Default: the operator's, else AWS.")] = "",
-    gpus: Annotated[int, typer.Option(help="Number of GPUs; 0 trains on the CPU.", min=0, max=16)] = 1,
-    validation_percent: Annotated[
-        int, typer.Option(help="Percent of the rows to hold out; 0 = none.", min=0, max=50)
-    ] = 10,
-    queue: Annotated[str, typer.Option(help="Kueue LocalQueue.")] = "",
-    namespace: Namespace = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="File to write, or - for stdout. Default: NAME.yaml.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
-) -> None:
-    """Write a starter manifest with comments. At a terminal, prompt for the options that are missing."""
-    from kubectl_finetune.commands import new as writing
-
-    shared = context.find_object(Shared)
-    asked = writing.ask({"objective": objective, "model": model, "data": data, "result": result})
-    path = file or Path(f"{name}.yaml")
-    text = writing.write(
-        writing.Answers(
-            name=name,
-            file="" if str(path) == "-" else str(path),
-            **asked,
-            namespace=namespace or (shared and shared.namespace) or "",
-            method=method,
-            secret=secret,
-            endpoint=endpoint,
-            gpus=gpus,
-            validation_percent=validation_percent,
-            queue=queue,
-        )
-    )
-    writing.deliver(text, path, force=force)
+)(new)
 
 
 app.command(

@@ -25,7 +25,7 @@ POD: dict[str, Any] = {
         "creationTimestamp": "2026-03-01T12:01:00Z",
         "annotations": {"finetune.dev/job-name": "one"},
     },
-    "status": {"phase": "Running", "containerStatuses": [{"state": {"running": {}}}]},
+    "status": {"phase": "Running", "containerStatuses": [{"name": "trainer", "state": {"running": {}}}]},
 }
 
 
@@ -48,7 +48,7 @@ def complete(job: Callable[..., Any]) -> Answer:
 def test_a_log_that_is_unavailable_at_first_is_requested_again_and_nothing_of_it_is_lost(
     front: Any, finetune: Callable[..., Any], running: Answer, complete: Answer
 ) -> None:
-    ended = POD | {"status": {"containerStatuses": [{"state": {"terminated": {"exitCode": 0}}}]}}
+    ended = POD | {"status": {"containerStatuses": [{"name": "trainer", "state": {"terminated": {"exitCode": 0}}}]}}
     front.answers["one"] = [running, running, (500, b""), complete]
     front.answers["pods"] = [(200, {"items": [POD]}), (200, {"items": [ended]})]
     front.answers["log"] = [(502, b"")] * 3 + [(200, b"step 1\nstep 2\n")]
@@ -61,7 +61,7 @@ def test_a_log_that_is_unavailable_at_first_is_requested_again_and_nothing_of_it
 def test_a_log_that_can_never_be_had_ends_with_the_reason(
     front: Any, finetune: Callable[..., Any], complete: Answer
 ) -> None:
-    ended = POD | {"status": {"containerStatuses": [{"state": {"terminated": {"exitCode": 0}}}]}}
+    ended = POD | {"status": {"containerStatuses": [{"name": "trainer", "state": {"terminated": {"exitCode": 0}}}]}}
     front.answers = {"one": [complete], "pods": [(200, {"items": [ended]})]}
     front.answers["log"] = [(500, {"message": "dial tcp 10.0.0.9:10250: connection refused"})]
     done = finetune("logs", "one", "-f", "--context", "lab")
@@ -73,7 +73,7 @@ def test_a_log_that_can_never_be_had_ends_with_the_reason(
 def test_a_log_that_is_empty_or_gone_after_a_refusal_is_not_requested_again(
     front: Any, finetune: Callable[..., Any], complete: Answer, answer: Answer
 ) -> None:
-    ended = POD | {"status": {"containerStatuses": [{"state": {"terminated": {"exitCode": 0}}}]}}
+    ended = POD | {"status": {"containerStatuses": [{"name": "trainer", "state": {"terminated": {"exitCode": 0}}}]}}
     front.answers = {"one": [complete], "pods": [(200, {"items": [ended]})]}
     front.answers["log"] = [(502, b""), answer, (200, b"of another pod\n")]
     done = finetune("logs", "one", "-f", "--context", "lab")
@@ -117,10 +117,14 @@ def pod(status: dict[str, Any], uid: str = "u1", annotations: dict[str, str] | N
         ({"phase": "Unknown"}, "Unknown"),
         ({"conditions": [{"type": "Ready"}, {"message": "0/3 nodes are available"}]}, "0/3 nodes are available"),
         (
-            {"containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}}]},
+            {
+                "containerStatuses": [
+                    {"name": "trainer", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}}
+                ]
+            },
             "ImagePullBackOff not found",
         ),
-        ({"containerStatuses": [{"state": {"waiting": {}}}]}, "waiting"),
+        ({"containerStatuses": [{"name": "trainer", "state": {"waiting": {}}}]}, "waiting"),
     ],
 )
 def test_a_pod_that_has_not_started_is_reported_with_the_reason(
@@ -129,6 +133,33 @@ def test_a_pod_that_has_not_started_is_reported_with_the_reason(
     front.answers = {"one": [running], "pods": [(200, {"items": [pod(status)]})]}
     done = finetune("logs", "one", "--context", "lab")
     assert (done.code, f"pod one-1-abc has not started: {reason}\n" in done.err) == (3, True)
+
+
+PROXY = {"name": "istio-proxy", "state": {"running": {}}}
+"""A container that a service mesh has added to the pod."""
+
+
+def test_a_pod_has_not_started_when_only_the_container_of_others_runs(
+    front: Any, finetune: Callable[..., Any], running: Answer
+) -> None:
+    waiting = {"name": "trainer", "state": {"waiting": {"reason": "PodInitializing"}}}
+    front.answers = {"one": [running], "pods": [(200, {"items": [pod({"containerStatuses": [PROXY, waiting]})]})]}
+    done = finetune("logs", "one", "--context", "lab")
+    assert (done.code, "pod one-1-abc has not started: PodInitializing\n" in done.err) == (3, True)
+
+
+def test_the_log_of_an_ended_trainer_is_not_followed_further_while_the_container_of_others_runs(
+    front: Any, finetune: Callable[..., Any], running: Answer, complete: Answer
+) -> None:
+    ended = {"name": "trainer", "state": {"terminated": {"exitCode": 0}}}
+    front.answers = {
+        "one": [running, running, complete],
+        "pods": [(200, {"items": [pod({"containerStatuses": [*proxy, ended]})]}) for proxy in ([PROXY], [PROXY], [])],
+        "log": [(200, b"step 1\n")],
+    }
+    done = finetune("logs", "one", "-f", "--context", "lab")
+    assert (done.code, done.out) == (0, "step 1\n")
+    assert len([path for _, path, _ in front.requests if "/log?" in path]) == 1
 
 
 def test_a_job_without_pods_has_no_log_yet_or_no_more(
@@ -185,7 +216,7 @@ def test_a_followed_log_reports_each_thing_it_waits_for_once(
 def test_a_followed_preflight_ends_when_the_job_is_validated(
     front: Any, finetune: Callable[..., Any], running: Answer
 ) -> None:
-    ended = pod({"containerStatuses": [{"state": {"terminated": {"exitCode": 0}}}]})
+    ended = pod({"containerStatuses": [{"name": "trainer", "state": {"terminated": {"exitCode": 0}}}]})
     front.answers = {"one": [running], "pods": [(200, {"items": [ended]})], "log": [(200, b"checked\n")]}
     done = finetune("logs", "one", "-f", "--preflight", "--context", "lab")
     assert (done.code, done.out, done.err) == (0, "checked\n", "--- pod one-1-abc\n")
@@ -196,7 +227,7 @@ def test_a_connection_that_ends_while_the_pod_runs_is_opened_again_for_new_lines
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
-    ended = pod({"containerStatuses": [{"state": {"terminated": {"exitCode": 0}}}]})
+    ended = pod({"containerStatuses": [{"name": "trainer", "state": {"terminated": {"exitCode": 0}}}]})
     front.answers = {
         "one": [running, running, complete],
         "pods": [(200, {"items": [one]}) for one in (POD, POD, ended)],

@@ -5,7 +5,7 @@ kubectl's reader is neither YAML 1.1 nor 1.2: `1e-4` is a number, `On` and `y` a
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,10 @@ TAB = repr("\t")
 
 class FileError(Exception):
     """A file cannot be read as a text."""
+
+    def __init__(self, message: str, fix: str) -> None:
+        super().__init__(message)
+        self.fix = fix
 
 
 @dataclass
@@ -78,12 +82,12 @@ def read_text(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise FileError(f"{path} is larger than {MAX_BYTES // 1024**2} MiB")
+            raise FileError(f"{path} is larger than {MAX_BYTES // 1024**2} MiB", "give a file of settings, not of rows")
         return data.decode("utf-8-sig")
     except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}") from None
+        raise FileError(f"{path} cannot be read: {error.strerror}", "check the path, and who may read it") from None
     except UnicodeDecodeError:
-        raise FileError(f"{path} is not a text in UTF-8") from None
+        raise FileError(f"{path} is not a text in UTF-8", "save it in UTF-8") from None
 
 
 def read_documents(text: str) -> list[YamlDocument]:
@@ -251,6 +255,16 @@ def join_path(path: FieldPath) -> str:
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
+
+
+def find_value(value: Any, path: Sequence[str | int]) -> Any:
+    """Return the value of a field; None if it is not there."""
+    for part in path:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
 
 
 class _Dumper(yaml.SafeDumper):

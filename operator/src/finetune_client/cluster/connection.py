@@ -287,7 +287,7 @@ def to_error(code: int, body: bytes) -> FineTuneError:
         owners = _find_owners(status)
         return FieldConflict(message, owners) if owners else REFUSALS.get(code, FineTuneError)(message)
     if (status.get("details") or {}).get("name"):
-        return NotFound(message)
+        return NotFound(message, "check its name, and that it still exists")
     return NoApi(
         f"this cluster has no {RESOURCE}: the operator's CustomResourceDefinition is not installed",
         "install the operator's chart, or check --context",

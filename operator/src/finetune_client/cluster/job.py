@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from finetune_api.manifest.yaml_document import find_value
 from finetune_api.names import ConditionType, Phase
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.text.printable import printable
@@ -14,7 +15,8 @@ from finetune_client.errors import FineTuneError
 Object = dict[str, Any]
 
 
-FIX = "install the kubectl-finetune of the operator's version (or its client), or read it with kubectl get -o yaml"
+NEWER = "install the kubectl-finetune of the operator's version (or its client)"
+FIX = f"{NEWER}, or read it with kubectl get -o yaml"
 
 
 def _explain(raw: Object, error: ValidationError) -> str:
@@ -114,7 +116,4 @@ class Job:
 
     def field(self, path: str) -> Any:
         """Return a field of the spec by its dotted path, or None."""
-        value: Any = self.spec
-        for part in path.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return value
+        return find_value(self.spec, path.split("."))

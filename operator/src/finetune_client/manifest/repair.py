@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune_api.manifest.foreign_names import foreign_field
 from finetune_api.manifest.former_names import current_word
-from finetune_api.manifest.yaml_document import FieldPath
+from finetune_api.manifest.yaml_document import FieldPath, find_value
 from finetune_client.manifest.fixes import sample
 from finetune_client.manifest.suggestions import nearest
 
@@ -24,12 +24,12 @@ def repair(spec: Any, faults: Iterable[FieldPath], schema: dict[str, Any]) -> tu
     repaired, unknown = {"spec": copy.deepcopy(spec)}, set()
     for path in sorted(set(faults), key=len):
         if path[-1] == KEY:
-            entries = _parent(repaired, path[:-1])
+            entries = find_value(repaired, path[:-2])
             entries[ENTRY] = entries.pop(path[-2])
             unknown.add(ENTRY)
             continue
         node, field = _schema_of(schema, path), path[-1]
-        parent = _parent(repaired, path)
+        parent = find_value(repaired, path[:-1])
         if isinstance(parent, dict) and node is None:
             parent.pop(field, None)
             unknown |= _meant(str(field), _schema_of(schema, path[:-1]) or {})
@@ -57,16 +57,6 @@ def _valid(value: Any, schema: dict[str, Any], path: FieldPath) -> tuple[Any, bo
     elif isinstance(value, str):
         near = current_word(path, value) or nearest(value, words)
     return (sample(schema, path), False) if near is None else (near, True)
-
-
-def _parent(root: Any, path: FieldPath) -> Any:
-    """Return what contains the field; None if that is not there."""
-    for part in path[:-1]:
-        try:
-            root = root[part]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return root
 
 
 def _schema_of(schema: dict[str, Any], path: FieldPath) -> dict[str, Any] | None:

@@ -58,23 +58,26 @@ class EventRecorder:
 
     async def record(self, subject: Subject, event: Event, at: datetime | None = None) -> None:
         """Post the event of that time, by default now; or count it if the same one was posted a short time before."""
+        now, known = at or self._clock(), self._recent.pop((subject.uid, event), None)
+        series = _Series(known.name, known.count + 1, now) if known and now - known.last < SERIES else None
         try:
-            self._recent[subject.uid, event] = await self._send(subject, event, at or self._clock())
+            series = await self._send(subject, event, series, now)
         except ClusterError as problem:
             log.warning("%s: event not posted: %s", subject.key, problem)
+        if series:  # also one that could not be counted, which the next one counts
+            self._recent[subject.uid, event] = series
         if len(self._recent) > MAX_SERIES:
             self._recent.popitem(last=False)
 
-    async def _send(self, subject: Subject, event: Event, now: datetime) -> _Series:
-        known = self._recent.pop((subject.uid, event), None)
-        if known and now - known.last < SERIES:
-            series = {"count": known.count + 1, "lastObservedTime": _stamp(now)}
+    async def _send(self, subject: Subject, event: Event, series: _Series | None, now: datetime) -> _Series:
+        if series:
+            counted = {"count": series.count, "lastObservedTime": _stamp(now)}
             try:
-                await self._cluster.count_event(subject.key.namespace, known.name, series)
+                await self._cluster.count_event(subject.key.namespace, series.name, counted)
             except Gone:  # Kubernetes has removed it, after an hour by default
                 pass
             else:
-                return _Series(known.name, known.count + 1, now)
+                return series
         body = build_event(subject, event, self._instance, now, self._kind)
         await self._cluster.post_event(body)
         return _Series(body["metadata"]["name"], 1, now)

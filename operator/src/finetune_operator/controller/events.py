@@ -8,6 +8,7 @@ from finetune_api.evaluation import AbilityStatus, Verdict
 from finetune_api.names import ConditionType, EventReason
 from finetune_api.spec import Mode
 from finetune_api.status import FineTuneJobStatus
+from finetune_operator.kube.errors import ClusterError
 from finetune_operator.policy.history import runs
 from finetune_operator.policy.status_report import dataset_sentence
 
@@ -35,6 +36,12 @@ def derive_events(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]
     """Return the events between two statuses, in the order in which they happen."""
     parts = (_accepted, _preflight, _runs, _suspension, _queue, _problems, _end)
     return [event for part in parts for event in part(old, new)]
+
+
+def describe_refused_status(problem: ClusterError) -> Event:
+    """Return the event of a status that the API server refuses, for a missing right or by a policy."""
+    refused = f"The status cannot be written, and stays as it was: {str(problem).rstrip('.')}"
+    return Event(E.STATUS_REFUSED, f"{refused}: change what refuses it; the operator tries again.", is_warning=True)
 
 
 def _became(old: FineTuneJobStatus, new: FineTuneJobStatus, kind: ConditionType, truth: str) -> bool:

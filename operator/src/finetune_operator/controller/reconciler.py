@@ -244,9 +244,11 @@ class Reconciler:
         is_new = self._cache.expect_event(job.key)
         try:
             written = await self._cluster.patch_status(job, change)
-        except ClusterError:
+        except ClusterError as problem:
             if is_new:
                 self._cache.confirm_event(job.key)
+            if isinstance(problem, Denied | Refused):  # no condition can show it
+                self.events.add(job, events.describe_refused_status(problem))
             raise
         if written.resource_version == job.resource_version:  # nothing changed, so there is no event
             self._cache.confirm_event(job.key)

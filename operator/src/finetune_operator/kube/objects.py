@@ -135,6 +135,12 @@ class FineTuneJob:
         """Whether it is Complete or Failed, which is final."""
         return self.status.is_true(names.ConditionType.COMPLETE) or self.status.is_true(names.ConditionType.FAILED)
 
+    def require_spec(self) -> FineTuneJobSpec:
+        """Return the spec; raise ValueError if this version cannot read it."""
+        if self.spec is None:
+            raise ValueError(f"{self.key} has no readable spec")
+        return self.spec
+
 
 def _pack(obj: Object) -> bytes:
     """Return the JSON of an object, as a copy: orjson's own bytes keep a buffer of up to three times their length."""

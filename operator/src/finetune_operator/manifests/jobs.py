@@ -1,53 +1,31 @@
-"""Builders of everything that the operator creates. Pure: typed input in, the whole object out."""
+"""Build the Jobs of a FineTuneJob, with what their pods need. Pure: typed input in, the whole object out."""
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pydantic import BaseModel
 
 from finetune_api import handoff, names
-from finetune_api.pods.containers import EnvironmentVariable
-from finetune_api.pods.scheduling import Scheduling
-from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Lineage
 from finetune_operator.kube.child_names import selector_value, slug
 from finetune_operator.kube.objects import FineTuneJob, Object
-from finetune_operator.manifests.avoidance import place_elsewhere
 from finetune_operator.manifests.effective_spec import (
     allows_hub,
     build_effective_spec,
-    effective_pull_secrets,
-    effective_scheduling,
-    hub_tokens,
     needs_separate_merge,
     queue_name,
 )
 from finetune_operator.manifests.network import build_network_policy, build_peer_token, build_service
-from finetune_operator.manifests.pod_resources import build_pod_claims, build_resources
+from finetune_operator.manifests.pods import (
+    build_pod_annotations,
+    build_pod_labels,
+    build_pod_spec,
+    build_shared_labels,
+    digest_of,
+)
 from finetune_operator.manifests.settings_digest import digest_settings
-from finetune_operator.manifests.volumes import build_volumes, mount_peer_token
 from finetune_operator.settings import Settings
 
 PREFLIGHT_BACKOFF_LIMIT = 3
-COMMANDS = {
-    names.Component.PREFLIGHT: "preflight",
-    names.Component.TRAINER: "train",
-    names.Component.MERGE: "finish",
-    names.Component.RELEASE: "release",
-}
-PLACEMENT: dict[names.Component, set[str]] = {
-    names.Component.PREFLIGHT: {"node_selector", "scheduler_name"},
-    names.Component.TRAINER: {
-        *("node_selector", "affinity", "topology_spread_constraints"),
-        *("priority_class_name", "runtime_class_name", "scheduler_name"),
-    },
-    names.Component.MERGE: {"node_selector", "priority_class_name", "scheduler_name"},
-    names.Component.RELEASE: {"node_selector", "scheduler_name"},
-}
-"""The fields of the effective scheduling that each pod gets, in addition to the tolerations."""
-CACHES = ("HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
-PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
 
 @dataclass(frozen=True)
@@ -90,7 +68,9 @@ def build_attempt(job: FineTuneJob, settings: Settings, image: str, attempt: int
     Failures of earlier attempts reduce its backoff limit. With many pods the first failure ends the Job, because all
     pods can only restart together.
     """
-    left = max(0, _spec(job).backoff_limit - count_failures(job.status)) if count_nodes(job, attempt) == 1 else 0
+    left = (
+        max(0, job.require_spec().backoff_limit - count_failures(job.status)) if count_nodes(job, attempt) == 1 else 0
+    )
     return _build_child(job, settings, attempt, image, left)
 
 
@@ -102,12 +82,12 @@ def count_failures(status: FineTuneJobStatus) -> int:
 
 def count_nodes(job: FineTuneJob, attempt: int) -> int:
     """Return the number of pods of the next Job; preflight and merge have one."""
-    return 1 if not attempt or job.status.trained_weights else _spec(job).resources.num_nodes
+    return 1 if not attempt or job.status.trained_weights else job.require_spec().resources.num_nodes
 
 
 def build_config(job: FineTuneJob, settings: Settings, attempt: int) -> handoff.JobConfig:
     """Build the configuration that the pod reads."""
-    spec, pinned = _spec(job), job.status.lineage or Lineage()
+    spec, pinned = job.require_spec(), job.status.lineage or Lineage()
     return handoff.JobConfig(
         namespace=job.key.namespace,
         name=job.key.name,
@@ -182,11 +162,11 @@ def build_pod_failure_policy() -> Object:
 
 def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str, backoff_limit: int) -> Child:
     component, nodes = _component(job, attempt), count_nodes(job, attempt)
-    name = build_job_name(job, attempt)
+    name, spec = build_job_name(job, attempt), job.require_spec()
     meta: Object = {
         "namespace": job.key.namespace,
         "name": name,
-        "labels": build_shared_labels(_spec(job), settings) | build_labels(job, component, attempt),
+        "labels": build_shared_labels(spec, settings) | build_labels(job, component, attempt),
         "annotations": {names.ANNOTATION_JOB_NAME: job.key.name},
         "ownerReferences": [build_owner_reference(names.KIND, job.key.name, job.uid)],
     }
@@ -195,15 +175,15 @@ def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str,
     pod = build_pod_spec(job, settings, component, image, config_map, peer_token)
     template = {
         "metadata": {
-            "labels": build_pod_labels(_spec(job), settings) | meta["labels"],
-            "annotations": build_pod_annotations(_spec(job), settings, component)
+            "labels": build_pod_labels(spec, settings) | meta["labels"],
+            "annotations": build_pod_annotations(spec, settings, component)
             | meta["annotations"]
             | _topology(job, component),
         },
         "spec": pod | ({"subdomain": name} if nodes > 1 else {}),
     }
     queued = _queue_labels(job, component)
-    built_from = {names.ANNOTATION_SETTINGS_SHA256: digest_settings(_spec(job)), names.ANNOTATION_IMAGE: image}
+    built_from = {names.ANNOTATION_SETTINGS_SHA256: digest_settings(spec), names.ANNOTATION_IMAGE: image}
     queued_by = {names.ANNOTATION_QUEUED_BY: names.MANAGED_BY} if queued else {}
     annotations = meta["annotations"] | built_from | queued_by | _gang(job, nodes)
     job_meta = meta | {"labels": meta["labels"] | queued, "annotations": annotations}
@@ -234,11 +214,6 @@ def build_config_map(meta: Object, config: BaseModel) -> Object:
     }
 
 
-def digest_of(text: str) -> str:
-    """Return the SHA-256 of a configuration, which its pod compares."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _build_job(meta: Object, template: Object, nodes: int, backoff_limit: int, *, suspend: bool) -> Object:
     """Build the Job; a queued one is suspended until Kueue admits it, even if Kueue's webhook does not see it."""
     return {
@@ -261,33 +236,16 @@ def _build_job(meta: Object, template: Object, nodes: int, backoff_limit: int, *
 
 def _queue_labels(job: FineTuneJob, component: names.Component) -> dict[str, str]:
     """Return the labels of a Job that Kueue reads."""
-    queue, scheduling = queue_name(job, component), _spec(job).scheduling
+    queue, scheduling = queue_name(job, component), job.require_spec().scheduling
     if queue is None:
         return {}
     priority = scheduling.workload_priority_class_name if scheduling else None
     return {names.LABEL_QUEUE: queue} | ({names.LABEL_QUEUE_PRIORITY: priority} if priority else {})
 
 
-def build_pod_labels(spec: FineTuneJobSpec, settings: Settings) -> dict[str, str]:
-    """Return the labels of others on the pods of a job: the platform's, then the job's."""
-    return (settings.default_pod_labels or {}) | (spec.trainer.pod_labels or {})
-
-
-def build_shared_labels(spec: FineTuneJobSpec, settings: Settings) -> dict[str, str]:
-    """Return those of them for everything else that is created for the pods: all but Kueue's, which queue a Job."""
-    labels = build_pod_labels(spec, settings)
-    return {name: value for name, value in labels.items() if not name.startswith(f"{names.KUEUE_GROUP}/")}
-
-
-def build_pod_annotations(spec: FineTuneJobSpec, settings: Settings, component: names.Component) -> dict[str, str]:
-    """Return the annotations of others on a pod: the platform's, and on trainers then the job's."""
-    own = spec.trainer.pod_annotations if component is names.Component.TRAINER else None
-    return (settings.default_pod_annotations or {}) | (own or {})
-
-
 def _topology(job: FineTuneJob, component: names.Component) -> dict[str, str]:
     """Return Kueue's annotation for pods that should be placed close together."""
-    scheduling = _spec(job).scheduling
+    scheduling = job.require_spec().scheduling
     wanted = scheduling.topology if scheduling else None
     if wanted is None or component is not names.Component.TRAINER:
         return {}
@@ -296,137 +254,8 @@ def _topology(job: FineTuneJob, component: names.Component) -> dict[str, str]:
 
 def _gang(job: FineTuneJob, nodes: int) -> dict[str, str]:
     """Return the annotations by which other schedulers than Kubernetes' place all pods of a Job or none."""
-    scheduling = _spec(job).scheduling
+    scheduling = job.require_spec().scheduling
     scheduler = scheduling.scheduler_name if scheduling else None
     if nodes == 1 or scheduler in {None, names.DEFAULT_SCHEDULER}:
         return {}
     return dict.fromkeys(names.ANNOTATIONS_GANG, str(nodes))
-
-
-def build_pod_spec(  # noqa: PLR0917 - what a pod is made of
-    job: FineTuneJob,
-    settings: Settings,
-    component: names.Component,
-    image: str,
-    config: Object,
-    peer_token: Object | None,
-) -> Object:
-    """Build the pod of a component; its configuration is mounted from that ConfigMap."""
-    spec = _spec(job)
-    is_trainer = component is names.Component.TRAINER
-    effective, tokens = build_effective_spec(spec, settings), hub_tokens(spec, settings)
-    config_name, digest = config["metadata"]["name"], digest_of(config["data"][handoff.CONFIG_FILE])
-    is_preflight = component in {names.Component.PREFLIGHT, names.Component.RELEASE}
-    limit = settings.preflight_workspace_limit if is_preflight else None
-    labels = build_shared_labels(spec, settings)
-    mounted = build_volumes(effective, tokens, config_name, labels, is_trainer=not is_preflight, workspace_limit=limit)
-    if peer_token:
-        mounted.append(mount_peer_token(peer_token["metadata"]["name"]))
-    environment = _environment(image, digest, settings, spec.trainer.env or () if is_trainer else ())
-    container = _container(spec, component, image, environment, build_resources(spec, component, settings))
-    pod: Object = {
-        "restartPolicy": "Never",
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": spec.checkpoint.grace_period_seconds,
-        "securityContext": _pod_security(settings),
-        "containers": [container | {"volumeMounts": [one.mount for one in mounted]}],
-        "volumes": list({one.name: one.volume for one in mounted}.values()),
-    }
-    if spec.trainer.service_account_name:
-        pod["serviceAccountName"] = spec.trainer.service_account_name
-    if secrets := effective_pull_secrets(spec, settings):
-        pod["imagePullSecrets"] = [{"name": secret.name} for secret in secrets]
-    if is_trainer and spec.resources.claims:
-        pod["resourceClaims"] = build_pod_claims(spec.resources.claims)
-    placed = pod | _scheduling(effective_scheduling(spec, settings, component), component)
-    affinity = place_elsewhere(placed.get("affinity"), job.status, settings) if is_trainer else None
-    return placed | ({"affinity": affinity} if affinity else {})
-
-
-def _scheduling(scheduling: Scheduling, component: names.Component) -> Object:
-    """Return the scheduling fields of a pod."""
-    given: Object = {}
-    if scheduling.tolerations:
-        given["tolerations"] = [
-            one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in scheduling.tolerations
-        ]
-    chosen = scheduling.model_dump(mode="json", by_alias=True, exclude_none=True, include=PLACEMENT[component])
-    return given | {key: value for key, value in chosen.items() if value}
-
-
-def _pod_security(settings: Settings) -> Object:
-    context: Object = {
-        "runAsNonRoot": True,
-        "fsGroupChangePolicy": "OnRootMismatch",
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-    user = settings.trainer_run_as_user
-    return context if user is None else context | {"runAsUser": user, "runAsGroup": user, "fsGroup": user}
-
-
-def _container(
-    spec: FineTuneJobSpec, component: names.Component, image: str, environment: list[Object], resources: Object
-) -> Object:
-    return {
-        "name": names.TRAINER_CONTAINER,
-        "image": image,
-        "imagePullPolicy": spec.trainer.image_pull_policy,
-        "args": [COMMANDS[component]],
-        "workingDir": handoff.WORKSPACE_DIR,
-        "env": environment,
-        "ports": [{"name": "progress", "containerPort": handoff.PROGRESS_PORT}],
-        "resources": resources,
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "terminationMessagePath": handoff.TERMINATION_LOG,
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-    }
-
-
-def _environment(
-    image: str, config_sha256: str, settings: Settings, asked: Iterable[EnvironmentVariable]
-) -> list[Object]:
-    """Return the variables of a pod; those that the job asks for cannot replace the operator's."""
-    workspace = handoff.WORKSPACE_DIR
-    plain = {one.name: escape_variables(one.value) for one in asked} | {
-        "HOME": workspace,
-        "TMPDIR": workspace,
-        **{name: f"{workspace}/.cache/{name.lower()}" for name in CACHES},
-        "PYTHONSAFEPATH": "1",  # the working directory, which holds downloaded files, is not searched for modules
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        **_proxies(settings),
-        handoff.ENV_IMAGE: escape_variables(image),
-        handoff.ENV_CONFIG_SHA256: config_sha256,
-    }
-    fields = {
-        handoff.ENV_POD_UID: "metadata.uid",
-        handoff.ENV_POD_NAME: "metadata.name",
-        handoff.ENV_POD_IP: "status.podIP",
-    }
-    return [{"name": name, "value": value} for name, value in plain.items()] + [
-        {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()
-    ]
-
-
-def _proxies(settings: Settings) -> dict[str, str]:
-    """Return the proxy variables in upper and lower case, because libraries differ; no_proxy only with a proxy."""
-    given = {name: value for name in PROXIES if (value := getattr(settings, name))}
-    if not given.keys() - {"no_proxy"}:
-        return {}
-    return {spelled: escape_variables(value) for name, value in given.items() for spelled in (name.upper(), name)}
-
-
-def escape_variables(text: str) -> str:
-    """Escape `$(NAME)`, which the kubelet would replace by a variable."""
-    return text.replace("$(", "$$(")
-
-
-def _spec(job: FineTuneJob) -> FineTuneJobSpec:
-    if job.spec is None:
-        raise ValueError(f"{job.key} has no readable spec")
-    return job.spec

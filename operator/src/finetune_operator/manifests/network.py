@@ -7,6 +7,8 @@ from finetune_operator.kube.objects import Object
 from finetune_operator.settings import Settings
 
 TOKEN = re.compile(r"[0-9a-f]{64}")
+FINDING_LABELS = (names.LABEL_MANAGED_BY, names.LABEL_JOB_NAME, names.LABEL_COMPONENT, names.LABEL_ATTEMPT)
+"""By which the operator finds a Job and its pods, and which no other Job has together."""
 
 
 def build_service(meta: Object) -> Object:
@@ -74,5 +76,4 @@ def build_dns_rule(settings: Settings) -> Object:
 
 def _pods_of(meta: Object) -> dict[str, str]:
     """Return the labels that only the pods of this Job have."""
-    chosen = (names.LABEL_MANAGED_BY, names.LABEL_JOB_NAME, names.LABEL_COMPONENT, names.LABEL_ATTEMPT)
-    return {label: meta["labels"][label] for label in chosen}
+    return {label: meta["labels"][label] for label in FINDING_LABELS}

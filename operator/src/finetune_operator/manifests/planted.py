@@ -1,13 +1,12 @@
 """Whether a child of a job was built by the operator: anyone in the namespace can set an owner reference."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from finetune_api import handoff, names
+from finetune_api import handoff
 from finetune_api.scalars import read_quantity
-from finetune_operator.manifests.network import is_token
+from finetune_operator.kube.objects import Object
+from finetune_operator.manifests.network import FINDING_LABELS, is_token
 
-Object = dict[str, Any]
 NEVER_SET = (
     "initContainers",
     "ephemeralContainers",
@@ -22,7 +21,6 @@ DEFAULTED = frozenset({"apiVersion", "defaultMode", "optional", "protocol", "tar
 """Fields that the API server adds to what the operator writes."""
 QUANTITIES = frozenset({"sizeLimit", "storage"})
 """Fields that the API server spells in its own way: it stores 1024Mi as 1Gi."""
-FINDING_LABELS = (names.LABEL_MANAGED_BY, names.LABEL_JOB_NAME, names.LABEL_COMPONENT, names.LABEL_ATTEMPT)
 OF_A_POD = ("automountServiceAccountToken", "serviceAccountName", "securityContext", "volumes")
 
 
@@ -33,12 +31,13 @@ def find_foreign_content(kind: str, built: Object, found: Object) -> str:
         case "ConfigMap" if handoff.PEER_TOKEN_FILE in built["data"]:  # random: the first one that was made counts
             return "" if is_token(found.get("data") or {}) and not found.get("binaryData") else "data"
         case "ConfigMap":
-            return "" if _same(built, found, ("data", "binaryData")) else "data"
+            is_same = all((built.get(part) or {}) == (found.get(part) or {}) for part in ("data", "binaryData"))
+            return "" if is_same else "data"
         case "Service":
-            return "" if _contains(found["spec"], built["spec"], ("selector", "ports", "clusterIP")) else "spec"
+            return "spec" if _find_missing(built["spec"], found["spec"], ("selector", "ports", "clusterIP")) else ""
         case "NetworkPolicy":
             parts = ("podSelector", "policyTypes", "ingress", "egress")
-            return "" if _contains(found["spec"], built["spec"], parts) else "spec"
+            return "spec" if _find_missing(built["spec"], found["spec"], parts) else ""
         case _:
             return _find_in_pod(built["spec"]["template"]["spec"], found["spec"]["template"]["spec"])
 
@@ -61,19 +60,14 @@ def _find_in_pod(built: Object, found: Object) -> str:
         return added
     if len(found["containers"]) != 1:
         return "containers"
-    ours, theirs = built["containers"][0], found["containers"][0]
-    for name in OF_A_CONTAINER:
-        if not _is_subset(ours.get(name), theirs.get(name)):
-            return f"containers[0].{name}"
-    return next((name for name in OF_A_POD if not _is_subset(built.get(name), found.get(name))), "")
+    if missing := _find_missing(built["containers"][0], found["containers"][0], OF_A_CONTAINER):
+        return f"containers[0].{missing}"
+    return _find_missing(built, found, OF_A_POD)
 
 
-def _same(built: Object, found: Object, names: Sequence[str]) -> bool:
-    return all((built.get(name) or {}) == (found.get(name) or {}) for name in names)
-
-
-def _contains(found: Object, built: Object, names: Sequence[str]) -> bool:
-    return all(_is_subset(built.get(name), found.get(name)) for name in names)
+def _find_missing(built: Object, found: Object, fields: tuple[str, ...]) -> str:
+    """Return the first of these fields that does not have what was built; empty if all have it."""
+    return next((name for name in fields if not _is_subset(built.get(name), found.get(name))), "")
 
 
 def _is_subset(built: Any, found: Any, name: str = "") -> bool:

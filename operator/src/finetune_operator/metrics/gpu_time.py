@@ -1,5 +1,6 @@
 """GPU time by namespace, counted while trainers run, and kept when a job ends or is deleted."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -90,8 +91,9 @@ class GpuTime:
             "Time of running trainers since the operator started, multiplied by their GPUs.",
             labels=["namespace"],
         )
-        totals = dict(self._ended)
-        for key, seen in list(self._jobs.items()):  # a scrape runs in a thread
+        # A scrape runs in a thread: a job in a new namespace may begin in between.
+        totals = defaultdict(float, self._ended)
+        for key, seen in list(self._jobs.items()):
             totals[key.namespace] += self._seconds_of_current_run(seen)
         for namespace, seconds in totals.items():
             self._shown[namespace] = max(seconds, self._shown.get(namespace, 0.0))

@@ -23,6 +23,8 @@ GATE_RESULTS = frozenset({"Passed", "NotMet", "NotRun"})
 EVALUATION_METRICS = frozenset(EvaluationMetric)
 PHASE_TEXT = "1 for the job's phase, 0 for the others until a day after its end."
 Words = dict[tuple[str, ...], float]
+Read = Callable[[FineTuneJobStatus], float | None]
+ReadWords = Callable[[FineTuneJobStatus], Words]
 _METHODS = frozenset(Method)
 
 
@@ -115,17 +117,18 @@ def _gates(status: FineTuneJobStatus) -> Words:
     return {(gate, result): 1 for gate, result in results if result in GATE_RESULTS}
 
 
-def _difference(field: str) -> "ReadWords":
+def _difference(field: str) -> ReadWords:
     def read(status: FineTuneJobStatus) -> Words:
         found = status.evaluation
-        value = getattr(found, field, None)
-        is_known = found is not None and value is not None and found.metric in EVALUATION_METRICS
-        return {(str(found.metric),): float(value or 0)} if found and is_known else {}
+        if found is None or found.metric not in EVALUATION_METRICS:
+            return {}
+        value = getattr(found, field)
+        return {} if value is None else {(found.metric,): value}
 
     return read
 
 
-def _rows(field: str, words: Collection[str]) -> "ReadWords":
+def _rows(field: str, words: Collection[str]) -> ReadWords:
     def read(status: FineTuneJobStatus) -> Words:
         counts: dict[str, int] = (status.dataset and getattr(status.dataset, field)) or {}
         return {(word,): count for word, count in _by_word(counts, words).items()}
@@ -134,9 +137,9 @@ def _rows(field: str, words: Collection[str]) -> "ReadWords":
 
 
 _DIFFERENCES = [
-    ("difference", "Held-out loss or reward after training, minus that before.", "difference"),
-    ("difference_low", "Lower end of the 95 % interval of the difference.", "difference_low"),
-    ("difference_high", "Upper end of the 95 % interval of the difference.", "difference_high"),
+    ("difference", "Held-out loss or reward after training, minus that before."),
+    ("difference_low", "Lower end of the 95 % interval of the difference."),
+    ("difference_high", "Upper end of the 95 % interval of the difference."),
 ]
 
 
@@ -145,9 +148,6 @@ def _by_word(counts: Mapping[str, int], words: Collection[str]) -> dict[str, int
     found = {word: count for word, count in counts.items() if word in words}
     unknown = sum(counts.values()) - sum(found.values())
     return found | ({UNKNOWN: unknown} if unknown > 0 else {})
-
-
-Read = Callable[[FineTuneJobStatus], float | None]
 
 
 def _reader(*path: str, scale: float = 1.0) -> Read:
@@ -270,7 +270,6 @@ _COUNTERS = [
     ("active_seconds", "Total duration of ended runs.", _reader("active_seconds")),
     ("gpu_seconds", "Total duration of ended runs, multiplied by their GPUs.", _reader("gpu_seconds")),
 ]
-ReadWords = Callable[[FineTuneJobStatus], Words]
 
 
 def _of_spec(read: Callable[[FineTuneJobSpec], float]) -> Callable[[FineTuneJob], float | None]:
@@ -345,7 +344,7 @@ _FAMILIES: list[Family] = [
     ),
     _word_family(GAUGE, "verdict", "1 for the verdict on the result of the job.", ["verdict"], _verdict),
     _word_family(GAUGE, "gate_result", _GATE_TEXT, ["gate", "result"], _gates),
-    *(_word_family(GAUGE, name, text, ["metric"], _difference(field)) for name, text, field in _DIFFERENCES),
+    *(_word_family(GAUGE, name, text, ["metric"], _difference(name)) for name, text in _DIFFERENCES),
     *(_word_family(GAUGE, name, text, [label], _rows(field, words)) for name, text, label, field, words in _ROWS),
 ]
 """The metrics of a job, in the order of the exposition."""

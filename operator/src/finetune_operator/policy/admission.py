@@ -245,15 +245,18 @@ def _check_tracking(spec: FineTuneJobSpec, settings: Settings) -> str | None:
         servers.append(tracking.mlflow.endpoint)
     if tracking and tracking.wandb and tracking.wandb.mode is WandbMode.ONLINE:
         servers.append(tracking.wandb.endpoint or WANDB_ENDPOINT)
-    refusals = (check_endpoint("tracking", one, None, settings.allowed_tracking_endpoints) for one in servers)
-    return next((one for one in refusals if one), None)
+    return _check_endpoints("tracking", servers, settings.allowed_tracking_endpoints)
 
 
 def _check_rewards(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     """Check the servers that score answers."""
     servers = [one.service.endpoint for one in spec.rewards if one.service]
-    refusals = (check_endpoint("reward", one, None, settings.allowed_reward_endpoints) for one in servers)
-    return next((one for one in refusals if one), None)
+    return _check_endpoints("reward", servers, settings.allowed_reward_endpoints)
+
+
+def _check_endpoints(kind: str, endpoints: list[str], allowed: list[str]) -> str | None:
+    refusals = (check_endpoint(kind, one, None, allowed) for one in endpoints)
+    return next(filter(None, refusals), None)
 
 
 def check_endpoint(kind: str, endpoint: str, default: str | None, allowed: list[str]) -> str | None:

@@ -8,16 +8,14 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.child_names import selector_value, slug
 from finetune_operator.kube.objects import FineTuneJob, Object
 from finetune_operator.manifests.effective_spec import build_effective_spec, queue_name
-from finetune_operator.manifests.jobs import (
-    build_config_map,
-    build_owner_reference,
+from finetune_operator.manifests.jobs import build_config_map, build_owner_reference, build_pod_failure_policy
+from finetune_operator.manifests.network import build_dns_rule
+from finetune_operator.manifests.pods import (
     build_pod_annotations,
-    build_pod_failure_policy,
     build_pod_labels,
     build_pod_spec,
     build_shared_labels,
 )
-from finetune_operator.manifests.network import build_dns_rule
 from finetune_operator.release.objects import Release
 from finetune_operator.settings import Settings
 
@@ -78,9 +76,7 @@ def build_children(
     release: Release, spec: FineTuneReleaseSpec, candidate: ReleasedResult, carrier: FineTuneJob, settings: Settings
 ) -> list[Object]:
     """Build what the release's pod needs, then the Job."""
-    name, job_spec = build_name(release), carrier.spec
-    if job_spec is None:
-        raise ValueError(f"{release.key} has no readable spec")
+    name, job_spec = build_name(release), carrier.require_spec()
     labels = build_shared_labels(job_spec, settings) | {
         names.LABEL_NAME: names.RELEASE_SINGULAR,
         names.LABEL_INSTANCE: selector_value(release.key.name),

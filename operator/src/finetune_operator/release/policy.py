@@ -1,11 +1,7 @@
 """Decide about a release: from what was observed to the next status and the next action, without I/O."""
 
-import json
 from dataclasses import replace
 
-from pydantic import ValidationError
-
-from finetune_api.handoff import TERMINATION_LIMIT_BYTES
 from finetune_api.names import ConditionType, Reason
 from finetune_api.release import (
     FineTuneReleaseSpec,
@@ -22,6 +18,7 @@ from finetune_operator.policy.admission import check_endpoint, find_refusal
 from finetune_operator.policy.conditions import MESSAGES
 from finetune_operator.policy.pods import pod_diagnosis
 from finetune_operator.policy.pods.pod_diagnosis import Diagnosis, EventQuery
+from finetune_operator.policy.pods.run_outcome import parse_message
 from finetune_operator.release.manifests import build_carrier, build_name
 from finetune_operator.release.objects import Release, Seen
 from finetune_operator.release.steps import SLOW_SECONDS, SOON_SECONDS, Plan, change, end, wait
@@ -196,13 +193,9 @@ def _diagnose(seen: Seen, child: Job) -> Diagnosis:
 
 def read_report(pod: Pod, release: Release) -> ReleaseReport | None:
     """Return the pod's report if it is small, well-formed and of this generation of the release, else None."""
-    if not pod.message or len(pod.message.encode()) > TERMINATION_LIMIT_BYTES:
-        return None
-    try:
-        found = ReleaseReport.model_validate(json.loads(pod.message))
-    except (ValueError, ValidationError, RecursionError):
-        return None
-    return found if (found.release_uid, found.generation) == (release.uid, release.generation) else None
+    found = parse_message(pod, ReleaseReport)
+    is_ours = found is not None and (found.release_uid, found.generation) == (release.uid, release.generation)
+    return found if is_ours else None
 
 
 def _explain(problem: ClusterError) -> tuple[ReleaseReason, str]:

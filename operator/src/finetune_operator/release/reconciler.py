@@ -10,6 +10,7 @@ from finetune_api import names
 from finetune_api.release import FineTuneReleaseSpec, FineTuneReleaseStatus
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller.event_recorder import EventRecorder
+from finetune_operator.controller.events import describe_refused_status
 from finetune_operator.controller.warning_events import WarningEvents
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused
@@ -81,7 +82,11 @@ class ReleaseReconciler:
 
     async def _write(self, release: Release, status: FineTuneReleaseStatus) -> Release:
         """Write the status, then record what has changed as an event."""
-        written = await self._cluster.patch_status(release, status)
+        try:
+            written = await self._cluster.patch_status(release, status)
+        except (Denied, Refused) as problem:  # no condition can show it
+            await self._recorder.record(release, describe_refused_status(problem))
+            raise
         if event := derive_event(release.status, written.status):
             log.info("release %s: %s: %s", release.key, event.reason, event.message)
             await self._recorder.record(written, event)
@@ -103,7 +108,7 @@ class ReleaseReconciler:
                 service=await self._cluster.get_service(namespace, kserve, seen.now) if kserve else None,
                 tried=await self._cluster.get_service(namespace, earlier, seen.now) if earlier else None,
             )
-        except (Denied, NameTaken, Outdated) as problem:
+        except (Denied, NameTaken, Outdated, Refused) as problem:
             return replace(seen, problem=problem)
         query = find_query(seen)
         with suppress(Denied):  # the events only explain

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
+from rich.text import Text
 
 from finetune_api.comparing.comparison import ROUNDING, Comparison
 from finetune_api.comparing.measured import MeasuredRows, compare_results
@@ -12,11 +13,12 @@ from finetune_api.evaluation import EvaluationMetric, Verdict
 from finetune_api.handoff import Artifact
 from finetune_api.objectives import Dpo, Kto, Objective
 from finetune_api.spec import FineTuneJobSpec
-from finetune_client.cluster.job import Job, Object
+from finetune_client.cluster.job import NEWER, Job, Object
 from finetune_client.errors import FineTuneError
 from finetune_client.figures import NONE, duration, number
 from finetune_client.storage import Storage
 from kubectl_finetune.commands.diff import flat_fields, show_value
+from kubectl_finetune.display.table import columns
 
 TRAINING = ("hyperparameters", "tuning", "dataset", "model", "objective", "mode", "dpo", "kto", "rlhf", "distillation")
 """Blocks of the spec that are shown where they differ, in this order, before `lineage` and `earlyStopping`."""
@@ -131,7 +133,7 @@ def read_measured(jobs: Sequence[Job], open_storage: Callable[[Job], Storage]) -
                     found[job.name] = MeasuredRows.model_validate_json(storage.read(Artifact.HELD_OUT))
                 except ValidationError:
                     problem = f"{Artifact.HELD_OUT} of {job.name} has a form that this version cannot read"
-                    raise FineTuneError(problem) from None
+                    raise FineTuneError(problem, NEWER) from None
     return found
 
 
@@ -311,8 +313,6 @@ def _short(path: str) -> str:
     return f"{above}.{last}" if last in {"uri", "name", "beta", "temperature"} or len(last) < 3 else last
 
 
-def ranking_table(ranking: Ranking) -> Any:
+def ranking_table(ranking: Ranking) -> Text:
     """Return the ranking as a table."""
-    from kubectl_finetune.display.table import columns  # noqa: PLC0415 - rich takes long to load
-
     return columns(ranking.header(), ranking.rows())

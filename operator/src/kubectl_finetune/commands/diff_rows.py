@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.text import Text
 
 from finetune_api.handoff import Artifact
-from finetune_client.cluster.job import Job
+from finetune_client.cluster.job import NEWER, Job
 from finetune_client.errors import FineTuneError
 from finetune_client.storage import Storage
 from kubectl_finetune.display.table import columns, heading
@@ -61,7 +61,7 @@ class RowsOfJob:
                     yield PublishedRow(content + b"}", place["file"], place["line"])
                 except (ValueError, KeyError, TypeError):
                     problem = f"{PARTS[part]} of {self.name} has a form that this version cannot read"
-                    raise FineTuneError(problem) from None
+                    raise FineTuneError(problem, NEWER) from None
 
     def index(self, part: str) -> dict[bytes, str]:
         """Return the file of each different row, by the row's digest."""
@@ -97,7 +97,7 @@ def fetch_rows(name: str, storage: Storage, folder: Path) -> RowsOfJob:
     known = set(storage.names())
     files = {part: storage.download(folder, path)[0] for part, path in PARTS.items() if path in known}
     if not files:
-        raise FineTuneError(f"{name} published no rows: it has trained on those of no dataset")
+        raise FineTuneError(f"{name} published no rows: it has trained on those of no dataset", "leave out --rows")
     return RowsOfJob(name, files)
 
 

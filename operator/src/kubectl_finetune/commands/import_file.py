@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api import names
-from finetune_api.manifest.yaml_document import FileError, read_text, write_document
+from finetune_api.manifest.yaml_document import write_document
 from finetune_api.text.printable import printable
-from finetune_client.errors import FineTuneError, WrongUse
+from finetune_client.errors import WrongUse
 from finetune_client.manifest.fixes import FILL_IN
 from finetune_client.manifest.suggestions import nearest
-from kubectl_finetune.commands.validate import Problem, check_files, read_stdin
+from kubectl_finetune.commands.validate import Problem, check_files, read_file
 from kubectl_finetune.display.table import columns
 from kubectl_finetune.importing.draft import Draft, NotCarried, Options, ToFillIn
 from kubectl_finetune.importing.engine import convert
@@ -78,7 +78,7 @@ def import_file(path: Path, asked: str, options: Options) -> Imported:
     if asked and asked not in FORMATS:
         near = nearest(asked, FORMATS)
         raise WrongUse(f"--from {asked}: must be one of {', '.join(FORMATS)}", f"did you mean {near}?" if near else "")
-    name, text = _read(path)
+    name, text = read_file(path)
     file = read_training_file(name, text)
     form = choose_format(name, file.values, asked)
     draft = convert(file, form, options)
@@ -98,15 +98,6 @@ def import_file(path: Path, asked: str, options: Options) -> Imported:
         draft.placeholders,
         _distinct(draft.losses),
     )
-
-
-def _read(path: Path) -> tuple[str, str]:
-    if str(path) == "-":
-        return "stdin", read_stdin()
-    try:
-        return str(path), read_text(path)
-    except FileError as error:
-        raise FineTuneError(str(error)) from None
 
 
 def _manifest(draft: Draft) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from finetune_api.recipes import LARGE, MANY_ROWS, RECIPES, number_text
 from finetune_api.spec import FORMATS
 from finetune_api.text.printable import printable
 from finetune_api.tuning import Method
-from finetune_client.errors import FineTuneError, WrongUse
+from finetune_client.errors import FineTuneError, WrongUse, explain_unwritten
 from finetune_client.manifest.suggestions import nearest
 from kubectl_finetune.commands.validate import check_files
 
@@ -201,6 +201,6 @@ def deliver(text: str, path: Path, *, force: bool) -> None:
     except FileExistsError:
         raise FineTuneError(f"{path} exists", "--force overwrites it, -f names another file") from None
     except OSError as error:
-        raise FineTuneError(f"{path} cannot be written: {error.strerror}") from None
+        raise explain_unwritten(path, error) from None
     typer.echo(f"wrote {path}", err=True)
     typer.echo(f"check it: kubectl finetune validate {path}", err=True)

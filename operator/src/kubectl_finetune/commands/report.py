@@ -12,7 +12,7 @@ from finetune_api.endpoints import is_aws_s3
 from finetune_api.handoff import Artifact
 from finetune_api.status import Artifacts
 from finetune_client.cluster.job import Job
-from finetune_client.errors import FineTuneError
+from finetune_client.errors import explain_unwritten
 from finetune_client.storage import NO_ENDPOINT, SETTINGS, Storage, named_by, published
 from kubectl_finetune.commands.describe import result_pairs, verdict_pairs
 from kubectl_finetune.commands.progress import loss_pairs
@@ -61,11 +61,6 @@ def commands(job: Job, artifacts: Artifacts, endpoint: str, options: str = "") -
     ]
 
 
-def text(storage: Storage) -> bytes:
-    """Return the report as Markdown."""
-    return storage.read(Artifact.REPORT)
-
-
 def save(storage: Storage, folder: Path) -> list[Path]:
     """Write both forms of the report to a folder."""
     paths = []
@@ -75,6 +70,6 @@ def save(storage: Storage, folder: Path) -> list[Path]:
             folder.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         except OSError as error:
-            raise FineTuneError(f"{path} cannot be written: {error.strerror}") from None
+            raise explain_unwritten(path, error) from None
         paths.append(path)
     return paths

@@ -9,14 +9,12 @@ import typer
 
 from kubectl_finetune.errors import ExitCode
 from kubectl_finetune.options import (
+    Connect,
     Endpoint,
-    Kubeconfig,
-    KubeContext,
-    Namespace,
     Output,
     complete_jobs,
-    connect,
     dump,
+    on_cluster,
     require_names,
     say,
     show,
@@ -64,8 +62,9 @@ def sweep(
     say(f"{count}; rank them with: kubectl finetune compare -l {LABEL_SWEEP}={found.name}{place}")
 
 
+@on_cluster
 def compare(
-    context: typer.Context,
+    connect: Connect,
     jobs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -78,10 +77,7 @@ def compare(
     selector: Annotated[str, typer.Option("--selector", "-l", help="Label selector, in place of names.")] = "",
     rows: Annotated[bool, typer.Option("--rows", help="Also compare row by row, from storage.")] = False,
     endpoint: Endpoint = None,
-    namespace: Namespace = None,
     output: Output = None,
-    kube_context: KubeContext = None,
-    kubeconfig: Kubeconfig = None,
 ) -> None:
     """Rank jobs by their held-out figures, with the fields in which they differ.
 
@@ -95,7 +91,7 @@ def compare(
 
     if bool(jobs) == bool(selector):
         raise WrongUse("compare needs names or a selector", "kubectl finetune compare -l finetune.dev/sweep=NAME-try")
-    cluster = connect(context, namespace, kube_context, kubeconfig)
+    cluster = connect()
     names = dict.fromkeys(jobs or [])
     found = cluster.list_jobs(selector=selector) if selector else [cluster.get_job(name) for name in names]
     if not found:

@@ -15,7 +15,15 @@ from typing import Any
 
 from finetune_api import names
 from finetune_api.manifest.foreign_names import explain_foreign
-from finetune_api.manifest.yaml_document import FieldPath, FileError, YamlDocument, join_path, read_stream, read_text
+from finetune_api.manifest.yaml_document import (
+    FieldPath,
+    FileError,
+    YamlDocument,
+    find_value,
+    join_path,
+    read_stream,
+    read_text,
+)
 from finetune_api.manifest.yaml_faults import YamlError
 from finetune_api.text.printable import printable
 from finetune_client.errors import FineTuneError, WrongUse
@@ -101,7 +109,7 @@ def read_files(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
     seen: set[str] = set()
     for path in dict.fromkeys(paths):
         if str(path) == "-":
-            yield "stdin", read_stdin()
+            yield read_file(path)
             continue
         inside = (
             sorted(one for one in path.rglob("*") if one.suffix in {".yaml", ".yml", ".json"} and one.is_file())
@@ -109,25 +117,32 @@ def read_files(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
             else [path]
         )
         if not inside:
-            raise FineTuneError(f"{path} has no YAML files")
+            raise FineTuneError(f"{path} has no YAML files", "name a folder with .yaml, .yml or .json files")
         for one in inside:
             if (place := os.path.realpath(one)) in seen:
                 continue
             seen.add(place)
-            try:
-                yield str(one), read_text(one)
-            except FileError as error:
-                raise FineTuneError(str(error)) from None
+            yield read_file(one)
 
 
-def read_stdin() -> str:
+def read_file(path: Path) -> tuple[str, str]:
+    """Return name and text of a file, or of stdin for `-`."""
+    if str(path) == "-":
+        return "stdin", _read_stdin()
+    try:
+        return str(path), read_text(path)
+    except FileError as error:
+        raise FineTuneError(str(error), error.fix) from None
+
+
+def _read_stdin() -> str:
     """Return the text of stdin, which is UTF-8 in every locale, as a file is."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8-sig")
     try:
         return sys.stdin.read()
     except UnicodeDecodeError:
-        raise FineTuneError("stdin is not a text in UTF-8") from None
+        raise FineTuneError("stdin is not a text in UTF-8", "convert it to UTF-8") from None
 
 
 def _of_yaml(file: str, fault: YamlError) -> Problem:
@@ -169,15 +184,8 @@ def _check(document: YamlDocument, file: str, kind: str) -> list[Problem]:
 
 
 def _problem(document: YamlDocument, file: str, fault: Fault) -> Problem:
-    value: Any = document.value
-    for part in fault.path:
-        try:
-            value = value[part]
-        except (KeyError, IndexError, TypeError):
-            value = None
-            break
     written = document.written.get(fault.path)
-    shown = printable(written) if written is not None else _shown(value)
+    shown = printable(written) if written is not None else _shown(find_value(document.value, fault.path))
     return Problem(file, document.line(fault.path), _field(document, fault.path), fault.message, shown, fault.fix)
 
 
@@ -207,22 +215,15 @@ def _clashes(found: Iterable[tuple[str, YamlDocument]]) -> Iterator[Problem]:
     """Yield conflicts between jobs: two that share a name or an output prefix."""
     owners: dict[tuple[str, ...], str] = {}
     for file, document in found:
-        name = str(_at(document.value, "metadata", "name") or "")
-        space = str(_at(document.value, "metadata", "namespace"))
-        uri = str(_at(document.value, "spec", "output", "uri") or "").rstrip("/")
+        name = str(find_value(document.value, ("metadata", "name")) or "")
+        space = str(find_value(document.value, ("metadata", "namespace")))
+        uri = str(find_value(document.value, ("spec", "output", "uri")) or "").rstrip("/")
         for path, scope, value in ((("metadata", "name"), space, name), (("spec", "output", "uri"), "", uri)):
             key = (*path, scope, value)
             if value and key in owners:
                 fault = Fault(path, f"is also that of {owners[key]}", "give each job its own")
                 yield _problem(document, file, fault)
-            owners.setdefault(key, name or str(_at(document.value, "metadata", "generateName")))
-
-
-def _at(value: Any, *path: str) -> Any:
-    """Return the value of a field of a manifest that may be faulty; None if it is not there."""
-    for part in path:
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+            owners.setdefault(key, name or str(find_value(document.value, ("metadata", "generateName"))))
 
 
 def _parents_elsewhere(jobs: list[dict[str, Any]]) -> Iterator[str]:
@@ -251,7 +252,7 @@ def check_rows(jobs: list[dict[str, Any]], files: list[str], out: Path | None, *
     """
     if len(jobs) != 1:
         raise WrongUse(f"--rows needs one job, but the files have {len(jobs)}", "give the manifest of one job")
-    sources = _at(jobs[0], "spec", "dataset", "train", "sources") or ()
+    sources = find_value(jobs[0], ("spec", "dataset", "train", "sources")) or ()
     if any(one.get("format") or one.get("columns") for one in sources):
         raise WrongUse(
             "--rows checks with one format and columns, but dataset.train.sources have their own",
@@ -269,11 +270,11 @@ def check_rows(jobs: list[dict[str, Any]], files: list[str], out: Path | None, *
 def require_folder(out: Path, option: str) -> None:
     """Raise WrongUse if the folder of an option cannot be made because there is a file, or because of its path."""
     try:
-        nearest = next(one for one in (out, *out.absolute().parents) if one.exists())
+        existing = next(one for one in (out, *out.absolute().parents) if one.exists())
     except OSError as error:
         raise WrongUse(f"{option} {out} cannot be made: {error.strerror}", "name another folder") from None
-    if not nearest.is_dir():
-        raise WrongUse(f"{option} {out} cannot be made: {nearest} is a file", "name a folder")
+    if not existing.is_dir():
+        raise WrongUse(f"{option} {out} cannot be made: {existing} is a file", "name a folder")
 
 
 def find_program() -> str:

@@ -48,7 +48,7 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]], indent: int = 
 
 def fields(pairs: Sequence[tuple[str, str]], indent: int = 0) -> Text:
     """Return names and values as lines; omit pairs without a value."""
-    shown = [(name, printable(value)) for name, value in pairs if value and value != "-"]
+    shown = [(name, printable(value)) for name, value in pairs if value and value != NONE]
     width = max((len(name) for name, _ in shown), default=0) + 1
     text = Text()
     for name, value in shown:

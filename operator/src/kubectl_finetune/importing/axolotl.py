@@ -6,14 +6,14 @@ from types import MappingProxyType
 from typing import Any
 
 from finetune_api.objectives import Objective
-from kubectl_finetune.importing import shared, templates, values
+from kubectl_finetune.importing import shared, templates, trackers, values
 from kubectl_finetune.importing.axolotl_rows import put_rows
 from kubectl_finetune.importing.draft import Draft, NotConverted
 from kubectl_finetune.importing.engine import apply_table
 from kubectl_finetune.importing.locations import put_model, put_result
 from kubectl_finetune.importing.preferences import DPO_ALONE, put_axolotl_beta, put_losses, put_smoothing, sft_weight
 from kubectl_finetune.importing.rewards import NO_LIMIT, put_rlhf
-from kubectl_finetune.importing.rows import Format, Table, derived, harmless, is_off, lost, refused, to
+from kubectl_finetune.importing.rows import Format, Table, derived, each, harmless, is_off, lost, refused, to
 from kubectl_finetune.importing.sharding import KEYS, put_shards
 from kubectl_finetune.importing.shared import HYPER, LORA, REMOVE
 
@@ -228,9 +228,9 @@ def _trackers(draft: Draft) -> None:
         shared.name_unused(draft, "wandb_project", "wandb_mode switches its runs off")
     else:
         entity = str(draft.get("wandb_entity") or "")
-        shared.put_wandb(draft, "wandb_project", project, entity, is_offline=mode == "offline")
+        trackers.put_wandb(draft, "wandb_project", project, entity, is_offline=mode == "offline")
     if draft.is_given("mlflow_tracking_uri") and draft.is_given("mlflow_experiment_name"):
-        shared.put_mlflow(draft, str(draft.get("mlflow_experiment_name")))
+        trackers.put_mlflow(draft, str(draft.get("mlflow_experiment_name")))
         return
     fix = "set tracking.mlflow"
     for key, reason in (
@@ -291,9 +291,10 @@ TABLE: Table = MappingProxyType(
         "noisy_embedding_alpha": to(f"{HYPER}.neftuneNoiseAlpha", values.positive),
         "center_rewards_coefficient": lost("rewards are not centred"),
         "rope_scaling": lost("the context is that of the model"),
-        "overrides_of_model_config": lost("the model's config.json is used unchanged"),
-        "model_config": lost("the model's config.json is used unchanged"),
-        "overrides_of_model_kwargs": lost("the model's config.json is used unchanged"),
+        **each(
+            lost("the model's config.json is used unchanged"),
+            "overrides_of_model_config model_config overrides_of_model_kwargs",
+        ),
         "resize_token_embeddings_to_32x": harmless(shared.MEMORY),
         "model_quantization_config": lost("the base is loaded in 16 bits, or in 4 bits (NF4) with QLoRA"),
         "model_quantization_config_kwargs": harmless("it belongs to model_quantization_config"),
@@ -305,19 +306,12 @@ TABLE: Table = MappingProxyType(
         "rpo_alpha": sft_weight,
         # what no job can express
         "gptq": refused("a quantised model cannot be the base", "give the original weights"),
-        "unfrozen_parameters": refused(shared.PARTS, REMOVE),
+        **each(refused(shared.PARTS, REMOVE), "unfrozen_parameters lisa_* llmcompressor"),
         "relora*": refused("there is no ReLoRA", REMOVE),
         "jagged_restart*": refused("there is no ReLoRA", REMOVE),
-        "lisa_*": refused(shared.PARTS, REMOVE),
         "qat": refused("there is no quantisation-aware training", REMOVE),
         "fp8*": refused("there is no training in FP8", REMOVE),
-        "diffusion": refused(shared.OTHER_LOSS, REMOVE),
-        "ebft": refused(shared.OTHER_LOSS, REMOVE),
-        "orpo_alpha": refused(shared.OTHER_LOSS, REMOVE),
-        "simpo_gamma": refused(shared.OTHER_LOSS, REMOVE),
-        "cpo_alpha": refused(shared.OTHER_LOSS, REMOVE),
-        "use_eaft": refused(shared.OTHER_LOSS, REMOVE),
-        "llmcompressor": refused(shared.PARTS, REMOVE),
+        **each(refused(shared.OTHER_LOSS, REMOVE), "diffusion ebft orpo_alpha simpo_gamma cpo_alpha use_eaft"),
         "use_onebitllms": refused(shared.NO_GRADIENT, REMOVE),
         "process_reward_model": refused("steps of an answer cannot be rewarded one by one", REMOVE),
         "reinit_weights": refused("no model is trained from random weights", REMOVE),
@@ -334,49 +328,28 @@ TABLE: Table = MappingProxyType(
         "eval_strategy": harmless("evaluation is by steps"),
         "num_labels": harmless("a reward model has one", unless=(1,)),
         "tokenizer_*": harmless("the tokenizer is that of the model"),
-        "cls_model_config": harmless(shared.ARCHITECTURE),
-        "base_model_*": harmless(shared.ARCHITECTURE),
-        "is_*_derived_model": harmless(shared.ARCHITECTURE),
+        **each(harmless(shared.ARCHITECTURE), "cls_model_config base_model_* is_*_derived_model"),
         "hf_use_auth_token": harmless("a token is read from a Secret", "set model.credentialsSecretRef"),
-        "dataset_prepared_path": harmless(shared.NO_CACHE),
-        "dataset_processes": harmless(shared.NO_CACHE),
-        "dataset_num_proc": harmless(shared.NO_CACHE),
-        "dataset_keep_in_memory": harmless(shared.NO_CACHE),
+        **each(
+            harmless(shared.NO_CACHE),
+            "dataset_prepared_path dataset_processes dataset_num_proc dataset_keep_in_memory dataset_shard_* "
+            "skip_prepare_dataset push_dataset_to_hub streaming*",
+        ),
         "dataset_exact_deduplication": harmless("repeated rows are always removed"),
-        "dataset_shard_*": harmless(shared.NO_CACHE),
-        "skip_prepare_dataset": harmless(shared.NO_CACHE),
-        "push_dataset_to_hub": harmless(shared.NO_CACHE),
         "shuffle_merged_datasets": harmless("rows are always shuffled"),
-        "streaming*": harmless(shared.NO_CACHE),
         "max_packed_sequence_len": lost("it is no key of axolotl any more", "use sample_packing"),
         "pretrain_multipack_attn": harmless("packed rows never attend to each other"),
         "pad_to_*": harmless("padding is not trained on"),
         "sample_packing_*": harmless("preflight chooses which rows share a sequence"),
         "total_num_tokens": harmless("preflight counts the tokens"),
-        "torchdistx_path": harmless(shared.MEMORY),
-        "activation_offloading": harmless(shared.MEMORY),
-        "lora_*_kernel": harmless(shared.MEMORY),
-        "lora_on_cpu": harmless(shared.MEMORY),
-        "peft_autocast_adapter_dtype": harmless(shared.MEMORY),
-        "qlora_sharded_model_loading": harmless(shared.MEMORY),
-        "low_cpu_mem_usage": harmless(shared.MEMORY),
-        "experimental_skip_move_to_device": harmless(shared.MEMORY),
-        "device_map": harmless(shared.MEMORY),
-        "tiled_mlp*": harmless(shared.MEMORY),
-        "use_kernels": harmless(shared.MEMORY),
-        "use_*_kernels": harmless(shared.MEMORY),
-        "use_scattermoe": harmless(shared.MEMORY),
-        "use_sonicmoe": harmless(shared.MEMORY),
-        "experts_implementation": harmless(shared.MEMORY),
-        "llama4_linearized_experts": harmless(shared.MEMORY),
-        "gemma4_hybrid_attn_impl": harmless(shared.MEMORY),
-        "dsv4_*": harmless(shared.MEMORY),
-        "fused_attn_kernel": harmless(shared.MEMORY),
-        "cut_cross_entropy*": harmless(shared.MEMORY),
-        "flash_attn_*": harmless(shared.MEMORY),
-        "flash_optimum": harmless(shared.MEMORY),
-        "flex_attn*": harmless(shared.MEMORY),
-        "xformers_attention": harmless(shared.MEMORY),
+        **each(
+            harmless(shared.MEMORY),
+            "torchdistx_path activation_offloading lora_*_kernel lora_on_cpu peft_autocast_adapter_dtype "
+            "qlora_sharded_model_loading low_cpu_mem_usage experimental_skip_move_to_device device_map "
+            "tiled_mlp* use_kernels use_*_kernels use_scattermoe use_sonicmoe experts_implementation "
+            "llama4_linearized_experts gemma4_hybrid_attn_impl dsv4_* fused_attn_kernel cut_cross_entropy* "
+            "flash_attn_* flash_optimum flex_attn* xformers_attention",
+        ),
         "sdp_attention": to(f"{HYPER}.attention", lambda value: "SDPA" if values.flag(value) else None),
         "nvfp4_*": harmless("it belongs to weights in this number format"),
         "float16": to(f"{HYPER}.precision", lambda value: "FP16" if values.flag(value) else None),
@@ -397,11 +370,7 @@ TABLE: Table = MappingProxyType(
         "use_wandb": harmless("a project is enough", unless=(False,)),
         "mlflow_*": harmless("runs of MLflow have the name of the job"),
         "vllm": harmless("answers are sampled in the process that trains"),
-        "comet_*": harmless(shared.OTHER_TRACKER),
-        "swanlab_*": harmless(shared.OTHER_TRACKER),
-        "use_swanlab": harmless(shared.OTHER_TRACKER),
-        "trackio_*": harmless(shared.OTHER_TRACKER),
-        "use_trackio": harmless(shared.OTHER_TRACKER),
+        **each(harmless(shared.OTHER_TRACKER), "comet_* swanlab_* use_swanlab trackio_* use_trackio"),
         "otel_*": harmless("the trainer serves metrics for Prometheus"),
         "use_otel_metrics": harmless("the trainer serves metrics for Prometheus"),
     }
@@ -415,12 +384,10 @@ FORMAT = Format(
         derived(_objective, "rl reward_model"),
         derived(_class, "model_type"),
         derived(lambda draft: put_model(draft, "base_model"), "base_model"),
+        derived(_method, f"adapter {ADAPTER} bnb_config_kwargs"),
         derived(
-            _method,
-            "adapter load_in_4bit load_in_8bit lora_r lora_alpha lora_dropout lora_model_dir lora_target_linear "
-            "lora_target_modules lora_target_parameters bnb_config_kwargs",
+            lambda draft: templates.put_template(draft, "chat_template", draft.get("chat_template")), "chat_template"
         ),
-        derived(lambda draft: templates.put_template(draft, "chat_template", templates.AXOLOTL), "chat_template"),
         derived(put_rows, "datasets pretraining_dataset test_datasets val_set_size"),
         derived(lambda draft: shared.put_everything(draft, "train_on_inputs"), "train_on_inputs"),
         derived(_batch, f"micro_batch_size gradient_accumulation_steps batch_size {' '.join(GPU_SPLITS)}"),

@@ -163,4 +163,4 @@ def _read_turns(draft: Draft, source: RowSource, path: FieldPath, entry: dict[st
     roles = entry.get("roles")
     if isinstance(roles, dict):
         check_roles(draft, (*path, "roles"), {role: values.words(own) for role, own in roles.items()})
-    templates.put_named(draft, (*path, "chat_template"), entry.get("chat_template"), templates.AXOLOTL)
+    templates.put_template(draft, (*path, "chat_template"), entry.get("chat_template"))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune_api.manifest.yaml_document import FieldPath, join_path
+from finetune_api.manifest.yaml_document import FieldPath, find_value, join_path
 from kubectl_finetune.importing.files import TrainingFile, has_secret
 
 Key = str | FieldPath
@@ -86,10 +86,7 @@ class Draft:
 
     def at(self, field_path: str) -> Any:
         """Return the value of a field of the spec; None if it is not set."""
-        value: Any = self.spec
-        for part in field_path.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return value
+        return find_value(self.spec, field_path.split("."))
 
     def set(self, field_path: str, value: Any, key: Key) -> None:
         """Set a field of the spec; a text with a token or a password is not copied."""

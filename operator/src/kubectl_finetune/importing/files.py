@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from finetune_api.manifest.yaml_document import FieldPath, YamlDocument, read_documents
+from finetune_api.manifest.yaml_document import FieldPath, YamlDocument, find_value, read_documents
 from finetune_api.manifest.yaml_faults import YamlError
 from finetune_api.text.printable import printable
 from finetune_client.errors import FineTuneError
@@ -40,12 +40,7 @@ class TrainingFile:
 
     def shown(self, path: FieldPath) -> str:
         """Return the value of a key for a message: short, in one line, without secrets."""
-        value: Any = self.values
-        for part in path:
-            try:
-                value = value[part]
-            except (KeyError, IndexError, TypeError):
-                return ""
+        value = find_value(self.values, path)
         return show(value, str(path[-1])) if value is not None else ""
 
     def templates(self) -> Iterator[FieldPath]:

@@ -1,29 +1,15 @@
 """LLaMA-Factory: `llamafactory-cli train FILE`."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from finetune_api.manifest.yaml_document import FieldPath, FileError, read_documents, read_text
-from finetune_api.manifest.yaml_faults import YamlError
+from finetune_api.manifest.yaml_document import FieldPath
 from finetune_api.objectives import Objective
-from finetune_client.manifest.fixes import FILL_IN
-from finetune_client.manifest.suggestions import nearest
-from kubectl_finetune.importing import preferences, shared, templates, values
-from kubectl_finetune.importing.draft import Draft, NotConverted
-from kubectl_finetune.importing.held_out import put_validation
-from kubectl_finetune.importing.locations import (
-    TRAIN,
-    RowSource,
-    put_model,
-    put_result,
-    put_shares,
-    put_train,
-    row_source,
-)
-from kubectl_finetune.importing.roles import check_roles, turn_columns
-from kubectl_finetune.importing.rows import OFF, Format, Table, derived, harmless, lost, refused, to
+from kubectl_finetune.importing import preferences, shared, templates, trackers, values
+from kubectl_finetune.importing.draft import Draft
+from kubectl_finetune.importing.llama_factory_rows import put_rows
+from kubectl_finetune.importing.locations import put_model, put_result
+from kubectl_finetune.importing.rows import OFF, Format, Table, derived, each, harmless, lost, refused, to
 from kubectl_finetune.importing.sharding import KEYS, put_trainer_shards
 from kubectl_finetune.importing.shared import HYPER, LORA, REMOVE
 
@@ -34,34 +20,7 @@ STAGES = {
     "dpo": Objective.DPO,
     "kto": Objective.KTO,
 }
-COLUMNS: Mapping[str, tuple[str, str]] = {
-    "prompt": ("instruction", "instruction"),
-    "query": ("input", "input"),
-    "response": ("output", "output"),
-    "history": ("history", "history"),
-    "messages": ("messages", "conversations"),
-    "system": ("system", "system"),
-    "tools": ("tools", "tools"),
-    "chosen": ("chosen", "chosen"),
-    "rejected": ("rejected", "rejected"),
-    "kto_tag": ("label", "kto_tag"),
-}
-"""Columns of dataset_info.json: our name, and another one that is found without a mapping."""
-TAGS: Mapping[str, str] = {
-    "user_tag": "user",
-    "assistant_tag": "assistant",
-    "observation_tag": "tool",
-    "function_tag": "assistant",
-    "system_tag": "system",
-}
 ADAPTER = "lora_rank lora_alpha lora_dropout lora_target adapter_name_or_path quantization_bit double_quantization"
-DESCRIBED = (
-    *("formatting", "ranking", "subset", "split", "folder", "num_samples", "columns", "tags"),
-    *("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "cloud_file_name", "script_url"),
-)
-"""Keys of an entry of dataset_info.json."""
-ENDS: Mapping[str, str] = {"interleave_under": "FirstExhausted", "interleave_over": "AllExhausted"}
-INFO = "dataset_info.json"
 OTHER_OPTIMISER = "there is no such optimiser; the default is used"
 
 
@@ -103,7 +62,7 @@ def _preferences(draft: Draft, objective: str) -> None:
 
 
 def _template(draft: Draft) -> None:
-    templates.put_template(draft, "template", templates.LLAMA_FACTORY)
+    templates.put_template(draft, "template", draft.get("template"))
     if draft.at(templates.FIELD) == "Alpaca":
         draft.lose("template", "no system text is added to rows without one", "add it to the rows")
 
@@ -133,141 +92,12 @@ def _method(draft: Draft) -> None:
         put_model(draft, "adapter_name_or_path", "tuning.initialAdapter.uri")
 
 
-def _rows(draft: Draft) -> None:
-    info = _read_info(draft)
-    sources = _sources(draft, "dataset", info)
-    ends = _mixture(draft, sources)
-    put_train(draft, sources)
-    if ends and draft.at("dataset.train.sources"):
-        draft.set("dataset.train.stoppingStrategy", ends, "mix_strategy")
-    put_validation(draft, _sources(draft, "eval_dataset", info))
-    shared.put_share(draft, "val_size")
-
-
-def _mixture(draft: Draft, sources: list[RowSource]) -> str | None:
-    """Set the share of each source; return when the mixture ends, None if all rows of all sources are used."""
-    kind = str(draft.get("mix_strategy") or "concat")
-    if kind == "concat" or len(sources) < 2:
-        keys = "interleave_probs" if kind == "concat" else "mix_strategy interleave_probs"
-        shared.name_unused(draft, keys, "shares are of several datasets, with mix_strategy interleave_under or _over")
-        return None
-    if kind not in ENDS:
-        fix = "set weight in each of dataset.train.sources, and dataset.train.stoppingStrategy"
-        draft.lose("mix_strategy", "all rows of all sources are used", fix)
-        return None
-    probabilities = values.words(draft.get("interleave_probs") or ["1"] * len(sources))
-    key = "interleave_probs" if draft.is_given("interleave_probs") else "mix_strategy"
-    return ENDS[kind] if put_shares(draft, key, sources, probabilities) else None
-
-
 def _first_values(draft: Draft, path: FieldPath, value: Any) -> None:
     if draft.at("tuning.method") == "QLoRA" or draft.at("objective") == Objective.REWARD_MODEL.value:
         fix = "tuning.lora.initLoraWeights PiSSA needs tuning.method LoRA, and no reward model"
         lost("adapters begin with PEFT's usual initialisation", fix)(draft, path, value)
     else:
         shared.of_adapter("initLoraWeights", lambda given: "PiSSA" if values.flag(given) else None)(draft, path, value)
-
-
-def _sources(draft: Draft, key: str, info: dict[str, Any] | None) -> list[RowSource]:
-    found = [one for name in values.words(draft.get(key) or []) if (one := _source(draft, key, name, info))]
-    if limit := shared.read(draft, "max_samples", values.count):
-        for one in found:
-            one.max_samples = min(limit, one.max_samples or limit)
-    return found
-
-
-def _read_info(draft: Draft) -> dict[str, Any] | None:
-    """Return the descriptions of datasets next to the file, or in `dataset_dir`; None if there are none."""
-    folder, here = str(draft.get("dataset_dir")), Path(draft.file.name).parent
-    if folder == "ONLINE":
-        return None
-    for path in (here / INFO, here / folder / INFO, Path(folder) / INFO):
-        if path.is_file():
-            try:
-                documents = read_documents(read_text(path))
-            except (FileError, YamlError) as error:
-                draft.lose("dataset_dir", f"{path} cannot be read: {error}", "correct it")
-                return None
-            found = documents[0].value if documents else None
-            return found if isinstance(found, dict) else None
-    return {}
-
-
-def _source(draft: Draft, key: str, name: str, info: dict[str, Any] | None) -> RowSource | None:
-    if info is None:
-        return row_source(draft, key, name, split=TRAIN)
-    entry = info.get(name)
-    if not isinstance(entry, dict):
-        if info:
-            near = nearest(name, info)
-            fix = f"did you mean {near}? Else copy" if near else "copy"
-            draft.lose(key, f"{INFO} has no {name}", f"{fix} its entry there, or use --data and set dataset.columns")
-        else:
-            reason = f"{name} is described in {INFO}, which is not next to the file"
-            draft.lose(key, reason, "copy it there, or use --data and set dataset.columns")
-        return RowSource(key, FILL_IN + name)
-    if "script_url" in entry:
-        draft.refuse(key, f"{name} is loaded by a script, which is not run", "give its rows as files")
-        return None
-    place, folder = entry.get("hf_hub_url") or entry.get("cloud_file_name"), entry.get("folder")
-    source = row_source(
-        draft,
-        key,
-        str(place or entry.get("file_name") or entry.get("ms_hub_url") or entry.get("om_hub_url") or name),
-        files=f"{folder}/" if folder and place else None,
-        split=str(entry.get("split") or TRAIN),
-        config=str(entry.get("subset") or ""),
-        on_hub=place is not None,
-    )
-    _choose_rows(draft, source, key, name, entry.get("num_samples"))
-    _read_description(draft, source, key, name, entry)
-    return source
-
-
-def _choose_rows(draft: Draft, source: RowSource, key: str, name: str, samples: Any) -> None:
-    if samples is None:
-        return
-    try:
-        source.max_samples = values.count(samples)
-    except NotConverted as error:
-        draft.lose(key, f"{name}: num_samples {error.reason}", error.fix)
-        return
-    fix = "shuffle the file; one of several dataset.train.sources may have sample Random"
-    draft.lose(key, f"{name}: the first {samples} rows are used, not random ones", fix)
-
-
-def _read_description(draft: Draft, source: RowSource, key: str, name: str, entry: dict[str, Any]) -> None:
-    columns, tags = _block(entry, "columns"), _block(entry, "tags")
-    for column, own in columns.items():
-        if column in {"images", "videos", "audios"}:
-            draft.refuse(key, f"{name}: {shared.TEXT_ONLY}", "remove it from the list of datasets")
-        elif column not in COLUMNS:
-            draft.lose(key, f"{name}: {INFO} has an unknown column {column}")
-        elif draft.at("objective") == Objective.DOMAIN_ADAPTATION.value and column == "prompt":
-            source.columns |= {"text": str(own)} if own != "text" else {}
-        elif str(own) not in COLUMNS[column]:
-            source.columns[COLUMNS[column][0]] = str(own)
-    for unknown in (one for one in entry if one not in DESCRIBED):
-        draft.lose(key, f"{name}: {INFO} has an unknown key {unknown}")
-    if entry.get("formatting", "alpaca") == "alpaca":
-        is_plain = draft.at("objective") == Objective.DOMAIN_ADAPTATION.value
-        source.format = "Text" if is_plain else "" if entry.get("ranking") or "kto_tag" in columns else "Alpaca"
-        return
-    source.columns |= turn_columns(tags.get("role_tag"), tags.get("content_tag"))
-    check_roles(draft, (key,), _roles(tags))
-
-
-def _block(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found = entry.get(name)
-    return found if isinstance(found, dict) else {}
-
-
-def _roles(tags: Mapping[str, Any]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for tag, role in TAGS.items():
-        if tags.get(tag):
-            found.setdefault(role, []).append(str(tags[tag]))
-    return found
 
 
 def _packing(draft: Draft) -> None:
@@ -301,43 +131,32 @@ TABLE: Table = MappingProxyType(
         "tool_format": lost("the model's chat template renders the tools"),
         "enable_thinking": lost("an answer without reasoning gets none", unless=(True,)),
         "pref_ftx": preferences.sft_weight,
-        "pref_bco_weight": lost("the loss has no further term"),
+        **each(lost("the loss has no further term"), "pref_bco_weight ld_alpha moe_aux_loss_coef"),
         "dpo_label_smoothing": lambda draft, *_: preferences.put_smoothing(draft, "dpo_label_smoothing"),
-        "ld_alpha": lost("the loss has no further term"),
         "ref_model": lost("the reference is the model before training"),
         "ref_model_*": lost("the reference is the model before training"),
         "pissa_init": _first_values,
         "pissa_*": harmless("it belongs to pissa_init"),
         "create_new_adapter": lost("an adapter is continued, and not merged before"),
         "use_unsloth": harmless(shared.MEMORY),
-        "use_galore": lost(OTHER_OPTIMISER),
-        "use_apollo": lost(OTHER_OPTIMISER),
-        "use_badam": lost(OTHER_OPTIMISER),
-        "use_adam_mini": lost(OTHER_OPTIMISER),
-        "use_muon": lost(OTHER_OPTIMISER),
+        **each(lost(OTHER_OPTIMISER), "use_galore use_apollo use_badam use_adam_mini use_muon"),
         "galore_*": harmless("it belongs to use_galore"),
         "apollo_*": harmless("it belongs to use_apollo"),
         "badam_*": harmless("it belongs to use_badam"),
         "rope_scaling": lost("the context is that of the model"),
         "shift_attn": lost("the attention is that of the model"),
-        "moe_aux_loss_coef": lost("the loss has no further term"),
-        "resize_vocab": lost("the tokenizer is used unchanged"),
-        "add_tokens": lost("the tokenizer is used unchanged"),
-        "add_special_tokens": lost("the tokenizer is used unchanged"),
-        "new_special_tokens_config": lost("the tokenizer is used unchanged"),
-        "init_special_tokens": lost("the tokenizer is used unchanged"),
+        **each(
+            lost("the tokenizer is used unchanged"),
+            "resize_vocab add_tokens add_special_tokens new_special_tokens_config init_special_tokens",
+        ),
         "split_special_tokens": lost("rows with special tokens in a text are rejected"),
         "quantization_type": lost("the base is in NF4", unless=("nf4",)),
         "quantization_method": lost("the base is quantised by bitsandbytes", unless=("bnb", "bitsandbytes")),
         # what no job can express
-        "use_llama_pro": refused(shared.PARTS, REMOVE),
-        "mixture_of_depths": refused(shared.PARTS, REMOVE),
-        "use_dft_loss": refused(shared.OTHER_LOSS, REMOVE),
-        "use_asft_loss": refused(shared.OTHER_LOSS, REMOVE),
-        "use_eaft_loss": refused(shared.OTHER_LOSS, REMOVE),
+        **each(refused(shared.PARTS, REMOVE), "use_llama_pro mixture_of_depths freeze_language_model"),
+        **each(refused(shared.OTHER_LOSS, REMOVE), "use_dft_loss use_asft_loss use_eaft_loss simpo_gamma"),
         "asft_alpha": harmless("it belongs to use_asft_loss"),
         "eaft_alpha": harmless("it belongs to use_eaft_loss"),
-        "simpo_gamma": refused(shared.OTHER_LOSS, REMOVE),
         "fp8*": refused("there is no training in FP8", REMOVE),
         "train_from_scratch": refused("no model is trained from random weights", REMOVE),
         "oft_*": refused("adapters are LoRA and QLoRA", REMOVE),
@@ -345,30 +164,22 @@ TABLE: Table = MappingProxyType(
         "reward_model*": harmless("it belongs to PPO"),
         "predict_with_generate": harmless("the report shows answers"),
         "do_predict": harmless("the report shows answers"),
-        "image_*": harmless("a job trains on text alone"),
-        "video_*": harmless("a job trains on text alone"),
-        "audio_*": harmless("a job trains on text alone"),
-        "freeze_vision_tower": harmless("a job trains on text alone"),
-        "freeze_multi_modal_projector": harmless("a job trains on text alone"),
-        "freeze_language_model": refused(shared.PARTS, REMOVE),
+        **each(
+            harmless("a job trains on text alone"),
+            "image_* video_* audio_* freeze_vision_tower freeze_multi_modal_projector",
+        ),
         "use_kt": refused("layers are not offloaded to KTransformers", REMOVE),
         "kt_*": harmless("it belongs to use_kt"),
-        "use_mca": harmless(shared.GPUS),
-        "use_megatron_bridge": harmless(shared.GPUS),
-        "megatron_bridge_args": harmless(shared.GPUS),
-        "use_distributed_optimizer": harmless(shared.GPUS),
-        "overlap_*": harmless(shared.MEMORY),
-        "*_fusion": harmless(shared.MEMORY),
-        "moe_grouped_gemm": harmless(shared.MEMORY),
-        "moe_token_dispatcher_type": harmless(shared.MEMORY),
-        "recompute_granularity": harmless(shared.MEMORY),
+        **each(harmless(shared.GPUS), "use_mca use_megatron_bridge megatron_bridge_args use_distributed_optimizer"),
+        **each(
+            harmless(shared.MEMORY),
+            "overlap_* *_fusion moe_grouped_gemm moe_token_dispatcher_type recompute_granularity",
+        ),
         # what has no effect on the training
-        "preprocessing_*": harmless(shared.NO_CACHE),
-        "overwrite_cache": harmless(shared.NO_CACHE),
-        "tokenized_path": harmless(shared.NO_CACHE),
-        "streaming": harmless(shared.NO_CACHE),
-        "buffer_size": harmless(shared.NO_CACHE),
-        "data_shared_file_system": harmless(shared.NO_CACHE),
+        **each(
+            harmless(shared.NO_CACHE),
+            "preprocessing_* overwrite_cache tokenized_path streaming buffer_size data_shared_file_system",
+        ),
         "media_dir": harmless("a job trains on text alone"),
         "ignore_pad_token_for_loss": harmless("padding is not trained on"),
         "eval_on_each_dataset": harmless("held-out rows are evaluated together"),
@@ -377,17 +188,13 @@ TABLE: Table = MappingProxyType(
         "plot_loss": harmless("the report has the curves", unless=(*OFF, True)),
         "cache_dir": harmless("modelCache keeps downloaded models"),
         "use_fast_tokenizer": harmless("the tokenizer is that of the model", unless=(True,)),
-        "low_cpu_mem_usage": harmless(shared.MEMORY),
-        "upcast_*": harmless(shared.MEMORY),
-        "use_reentrant_gc": harmless(shared.MEMORY),
-        "use_unsloth_gc": harmless(shared.MEMORY),
-        "use_v1_kernels": harmless(shared.MEMORY),
-        "quantization_device_map": harmless(shared.MEMORY),
-        "device_map": harmless(shared.MEMORY),
+        **each(
+            harmless(shared.MEMORY),
+            "low_cpu_mem_usage upcast_* use_reentrant_gc use_unsloth_gc use_v1_kernels quantization_device_map "
+            "device_map",
+        ),
         "compute_*": harmless("the report has its own metrics"),
-        "infer_*": harmless("it belongs to inference"),
-        "vllm_*": harmless("it belongs to inference"),
-        "sglang_*": harmless("it belongs to inference"),
+        **each(harmless("it belongs to inference"), "infer_* vllm_* sglang_*"),
         "export_*": harmless("output.merge publishes a merged model"),
         "swanlab_*": harmless(shared.OTHER_TRACKER),
         "use_swanlab": harmless(shared.OTHER_TRACKER),
@@ -404,12 +211,8 @@ FORMAT = Format(
         derived(lambda draft: put_model(draft, "model_name_or_path"), "model_name_or_path"),
         derived(_template, "template"),
         derived(lambda draft: shared.put_everything(draft, "train_on_prompt"), "train_on_prompt"),
-        derived(
-            _method,
-            "finetuning_type quantization_bit double_quantization lora_rank lora_alpha lora_dropout lora_target "
-            "adapter_name_or_path",
-        ),
-        derived(_rows, "dataset eval_dataset dataset_dir val_size max_samples mix_strategy interleave_probs"),
+        derived(_method, f"finetuning_type {ADAPTER}"),
+        derived(put_rows, "dataset eval_dataset dataset_dir val_size max_samples mix_strategy interleave_probs"),
         derived(
             lambda draft: shared.put_batch(draft, "per_device_train_batch_size"),
             "per_device_train_batch_size gradient_accumulation_steps",
@@ -420,7 +223,7 @@ FORMAT = Format(
         derived(lambda draft: shared.put_attention(draft, "flash_attn"), "flash_attn"),
         derived(_precision, "bf16 fp16 pure_bf16"),
         derived(lambda draft: shared.put_early_stopping(draft, "early_stopping_steps"), "early_stopping_steps"),
-        derived(shared.put_trackers, "report_to"),
+        derived(trackers.put_trackers, "report_to"),
         derived(lambda draft: put_result(draft, "output_dir"), "output_dir"),
         derived(shared.put_trainer_hub, shared.HUB_KEYS),
         derived(put_trainer_shards, KEYS, follows_table=True),

@@ -56,9 +56,8 @@ def put_model(draft: Draft, key: str, field_path: str = "model.uri") -> None:
 
 def put_result(draft: Draft, key: str) -> None:
     """Set the prefix of the result."""
-    uri, value = draft.options.result, str(draft.get(key) or "")
-    if not uri:
-        uri = value if value.startswith("s3://") else ""
+    value = str(draft.get(key) or "")
+    uri = draft.options.result or (value if value.startswith("s3://") else "")
     uri = uri or _fill_in(draft, "output.uri", value or "result", key, "use --result")
     draft.set("output.uri", uri, "--result" if draft.options.result else key)
 

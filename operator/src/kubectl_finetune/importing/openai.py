@@ -6,8 +6,8 @@ from typing import Any
 from finetune_api.objectives import Objective, Rlhf
 from finetune_client.errors import FineTuneError
 from finetune_client.manifest.fixes import FILL_IN
-from kubectl_finetune.importing import shared, values
-from kubectl_finetune.importing.draft import Draft, NotConverted
+from kubectl_finetune.importing import shared, trackers, values
+from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import apply_table
 from kubectl_finetune.importing.held_out import put_validation
 from kubectl_finetune.importing.locations import RowSource, put_model, put_result, put_train
@@ -87,12 +87,8 @@ def _batch(draft: Draft, value: Any, path: tuple[str, ...]) -> None:
 
     A batch of method reinforcement is of prompts, and one of RLHF of answers.
     """
-    if value is None or value == "auto":
-        return
-    try:
-        batch = values.count(value)
-    except NotConverted as error:
-        draft.lose(path, error.reason, error.fix)
+    batch = None if value == "auto" else shared.read_value(draft, path, value, values.count)
+    if batch is None:
         return
     what, gpus = "rows", max(1, draft.options.gpus or 1)
     if draft.at("objective") == Objective.RLHF.value:
@@ -134,7 +130,7 @@ def _trackers(draft: Draft) -> None:
     for index, one in enumerate(found if isinstance(found, list) else []):
         settings = one.get("wandb") if isinstance(one, dict) else None
         if isinstance(settings, dict) and settings.get("project"):
-            shared.put_wandb(draft, "integrations", str(settings["project"]), str(settings.get("entity") or ""))
+            trackers.put_wandb(draft, "integrations", str(settings["project"]), str(settings.get("entity") or ""))
         else:
             draft.lose(("integrations", index), shared.OTHER_TRACKER, changes_training=False)
 

@@ -132,7 +132,8 @@ def _read_comparison(grader: Mapping[str, Any]) -> Reward:
         return {"type": "Answer", "answer": {"match": "Exact", "column": column[1]}}
     if "{{" in reference:
         raise ValueError("the reference is neither one column, {{item.NAME}}, nor a plain text")
-    patterns = {"eq": rf"\A\s*{re.escape(reference)}\s*\Z", "like": re.escape(reference), "ilike": _any_case(reference)}
+    plain = re.escape(reference)
+    patterns = {"eq": rf"\A\s*{plain}\s*\Z", "like": plain, "ilike": f"(?i:{plain})"}
     if operation not in patterns or not reference:
         raise ValueError(f"operation {operation} is not computed: use eq, like or ilike with a reference")
     pattern = patterns[operation]
@@ -152,7 +153,3 @@ def _text(grader: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{key} is {'missing' if value is None else 'no text'}: write a text")
     return value
-
-
-def _any_case(reference: str) -> str:
-    return f"(?i:{re.escape(reference)})"

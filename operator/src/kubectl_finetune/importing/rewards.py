@@ -5,7 +5,7 @@ from typing import Any
 
 from finetune_api.manifest.yaml_document import FieldPath
 from kubectl_finetune.importing import shared, templates, values
-from kubectl_finetune.importing.draft import Draft, NotConverted
+from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import apply_table
 from kubectl_finetune.importing.locations import put_model
 from kubectl_finetune.importing.rows import Table, harmless, is_off, lost, to
@@ -22,12 +22,8 @@ REWARDS: Mapping[str, dict[str, Any]] = {"think_format_reward": {"type": "Regex"
 
 def _sampled_at_once(draft: Draft, path: FieldPath, value: Any) -> None:
     """Name answers that are sampled at once; for several steps, the later ones train on answers of older weights."""
-    if is_off(value):
-        return
-    try:
-        found = values.count(value)
-    except NotConverted as error:
-        draft.lose(path, error.reason, error.fix)
+    found = None if is_off(value) else shared.read_value(draft, path, value, values.count)
+    if found is None:
         return
     step = draft.at(f"{HYPER}.gradientAccumulationSteps") or 1
     if path[-1] == "generation_batch_size":

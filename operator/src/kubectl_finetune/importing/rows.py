@@ -96,6 +96,11 @@ def refused(reason: str, fix: str = "", *, unless: tuple[Any, ...] = ()) -> Row:
     return refuse
 
 
+def each(row: Row, keys: str) -> dict[str, Row]:
+    """Return this row for each of the keys, which are separated by spaces."""
+    return dict.fromkeys(keys.split(), row)
+
+
 def is_off(value: Any) -> bool:
     """Return whether the value switches something off."""
     return value in OFF

@@ -11,8 +11,7 @@ from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_client.manifest.suggestions import nearest
 from kubectl_finetune.importing import values
 from kubectl_finetune.importing.draft import Draft, Key, NotConverted
-from kubectl_finetune.importing.files import has_secret
-from kubectl_finetune.importing.rows import OFF, Row, harmless, is_off, lost, refused, to
+from kubectl_finetune.importing.rows import OFF, Row, each, harmless, is_off, lost, refused, to
 
 HYPER, LORA = "hyperparameters", "tuning.lora"
 SUPERVISED = (Objective.INSTRUCTION.value, Objective.CHAT.value, Objective.DOMAIN_ADAPTATION.value)
@@ -67,9 +66,12 @@ TRAINING_ARGUMENTS: dict[str, Row] = {
     "save_strategy": harmless("checkpoints are by steps", "set checkpoint.steps", unless=(*OFF, "steps")),
     "logging_*": harmless(EVERY_STEP),
     "log_level*": harmless(EVERY_STEP),
-    "dataloader_*": harmless(MEMORY),
+    **each(
+        harmless(MEMORY),
+        "dataloader_* eval_accumulation_steps gradient_checkpointing_kwargs tf32 torch_compile* "
+        "torch_empty_cache_steps jit_mode_eval bf16_full_eval fp16_full_eval",
+    ),
     "per_device_eval_batch_size": harmless("the batch size of the training is used"),
-    "eval_accumulation_steps": harmless(MEMORY),
     "eval_delay": harmless("evaluation starts with the training"),
     "eval_on_start": harmless("the model before training is always evaluated"),
     "load_best_model_at_end": harmless("the best weights are always published"),
@@ -80,18 +82,9 @@ TRAINING_ARGUMENTS: dict[str, Row] = {
     "overwrite_output_dir": harmless("one prefix belongs to one job"),
     "resume_from_checkpoint": harmless("a run resumes by itself from a checkpoint of its own job"),
     "ignore_data_skip": harmless("a run resumes at its row"),
-    "gradient_checkpointing_kwargs": harmless(MEMORY),
-    "tf32": harmless(MEMORY),
-    "torch_compile*": harmless(MEMORY),
-    "torch_empty_cache_steps": harmless(MEMORY),
-    "jit_mode_eval": harmless(MEMORY),
-    "bf16_full_eval": harmless(MEMORY),
-    "fp16_full_eval": harmless(MEMORY),
     "remove_unused_columns": harmless("columns that a format does not name are ignored"),
-    "ddp_*": harmless(GPUS),
+    **each(harmless(GPUS), "ddp_* accelerator_config local_rank *_parallel *_parallel_size"),
     "fsdp*": harmless(GPUS, GIVE_GPUS),
-    "accelerator_config": harmless(GPUS),
-    "local_rank": harmless(GPUS),
     "push_to_hub*": harmless(UPLOAD),
     "hub_always_push": harmless("one push is made, after the result is published"),
     "hub_*": harmless(UPLOAD),
@@ -103,8 +96,6 @@ TRAINING_ARGUMENTS: dict[str, Row] = {
     "do_eval": harmless("held-out rows are evaluated if there are any"),
     "use_cpu": to("resources.gpusPerNode", lambda value: 0 if values.flag(value) else None),
     "ray_*": harmless("the operator starts the processes"),
-    "*_parallel": harmless(GPUS),
-    "*_parallel_size": harmless(GPUS),
 }
 """Arguments of transformers' Trainer that LLaMA-Factory and TRL have, too."""
 
@@ -125,7 +116,11 @@ def put_objective(draft: Draft, found: str, key: Key) -> str:
 
 def read(draft: Draft, key: str, convert: Callable[[Any], Any], default: Any = None) -> Any:
     """Return a key's converted value; the default if it has none or is faulty, which is then named."""
-    value = draft.get(key)
+    return read_value(draft, key, draft.get(key), convert, default)
+
+
+def read_value(draft: Draft, key: Key, value: Any, convert: Callable[[Any], Any], default: Any = None) -> Any:
+    """Return the value of any key in the same way."""
     if value is None:
         return default
     try:
@@ -352,36 +347,6 @@ def put_early_stopping(draft: Draft, key: str) -> None:
         draft.lose(key, "earlyStopping needs held-out rows", "use --validation")
 
 
-def put_trackers(draft: Draft, key: str = "report_to") -> None:
-    """Set the trackers that transformers' `report_to` names."""
-    if draft.get(key) is None:
-        return
-    for name in values.words(draft.get(key)):
-        if name in {"none", "all"}:
-            continue
-        if name == "tensorboard":
-            draft.set("tracking.tensorboard", True, key)
-        elif name == "wandb":
-            put_wandb(draft, key, "huggingface")
-        elif name == "mlflow":
-            draft.lose(key, "the server of MLflow is not in the file", "set tracking.mlflow", changes_training=False)
-        else:
-            draft.lose(key, OTHER_TRACKER, changes_training=False)
-
-
-def put_wandb(draft: Draft, key: str, project: str, entity: str = "", *, is_offline: bool = False) -> None:
-    """Set a run of W&B, whose API key has to be in a Secret of the name `wandb`; one that is offline needs none."""
-    draft.set("tracking.wandb.project", project, key)
-    if entity:
-        draft.set("tracking.wandb.entity", entity, key)
-    if is_offline:
-        draft.set("tracking.wandb.mode", "Offline", key)
-        return
-    draft.set("tracking.wandb.credentialsSecretRef", {"name": "wandb"}, key)
-    fix = "create it: a Secret named wandb with the key WANDB_API_KEY"
-    draft.lose(key, "its API key is read from a Secret", fix, changes_training=False)
-
-
 def of_adapter(field: str, convert: Callable[[Any], Any]) -> Row:
     """Carry the value to a field of the adapter, if one is trained."""
     row = to(f"{LORA}.{field}", convert)
@@ -410,14 +375,3 @@ WEIGHTS: dict[str, Row] = {
     "freeze_*": refused(PARTS, REMOVE),
 }
 """Settings of adapters that LLaMA-Factory, TRL and axolotl share."""
-
-
-def put_mlflow(draft: Draft, experiment: str) -> None:
-    """Set a run of MLflow; a URL with a password is not copied."""
-    key = "mlflow_tracking_uri"
-    url = str(draft.get(key))
-    if has_secret(url):
-        draft.lose(key, "its password belongs in a Secret", "set tracking.mlflow", changes_training=False)
-        return
-    draft.set("tracking.mlflow.endpoint", url, key)
-    draft.set("tracking.mlflow.experiment", experiment, key)

@@ -9,24 +9,19 @@ from kubectl_finetune.importing.draft import Draft, Key, NotConverted
 from kubectl_finetune.importing.rows import is_off
 
 FIELD = "model.chatTemplate.name"
-AXOLOTL: Mapping[str, str] = {"chatml": "ChatML", "alpaca": "Alpaca"}
-LLAMA_FACTORY: Mapping[str, str] = {"chatml": "ChatML", "alpaca": "Alpaca"}
+KNOWN: Mapping[str, str] = {"chatml": "ChatML", "alpaca": "Alpaca"}
+"""The trainer's templates by their names in axolotl and LLaMA-Factory."""
 OWN = frozenset({"tokenizer_default", "tokenizer_default_fallback_chatml"})
 """The model's own template, and the trainer's ChatML for a model without one, as by default."""
 IN_A_CONFIGMAP = "put it in a ConfigMap and set model.chatTemplate.configMapKeyRef"
 
 
-def put_template(draft: Draft, key: Key, known: Mapping[str, str]) -> None:
-    """Set the chat template with this name in another project; name the loss if the trainer has none like it."""
-    value = draft.get(key) if isinstance(key, str) else None
-    put_named(draft, key, value, known)
-
-
-def put_named(draft: Draft, key: Key, value: Any, known: Mapping[str, str]) -> None:
-    """Set the chat template of this name, unless another one is set."""
+def put_template(draft: Draft, key: Key, value: Any) -> None:
+    """Set the chat template with this name in another project, unless another one is set; name the loss if the trainer
+    has none like it."""
     if is_off(value) or str(value) in OWN:
         return
-    name, earlier = known.get(str(value)), draft.at(FIELD)
+    name, earlier = KNOWN.get(str(value)), draft.at(FIELD)
     if name is None:
         draft.lose(key, shared.OWN_TEMPLATE, IN_A_CONFIGMAP)
     elif earlier in {None, name}:

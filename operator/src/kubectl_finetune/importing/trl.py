@@ -7,7 +7,7 @@ from typing import Any
 from finetune_api.manifest.yaml_document import FieldPath
 from finetune_api.objectives import SAMPLED, Objective
 from finetune_client.errors import WrongUse
-from kubectl_finetune.importing import preferences, rewards, shared, templates, values
+from kubectl_finetune.importing import preferences, rewards, shared, templates, trackers, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import apply_table, find_row
 from kubectl_finetune.importing.held_out import put_validation
@@ -22,7 +22,7 @@ from kubectl_finetune.importing.locations import (
     put_train,
     row_source,
 )
-from kubectl_finetune.importing.rows import Format, Table, derived, harmless, is_off, lost, refused, to
+from kubectl_finetune.importing.rows import Format, Table, derived, each, harmless, is_off, lost, refused, to
 from kubectl_finetune.importing.sharding import KEYS, put_shards, put_trainer_shards
 from kubectl_finetune.importing.shared import HYPER, LORA
 
@@ -337,13 +337,9 @@ TABLE: Table = MappingProxyType(
         "padding_free": harmless("padding is not trained on"),
         "pad_to_multiple_of": harmless("padding is not trained on"),
         "shuffle_dataset": harmless("rows are always shuffled"),
-        "dataset_num_proc": harmless(shared.NO_CACHE),
-        "dataset_streaming": harmless(shared.NO_CACHE),
-        "streaming": harmless(shared.NO_CACHE),
+        **each(harmless(shared.NO_CACHE), "dataset_num_proc dataset_streaming streaming"),
         "ignore_bias_buffers": harmless(shared.GPUS),
-        "precompute_ref_*": harmless(shared.MEMORY),
-        "activation_offloading": harmless(shared.MEMORY),
-        "bnb_4bit_quant_storage": harmless(shared.MEMORY),
+        **each(harmless(shared.MEMORY), "precompute_ref_* activation_offloading bnb_4bit_quant_storage"),
         "dtype": harmless("weights are loaded in the format of the computation"),
         "torch_dtype": harmless("weights are loaded in the format of the computation"),
         "env": harmless("environment variables are not copied", "set trainer.env"),
@@ -364,17 +360,10 @@ FORMAT = Format(
     derived=(
         derived(_objective, ""),
         derived(_batch, "per_device_train_batch_size gradient_accumulation_steps num_processes"),
-        derived(
-            _settings,
-            "beta desirable_weight undesirable_weight completion_only_loss assistant_only_loss",
-        ),
+        derived(_settings, "beta desirable_weight undesirable_weight completion_only_loss assistant_only_loss"),
         derived(lambda draft: put_model(draft, "model_name_or_path"), "model_name_or_path"),
         derived(_defaults_of_command, "max_length max_seq_length"),
-        derived(
-            _method,
-            "use_peft load_in_4bit load_in_8bit use_bnb_nested_quant lora_r lora_alpha lora_dropout "
-            "lora_target_modules",
-        ),
+        derived(_method, f"use_peft load_in_4bit load_in_8bit {ADAPTER}"),
         derived(
             _rows,
             "datasets dataset_name dataset_config dataset_train_split dataset_test_split dataset_text_field "
@@ -383,7 +372,7 @@ FORMAT = Format(
         derived(shared.put_trainer_schedule, shared.SCHEDULE_KEYS),
         derived(_packing, "packing attn_implementation"),
         derived(shared.put_precision, "bf16 fp16"),
-        derived(shared.put_trackers, "report_to"),
+        derived(trackers.put_trackers, "report_to"),
         derived(lambda draft: put_result(draft, "output_dir"), "output_dir"),
         derived(shared.put_trainer_hub, shared.HUB_KEYS),
         derived(put_trainer_shards, KEYS, follows_table=True),

@@ -192,16 +192,17 @@ def modules(value: Any) -> list[str] | None:
     names = words(value)
     if {name.lower() for name in names} & {"all", "all-linear", "all_linear"}:
         return None
-    if any(not re.fullmatch(MODULE, name) for name in names):
-        fix = "list the ends of the modules' names in tuning.lora.targetModules"
-        raise NotConverted("a regular expression cannot choose modules; every linear layer gets an adapter", fix)
-    return sorted(set(names), key=names.index)
+    return _require_modules(names, "targetModules", "every linear layer gets an adapter")
 
 
 def whole_modules(value: Any) -> list[str] | None:
     """Return the modules that are trained in full."""
-    names = words(value)
+    return _require_modules(words(value), "modulesToSave", "none is trained in full") or None
+
+
+def _require_modules(names: list[str], field: str, otherwise: str) -> list[str]:
+    """Return the names of modules, each once; raise NotConverted for a regular expression."""
     if any(not re.fullmatch(MODULE, name) for name in names):
-        fix = "list the ends of the modules' names in tuning.lora.modulesToSave"
-        raise NotConverted("a regular expression cannot choose modules; none is trained in full", fix)
-    return sorted(set(names), key=names.index) or None
+        fix = f"list the ends of the modules' names in tuning.lora.{field}"
+        raise NotConverted(f"a regular expression cannot choose modules; {otherwise}", fix)
+    return list(dict.fromkeys(names))

@@ -100,7 +100,7 @@ def test_a_pod_of_a_deleted_job_of_the_same_name_has_no_log_of_this_one(
 ) -> None:
     created = job().raw["metadata"]["creationTimestamp"]
     meta = {"name": "one-1-abc", "namespace": "team-a", "uid": "u1", "annotations": {"finetune.dev/job-name": "one"}}
-    status = {"containerStatuses": [{"state": {"running": {}}}]}
+    status = {"containerStatuses": [{"name": "trainer", "state": {"running": {}}}]}
     for stamp, code in (("2020-01-01T00:00:00Z", 3), (created, 0)):
         pod = {"metadata": meta | {"creationTimestamp": stamp}, "status": status}
         front.answers = {"one": [(200, job().raw)], "pods": [(200, {"items": [pod]})], "log": [(200, b"step 1\n")]}

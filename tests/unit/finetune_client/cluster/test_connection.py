@@ -140,7 +140,7 @@ def test_a_log_whose_connection_breaks_is_an_unreachable_cluster(
         "creationTimestamp": "",
         "annotations": {"finetune.dev/job-name": "one"},
     }
-    pod = {"metadata": meta, "status": {"containerStatuses": [{"state": {"running": {}}}]}}
+    pod = {"metadata": meta, "status": {"containerStatuses": [{"name": "trainer", "state": {"running": {}}}]}}
     front.answers = {"one": [(200, job().raw)], "pods": [(200, {"items": [pod]})], "log": [(200, b"step 1\n")]}
     monkeypatch.setattr(front.RequestHandlerClass, "end_headers", _promise_more)
     done = finetune("logs", "one", "--context", "lab")

@@ -85,7 +85,10 @@ def test_a_file_that_cannot_be_written_is_an_error_with_its_reason(
     finetune: Callable[..., Any], tmp_path: Path
 ) -> None:
     done = finetune("new", "first", *GIVEN, "-f", str(tmp_path / "none" / "job.yaml"))
-    assert (done.code, "job.yaml cannot be written: No such file" in done.err) == (1, True)
+    reason = (
+        "job.yaml cannot be written: No such file or directory\n  choose another folder, or free space on its disk\n"
+    )
+    assert (done.code, reason in done.err) == (1, True)
 
 
 def test_a_file_is_written_once_and_again_only_by_force(finetune: Callable[..., Any], tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_both_forms_of_the_report_are_saved_once_their_digests_match(bucket: Buc
     storage = Storage(artifacts_of(bucket), "http://minio:9000")
     paths = report.save(storage, tmp_path / "new" / "folder")
     assert [path.read_bytes() for path in paths] == [b"# Report", b"<html>"]
-    assert report.text(storage) == b"# Report"
+    assert storage.read(Artifact.REPORT) == b"# Report"
     assert bucket.options["endpoint_url"] == "http://minio:9000"
     assert bucket.options["config"].s3 == {"addressing_style": "path"}
 
@@ -236,8 +236,8 @@ def test_a_file_or_manifest_that_was_changed_is_refused(bucket: Bucket) -> None:
     storage = Storage(artifacts_of(bucket), "")
     bucket.objects[f"out/{Artifact.REPORT}"] = b"# Better report"
     with pytest.raises(FineTuneError, match="its SHA-256 differs"):
-        report.text(storage)
-    with pytest.raises(FineTuneError, match="names no adapter"):
+        storage.read(Artifact.REPORT)
+    with pytest.raises(FineTuneError, match=r"names no adapter\n  it has finetune_report[.]md, report[.]html"):
         storage.read("adapter")
     with pytest.raises(FineTuneError, match=f"{Artifact.MANIFEST} in storage is not the file"):
         Storage(artifacts_of(bucket, manifestSHA256="00" * 32), "")

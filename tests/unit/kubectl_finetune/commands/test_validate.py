@@ -267,15 +267,16 @@ def test_a_folder_means_its_manifests_and_an_unreadable_path_is_an_error(
     finetune: Callable[..., Any], tmp_path: Path
 ) -> None:
     done = finetune("validate", str(tmp_path))
-    assert (done.code, "has no YAML files" in done.err) == (1, True)
+    assert (done.code, "has no YAML files\n  name a folder with .yaml, .yml or .json files\n" in done.err) == (1, True)
     (tmp_path / "a.yaml").write_text(JOB)
     (tmp_path / "b.json").write_text(yaml_as_json(JOB, "other"))
     (tmp_path / "notes.txt").write_text("no manifest")
     assert finetune("validate", str(tmp_path)).out == "job is valid\nother is valid\n"
     done = finetune("validate", str(tmp_path / "none.yaml"))
-    assert (done.code, "none.yaml cannot be read: No such file" in done.err) == (1, True)
+    missing = "none.yaml cannot be read: No such file or directory\n  check the path, and who may read it\n"
+    assert (done.code, missing in done.err) == (1, True)
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe")
-    assert "is not a text in UTF-8" in finetune("validate", str(tmp_path / "a.yaml")).err
+    assert "is not a text in UTF-8\n  save it in UTF-8\n" in finetune("validate", str(tmp_path / "a.yaml")).err
 
 
 def test_a_file_that_is_given_twice_is_checked_once(finetune: Callable[..., Any], tmp_path: Path) -> None:

@@ -92,6 +92,16 @@ async def test_an_event_that_cannot_be_posted_stops_nothing_and_is_no_series(rec
     assert (len(recording.api.posted), recording.api.series) == (1, [])
 
 
+async def test_an_event_that_cannot_be_counted_is_counted_with_the_next_one(recording: Recording) -> None:
+    await recording.after(0)
+    recording.api.problem = RetryLater("busy")
+    await recording.after(60)
+    recording.api.problem = None
+    await recording.after(60)
+    assert len(recording.api.posted) == 1
+    assert [series["count"] for _, series in recording.api.series] == [3]
+
+
 async def test_only_the_latest_series_are_kept(recording: Recording) -> None:
     for number in range(MAX_SERIES + 1):
         await recording.after(0, Event(EventReason.UNREACHABLE, str(number)))

@@ -11,7 +11,8 @@ from job_world import KEY, WEBHOOK, World
 from kueue_world import QueuedWorld
 
 from finetune_api.names import ConditionType
-from finetune_operator.kube.errors import Refused, RetryLater
+from finetune_operator.kube.errors import ClusterError, Denied, Refused, RetryLater
+from finetune_operator.kube.objects import FineTuneJob
 
 MakeOperator = Callable[[World], Operator]
 
@@ -92,6 +93,49 @@ def test_the_backoff_stays_if_each_failure_has_other_words(operate: MakeOperator
     operator.loop.run_until_complete(work())
     assert 2 <= world.creates <= 10
     assert f"(request {world.creates})" in world.status().message
+
+
+class Guarded(World):
+    """A world in which a job's status cannot be written."""
+
+    refusal: ClusterError | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.posted: list[Any] = []
+        self.counts: list[int] = []
+
+    async def patch_status(self, job: FineTuneJob, change: dict[str, Any]) -> FineTuneJob:
+        if self.refusal:
+            raise self.refusal
+        return await super().patch_status(job, change)
+
+    async def post_event(self, event: dict[str, Any]) -> None:
+        self.posted.append(event)
+
+    async def count_event(self, namespace: str, name: str, series: dict[str, Any]) -> None:
+        self.counts.append(series["count"])
+
+
+@pytest.mark.parametrize(
+    "refusal", [Denied("patch", "finetunejobs/status", "team"), Refused("denied by policy status-guard.")]
+)
+def test_a_status_that_cannot_be_written_is_one_event_which_is_counted(
+    operate: MakeOperator, refusal: ClusterError
+) -> None:
+    world = Guarded()
+    world.refusal = refusal
+    operator = operate(world)
+    for _ in range(4):
+        operator.look()
+        world.now += timedelta(seconds=60)
+    (event,) = world.posted
+    assert (event["type"], event["reason"], world.counts) == ("Warning", "StatusRefused", [2, 3, 4])
+    assert str(refusal).rstrip(".") in event["note"]
+    assert world.status().conditions is None
+    world.refusal = None
+    operator.look()
+    assert reason(world, "Accepted")[:2] == ("True", "Accepted")
 
 
 def test_a_job_that_cannot_be_created_ends_at_its_start_deadline(operate: MakeOperator) -> None:

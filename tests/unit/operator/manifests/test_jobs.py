@@ -11,7 +11,8 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.kube.child_names import selector_value, slug
 from finetune_operator.kube.images import repository
 from finetune_operator.manifests.effective_spec import build_effective_spec
-from finetune_operator.manifests.jobs import build_config, build_preflight, escape_variables
+from finetune_operator.manifests.jobs import build_config, build_preflight
+from finetune_operator.manifests.pods import escape_variables
 from finetune_operator.settings import Settings
 
 

@@ -1,5 +1,6 @@
 """The counter of GPU time by namespace: what counts, restarts of the operator, deleted jobs, and late news."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -195,6 +196,29 @@ def test_a_pod_that_is_missing_counts_until_then_and_one_of_an_ended_job_until_i
     counter.update(job("two", "other", **running(0, conditions=failed, completionTime=at(30))))
     clock.seconds = 500
     assert (shown(counter), shown(counter, "other")) == (80, 120)
+
+
+def test_a_job_in_a_new_namespace_may_begin_at_any_moment_of_a_scrape() -> None:
+    """A scrape runs in a thread: the event loop may add a job between any two of its lines."""
+    clock = Clock()
+    counter, lines = GpuTime(clock), 0
+
+    def add_job(frame: Any, *_: Any) -> Any:
+        nonlocal lines
+        if frame.f_code is GpuTime.collect.__code__ and lines < 100:
+            lines += 1
+            counter.update(job(namespace=f"team-{lines}", **running(0)))
+        return add_job
+
+    before = sys.gettrace()
+    sys.settrace(add_job)
+    try:
+        counter.collect()
+    finally:
+        sys.settrace(before)
+    clock.seconds = 10
+    assert lines > 3
+    assert [shown(counter, f"team-{number}") for number in range(1, lines + 1)] == [4 * 10] * lines
 
 
 def test_a_job_whose_spec_cannot_be_read_counts_its_ended_runs() -> None:

@@ -155,6 +155,50 @@ async def test_the_events_of_a_job_without_a_pod_explain_it_and_need_not_be_read
     assert "exceeded quota: small: request less in resources" in server.release["status"]["message"]
 
 
+class Guarded(Server):
+    """An API server whose policy refuses to delete the Job of an earlier spec of the release."""
+
+    async def request(self, verb: str, path: str, *, body: Object | None = None, **more: Any) -> Object:
+        if path.endswith("/jobs/bot-r0"):
+            if verb == "DELETE" and self.refusal:
+                raise self.refusal
+            owner = {"kind": "FineTuneRelease", "uid": "uid-1", "controller": True}
+            meta = {"namespace": "team", "name": "bot-r0", "uid": "job-uid", "ownerReferences": [owner]}
+            return {"metadata": meta, "spec": {"template": {"spec": {"containers": [{"name": "trainer"}]}}}}
+        return await super().request(verb, path, body=body, **more)
+
+
+async def test_a_refusal_to_delete_the_job_of_an_earlier_spec_is_written() -> None:
+    server = Guarded()
+    server.release["status"] = {"jobName": "bot-r0"}
+    server.refusal = Refused("denied by a policy")
+    one = reconciler(server)
+    for _ in range(3):
+        await one.handle(KEY)
+    assert (server.writes, server.created) == (["APIDenied"], [])
+    assert "denied by a policy" in server.release["status"]["message"]
+    server.refusal = None
+    await one.handle(KEY)
+    assert "Job" in server.created
+
+
+class WithoutStatus(Server):
+    """An API server that refuses the status of a release."""
+
+    async def request(self, verb: str, path: str, *, body: Object | None = None, **more: Any) -> Object:
+        if verb == "PATCH" and self.refusal:
+            raise self.refusal
+        return await super().request(verb, path, body=body, **more)
+
+
+async def test_a_status_that_cannot_be_written_is_an_event_which_is_counted() -> None:
+    server = WithoutStatus()
+    one = reconciler(server)
+    for _ in range(3):
+        await one.handle(KEY)
+    assert (server.events, server.writes, server.created) == (["StatusRefused", "again", "again"], [], [])
+
+
 class Recreated(Server):
     """An API server with a Job, or a NetworkPolicy, that has the name of that of a release."""
 

@@ -18,9 +18,10 @@ def record_preflight(context: Context, pods: tuple[Pod, ...]) -> None:
         if last[0] is not None and (pod.created, pod.name) <= last:
             continue
         is_ours = suspensions.is_suspension(context, pod) or (pod.deleting is not None and _is_held(context, pod))
-        if is_ours or context.outcome_of(pod).result == RESULT_PREEMPTED:
+        is_preempted = context.outcome_of(pod).result == RESULT_PREEMPTED
+        if is_ours or is_preempted:
             bookkeeping.record(status, last_preflight_pod_name=pod.name, last_preflight_pod_time=pod.created)
-        if not is_ours and context.outcome_of(pod).result == RESULT_PREEMPTED:
+        if is_preempted and not is_ours:
             count = ((status.preflight and status.preflight.preemptions) or 0) + 1
             status.preflight = PreflightRuns(preemptions=count)
 

@@ -3,14 +3,13 @@
 import json
 import re
 from dataclasses import dataclass
-from typing import NoReturn
-
-from pydantic import ValidationError
+from typing import NoReturn, TypeVar
 
 from finetune_api.handoff import (
     TERMINAL_EXIT_CODES,
     TERMINATION_LIMIT_BYTES,
     ExitCode,
+    HandoffBlock,
     Outcome,
     Report,
     config_sha256,
@@ -20,6 +19,7 @@ from finetune_operator.kube.objects import FineTuneJob, Job
 from finetune_operator.kube.pod import Pod
 from finetune_operator.policy import remediation
 
+M = TypeVar("M", bound=HandoffBlock)
 RESULT_SUCCEEDED = "Succeeded"
 RESULT_FAILED = "Failed"
 RESULT_PREEMPTED = "Preempted"
@@ -55,14 +55,21 @@ def read_report(pod: Pod, job: FineTuneJob) -> Report | None:
 
     The caller must have checked that the pod's controller is a Job of this FineTuneJob.
     """
-    if job.spec is None or not pod.message or len(pod.message.encode()) > TERMINATION_LIMIT_BYTES:
-        return None
-    try:
-        report = Report.model_validate(json.loads(pod.message, parse_constant=_refuse))
-    except (ValueError, ValidationError, RecursionError):
+    report = parse_message(pod, Report)
+    if job.spec is None or report is None:
         return None
     is_ours = report.job_uid == job.uid and report.config_sha256 == config_sha256(job.spec)
     return report if is_ours else None
+
+
+def parse_message(pod: Pod, model: type[M]) -> M | None:
+    """Return the document in the pod's termination message if it is small and well-formed, else None."""
+    if not pod.message or len(pod.message.encode()) > TERMINATION_LIMIT_BYTES:
+        return None
+    try:
+        return model.model_validate(json.loads(pod.message, parse_constant=_refuse))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _refuse(constant: str) -> NoReturn:
