@@ -54,11 +54,20 @@ class Machine:
     shapes: Mapping[str, Mapping[str, int]] = field(default_factory=lambda: SHAPES)
     ranks: int = 1
     """Processes that train together: as many as there are GPUs, and at most two."""
+    forks: bool = False
+    """Whether a process that has loaded the libraries may start others by forking itself: not if they are CUDA's."""
 
     @property
     def is_gpu(self) -> bool:
         """Whether the device is a GPU."""
         return self.device.type == "cuda"
+
+    @property
+    def start_method(self) -> str:
+        """How the processes start that train together."""
+        if self.is_gpu:
+            return "forkserver" if self.forks else "spawn"
+        return "fork"
 
     @property
     def name(self) -> str:

@@ -81,7 +81,7 @@ def _compare(machine: Machine, objective: str, method: str) -> tuple[str, bool]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     arguments = (replace(machine, shapes={}), (objective, method), folder, port)
-    start_ranks(_train_rank, arguments, machine.ranks, "spawn" if machine.is_gpu else "fork")
+    start_ranks(_train_rank, arguments, machine.ranks, machine.start_method)
     ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(machine.ranks)]
     difference = max(abs(one - other) / other for one, other in zip(ranks[0]["losses"], alone, strict=True))
     peaks = ", ".join(format_bytes(one["peak"]) for one in ranks) if machine.is_gpu else "not measured"
@@ -139,8 +139,7 @@ def _compare_policies(machine: Machine) -> tuple[str, bool]:
     alone = _policy(machine, ALONE, folder / "one").measure_reward()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    method = "spawn" if machine.is_gpu else "fork"
-    start_ranks(_train_policy, (replace(machine, shapes={}), folder, port), machine.ranks, method)
+    start_ranks(_train_policy, (replace(machine, shapes={}), folder, port), machine.ranks, machine.start_method)
     ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(machine.ranks)]
     found, weights = ranks[0]["rewards"], [one["weights"] for one in ranks]
     equal = sum(one == other for one, other in zip(found, alone.rewards, strict=True))
@@ -180,7 +179,7 @@ def _measure_together(machine: Machine) -> tuple[str, bool]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     arguments = (replace(machine, shapes={}), bench.root, config, port)
-    start_ranks(_run_rank, arguments, machine.ranks, "spawn" if machine.is_gpu else "fork")
+    start_ranks(_run_rank, arguments, machine.ranks, machine.start_method)
     report = Report.model_validate_json((bench.root / "report.json").read_text())
     shape = read_local_shape(machine.model)
     assert shape
