@@ -21,6 +21,7 @@ from finetune_trainer.training.checkpoint_files import SAVED_RUN, WEIGHTS, Saved
 from finetune_trainer.training.checkpoints import OPTIMISER_SHARDS, Checkpoints
 from finetune_trainer.training.methods.parts import LoopContext
 from finetune_trainer.training.methods.workarounds import load_pages
+from finetune_trainer.training.random_state import RandomState, random_file
 
 STOPPED = "stopped"
 """What a process sets in place of its shards, or next to the saved step, if SIGTERM arrived between two tries."""
@@ -60,7 +61,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         scratch.mkdir(parents=True)
         save_trained(self.model, scratch / WEIGHTS)
         self._save_rng_state(str(scratch))
-        states = world.gather_bytes((scratch / f"rng_state_{world.rank}.pth").read_bytes())
+        states = world.gather_bytes((scratch / random_file(world)).read_bytes())
         if trains_shards(self.model):
             save_shards(self.model, self.optimizer.optimizer, scratch / OPTIMISER_SHARDS)
         self._saves += 1
@@ -124,6 +125,19 @@ class SavingTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         loop.kept.link_into(folder, (loop.plateau.best_step, self.state.global_step))
         known, seconds = loop.reporter.snapshot().metrics, time.monotonic() - loop.began
         SavedRun(loop.before, known, seconds, loop.kept.steps()).write(folder / SAVED_RUN)
+
+    @override
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save the state of this process's own GPU. The library saves those of all that the process sees and restores
+        them by their numbers: after an edit of `resources` the process may have a GPU of another number."""
+        RandomState.take().write(Path(output_dir) / random_file(self._loop.world))
+
+    @override
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restore what this process saved; another number of processes has no file of this process's name."""
+        path = Path(checkpoint or "") / random_file(self._loop.world)
+        if checkpoint and path.exists():
+            RandomState.read(path, self._loop.world).put()
 
     @override
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *_: Any) -> None:

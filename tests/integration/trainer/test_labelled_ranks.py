@@ -1,0 +1,93 @@
+"""Several processes, each on a GPU of its own, which is named CUDA and computes on the CPU; see labelled_cuda.py."""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from labelled_cuda import environment
+from preloaded import preloaded_python
+from published_result import find_result_faults
+from rank_jobs import Job, figures, make_job, slowly, weights
+from training_bench import HYPERPARAMETERS
+
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.timeout(1800),
+    pytest.mark.usefixtures("aws_environment"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU"),
+    pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no C compiler"),
+]
+WITHOUT_TRITON = """
+import sys
+
+if kernels := sys.modules.get("trl.kernels.chunked_logprob"):
+    kernels._TRITON_AVAILABLE = False
+"""
+
+
+@dataclass
+class Gpus:
+    """A machine with two GPUs: the trainer's Python on it, and the environment of its processes."""
+
+    python: str
+    environment: dict[str, str]
+
+    def slow(self, folder: Path) -> dict[str, str]:
+        """Return the environment of processes whose steps take long."""
+        first = slowly(folder)["PYTHONPATH"].partition(os.pathsep)[0]
+        return self.environment | {"PYTHONPATH": os.pathsep.join([first, self.environment["PYTHONPATH"]])}
+
+
+@pytest.fixture(scope="module")
+def gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gpus]:
+    folder = tmp_path_factory.mktemp("gpus")
+    (folder / "sitecustomize.py").write_text(WITHOUT_TRITON)
+    # As in the image.
+    own = environment(folder, 2) | {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "OMP_NUM_THREADS": "1"}
+    with preloaded_python(tmp_path_factory.mktemp("preloaded"), own) as python:
+        yield Gpus(python, own)
+
+
+def with_dropout(server: Any, bucket: str, root: Path, python: str) -> Job:
+    tuning = {"method": "LoRA", "lora": {"dropout": 0.3}}
+    hyper = HYPERPARAMETERS | {"packing": "Never", "maxSteps": 8}
+    return make_job(server, bucket, root, "LoRA", python, tuning=tuning, hyperparameters=hyper)
+
+
+ONE_GPU = {"LABELLED_CUDA_DEVICES": "1"}
+PLACES: dict[str, tuple[dict[str, int], dict[str, str]]] = {
+    "one-pod": ({"gpus": 2}, {}),
+    "two-pods": ({"nodes": 2}, ONE_GPU),
+}
+
+
+@pytest.mark.parametrize(("first", "then"), [("one-pod", "two-pods"), ("two-pods", "one-pod")])
+def test_processes_that_resume_on_gpus_of_other_numbers_end_as_if_they_had_not_been_stopped(
+    s3_server: Any, tmp_path: Path, gpus: Gpus, first: str, then: str
+) -> None:
+    """They have dropout, whose numbers each GPU draws."""
+    place, variables = PLACES[first]
+    whole = with_dropout(s3_server, f"gpus-whole-{first}", tmp_path, gpus.python)
+    attempt = whole.start("whole", **place, environment=gpus.environment | variables)
+    assert set(attempt.codes()) == {0}, attempt.errors()
+
+    job = with_dropout(s3_server, f"gpus-{first}", tmp_path, gpus.python)
+    attempt = job.start("stopped", **place, environment=gpus.slow(tmp_path) | variables)
+    attempt.wait_for_step(2)
+    attempt.processes[0].send_signal(signal.SIGTERM)
+    assert set(attempt.codes()) == {75}, attempt.errors()
+    step = attempt.report().last_step
+    place, variables = PLACES[then]
+    attempt = job.start("last", **place, environment=gpus.environment | variables)
+    assert set(attempt.codes()) == {0}, attempt.errors()
+    assert attempt.report().resumed_from_step == step
+    assert find_result_faults(job.config.output_key(), job.storage) == []
+    assert [line.get("loss") for line in figures(job)] == [line.get("loss") for line in figures(whole)]
+    found, expected = weights(job), weights(whole)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
