@@ -1,5 +1,6 @@
 """Several processes, each on a GPU of its own, which is named CUDA and computes on the CPU; see labelled_cuda.py."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import torch
 from labelled_cuda import environment
 from preloaded import preloaded_python
 from published_result import find_result_faults
-from rank_jobs import Job, figures, make_job, slowly, weights
+from rank_jobs import Job, checkpoint_step, figures, make_job, slowly, weights
 from training_bench import HYPERPARAMETERS
 
 pytestmark = [
@@ -91,3 +92,52 @@ def test_processes_that_resume_on_gpus_of_other_numbers_end_as_if_they_had_not_b
     assert [line.get("loss") for line in figures(job)] == [line.get("loss") for line in figures(whole)]
     found, expected = weights(job), weights(whole)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+GIVEN: dict[str, Any] = {"type": "Regex", "pattern": "[a-e]"}
+SAMPLED = {"maxCompletionLength": 6}
+JOBS: dict[str, dict[str, Any]] = {
+    "Instruction, QLoRA": {"tuning": {"method": "QLoRA", "lora": {"shardBase": True}}},
+    "Instruction, Full": {"tuning": {"method": "Full"}},
+    "DPO, LoRA": {"tuning": {"method": "LoRA", "lora": {"dropout": 0, "shardBase": True}}},
+    "KTO, QLoRA": {},
+    "RewardModel, LoRA": {},
+    "RLHF, LoRA": {"rlhf": {"numGenerations": 8, "rewards": [GIVEN]} | SAMPLED},
+    "Distillation, QLoRA": {"distillation": {"teacher": {"uri": "s3://TEACHER"}, "shardTeacher": True} | SAMPLED},
+}
+"""What a job has in addition to its objective and method."""
+
+
+@pytest.mark.parametrize("precision", ["BF16", "FP16"])
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_is_stopped_on_two_gpus_and_ends_on_one_or_the_other_way_round(
+    s3_server: Any, tmp_path: Path, gpus: Gpus, name: str, precision: str
+) -> None:
+    """In BF16 it starts on two, in FP16 on one."""
+    objective, method = name.split(", ")
+    bucket = f"gpus-{objective}-{method}-{precision}".lower()
+    hyper = HYPERPARAMETERS | {"packing": "Never", "maxSteps": 5, "precision": precision}
+    own = {"evaluation": {"steps": 5, "maxNewTokens": 4}, "resources": {"gpusPerNode": 2}, "hyperparameters": hyper}
+    blocks = json.loads(json.dumps(own | JOBS[name]).replace("TEACHER", f"{bucket}/teacher"))
+    job = make_job(s3_server, bucket, tmp_path, method, gpus.python, **blocks | {"objective": objective})
+    (tmp_path / "contexts").mkdir()
+    noted = {"LABELLED_CUDA_CONTEXTS": str(tmp_path / "contexts")}
+    first, then = (2, 1) if precision == "BF16" else (1, 2)
+    attempt = job.start("stopped", gpus=first, environment=gpus.slow(tmp_path) | noted)
+    attempt.wait_for_step(2)
+    attempt.processes[0].send_signal(signal.SIGTERM)
+    assert attempt.codes() == [75], attempt.errors()
+    step = attempt.report().last_step
+    assert step == checkpoint_step(job)
+
+    attempt = job.start("last", gpus=then, environment=gpus.environment | noted)
+    assert attempt.codes() == [0], attempt.errors()
+    last = attempt.report()
+    assert last.resumed_from_step == step
+    assert last.resolved
+    assert last.resolved.precision == precision
+    assert [line["step"] for line in figures(job) if line["kind"] == "train"] == [1, 2, 3, 4, 5]
+    assert find_result_faults(job.config.output_key(), job.storage) == []
+    assert "not measured" not in attempt.errors()
+    alone, both = {"process-none-device-0"}, {"process-0-device-0", "process-1-device-1"}
+    assert {one.name for one in (tmp_path / "contexts").iterdir()} == alone | both
