@@ -19,10 +19,11 @@ pytestmark = [
 ]
 
 
-def run(folder: Path, *names: str, devices: int = 1) -> dict[str, Any]:
+def run(folder: Path, *names: str, devices: int = 1, capability: int = 90) -> dict[str, Any]:
     (folder / "runtime").mkdir()
     command = [sys.executable, str(SCRIPT), str(folder), *names]
     variables = environment(folder / "runtime", devices) | {
+        "LABELLED_CUDA_CAPABILITY": str(capability),
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # as in the image
         "OMP_NUM_THREADS": "1",
     }
@@ -56,6 +57,14 @@ def test_every_objective_is_trained_on_the_device(tmp_path: Path, objective: str
     found = run(tmp_path, name)[name]
     assert isinstance(found, dict), found
     assert (found["outcome"], found["precision"]) == ("Published", "BF16")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["Instruction, LoRA", "DPO, LoRA", "Instruction, QLoRA", "RLHF, Full"])
+def test_a_gpu_without_bf16_trains_in_fp16(tmp_path: Path, name: str) -> None:
+    found = run(tmp_path, name, capability=75)[name]
+    assert isinstance(found, dict), found
+    assert (found["outcome"], found["precision"], found["attention"]) == ("Published", "FP16", "SDPA")
 
 
 @pytest.mark.nightly
