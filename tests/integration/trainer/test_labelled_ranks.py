@@ -94,16 +94,21 @@ def test_processes_that_resume_on_gpus_of_other_numbers_end_as_if_they_had_not_b
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-GIVEN: dict[str, Any] = {"type": "Regex", "pattern": "[a-e]"}
-SAMPLED = {"maxCompletionLength": 6}
+REWARDED = {"numGenerations": 8, "maxCompletionLength": 6, "rewards": [{"type": "Regex", "pattern": "[a-e]"}]}
+TAUGHT = {"teacher": {"uri": "s3://TEACHER"}, "maxCompletionLength": 6}
 JOBS: dict[str, dict[str, Any]] = {
     "Instruction, QLoRA": {"tuning": {"method": "QLoRA", "lora": {"shardBase": True}}},
-    "Instruction, Full": {"tuning": {"method": "Full"}},
+    "Instruction, Full": {},
     "DPO, LoRA": {"tuning": {"method": "LoRA", "lora": {"dropout": 0, "shardBase": True}}},
+    "DPO, Full": {},
     "KTO, QLoRA": {},
+    "KTO, Full": {},
     "RewardModel, LoRA": {},
-    "RLHF, LoRA": {"rlhf": {"numGenerations": 8, "rewards": [GIVEN]} | SAMPLED},
-    "Distillation, QLoRA": {"distillation": {"teacher": {"uri": "s3://TEACHER"}, "shardTeacher": True} | SAMPLED},
+    "RewardModel, Full": {},
+    "RLHF, LoRA": {"rlhf": REWARDED},
+    "RLHF, Full": {"rlhf": REWARDED | {"beta": 0.1}},
+    "Distillation, QLoRA": {"distillation": TAUGHT | {"shardTeacher": True}},
+    "Distillation, Full": {"distillation": TAUGHT},
 }
 """What a job has in addition to its objective and method."""
 
