@@ -65,11 +65,21 @@ def measure_ranks(machine: Machine) -> Iterator[Figure]:
     if machine.ranks < 2:
         yield Figure("two GPUs", "not measured: one GPU", "the losses of one process")
         return
+    yield from compare_ranks(machine)
+    yield from measure_shared_result(machine)
+
+
+def compare_ranks(machine: Machine) -> Iterator[Figure]:
+    """Two processes against one."""
     for objective, method in TOGETHER:
         name = f"{objective}, {method} on two processes"
         yield try_figure(name, "the losses of one process", lambda one=(objective, method): _compare(machine, *one))
     required = "the held-out rewards of one process before the training, and the same weights in both after it"
     yield try_figure("GRPO on two processes", required, lambda: _compare_policies(machine))
+
+
+def measure_shared_result(machine: Machine) -> Iterator[Figure]:
+    """A job of two processes whose result is measured in both."""
     name = f"a job with QLoRA, {SHARED_OUT}, whose result both processes measure on the base in 16 bits"
     yield try_figure(name, "published, measured, within the estimate", lambda: _measure_together(machine))
 

@@ -75,6 +75,9 @@ def test_a_micro_batch_that_the_allocator_refuses_is_halved(tmp_path: Path) -> N
 
 
 @pytest.mark.nightly
-def test_two_processes_train_on_two_devices_as_one_does(tmp_path: Path) -> None:
-    found = run(tmp_path, "two_devices", devices=2)["two_devices"]
+@pytest.mark.parametrize("name", ["compared_devices", "shared_devices"])
+def test_two_processes_train_on_two_devices_as_one_does(tmp_path: Path, name: str) -> None:
+    found = run(tmp_path, name, devices=2)[name]
+    assert isinstance(found, dict), found
+    assert found
     assert {name: measured for name, measured in found.items() if measured != "met"} == {}
