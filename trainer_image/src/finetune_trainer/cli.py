@@ -361,16 +361,21 @@ def estimate_command(  # noqa: PLR0917 - the options of a command
     method: Annotated[
         Method, typer.Option(help="One method; Auto shows all three.", case_sensitive=False)
     ] = Method.AUTO,
+    objective: Annotated[Objective, typer.Option(help="What to train for.", case_sensitive=False)] = Objective.CHAT,
+    teacher: Annotated[
+        str | None, typer.Option(help="Model that objective Distillation learns from, named like MODEL.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Estimate the GPU memory of a training by part, for QLoRA, LoRA and Full. Needs no GPU and loads no weights.
 
-    The objective is Chat, with the defaults of a job. With --gpu-memory the batch is made smaller and activations are
-    recomputed if that makes it fit. With --gpus above 1, QLoRA and LoRA are also shown with tuning.lora.shardBase.
-    Exits with 71 if no method fits.
+    The settings are the defaults of a job. With --gpu-memory the batch is made smaller and activations are recomputed
+    if that makes it fit. With --gpus above 1, QLoRA and LoRA are also shown with tuning.lora.shardBase. Exits with 71
+    if no method fits.
     """
     from finetune_trainer.commands.estimate import Request, parse_memory, print_estimate
 
     state: RunState = context.obj
-    request = Request(max_length, gpus, parse_memory(gpu_memory) if gpu_memory else None, method)
+    memory = parse_memory(gpu_memory) if gpu_memory else None
+    request = Request(max_length, gpus, memory, method, objective, teacher)
     raise typer.Exit(print_estimate(model, request, state.stop, as_json=as_json))

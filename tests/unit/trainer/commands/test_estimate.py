@@ -90,6 +90,45 @@ def test_full_tuning_needs_less_on_each_of_several_gpus(llama: Path) -> None:
     assert eight["totalBytes"] < one["totalBytes"] / 4
 
 
+@pytest.mark.parametrize("objective", [one for one in Objective if one is not Objective.DISTILLATION])
+def test_the_figures_are_those_of_a_job_with_the_objective(llama: Path, objective: Objective) -> None:
+    shape = shape_of(LLAMA_8B)
+    found = methods(llama, "--objective", objective.value, "--gpus", 8)
+    for method in (Method.QLORA, Method.LORA, Method.FULL):
+        one = estimate_method(shape, method, Request(gpus=8, objective=objective))
+        assert one.memory == estimate(shape, one.settings, objective, ranks=8)
+        assert found[method]["totalBytes"] == one.memory.total
+    assert ("shardBase" in run(llama, "--objective", objective.value, "--gpus", 8).stdout) is (
+        objective is not Objective.REWARD_MODEL
+    )
+
+
+def test_a_full_policy_has_its_reference_and_the_text_states_that_rewards_are_computed(llama: Path) -> None:
+    assert methods(llama, "--objective", "rlhf")["Full"]["partBytes"]["reference"] > 0
+    text = run(llama, "--objective", "RLHF").stdout
+    assert "for objective RLHF" in text
+    assert "a reward model takes its weights in 16 bits on top" in text
+    assert "reward model" not in run(llama).stdout
+
+
+def test_a_teacher_takes_its_weights_in_16_bits(llama: Path) -> None:
+    found = methods(llama, "--objective", "Distillation", "--teacher", llama)
+    assert found["QLoRA"]["partBytes"]["teacher"] > 2 * 8_030_261_248
+
+
+@pytest.mark.parametrize(
+    ("options", "fix"),
+    [
+        (("--objective", "Distillation"), "add --teacher with the model"),
+        (("--teacher", "somewhere"), "add --objective Distillation, or remove --teacher"),
+    ],
+)
+def test_a_teacher_belongs_to_objective_distillation(llama: Path, options: tuple[str, ...], fix: str) -> None:
+    error = refusal(llama, *options)
+    assert error.code is ExitCode.INVALID_CONFIG
+    assert fix in error.message
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

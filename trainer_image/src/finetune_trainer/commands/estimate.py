@@ -10,7 +10,7 @@ from pathlib import Path
 from finetune_api.defaults import Facts
 from finetune_api.handoff import ExitCode
 from finetune_api.scalars import parse_quantity
-from finetune_api.spec import Method, Objective
+from finetune_api.spec import FineTuneJobSpec, Method, Objective
 from finetune_api.status import Resolved
 from finetune_api.text.printable import printable
 from finetune_api.tuning import Lora
@@ -18,7 +18,7 @@ from finetune_trainer.commands.model_place import find_model, minimal_spec
 from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.base_model import ModelFacts, read_config
 from finetune_trainer.models.memory_estimate import GIB, MemoryEstimate, estimate_measuring, format_bytes
-from finetune_trainer.models.resolve_settings import estimate_settings
+from finetune_trainer.models.resolve_settings import estimate_settings, may_share_base
 from finetune_trainer.models.shape import ModelShape
 from finetune_trainer.models.trainable import require_method, require_trainable
 from finetune_trainer.sigterm import StopFlag
@@ -38,6 +38,9 @@ class Request:
     gpus: int = 1
     gpu_memory: int | None = None
     method: Method = Method.AUTO
+    objective: Objective = Objective.CHAT
+    teacher: str | None = None
+    """The model that a student learns from, named like MODEL; only with objective Distillation."""
 
     @property
     def methods(self) -> Sequence[Method]:
@@ -69,16 +72,16 @@ def print_estimate(model: str, request: Request, stop: StopFlag, *, as_json: boo
     with tempfile.TemporaryDirectory(prefix="finetune-estimate-") as scratch:
         facts = place.check(Path(scratch), "MODEL")
         config = read_config(Path(scratch))
-    require_trainable(config, Objective.CHAT)
-    if facts.shape is None:
-        raise TrainerError(
-            ExitCode.MODEL_UNAVAILABLE,
-            f"{model}: config.json lacks the sizes of the model: its memory is not estimated",
-        )
+    require_trainable(config, request.objective)
+    shape = _require_shape(facts, model)
+    if teacher := _name_of_teacher(request):
+        with tempfile.TemporaryDirectory(prefix="finetune-estimate-") as scratch:
+            taught = find_model(teacher, "--teacher", stop).check(Path(scratch), "--teacher")
+        shape = replace(shape, teacher=_require_shape(taught, teacher))
     found = []
     for method in request.methods:
-        ways = (False, True) if method is not Method.FULL and request.gpus > 1 else (False,)
-        estimates = [estimate_method(facts.shape, method, request, shard_base=way) for way in ways]
+        ways = (False, True) if _may_share_base(method, request) else (False,)
+        estimates = [estimate_method(shape, method, request, shard_base=way) for way in ways]
         try:
             require_method(config, method)
         except TrainerError as error:
@@ -90,12 +93,39 @@ def print_estimate(model: str, request: Request, stop: StopFlag, *, as_json: boo
     return ExitCode.WONT_FIT if all(one.fits is False for one in found) else ExitCode.OK
 
 
+def _require_shape(facts: ModelFacts, name: str) -> ModelShape:
+    if facts.shape is None:
+        problem = f"{name}: config.json lacks the sizes of the model: its memory is not estimated"
+        raise TrainerError(ExitCode.MODEL_UNAVAILABLE, problem)
+    return facts.shape
+
+
+def _name_of_teacher(request: Request) -> str | None:
+    """Return the teacher that objective Distillation needs; raise InvalidConfig without it, or with another one."""
+    if (request.objective is Objective.DISTILLATION) == bool(request.teacher):
+        return request.teacher
+    if request.teacher:
+        problem = f"--teacher {request.teacher}: only objective Distillation has a teacher"
+        raise InvalidConfig(f"{problem}: add --objective Distillation, or remove --teacher")
+    raise InvalidConfig("--objective Distillation: add --teacher with the model that the student learns from")
+
+
+def _may_share_base(method: Method, request: Request) -> bool:
+    spec = _build_spec(method, request)
+    return request.gpus > 1 and may_share_base(spec, Resolved(method=method.value))
+
+
+def _build_spec(method: Method, request: Request) -> FineTuneJobSpec:
+    length, gpus = request.max_length, request.gpus
+    return minimal_spec("", "MODEL", objective=request.objective, method=method, max_length=length, gpus=gpus)
+
+
 def estimate_method(shape: ModelShape, method: Method, request: Request, *, shard_base: bool = False) -> MethodEstimate:
     """Return what a job with this method and its defaults takes on each GPU.
 
     For a given memory the micro-batch and checkpointing are those of a job with it as `tuning.vramBudget`.
     """
-    spec = minimal_spec("", "MODEL", method=method, max_length=request.max_length, gpus=request.gpus)
+    spec = _build_spec(method, request)
     if shard_base:
         tuning = spec.tuning.model_copy(update={"lora": Lora(shard_base=True)})
         spec = spec.model_copy(update={"tuning": tuning})
@@ -123,7 +153,7 @@ def _to_text(model: str, facts: ModelFacts, request: Request, found: Sequence[Me
     gpus = "one GPU" if request.gpus == 1 else f"each of {request.gpus} GPUs"
     memory = "" if request.gpu_memory is None else f" with {format_bytes(request.gpu_memory)}"
     yield f"{model}: {facts.architecture}, {facts.parameters:,} weights"
-    yield f"Memory of {gpus}{memory} at a maximum length of {request.max_length} tokens"
+    yield f"Memory of {gpus}{memory} for objective {request.objective.value}, at most {request.max_length} tokens a row"
     yield ""
     rows = [["", *(one.name for one in found)]]
     for name, _ in found[0].memory.parts():
@@ -146,6 +176,8 @@ def _to_text(model: str, facts: ModelFacts, request: Request, found: Sequence[Me
         yield "A job gets these settings with tuning.vramBudget set to the memory of the GPU."
     if any(one.verdict for one in found):
         yield "After QLoRA the verdict and gates need the base in 16 bits, which is loaded when the training has ended."
+    if request.objective is Objective.RLHF:
+        yield "Rewards are computed: a reward model takes its weights in 16 bits on top, on each GPU."
     yield NOTE
 
 
@@ -154,6 +186,7 @@ def _to_json(model: str, facts: ModelFacts, request: Request, found: Sequence[Me
         "model": model,
         "architecture": facts.architecture,
         "parameters": facts.parameters,
+        "objective": request.objective.value,
         "maxLength": request.max_length,
         "gpus": request.gpus,
         "gpuMemoryBytes": request.gpu_memory,

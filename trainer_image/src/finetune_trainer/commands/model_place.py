@@ -5,11 +5,12 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from finetune_api.inputs.claims import is_claim_uri
-from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.spec import FineTuneJobSpec, Method, Objective
 from finetune_trainer.commands.local_stores import connect_here
 from finetune_trainer.config.manifest import parse_spec
 from finetune_trainer.errors import InvalidConfig, TrainerError
@@ -66,11 +67,17 @@ def find_model(name: str, option: str, stop: StopFlag, origin: Origin | None = N
 
 
 def minimal_spec(
-    uri: str, option: str, *, method: Method = Method.AUTO, max_length: int = 2048, gpus: int = 1
+    uri: str,
+    option: str,
+    *,
+    objective: Objective = Objective.CHAT,
+    method: Method = Method.AUTO,
+    max_length: int = 2048,
+    gpus: int = 1,
 ) -> FineTuneJobSpec:
     """Return the shortest spec with this model; a URI that no job could have is refused."""
-    content = {
-        "objective": "Chat",
+    content: dict[str, Any] = {
+        "objective": objective.value,
         "model": {"uri": uri if uri.startswith(SCHEMES) else f"{UNUSED}/model"},
         "dataset": {"train": {"uri": f"{UNUSED}/rows.jsonl"}},
         "output": {"uri": f"{UNUSED}/result"},
@@ -78,6 +85,10 @@ def minimal_spec(
         "hyperparameters": {"maxLength": max_length},
         "resources": {"gpusPerNode": gpus},
     }
+    if objective is Objective.RLHF:
+        content["rlhf"] = {"rewards": [{"type": "Length", "targetTokens": 100}]}
+    if objective is Objective.DISTILLATION:
+        content["distillation"] = {"teacher": {"uri": f"{UNUSED}/teacher"}}
     return parse_spec(content, Path(option))
 
 
