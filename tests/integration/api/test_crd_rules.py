@@ -710,8 +710,8 @@ AT_CREATION = [
             ),
             (
                 "QLoRA",
-                rlhf(rewards=LENGTHS) | {"resources": {"gpusPerNode": 2}},
                 distillation() | {"resources": {"gpusPerNode": 2}},
+                distillation() | {"resources": {"gpusPerNode": 1}},
             ),
         )
     ),

@@ -16,7 +16,7 @@ from thin_slice import thin_slice
 from trainer_bench import weights_of
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedModel
 
-from finetune_trainer.distributed.sharding import local_shard, reshard, trains_shards
+from finetune_trainer.distributed.sharding import is_sharded, local_shard, reshard
 from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.errors import Stopped
 from finetune_trainer.models.loading import load_sharded
@@ -39,15 +39,21 @@ def red(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("method", "shards"),
-    thin_slice([("LoRA", True), ("QLoRA", False), ("Full", True), ("Full", False)], ("QLoRA", False), ("Full", True)),
+    thin_slice(
+        [("LoRA", True), ("LoRA, shared out", True), ("QLoRA", False), ("QLoRA, shared out", True), ("Full", True)],
+        ("QLoRA", False),
+        ("QLoRA, shared out", True),
+        ("Full", True),
+    ),
 )
 def test_the_same_answers_train_the_same_weights_as_in_one_process(
     taught: Path, red: Path, tmp_path: Path, method: str, shards: bool
 ) -> None:
-    """Also if each process has a share of the teacher."""
-    alone = _build(taught, red, tmp_path, ALONE, method=method, total_steps=3, eval_steps=2)
-    expected = _train_with_given_answers(alone)
-    changes: dict[str, Any] = {"teacher": red, "shards": shards, "method": method, "total_steps": 3, "eval_steps": 2}
+    """Also if each process has a share of the teacher, of the base, or of a full model."""
+    method, _, shared = method.partition(", ")
+    settings = {"method": method, "total_steps": 3, "eval_steps": 2}
+    expected = _train_with_given_answers(_build(taught, red, tmp_path, ALONE, **settings))
+    changes = settings | {"teacher": red, "shards": shards, "shard_base": bool(shared) or None}
     for rank in range(RANKS):  # which ask the teacher for other batches
         (tmp_path / f"rank-{rank}-of-{RANKS}").mkdir()
         copyfile(tmp_path / "rank-0-of-1" / ANSWERS, tmp_path / f"rank-{rank}-of-{RANKS}" / ANSWERS)
@@ -58,10 +64,27 @@ def test_the_same_answers_train_the_same_weights_as_in_one_process(
         for name, tensor in expected["weights"].items():
             torch.testing.assert_close(one["weights"][name], tensor, rtol=1e-3, atol=1e-4)
             assert torch.equal(one["weights"][name], found[0]["weights"][name])
-        assert one["shards"] is (method == "Full")
+        assert one["shards"] is (bool(shared) or method == "Full")
         held, whole = one["teacher"]
         assert (held < 0.6 * whole) is shards
     assert expected["losses"][-1] != expected["losses"][0]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("changes", [{"method": "Full"}, {"method": "LoRA", "shard_base": True}], ids=["Full", "base"])
+def test_with_layers_gathered_in_bf16_the_losses_are_those_of_one_process_and_divided_by_the_exact_number_of_tokens(
+    taught: Path, red: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    changes = changes | {"precision": "BF16", "total_steps": 3, "eval_steps": 2}
+    alone = changes | {"shard_base": None}
+    expected = _train_with_given_answers(_build(taught, red, tmp_path, ALONE, **alone))
+    for rank in range(RANKS):
+        (tmp_path / f"rank-{rank}-of-{RANKS}").mkdir()
+        copyfile(tmp_path / "rank-0-of-1" / ANSWERS, tmp_path / f"rank-{rank}-of-{RANKS}" / ANSWERS)
+    for one in run_ranks(_train_rank, RANKS, taught, tmp_path, teacher=red, **changes):
+        assert one["losses"] == pytest.approx(expected["losses"], rel=0.02)
+        assert one["evaluations"] == pytest.approx(expected["evaluations"], rel=0.02)
+        assert one["divisors"] == expected["divisors"] == [torch.float32]
 
 
 def test_processes_share_the_prompts_of_a_step_and_answer_differently(taught: Path, red: Path, tmp_path: Path) -> None:
@@ -167,6 +190,13 @@ def _train_with_given_answers(trainer: StudentTrainer) -> dict[str, Any]:
     """Measure and train on answers that follow from the prompt, whichever process has it."""
     end = trainer.eos_token_ids[0]
     _note_prompts(trainer, lambda ids: [*[30 + sum(ids) % 40] * (1 + sum(ids) % 3), end])
+    compute, divisors = trainer._compute_loss, set()
+
+    def note(student: Any, inputs: Any, tokens: torch.Tensor | None) -> Any:
+        divisors.update([] if tokens is None else [tokens.dtype])
+        return compute(student, inputs, tokens)
+
+    trainer._compute_loss = note
     trainer.evaluate()
     trainer.train()
     reshard(trainer.teacher_model)
@@ -179,7 +209,8 @@ def _train_with_given_answers(trainer: StudentTrainer) -> dict[str, Any]:
         "evaluations": [one.measured.loss for one in evaluations],
         "tokens": [one.measured.tokens for one in evaluations],
         "weights": weights_of(trainer),
-        "shards": trains_shards(trainer.model),
+        "shards": is_sharded(trainer.model),
+        "divisors": list(divisors),
         "teacher": (sum(local_shard(one).numel() for one in teacher), sum(one.numel() for one in teacher)),
     }
 

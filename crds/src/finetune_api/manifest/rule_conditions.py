@@ -181,7 +181,7 @@ CONDITIONS: dict[str, Condition] = {
     SHARES_OUT: lambda spec: (
         not spec.tuning.lora
         or not spec.tuning.lora.shard_base
-        or (spec.resources.ranks > 1 and spec.objective not in {"RewardModel", "Distillation"})
+        or (spec.resources.ranks > 1 and spec.objective != "RewardModel")
     ),
     SHARES_TEACHER: lambda spec: (
         not spec.distillation or not spec.distillation.shard_teacher or spec.resources.ranks > 1

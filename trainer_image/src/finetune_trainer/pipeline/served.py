@@ -135,8 +135,8 @@ def _fit_shares(inputs: Inputs, settings: Resolved, free: int, world: World) -> 
     shape = read_shape(inputs)
     if shape is None:
         return settings, "config.json lacks the sizes of the model, so that several GPUs do not load it in 16 bits"
-    shared = shape.teacher if settings.shard_teacher and shape.teacher else shape
-    if few := find_few_experts(shared, world.size):
+    shared = [shape if settings.shard_base else None, shape.teacher if settings.shard_teacher else None]
+    if few := next(filter(None, (find_few_experts(one, world.size) for one in shared if one)), ""):
         return settings, f"in 16 bits, {few}"
     if fitting := fit_served(inputs.run.config.spec, shape, settings, free):
         return fitting, ""

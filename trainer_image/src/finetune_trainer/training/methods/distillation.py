@@ -4,7 +4,8 @@ Held-out prompts are answered once, by the teacher: the loss before and after th
 and the model cannot lower it by other answers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.data import Sampler, SequentialSampler
 from trl import DistillationConfig, DistillationTrainer
 from typing_extensions import override
 
+from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.models.teacher import FIELD
 from finetune_trainer.tokenization.sample_table import longest_length
@@ -56,6 +58,8 @@ class StudentTrainer(PromptTrainer, DistillationTrainer):  # type: ignore[misc] 
         self._sampler = FittingSampler()
         super().__init__(loop, teacher_model=teacher.model, **arguments)
         self._given: list[list[int]] | None = None
+        self._run_in_forward: Callable[..., Any] = vars(self)["_forward_redirection"]
+        self._forward_redirection = self._redirect
         leave_out_router_logits(teacher.model)
         for model in (self.model, teacher.model):
             leave_out_padding(model)
@@ -64,6 +68,18 @@ class StudentTrainer(PromptTrainer, DistillationTrainer):  # type: ignore[misc] 
         self._require_loss_of_logits()
         if self.eval_dataset is not None:
             self.eval_dataset = self._with_answers(self.eval_dataset, teacher)
+
+    def _redirect(
+        self, wrapper: torch.nn.Module, model: torch.nn.Module, method: Callable[..., Any], *given: Any, **options: Any
+    ) -> Any:
+        """Run TRL's method inside the forward pass by which FSDP gathers the weights: under an adapter, the base's.
+
+        FSDP casts what it is called with to BF16, among it the number of tokens by which the loss is divided.
+        """
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        if is_sharded(base):
+            wrapper = model = base
+        return self._run_in_forward(wrapper, model, partial(method, *given, **options))
 
     @override
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int]:
