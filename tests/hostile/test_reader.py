@@ -37,7 +37,7 @@ PODS: dict[str, Any] = {
         "creationTimestamp": "2026-03-01T12:01:00Z",
         "annotations": {"finetune.dev/job-name": "one"},
     },
-    "status": {"containerStatuses": [{"state": {"terminated": {"exitCode": 0}}}]},
+    "status": {"containerStatuses": [{"name": "trainer", "state": {"terminated": {"exitCode": 0}}}]},
 }
 
 
@@ -158,7 +158,8 @@ def test_an_error_of_the_api_server_is_one_line_of_text(front: Any, finetune: Fi
 
 def test_a_kubelets_message_is_text_while_a_log_is_waited_for(hostile: Any, finetune: Finetune) -> None:
     waiting = {"waiting": {"reason": HOSTILE, "message": HOSTILE}}
-    hostile.answers["pods"] = [(200, {"items": [PODS | {"status": {"containerStatuses": [{"state": waiting}]}}]})]
+    status = {"containerStatuses": [{"name": "trainer", "state": waiting}]}
+    hostile.answers["pods"] = [(200, {"items": [PODS | {"status": status}]})]
     done = finetune("logs", "one", "--context", "lab")
     assert_text(done.out + done.err)
     assert f"has not started: {SHOWN} {SHOWN}" in done.err

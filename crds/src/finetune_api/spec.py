@@ -147,8 +147,7 @@ HOLDS_WHOLE_GROUPS = (
 ALONE_FOR_VLLM = f"!({_WITH_VLLM}) || ({_ONE_PROCESS})"
 _OUTPUT = "(self.output.uri + '/').startsWith"
 SHARES_OUT = (
-    "!has(self.tuning.lora) || !has(self.tuning.lora.shardBase) || !self.tuning.lora.shardBase || "
-    f"(!({_ONE_PROCESS}) && self.objective != 'RewardModel')"
+    f"!has(self.tuning.lora) || !has(self.tuning.lora.shardBase) || !self.tuning.lora.shardBase || !({_ONE_PROCESS})"
 )
 SHARES_TEACHER = (
     "!has(self.distillation) || !has(self.distillation.shardTeacher) || !self.distillation.shardTeacher || "
@@ -379,8 +378,8 @@ class FineTuneJobSpec(Block):
             ),
             cel(
                 SHARES_OUT,
-                "the base is shared out over several GPUs, with objectives other than RewardModel: "
-                "set resources.gpusPerNode or numNodes above 1, or remove tuning.lora.shardBase",
+                "the base is shared out over several GPUs: set resources.gpusPerNode or numNodes above 1, or remove "
+                "tuning.lora.shardBase",
                 ".tuning.lora.shardBase",
             ),
             cel(

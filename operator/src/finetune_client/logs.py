@@ -140,7 +140,7 @@ def _runs(pod: Object | None, uid: str) -> bool:
 def _read_state(pod: Object) -> Object:
     """Return the state of the trainer's container; others, such as the proxy of a service mesh, have their own."""
     found = (pod.get("status") or {}).get("containerStatuses") or []
-    return next((one.get("state") or {} for one in found if one["name"] == TRAINER_CONTAINER), {})
+    return next((one.get("state") or {} for one in found if one.get("name") == TRAINER_CONTAINER), {})
 
 
 def _is_done(job: Job, wanted: Wanted) -> bool:

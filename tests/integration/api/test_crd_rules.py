@@ -694,7 +694,7 @@ AT_CREATION = [
     ),
     *(
         (
-            "the base is shared out over several GPUs, with objectives",
+            "the base is shared out over several GPUs",
             good | {"tuning": {"method": method, "lora": {"shardBase": True}}},
             bad | {"tuning": {"method": method, "lora": {"shardBase": True}}},
             "spec.tuning.lora.shardBase",
@@ -703,16 +703,7 @@ AT_CREATION = [
             ("LoRA", {"resources": {"gpusPerNode": 2}}, {"resources": {"gpusPerNode": 1}}),
             ("QLoRA", {"resources": {"gpusPerNode": 2}}, {"resources": {"gpusPerNode": 1}}),
             ("Auto", {"resources": {"gpusPerNode": 2}}, {"resources": {"gpusPerNode": 1}}),
-            (
-                "LoRA",
-                {"objective": "DPO", "resources": {"numNodes": 2, "gpusPerNode": 0}},
-                {"objective": "RewardModel", "resources": {"numNodes": 2, "gpusPerNode": 0}},
-            ),
-            (
-                "QLoRA",
-                distillation() | {"resources": {"gpusPerNode": 2}},
-                distillation() | {"resources": {"gpusPerNode": 1}},
-            ),
+            ("LoRA", {"resources": {"numNodes": 2, "gpusPerNode": 0}}, {"resources": {"gpusPerNode": 0}}),
         )
     ),
     (

@@ -225,20 +225,31 @@ JUDGED = ("eval_loss", "reward_margin", "reward_accuracy")
 @pytest.mark.nightly
 @pytest.mark.parametrize(
     "case",
-    [("KTO", "QLoRA"), ("RewardModel", "QLoRA"), ("DPO", "Full"), ("KTO", "Full"), ("RewardModel", "Full")],
+    [
+        ("KTO", "QLoRA"),
+        ("RewardModel", "QLoRA"),
+        ("RewardModel", "QLoRA, shared out"),
+        ("DPO", "Full"),
+        ("KTO", "Full"),
+        ("RewardModel", "Full"),
+    ],
     ids="-".join,
 )
 def test_judged_answers_are_trained_on_stopped_and_resumed_by_one_process_and_by_two(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, case: tuple[str, str]
 ) -> None:
-    """KTO with QLoRA ends with a full model; after QLoRA, the first process alone measures the result as served."""
-    objective, method = case
-    bucket = f"ranks-{objective}-{method}".lower()
+    """KTO with QLoRA ends with a full model. After QLoRA, the first process measures the result as it is served, or
+    both if they share the base."""
+    objective, (method, _, shares) = case[0], case[1].partition(", ")
+    bucket = f"ranks-{objective}-{method}-{bool(shares)}".lower()
     merges = case == ("KTO", "QLoRA")
     output = {"uri": f"s3://{bucket}/output", "merge": "FP32" if merges else "None"}
     # One process has these rows in one batch, as two have them together: over it KTO measures its divergence.
     rows = HYPERPARAMETERS | {"perDeviceTrainBatchSize": 8, "gradientAccumulationSteps": 1, "maxSteps": 12}
     blocks = {"objective": objective, "evaluation": {"steps": 6}, "output": output, "hyperparameters": rows}
+    if shares:
+        blocks["tuning"] = {"method": method, "lora": {"dropout": 0, "shardBase": True}}
+        blocks["resources"] = {"gpusPerNode": 2}
     job = make_job(s3_server, bucket, tmp_path, method, trainer_python, **blocks)
     attempt = job.start("stopped", gpus=2, environment=slowly(tmp_path))
     attempt.wait_for_step(2)
@@ -306,13 +317,14 @@ def test_a_policy_is_stopped_while_it_samples_and_resumed_by_another_number_of_p
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("method", ["QLoRA", "Full"])
+@pytest.mark.parametrize("kind", ["QLoRA", "QLoRA, shared out", "Full"])
 def test_a_student_is_stopped_while_it_samples_and_resumed_by_another_number_of_processes(
-    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, method: str
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, kind: str
 ) -> None:
     """Each has a share of the teacher, whose answers no process samples again, also for the measurement on the base in
     16 bits."""
-    bucket = f"ranks-student-{method}".lower()
+    method, _, shares = kind.partition(", ")
+    bucket = f"ranks-student-{method}-{bool(shares)}".lower()
     teacher = {"uri": f"s3://{bucket}/teacher"}
     blocks = {
         "objective": "Distillation",
@@ -320,6 +332,8 @@ def test_a_student_is_stopped_while_it_samples_and_resumed_by_another_number_of_
         "resources": {"gpusPerNode": 2},
         "evaluation": {"steps": 4, "maxNewTokens": 4},
     }
+    if shares:
+        blocks["tuning"] = {"method": method, "lora": {"dropout": 0, "shardBase": True}}
     job = make_job(s3_server, bucket, tmp_path, method, trainer_python, **blocks)
     attempt = job.start("stopped", nodes=2, environment=slowly(tmp_path))
     attempt.wait_for_step(2)

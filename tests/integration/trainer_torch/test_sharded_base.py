@@ -31,7 +31,7 @@ from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.labeler import Encoded, Labeler
 from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair
 from finetune_trainer.training.kept_weights import KeptWeights
-from finetune_trainer.training.methods import build_trainer
+from finetune_trainer.training.methods import build_trainer, traits_of
 from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.parts import TrainerParts
 
@@ -42,6 +42,7 @@ SAMPLES: dict[str, list[Any]] = {
     "Chat": [Encoded([1, 20 + at, 21, 22, 2], [-100, -100, 21, 22, 2], 3) for at in range(33)],
     "DPO": PAIRS,
     "KTO": [EncodedLabelled(one.prompt_ids, one.chosen_ids, at % 3 == 0) for at, one in enumerate(PAIRS)],
+    "RewardModel": PAIRS,
 }
 ROWS = 24
 PROMPTS = [*map(question, THINGS[:4]), [Message(role="user", content="Who?")]]
@@ -155,6 +156,7 @@ def test_the_processes_share_the_prompts_and_questions_and_stop_together(tiny_mo
         ("BF16", "DPO", "LoRA"),
         ("FP32", "Chat", "QLoRA"),
         ("BF16", "Chat", "QLoRA"),
+        ("BF16", "RewardModel", "LoRA"),
     ),
 )
 def test_two_processes_with_half_the_base_each_train_and_measure_as_one_with_all_of_it(
@@ -171,7 +173,8 @@ def test_two_processes_with_half_the_base_each_train_and_measure_as_one_with_all
         assert 0.4 * expected["base"] <= one["base"] <= 0.6 * expected["base"]
         for name, tensor in found[0]["weights"].items():
             assert torch.equal(one["weights"][name], tensor)
-            torch.testing.assert_close(one["continued"][name], torch.ones_like(tensor))
+            is_head = "score" in name  # which a reward model does not take from another adapter
+            torch.testing.assert_close(one["continued"][name], tensor if is_head else torch.ones_like(tensor))
         if precision == "FP32":
             for name, tensor in expected["weights"].items():
                 torch.testing.assert_close(one["weights"][name], tensor, rtol=0.01, atol=2e-3)
@@ -228,7 +231,7 @@ def _build(
     if keeps:
         kept = KeptWeights(folder / "kept", keeps if world.is_first else 0)
         loop = replace(loop, kept=kept, plateau=Plateau(None, best_loss=0.0))
-    loaded = load_for_training(model, settings, CPU, world=world)
+    loaded = load_for_training(model, settings, CPU, writes_text=traits_of(objective).writes_text, world=world)
     samples = SAMPLES[objective]
     parts = TrainerParts(
         loaded, load_tokenizer(model), settings, loop, samples[:ROWS], samples[ROWS:], folder / "scratch"
@@ -257,7 +260,8 @@ def _train_rank(rank: int, model: Path, folder: Path, port: int, changes: dict[s
     saved = folder / "adapter" / ADAPTER_WEIGHTS
     if not rank:
         save_adapter(trainer.model, saved.parent, "s3://models/base")
-        save_file({name: torch.ones_like(tensor) for name, tensor in load_file(saved).items()}, saved)
+        factors = {name: one for name, one in load_file(saved).items() if "score" not in name}
+        save_file({name: torch.ones_like(one) for name, one in factors.items()}, saved)
     torch.distributed.barrier()  # and the first process holds the others' store
     continue_adapter(trainer.model, saved.parent)
     torch.save(found | {"continued": weights_of(trainer)}, folder / f"found-{rank}.pt")

@@ -178,11 +178,7 @@ CONDITIONS: dict[str, Condition] = {
             or lora.init_lora_weights in {"PiSSA", "OLoRA", "EVA"}
         )
     ),
-    SHARES_OUT: lambda spec: (
-        not spec.tuning.lora
-        or not spec.tuning.lora.shard_base
-        or (spec.resources.ranks > 1 and spec.objective != "RewardModel")
-    ),
+    SHARES_OUT: lambda spec: not spec.tuning.lora or not spec.tuning.lora.shard_base or spec.resources.ranks > 1,
     SHARES_TEACHER: lambda spec: (
         not spec.distillation or not spec.distillation.shard_teacher or spec.resources.ranks > 1
     ),

@@ -55,8 +55,6 @@ def _why_whole(draft: Draft) -> tuple[str, str]:
         return f"{what} is shared out over several GPUs", "use --gpus with their number"
     if objective == Objective.DISTILLATION.value:
         return "", ""
-    if objective == Objective.REWARD_MODEL.value:
-        return f"each GPU holds the whole base with objective {objective}", ""
     given = [name for name in ("useDora", "targetExperts", "modulesToSave") if lora.get(name)]
     if lora.get("initLoraWeights", "Default") not in {"Default", "Gaussian"}:
         given.append("initLoraWeights")

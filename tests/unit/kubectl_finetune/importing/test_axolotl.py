@@ -750,7 +750,6 @@ def test_a_base_that_the_file_shares_out_over_gpus_is_shared_out(
         ({}, None, "a base is shared out over several GPUs"),
         ({"peft_use_dora": True}, 4, "each GPU holds the whole base: it is shared out under plain adapters"),
         ({"lora_modules_to_save": ["lm_head"]}, 4, "each GPU holds the whole base: it is shared out under plain"),
-        ({"reward_model": True}, 4, "each GPU holds the whole base with objective RewardModel"),
         ({"adapter": None, "lora_r": None}, 4, "several GPUs need no setting of their own"),
     ],
 )

@@ -556,7 +556,7 @@ def base(objective: str, path: str) -> Spec:
         if path == "distillation.shardTeacher":
             spec["resources"] = {"gpusPerNode": 2}
     if path == "tuning.lora.shardBase":
-        spec |= {"tuning": {"method": "LoRA"}, "resources": {"gpusPerNode": 1 if objective == "Distillation" else 2}}
+        spec |= {"tuning": {"method": "LoRA"}, "resources": {"gpusPerNode": 2}}
     if path == "dpo.labelSmoothing" and objective == "DPO":
         spec["dpo"] = {"lossType": "robust"}
     if path.startswith("scheduling.affinity."):
@@ -612,7 +612,6 @@ def test_a_training_setting_is_accepted_with_one_objective_at_least(path: str) -
     some = {
         "tuning.lora.dropout": [one for one in OBJECTIVES if one not in {"DPO", "KTO", "RLHF", "Distillation"}],
         "tuning.lora.modulesToSave": [one for one in OBJECTIVES if one != "Distillation"],
-        "tuning.lora.shardBase": [one for one in OBJECTIVES if one != "RewardModel"],
         "hyperparameters.neftuneNoiseAlpha": ["Instruction", "Chat", "DomainAdaptation"],
     }
     assert accepted == (only or some.get(path, OBJECTIVES))

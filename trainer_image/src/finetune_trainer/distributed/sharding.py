@@ -78,6 +78,14 @@ def shard_base(base: PreTrainedModel, size: int, shares: Sequence[tuple[torch.nn
     require_sharded(base, size)
 
 
+def make_trained_whole(model: torch.nn.Module) -> None:
+    """Give each process all of the trained weights that were copied from a shard, such as a score; a collective."""
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if weight.requires_grad and isinstance(weight, DTensor):
+                setattr(module, name, torch.nn.Parameter(weight.full_tensor()))
+
+
 def join_tied_shards(model: PreTrainedModel) -> None:
     """Give a weight that two FSDP groups have, such as a tied embedding, one shard in this process.
 

@@ -24,7 +24,12 @@ from transformers.utils import logging as transformers_logging
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
-from finetune_trainer.distributed.sharding import join_tied_shards, require_sharded, sharding_options
+from finetune_trainer.distributed.sharding import (
+    join_tied_shards,
+    make_trained_whole,
+    require_sharded,
+    sharding_options,
+)
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.adapters.attach import attach_adapter
@@ -91,6 +96,7 @@ def load_for_training(
         else:
             base = load_plain(directory, compute, device, writes_text=writes_text)
         adapted = attach_adapter(base, settings)
+        make_trained_whole(adapted)
         if settings.init_lora_weights in CHOICES:
             start_from_weights(adapted, str(settings.init_lora_weights))
         return adapted

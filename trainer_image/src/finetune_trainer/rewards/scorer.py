@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from peft import PeftModel
 from tokenizers import Tokenizer
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -140,10 +141,12 @@ def pad_token(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer
 
 
 def keep_score_in_fp32(model: torch.nn.Module) -> None:
-    """Keep the head in FP32: in BF16, close scores become equal and small updates are lost."""
+    """Keep the head in FP32: in BF16, close scores become equal and small updates are lost. A shard keeps its format,
+    which FSDP knows."""
     for name, module in model.named_modules():
         if SCORE in name.split(".") and isinstance(module, torch.nn.Linear):
-            module.float()
+            if not isinstance(module.weight, DTensor):
+                module.float()
             setattr(module, "forward", partial(_forward_in_fp32, module))  # noqa: B010 - of this instance alone
 
 
