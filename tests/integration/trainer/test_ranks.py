@@ -250,6 +250,7 @@ def test_judged_answers_are_trained_on_stopped_and_resumed_by_one_process_and_by
     if shares:
         blocks["tuning"] = {"method": method, "lora": {"dropout": 0, "shardBase": True}}
         blocks["resources"] = {"gpusPerNode": 2}
+        rows["perDeviceTrainBatchSize"] = 4
     job = make_job(s3_server, bucket, tmp_path, method, trainer_python, **blocks)
     attempt = job.start("stopped", gpus=2, environment=slowly(tmp_path))
     attempt.wait_for_step(2)
