@@ -45,7 +45,7 @@ def publish(s3: Any, bucket: str, job: str, content: dict[str, bytes]) -> Artifa
 
 def test_both_forms_of_the_report_are_saved(s3_server: Any, published: Artifacts, tmp_path: Path) -> None:
     storage = Storage(published, s3_server.endpoint)
-    assert report.text(storage) == FILES[Artifact.REPORT]
+    assert storage.read(Artifact.REPORT) == FILES[Artifact.REPORT]
     paths = report.save(storage, tmp_path / "reports")
     assert {path.name: path.read_bytes() for path in paths} == FILES
 
@@ -53,7 +53,7 @@ def test_both_forms_of_the_report_are_saved(s3_server: Any, published: Artifacts
 def test_a_replaced_report_is_refused(s3_server: Any, bucket: str, published: Artifacts) -> None:
     s3_server.client().put_object(Bucket=bucket, Key=f"jobs/one/{Artifact.REPORT}", Body=b"# All is well\n")
     with pytest.raises(FineTuneError, match="is not the file that this job published"):
-        report.text(Storage(published, s3_server.endpoint))
+        Storage(published, s3_server.endpoint).read(Artifact.REPORT)
 
 
 def test_a_replaced_manifest_is_refused(s3_server: Any, bucket: str, published: Artifacts) -> None:
