@@ -74,7 +74,8 @@ class StudentTrainer(PromptTrainer, DistillationTrainer):  # type: ignore[misc] 
     ) -> Any:
         """Run TRL's method inside the forward pass by which FSDP gathers the weights: under an adapter, the base's.
 
-        FSDP casts what it is called with to BF16, among it the number of tokens by which the loss is divided.
+        The arguments are bound: FSDP may cast those of a forward pass to BF16, and one of them is the number of tokens
+        by which the loss is divided.
         """
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         if is_sharded(base):

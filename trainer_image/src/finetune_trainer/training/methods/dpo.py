@@ -54,7 +54,7 @@ def build_dpo_trainer(parts: TrainerParts) -> PreferenceTrainer:
         loss_type=[settings.loss_type, *("sft" for _ in sft)],
         loss_weights=[1.0, *sft],
         label_smoothing=settings.label_smoothing or 0.0,
-        # With method Full this prevents a second model; with an adapter it would only hash the base.
+        # Otherwise TRL loads a second model with method Full.
         precompute_ref_log_probs=settings.method == Method.FULL,
         disable_dropout=True,
         max_length=None,
