@@ -5,7 +5,19 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from finetune_api.hyperparameters import Hyperparameters, Schedule
-from finetune_api.objectives import SAMPLED, SMALLEST_KTO_BATCH, Dpo, Kto, LossType, Objective, Rlhf, RolloutEngine
+from finetune_api.objectives import (
+    SAMPLED,
+    SMALLEST_KTO_BATCH,
+    Algorithm,
+    Dpo,
+    Kto,
+    LossType,
+    Objective,
+    PolicyLoss,
+    RewardScale,
+    Rlhf,
+    RolloutEngine,
+)
 from finetune_api.recipes import RECIPES, Recipe
 from finetune_api.spec import FineTuneJobSpec, Lora, Method, Mode
 from finetune_api.status import Resolved
@@ -179,9 +191,16 @@ def _objective(spec: FineTuneJobSpec) -> dict[str, Any]:
             return (spec.kto or Kto()).model_dump(include={"beta", "desirable_weight", "undesirable_weight"})
         case Objective.RLHF:
             rlhf = spec.rlhf or Rlhf()
-            names = {"num_generations", "max_completion_length", "temperature", "beta"}
-            share = {"rollouts_gpu_memory_fraction": rollouts_share(rlhf)}
-            return rlhf.model_dump(include=names) | share | {"algorithm": rlhf.algorithm.value}
+            names = {"num_generations", "max_completion_length", "temperature", "beta", "mask_truncated_completions"}
+            of_groups = {
+                "loss_type": _given(rlhf.loss_type, PolicyLoss.DAPO).value,
+                "scale_rewards": _given(rlhf.scale_rewards, RewardScale.GROUP).value,
+            }
+            return (
+                rlhf.model_dump(include=names)
+                | {"algorithm": rlhf.algorithm.value, "rollouts_gpu_memory_fraction": rollouts_share(rlhf)}
+                | (of_groups if rlhf.algorithm is Algorithm.GRPO else {})
+            )
         case Objective.DISTILLATION if spec.distillation:
             return spec.distillation.model_dump(
                 include={"max_completion_length", "temperature", "beta", "shard_teacher"}

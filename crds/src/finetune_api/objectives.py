@@ -55,6 +55,22 @@ class Algorithm(StrEnum):
     RLOO = "RLOO"
 
 
+class PolicyLoss(StrEnum):
+    """How GRPO weighs the tokens of a step's answers, under TRL's names."""
+
+    DAPO = "dapo"
+    GRPO = "grpo"
+    DR_GRPO = "dr_grpo"
+
+
+class RewardScale(StrEnum):
+    """What GRPO divides the differences of rewards by, under TRL's names."""
+
+    GROUP = "group"
+    BATCH = "batch"
+    NONE = "none"
+
+
 class RolloutEngine(StrEnum):
     """What samples the answers that a model is trained on."""
 
@@ -377,6 +393,9 @@ class Rollouts(Block):
     at the same time; only with engine `VLLM`. Default: 0.3."""
 
 
+GROUPS_ONLY = "self.algorithm == 'GRPO' || (!has(self.lossType) && !has(self.scaleRewards))"
+
+
 class Rlhf(Block):
     """Settings of objective RLHF, under TRL's names."""
 
@@ -386,7 +405,12 @@ class Rlhf(Block):
                 "has(self.rewardModel) != has(self.rewards)",
                 "give either rewardModel or rewards: set one of the two",
                 ".rewardModel",
-            )
+            ),
+            cel(
+                GROUPS_ONLY,
+                "lossType and scaleRewards are of algorithm GRPO: set algorithm GRPO, or remove them",
+                ".algorithm",
+            ),
         )
     )
 
@@ -404,6 +428,17 @@ class Rlhf(Block):
     """Sampling temperature. Default: 1."""
     beta: Annotated[float, Field(ge=0, le=100)] = 0.04
     """Weight of the KL divergence from the reference model; 0 = no reference model. Default: 0.04."""
+    loss_type: PolicyLoss | None = None
+    """How the tokens of a step's answers are weighed; only with algorithm `GRPO`. `dapo`: all alike, so that a long
+    answer counts more than a short one. `grpo`: a mean over each answer, so that all answers count alike. `dr_grpo`:
+    all alike, and divided by `maxCompletionLength` instead of their number. Default: `dapo`."""
+    scale_rewards: RewardScale | None = None
+    """What the differences of an answer's reward from its group's mean are divided by; only with algorithm `GRPO`:
+    the standard deviation of the `group`, or of all rewards of the step (`batch`), or nothing (`none`).
+    Default: `group`."""
+    mask_truncated_completions: Annotated[bool | None, AfterValidator(lambda value: value or None)] = None
+    """Leave answers that were cut at `maxCompletionLength` out of the loss; their rewards still count in the mean of
+    their group. Default: false."""
     rollouts: Rollouts | None = None
     """What samples the answers. Default: the model that is trained."""
 

@@ -75,7 +75,7 @@ class Resolved(StatusBlock):
     """Weight of the penalty for deviating from the reference model (DPO, KTO, RLHF), or the divergence from the teacher
     (Distillation)."""
     loss_type: Word | None = None
-    """Loss of DPO."""
+    """Loss of DPO, or of RLHF with GRPO."""
     label_smoothing: Measure | None = None
     """Share of pairs whose labels are taken to be swapped (DPO); absent without."""
     sft_weight: Measure | None = None
@@ -92,6 +92,10 @@ class Resolved(StatusBlock):
     """Maximum length of a sampled answer, in tokens (RLHF, Distillation)."""
     temperature: Measure | None = None
     """Sampling temperature (RLHF, Distillation)."""
+    scale_rewards: Word | None = None
+    """What the differences of rewards are divided by (RLHF with GRPO)."""
+    mask_truncated_completions: bool | None = None
+    """Whether answers that were cut are left out of the loss (RLHF); absent if not."""
     shard_teacher: bool | None = None
     """Whether each GPU holds a share of the teacher (Distillation); absent if each holds the whole."""
     rollouts_gpu_memory_fraction: Measure | None = None

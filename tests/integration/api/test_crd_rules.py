@@ -426,6 +426,15 @@ AT_CREATION = [
         rlhf(rewards=LENGTHS, rollouts={"gpuMemoryFraction": 0.5}),
         "spec.rlhf.rollouts.gpuMemoryFraction",
     ),
+    *(
+        (
+            "lossType and scaleRewards are of algorithm GRPO",
+            rlhf(rewards=LENGTHS, algorithm="GRPO", **setting),
+            rlhf(rewards=LENGTHS, algorithm="RLOO", **setting),
+            "spec.rlhf.algorithm",
+        )
+        for setting in ({"lossType": "grpo"}, {"scaleRewards": "none"})
+    ),
     (MERGED, by_vllm("LoRA"), by_vllm("QLoRA"), "spec.rlhf.rollouts.engine"),
     (MERGED, by_vllm("Full"), by_vllm("Auto"), "spec.rlhf.rollouts.engine"),
     (LINEAR, by_vllm("LoRA", useDora=True), by_vllm("LoRA", modulesToSave=["norm"]), "spec.rlhf.rollouts.engine"),

@@ -261,6 +261,43 @@ def test_the_most_rewarded_weights_are_restored_and_measured_again(taught: Path,
     assert trainer.measure_reward().reward == pytest.approx(best.reward)
 
 
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@pytest.mark.parametrize("loss", ["dapo", "grpo", "dr_grpo"])
+def test_the_loss_weighs_tokens_and_scales_rewards_as_it_is_named(
+    taught: Path, tmp_path: Path, loss: str, scale: str
+) -> None:
+    """Each probability is divided by itself in the first step, so that the loss has the advantages alone."""
+    listener = Listener(lambda answers: [float(len(one.text) % 7) for one in answers])
+    changes = {"loss_type": loss, "scale_rewards": scale, "beta": 0.0, "total_steps": 1, "evaluates": False}
+    trainer = make_policy(taught, tmp_path, scorer=listener, **changes)
+    trainer.train()
+    groups = torch.tensor(listener.rewards).view(-1, 4)
+    spread = {"group": groups.std(1, keepdim=True), "batch": groups.std(), "none": torch.ones(1)}[scale]
+    advantages = ((groups - groups.mean(1, keepdim=True)) / (spread + (scale != "none") * 1e-4)).flatten()
+    tokens = torch.tensor([one.tokens + one.ended for one in listener.heard])
+    weights = {
+        "dapo": tokens / tokens.sum(),
+        "grpo": torch.ones(32) / 32,
+        "dr_grpo": tokens / (32 * LONGEST),
+    }[loss]
+    assert len(set(tokens.tolist())) > 1
+    assert trainer._loop.history.train[0].loss == pytest.approx(-(weights * advantages).sum().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(("algorithm", "method"), [("GRPO", "LoRA"), ("RLOO", "Full")])
+def test_answers_that_were_cut_are_left_out_of_the_loss_if_asked_for(
+    taught: Path, tmp_path: Path, algorithm: str, method: str
+) -> None:
+    """Their rewards are the only ones that differ: with them left out nothing would be learnt."""
+    changes = {"algorithm": algorithm, "max_completion_length": 2, "total_steps": 2, "evaluates": False}
+    trainer = make_policy(taught, tmp_path, method, mask_truncated_completions=True, **changes)
+    before = {name: tensor.detach().clone() for name, tensor in trained_tensors(trainer.model).items()}
+    with pytest.raises(TrainerError, match=r"same reward or were cut in each of 16 groups.*raise rlhf\.maxCompletion"):
+        trainer.train()
+    assert [point.flat_share for point in trainer._loop.history.train] == [1.0, 1.0]
+    assert all(torch.equal(before[name], tensor) for name, tensor in trained_tensors(trainer.model).items())
+
+
 def test_rewards_that_never_differ_are_refused_for_nothing_is_learnt(taught: Path, tmp_path: Path) -> None:
     trainer = make_policy(taught, tmp_path, scorer=lambda answers: [0.5] * len(answers), total_steps=1)
     with pytest.raises(TrainerError, match=r"raise rlhf\.temperature or rlhf\.numGenerations") as caught:

@@ -53,6 +53,7 @@ def earlier(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("RLOO", "LoRA"),
         ("GRPO", "shared out"),
         ("GRPO", "Full"),
+        pytest.param("GRPO", "masked", marks=pytest.mark.nightly),
         pytest.param("RLOO", "Full", marks=pytest.mark.nightly),
         pytest.param("GRPO", "QLoRA", marks=pytest.mark.nightly),
         pytest.param("RLOO", "shared out", marks=pytest.mark.nightly),
@@ -65,6 +66,7 @@ def test_the_same_answers_train_the_same_weights_as_in_one_process(
     kinds: dict[str, dict[str, Any]] = {
         "continued": {"adapter": earlier},
         "shared out": {"method": "QLoRA", "shard_base": True},
+        "masked": {"loss_type": "grpo", "scale_rewards": "batch", "mask_truncated_completions": True},
     }
     begun = kinds.get(start, {"method": start})
     changes = {"algorithm": algorithm, "total_steps": 3, "learning_rate": 2e-4} | begun

@@ -61,6 +61,7 @@ OWN_CHANGES: dict[str, dict[str, Any]] = {
     "KTO": {"beta": 0.2, "desirable_weight": 2.0, "undesirable_weight": 2.0},
     "RLHF": {
         "algorithm": "RLOO", "num_generations": 8, "max_completion_length": 8, "temperature": 0.5, "beta": 0.2,
+        "loss_type": "grpo", "scale_rewards": "none", "mask_truncated_completions": True,
     },
     "Distillation": {"max_completion_length": 8, "temperature": 0.5, "beta": 0.2},
 }  # fmt: skip

@@ -210,6 +210,9 @@ def test_the_settings_of_an_objective_are_shown_with_their_defaults() -> None:
     taught = resolved(objective="Distillation", distillation=TAUGHT)
     assert (taught.beta, taught.max_completion_length, taught.temperature) == (1.0, 512, 1.0)
     assert (rlhf.algorithm, rlhf.num_generations, rlhf.max_completion_length, rlhf.beta) == ("GRPO", 8, 512, 0.04)
+    assert (rlhf.loss_type, rlhf.scale_rewards, rlhf.mask_truncated_completions) == ("dapo", "group", None)
+    alone = resolved(objective="RLHF", rlhf=REWARDED | {"algorithm": "RLOO"})
+    assert (alone.loss_type, alone.scale_rewards) == (None, None)
 
 
 @pytest.mark.parametrize("generations", [2, 3, 4, 5, 8, 12, 64])

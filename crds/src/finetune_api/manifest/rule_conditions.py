@@ -22,7 +22,7 @@ from finetune_api.hyperparameters import (
 )
 from finetune_api.inputs.chat_template import ONE_TEMPLATE, RESERVED, UNRESERVED
 from finetune_api.inputs.sources import UNIQUE_SOURCES
-from finetune_api.objectives import HAS_SHARE, HAS_SIMILARITY, HAS_SMOOTHING, JSON_EXTRACT, ONE_JSON_SCHEMA
+from finetune_api.objectives import GROUPS_ONLY, HAS_SHARE, HAS_SIMILARITY, HAS_SMOOTHING, JSON_EXTRACT, ONE_JSON_SCHEMA
 from finetune_api.output import COMMIT, IMAGE_REPOSITORY, REPO
 from finetune_api.pods.affinity import DOMAINS_OF_DO_NOT_SCHEDULE, HAS_VALUES, HAS_VALUES_OR_INTEGER
 from finetune_api.pods.resources import (
@@ -380,6 +380,7 @@ CONDITIONS: dict[str, Condition] = {
         or not (spec.tuning.lora.modules_to_save or spec.tuning.lora.target_experts)
     ),
     ALONE_FOR_VLLM: lambda spec: not _uses_vllm(spec) or spec.resources.ranks == 1,
+    GROUPS_ONLY: lambda rlhf: rlhf.algorithm == "GRPO" or (rlhf.loss_type is None and rlhf.scale_rewards is None),
     HAS_SHARE: lambda rollouts: rollouts.engine == "VLLM" or rollouts.gpu_memory_fraction is None,
     "!has(self.tuning.initialAdapter) || !has(self.tuning.initialAdapter.fromParent) || "
     "(has(self.lineage) && has(self.lineage.parentRef))": lambda spec: (

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.manifest.yaml_document import FieldPath
+from finetune_api.objectives import PolicyLoss, RewardScale
 from kubectl_finetune.importing import shared, templates, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import apply_table
@@ -12,10 +13,12 @@ from kubectl_finetune.importing.rows import Table, harmless, is_off, lost, to
 from kubectl_finetune.importing.shared import HYPER
 
 SAMPLED = "answers are sampled in the process that trains"
-LOSS = "the loss is that of `dapo`: each token of a step has the same weight"
+LOSS = "the losses are dapo, grpo and dr_grpo"
+ON_POLICY = "each answer is used for one step, by the weights that sampled it"
 NO_LIMIT = "without it answers are sampled without a limit; here they end after 512 tokens"
 ESTIMATE = "the trainer computes advantages and the loss in its own way: see docs/objectives.md"
 THINKS_FIRST = r"(?s)^<think>(?!.*<think>).*?</think>"
+SCALES = {one.value: one.value for one in RewardScale} | {"true": "group", "false": "none"}
 REWARDS: Mapping[str, dict[str, Any]] = {"think_format_reward": {"type": "Regex", "pattern": THINKS_FIRST}}
 """TRL's own rewards that can be computed here."""
 
@@ -47,13 +50,13 @@ TABLE: Table = {
     "generation_kwargs": lost("answers are sampled with the temperature alone"),
     "chat_template_kwargs": to("model.chatTemplateKwargs", templates.kwargs),
     "num_iterations": lost("each answer is used for one step", unless=(1,)),
-    "epsilon*": lost(ESTIMATE, unless=(0.2,)),
-    "delta": lost(ESTIMATE),
-    "loss_type": lost(LOSS, unless=("dapo",)),
-    "scale_rewards": lost(ESTIMATE, unless=(True, "group")),
-    "importance_sampling_level": lost(ESTIMATE, unless=("token",)),
+    "epsilon*": harmless(ON_POLICY),
+    "delta": harmless(ON_POLICY),
+    "loss_type": to("rlhf.lossType", values.choice({one.value: one.value for one in PolicyLoss}, LOSS)),
+    "scale_rewards": to("rlhf.scaleRewards", values.choice(SCALES, ESTIMATE)),
+    "importance_sampling_level": harmless(ON_POLICY),
     "multi_objective_aggregation": lost(ESTIMATE, unless=("sum_then_normalize",)),
-    "mask_truncated_completions": lost(ESTIMATE),
+    "mask_truncated_completions": to("rlhf.maskTruncatedCompletions", values.only_true),
     "sync_ref_model": lost("the reference model is the model before training"),
     "ref_model_*": harmless("it belongs to sync_ref_model"),
     "top_entropy_quantile": lost(ESTIMATE, unless=(1.0,)),

@@ -18,6 +18,8 @@ LIBRARY_VALUES = {
     "spec.hyperparameters.lrSchedulerType",
     "spec.hyperparameters.optim",
     "spec.dpo.lossType",
+    "spec.rlhf.lossType",
+    "spec.rlhf.scaleRewards",
 }
 """Enums with the values of transformers and TRL."""
 DECIMALS = {

@@ -140,11 +140,10 @@ CONVERSATIONS = {"path": "acme/rows", "type": "chat_template"}
 @pytest.mark.parametrize(
     ("name", "more", "key"),
     [
-        ("trl", {**GRPO, "scale_rewards": False}, "scale_rewards"),
-        ("trl", {**GRPO, "scale_rewards": "none"}, "scale_rewards"),
+        ("trl", {**GRPO, "top_p": 0.0}, "top_p"),
         ("trl", {"loss_weights": [1.0], "disable_dropout": False}, "disable_dropout"),
         ("trl", {"adam_beta1": 0.0}, "adam_beta1"),
-        ("axolotl", {"rl": "grpo", "trl": {**GRPO, "scale_rewards": False}}, "trl.scale_rewards"),
+        ("axolotl", {"rl": "grpo", "trl": {**GRPO, "top_p": 0.0}}, "trl.top_p"),
         ("axolotl", {"datasets": [CONVERSATIONS | {"train_on_eos": "none"}]}, "datasets[0].train_on_eos"),
         ("axolotl", {"datasets": [CONVERSATIONS | {"roles_to_train": []}]}, "datasets[0].roles_to_train"),
         ("llama-factory", {"enable_thinking": False}, "enable_thinking"),

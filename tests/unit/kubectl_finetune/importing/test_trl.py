@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_api.defaults import Facts, resolve
+from finetune_api.spec import FineTuneJobSpec
 from finetune_client.errors import WrongUse
 from kubectl_finetune.commands.import_file import Imported, import_file
 from kubectl_finetune.importing.draft import Options
@@ -368,24 +370,49 @@ def trl_folder() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def default_loss_of_grpo() -> Any:
-    """Return the default of `GRPOConfig.loss_type`, which the trainer does not set."""
+def default_of_grpo(setting: str) -> Any:
+    """Return the default of a setting of `GRPOConfig`."""
     for one in ast.walk(ast.parse((trl_folder() / "trainer" / "grpo_config.py").read_text())):
-        if (
-            isinstance(one, ast.AnnAssign)
-            and ast.unparse(one.target) == "loss_type"
-            and isinstance(one.value, ast.Call)
-        ):
+        if isinstance(one, ast.AnnAssign) and ast.unparse(one.target) == setting and isinstance(one.value, ast.Call):
             return next(ast.literal_eval(name.value) for name in one.value.keywords if name.arg == "default")
-    raise AssertionError("GRPOConfig has no loss_type")
+    raise AssertionError(f"GRPOConfig has no {setting}")
 
 
-@pytest.mark.parametrize("loss", ["grpo", "dapo", "bnpo", "dr_grpo"])
-def test_of_the_losses_of_grpo_only_trls_default_is_computed(read: Read, loss: str) -> None:
-    done = read(reward_funcs=["think_format_reward"], loss_type=loss)
-    assert spec_of(done)["objective"] == "RLHF"
-    lost = [one.key for one in done.not_carried if one.changes_training]
-    assert lost == ([] if loss == default_loss_of_grpo() else ["loss_type"])
+@pytest.mark.parametrize(
+    ("given", "carried", "lost"),
+    [
+        ({}, {}, []),
+        ({"loss_type": "grpo"}, {"lossType": "grpo"}, []),
+        ({"loss_type": "dr_grpo", "scale_rewards": False}, {"lossType": "dr_grpo", "scaleRewards": "none"}, []),
+        ({"loss_type": "bnpo"}, {}, ["loss_type"]),
+        ({"scale_rewards": True}, {"scaleRewards": "group"}, []),
+        ({"scale_rewards": "batch"}, {"scaleRewards": "batch"}, []),
+        ({"mask_truncated_completions": True}, {"maskTruncatedCompletions": True}, []),
+        ({"mask_truncated_completions": False}, {}, []),
+        ({"epsilon": 0.1, "epsilon_high": 0.28, "importance_sampling_level": "sequence"}, {}, []),
+        ({"num_iterations": 2}, {}, ["num_iterations"]),
+    ],
+)
+def test_the_loss_of_grpo_is_carried_where_there_is_the_same(
+    read: Read, given: dict[str, Any], carried: dict[str, Any], lost: list[str]
+) -> None:
+    done = read(reward_funcs=["think_format_reward"], **given)
+    fields = {"lossType", "scaleRewards", "maskTruncatedCompletions"}
+    assert {name: one for name, one in spec_of(done)["rlhf"].items() if name in fields} == carried
+    assert [one.key for one in done.not_carried if one.changes_training] == lost
+
+
+def test_the_defaults_of_grpos_loss_are_trls() -> None:
+    spec = {
+        "objective": "RLHF",
+        "rlhf": {"rewards": [{"type": "Length", "targetTokens": 8}]},
+        "model": {"uri": "s3://models/base"},
+        "dataset": {"train": {"uri": "s3://data/train.jsonl"}},
+        "output": {"uri": "s3://models/out"},
+    }
+    it = resolve(FineTuneJobSpec.model_validate(spec), Facts(parameters=1, train_rows=10, validation_rows=0))
+    assert (it.loss_type, it.scale_rewards) == (default_of_grpo("loss_type"), default_of_grpo("scale_rewards"))
+    assert default_of_grpo("mask_truncated_completions") is False
 
 
 def test_a_key_that_shows_a_command_is_of_no_other_command_of_the_trainers_trl() -> None:

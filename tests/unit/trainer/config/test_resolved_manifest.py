@@ -91,6 +91,7 @@ OF_OBJECTIVE = {
     "RLHF": {
         "beta": "rlhf.beta", "algorithm": "rlhf.algorithm", "num_generations": "rlhf.numGenerations",
         "max_completion_length": "rlhf.maxCompletionLength", "temperature": "rlhf.temperature",
+        "loss_type": "rlhf.lossType", "scale_rewards": "rlhf.scaleRewards",
     },
     "Distillation": {
         "beta": "distillation.beta", "max_completion_length": "distillation.maxCompletionLength",

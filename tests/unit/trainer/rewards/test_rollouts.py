@@ -70,6 +70,25 @@ def test_groups_whose_answers_differ_in_reward_are_counted() -> None:
     assert (policy.groups, policy.groups_with_spread) == (2, 1)
 
 
+@pytest.mark.parametrize(
+    ("rewards", "is_left_out", "learns"),
+    [
+        ([0.0, 1.0], [False, False], True),
+        ([0.0, 1.0], [True, False], True),
+        ([0.0, 1.0], [True, True], False),
+        ([0.3, 0.3], [True, False], False),
+        ([0.1, 0.2, 0.3], [True, False, True], False),
+        ([0.1, 0.2, 0.3], [True, False, False], True),
+    ],
+)
+def test_a_group_teaches_if_an_answer_in_the_loss_differs_from_its_mean(
+    rewards: list[float], is_left_out: list[bool], learns: bool
+) -> None:
+    policy = rollouts(by_length, group=len(rewards))
+    policy.count_groups(rewards, is_left_out)
+    assert (policy.groups, policy.groups_with_spread, policy.flat_share) == (1, learns, 1 - learns)
+
+
 def test_computed_rewards_are_kept_apart_before_their_weights() -> None:
     scorer = ComputedRewards(
         [

@@ -8,7 +8,7 @@ from finetune_api.handoff import JobConfig
 from finetune_api.hyperparameters import Hyperparameters
 from finetune_api.inputs.sources import DataFiles, Dataset
 from finetune_api.manifest.yaml_document import write_document
-from finetune_api.objectives import Dpo, Kto, Objective
+from finetune_api.objectives import Dpo, Kto, Objective, PolicyLoss, RewardScale
 from finetune_api.spec import FineTuneJobSpec, Lora, Method, Mode, Quantization
 from finetune_api.status import Resolved
 from finetune_trainer.storage.hub.uris import Repo, is_hub_uri, parse_hub_uri
@@ -50,7 +50,7 @@ def config_yaml(config: JobConfig, resolved: Resolved, read: Sequence[str] = ())
             "hyperparameters": _hyperparameters(config, resolved),
             "evaluation": config.spec.evaluation.model_copy(update=_given({"steps": resolved.eval_steps})),
             "dataset": config.spec.dataset.model_copy(update=_sources(config.spec.dataset, read)),
-            **_objective(config.spec),
+            **_objective(config.spec, resolved),
         }
     )
     manifest = {
@@ -62,13 +62,16 @@ def config_yaml(config: JobConfig, resolved: Resolved, read: Sequence[str] = ())
     return HEADER + write_document(manifest)
 
 
-def _objective(spec: FineTuneJobSpec) -> dict[str, Any]:
-    """Return the block of the objective, which holds its defaults; RLHF always has one."""
+def _objective(spec: FineTuneJobSpec, resolved: Resolved) -> dict[str, Any]:
+    """Return the block of the objective, which holds its defaults; RLHF and Distillation always have one."""
     match spec.objective:
         case Objective.DPO:
             return {"dpo": spec.dpo or Dpo()}
         case Objective.KTO:
             return {"kto": spec.kto or Kto()}
+        case Objective.RLHF if spec.rlhf and resolved.loss_type and resolved.scale_rewards:
+            loss, scale = PolicyLoss(resolved.loss_type), RewardScale(resolved.scale_rewards)
+            return {"rlhf": spec.rlhf.model_copy(update={"loss_type": loss, "scale_rewards": scale})}
         case _:
             return {}
 

@@ -58,7 +58,7 @@ class ScoredAnswer:
 
 
 class Rollouts:
-    """Turns sampled ids into scored answers; counts the groups whose rewards differ."""
+    """Turns sampled ids into scored answers; counts the groups that the model learns from."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Rollouts:
         self.groups = 0
         self.groups_with_spread = 0
         self.flat_share = 1.0
-        """Share of the last step's groups whose rewards are all equal."""
+        """Share of the last step's groups that nothing is learnt from."""
         self._samples = samples
         self._scorer = scorer
         self._decoder = decoder
@@ -82,10 +82,15 @@ class Rollouts:
         """Score answers, as TRL's reward function; `row` is each answer's training row."""
         return [one.reward for one in self.score_answers([self._samples[number] for number in row], completion_ids)]
 
-    def count_groups(self, rewards: Sequence[float]) -> None:
+    def is_cut(self, ids: Sequence[int]) -> bool:
+        """Return whether an answer reached the maximum length before its end."""
+        return not ids or ids[-1] not in self._stop_ids
+
+    def count_groups(self, rewards: Sequence[float], is_left_out: Sequence[bool] | None = None) -> None:
         """Count the groups of a step's rewards, those of all processes, which may share a group."""
-        groups = [rewards[start : start + self._group] for start in range(0, len(rewards), self._group)]
-        with_spread = sum(max(found) > min(found) for found in groups)
+        answers = list(zip(rewards, is_left_out or [False] * len(rewards), strict=True))
+        groups = [answers[start : start + self._group] for start in range(0, len(answers), self._group)]
+        with_spread = sum(map(_has_spread, groups))
         self.groups += len(groups)
         self.groups_with_spread += with_spread
         self.flat_share = 1 - with_spread / len(groups)
@@ -109,6 +114,14 @@ class Rollouts:
         return self._scorer.weigh(parts), parts
 
     def _completion(self, sample: EncodedPrompt, ids: list[int]) -> Completion:
-        ended = bool(ids) and ids[-1] in self._stop_ids
+        ended = not self.is_cut(ids)
         text = self._decoder.decode(ids, skip_special_tokens=True)
         return Completion(sample.messages, text, len(ids) - ended, ended, sample.tools, sample.reference)
+
+
+def _has_spread(group: Sequence[tuple[float, bool]]) -> bool:
+    """Return whether an answer that is not left out of the loss has another reward than its group's mean."""
+    rewards = [reward for reward, _ in group]
+    mean = math.fsum(rewards) / len(rewards)
+    differs = max(rewards) > min(rewards)
+    return differs and any(not is_left_out and not math.isclose(reward, mean) for reward, is_left_out in group)

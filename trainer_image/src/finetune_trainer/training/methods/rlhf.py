@@ -113,7 +113,11 @@ class PolicyTrainer(PromptTrainer):
     def _calculate_rewards(self, *arguments: Any) -> torch.Tensor:
         """Return the rewards of all processes' answers, group by group."""
         rewards: torch.Tensor = super()._calculate_rewards(*arguments)
-        self._rollouts.count_groups(rewards[:, 0].tolist())
+        is_left_out = None
+        if self.mask_truncated_completions:
+            is_cut = [self._rollouts.is_cut(ids) for ids in arguments[-1]]
+            is_left_out = self.accelerator.gather(torch.tensor(is_cut, device=rewards.device)).tolist()
+        self._rollouts.count_groups(rewards[:, 0].tolist(), is_left_out)
         return rewards
 
     @override
@@ -136,11 +140,12 @@ class PolicyTrainer(PromptTrainer):
         """
         result = super().train(*arguments, **options)
         if not has_spread(self._rollouts, self._loop):
+            is_masked = self.mask_truncated_completions
             raise InvalidConfig(
-                f"all answers to a prompt had the same reward in each of {self._rollouts.groups} groups, so nothing "
-                f"can be learnt: raise rlhf.temperature or rlhf.numGenerations, or choose a reward that differs "
-                f"between "
-                "answers"
+                f"all answers to a prompt had the same reward{' or were cut' if is_masked else ''} in each of "
+                f"{self._rollouts.groups} groups, so nothing can be learnt: raise "
+                f"{'rlhf.maxCompletionLength, ' if is_masked else ''}rlhf.temperature or rlhf.numGenerations, or "
+                "choose a reward that differs between answers"
             )
         if FROZEN_COPY in getattr(self.model, "peft_config", {}):
             self.model.delete_adapter(FROZEN_COPY)  # otherwise it is published too
@@ -292,13 +297,14 @@ def build_rlhf_trainer(parts: TrainerParts, judge: Judge) -> PolicyTrainer:
         return kind(
             rollouts=rollouts,
             held_out=parts.validation,
-            args=config(**parts.library_settings(), **_sampling_arguments(settings), **engine),
+            args=config(**parts.library_settings(), **_own_arguments(settings), **engine),
             **parts.trainer_arguments(train_dataset, to_prompt_dataset) | {"callbacks": callbacks},
         )
 
 
-def _sampling_arguments(settings: Resolved) -> dict[str, Any]:
-    """Return TRL's sampling settings: whole batches of groups, with one group of answers per prompt."""
+def _own_arguments(settings: Resolved) -> dict[str, Any]:
+    """Return TRL's settings of sampling and loss: whole batches of groups, with one group of answers per prompt."""
+    of_groups = {"loss_type": settings.loss_type, "scale_rewards": settings.scale_rewards}
     return {
         "num_generations": settings.num_generations,
         "num_generations_eval": 1,
@@ -306,9 +312,10 @@ def _sampling_arguments(settings: Resolved) -> dict[str, Any]:
         "max_completion_length": settings.max_completion_length,
         "temperature": settings.temperature,
         "beta": settings.beta,
+        "mask_truncated_completions": bool(settings.mask_truncated_completions),
         "disable_dropout": True,
         "remove_unused_columns": False,
-    }
+    } | {name: value for name, value in of_groups.items() if value}
 
 
 def require_fit(model: PreTrainedModel | PeftModel, settings: Resolved, longest_prompt: int) -> None:
