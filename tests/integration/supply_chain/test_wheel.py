@@ -106,7 +106,6 @@ def test_the_documented_line_checks_rows_with_nothing_installed_before(folder: P
     (line,) = INSTALL
     seen = call(folder, line.replace("https://pypi.example.org/simple", index))
     assert re.search(INSTALL[line], seen)
-    assert len((folder / "checked" / "accepted.jsonl").read_text().splitlines()) == 50
 
 
 @pytest.mark.nightly

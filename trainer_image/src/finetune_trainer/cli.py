@@ -139,9 +139,12 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
         ),
     ],
     out: Annotated[
-        Path,
-        typer.Option(help="Folder for accepted.jsonl, rejected.jsonl, summary.json and the files of --to."),
-    ],
+        Path | None,
+        typer.Option(
+            help="Folder for accepted.jsonl, rejected.jsonl, summary.json and the files of --to. Default: none, the "
+            "counts are printed."
+        ),
+    ] = None,
     data_format: Annotated[
         DatasetFormat,
         typer.Option("--format", help="Format of the rows; Auto detects it for each row.", case_sensitive=False),
@@ -196,7 +199,7 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
         ),
     ] = 0,
 ) -> None:
-    """Check rows as preflight does, write the rows to train on, and convert between formats.
+    """Check rows as preflight does; with --out, write those to train on, and convert between formats.
 
     Exits with 65 if a job would fail; the files are written anyway.
     """
@@ -208,6 +211,8 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
         raise typer.BadParameter("--show needs --model, whose chat template writes the rows")
     if model is not None and to is not None and objective is None:
         raise typer.BadParameter("with --to, --model needs --objective: the length of a row depends on the objective")
+    if to is not None and out is None:
+        raise typer.BadParameter("--to needs --out, the folder for converted.jsonl")
     if to is None:
         objective = objective or Objective.CHAT
     request = Request(

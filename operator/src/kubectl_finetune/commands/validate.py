@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -261,10 +260,9 @@ def check_rows(jobs: list[dict[str, Any]], files: list[str], out: Path | None, *
     if out:
         require_folder(out, "--rows-out")
     program, spec = find_program(), jobs[0]["spec"]
-    with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
-        command = [program, "check-data", *files, *options(spec), "--out", str(out or scratch)]
-        stdout = sys.stderr if is_for_programs else None
-        return subprocess.run(command, check=False, stdout=stdout).returncode  # noqa: S603 - our own program, without a shell
+    command = [program, "check-data", *files, *options(spec), *(("--out", str(out)) if out else ())]
+    stdout = sys.stderr if is_for_programs else None
+    return subprocess.run(command, check=False, stdout=stdout).returncode  # noqa: S603 - our own program, without a shell
 
 
 def require_folder(out: Path, option: str) -> None:

@@ -47,6 +47,24 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "checked"
 
 
+def test_without_a_folder_rows_are_checked_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = write(tmp_path / "rows.jsonl", ALPACA, "{\n")
+    with pytest.raises(TrainerError, match="1 of 2 rows are malformed") as caught:
+        check_local_rows([str(rows)], None, Request(Objective.CHAT))
+    assert caught.value.code is ExitCode.DATASET_UNUSABLE
+    assert re.search(r"accepted +1 .*rejected +1 ", capsys.readouterr().out, re.DOTALL)
+    assert list(tmp_path.iterdir()) == [rows]
+
+
+def test_a_conversion_needs_a_folder(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", ALPACA)
+    done = CliRunner().invoke(app, ["check-data", str(rows), "--to", "openai"])
+    assert (done.exit_code, "--to needs --out" in done.output) == (2, True)
+
+
 def test_a_folder_of_mixed_files_is_read_in_order_with_each_row_s_place(tmp_path: Path, out: Path) -> None:
     folder = tmp_path / "rows"
     write(folder / "a.jsonl", "\ufeff", ALPACA, "\r\n", "{\n")

@@ -6,7 +6,7 @@ import logging
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,19 +79,21 @@ class Request:
     chat_template_kwargs: Mapping[str, str] | None = None
 
 
-def check_local_rows(files: list[str], out: Path, request: Request) -> None:
-    """Write the files and print the counts; raise DatasetUnusable by the rules of a job."""
-    require_folder(out, "--out")
+def check_local_rows(files: list[str], out: Path | None, request: Request) -> None:
+    """Print the counts, and write the files if there is a folder for them, which a conversion needs; raise
+    DatasetUnusable by the rules of a job."""
+    if out:
+        require_folder(out, "--out")
     if unknown := name_unknown_columns(frozenset(request.columns or ())):
         raise InvalidConfig(_as_options(unknown))
     summary = Summary()
-    conversion = Conversion(out, request.to, request.objective) if request.to else None
-    found = find_files(files, [out / name for name in (*OUTPUT_FILES, CONVERTED, UNCONVERTED)])
+    conversion = Conversion(out, request.to, request.objective) if out and request.to else None
+    found = find_files(files, [out / name for name in (*OUTPUT_FILES, CONVERTED, UNCONVERTED)] if out else [])
     summary.ignored_files = found.ignored
     if found.ignored:
         logger.warning("skipped, not data files: %s", name_some(found.ignored))
     try:
-        shown = _write(found, request, summary, CheckOutput(out, summary, conversion))
+        shown = _check(found, request, summary, CheckOutput(out, summary, conversion) if out else None)
     except UnreadableFile as error:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, str(error)) from None
     print_summary(summary)
@@ -132,10 +134,12 @@ def _parse_pairs(options: list[str], option: str, form: str) -> dict[str, str]:
     return pairs
 
 
-def _write(found: LocalFiles, request: Request, summary: Summary, output: CheckOutput) -> list[tuple[Source, str]]:
-    """Write the rows, and return the first accepted ones as the model reads them, each with its place."""
+def _check(
+    found: LocalFiles, request: Request, summary: Summary, output: CheckOutput | None
+) -> list[tuple[Source, str]]:
+    """Check and write the rows, and return the first accepted ones as the model reads them, each with its place."""
     shown: list[tuple[Source, str]] = []
-    with output, _progress_bar(found.size) as show:
+    with output or nullcontext(), _progress_bar(found.size) as show:
         labeler = _load_labeler(request.model, request) if request.model else None
         rows = check_rows(
             found.read,
@@ -150,7 +154,8 @@ def _write(found: LocalFiles, request: Request, summary: Summary, output: CheckO
             advise=_advise_option,
         )
         for row in rows:
-            output.write(row)
+            if output:
+                output.write(row)
             if labeler and len(shown) < request.show and not isinstance(row, Rejected):
                 shown.append((row.source, _preview(row, labeler, request)))
     return shown
