@@ -120,6 +120,7 @@ AT_ONCE = (
 """Fields whose change takes effect at once, also on pods that run; all others take effect with the next attempt."""
 
 SYSTEM_MESSAGE = "!has(self.dataset.systemMessage) || self.objective != 'DomainAdaptation'"
+LONG_ROWS = "!has(self.dataset.longRows) || self.dataset.longRows == 'Truncate' || self.objective != 'DomainAdaptation'"
 TRAIN_ON = "!has(self.dataset.trainOn) || self.objective in ['Instruction', 'Chat']"
 LABELLED_AS = {TrainOn.LAST_ANSWER: "Instruction", TrainOn.ALL_ANSWERS: "Chat", TrainOn.EVERYTHING: "Everything"}
 """By `dataset.trainOn`: the objective that has a loss on these tokens, or a word of its own."""
@@ -411,6 +412,12 @@ class FineTuneJobSpec(Block):
                 SYSTEM_MESSAGE,
                 "rows of objective DomainAdaptation are plain text, without messages: remove dataset.systemMessage",
                 ".dataset.systemMessage",
+            ),
+            cel(
+                LONG_ROWS,
+                "rows of objective DomainAdaptation are plain text, which is split at maxLength: remove "
+                "dataset.longRows",
+                ".dataset.longRows",
             ),
             cel(
                 TRAIN_ON,

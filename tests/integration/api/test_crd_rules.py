@@ -1023,6 +1023,12 @@ AT_CREATION = [
         "spec.dataset.systemMessage",
     ),
     (
+        "rows of objective DomainAdaptation are plain text, which is split",
+        {"objective": "DPO", "dataset": BASE["dataset"] | {"longRows": "Skip"}},
+        {"objective": "DomainAdaptation", "dataset": BASE["dataset"] | {"longRows": "Skip"}},
+        "spec.dataset.longRows",
+    ),
+    (
         "trainOn works with objectives Instruction and Chat",
         {"objective": "Chat", "dataset": BASE["dataset"] | {"trainOn": "Everything"}},
         {"objective": "DPO", "dataset": BASE["dataset"] | {"trainOn": "LastAnswer"}},

@@ -10,6 +10,7 @@ import typer
 
 from finetune_api import handoff
 from finetune_api.endpoints import is_endpoint
+from finetune_api.inputs.sources import LongRows
 from finetune_api.spec import DatasetFormat, Method, Objective, Precision
 from finetune_api.text.command_group import PrintableGroup
 from finetune_api.text.printable import printable
@@ -186,6 +187,10 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
         typer.Option(metavar="VARIABLE=VALUE,…", help="Variables of the template: enable_thinking=false."),
     ] = None,
     max_length: Annotated[int, typer.Option(help="Maximum sequence length in tokens, with --model.", min=16)] = 2048,
+    long_rows: Annotated[
+        LongRows,
+        typer.Option(help="What is done with longer rows, with --model: Truncate or Skip.", case_sensitive=False),
+    ] = LongRows.TRUNCATE,
     max_rejected_percent: Annotated[
         int, typer.Option(help="Maximum percentage of malformed rows.", min=0, max=100)
     ] = 20,
@@ -209,6 +214,8 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
         raise typer.BadParameter("--chat-template and its variables need --model, whose tokens the template is made of")
     if model is None and show:
         raise typer.BadParameter("--show needs --model, whose chat template writes the rows")
+    if model is None and long_rows is LongRows.SKIP:
+        raise typer.BadParameter("--long-rows needs --model, whose tokens are counted")
     if model is not None and to is not None and objective is None:
         raise typer.BadParameter("with --to, --model needs --objective: the length of a row depends on the objective")
     if to is not None and out is None:
@@ -223,6 +230,7 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
         to=to,
         model=model,
         max_length=max_length,
+        skips_long=long_rows is LongRows.SKIP,
         max_rejected_percent=max_rejected_percent,
         show=show,
         chat_template=chat_template,

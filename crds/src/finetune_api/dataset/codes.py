@@ -36,6 +36,7 @@ class RejectCode(StrEnum):
     CONTROL_TOKEN_IN_TEXT = "CONTROL_TOKEN_IN_TEXT"  # noqa: S105 - a code, not a password
     TOO_LONG = "TOO_LONG"
     PROMPT_FILLS_CONTEXT = "PROMPT_FILLS_CONTEXT"
+    OVER_MAX_LENGTH = "OVER_MAX_LENGTH"
     DUPLICATE = "DUPLICATE"
     TEMPLATE_ERROR = "TEMPLATE_ERROR"
     EVAL_LEAK = "EVAL_LEAK"
@@ -90,6 +91,7 @@ SENTENCES: Mapping[RejectCode | RepairCode, str] = {
     RejectCode.CONTROL_TOKEN_IN_TEXT: "A turn's text contains one of the tokenizer's special tokens.",
     RejectCode.TOO_LONG: "The row exceeds the limit for text or turns.",
     RejectCode.PROMPT_FILLS_CONTEXT: "The prompt alone fills maxLength, so no token of the answer is left to train on.",
+    RejectCode.OVER_MAX_LENGTH: "The row has more tokens than maxLength, and longRows is Skip.",
     RejectCode.DUPLICATE: "The row repeats an earlier row.",
     RejectCode.TEMPLATE_ERROR: "The model's chat template rejects the row or omits parts of it.",
     RejectCode.EVAL_LEAK: "The row's prompt is also in the validation file.",
@@ -109,5 +111,5 @@ SENTENCES: Mapping[RejectCode | RepairCode, str] = {
     RepairCode.REASONING_LOST: "The chat template omits an answer's reasoning, which is not trained on.",
 }
 
-# These rows are well formed: they are rejected because of other rows, not because of their content.
-WELL_FORMED_REJECTS = frozenset({RejectCode.DUPLICATE, RejectCode.EVAL_LEAK})
+# These rows are well formed: they are rejected because of other rows, or because the job asks for it.
+WELL_FORMED_REJECTS = frozenset({RejectCode.DUPLICATE, RejectCode.EVAL_LEAK, RejectCode.OVER_MAX_LENGTH})

@@ -170,6 +170,13 @@ class TrainOn(StrEnum):
     EVERYTHING = "Everything"
 
 
+class LongRows(StrEnum):
+    """What happens to a row with more tokens than `maxLength`."""
+
+    TRUNCATE = "Truncate"
+    SKIP = "Skip"
+
+
 class DataFiles(Block):
     """Files of rows."""
 
@@ -349,7 +356,9 @@ class Dataset(Block):
     reported and skipped. Default: 20."""
     max_samples: MaxSamples | None = None
     """Use at most this many accepted rows, in file order. With several sources, set it in each. Default: all."""
-
+    long_rows: LongRows = LongRows.TRUNCATE
+    """Rows with more tokens than `hyperparameters.maxLength`: `Truncate`, or `Skip`, which leaves them out of training
+    and held-out rows. Both are counted. Not for plain text, which is split. Default: `Truncate`."""
     train_on: TrainOn | None = None
     """Tokens with a loss, with objectives Instruction and Chat: those of the `LastAnswer` of each row, of
     `AllAnswers`, or of `Everything` in the rendered conversation, questions and marks included. Answers and parts that

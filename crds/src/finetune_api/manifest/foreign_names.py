@@ -60,6 +60,7 @@ def _table() -> dict[str, ForeignName]:
         "default_system_message": one((AXOLOTL,), "dataset.systemMessage"),
         "default_system": one((LLAMA_FACTORY,), "dataset.systemMessage"),
         "template": one((LLAMA_FACTORY,), "model.chatTemplate", TEMPLATE),
+        "excess_length_strategy": one((AXOLOTL,), "dataset.longRows", "drop is Skip, truncate is Truncate"),
         "train_on_inputs": one((AXOLOTL,), "dataset.trainOn", EVERYTHING),
         "train_on_prompt": one((LLAMA_FACTORY,), "dataset.trainOn", EVERYTHING),
         "completion_only_loss": one((TRL,), "dataset.trainOn", ANSWERS),

@@ -51,6 +51,7 @@ from finetune_api.spec import (
     HOLDS_WHOLE_GROUPS,
     KEEPS_ADAPTERS,
     LINEAR_FOR_VLLM,
+    LONG_ROWS,
     MERGED_FOR_VLLM,
     MERGES,
     OUTSIDE_OF_ROWS,
@@ -129,6 +130,7 @@ def _is_one_integer(values: list[str] | None) -> bool:
 
 CONDITIONS: dict[str, Condition] = {
     SYSTEM_MESSAGE: lambda spec: spec.dataset.system_message is None or spec.objective != "DomainAdaptation",
+    LONG_ROWS: lambda spec: spec.dataset.long_rows == "Truncate" or spec.objective != "DomainAdaptation",
     TRAIN_ON: lambda spec: spec.dataset.train_on is None or spec.objective in {"Instruction", "Chat"},
     OUTSIDE_OF_ROWS: lambda spec: (
         not any(

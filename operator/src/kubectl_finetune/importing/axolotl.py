@@ -187,6 +187,17 @@ def _packing(draft: Draft) -> None:
         shared.put_attention(draft, key)
 
 
+def _long_rows(draft: Draft) -> None:
+    asked = str(draft.get("excess_length_strategy") or "drop").lower()
+    if draft.at("objective") == Objective.DOMAIN_ADAPTATION.value:
+        shared.name_unused(draft, "excess_length_strategy", "texts are split")
+    elif asked == "raise":
+        fix = "see status.dataset.rejectedRowsByCode for how many"
+        draft.lose("excess_length_strategy", "longer rows do not end the job: they are truncated", fix)
+    elif asked != "truncate":
+        draft.set("dataset.longRows", "Skip", "excess_length_strategy")
+
+
 def _class(draft: Draft) -> None:
     if "SequenceClassification" in str(draft.get("model_type")) and not draft.get("reward_model"):
         draft.refuse("model_type", _CLASSIFIES, "only reward models have a number in place of text")
@@ -266,7 +277,6 @@ TABLE: Table = MappingProxyType(
         "chat_template_kwargs": to("model.chatTemplateKwargs", templates.kwargs),
         "default_system_message": to("dataset.systemMessage", values.text),
         "eot_tokens": harmless("the tokens that the chat template puts after an answer are trained"),
-        "excess_length_strategy": lost("longer rows are truncated and counted", unless=("truncate",)),
         "min_sample_len": lost("short rows are used, too"),
         "max_prompt_len": lost("the beginning of a long prompt is removed only to make room for the answer"),
         "peft_use_dora": shared.of_adapter("useDora", values.only_true),
@@ -410,6 +420,7 @@ FORMAT = Format(
             lambda draft: shared.put_hub(draft, "hub_model_id", is_asked=bool(draft.get("hub_model_id"))),
             "hub_model_id hub_private_repo hub_strategy hub_revision",
         ),
+        derived(_long_rows, "excess_length_strategy"),
         derived(put_shards, KEYS, follows_table=True),
     ),
     defaults={

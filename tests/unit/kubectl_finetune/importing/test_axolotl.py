@@ -53,6 +53,7 @@ dataset:
   train: {uri: hf://datasets/acme/chats}
   validationSplitPercent: 5
   columns: {messages: turns, role: speaker_kind, content: utterance}
+  longRows: Skip
 hyperparameters:
   maxLength: 4096
   packing: Always
@@ -168,6 +169,24 @@ def test_the_defaults_of_axolotl_are_written_where_ours_differ(read: Read) -> No
     assert (hyper["numTrainEpochs"], hyper["warmupSteps"], hyper["maxGradNorm"]) == (1, 0.03, 1.0)
     assert (hyper["optim"], hyper["lrSchedulerType"], hyper["packing"]) == ("adamw_torch_fused", "cosine", "Never")
     assert spec["tuning"]["lora"]["dropout"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("given", "carried", "lost"),
+    [
+        ({}, "Skip", []),
+        ({"excess_length_strategy": "drop"}, "Skip", []),
+        ({"excess_length_strategy": "truncate"}, None, []),
+        ({"excess_length_strategy": "raise"}, None, ["excess_length_strategy"]),
+        ({"datasets": [{"path": "acme/texts", "type": "completion"}]}, None, []),
+    ],
+)
+def test_long_rows_are_dropped_as_by_axolotl(
+    read: Read, given: dict[str, Any], carried: str | None, lost: list[str]
+) -> None:
+    done = read(**given)
+    assert spec_of(done)["dataset"].get("longRows") == carried
+    assert [one.key for one in done.not_carried if one.key == "excess_length_strategy"] == lost
 
 
 def test_a_number_of_steps_wins_over_epochs_and_of_the_warm_up_over_its_ratio(read: Read) -> None:

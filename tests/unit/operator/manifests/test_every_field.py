@@ -271,6 +271,7 @@ ELSEWHERE = {
         "tests/unit/trainer/data/checks/test_system_message.py::test_a_row_without_a_system_message_gets_the_datasets"
     ),
     "dataset.trainOn": f"{TOKENS}/test_train_on.py::test_the_tokens_with_a_loss_are_those_of_the_choice",
+    "dataset.longRows": "tests/unit/trainer/pipeline/test_prepare_dataset.py::test_rows_over_the_length_are_skipped",
     "dataset.maxRejectedPercent": f"{DATA}/checks/test_summary.py::test_malformed_rows_are_unusable_above_the_limit",
     "dataset.maxSamples": (
         "tests/unit/trainer/pipeline/test_preflight.py::test_max_samples_counts_accepted_training_rows"

@@ -242,6 +242,17 @@ def test_with_a_model_the_lengths_are_shown(
     assert f"maximum {lengths['max']}; maxLength {lengths['advisedMaxLength']} truncates" in capsys.readouterr().out
 
 
+def test_rows_with_too_many_tokens_are_skipped_as_the_job_does(tmp_path: Path, out: Path, model_folder: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", *({"instruction": "what is one", "output": "x" * size} for size in (1, 99)))
+    request = Request(Objective.CHAT, model=model_folder, max_length=64, skips_long=True)
+    check_local_rows([str(rows)], out, request)
+    assert summary(out)["rejectedRowsByCode"] == {"OVER_MAX_LENGTH": 1}
+    with pytest.raises(TrainerError, match="each of the 2 rows has more tokens than --max-length: raise it"):
+        check_local_rows([str(rows)], None, Request(Objective.CHAT, model=model_folder, max_length=16, skips_long=True))
+    done = CliRunner().invoke(app, ["check-data", str(rows), "--long-rows", "skip"])
+    assert (done.exit_code, "--long-rows needs --model" in done.output) == (2, True)
+
+
 @pytest.mark.parametrize("answer", [{"content": "2", "reasoning_content": "hm"}, {"content": "<think>hm</think>2"}])
 def test_reasoning_that_the_template_omits_is_a_warning_with_the_option(
     tmp_path: Path, out: Path, model_folder: Path, caplog: pytest.LogCaptureFixture, answer: dict[str, str]

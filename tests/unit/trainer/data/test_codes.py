@@ -136,6 +136,14 @@ WITH_A_MODEL: list[tuple[RejectCode, str, Any]] = [
     (RejectCode.PROMPT_FILLS_CONTEXT, "Chat", {"instruction": LONG, "output": "a"}),
     (RejectCode.TEMPLATE_ERROR, "Chat", chat(USER, call(name="add"), TOOL, ANSWER)),
 ]
+TOO_MANY_TOKENS: list[tuple[RejectCode, str, Any]] = [
+    (RejectCode.OVER_MAX_LENGTH, "Chat", {"instruction": "q", "output": LONG}),
+    (RejectCode.OVER_MAX_LENGTH, "Instruction", {"instruction": LONG, "output": "a"}),
+    (RejectCode.OVER_MAX_LENGTH, "DPO", {**PAIR, "prompt": LONG}),
+    (RejectCode.OVER_MAX_LENGTH, "DPO", {**PAIR, "rejected": LONG}),
+    (RejectCode.OVER_MAX_LENGTH, "KTO", {"prompt": "q", "completion": LONG, "label": True}),
+    (RejectCode.OVER_MAX_LENGTH, "RLHF", {"prompt": LONG}),
+]
 WITH_A_REWARD: list[tuple[RejectCode, str, Any]] = [
     (RejectCode.NO_REFERENCE, "RLHF", {"prompt": "q"}),
     (RejectCode.NO_REFERENCE, "RLHF", {"prompt": "q", "completion": "a", "label": False}),
@@ -174,6 +182,16 @@ def test_what_only_the_model_can_reject_is_rejected_in_the_same_way(
     assert_refused(check, code, objective, row, labeler=Labeler(model_folder), max_length=64)
 
 
+@pytest.mark.parametrize(("code", "objective", "row"), TOO_MANY_TOKENS, ids=name_case)
+def test_a_row_with_too_many_tokens_is_rejected_if_the_job_skips_them_and_is_not_malformed(
+    check: Any, model_folder: Path, code: RejectCode, objective: str, row: object
+) -> None:
+    assert_refused(check, code, objective, row, labeler=Labeler(model_folder), max_length=64, skips_long=True)
+    _, summary = check(row, objective=objective, labeler=Labeler(model_folder), max_length=64, skips_long=True)
+    assert (summary.rejected, summary.malformed) == (1, 0)
+    assert summary.lengths.longest > 64
+
+
 @pytest.mark.parametrize(("code", "objective", "row"), WITH_A_REWARD, ids=name_case)
 def test_what_a_reward_cannot_use_is_rejected_in_the_same_way(
     check: Any, code: RejectCode, objective: str, row: object
@@ -183,7 +201,7 @@ def test_what_a_reward_cannot_use_is_rejected_in_the_same_way(
 
 
 def test_every_reject_code_has_a_row_that_gets_it() -> None:
-    assert {code for code, _, _ in BESIDE + WITH_A_MODEL + WITH_A_REWARD} == set(RejectCode)
+    assert {code for code, _, _ in BESIDE + WITH_A_MODEL + TOO_MANY_TOKENS + WITH_A_REWARD} == set(RejectCode)
 
 
 MENDED: list[tuple[RepairCode, str, Any]] = [

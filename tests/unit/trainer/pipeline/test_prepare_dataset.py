@@ -107,6 +107,18 @@ def test_what_the_validation_file_holds_is_not_trained_on(world: Any, rows: Any,
     assert prepared.status.rejected_rows_by_code == {"EVAL_LEAK": 30}
 
 
+def test_rows_over_the_length_are_skipped(world: Any) -> None:
+    """From the held-out rows too; without `Skip` they are truncated."""
+    rows = [*pairs(), {"prompt": "what is one", "chosen": "one plus " * 200, "rejected": "two"}]
+    truncated = prepare(world, rows, "DPO").status
+    assert (truncated.train_rows, truncated.validation_rows, truncated.truncated_rows) == (81, 20, 1)
+    skipped = prepare(world, rows, "DPO", {"longRows": "Skip"}).status
+    assert (skipped.train_rows, skipped.validation_rows, skipped.truncated_rows) == (80, 20, 0)
+    assert skipped.rejected_rows_by_code == {"OVER_MAX_LENGTH": 1}
+    error = failure(world, rows[-1:], "DPO", {"longRows": "Skip"})
+    assert "each of the 1 rows has more tokens than hyperparameters.maxLength: raise it" in error.message
+
+
 def test_codes_and_formats_are_counted(world: Any) -> None:
     rows = [
         *pairs(60),

@@ -265,6 +265,16 @@ def test_rows_that_were_skipped_for_their_length_ask_for_a_longer_one(
     assert ("5.1 % of the rows have no token of an answer within 128 tokens" in message) is is_told
 
 
+@pytest.mark.parametrize(("skipped", "is_told"), [(50, False), (51, True)])
+def test_many_rows_that_the_job_skips_for_their_length_ask_for_a_longer_one(
+    tmp_path: Path, skipped: int, is_told: bool
+) -> None:
+    dataset = DatasetStatus(rows=1000, rejected_rows_by_code={"OVER_MAX_LENGTH": skipped}, p99_length_tokens=700)
+    message = advice(replace(good_run(tmp_path), dataset=dataset))
+    assert ("Raise hyperparameters.maxLength to 704, which keeps 99 % of the rows." in message) is is_told
+    assert ("5.1 % of the rows are skipped, because they have more than 128 tokens" in message) is is_told
+
+
 @pytest.mark.parametrize(("lost", "is_named"), [(9, False), (10, True), (500, True)])
 def test_reasoning_that_the_template_omits_is_reported_with_the_share_of_rows(
     tmp_path: Path, lost: int, *, is_named: bool

@@ -58,6 +58,7 @@ _OPTIONS = {
     "spec.dataset.columns": "--columns",
     "dataset.columns": "--columns",
     "dataset.maxRejectedPercent": "--max-rejected-percent",
+    "hyperparameters.maxLength": "--max-length",
 }
 
 
@@ -71,6 +72,7 @@ class Request:
     to: ExportFormat | None = None
     model: Path | None = None
     max_length: int = 2048
+    skips_long: bool = False
     max_rejected_percent: int = 20
     show: int = 0
     """The number of accepted rows to print as the model reads them."""
@@ -150,6 +152,7 @@ def _check(
             objective=request.objective.value if request.objective else None,
             labeler=labeler,
             max_length=request.max_length,
+            skips_long=request.skips_long,
             on_progress=show,
             advise=_advise_option,
         )

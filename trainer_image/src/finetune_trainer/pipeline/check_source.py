@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 
 from finetune_api.dataset.codes import RepairCode
 from finetune_api.handoff import ExitCode, JobConfig
-from finetune_api.inputs.sources import BlendSource, Sample
+from finetune_api.inputs.sources import BlendSource, LongRows, Sample
 from finetune_api.status import DatasetStatus
 from finetune_trainer.data.blend import choose_rows
 from finetune_trainer.data.checks.output import ACCEPTED, CheckOutput
@@ -151,6 +151,7 @@ class SourceCheck:
             max_samples=source.max_samples if source.sample is Sample.FIRST else None,
             labeler=self.labeler,
             max_length=spec.hyperparameters.max_length,
+            skips_long=spec.dataset.long_rows is LongRows.SKIP,
             validation_prompts=prompts,
             system_message=spec.dataset.system_message,
             references=References.of(spec.rewards),

@@ -101,6 +101,7 @@ def check_rows(
     max_samples: int | None = None,
     labeler: RowEncoder | None = None,
     max_length: int = 2048,
+    skips_long: bool = False,
     validation_prompts: Container[int] = frozenset(),
     system_message: str | None = None,
     references: ReferenceKeeper | None = None,
@@ -110,7 +111,8 @@ def check_rows(
 ) -> Iterator[Row | Rejected]:
     """Yield every row of the files as a Row or a Rejected, in order, until `max_samples` rows are accepted.
 
-    `labelled_as` replaces the objective's rule of which tokens have a loss; `columns` maps known names to the user's;
+    `labelled_as` replaces the objective's rule of which tokens have a loss; `skips_long` rejects rows with more tokens
+    than `max_length` instead of truncating them; `columns` maps known names to the user's;
     `validation_prompts` contains `prompt_key`s that must not be trained on; rows without a system message get
     `system_message`;
     `references` keeps what the rewards of objective RLHF compare answers with; `on_progress` receives the rows and file
@@ -123,7 +125,7 @@ def check_rows(
     checker = _RowChecker(asked, summary.columns, objective, validation_prompts, system_message, references, known)
     rows = checker.check(_read_all(paths, on_progress))
     if labeler is not None and objective is not None:
-        rows = label_rows(rows, labeler, labelled_as or objective, max_length)
+        rows = label_rows(rows, labeler, labelled_as or objective, max_length, skips_long=skips_long)
     for path in paths:
         summary.start_file(path.name)
     warned: Counter[RejectCode] = Counter()
@@ -267,9 +269,15 @@ def _warn(row: Rejected, first: dict[str, int]) -> None:
 
 
 def label_rows(
-    rows: Iterator[Row | Rejected], labeler: RowEncoder, objective: Labelling, max_length: int
+    rows: Iterator[Row | Rejected],
+    labeler: RowEncoder,
+    objective: Labelling,
+    max_length: int,
+    *,
+    skips_long: bool = False,
 ) -> Iterator[Row | Rejected]:
-    """Yield the rows in order, each with its samples, or rejected if it has none."""
+    """Yield the rows in order, each with its samples, or rejected if it has none, or if it is too long and
+    `skips_long`."""
     for batch in _batches(rows):
         accepted = [row for row in batch if not isinstance(row, Rejected)]
         results = iter(labeler.encode_batch(accepted, objective, max_length))
@@ -278,12 +286,22 @@ def label_rows(
                 yield row
                 continue
             result = next(results)
+            if skips_long and (tokens := _tokens_if_long(result, max_length)):
+                result = BadRow(RejectCode.OVER_MAX_LENGTH, f"{tokens} tokens, and maxLength is {max_length}", tokens)
             if isinstance(result, BadRow):
                 yield _reject(row, result)
                 continue
             row.encodings = tuple(result)
             row.repairs = tuple(sorted({*row.repairs, *(code for encoded in result for code in encoded.repairs)}))
             yield row
+
+
+def _tokens_if_long(result: Sequence[EncodedSample] | BadRow, max_length: int) -> int:
+    """Return the tokens of a row that does not fit `max_length`; 0 if it fits, or is refused for another reason."""
+    if isinstance(result, BadRow):
+        return result.tokens if result.code is RejectCode.PROMPT_FILLS_CONTEXT else 0
+    longest = max(sample.length + sample.left_out for sample in result)
+    return longest if longest > max_length else 0
 
 
 def _batches(rows: Iterator[Row | Rejected]) -> Iterator[list[Row | Rejected]]:

@@ -167,9 +167,7 @@ def explain_unusable(summary: Summary, max_rejected_percent: int) -> str | None:
         named = ", ".join(f"{known} as {own!r}" for known, own in columns.columns.items() if own in columns.missing)
         return f"dataset.columns names {named}, which no row has; columns found: {name_columns(columns.seen)}"
     if not summary.accepted:
-        if summary.rejected_by_code[RejectCode.NOT_FOR_OBJECTIVE] == summary.rows:
-            return f"none of the {summary.rows} rows fits the objective: {_most_frequent(summary)}"
-        return f"none of the {summary.rows} rows can be used"
+        return _explain_none(summary)
     if summary.malformed_percent <= max_rejected_percent:
         return None
     unfit = summary.rejected_by_code[RejectCode.NOT_FOR_OBJECTIVE]
@@ -178,6 +176,16 @@ def explain_unusable(summary: Summary, max_rejected_percent: int) -> str | None:
         f"{summary.malformed} of {summary.rows} rows are malformed ({summary.malformed_percent:.1f} %, {detail}"
         f"dataset.maxRejectedPercent is {max_rejected_percent})"
     )
+
+
+def _explain_none(summary: Summary) -> str:
+    """Return why no row is accepted."""
+    rows, codes = summary.rows, summary.rejected_by_code
+    if codes[RejectCode.NOT_FOR_OBJECTIVE] == rows:
+        return f"none of the {rows} rows fits the objective: {_most_frequent(summary)}"
+    if codes[RejectCode.OVER_MAX_LENGTH] == rows:
+        return f"each of the {rows} rows has more tokens than hyperparameters.maxLength: raise it"
+    return f"none of the {rows} rows can be used"
 
 
 def count_lost_reasoning(lost: int, accepted: int) -> str | None:

@@ -26,9 +26,16 @@ def truncation(run: RunRecord) -> Recommendation | None:
 
 
 def skipped_for_length(run: RunRecord) -> Recommendation | None:
-    """Detect that many rows are skipped because their prompt fills the limit."""
-    rows = run.dataset.rows or 0
-    skipped = (run.dataset.rejected_rows_by_code or {}).get(RejectCode.PROMPT_FILLS_CONTEXT.value, 0)
+    """Detect that many rows are skipped because they, or their prompts alone, are longer than the limit."""
+    rows, codes = run.dataset.rows or 0, run.dataset.rejected_rows_by_code or {}
+    if (skipped := codes.get(RejectCode.OVER_MAX_LENGTH.value, 0)) > TRUNCATED * rows:
+        return Recommendation(
+            _advise_length(run, ", which keeps 99 % of the rows."),
+            f"{100 * skipped / rows:.1f} % of the rows are skipped, because they have more than "
+            f"{run.settings.max_length} tokens",
+            skipped / rows,
+        )
+    skipped = codes.get(RejectCode.PROMPT_FILLS_CONTEXT.value, 0)
     if skipped <= TRUNCATED * rows:
         return None
     return Recommendation(
