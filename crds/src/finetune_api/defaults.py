@@ -30,6 +30,7 @@ OF_A_TRAINING = (
     "num_train_epochs", "total_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
     "max_grad_norm", "optim", "gradient_accumulation_steps", "global_batch_size", "gradient_checkpointing",
     "eval_steps", "lora_dropout", "lora_plus_lr_ratio", "decay_steps", "min_lr_ratio", "neftune_noise_alpha",
+    "adam_beta1", "adam_beta2", "adam_epsilon",
 )  # fmt: skip
 """Settings that are absent if nothing is trained."""
 SMOOTHING = {LossType.ROBUST: 0.1, LossType.EXO_PAIR: 0.001}
@@ -71,6 +72,9 @@ def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
         weight_decay=_given(hyper.weight_decay, 0.0),
         max_grad_norm=_given(hyper.max_grad_norm, recipe.max_grad_norm(method)),
         optim=hyper.optim,
+        adam_beta1=hyper.adam_beta1,
+        adam_beta2=hyper.adam_beta2,
+        adam_epsilon=hyper.adam_epsilon,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
         global_batch_size=batch * accumulation * spec.resources.ranks,

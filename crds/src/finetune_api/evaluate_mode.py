@@ -24,7 +24,7 @@ WITHOUT_EFFECT = (
         for name in (
             "numTrainEpochs", "maxSteps", "learningRate", "lrSchedulerType", "warmupSteps", "weightDecay",
             "maxGradNorm", "optim", "gradientAccumulationSteps", "gradientCheckpointing", "decaySteps", "minLrRatio",
-            "neftuneNoiseAlpha",
+            "neftuneNoiseAlpha", "adamBeta1", "adamBeta2", "adamEpsilon",
         )
     ),
     "tuning.lora",

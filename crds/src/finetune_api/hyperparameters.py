@@ -88,6 +88,15 @@ HAS_WARMUP = (
     "!has(self.warmupSteps) || self.warmupSteps == 0.0 || !has(self.lrSchedulerType) || "
     "self.lrSchedulerType != 'constant'"
 )
+WITHOUT_BETAS = (Optimiser.ADAFACTOR, Optimiser.ADAGRAD, Optimiser.RMSPROP, Optimiser.SGD)
+"""Optimisers without averages that decay by two betas."""
+WITHOUT_EPSILON = (*WITHOUT_BETAS, Optimiser.LION, Optimiser.LION_8BIT, Optimiser.PAGED_LION, Optimiser.PAGED_LION_8BIT)
+"""Optimisers that do not read `adam_epsilon`."""
+HAS_BETAS = (
+    "!(has(self.adamBeta1) || has(self.adamBeta2)) || !has(self.optim) || "
+    f"!(self.optim in {[one.value for one in WITHOUT_BETAS]})"
+)
+HAS_EPSILON = f"!has(self.adamEpsilon) || !has(self.optim) || !(self.optim in {[one.value for one in WITHOUT_EPSILON]})"
 NOISE_WITHOUT_PACKING = "!has(self.neftuneNoiseAlpha) || self.packing != 'Always'"
 NOISE_WITHOUT_FLASH = "!has(self.neftuneNoiseAlpha) || !has(self.attention) || self.attention != 'FlashAttention'"
 
@@ -137,6 +146,16 @@ class Hyperparameters(Block):
                 ".warmupSteps",
             ),
             cel(
+                HAS_BETAS,
+                "adamBeta1 and adamBeta2 are of AdamW, Lion and AdEMAMix: set optim to one of them, or remove them",
+                ".optim",
+            ),
+            cel(
+                HAS_EPSILON,
+                "adamEpsilon is of AdamW and AdEMAMix: set optim to one of them, or remove adamEpsilon",
+                ".optim",
+            ),
+            cel(
                 NOISE_WITHOUT_PACKING,
                 "the noise of NEFTune depends on the length of a row, which packing hides: set packing to Auto or "
                 "Never, or remove neftuneNoiseAlpha",
@@ -180,6 +199,13 @@ class Hyperparameters(Block):
     keeps a quarter of the state; a `paged` one moves it to the host's memory if the GPU's is short; both need a GPU.
     The default `learningRate` is for AdamW: Lion needs a third of it or less, `sgd` far more.
     Default: `paged_adamw_8bit` with QLoRA on a GPU, else `adamw_torch_fused`."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Decay of the optimiser's average of gradients; with AdamW, Lion and AdEMAMix. Default: 0.9."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Decay of the optimiser's average of squared gradients, of Lion's average of gradients; with AdamW, Lion and
+    AdEMAMix. Default: 0.999."""
+    adam_epsilon: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Term against a division by zero; with AdamW and AdEMAMix. Default: 1e-8."""
     per_device_train_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Rows per batch and GPU; with KTO at least 2. Default: 2; with neither this nor `gradientAccumulationSteps`, the
     trainer takes as many as fit its GPU, with the same effective batch (not with KTO)."""

@@ -44,6 +44,12 @@ class Resolved(StatusBlock):
     """Gradient-norm clip; 0 = none."""
     optim: Word | None = None
     """Optimiser in use."""
+    adam_beta1: Measure | None = None
+    """Decay of the optimiser's average of gradients; absent with the optimiser's default."""
+    adam_beta2: Measure | None = None
+    """Decay of its average of squared gradients; absent with the optimiser's default."""
+    adam_epsilon: Measure | None = None
+    """Its term against a division by zero; absent with the optimiser's default."""
     per_device_train_batch_size: Count | None = None
     """Rows per batch and device; with `packing` sequences of rows, with RLHF answers."""
     gradient_accumulation_steps: Count | None = None

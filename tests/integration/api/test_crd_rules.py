@@ -194,6 +194,9 @@ EVALUATE_REFUSES: list[tuple[str, str, Any]] = [
             "hyperparameters.minLrRatio": 0.1,
             "hyperparameters.neftuneNoiseAlpha": 5,
             "hyperparameters.weightDecay": 0.1,
+            "hyperparameters.adamBeta1": 0.8,
+            "hyperparameters.adamBeta2": 0.95,
+            "hyperparameters.adamEpsilon": 1e-6,
             "hyperparameters.maxGradNorm": 1,
             "hyperparameters.optim": "adamw_torch",
             "hyperparameters.gradientAccumulationSteps": 1,
@@ -1001,6 +1004,24 @@ AT_CREATION = [
                 {"lrSchedulerType": "constant_with_warmup", "warmupSteps": 5},
                 {"lrSchedulerType": "constant", "warmupSteps": 5},
                 "warmupSteps",
+            ),
+            *(
+                (
+                    "adamBeta1 and adamBeta2 are of AdamW, Lion and AdEMAMix",
+                    {"adamBeta2": 0.95, "optim": "lion_8bit"},
+                    {"adamBeta2": 0.95, "optim": optim},
+                    "optim",
+                )
+                for optim in ("adafactor", "adagrad", "rmsprop", "sgd")
+            ),
+            *(
+                (
+                    "adamEpsilon is of AdamW and AdEMAMix",
+                    {"adamEpsilon": 1e-6, "optim": "adamw_8bit"},
+                    {"adamEpsilon": 1e-6, "optim": optim},
+                    "optim",
+                )
+                for optim in ("lion_32bit", "paged_lion_8bit", "sgd")
             ),
             (
                 "the noise of NEFTune depends on the length of a row, which packing",

@@ -13,7 +13,7 @@ from thin_slice import thin_slice
 from trainer_bench import KeepGradients, make_trainer, weights_of
 from transformers.training_args import OptimizerNames
 
-from finetune_api.hyperparameters import Optimiser
+from finetune_api.hyperparameters import WITHOUT_BETAS, WITHOUT_EPSILON, Optimiser
 from finetune_api.status import Resolved
 from finetune_trainer.models.optimisers import state_bytes
 from finetune_trainer.training.methods.loop import LoopTrainer
@@ -23,6 +23,7 @@ OFTEN = (
     Optimiser.ADAMW_TORCH_FUSED, Optimiser.PAGED_ADAMW_8BIT, Optimiser.ADAFACTOR, Optimiser.LION_8BIT,
     Optimiser.ADEMAMIX_8BIT,
 )  # fmt: skip
+WITH_BETAS = [one for one in Optimiser if one not in WITHOUT_BETAS]
 RATIOS = {"adamw": 1.0, "lion": 1.0, "ademamix": 1 + 5 * (1 - 0.9999), "adagrad": 1.0, "rmsprop": (1 - 0.99) ** -0.5}
 """First step of a weight by its learning rate, in the direction of its gradient: all moments are that gradient's. For
 AdEMAMix: `alpha` 5 times the slow average, which has no bias correction."""
@@ -70,6 +71,21 @@ def test_the_first_step_is_that_of_the_formula(tiny_model: Path, tmp_path: Path,
         moved += int(clear.sum())
         assert torch.allclose(step[clear], expected_step(optim, gradient)[clear], rtol=5e-3, atol=1e-4), name
     assert moved > 1000
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("ratio", [None, 16.0])
+@pytest.mark.parametrize("optim", thin_slice(WITH_BETAS, *(one for one in OFTEN if one in WITH_BETAS)))
+def test_an_optimiser_has_the_betas_and_the_epsilon_of_the_job(
+    tiny_model: Path, tmp_path: Path, optim: Optimiser, ratio: float | None
+) -> None:
+    asked = {"adam_beta1": 0.8, "adam_beta2": 0.95, "lora_plus_lr_ratio": ratio}
+    epsilon = {} if optim in WITHOUT_EPSILON else {"adam_epsilon": 1e-6}
+    trainer = make_trainer("Instruction", tiny_model, tmp_path, total_steps=1, **asked, **epsilon)
+    trainer.args.optim = OptimizerNames(optim.value)
+    for group in trainer.create_optimizer().param_groups:
+        assert tuple(group["betas"])[:2] == (0.8, 0.95)
+        assert not epsilon or group["eps"] == 1e-6
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")

@@ -13,12 +13,16 @@ from finetune_api.endpoints import ENDPOINT
 from finetune_api.evaluate_mode import EVALUATE_RULE, find_evaluate_faults
 from finetune_api.hyperparameters import (
     FITTING_DECAY,
+    HAS_BETAS,
     HAS_DECAY,
+    HAS_EPSILON,
     HAS_LOWEST_RATE,
     HAS_WARMUP,
     NOISE_WITHOUT_FLASH,
     NOISE_WITHOUT_PACKING,
     WHOLE_DECAY,
+    WITHOUT_BETAS,
+    WITHOUT_EPSILON,
 )
 from finetune_api.inputs.chat_template import ONE_TEMPLATE, RESERVED, UNRESERVED
 from finetune_api.inputs.sources import UNIQUE_SOURCES
@@ -207,6 +211,10 @@ CONDITIONS: dict[str, Condition] = {
         or hyper.warmup_steps + hyper.decay_steps <= 1
     ),
     HAS_WARMUP: lambda hyper: not hyper.warmup_steps or hyper.lr_scheduler_type != "constant",
+    HAS_BETAS: lambda hyper: (
+        (hyper.adam_beta1 is None and hyper.adam_beta2 is None) or hyper.optim not in WITHOUT_BETAS
+    ),
+    HAS_EPSILON: lambda hyper: hyper.adam_epsilon is None or hyper.optim not in WITHOUT_EPSILON,
     NOISE_WITHOUT_PACKING: lambda hyper: hyper.neftune_noise_alpha is None or hyper.packing != "Always",
     NOISE_WITHOUT_FLASH: lambda hyper: hyper.neftune_noise_alpha is None or hyper.attention != "FlashAttention",
     "!has(self.hyperparameters.neftuneNoiseAlpha) || self.objective in ['Instruction', 'Chat', 'DomainAdaptation']": (

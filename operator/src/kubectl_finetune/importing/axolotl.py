@@ -297,7 +297,7 @@ TABLE: Table = MappingProxyType(
         "lr_div_factor": lost("the warm-up begins at 0"),
         "embedding_lr*": lost("every weight has the same learning rate"),
         "lr_groups": lost("every weight has the same learning rate"),
-        "adam_eps": lost(shared.ADAM, unless=(1e-8,)),
+        "adam_eps": to(f"{HYPER}.adamEpsilon", values.positive),
         "noisy_embedding_alpha": to(f"{HYPER}.neftuneNoiseAlpha", values.positive),
         "center_rewards_coefficient": lost("rewards are not centred"),
         "rope_scaling": lost("the context is that of the model"),

@@ -26,7 +26,6 @@ MEMORY = "it changes memory or speed only"
 ARCHITECTURE = "the architecture is read from the model's config.json"
 OTHER_LOSS = "it trains with another loss"
 PARTS = "it trains a part of the weights"
-ADAM = "the optimiser's own betas and epsilon are used"
 TEXT_ONLY = "images, audio and video cannot be trained on"
 NO_GRADIENT = "weights that are trained in this number format are not supported"
 REMOVE = "remove it from the file to import the rest"
@@ -55,9 +54,9 @@ TRAINING_ARGUMENTS: dict[str, Row] = {
     "save_steps": to("checkpoint.steps", values.steps),
     "eval_steps": to("evaluation.steps", values.steps),
     "trust_remote_code": harmless(OWN_CODE),
-    "adam_beta1": lost(ADAM, unless=(0.9,)),
-    "adam_beta2": lost(ADAM, unless=(0.999,)),
-    "adam_epsilon": lost(ADAM, unless=(1e-8,)),
+    "adam_beta1": to(f"{HYPER}.adamBeta1", values.number),
+    "adam_beta2": to(f"{HYPER}.adamBeta2", values.number),
+    "adam_epsilon": to(f"{HYPER}.adamEpsilon", values.positive),
     "optim_args": lost("optimisers have no further arguments"),
     "optim_target_modules": lost("optimisers train every module with an adapter"),
     "neftune_noise_alpha": to(f"{HYPER}.neftuneNoiseAlpha", values.positive),

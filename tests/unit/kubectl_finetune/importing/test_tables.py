@@ -142,7 +142,6 @@ CONVERSATIONS = {"path": "acme/rows", "type": "chat_template"}
     [
         ("trl", {**GRPO, "top_p": 0.0}, "top_p"),
         ("trl", {"loss_weights": [1.0], "disable_dropout": False}, "disable_dropout"),
-        ("trl", {"adam_beta1": 0.0}, "adam_beta1"),
         ("axolotl", {"rl": "grpo", "trl": {**GRPO, "top_p": 0.0}}, "trl.top_p"),
         ("axolotl", {"datasets": [CONVERSATIONS | {"train_on_eos": "none"}]}, "datasets[0].train_on_eos"),
         ("axolotl", {"datasets": [CONVERSATIONS | {"roles_to_train": []}]}, "datasets[0].roles_to_train"),

@@ -15,7 +15,7 @@ from finetune_trainer.storage.hub.uris import Repo, is_hub_uri, parse_hub_uri
 
 HYPERPARAMETERS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim",
-    "decay_steps", "min_lr_ratio", "neftune_noise_alpha",
+    "decay_steps", "min_lr_ratio", "neftune_noise_alpha", "adam_beta1", "adam_beta2", "adam_epsilon",
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "precision", "gradient_checkpointing",
     "seed",
 )  # fmt: skip
