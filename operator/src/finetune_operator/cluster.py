@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -24,8 +25,8 @@ from finetune_operator.kube.errors import (
     RetryLater,
     error_from,
 )
-from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, controller_of
-from finetune_operator.kube.observed import START_WARNINGS, Warnings
+from finetune_operator.kube.objects import LATEST, FineTuneJob, Job, Key, Object, controller_of, moment
+from finetune_operator.kube.observed import START_WARNINGS, WarningEvent, Warnings
 from finetune_operator.kube.pod import Pod
 from finetune_operator.kube.workload import Workload
 from finetune_operator.manifests import jobs as manifests
@@ -365,10 +366,10 @@ def _leases(namespace: str) -> str:
 
 
 def _read_warnings(uid: str, items: list[Object]) -> Warnings:
-    newest = sorted(items, key=_event_time, reverse=True)
-    return Warnings(uid, tuple((one.get("reason", ""), " ".join(one.get("message", "").split())) for one in newest))
+    found = (WarningEvent(one.get("reason", ""), " ".join(one.get("message", "").split()), _time(one)) for one in items)
+    return Warnings(uid, tuple(sorted(found, key=lambda one: one.at, reverse=True)))
 
 
-def _event_time(event: Object) -> str:
+def _time(event: Object) -> datetime:
     observed = (event.get("series") or {}).get("lastObservedTime") or event.get("lastTimestamp")
-    return str(observed or event.get("eventTime") or event["metadata"].get("creationTimestamp") or "")
+    return moment(observed or event.get("eventTime") or event["metadata"].get("creationTimestamp")) or LATEST

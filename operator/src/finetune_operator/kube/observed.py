@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Self
+from typing import NamedTuple, Self
 
 from finetune_api.handoff import ProgressReport
 from finetune_operator.kube.errors import ClusterError
-from finetune_operator.kube.objects import FineTuneJob, Job
+from finetune_operator.kube.objects import LATEST, FineTuneJob, Job
 from finetune_operator.kube.pod import Pod
 from finetune_operator.kube.workload import Workload
 
@@ -55,12 +55,21 @@ START_WARNINGS = {
 """Reasons of the Warning events that name why an object of a kind does not start."""
 
 
+class WarningEvent(NamedTuple):
+    """A Warning event; one without a time counts as new."""
+
+    reason: str
+    message: str
+    at: datetime = LATEST
+    """When it was last observed."""
+
+
 @dataclass(frozen=True)
 class Warnings:
-    """Warning events of one object, newest first, as (reason, message)."""
+    """Warning events of one object, newest first."""
 
     uid: str
-    items: tuple[tuple[str, str], ...]
+    items: tuple[WarningEvent, ...]
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,8 @@ class Pod:
     """Whether a container requests CPU; without, the pod gets what others of its node leave."""
     evicted: str
     """Why the kubelet evicted it, also if its container wrote a termination message."""
+    has_volumes: bool = False
+    """Whether its volumes are mounted: the kubelet has made its sandbox, which comes after them."""
     companions: str = ""
     """The running containers that others have added to it, such as the proxy of a service mesh."""
     version: int = field(default=0, compare=False)
@@ -138,6 +140,7 @@ class Pod:
                 for one in spec.get("containers") or []
             ),
             evicted=_text(status.get("message", "")) if status.get("reason") == names.Reason.EVICTED else "",
+            has_volumes=conditions.get("PodReadyToStartContainers", {}).get("status") == "True",
             companions=_companions(status),
             version=version_of(meta),
         )

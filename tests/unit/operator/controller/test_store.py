@@ -22,7 +22,7 @@ from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.errors import Denied, Overloaded, RetryLater
 from finetune_operator.kube.objects import Key
-from finetune_operator.kube.observed import Warnings
+from finetune_operator.kube.observed import WarningEvent, Warnings
 from finetune_operator.kube.pod import Pod
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy.pods.pod_diagnosis import EventQuery
@@ -99,7 +99,7 @@ class Events:
     async def list_warnings(self, namespace: str, kind: str) -> dict[str, Warnings]:
         self.lists += 1
         await (asyncio.Event().wait() if namespace == "slow" else asyncio.sleep(0.01))
-        return {"pod-7": Warnings("pod-7", (("FailedMount", "no such volume"),))}
+        return {"pod-7": Warnings("pod-7", (WarningEvent("FailedMount", "no such volume"),))}
 
 
 async def test_pods_of_a_namespace_that_do_not_start_share_one_list_of_events() -> None:
@@ -108,7 +108,8 @@ async def test_pods_of_a_namespace_that_do_not_start_share_one_list_of_events() 
     events = WarningEvents(cluster, lambda: now)
     queries = [EventQuery("Pod", f"pod-{number}") for number in range(1_000)]
     found = await asyncio.gather(*(events.read("team", query) for query in queries))
-    assert [(one.uid, one.items) for one in found if one.items] == [("pod-7", (("FailedMount", "no such volume"),))]
+    explained = [one for one in found if one.items]
+    assert explained == [Warnings("pod-7", (WarningEvent("FailedMount", "no such volume"),))]
     assert cluster.lists == 1
     now += timedelta(seconds=10)
     await asyncio.gather(*(events.read("team", query) for query in queries))

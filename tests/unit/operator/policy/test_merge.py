@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.handoff import JobConfig, ProgressReport
 from finetune_operator.controller import events
-from finetune_operator.kube.observed import Reading, Warnings
+from finetune_operator.kube.observed import Reading, WarningEvent, Warnings
 
 Build = Callable[..., Any]
 GPUS = {"gpusPerNode": 8, "requests": {"cpu": 64, "memory": "512Gi", "rdma/hca": 1}, "limits": {"memory": "512Gi"}}
@@ -66,7 +66,7 @@ def test_a_merge_pod_that_a_quota_refuses_names_its_own_resources(scene: Build) 
     one = to_merge(scene(**SPEC))
     one.now += timedelta(seconds=11)
     words = 'Error creating: pods "x" is forbidden: failed quota: q: must specify limits.cpu for: trainer'
-    one.warnings = Warnings("one-2-merge-uid", (("FailedCreate", words),))
+    one.warnings = Warnings("one-2-merge-uid", (WarningEvent("FailedCreate", words),))
     one.settle()
     assert "requires in resources.merge.requests and resources.merge.limits" in one.condition("Running")["message"]
 

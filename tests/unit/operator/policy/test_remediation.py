@@ -9,7 +9,7 @@ from finetune_api.handoff import ExitCode
 from finetune_api.names import Reason
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.controller.events import derive_events
-from finetune_operator.kube.observed import Warnings
+from finetune_operator.kube.observed import WarningEvent, Warnings
 from finetune_operator.policy import remediation
 from finetune_operator.policy.pods.pod_diagnosis import EventQuery
 
@@ -128,7 +128,7 @@ def test_why_the_claim_of_a_workspace_is_not_created(scene: Any, words: str, fix
     pod = one.pod("one-1", conditions=[condition])
     assert one.look().fetch_events_for == EventQuery("Pod", pod["metadata"]["uid"])
     words = f"ephemeral volume workspace: create PVC one-1-0-abc-workspace: {words}"
-    one.warnings = Warnings(pod["metadata"]["uid"], (("FailedBinding", words),))
+    one.warnings = Warnings(pod["metadata"]["uid"], (WarningEvent("FailedBinding", words),))
     assert words in shown(one, "Unschedulable", fix)
 
 
@@ -144,7 +144,7 @@ def test_why_the_image_cannot_be_pulled(scene: Any, reason: str, words: str, fix
 def test_why_the_pod_is_not_created(scene: Any, words: str, fix: str) -> None:
     one = scene().to_training()
     one.now += timedelta(seconds=11)
-    one.warnings = Warnings("one-1-uid", (("FailedCreate", f"Error creating: {words}"),))
+    one.warnings = Warnings("one-1-uid", (WarningEvent("FailedCreate", f"Error creating: {words}"),))
     shown(one, "PodCreationRefused", fix)
 
 
@@ -161,7 +161,7 @@ def test_why_a_preflight_pod_is_not_created_names_its_own_field(scene: Any, word
     one = scene()
     one.settle()
     one.now += timedelta(seconds=11)
-    one.warnings = Warnings("one-preflight-uid", (("FailedCreate", f"Error creating: {words}"),))
+    one.warnings = Warnings("one-preflight-uid", (WarningEvent("FailedCreate", f"Error creating: {words}"),))
     shown(one, "PodCreationRefused", fix)
 
 
@@ -170,7 +170,7 @@ def test_why_a_volume_is_not_mounted(scene: Any, words: str, fix: str) -> None:
     one = scene().to_training()
     pod = one.pod("one-1")
     one.now += timedelta(seconds=60)
-    one.warnings = Warnings(pod["metadata"]["uid"], (("FailedMount", words),))
+    one.warnings = Warnings(pod["metadata"]["uid"], (WarningEvent("FailedMount", words),))
     shown(one, "MountFailed", fix)
 
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 from finetune_operator.kube.errors import Denied
-from finetune_operator.kube.observed import Warnings
+from finetune_operator.kube.observed import WarningEvent, Warnings
 
 
 def test_events_of_refused_pods_are_read_only_after_ten_seconds(scene: Any) -> None:
@@ -16,7 +16,7 @@ def test_events_of_refused_pods_are_read_only_after_ten_seconds(scene: Any) -> N
     assert (asked.kind, asked.uid) == ("Job", "one-1-uid")
     one.settle()
     assert one.condition("Running")["reason"] == "PodsStarting"
-    one.warnings = Warnings("one-1-uid", (("FailedCreate", 'pods "x" is forbidden: exceeded quota'),))
+    one.warnings = Warnings("one-1-uid", (WarningEvent("FailedCreate", 'pods "x" is forbidden: exceeded quota'),))
     one.settle()
     assert one.condition("Running")["reason"] == "PodCreationRefused"
     assert "exceeded quota" in one.status["message"]

@@ -11,7 +11,7 @@ from finetune_api import handoff
 from finetune_api.release import KServeTarget, ReleaseConfig, ReleasedResult
 from finetune_operator.kube.errors import Denied, NameTaken, Refused
 from finetune_operator.kube.objects import FineTuneJob, Job
-from finetune_operator.kube.observed import Warnings
+from finetune_operator.kube.observed import WarningEvent, Warnings
 from finetune_operator.kube.pod import Pod
 from finetune_operator.policy.pods.pod_diagnosis import EventQuery
 from finetune_operator.release.manifests import build_carrier, build_children, build_name, set_adapter
@@ -292,7 +292,7 @@ def test_a_pod_that_works_and_one_that_starts_are_shown_as_that() -> None:
 )
 def test_why_the_pod_does_not_start_is_shown_and_stays_in_the_end(changes: Any, warning: Any, words: str) -> None:
     waiting = replace(pod(None, is_over=False), **changes)
-    warnings = Warnings(waiting.uid, (warning,)) if warning else None
+    warnings = Warnings(waiting.uid, (WarningEvent(*warning),)) if warning else None
     seen = replace(begun(), child=child(), pods=(waiting,), warnings=warnings)
     decided = plan(seen, SETTINGS)
     assert (decided.status.reason, decided.requeue_after) == ("Releasing", 3)

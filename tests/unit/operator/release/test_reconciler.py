@@ -11,7 +11,7 @@ from finetune_operator.cluster import Cluster
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.errors import AlreadyExists, ClusterError, Denied, Gone, Refused
 from finetune_operator.kube.objects import Key, Object
-from finetune_operator.kube.observed import Warnings
+from finetune_operator.kube.observed import WarningEvent, Warnings
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.release.reconciler import ReleaseReconciler
 from finetune_operator.release.watch import ReleaseController
@@ -141,7 +141,7 @@ class Starting(Server):
     async def list_warnings(self, namespace: str, kind: str) -> dict[str, Warnings]:
         if self.refusal:
             raise self.refusal
-        return {"job-uid": Warnings("job-uid", (("FailedCreate", "exceeded quota: small"),))}
+        return {"job-uid": Warnings("job-uid", (WarningEvent("FailedCreate", "exceeded quota: small"),))}
 
 
 async def test_the_events_of_a_job_without_a_pod_explain_it_and_need_not_be_readable() -> None:

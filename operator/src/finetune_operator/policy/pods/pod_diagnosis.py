@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.names import Reason
-from finetune_operator.kube.objects import Job
+from finetune_operator.kube.objects import EARLIEST, Job
 from finetune_operator.kube.observed import BINDING_WARNING, CLAIM_WARNING, START_WARNINGS, Reading, Warnings
 from finetune_operator.kube.pod import IMAGE_PROBLEMS, START_PROBLEMS, Pod
 from finetune_operator.policy import remediation
@@ -65,7 +65,9 @@ def _diagnose_missing_pod(child: Job, pods: Sequence[Pod], warnings: Warnings | 
         return Diagnosis(Reason.PODS_STARTING, check_after=NO_POD_SECONDS - idle + 0.5)
     if warnings is None or warnings.uid != child.uid:
         return Diagnosis(Reason.PODS_STARTING, query=EventQuery("Job", child.uid))
-    refused = _first_message(warnings, START_WARNINGS["Job"])
+    # Of an earlier pod, which was created then, the event of a refusal stays for an hour.
+    last = max((pod.created for pod in pods if pod.created), default=EARLIEST)
+    refused = _first_message(warnings, START_WARNINGS["Job"], since=last)
     reason = Reason.POD_CREATION_REFUSED if refused else Reason.PODS_STARTING
     detail = remediation.append_fix(reason, refused, child.component)
     return Diagnosis(reason, detail, check_after=NO_POD_SECONDS)
@@ -79,12 +81,9 @@ def _diagnose_pending_pod(pod: Pod, warnings: Warnings | None, now: datetime) ->
     if pod.waiting_reason in START_PROBLEMS:
         message = f"{pod.waiting_reason}: {pod.waiting_message}"
         return Diagnosis(Reason.CONTAINER_ERROR, remediation.append_fix(Reason.CONTAINER_ERROR, message))
-    age = (now - pod.created).total_seconds() if pod.created else PENDING_SECONDS
-    if age < PENDING_SECONDS:
-        return Diagnosis(Reason.PODS_STARTING, check_after=PENDING_SECONDS - age + 0.5)
-    if warnings is None or warnings.uid != pod.uid:
-        return Diagnosis(Reason.PODS_STARTING, query=EventQuery("Pod", pod.uid))
-    return _diagnose_by_events(pod, warnings, age)
+    if pod.has_volumes:
+        return Diagnosis(Reason.PODS_STARTING)  # its image is being pulled, and its status shows whether that fails
+    return _diagnose_by_events(pod, warnings, now)
 
 
 def _diagnose_unschedulable(pod: Pod, warnings: Warnings | None) -> Diagnosis:
@@ -100,7 +99,12 @@ def _diagnose_unschedulable(pod: Pod, warnings: Warnings | None) -> Diagnosis:
     )
 
 
-def _diagnose_by_events(pod: Pod, warnings: Warnings, age: float) -> Diagnosis:
+def _diagnose_by_events(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
+    age = (now - pod.created).total_seconds() if pod.created else PENDING_SECONDS
+    if age < PENDING_SECONDS:
+        return Diagnosis(Reason.PODS_STARTING, check_after=PENDING_SECONDS - age + 0.5)
+    if warnings is None or warnings.uid != pod.uid:
+        return Diagnosis(Reason.PODS_STARTING, query=EventQuery("Pod", pod.uid))
     if unclaimed := _first_message(warnings, (CLAIM_WARNING,)) if pod.unclaimed else "":
         reason, problem = Reason.UNSCHEDULABLE, unclaimed
     elif failed := _first_message(warnings, set(START_WARNINGS["Pod"]) - {CLAIM_WARNING, BINDING_WARNING}):
@@ -143,8 +147,8 @@ def _explain_image_pull(pod: Pod) -> str:
     return remediation.append_fix(Reason.IMAGE_PULL_FAILED, f"{pod.image}: {message}")
 
 
-def _first_message(warnings: Warnings, reasons: Collection[str]) -> str:
-    return next((message for reason, message in warnings.items if reason in reasons), "")
+def _first_message(warnings: Warnings, reasons: Collection[str], since: datetime = EARLIEST) -> str:
+    return next((one.message for one in warnings.items if one.reason in reasons and one.at >= since), "")
 
 
 def is_unreachable(reading: Reading, now: datetime) -> bool:

@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 
 from finetune_operator.kube.objects import Job
-from finetune_operator.kube.observed import Reading, Warnings
+from finetune_operator.kube.observed import Reading, WarningEvent, Warnings
 from finetune_operator.kube.pod import Pod
 from finetune_operator.policy.pods import pod_diagnosis
 from finetune_operator.policy.pods.pod_diagnosis import Diagnosis, EventQuery
 
 
-def diagnose(one: Any, seconds: float, *warnings: tuple[str, str], about: str = "") -> Diagnosis:
+def diagnose(one: Any, seconds: float, *warnings: WarningEvent | tuple[str, str], about: str = "") -> Diagnosis:
     """Diagnose the first trainer Job some seconds after its creation, with these events of the named object."""
     pods = [Pod.from_object(pod) for pod in list(one.pods.values())[1:]]
-    found = Warnings(about, warnings) if about else None
+    found = Warnings(about, tuple(WarningEvent(*one) for one in warnings)) if about else None
     return pod_diagnosis.diagnose(
         Job.from_object(one.children["one-1"]), pods, found, one.now + timedelta(seconds=seconds)
     )
@@ -105,6 +105,28 @@ def test_a_pending_pod_has_fifteen_seconds_before_its_events_are_read(scene: Any
     for kind in ("FailedMount", "FailedAttachVolume"):
         failed = diagnose(one, 60, ("BackOff", "no"), (kind, 'secret "s3" not found'), about="one-1-1-uid")
         assert (failed.reason, failed.check_after, "s3" in failed.detail) == ("MountFailed", 15.0, True)
+
+
+def test_a_mount_that_was_repeated_and_succeeded_does_not_hide_that_the_image_is_pulled(scene: Any) -> None:
+    """The event of the first try stays for an hour, and a large image is pulled for minutes."""
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    failed = ("FailedMount", "failed to sync configmap cache: timed out waiting for the condition")
+    assert diagnose(one, 60, failed, about="one-1-1-uid").reason == "MountFailed"
+    pod["status"]["conditions"] = [{"type": "PodReadyToStartContainers", "status": "True"}]
+    assert diagnose(one, 60, failed, about="one-1-1-uid") == Diagnosis("PodsStarting")
+    assert diagnose(one, 60) == Diagnosis("PodsStarting")
+
+
+def test_a_refusal_of_an_earlier_pod_does_not_explain_why_the_next_one_is_awaited(scene: Any) -> None:
+    """The quota is free again, and the Job controller waits longer after each failed pod."""
+    one = scene().to_training()
+    about, message = "one-1-uid", "exceeded quota: small"
+    before, after = (WarningEvent("FailedCreate", message, one.now + timedelta(seconds=at)) for at in (0, 2))
+    assert diagnose(one, 60, before, about=about).reason == "PodCreationRefused"
+    one.end(one.pod("one-1"), 1)
+    assert diagnose(one, 60, before, about=about) == Diagnosis("PodsStarting", check_after=10.0)
+    assert diagnose(one, 60, after, before, about=about).reason == "PodCreationRefused"
 
 
 def test_a_pod_that_no_scheduler_has_handled_for_thirty_seconds_names_the_scheduler(scene: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.handoff import ProgressReport
-from finetune_operator.kube.observed import Reading, Warnings
+from finetune_operator.kube.observed import Reading, WarningEvent, Warnings
 from finetune_operator.manifests.jobs import build_attempt, build_config, build_preflight
 from finetune_operator.settings import Settings
 
@@ -89,7 +89,7 @@ def test_a_pod_that_was_never_made_is_missed_too(pair: Any) -> None:
     one.run(one.pod("one-1"))
     one.now += timedelta(seconds=30)
     assert one.look().fetch_events_for.kind == "Job"
-    one.warnings = Warnings("one-1-uid", (("FailedCreate", "exceeded quota: small"),))
+    one.warnings = Warnings("one-1-uid", (WarningEvent("FailedCreate", "exceeded quota: small"),))
     one.settle()
     shown = one.condition("Running")
     assert shown["reason"] == "PodCreationRefused"
@@ -101,7 +101,7 @@ def test_pods_that_are_queried_one_after_the_other_give_one_message(scene: Any) 
     one.set_of("one-1", 3, runs=False)
     one.now += timedelta(seconds=60)
     asked = one.look().fetch_events_for
-    one.warnings = Warnings(asked.uid, (("FailedMount", 'secret "s3" not found'),))
+    one.warnings = Warnings(asked.uid, (WarningEvent("FailedMount", 'secret "s3" not found'),))
     decision = one.look()
     assert decision.fetch_events_for is None
     assert "0 of 3 pods are running; " in decision.status.message
