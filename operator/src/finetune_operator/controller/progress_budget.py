@@ -48,15 +48,12 @@ class ProgressBudget:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._free_at = self._latest = 0.0
+        self._free_at = 0.0
         self._slots: dict[Key, float] = {}
 
     def wait(self, key: Key) -> float:
         """Return the seconds until the job's slot, which it keeps; 0 if it writes now."""
         now = self._clock()
-        if now < self._latest:  # the clock was set back
-            self._free_at, self._slots = now, {}
-        self._latest = now
         slot = self._slots.get(key)
         if slot is None:
             slot = self._slots[key] = max(now, self._free_at) + self._count_before(key, now) / WRITES_PER_SECOND
@@ -73,5 +70,5 @@ class ProgressBudget:
         return turn + sum(min(count, turn + 1) for count in waiting.values())
 
     def forget(self, key: Key) -> None:
-        """Give back the slot of a job that has ended."""
+        """Give back the slot of a job that has ended or is deleted."""
         self._slots.pop(key, None)

@@ -12,7 +12,7 @@ from finetune_operator.controller.event_backlog import EventBacklog
 from finetune_operator.controller.event_recorder import EventRecorder
 from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.observer import Observer, lacks_current
-from finetune_operator.controller.progress_budget import ProgressBudget, is_only_progress, seconds_to_news
+from finetune_operator.controller.progress_budget import is_only_progress, seconds_to_news
 from finetune_operator.controller.warning_events import WarningEvents
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import CONFLICT_DELAY, WorkQueue
@@ -59,7 +59,6 @@ class Reconciler:
         self._intake = Intake(cache, queue, metrics, settings, clock)
         recorder = EventRecorder(cluster, settings.pod_name, clock)
         self.events = EventBacklog(recorder, queue.is_idle, clock)
-        self._budget = ProgressBudget(lambda: clock().timestamp())
 
     async def handle(self, key: Key) -> None:
         """Reconcile a job; every error requeues it, so no job is lost."""
@@ -123,7 +122,6 @@ class Reconciler:
         written = await self._write(observed.job, status, queues=not _is_held_up(observed))
         if written.is_finished:
             self._cache.forget(key)
-            self._budget.forget(key)
             await self._remove_expired_children(written)
             return
         self._cache.set_target(key, decision.follow)
@@ -138,7 +136,7 @@ class Reconciler:
         key, stored = observed.job.key, observed.job.status
         if not is_only_progress(stored, status):
             return status
-        wait = seconds_to_news(stored, status, observed.now) or self._budget.wait(key)
+        wait = seconds_to_news(stored, status, observed.now) or self._cache.budget.wait(key)
         if not wait:
             return status
         self._queue.add_after(key, wait)

@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from weakref import WeakValueDictionary
 
 from finetune_operator.cluster import Cluster
 from finetune_operator.kube.errors import Overloaded, RetryLater
@@ -44,8 +45,8 @@ class WarningEvents:
         self._known: OrderedDict[str, _Known] = OrderedDict()
         """By the UID of a pod or Job; of too many, the latest."""
         self._listed: dict[tuple[str, str], _Listed] = {}
-        self._locks = defaultdict[tuple[str, str], asyncio.Lock](asyncio.Lock)
-        """So that jobs of a namespace which wait at the same time share one list."""
+        self._locks = WeakValueDictionary[tuple[str, str], asyncio.Lock]()
+        """So that jobs of a namespace which wait at the same time share one list; they keep its lock."""
 
     async def read(self, namespace: str, query: EventQuery) -> Warnings:
         """Return the Warning events of an object, which are read less often the longer it waits."""
@@ -62,7 +63,7 @@ class WarningEvents:
 
     async def _list(self, namespace: str, kind: str) -> dict[str, Warnings] | None:
         place = (namespace, kind)
-        async with self._locks[place]:
+        async with self._locks.setdefault(place, asyncio.Lock()):
             now = self._clock()
             self._listed = {key: one for key, one in self._listed.items() if now - one.at < SHARED_SECONDS}
             if place not in self._listed:

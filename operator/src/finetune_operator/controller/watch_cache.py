@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from finetune_operator.controller.dependents import Dependents
+from finetune_operator.controller.progress_budget import ProgressBudget
 from finetune_operator.controller.store import Store
 from finetune_operator.kube.objects import Key
 from finetune_operator.kube.observed import Reading, Target
@@ -29,6 +30,7 @@ class WatchCache:
     readings: dict[Key, Reading] = field(default_factory=dict)
     last_event: dict[str, float] = field(default_factory=dict)
     dependents: Dependents = field(default_factory=Dependents)
+    budget: ProgressBudget = field(default_factory=ProgressBudget)
     clock: Callable[[], float] = time.monotonic
     expected: dict[Key, float] = field(default_factory=dict)
     """Since when a job's watch event is expected, because the operator has written the job."""
@@ -104,4 +106,5 @@ class WatchCache:
         self.writers.pop(key, None)
         self.targets.pop(key, None)
         self.readings.pop(key, None)
+        self.budget.forget(key)
         self.doubted.discard(key)

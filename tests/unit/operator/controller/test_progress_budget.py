@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from job_operator import Operator
-from job_world import World
+from job_world import KEY, World
 from scraped import read_scrape
 
 from finetune_api import names
@@ -131,6 +131,21 @@ def test_the_progress_of_a_namespace_does_not_wait_for_that_of_hundreds_of_jobs_
         assert len(gaps) > 60
     assert min(len(written[key]) for key in crowd) >= 1
     assert sum(map(len, written.values())) <= 2 * 600
+
+
+@pytest.mark.parametrize("stays", [False, True], ids=["deleted", "kept by a finalizer"])
+def test_a_job_that_is_deleted_gives_its_turn_back(training: Training, stays: bool) -> None:
+    operator, world = training.operator, training.world
+    budget = operator.cache.budget
+    first, last = Key("team", "first"), Key("team", "last")
+    assert [budget.wait(first), budget.wait(KEY)] == [0, 1]
+    if stays:
+        world.job["metadata"] |= {"deletionTimestamp": world.stamp(), "finalizers": ["example.com/backup"]}
+        world.version += 1
+        operator.look()
+    else:
+        operator.intake.forget_job(KEY, world.job["metadata"]["uid"])
+    assert budget.wait(last) == 1
 
 
 def test_namespaces_with_one_job_each_write_once_a_second_together() -> None:

@@ -116,6 +116,19 @@ async def test_pods_of_a_namespace_that_do_not_start_share_one_list_of_events() 
     assert cluster.lists == 2
 
 
+async def test_a_namespace_whose_events_were_read_keeps_no_memory() -> None:
+    cluster: Any = Events()
+    events = WarningEvents(cluster, lambda: datetime(2026, 3, 1, 12, tzinfo=UTC))
+    before = count_locks()
+    for number in range(10):
+        await events.read(f"team-{number}", EventQuery("Pod", f"pod-{number}"))
+    assert count_locks() == before
+
+
+def count_locks() -> int:
+    return sum(isinstance(one, asyncio.Lock) for one in gc.get_objects())
+
+
 async def test_a_namespace_whose_events_take_long_holds_up_no_other() -> None:
     cluster: Any = Events()
     events = WarningEvents(cluster, lambda: datetime(2026, 3, 1, 12, tzinfo=UTC))
