@@ -132,7 +132,7 @@ class Cluster:
             await self._create_owned(job, _core(namespace, "services"), child.service)
         made = await self._create_owned(job, _jobs(namespace), child.job)
         if changed := find_changed_labels(child.job, made):
-            await self._delete(f"{_jobs(namespace)}/{child.name}", made["metadata"]["uid"])
+            await self.delete(f"{_jobs(namespace)}/{child.name}", made["metadata"]["uid"])
             words = f"a policy has given Job {child.name} another {', '.join(changed)}, by which the operator finds it"
             raise Refused(f"{words}: exempt app.kubernetes.io/* and finetune.dev/* from that policy")
         return Job.from_object(made)
@@ -155,19 +155,20 @@ class Cluster:
                     raise Outdated(f"{body['kind']} {name} belongs to an earlier job of this name") from None
                 raise NameTaken(body["kind"], name) from None
             if field := find_foreign_content(body["kind"], body, found):
-                await self._delete(f"{path}/{name}", found["metadata"]["uid"])
+                await self.delete(f"{path}/{name}", found["metadata"]["uid"])
                 logger.warning("%s: deleted %s %s, whose %s is not the operator's", job.key, body["kind"], name, field)
                 raise Outdated(f"{body['kind']} {name} was made by another client") from None
             return found
 
     async def delete_child(self, job: FineTuneJob, child: Job) -> None:
         """Delete exactly that Job (by UID), and its pods."""
-        await self._delete(f"{_jobs(job.key.namespace)}/{child.name}", child.uid)
+        await self.delete(f"{_jobs(job.key.namespace)}/{child.name}", child.uid)
 
-    async def _delete(self, path: str, uid: str) -> None:
+    async def delete(self, path: str, uid: str) -> None:
+        """Delete exactly that object (by UID), with what it owns, unless it is gone."""
         body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         try:
-            await self._call("DELETE", path, body=body)
+            await self.request("DELETE", path, body=body)
         except (Gone, Outdated):
             return
 
@@ -186,7 +187,7 @@ class Cluster:
     async def _remove_owned(self, job: FineTuneJob, path: str) -> None:
         for item in await self._list_named(job.key, path):
             if controller_of(item).get("uid") == job.uid:
-                await self._delete(f"{path}/{item['metadata']['name']}", item["metadata"]["uid"])
+                await self.delete(f"{path}/{item['metadata']['name']}", item["metadata"]["uid"])
 
     async def set_suspended(self, job: FineTuneJob, child: Job, *, is_suspended: bool) -> Job:
         """Suspend exactly that Job (by UID), noted in an annotation as done by the operator, or resume it."""

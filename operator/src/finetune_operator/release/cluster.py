@@ -113,7 +113,7 @@ class ReleaseCluster:
 
     async def delete_child(self, namespace: str, child: Job) -> None:
         """Delete exactly that Job (by UID), and its pods."""
-        await self._delete(f"{PATHS['Job'].format(namespace)}/{child.name}", child.uid)
+        await self._cluster.delete(f"{PATHS['Job'].format(namespace)}/{child.name}", child.uid)
 
     async def remove_earlier(self, release: Release, children: list[Object], kinds: Sequence[str]) -> None:
         """Delete the objects of these kinds that earlier generations of a release have left."""
@@ -124,14 +124,7 @@ class ReleaseCluster:
             for item in (await self._cluster.request("GET", path, query=query))["items"]:
                 meta = item["metadata"]
                 if controller_of(item).get("uid") == release.uid and (kind, meta["name"]) not in kept:
-                    await self._delete(f"{path}/{meta['name']}", meta["uid"])
-
-    async def _delete(self, path: str, uid: str) -> None:
-        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
-        try:
-            await self._cluster.request("DELETE", path, body=body)
-        except (Gone, Outdated):
-            return
+                    await self._cluster.delete(f"{path}/{meta['name']}", meta["uid"])
 
     async def patch_status(self, release: Release, status: FineTuneReleaseStatus) -> Release:
         """Write the status; raise `Outdated` if the release has changed since it was read."""

@@ -73,6 +73,9 @@ class Server:
                 return {"items": [one for one in self.left if one["kind"] == kind]}
         raise Gone("not found")
 
+    async def delete(self, path: str, uid: str) -> None:
+        await Cluster.delete(cast("Cluster", self), path, uid)
+
     async def post_event(self, body: Object) -> None:
         self.events.append(body["reason"])
 
