@@ -109,7 +109,7 @@ class Scheduling(Block):
     tolerations: Annotated[list[Toleration], Field(max_length=32, json_schema_extra=ATOMIC_LIST)] | None = None
     """Taints that the job's pods tolerate. Default: the operator's setting, else none."""
     priority_class_name: SecretName | None = None
-    """PriorityClass of the trainer and merge pods; must be on the operator's allow-list. Default: the cluster's."""
+    """PriorityClass of the pods; must be on the operator's allow-list. Default: the cluster's."""
     runtime_class_name: SecretName | None = None
     """RuntimeClass of the trainer pods. Default: the operator's setting, else the node's."""
     affinity: Affinity | None = None

@@ -25,16 +25,10 @@ COMMANDS = {
     names.Component.MERGE: "finish",
     names.Component.RELEASE: "release",
 }
-PLACEMENT: dict[names.Component, set[str]] = {
-    names.Component.PREFLIGHT: {"node_selector", "scheduler_name"},
-    names.Component.TRAINER: {
-        *("node_selector", "affinity", "topology_spread_constraints"),
-        *("priority_class_name", "runtime_class_name", "scheduler_name"),
-    },
-    names.Component.MERGE: {"node_selector", "priority_class_name", "scheduler_name"},
-    names.Component.RELEASE: {"node_selector", "scheduler_name"},
-}
-"""The fields of the effective scheduling that each pod gets, in addition to the tolerations."""
+PLACEMENT = frozenset({"node_selector", "priority_class_name", "scheduler_name"})
+"""The fields of the effective scheduling that every pod gets, in addition to the tolerations."""
+OF_TRAINERS = frozenset({"affinity", "topology_spread_constraints", "runtime_class_name"})
+"""Those that only a trainer gets."""
 CACHES = ("HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
@@ -83,11 +77,12 @@ def build_pod_spec(  # noqa: PLR0917 - what a pod is made of
 def _scheduling(scheduling: Scheduling, component: names.Component) -> Object:
     """Return the scheduling fields of a pod."""
     given: Object = {}
+    wanted = {*PLACEMENT, *(OF_TRAINERS if component is names.Component.TRAINER else ())}
     if scheduling.tolerations:
         given["tolerations"] = [
             one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in scheduling.tolerations
         ]
-    chosen = scheduling.model_dump(mode="json", by_alias=True, exclude_none=True, include=PLACEMENT[component])
+    chosen = scheduling.model_dump(mode="json", by_alias=True, exclude_none=True, include=wanted)
     return given | {key: value for key, value in chosen.items() if value}
 
 

@@ -249,7 +249,7 @@ def test_the_exit_table_is_the_pod_failure_policy(built: Any) -> None:
     assert built()["spec"]["podReplacementPolicy"] == "Failed"
 
 
-def test_scheduling_reaches_the_trainer_and_only_tolerations_reach_preflight(built: Any) -> None:
+def test_scheduling_reaches_the_trainer_and_tolerations_and_priority_reach_preflight_too(built: Any) -> None:
     scheduling = {
         "nodeSelector": {"gpu": "a100"},
         "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
@@ -260,7 +260,8 @@ def test_scheduling_reaches_the_trainer_and_only_tolerations_reach_preflight(bui
     assert (trainer["nodeSelector"], trainer["priorityClassName"]) == ({"gpu": "a100"}, "high")
     assert trainer["runtimeClassName"] == "nvidia"
     assert preflight["tolerations"] == trainer["tolerations"] == scheduling["tolerations"]
-    assert not {"nodeSelector", "priorityClassName", "runtimeClassName"} & set(preflight)
+    assert preflight["priorityClassName"] == "high"  # Kueue serves the Jobs of a queue by it
+    assert not {"nodeSelector", "runtimeClassName"} & set(preflight)
 
 
 def test_workspace_and_shared_memory_are_sized(built: Any) -> None:
