@@ -140,7 +140,8 @@ class Reconciler:
         if not wait:
             return status
         self._queue.add_after(key, wait)
-        self._metrics.jobs.update(replace(observed.job, status=status))  # alerts look at the age of the last report
+        if self._store.has_open(key):  # else it was deleted in the meantime
+            self._metrics.jobs.update(replace(observed.job, status=status))  # alerts look at the age of the last report
         return stored
 
     async def _find_job(self, key: Key) -> FineTuneJob:

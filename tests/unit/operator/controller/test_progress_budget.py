@@ -148,6 +148,21 @@ def test_a_job_that_is_deleted_gives_its_turn_back(training: Training, stays: bo
     assert budget.wait(last) == 1
 
 
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_job_that_is_deleted_while_it_is_read_leaves_no_series(training: Training, call: int) -> None:
+    training.report(1, step=10, total_steps=1000, stage="Training")
+    operator, world = training.operator, training.world
+    operator.pull(2, step=11, total_steps=1000, stage="Training")
+    operator.cache.doubted.add(KEY)
+
+    async def delete() -> None:
+        operator.intake.remove("finetunejobs", world.job)
+
+    operator.look(at=call, interruption=delete)
+    assert operator.surprises() == 0
+    assert len(operator.metrics.jobs) == 0
+
+
 def test_namespaces_with_one_job_each_write_once_a_second_together() -> None:
     now = 100.0
     budget = ProgressBudget(lambda: now)
