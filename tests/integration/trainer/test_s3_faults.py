@@ -166,7 +166,7 @@ def test_a_full_store_leaves_no_manifest_and_another_try_finishes_the_result(
     result = Report(outcome=Outcome.PUBLISHED, reason="Published", message="m", job_uid=config.uid, config_sha256="c")
     run = RunContext(config, impatient, tmp_path, Reporter(config.uid), StopFlag())
     gateway.rule = lambda method, path: FULL if method in {"PUT", "POST"} and "/adapter/" in path else None
-    with pytest.raises(StorageUnavailable):
+    with pytest.raises(StorageUnavailable, match="the storage is full: delete objects there"):
         publish(run, folder, result)
     assert direct.read(f"{config.output_key()}/{Artifact.MANIFEST}") is None
     gateway.rule = lambda _method, _path: None

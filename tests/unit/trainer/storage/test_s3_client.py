@@ -258,6 +258,7 @@ FAILURES = [
     (SSLError(endpoint_url="x", error="e"), "set spec.storage.caSecretRef", "set AWS_CA_BUNDLE"),
     (EndpointConnectionError(endpoint_url="x"), "check spec.storage.endpoint and", "check AWS_ENDPOINT_URL and"),
     (refused("Other"), "access is denied", "access is denied"),
+    (refused("QuotaExceeded"), "raise the bucket's quota", "raise the bucket's quota"),  # Ceph's
 ]
 
 

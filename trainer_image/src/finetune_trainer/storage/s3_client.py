@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,14 @@ FIXES = {
     "AuthorizationHeaderMalformed": "requests are signed for the wrong region: set {region}",
     "RequestTimeTooSkewed": "the node's clock is wrong: correct it",
     "AccessDenied": "access is denied: allow these keys to list, read and write there",
+    **dict.fromkeys(
+        ("KeyTooLongError", "XMinioInvalidObjectName"),
+        "the storage does not accept this name: shorten it, or use other characters",
+    ),
 }
 KEY_CODES = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
+QUOTA_CODES = frozenset({"XMinioAdminBucketQuotaExceeded", "QuotaExceeded"})
+"""Of MinIO, with status 400, and of Ceph, with status 403."""
 TRANSIENT_CODES = frozenset({"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded"})
 MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -237,6 +244,9 @@ def _response_error(error: ClientError, where: str, names: SettingNames, *, buck
     if code in FIXES:
         denied = KeysRefused if code in KEY_CODES else StorageDenied
         return denied(f"{where}: {FIXES[code].format_map(asdict(names))}")
+    if status == HTTPStatus.INSUFFICIENT_STORAGE or code in QUOTA_CODES:
+        fix = "delete objects there, or raise the bucket's quota"
+        return StorageUnavailable(f"{where}: the storage is full: {fix} ({code or status})")
     if status in REDIRECTS:
         fix = f"redirects the request elsewhere: correct {names.endpoint} or {names.region}"
         return StorageDenied(f"{where}: the storage {fix} ({status})")
