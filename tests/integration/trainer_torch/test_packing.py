@@ -4,7 +4,7 @@ import itertools
 import random
 from contextlib import nullcontext
 from pathlib import Path
-from shutil import copytree
+from shutil import copytree, ignore_patterns
 from typing import Any
 
 import numpy as np
@@ -162,6 +162,25 @@ def test_a_step_on_packed_rows_moves_the_weights_as_a_step_on_single_rows(
     other = trained_tensors(single.model)
     for name, tensor in trained_tensors(packed.model).items():
         torch.testing.assert_close(tensor, other[name], atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral"])
+def test_the_loss_that_balances_experts_does_not_count_the_padding_of_packed_lines(
+    tiny_model: Path, tmp_path: Path, model_type: str
+) -> None:
+    """The sequences have 40 and 33 tokens; the six rows alone have another padding, and the same tokens."""
+    base = tmp_path / "mixture"
+    copytree(tiny_model, base, ignore=ignore_patterns("*.safetensors", "config.json"))
+    make_model(model_type, "sdpa", vocab_size=512, router_aux_loss_coef=1.0).save_pretrained(base)
+    losses = []
+    for folder, wanted in (
+        ("packed", settings_for("LoRA", packing=True)),
+        ("single", settings_for("LoRA", packing=False, batch=6)),
+    ):
+        trainer = make_trainer(base, tmp_path / folder, wanted)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_packed_batches_carry_every_token_once_and_count_no_padding(tiny_model: Path, tmp_path: Path) -> None:

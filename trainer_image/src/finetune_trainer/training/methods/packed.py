@@ -111,6 +111,23 @@ def mask_rows(*, is_packed: bool) -> Iterator[None]:
         masking_utils.find_packed_sequence_indices = find
 
 
+@contextmanager
+def balance_tokens(ids: torch.Tensor, tokens: Sequence[int]) -> Iterator[None]:
+    """Balance the experts of a mixture by the tokens of each line and not by its padding, which TRL finds in the
+    attention mask: packed rows have none."""
+    from transformers.models.mixtral import modeling_mixtral  # noqa: PLC0415 - only a mixture needs it
+
+    own = modeling_mixtral.load_balancing_loss_func
+    is_token = torch.arange(ids.shape[1]) < torch.tensor(tokens)[:, None]
+    modeling_mixtral.load_balancing_loss_func = lambda logits, experts, chosen, _: own(
+        logits, experts, chosen, is_token
+    )
+    try:
+        yield
+    finally:
+        modeling_mixtral.load_balancing_loss_func = own
+
+
 def _number_rows(position_ids: torch.Tensor) -> torch.Tensor:
     """Return the number of each token's row in its line: a row begins where the positions do not go up by one."""
     steps = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1)

@@ -1,6 +1,7 @@
 """Supervised fine-tuning (Instruction, Chat, DomainAdaptation) on tokenised and labelled rows."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from finetune_trainer.training.methods.loop import LoopTrainer, MeasuredBatch
 from finetune_trainer.training.methods.packed import (
     ROW_TOKENS,
     PackedCollator,
+    balance_tokens,
     mask_rows,
     require_isolated_rows,
     to_packed_dataset,
@@ -57,13 +59,15 @@ class RowTrainer(LoopTrainer, SFTTrainer):  # type: ignore[misc]  # the library 
 
         TRL's own method also reads entropy, accuracy and token counts from the device at every micro-batch.
         """
-        tokens = sum(inputs.pop(ROW_TOKENS))
+        tokens = inputs.pop(ROW_TOKENS)
         if self.model.training:
-            self._step_tokens += tokens
+            self._step_tokens += sum(tokens)
         if self.is_causal:
             inputs.pop("attention_mask", None)
         routing = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        with mask_rows(is_packed="position_ids" in inputs):
+        has_padding = "attention_mask" not in inputs and inputs["input_ids"].numel() > sum(tokens)
+        balanced = balance_tokens(inputs["input_ids"], tokens) if routing and has_padding else nullcontext()
+        with mask_rows(is_packed="position_ids" in inputs), balanced:
             outputs = model(**inputs, **routing, use_cache=False, fused_lm_head=True)
         is_of_step = num_items_in_batch is not None
         trained = torch.as_tensor(num_items_in_batch if is_of_step else outputs.label_mask.sum())
