@@ -311,11 +311,11 @@ gpu: setup ## Measure on a GPU what no CPU can show, at most ten minutes (apart 
 SERVERS_ARGS ?=
 
 .PHONY: servers
-servers: serving controllers serving-pods monitoring ## Programs of other projects (apart from `make test`): the four, one after the other
+servers: serving controllers serving-pods monitoring minio ## Programs of other projects (apart from `make test`): the five, one after the other
 
 .PHONY: serving
 serving: setup $(VENV)/servers/installed $(VENV)/rollouts/installed ## Serve results with a real vLLM on the CPU, by the commands of their reports, and sample rollouts with one (6 GB each in environments of their own)
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/servers $(addprefix --ignore=tests/servers/,controllers pods monitoring) $(SERVERS_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/servers $(addprefix --ignore=tests/servers/,controllers pods monitoring minio) $(SERVERS_ARGS)
 
 .PHONY: controllers
 controllers: setup prometheus ## The Prometheus Operator, Flux, Argo CD, KServe and Kueue as processes on real API servers (builds them once)
@@ -334,6 +334,13 @@ monitoring: setup ## The Prometheus Operator and its Prometheus as pods of the c
 	$(CLUSTER_PY) build prometheus-operator prometheus-config-reloader prometheus
 	$(MAKE) deploy CLUSTER=native
 	eval "$$($(MAKE) -s env CLUSTER=native)"; $(BIN)/pytest tests/servers/monitoring $(SERVERS_ARGS)
+
+.PHONY: minio
+minio: setup ## MinIO in place of SeaweedFS: storage, and trainer pods as processes (builds it once)
+	$(CLUSTER_PY) build minio
+	export OMP_NUM_THREADS=1 S3_SERVER=minio; \
+	  $(BIN)/pytest -m 'not nightly' tests/integration/trainer tests/servers/minio $(SERVERS_ARGS); \
+	  $(BIN)/pytest -m nightly tests/integration/trainer/test_s3_faults.py $(SERVERS_ARGS)
 
 ARCHITECTURES_ARGS ?=
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
 
-from s3_world import S3Server, start_s3
+from s3_servers import S3Server, start_s3
 from tiny_model import make_tiny_model
 from trainer_pod import Pod, make_config
 

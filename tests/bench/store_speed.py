@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
 
 from boto3.s3.transfer import TransferConfig, create_transfer_manager
-from s3_world import S3Server, start_s3
+from s3_servers import S3Server, start_s3
 
 from finetune_trainer.storage.protocol import describe_files, join_uri
 from finetune_trainer.storage.s3 import S3Store

@@ -10,7 +10,8 @@ import pytest
 from answering_jobs import HYPERPARAMETERS
 from hub import Hub
 from preloaded import preloaded_python
-from s3_world import S3Server, s3_server
+from s3_servers import S3Server
+from s3_world import s3_server
 from tiny_model import make_tiny_model
 from trainer_pod import checked, make_config
 from vllm_server import PROGRAMS, shell

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hub import Hub
 from kserve_storage import initialize_storage
-from s3_world import S3Server
+from s3_servers import S3Server
 from tiny_model import make_tiny_model
 
 from finetune_trainer.report.serving import Place, kserve_adapter, kserve_llm_adapter, kserve_merged

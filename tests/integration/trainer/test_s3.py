@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from free_ports import free_port
-from s3_world import CONFINED_KEYS, CONFINED_PREFIX
+from s3_servers import CONFINED_PREFIX
 
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Checkpoint
@@ -78,7 +78,7 @@ def test_keys_that_are_limited_to_a_prefix_read_an_absent_object_as_none(s3_serv
     """HeadBucket refuses these keys."""
     bucket, _, prefix = CONFINED_PREFIX.partition("/")
     s3_server.client().create_bucket(Bucket=bucket)
-    storage = S3Store(S3Connection(s3_server.spec(), keys(*CONFINED_KEYS)))
+    storage = S3Store(S3Connection(s3_server.spec(), s3_server.confine()))
     uri = f"s3://{bucket}/{prefix}/out"
     storage.probe(uri)
     assert storage.read(f"{uri}/owner.json") is None
@@ -352,24 +352,22 @@ def test_an_object_that_was_replaced_after_it_was_listed_is_refused(
 
 
 def test_an_object_that_is_replaced_in_the_middle_of_a_download_is_refused(
-    storage: S3Store, bucket: str, tmp_path: Path
+    s3_server: Any, storage: S3Store, bucket: str, aws_environment: None, tmp_path: Path
 ) -> None:
+    """The first part has been received, and others may have been."""
     uri = f"s3://{bucket}/weights"
     storage.put(uri, b"x" * 160 * MIB)
+    connection = connect_s3(s3_server.spec())
+    first = threading.Lock()
+
+    def replace(request: Any, **_: object) -> None:
+        if request.headers.get("If-Match") and first.acquire(blocking=False):
+            storage.put(uri, b"y" * 160 * MIB)
+
+    connection.client.meta.events.register("before-send.s3.GetObject", replace)
     with pytest.raises(StorageUnavailable, match="weights was replaced while its folder was read"):
-        storage.download(uri, tmp_path / "weights", Once(lambda: storage.put(uri, b"y" * 160 * MIB)))
+        S3Store(connection).download(uri, tmp_path / "weights")
     assert not list(tmp_path.iterdir())
-
-
-class Once:
-    """Call a function at the first part that is received."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._calls = [call]
-
-    def __call__(self, count: int) -> None:
-        if self._calls:
-            self._calls.pop()()
 
 
 def test_a_small_object_that_breaks_off_leaves_no_file(
@@ -466,8 +464,10 @@ def test_no_credentials_at_all_are_denied(s3_server: Any, monkeypatch: pytest.Mo
 
 
 def test_a_private_authority_is_trusted_when_it_is_given_and_only_then(
-    s3_server: Any, bucket: str, tmp_path: Path, aws_environment: None
+    s3_server: Any, tmp_path: Path, aws_environment: None
 ) -> None:
+    bucket = "over-tls"
+    s3_server.client(tls=True).create_bucket(Bucket=bucket)
     (tmp_path / "ca.crt").write_bytes(s3_server.authority.read_bytes())
     spec = StorageSpec(endpoint=s3_server.tls_endpoint)
     trusting = S3Store(connect_s3(spec.model_copy(update={"ca_secret_ref": {"name": "ca"}}), ca_dir=tmp_path))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from loop_bench import THINGS, teach
-from s3_world import S3Server
+from s3_servers import S3Server
 from tiny_model import make_tiny_model
 from trainer_pod import Pod, make_config
 
