@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Any
 
-from pydantic.alias_generators import to_snake
-
 from finetune_api.blocks import combined_cel
 from finetune_api.objectives import SUPERVISED
 
@@ -43,7 +41,8 @@ def _is_absent(path: str) -> Condition:
     def check(spec: Any) -> bool:
         value = spec
         for name in path.split("."):
-            value = getattr(value, to_snake(name))
+            fields = type(value).model_fields.items()
+            value = getattr(value, next(field for field, about in fields if about.alias == name))
         return value is None
 
     return check
