@@ -27,7 +27,7 @@ MEASURE = ("objective", "model", "dataset", "dpo", "kto", "rlhf", "distillation"
 """Blocks of the spec that decide what a held-out figure means, but for these fields of them:"""
 OF_THE_TRAINING = (
     *("dataset.maxRejectedPercent", "rlhf.algorithm", "rlhf.beta", "rlhf.numGenerations", "rlhf.rollouts"),
-    "distillation.shardTeacher",
+    *("rlhf.lossType", "rlhf.scaleRewards", "rlhf.maskTruncatedCompletions", "distillation.shardTeacher"),
 )
 MEASURES = ("hyperparameters.maxLength",)
 SEED = "hyperparameters.seed"

@@ -158,6 +158,9 @@ def test_what_does_not_concern_the_held_out_rows_may_differ() -> None:
         [{"objective": "DPO"}, {"objective": "DPO", "dpo": {"beta": 0.1}}],  # the default
         [{"model": {"uri": "hf://owner/model", "credentialsSecretRef": {"name": "k"}}}, {}],
         [{"objective": "RLHF", "rlhf": {"rewards": [], "beta": beta, "algorithm": "GRPO"}} for beta in (0, 0.1)],
+        [{"objective": "RLHF", "rlhf": {"rewards": [], "lossType": loss}} for loss in ("grpo", "dr_grpo")],
+        [{"objective": "RLHF", "rlhf": {"rewards": [], "scaleRewards": scale}} for scale in ("group", "none")],
+        [{"objective": "RLHF", "rlhf": {"rewards": [], "maskTruncatedCompletions": cut}} for cut in (True, False)],
     ]
     base = SPEC | {"dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}}, "output": {"uri": "s3://bucket/out"}}
     for pair in specs:
