@@ -311,7 +311,7 @@ gpu: setup ## Measure on a GPU what no CPU can show, at most ten minutes (apart 
 SERVERS_ARGS ?=
 
 .PHONY: servers
-servers: serving controllers serving-pods monitoring minio ## Programs of other projects (apart from `make test`): the five, one after the other
+servers: serving controllers serving-pods monitoring ## Programs of other projects (apart from `make test`): the four, one after the other
 
 .PHONY: serving
 serving: setup $(VENV)/servers/installed $(VENV)/rollouts/installed ## Serve results with a real vLLM on the CPU, by the commands of their reports, and sample rollouts with one (6 GB each in environments of their own)
@@ -336,8 +336,7 @@ monitoring: setup ## The Prometheus Operator and its Prometheus as pods of the c
 	eval "$$($(MAKE) -s env CLUSTER=native)"; $(BIN)/pytest tests/servers/monitoring $(SERVERS_ARGS)
 
 .PHONY: minio
-minio: setup ## MinIO in place of SeaweedFS: storage, and trainer pods as processes (builds it once)
-	$(CLUSTER_PY) build minio
+minio: setup ## MinIO in place of SeaweedFS, if its program `minio` is on PATH: storage, and trainer pods as processes
 	export OMP_NUM_THREADS=1 S3_SERVER=minio; \
 	  $(BIN)/pytest -m 'not nightly' tests/integration/trainer tests/servers/minio $(SERVERS_ARGS); \
 	  $(BIN)/pytest -m nightly tests/integration/trainer/test_s3_faults.py $(SERVERS_ARGS)

@@ -25,7 +25,6 @@ KUSTOMIZE = "sigs.k8s.io/kustomize/kustomize/v5"
 TRAINER = "github.com/kubeflow/trainer/v2"
 KSERVE = "github.com/kserve/kserve"
 VOLCANO = "volcano.sh/volcano"
-MINIO = "github.com/minio/minio"
 GRAFANA_SDK = "github.com/grafana/grafana-foundation-sdk/go"
 DRA = "sigs.k8s.io/dra-example-driver"
 KUBE_ROUTER = "github.com/cloudnativelabs/kube-router/v2"
@@ -99,7 +98,6 @@ PROGRAMS = {
         Program("kserve", "kserve", KSERVE, f"{KSERVE}/cmd/manager"),
         Program("volcano-scheduler", "volcano", VOLCANO, f"{VOLCANO}/cmd/scheduler"),
         Program("volcano-controller", "volcano", VOLCANO, f"{VOLCANO}/cmd/controller-manager"),
-        Program("minio", "minio", MINIO, MINIO),  # AGPL-3.0: a program of the tests alone
         Program("dashboards", "dashboards", GRAFANA_SDK, "."),
         Program("dra-example-kubeletplugin", "dra", DRA, f"{DRA}/cmd/dra-example-kubeletplugin"),
     )
@@ -108,7 +106,7 @@ ON_DEMAND = (
     *("kueue", "health", "registry", "actionlint", "kubeadm", "jobset", "kubeflow-trainer"),
     *("kube-router", "prometheus-operator", "source-controller", "kustomize-controller", "argocd", "kustomize"),
     *("llmisvc", "kserve", "prometheus-config-reloader", "prometheus", "volcano-scheduler", "volcano-controller"),
-    *("dra-example-kubeletplugin", "minio", "dashboards"),
+    *("dra-example-kubeletplugin", "dashboards"),
 )
 BASIC = tuple(name for name in PROGRAMS if name not in ON_DEMAND)
 """What every cluster needs; Kueue takes minutes to build and is built when it is asked for, as are the tests' tools."""
