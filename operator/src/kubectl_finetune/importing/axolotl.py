@@ -192,7 +192,7 @@ def _long_rows(draft: Draft) -> None:
     if draft.at("objective") == Objective.DOMAIN_ADAPTATION.value:
         shared.name_unused(draft, "excess_length_strategy", "texts are split")
     elif asked == "raise":
-        fix = "see status.dataset.rejectedRowsByCode for how many"
+        fix = "status.dataset.truncatedRows counts them; dataset.longRows Skip leaves them out"
         draft.lose("excess_length_strategy", "longer rows do not end the job: they are truncated", fix)
     elif asked != "truncate":
         draft.set("dataset.longRows", "Skip", "excess_length_strategy")
