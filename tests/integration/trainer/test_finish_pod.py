@@ -59,7 +59,7 @@ def test_a_merge_that_is_killed_is_repeated_and_nothing_is_trained_again(pod: Po
     assert storage.read(f"{prefix}/{Artifact.MANIFEST}") is None
 
     process = pod.start("finish")
-    wait_until(lambda: is_merging(pod), "it merges", seconds=300)
+    wait_until(lambda: is_merging(pod), "it merges")
     seen = pod.progress()
     assert seen
     assert (seen.progress.step, seen.progress.percent) == (2, 100)
@@ -67,9 +67,9 @@ def test_a_merge_that_is_killed_is_repeated_and_nothing_is_trained_again(pod: Po
     process.wait()
 
     process = pod.start("finish")
-    wait_until(lambda: is_merging(pod), "it merges", seconds=300)
+    wait_until(lambda: is_merging(pod), "it merges")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == ExitCode.PREEMPTED, errors(pod)
+    assert process.wait(600) == ExitCode.PREEMPTED, errors(pod)
     assert (pod.report().outcome, pod.report().last_step) == (Outcome.PREEMPTED, 2)
 
     # The trainer's report can be lost: the next one finds what was stored, before it loads anything.

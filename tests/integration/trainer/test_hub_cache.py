@@ -112,7 +112,7 @@ def test_when_a_run_is_killed_in_mid_file_the_next_one_resumes_at_that_byte(
         [sys.executable, "-c", FETCH, str(tmp_path / "config.json"), hub.endpoint, str(cache)], cwd=tmp_path
     )
     try:
-        assert hub.stalled.wait(180)
+        assert hub.stalled.wait(600)
         part = wait_for_part(cache, killed)
     finally:
         killed.kill()

@@ -148,7 +148,7 @@ def test_a_chain_runs_from_one_file_parents_first(folder: Path, tmp_path: Path) 
 
 def verify_by_hand(folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "finetune_trainer", "verify", "out/child", "--map", "s3://bucket/out=out/local"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.mark.nightly

@@ -70,7 +70,7 @@ def require_published(pod: Pod, direct: S3Store) -> None:
 def wait_for_a_retry(pod: Pod, process: "subprocess.Popen[bytes]") -> None:
     """Until the trainer says that it has asked the store in vain, and will again."""
     log = pod.directory / "stderr"
-    wait_until(lambda: "retry in" in log.read_text() or process.poll() is not None, log.read_text, seconds=300)
+    wait_until(lambda: "retry in" in log.read_text() or process.poll() is not None, log.read_text)
     assert process.poll() is None, log.read_text()
 
 
@@ -88,7 +88,7 @@ def test_a_training_outlasts_a_store_that_is_stopped_while_a_checkpoint_is_due(
     gateway.leave()
     wait_for_a_retry(pod, process)
     gateway.come_back()
-    assert process.wait(300) == 0, (pod.directory / "stderr").read_text()
+    assert process.wait(600) == 0, (pod.directory / "stderr").read_text()
     require_published(pod, direct)
 
 
@@ -97,7 +97,7 @@ def test_a_job_succeeds_though_a_fifth_of_all_requests_fail(pod: Pod, gateway: G
     gateway.delay = 0.02
     gateway.rule = sometimes(0.2, UNAVAILABLE, Tear(), Tear(after=1000))
     process = pod.start("train")
-    assert process.wait(300) == 0, (pod.directory / "stderr").read_text()
+    assert process.wait(600) == 0, (pod.directory / "stderr").read_text()
     assert gateway.faults > 10
     require_published(pod, direct)
 
@@ -135,7 +135,7 @@ def test_a_trainer_that_starts_while_the_store_is_away_waits_for_it(
     process = pod.start("train")
     wait_for_a_retry(pod, process)
     gateway.come_back()
-    assert process.wait(300) == 0, (pod.directory / "stderr").read_text()
+    assert process.wait(600) == 0, (pod.directory / "stderr").read_text()
     require_published(pod, direct)
 
 
@@ -146,12 +146,12 @@ def test_a_result_that_may_not_be_written_leaves_no_manifest_and_a_later_run_fin
     """Checkpoints may; the adapter may not."""
     gateway.rule = lambda method, path: DENIED if method in {"PUT", "POST"} and "/adapter/" in path else None
     process = pod.start("train")
-    assert process.wait(300) == ExitCode.STORAGE_DENIED, (pod.directory / "stderr").read_text()
+    assert process.wait(600) == ExitCode.STORAGE_DENIED, (pod.directory / "stderr").read_text()
     prefix = pod.config.output_key()
     assert direct.read(f"{prefix}/{Artifact.MANIFEST}") is None
     gateway.rule = lambda _method, _path: None
     process = pod.start("train")
-    assert process.wait(300) == 0, (pod.directory / "stderr").read_text()
+    assert process.wait(600) == 0, (pod.directory / "stderr").read_text()
     assert (pod.report().outcome, find_result_faults(prefix, direct)) == (Outcome.PUBLISHED, [])
 
 

@@ -51,7 +51,7 @@ def test_a_stopped_trainer_publishes_nothing_and_the_next_one_resumes(pod: Pod, 
     assert seen.job_uid == "uid-1"
     assert seen.progress.total_steps == 60
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 75, (pod.directory / "stderr").read_text()
+    assert process.wait(600) == 75, (pod.directory / "stderr").read_text()
     stopped = pod.report()
     assert (stopped.outcome, stopped.reason) == (Outcome.PREEMPTED, "Preempted")
     assert stopped.last_step is not None
@@ -87,7 +87,7 @@ def test_a_stopped_trainer_publishes_nothing_and_the_next_one_resumes(pod: Pod, 
 
     # Only storage shows it: a second training would write other throughput figures into another manifest.
     process = pod.start("train")
-    assert process.wait(300) == 0
+    assert process.wait(600) == 0
     again = pod.report()
     assert again.outcome is Outcome.PUBLISHED
     assert again.artifacts == published.artifacts

@@ -46,7 +46,7 @@ def test_a_stopped_run_checks_again_and_resumes_and_a_later_job_adopts_the_resul
     process = pod.start("train")
     pod.wait_for_step(process, random.randint(2, 40))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 75, (pod.directory / "stderr").read_text()
+    assert process.wait(600) == 75, (pod.directory / "stderr").read_text()
     stopped = pod.report()
     assert stopped.checkpoint
 
@@ -69,7 +69,7 @@ def test_rows_that_changed_between_two_runs_are_not_trained_on(pod: Pod, storage
     process = pod.start("train")
     pod.wait_for_step(process, 2)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 75, (pod.directory / "stderr").read_text()
+    assert process.wait(600) == 75, (pod.directory / "stderr").read_text()
     storage.put(f"s3://{bucket}/rows.jsonl", ROWS.replace("even", "odd").encode())
     report = finish(pod, ExitCode.OUTPUT_CONFLICT)
     assert "its rows differ" in report.message

@@ -109,7 +109,7 @@ def test_a_stop_ends_the_run_after_the_step_and_publishes_nothing(make_bench: Ma
 
     def stop_in_training() -> None:
         try:
-            wait_until(lambda: (bench.reporter.snapshot().progress.step or 0) >= 3, seconds=300, pause=0.01)
+            wait_until(lambda: (bench.reporter.snapshot().progress.step or 0) >= 3, pause=0.01)
         finally:
             bench.stop.set()
 

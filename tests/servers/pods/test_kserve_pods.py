@@ -94,7 +94,7 @@ class Caller(threading.Thread):
     def next(self, count: int) -> set[str]:
         """The answers to the next requests."""
         start = len(self.answers) + 1  # one may be under way
-        wait_until(lambda: len(self.answers) >= start + count, lambda: str(self.answers), seconds=120)
+        wait_until(lambda: len(self.answers) >= start + count, lambda: str(self.answers))
         return set(self.answers[start:])
 
 

@@ -69,7 +69,7 @@ def at_a_terminal(folder: Path, *arguments: str, typed: bytes = b"") -> tuple[in
     except OSError:  # the last process with the terminal has ended
         pass
     os.close(own)
-    return process.wait(60), seen.decode("utf-8", "replace")
+    return process.wait(600), seen.decode("utf-8", "replace")
 
 
 def make_folder(folder: Path, method: str) -> Path:
