@@ -225,6 +225,19 @@ def test_a_published_difference_computes_what_the_training_did(tiny_model: Path,
     assert torch.allclose(trained, published, atol=1e-3)
 
 
+@pytest.mark.parametrize("how", thin_slice(["PiSSA", "OLoRA"], "PiSSA"))
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_training_on_a_bf16_base_starts_exactly_at_the_base(tiny_model: Path, how: str, dropout: float) -> None:
+    """The first values are subtracted before anything is rounded to 16 bits, and of the same inputs after dropout."""
+    settings = make_settings("LoRA", init_lora_weights=how, precision="BF16", lora_dropout=dropout)
+    model = load_for_training(tiny_model, settings, CPU).train()
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        started = model(ids).logits
+        with model.disable_adapter():
+            assert torch.equal(started, model(ids).logits)
+
+
 def test_an_adapter_with_its_first_values_alone_is_not_published(tiny_model: Path, tmp_path: Path) -> None:
     model = load_for_training(tiny_model, make_settings("LoRA", init_lora_weights="OLoRA"), CPU)
     with pytest.raises(TrainerError, match="changes nothing"):

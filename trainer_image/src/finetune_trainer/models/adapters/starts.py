@@ -1,8 +1,9 @@
 """Adapters that start from the base's own weights, PiSSA and OLoRA: trained and published without changing the base.
 
-PEFT subtracts the first values from the base. Here each layer subtracts their product from its output instead, so that
-the base with the adapter switched off is still the base, in every number format. A server gets the difference between
-the last and the first values: a plain adapter of twice the rank.
+PEFT subtracts the first values from the base. Here each adapter subtracts their product from its own instead, before it
+is added to the base's output, so that the base with the adapter switched off is still the base and the training starts
+exactly at it, in every number format. A server gets the difference between the last and the first values: a plain
+adapter of twice the rank.
 """
 
 import json
@@ -47,16 +48,25 @@ def start_from_weights(model: PeftModel, how: str) -> None:
         layer.lora_A[ADAPTER].weight.data = first[0].clone()
         layer.lora_B[ADAPTER].weight.data = first[1].clone()
         setattr(layer, FIRST, first)
-        layer.register_forward_hook(_subtract_first)
+        _subtract_first(layer, *first)
 
 
-def _subtract_first(layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-    if layer.disable_adapters:
-        return output
-    a, b = getattr(layer, FIRST)
-    update = linear(linear(inputs[0].to(a.dtype), a), b) * layer.scaling[ADAPTER]
-    rest: torch.Tensor = output - update.to(output.dtype)
-    return rest
+def _subtract_first(layer: Any, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Subtract `b a x` from the adapter's own `B A x`, of the same inputs, thus after dropout.
+
+    A hook of the layer would come after the sum with the base's output, which PEFT rounds to the base's number format,
+    and the first values alone are about as large as that output.
+    """
+    low_rank: list[torch.Tensor] = []
+
+    def keep(_module: Any, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
+        low_rank[:] = [linear(inputs[0], a)]
+
+    def subtract(_module: Any, _inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return output - linear(low_rank.pop(), b)
+
+    layer.lora_A[ADAPTER].register_forward_hook(keep)
+    layer.lora_B[ADAPTER].register_forward_hook(subtract)
 
 
 def lora_layers(model: PeftModel) -> list[tuple[str, Any]]:
