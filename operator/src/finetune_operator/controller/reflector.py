@@ -38,6 +38,8 @@ LIST_ENDS = "k8s.io/initial-events-end"
 """Annotation of the bookmark after the last object of a streamed list."""
 FIRST_PAUSE, MAX_PAUSE = 0.5, 30.0
 """Seconds between a list or watch that failed and the next list."""
+SHORTEST_WATCH = 1.0
+"""Seconds; the API server ends a watch after minutes, so a shorter one without an event was cut off."""
 REPORT_SECONDS = 10.0
 """An API server that has just started denies everything until it has read the roles."""
 
@@ -202,12 +204,15 @@ async def stream_objects(about: dict[str, Any]) -> AsyncIterator[Bookmark | dict
     """Yield all objects, `Bookmark.LISTED`, and then what changes, from watches alone: a list is never whole in memory.
 
     Ends where a list has to begin again. kopf's own generator takes a watch that breaks within the list for its end.
+    Raises WatchingError where something closes each watch at once, so that the next one waits, as client-go does.
     """
     version, is_listed = None, False
+    clock = asyncio.get_running_loop().time
     while True:
+        began, is_silent = clock(), True
         async with aclosing(watch_objs(**about, since=version)) as events:  # type: ignore[type-var]
             async for event in events:
-                obj = event["object"]
+                obj, is_silent = event["object"], False
                 if event["type"] == "ERROR":
                     if obj.get("code") == HTTPStatus.GONE:
                         return
@@ -219,6 +224,8 @@ async def stream_objects(about: dict[str, Any]) -> AsyncIterator[Bookmark | dict
                 yield dict(event)
         if not is_listed:
             return
+        if is_silent and clock() - began < SHORTEST_WATCH:
+            raise WatchingError("the watch was closed at once: is a proxy with a limit before the API server?")
 
 
 def _typed(problem: Exception, resource: Resource, namespace: str | None) -> ClusterError:

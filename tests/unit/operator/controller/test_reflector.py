@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from job_operator import Operator
 from job_world import KEY, World
+from kopf._cogs.clients.watching import WatchingError
 
 from finetune_operator.controller import reflector
 from finetune_operator.controller.handlers import build_kopf_settings
@@ -91,6 +92,23 @@ def test_only_what_a_watch_delivers_after_its_list_counts_as_an_event(
     assert operator.cache.last_event == {}
     follow(operator, monkeypatch, [("ADDED", pod), Bookmark.LISTED, ("MODIFIED", pod)])
     assert list(operator.cache.last_event) == ["pods"]
+
+
+async def test_watches_that_are_closed_at_once_are_an_error_and_not_opened_again_without_a_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    end = {"metadata": {"resourceVersion": "70", "annotations": {reflector.LIST_ENDS: "true"}}}
+    watches = [[{"type": "BOOKMARK", "object": end}], [{"type": "MODIFIED", "object": pod_of_the_job("pod")}], []]
+
+    async def watch(since: str | None) -> AsyncIterator[Any]:
+        for event in watches.pop(0):
+            yield event
+
+    monkeypatch.setattr(reflector, "watch_objs", watch)
+    with pytest.raises(WatchingError, match="closed at once"):
+        async for _ in reflector.stream_objects({}):
+            pass
+    assert watches == []
 
 
 UNREADABLE = {"status": {"conditions": "none"}}
