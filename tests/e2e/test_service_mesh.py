@@ -50,7 +50,7 @@ def _injected(bench: Bench) -> Iterator[None]:
     made = yaml.safe_dump_all([policy, binding])
     kubectl("apply", "-f", "-", stdin=made)
     look = ("create", "-n", bench.namespace, "--dry-run=server", "-o", "jsonpath={.spec.containers[*].name}", "-f", "-")
-    wait_for("the injection", lambda: kubectl(*look, stdin=POD).stdout == "a proxy", seconds=60)
+    wait_for("the injection", lambda: kubectl(*look, stdin=POD).stdout == "a proxy")
     yield
     kubectl("delete", "-f", "-", stdin=made)
 

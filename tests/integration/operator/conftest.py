@@ -339,7 +339,7 @@ class World:
         self.end(pod, 0, self.validated(name))
         return self.pod_of(f"{slug(name)}-1")
 
-    def wait_phase(self, phase: str, name: str = "one", seconds: float = 60) -> Object:
+    def wait_phase(self, phase: str, name: str = "one", seconds: float = 180) -> Object:
         """The status once the job is in that phase."""
         return until(
             lambda: status if (status := self.status(name)).get("phase") == phase else None,
@@ -347,7 +347,7 @@ class World:
             seconds,
         )
 
-    def wait_condition(self, kind: str, reason: str, name: str = "one", seconds: float = 60) -> Object:
+    def wait_condition(self, kind: str, reason: str, name: str = "one", seconds: float = 180) -> Object:
         """The condition once it has that reason."""
         return until(
             lambda: found if (found := self.condition(kind, name)).get("reason") == reason else None,
@@ -364,7 +364,7 @@ def _now(later: float = 0) -> str:
     return time.strftime(WIRE_TIME, time.gmtime(time.time() + later))
 
 
-def until(probe: Callable[[], Any], what: str | Callable[[], str], seconds: float = 60) -> Any:
+def until(probe: Callable[[], Any], what: str | Callable[[], str], seconds: float = 180) -> Any:
     """Return the first true result of a probe."""
     return wait_until(probe, what, seconds=seconds)
 

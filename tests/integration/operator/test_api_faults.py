@@ -72,14 +72,14 @@ def test_a_job_outlasts_errors_of_the_api_server_and_nothing_is_counted(
     world.create()
     trainer = world.pass_preflight()
     world.run(trainer)
-    world.wait_phase("Training", seconds=60)
+    world.wait_phase("Training")
     gateway.rule = lambda _method, _path: answer
     world.end(trainer, 0, world.published())
     before = gateway.faults
     wait(lambda: gateway.faults >= before + 3, "more requests that fail")
     assert world.status()["phase"] == "Training"
     gateway.rule = lambda _method, _path: None
-    require_undisturbed(world, world.wait_phase("Succeeded", seconds=60))
+    require_undisturbed(world, world.wait_phase("Succeeded"))
 
 
 def test_what_was_done_without_an_answer_is_not_done_twice(world: Any, behind: Any, gateway: Gateway) -> None:
@@ -97,7 +97,7 @@ def test_what_was_done_without_an_answer_is_not_done_twice(world: Any, behind: A
     trainer = world.pass_preflight()
     world.run(trainer)
     world.end(trainer, 0, world.published())
-    require_undisturbed(world, world.wait_phase("Succeeded", seconds=60))
+    require_undisturbed(world, world.wait_phase("Succeeded"))
     assert {method for method, _ in lost} >= {"POST", "PATCH"}
 
 
@@ -107,7 +107,7 @@ def test_a_slow_api_server_only_delays_jobs(world: Any, behind: Any, gateway: Ga
     trainer = world.pass_preflight()
     world.run(trainer)
     world.end(trainer, 0, world.published())
-    require_undisturbed(world, world.wait_phase("Succeeded", seconds=60))
+    require_undisturbed(world, world.wait_phase("Succeeded"))
 
 
 def test_the_operator_waits_for_an_unavailable_api_server(world: Any, behind: Any, gateway: Gateway) -> None:
@@ -121,7 +121,7 @@ def test_the_operator_waits_for_an_unavailable_api_server(world: Any, behind: An
     wait_until(lambda: behind.log.read_text().count("Request attempt") >= failed + 30, behind.log.read_text)
     assert time.monotonic() - left > 2, "the watches connect again without a pause"
     gateway.come_back()
-    require_undisturbed(world, world.wait_phase("Succeeded", seconds=60))
+    require_undisturbed(world, world.wait_phase("Succeeded"))
 
 
 def test_watches_that_break_are_restarted(world: Any, behind: Any, gateway: Gateway, wait: Any) -> None:
@@ -136,7 +136,7 @@ def test_watches_that_break_are_restarted(world: Any, behind: Any, gateway: Gate
     world.wait_phase("Training")
     world.end(trainer, 0, world.published())
     gateway.cut()
-    require_undisturbed(world, world.wait_phase("Succeeded", seconds=30))
+    require_undisturbed(world, world.wait_phase("Succeeded"))
 
 
 def test_changes_that_a_silent_watch_misses_are_found(world: Any, behind: Any, gateway: Gateway, wait: Any) -> None:
@@ -152,7 +152,7 @@ def test_changes_that_a_silent_watch_misses_are_found(world: Any, behind: Any, g
     wait(lambda: len({path for _, path in gateway.asked if is_watch(path)}) >= 3, "three watches")
     gateway.silence()
     world.end(trainer, 0, world.published())
-    require_undisturbed(world, world.wait_phase("Succeeded", seconds=30))
+    require_undisturbed(world, world.wait_phase("Succeeded"))
 
 
 EXPIRED = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired"}
@@ -204,7 +204,7 @@ def test_the_operator_waits_for_an_api_server_that_is_killed_and_restarted(
     world.wait_phase("Training")
     restart_api_server(control_plane.parent)
     world.end(trainer, 0, world.published())
-    require_undisturbed(world, world.wait_phase("Succeeded", seconds=60))
+    require_undisturbed(world, world.wait_phase("Succeeded"))
     assert operator.process.poll() is None
 
 
@@ -234,7 +234,7 @@ def test_two_operators_at_once_make_one_job_per_attempt(
         second = world.pod_of("one-2")
         world.run(second)
         world.end(second, 0, world.published())
-        status = world.wait_phase("Succeeded", seconds=40)
+        status = world.wait_phase("Succeeded")
         assert world.jobs() == ["one-1", "one-2", "one-preflight"]
         assert (status["attempts"], status["runs"], status["failures"]) == (2, 2, 1)
         happened = world.events()
@@ -266,4 +266,4 @@ def test_watches_that_are_refused_for_a_while_are_restarted(
     wait(lambda: gateway.faults >= 6, "each watch to be refused twice", 60)
     gateway.rule = lambda _method, _path: None
     world.end(trainer, 0, world.published())
-    require_undisturbed(world, world.wait_phase("Succeeded", seconds=30))
+    require_undisturbed(world, world.wait_phase("Succeeded"))

@@ -7,7 +7,7 @@ def test_a_limit_range_that_refuses_the_pod_is_shown_with_what_to_change(world: 
     limits = {"limits": [{"type": "Container", "max": {"memory": "64Mi"}, "default": {"memory": "64Mi"}}]}
     world.core.create_namespaced_limit_range(world.namespace, {"metadata": {"name": "small"}, "spec": limits})
     world.create(preflight={"resources": {"limits": {"memory": "1Gi"}}})
-    shown = world.wait_condition("Running", "PodCreationRefused", seconds=30)
+    shown = world.wait_condition("Running", "PodCreationRefused")
     assert "maximum memory usage per Container is 64Mi" in shown["message"]
     assert "keep preflight.resources within the LimitRange" in shown["message"]
     wait(lambda: world.events("PodCreationRefused"), "an event")
@@ -34,7 +34,7 @@ def test_a_limit_of_the_namespace_below_the_default_requests_is_shown_with_what_
     world.core.create_namespaced_limit_range(world.namespace, {"metadata": {"name": "small"}, "spec": limits})
     world.create()
     world.end(world.pod_of("one-preflight"), 0, world.validated())
-    shown = world.wait_condition("Running", "PodCreationRefused", seconds=30)
+    shown = world.wait_condition("Running", "PodCreationRefused")
     assert "must be less than or equal to memory limit" in shown["message"]
     assert "set resources.requests, or to {} for those of the LimitRange" in shown["message"]
 
@@ -44,7 +44,7 @@ def test_a_missing_service_account_is_shown_with_what_to_change(world: Any, oper
     operator.env["FINETUNE_ALLOWED_SERVICE_ACCOUNTS"] = "train"
     operator.start()
     world.create(trainer={"serviceAccountName": "train"})
-    shown = world.wait_condition("Running", "PodCreationRefused", seconds=30)
+    shown = world.wait_condition("Running", "PodCreationRefused")
     assert "create the service account, or change trainer.serviceAccountName" in shown["message"]
 
 
@@ -55,7 +55,7 @@ def test_a_pod_on_a_lost_node_is_named_and_never_duplicated(world: Any, operator
     world.run(first)
     world.wait_phase("Training")
     world.core.delete_namespaced_pod(first.metadata.name, world.namespace)
-    shown = world.wait_condition("Running", "NodeLost", seconds=60)
+    shown = world.wait_condition("Running", "NodeLost")
     assert f"kubectl delete node {world.node}" in shown["message"]
     assert [name for name in world.pods() if name.startswith("one-1")] == [first.metadata.name]
     world.remove_node()

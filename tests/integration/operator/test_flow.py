@@ -218,7 +218,7 @@ def test_an_out_of_memory_run_is_counted_and_retried_with_a_hint(world: Any, ope
     assert run["reason"] == "OutOfMemory"
     assert "memory" in run["message"]
     world.end(world.pod_of("one-1"), 70, "Traceback\nValueError: boom")
-    status = world.wait_phase("Failed", seconds=30)
+    status = world.wait_phase("Failed")
     assert status["reason"] == "BackoffLimitExceeded"
     assert "InternalError: ValueError: boom" in status["message"]
     assert (status["failures"], status["runs"]) == (2, 2)

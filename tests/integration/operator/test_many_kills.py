@@ -73,7 +73,7 @@ def test_jobs_survive_an_operator_that_is_killed_at_random_moments(world: Any, o
                 operator.kill()
                 operator.start()
             for name in LIVES:
-                world.wait_phase("Succeeded", name, seconds=90)
+                world.wait_phase("Succeeded", name)
         finally:
             kubelet.is_over.set()
         work.result()

@@ -213,7 +213,7 @@ def test_a_foreign_job_of_the_same_name_is_not_changed_and_the_job_waits(world: 
     assert "one-preflight" in world.wait_condition("Accepted", "NameConflict")["message"]
     assert world.batch.read_namespaced_job("one-preflight", world.namespace).metadata.uid == uid
     world.batch.delete_namespaced_job("one-preflight", world.namespace, propagation_policy="Background")
-    world.wait_condition("Accepted", "Accepted", seconds=40)
+    world.wait_condition("Accepted", "Accepted")
     wait(lambda: world.jobs() == ["one-preflight"], "our preflight Job")
 
 
@@ -318,7 +318,7 @@ def test_a_missing_secret_is_shown_from_the_pods_events(world: Any, operator: An
             "message": 'MountVolume.SetUp failed for volume "credentials" : secret "s3" not found',
         },
     )  # fmt: skip
-    assert 'secret "s3" not found' in world.wait_condition("Running", "MountFailed", seconds=30)["message"]
+    assert 'secret "s3" not found' in world.wait_condition("Running", "MountFailed")["message"]
 
 
 def test_a_running_trainers_losses_reach_the_status(world: Any, operator: Any, wait: Any, trainer_at: Any) -> None:
