@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -25,6 +24,7 @@ from transformers.distributed import DistributedConfig
 from finetune_api.handoff import ExitCode
 from finetune_trainer.distributed.world import World
 from finetune_trainer.errors import InvalidConfig, TrainerError
+from finetune_trainer.peft_base import find_base
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def require_sharded(model: torch.nn.Module, size: int) -> None:
 
 def is_sharded(model: torch.nn.Module) -> bool:
     """Return whether the model's weights are sharded, so that a forward pass is a collective."""
-    return isinstance(model.get_base_model() if isinstance(model, PeftModel) else model, FSDPModule)
+    return isinstance(find_base(model), FSDPModule)
 
 
 def trains_shards(model: torch.nn.Module) -> bool:

@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from finetune_trainer.peft_base import find_base
 from finetune_trainer.tokenization.samples import Encoded
 
 COMPARED_TOKENS = 512
@@ -74,7 +75,7 @@ def logits_at(
     positions, inputs = positions.to(model.device), {"input_ids": ids.to(model.device)}
     if mask is not None:
         inputs["attention_mask"] = mask.to(model.device)
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = find_base(model)
     with torch.no_grad():
         if "logits_to_keep" in inspect.signature(base.forward).parameters:
             logits: torch.Tensor = model(**inputs, use_cache=False, logits_to_keep=positions).logits

@@ -9,6 +9,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from finetune_trainer.peft_base import find_base
+
 logger = logging.getLogger(__name__)
 
 EXACT_TYPES = frozenset(
@@ -27,7 +29,7 @@ def fuse_kernels(model: PreTrainedModel | PeftModel, device: torch.device) -> bo
     The library also replaces classes and functions of the model's module. They are put back, so that a model loaded
     later, on a CPU perhaps, is plain.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = find_base(model)
     if base.config.model_type not in EXACT_TYPES:
         logger.warning("hyperparameters.fusedKernels: there are no exact ones for models of type %s, none is used",
                        base.config.model_type)  # fmt: skip

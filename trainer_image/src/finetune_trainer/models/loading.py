@@ -44,6 +44,7 @@ from finetune_trainer.models.nf4_shares import keep_shares, shard_quantised
 from finetune_trainer.models.optimisers import refuse_sharded_optimiser
 from finetune_trainer.models.quantised import Quantised
 from finetune_trainer.models.shape import UNADAPTED_LAYERS
+from finetune_trainer.peft_base import find_base
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def prepare_quantised(model: PreTrainedModel, *, checkpoints: bool) -> PreTraine
 
 def can_checkpoint(settings: Resolved, model: PreTrainedModel | PeftModel) -> bool:
     """Return whether activations are recomputed: only if the architecture supports it."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = find_base(model)
     return bool(settings.gradient_checkpointing) and base.supports_gradient_checkpointing
 
 
@@ -185,7 +186,7 @@ def load_quantised(
 
 def unquantised_layers(model: PreTrainedModel | PeftModel) -> list[str]:
     """Return the text decoder's linear layers and stacks of experts that are not in 4 bits, except for the head."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = find_base(model)
     head = base.get_output_embeddings()
     layers = [
         name.removesuffix(WRAPPED)
@@ -203,7 +204,7 @@ def unquantised_layers(model: PreTrainedModel | PeftModel) -> list[str]:
 
 def describe_layers(model: PreTrainedModel | PeftModel, names: list[str]) -> str:
     """Return the number of layers, with one of them as an example."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = find_base(model)
     return f"{len(names)} layers of {type(base).__name__}, for example {names[0]},"
 
 
@@ -284,7 +285,7 @@ def quantised_layers(model: PreTrainedModel | PeftModel, settings: Resolved) -> 
 
     Those of a tower are not part of it: a merged model keeps the base's.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = find_base(model)
     names = [name for name, module in text_modules(base) if isinstance(module, Linear4bit)]
     names = [name.removesuffix(WRAPPED) for name in [*names, *quantised_stacks(base)]]
     if not names:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler, SequentialSampler
 from trl import DistillationConfig, DistillationTrainer
@@ -19,6 +18,7 @@ from typing_extensions import override
 from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.models.teacher import FIELD
+from finetune_trainer.peft_base import find_base
 from finetune_trainer.tokenization.sample_table import longest_length
 from finetune_trainer.training.callbacks import ReportProgress, RequireGradient
 from finetune_trainer.training.methods.parts import LoopContext, Teacher, TrainerParts
@@ -77,7 +77,7 @@ class StudentTrainer(PromptTrainer, DistillationTrainer):  # type: ignore[misc] 
         The arguments are bound: FSDP may cast those of a forward pass to BF16, and one of them is the number of tokens
         by which the loss is divided.
         """
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        base = find_base(model)
         if is_sharded(base):
             wrapper = model = base
         return self._run_in_forward(wrapper, model, partial(method, *given, **options))
@@ -166,7 +166,7 @@ class StudentTrainer(PromptTrainer, DistillationTrainer):  # type: ignore[misc] 
         own_entropy = -(own.exp() * own).sum(-1).mean()
         for found, true in ((loss, expected), (entropy / length, own_entropy)):
             if abs(float(found) - float(true)) > LARGEST_DIFFERENCE * max(1.0, abs(float(true))):
-                student = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+                student = find_base(self.model)
                 kinds = " and ".join(sorted({type(model).__name__ for model in (student, self.teacher_model)}))
                 raise InvalidConfig(
                     f"TRL's distillation loss is not that of the logits of {kinds} ({float(found):.3g} instead of "

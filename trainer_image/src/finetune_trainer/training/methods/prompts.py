@@ -17,6 +17,7 @@ from finetune_api.handoff import ExitCode
 from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.context import COUNTS_PADDING
+from finetune_trainer.peft_base import find_base
 from finetune_trainer.tokenization.samples import EncodedPrompt
 from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.parts import LoopContext
@@ -83,7 +84,7 @@ def require_probabilities(
     minus infinity: such a token is never sampled."""
     if not log_probs.isnan().any():
         return
-    kind = type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
+    kind = type(find_base(model)).__name__
     fix = "" if precision == "FP32" else "set hyperparameters.precision FP32, or BF16 on a GPU that has it, or "
     raise TrainerError(
         ExitCode.DIVERGED,
@@ -110,7 +111,7 @@ def continue_order(sampler: RepeatSampler, step: int) -> RepeatSampler:
 def sampling_by_probability(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Sample without what the model's `generation_config.json` sets and TRL does not, for example `min_p`: the loss is
     computed from all probabilities."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = find_base(model)
     own, base.generation_config = base.generation_config, GenerationConfig()
     try:
         yield
@@ -121,7 +122,7 @@ def sampling_by_probability(model: PreTrainedModel | PeftModel) -> Iterator[None
 def leave_out_padding(model: PreTrainedModel | PeftModel) -> None:
     """Count positions from the first token of each prompt, as sampling does. TRL puts padding before shorter prompts
     and gives the passes of its loss no positions."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = find_base(model)
     if base.config.get_text_config().model_type in COUNTS_PADDING:
         base.base_model.register_forward_pre_hook(_add_positions, with_kwargs=True)
 
@@ -140,6 +141,6 @@ def beat_per_token(model: PreTrainedModel | PeftModel, loop: LoopContext) -> Non
 
     FSDP would take a pass that its own hook has begun for unfinished, and keep what it has gathered.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = find_base(model)
     on_work = loop.on_work if is_sharded(model) else loop.on_own_work
     base.register_forward_pre_hook(lambda *_: on_work(), prepend=True)

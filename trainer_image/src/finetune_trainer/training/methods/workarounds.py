@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import convert_outputs_to_fp32
-from peft import PeftModel
 from transformers import TrainingArguments
 
 from finetune_trainer.models.loading import trained_tensors
+from finetune_trainer.peft_base import find_base
 
 REPLICATED = "_replicated_grad_hook_registered"
 """The library's mark on a parameter whose gradients it averages."""
@@ -76,7 +76,7 @@ def switch_off_dropout(model: torch.nn.Module) -> None:
 def keep_input_hook(model: torch.nn.Module) -> None:
     """Add the hook by which gradients reach the first checkpointed layer only if there is none. TRL switches
     checkpointing off and on again around each sampling, and transformers adds another hook each time."""
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = find_base(model)
     add_hook = base.enable_input_require_grads
 
     def add_first_hook() -> None:
