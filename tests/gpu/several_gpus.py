@@ -22,7 +22,7 @@ from trainer_bench import OWN
 from training_bench import Bench, make_rows, make_spec
 
 from finetune_api.handoff import JobConfig, Outcome, Report
-from finetune_api.objectives import Reward
+from finetune_api.rewards import Reward
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.distributed.world import ALONE, World, join
 from finetune_trainer.models.device import find_device

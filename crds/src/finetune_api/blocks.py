@@ -219,3 +219,12 @@ class SecretRef(Block):
 
     name: SecretName
     """Name of the Secret."""
+
+
+class JobReference(Block):
+    """Another FineTuneJob in the same namespace."""
+
+    model_config = ConfigDict(json_schema_extra=ATOMIC)
+
+    name: ObjectName
+    """Name of the FineTuneJob."""

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.blocks import ATOMIC_LIST, Block, FileUri, Text, cel, rules
-from finetune_api.objectives import COMPARISON_RULES, AnswerComparison, AnswerReward, CountedMatch, SchemaText
+from finetune_api.rewards import COMPARISON_RULES, AnswerComparison, AnswerReward, CountedMatch, SchemaText
 from finetune_api.scalars import Count, Digest, Line, Measure, StatusBlock, Word
 
 

@@ -5,18 +5,19 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import GRANULAR, Block, QualifiedName, cel, combined_cel, rules
+from finetune_api.blocks import GRANULAR, Block, JobReference, QualifiedName, cel, combined_cel, rules
 from finetune_api.evaluate_mode import EVALUATE_RULE, Mode
 from finetune_api.evaluation import EarlyStopping, Evaluation, Prompt
 from finetune_api.hyperparameters import Attention, FusedKernels, Hyperparameters, Packing, Precision
 from finetune_api.inputs.sources import Dataset, DatasetFormat, DataSource, Hub, Model, ModelCache, Storage, TrainOn
 from finetune_api.manifest.fixed_fields import FROZEN, INSTEAD, FixedField, is_unchanged
-from finetune_api.objectives import Distillation, Dpo, JobReference, Kto, Objective, Reward, Rlhf
+from finetune_api.objectives import Distillation, Dpo, Kto, Objective, Rlhf
 from finetune_api.output import Merge, Output
 from finetune_api.pods.containers import Preflight, Trainer
 from finetune_api.pods.resources import Resources
 from finetune_api.pods.scheduling import Scheduling
 from finetune_api.recipes import WITHOUT_DROPOUT, join_words
+from finetune_api.rewards import Reward
 from finetune_api.tracking import Tracking
 from finetune_api.tuning import InitialAdapter, Lora, Method, Quantization, Tuning
 

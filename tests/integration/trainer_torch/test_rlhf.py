@@ -28,7 +28,7 @@ from trl.distributed import DistributedBackend
 from trl.generation.vllm_generation import VLLMGeneration
 
 from finetune_api.handoff import ExitCode
-from finetune_api.objectives import Reward
+from finetune_api.rewards import Reward
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.models.adapters.saved import save_adapter
 from finetune_trainer.models.loading import load_for_training, load_plain, trained_tensors

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from finetune_api.objectives import AnswerReward
+from finetune_api.rewards import AnswerReward
 
 
 @pytest.mark.parametrize(

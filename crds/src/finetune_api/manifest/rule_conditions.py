@@ -26,7 +26,7 @@ from finetune_api.hyperparameters import (
 )
 from finetune_api.inputs.chat_template import ONE_TEMPLATE, RESERVED, UNRESERVED
 from finetune_api.inputs.sources import UNIQUE_SOURCES
-from finetune_api.objectives import GROUPS_ONLY, HAS_SHARE, HAS_SIMILARITY, HAS_SMOOTHING, JSON_EXTRACT, ONE_JSON_SCHEMA
+from finetune_api.objectives import GROUPS_ONLY, HAS_SHARE, HAS_SMOOTHING
 from finetune_api.output import COMMIT, IMAGE_REPOSITORY, REPO
 from finetune_api.pods.affinity import DOMAINS_OF_DO_NOT_SCHEDULE, HAS_VALUES, HAS_VALUES_OR_INTEGER
 from finetune_api.pods.resources import (
@@ -44,6 +44,7 @@ from finetune_api.pods.resources import (
 )
 from finetune_api.pods.scheduling import EXISTS_WITHOUT_VALUE, SECONDS_OF_NO_EXECUTE
 from finetune_api.recipes import WITHOUT_DROPOUT
+from finetune_api.rewards import HAS_SIMILARITY, JSON_EXTRACT, ONE_JSON_SCHEMA
 from finetune_api.scalars import read_quantity
 from finetune_api.spec import (
     ALONE_FOR_VLLM,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_api.dataset.codes import SENTENCES, RejectCode, RepairCode
-from finetune_api.objectives import Reward
+from finetune_api.rewards import Reward
 from finetune_trainer.data.checks.split import collect_prompts
 from finetune_trainer.data.rows import EXCERPT_CHARACTERS, Rejected
 from finetune_trainer.rewards.references import References

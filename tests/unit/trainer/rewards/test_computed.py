@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from finetune_api.handoff import ExitCode
-from finetune_api.objectives import Reward
+from finetune_api.rewards import Reward
 from finetune_trainer.data.rows import Message, Reference
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.rewards.completion import Completion

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api.dataset.codes import RejectCode
 from finetune_api.handoff import ExitCode
-from finetune_api.objectives import Reward
+from finetune_api.rewards import Reward
 from finetune_trainer.data.rows import BadRow, DataFormat, Message, PromptRow, Reference, Source
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.rewards.completion import Completion

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_api.handoff import ExitCode
-from finetune_api.objectives import AnswerReward
+from finetune_api.rewards import AnswerReward
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.rewards.matching import Matcher, after_hashes, last_boxed, last_number, parse_choice, parse_number
 

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
-from finetune_api.objectives import AnswerReward, Reward
+from finetune_api.rewards import AnswerReward, Reward
 from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.rows import NamedPath, PromptRow, Rejected, Row, read_canonical

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import pytest
 
 from finetune_api.handoff import ExitCode
-from finetune_api.objectives import Reward, Rlhf, RolloutEngine
+from finetune_api.objectives import Rlhf, RolloutEngine
 from finetune_api.objectives import Rollouts as RolloutsBlock
+from finetune_api.rewards import Reward
 from finetune_trainer.data.rows import Message
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.rewards.completion import Completion

@@ -13,7 +13,7 @@ import pytest
 from graders import Server, grading, raw, respond_with_lengths, send
 
 from finetune_api.handoff import TERMINAL_EXIT_CODES, ExitCode
-from finetune_api.objectives import Reward, RewardService
+from finetune_api.rewards import Reward, RewardService
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.rewards import service as module
 from finetune_trainer.rewards.completion import Completion

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_api.dataset.codes import RejectCode
-from finetune_api.objectives import Reward, Similarity
+from finetune_api.rewards import Reward, Similarity
 from finetune_trainer.data.rows import BadRow, DataFormat, Message, PromptRow, Reference, Source
 from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.rewards.computed import ComputedRewards

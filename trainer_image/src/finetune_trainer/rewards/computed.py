@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from finetune_api.handoff import REWARDS_DIR
-from finetune_api.objectives import Reward, RewardType
+from finetune_api.rewards import Reward, RewardType
 from finetune_trainer.evaluation.expectations import PATTERN_SECONDS, compile_pattern, is_found
 from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.rewards.matching import Matcher

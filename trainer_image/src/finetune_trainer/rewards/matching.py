@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import regex
 
-from finetune_api.objectives import AnswerReward, Extract, Match
+from finetune_api.rewards import AnswerReward, Extract, Match
 from finetune_trainer.data.checks.row_keys import compose
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.evaluation.expectations import PATTERN_SECONDS, compile_pattern

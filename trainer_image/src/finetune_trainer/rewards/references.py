@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
-from finetune_api.objectives import AnswerReward, Match, Reward
+from finetune_api.rewards import AnswerReward, Match, Reward
 from finetune_api.text.printable import printable
 from finetune_trainer.data.formats.columns import follow_path, name_columns
 from finetune_trainer.data.formats.fields import read_text

@@ -16,7 +16,7 @@ import httpx2
 import orjson
 
 from finetune_api.handoff import CA_FILE, REWARD_TOKEN_FILE, ExitCode
-from finetune_api.objectives import RewardService
+from finetune_api.rewards import RewardService
 from finetune_api.text.printable import printable
 from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.rewards.completion import Completion

@@ -6,7 +6,7 @@ from collections import Counter
 
 from rapidfuzz.distance import Indel, LCSseq
 
-from finetune_api.objectives import Similarity
+from finetune_api.rewards import Similarity
 
 LONGEST_TEXT = 65_536
 """Characters of a text that are compared, which takes a fraction of a second."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.objectives import Reward
+from finetune_api.rewards import Reward
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.rows import ChatRow, DataFormat, Source
 from finetune_trainer.rewards.references import References
