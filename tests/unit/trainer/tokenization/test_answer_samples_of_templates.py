@@ -116,8 +116,7 @@ def test_a_call_of_a_tool_may_be_the_better_answer(name: str, shipped_labeler: A
     chosen = [Message(role="assistant", content="", tool_calls=[call])]
     row = PreferenceRow(ONE, chosen, said("No idea."), SOURCE, DataFormat.PREFERENCE, tools)
     result = labeler.encode(row, "DPO", 100_000)
-    # deepseekv3 shows the tools only in a call: the answer without one would be read without them.
-    is_refused = shows_no_tool_calls(name) or name.startswith("deepseekv3")
+    is_refused = shows_no_tool_calls(name)
     if isinstance(result, BadRow):
         assert result.code == "TEMPLATE_ERROR"
         assert re.search("tool calls|the tools", result.detail)

@@ -171,6 +171,28 @@ def test_a_tool_call_is_trained_or_the_row_is_refused(name: str, shipped_labeler
     assert "sunny 12" not in "".join(trained)
 
 
+@pytest.mark.parametrize("name", EACH_TEMPLATE)
+def test_all_of_several_calls_of_one_tool_are_trained_or_the_row_is_refused(name: str, shipped_labeler: Any) -> None:
+    calls = [
+        {"id": f"call{n:05d}", "type": "function", "function": {"name": "get_weather", "arguments": {"city": city}}}
+        for n, city in enumerate(("Oslo", "Rome"))
+    ]
+    messages: Any = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+    ]
+    labeler = shipped_labeler(name)
+    result = labeler.encode(row(messages, TOOLS), "Chat", 100_000)
+    if isinstance(result, BadRow):
+        assert result.code is RejectCode.TEMPLATE_ERROR
+        return
+    (trained,) = [text for text, is_trained in labeler.preview(row(messages, TOOLS)) if is_trained]
+    assert "Oslo" in trained
+    assert "Rome" in trained
+    read = "".join(text for text, _ in labeler.preview(row(messages, TOOLS)))
+    assert "Weather of a city." in read
+
+
 SHAREGPT = {
     "conversations": [
         {"from": "system", "value": "Be brief."},

@@ -103,6 +103,59 @@ def test_a_prompt_without_its_tools_is_refused(build_model: Any) -> None:
     assert shown.find(TWO, [TOOL], [3]).renderings[0].text.startswith("[{")
 
 
+def test_tools_that_are_shown_only_in_the_call_of_an_answer_are_left_out(build_model: Any) -> None:
+    turns: list[Message] = [TWO[0], {"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    found = make(build_model, WITH_CALLS)
+    assert refusal(found, turns, [1], [TOOL]).startswith("the chat template omits the tools: set model.chatTemplate")
+    written = [{"role": "user", "content": "look_up(what) finds things. One?"}, turns[1]]
+    assert found.find(written, [TOOL], [1]).renderings  # type: ignore[arg-type]
+    assert make(build_model, "{{ tools | string }}" + WITH_CALLS).find(turns, [TOOL], [1]).renderings
+    in_system = "{% if messages[0].role == 'system' %}{{ tools | string }}{% endif %}" + WITH_CALLS
+    with_system = make(build_model, in_system)
+    assert with_system.find([SYSTEM, *turns], [TOOL], [2]).renderings
+    assert "omits the tools" in refusal(with_system, turns, [1], [TOOL])
+
+
+def test_a_template_that_writes_one_of_several_calls_of_the_same_tool_is_refused(build_model: Any) -> None:
+    first = make(build_model, WITH_CALLS.replace("message.tool_calls | tojson", "message.tool_calls[:1] | tojson"))
+    calls: Any = [
+        {"type": "function", "function": {"name": "look_up", "arguments": {"what": what}}} for what in ("fox", "dog")
+    ]
+    turns: list[Message] = [TWO[0], {"role": "assistant", "content": "", "tool_calls": calls}]
+    assert refusal(first, turns, [1]) == (
+        "the chat template omits some of several tool calls in one turn: set model.chatTemplate to one that writes all "
+        "of them, or give each call, with its result, a turn of its own"
+    )
+    with pytest.raises(BadRow, match="omits some of several tool calls"):
+        first.render_whole_prompt([*turns, {"role": "tool", "content": "4"}], None)
+    assert "dog" in make(build_model, WITH_CALLS).find(turns, None, [1]).renderings[0].text
+    turns[1]["tool_calls"] = calls[:1]
+    assert first.find(turns, None, [1]).renderings
+
+
+def test_a_result_that_is_shown_only_in_the_answer_that_repeats_it_is_left_out(build_model: Any) -> None:
+    turns: list[Message] = [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "<tool_call>2 + 2</tool_call>"},
+        {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "It is 4."},
+    ]
+    without = CHATML.replace("{% for message in messages %}", "{% for message in messages if message.role != 'tool' %}")
+    assert refusal(make(build_model, without), turns, [3]) == f"the chat template omits or alters turn 3 (tool): {FIX}"
+    assert make(build_model).find(turns, None, [1, 3]).renderings
+
+
+def test_calls_in_a_prompt_that_the_template_drops_are_refused(build_model: Any) -> None:
+    prompt: list[Message] = [
+        TWO[0],
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "4"},
+    ]
+    with pytest.raises(BadRow, match="omits tool calls"):
+        make(build_model).render_whole_prompt(prompt, None)
+    assert "look_up" in make(build_model, WITH_CALLS).render_whole_prompt(prompt, None)
+
+
 def test_a_template_that_drops_tool_calls_is_refused_only_for_rows_with_calls(build_model: Any) -> None:
     call: list[Message] = [TWO[0], {"role": "assistant", "content": "", "tool_calls": [CALL]}]
     assert refusal(make(build_model), call, [1]) == (

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import BadRow, Function, Message, ToolCall
@@ -16,12 +18,31 @@ MAX_RENDERED_CHARACTERS = 1 << 28
 FIX = "set model.chatTemplate to one that writes it, or change the rows"
 """What to do about a turn that the template omits."""
 FIX_FOR_TOOLS = "set model.chatTemplate to one that writes them, or remove them from the rows"
+FIX_FOR_SEVERAL = (
+    "set model.chatTemplate to one that writes all of them, or give each call, with its result, a turn of its own"
+)
 FIX_FOR_REFUSED = "change the row, or set model.chatTemplate to one that takes it"
 LONGEST_FAILURE = 200
 """Characters of what a template raises."""
 _USER = Message(role="user", content=sentinel(0))
 _ASSISTANT = Message(role="assistant", content=sentinel(1))
 _SYSTEM = Message(role="system", content=sentinel(2))
+# In letters and digits, because a template may write tools and calls as Python does, which escapes the sentinels.
+_MARKS = (("qx1jz", "qx2jz"), ("qx3jz", "qx4jz"))
+"""The name and the argument of each call in a conversation that is rendered to find out what a template omits."""
+_RESULT = Message(role="tool", content="qx5jz", tool_call_id="call00001", name=_MARKS[0][0])
+_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "qx6jz",
+        "description": "Look up a key.",
+        "parameters": {
+            "type": "object",
+            "properties": {"key": {"type": "string", "description": "The key."}},
+            "required": ["key"],
+        },
+    },
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +63,16 @@ class Renderer:
         _detect_content_form(self._template)
         self._has_system_role = _shows(self._template, [_SYSTEM, _USER, _ASSISTANT], (2, 0, 1))
         self._has_tool_calls = _detect_arguments_form(self._template)
+        one, two = _call_tools(_MARKS[:1]), _call_tools(_MARKS)
+        self._omits_several_calls = _omits(self._template, [_USER, two], chain(*_MARKS))
+        self._omits_results = {
+            is_call: _omits(self._template, [_USER, answer, _RESULT, _ASSISTANT], (_RESULT["content"],))
+            for is_call, answer in ((True, one), (False, _ASSISTANT))
+        }
+        self._omits_tools = {
+            has_system: _omits(self._template, asked, (_TOOL["function"]["name"],), [_TOOL])
+            for has_system, asked in ((True, [_SYSTEM, _USER]), (False, [_USER]))
+        }
         self._answer_end = self._detect_answer_end()
 
     def fit_system(self, messages: list[Message]) -> tuple[list[Message], tuple[RepairCode, ...]]:
@@ -105,6 +136,7 @@ class Renderer:
         """`render_prompt`, with a BadRow where a text or the tools are left out."""
         text = self.render_prompt(messages, tools)
         try:
+            self._refuse_omitted(messages, tools)
             _refuse_losses(text, messages, tools)
         except TemplateFailure as failure:
             raise _explain(failure) from failure
@@ -129,14 +161,32 @@ class Renderer:
             renderings = self._cache.find(messages, turns)
             if renderings is not None:
                 return FoundAnswers(renderings)
-        if not self._has_tool_calls and any("tool_calls" in message for message in messages):
-            raise TemplateFailure(f"the chat template omits tool calls: {FIX_FOR_TOOLS}")
+        self._refuse_omitted(messages, tools)
         renderings = self._finder.find(messages, tools, turns)
         for rendering in renderings:
             _refuse_losses(rendering.text, messages[: rendering.turns[-1] + 1], tools)
             _refuse_misplaced(rendering, messages)
         lost = sum(_count_lost_reasoning(rendering, messages) for rendering in renderings)
         return FoundAnswers(renderings, reasoning_lost=lost)
+
+    def _refuse_omitted(self, messages: Sequence[Message], tools: Tools) -> None:
+        """Refuse what the template never writes: its text may be in the rendering all the same, because an answer
+        repeats it."""
+        calls = [len(message["tool_calls"]) for message in messages if "tool_calls" in message]
+        if calls and not self._has_tool_calls:
+            raise TemplateFailure(f"the chat template omits tool calls: {FIX_FOR_TOOLS}")
+        if max(calls, default=0) > 1 and self._omits_several_calls:
+            raise TemplateFailure(f"the chat template omits some of several tool calls in one turn: {FIX_FOR_SEVERAL}")
+        is_call = False
+        for turn, message in enumerate(messages, 1):
+            if message["role"] == "assistant":
+                is_call = "tool_calls" in message
+            elif message["role"] == "tool" and self._omits_results[is_call]:
+                raise TemplateFailure(f"the chat template omits or alters turn {turn} (tool): {FIX}")
+        if tools and self._omits_tools[messages[0]["role"] == "system"]:
+            asked = "\n".join(message["content"] for message in messages if message["role"] in ("system", "user"))
+            if any(tool["function"]["name"] not in asked for tool in tools):
+                raise TemplateFailure(f"the chat template omits the tools: {FIX_FOR_TOOLS}")
 
     def _mark_untrained(self, rendering: Rendering, messages: Sequence[Message]) -> Rendering:
         """Return the rendering with the untrained parts of its answers, which a template may have stripped."""
@@ -225,15 +275,32 @@ def _detect_content_form(template: ChatTemplate) -> None:
 
 def _detect_arguments_form(template: ChatTemplate) -> bool:
     """Make the template take tool arguments as objects where it can, else as JSON; False when it drops tool calls."""
-    call = ToolCall(
-        type="function", id="call00001", function=Function(name=sentinel(3), arguments={"key": sentinel(4)})
-    )
-    message = Message(role="assistant", content="", tool_calls=[call])
     for template.arguments_as_text in (False, True):
-        if _shows(template, [_USER, message], (3, 4)):
+        if _shows(template, [_USER, _call_tools([(sentinel(3), sentinel(4))])], (3, 4)):
             return True
     template.arguments_as_text = False
     return False
+
+
+def _call_tools(calls: Sequence[tuple[str, str]]) -> Message:
+    """Return a turn that calls tools of these names, each with one argument."""
+    called = [
+        ToolCall(type="function", id=f"call{number:05d}", function=Function(name=name, arguments={"key": argument}))
+        for number, (name, argument) in enumerate(calls, 1)
+    ]
+    return Message(role="assistant", content="", tool_calls=called)
+
+
+def _omits(template: ChatTemplate, messages: Sequence[Message], marks: Iterable[str], tools: Tools = None) -> bool:
+    """Return whether the template renders the conversation without one of these texts.
+
+    One that refuses the conversation omits nothing: each such row reports that.
+    """
+    try:
+        text = template.render(messages, tools, add_generation_prompt=messages[-1]["role"] == "user")
+    except TemplateFailure:
+        return False
+    return any(mark not in text for mark in marks)
 
 
 def _shows(template: ChatTemplate, messages: Sequence[Message], marks: Sequence[int]) -> bool:
