@@ -10,7 +10,7 @@ from finetune_api.text.printable import printable
 from finetune_client.cluster.client import Cluster
 from finetune_client.cluster.connection import RETRIES, retry_unreachable
 from finetune_client.cluster.job import Job, Object
-from finetune_client.errors import NotFound, Unreachable
+from finetune_client.errors import NotFound, Unreachable, WrongUse
 
 WAIT_SECONDS = 2.0
 
@@ -29,13 +29,7 @@ def read(cluster: Cluster, name: str, wanted: Wanted) -> Iterator[bytes]:
     """Yield the log of the newest pod, as far as it is written."""
     job, pod = _look(cluster, name, wanted)
     if pod is None:
-        accepted = job.status.condition(ConditionType.ACCEPTED)
-        if job.has_ended and accepted and accepted.status == "False":
-            raise NotFound(f"{job.name} has no log: it failed before it had a pod", job.why)
-        if wanted.component is Component.TRAINER and job.has_ended and not job.status.is_true(ConditionType.VALIDATED):
-            raise NotFound(f"{job.name} was never trained: preflight did not pass: add --preflight", job.why)
-        removed = "its pods are removed" if job.has_ended else f"no {wanted.component.value} pod exists yet"
-        raise NotFound(f"{job.name} has no log: {removed}", job.why)
+        raise _explain_missing(job, wanted)
     if waiting := waits_for(pod):
         raise NotFound(f"pod {pod['metadata']['name']} has not started: {waiting}", job.why)
     yield from cluster.read_log(pod, follow=False, tail=wanted.tail, timestamps=wanted.timestamps)
@@ -57,6 +51,8 @@ def follow(cluster: Cluster, name: str, wanted: Wanted, say: Callable[[str], Non
             stream.is_over = stream.is_over or not stream.is_worth_another(pod)
             continue
         if _is_done(job, wanted):
+            if not streams:
+                raise _explain_missing(job, wanted)
             return
         waiting = f"{job.phase}: {job.why}" if job.is_observed else job.why
         if waiting != reported:
@@ -109,7 +105,34 @@ class _Stream:
 
 def _look(cluster: Cluster, name: str, wanted: Wanted) -> tuple[Job, Object | None]:
     job = cluster.get_job(name)
-    return job, newest(cluster.list_pods(job, wanted.component), wanted.rank)
+    pod = newest(cluster.list_pods(job, wanted.component), wanted.rank)
+    if pod is None:
+        _require_rank(job, wanted)
+    return job, pod
+
+
+def _require_rank(job: Job, wanted: Wanted) -> None:
+    """Raise WrongUse for a rank that no pod of the job will have."""
+    if wanted.component is Component.PREFLIGHT and wanted.rank:
+        raise WrongUse(f"{job.name} has no preflight pod of rank {wanted.rank}: preflight has one pod", "choose rank 0")
+    last = int(job.field("resources.numNodes") or 1) - 1
+    if wanted.rank > last:
+        ranks = f"its ranks are 0 to {last}" if last else "its only rank is 0"
+        raise WrongUse(f"{job.name} has no pod of rank {wanted.rank}: {ranks}", "choose one of these")
+
+
+def _explain_missing(job: Job, wanted: Wanted) -> NotFound:
+    """Return why no pod has a log."""
+    accepted = job.status.condition(ConditionType.ACCEPTED)
+    if job.has_ended and accepted and accepted.status == "False":
+        return NotFound(f"{job.name} has no log: it failed before it had a pod", job.why)
+    if wanted.component is Component.TRAINER and job.has_ended and not job.status.is_true(ConditionType.VALIDATED):
+        return NotFound(f"{job.name} was never trained: preflight did not pass: add --preflight", job.why)
+    if job.has_ended:
+        return NotFound(f"{job.name} has no log: its pods are removed", job.why)
+    if _is_done(job, wanted):
+        return NotFound(f"{job.name} has no log: its preflight pod is removed", job.why)
+    return NotFound(f"{job.name} has no log: no {wanted.component.value} pod exists yet", job.why)
 
 
 def newest(pods: list[Object], rank: int) -> Object | None:

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from plugin_world import make_job
 
 from finetune_client import logs
 from finetune_client.cluster.connection import RETRIES
@@ -166,8 +167,8 @@ def test_a_job_without_pods_has_no_log_yet_or_no_more(
     front: Any, finetune: Callable[..., Any], running: Answer, complete: Answer
 ) -> None:
     front.answers = {"one": [running, complete], "pods": [(200, {"items": []})]}
-    done = finetune("logs", "one", "--preflight", "--context", "lab")
-    assert (done.code, "one has no log: no preflight pod exists yet" in done.err) == (3, True)
+    done = finetune("logs", "one", "--context", "lab")
+    assert (done.code, "one has no log: no trainer pod exists yet" in done.err) == (3, True)
     done = finetune("logs", "one", "--context", "lab")
     assert (done.code, "one has no log: its pods are removed" in done.err) == (3, True)
 
@@ -208,9 +209,52 @@ def test_a_followed_log_reports_each_thing_it_waits_for_once(
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
     done = finetune("logs", "one", "-f", "--context", "lab")
-    assert (done.code, done.out) == (0, "")
-    assert done.err == "waiting: Training: 1 of 1 pods are running.\n"
+    assert done.out == ""
+    assert done.err.partition("error: ")[0] == "waiting: Training: 1 of 1 pods are running.\n"
     assert waits == [logs.WAIT_SECONDS] * 2
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        ([{"type": "Accepted", "status": "False"}, {"type": "Failed"}], "it failed before it had a pod"),
+        ([{"type": "Validated", "status": "False"}, {"type": "Failed"}], "preflight did not pass: add --preflight"),
+        ([{"type": "Validated"}, {"type": "Failed"}], "its pods are removed"),
+    ],
+)
+def test_a_followed_job_that_ends_without_a_log_is_an_error_with_the_reason(
+    front: Any, finetune: Callable[..., Any], running: Answer, conditions: list[dict[str, str]], expected: str
+) -> None:
+    ended = make_job(phase="Failed", conditions=[COMPLETE[0] | one for one in conditions])
+    front.answers = {"one": [running, (200, ended.raw)], "pods": [(200, {"items": []})]}
+    done = finetune("logs", "one", "-f", "--context", "lab")
+    assert (done.code, expected in done.err) == (3, True), done.err
+
+
+@pytest.mark.parametrize("more", [[], ["-f"]])
+def test_the_log_of_a_preflight_pod_that_is_removed_is_not_waited_for(
+    front: Any, finetune: Callable[..., Any], job: Callable[..., Any], more: list[str]
+) -> None:
+    front.answers = {"one": [(200, job(conditions=COMPLETE[:1]).raw)], "pods": [(200, {"items": []})]}
+    done = finetune("logs", "one", "--preflight", *more, "--context", "lab")
+    assert (done.code, "one has no log: its preflight pod is removed" in done.err) == (3, True), done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "nodes", "expected"),
+    [
+        (["--rank", "3"], 1, "one has no pod of rank 3: its only rank is 0"),
+        (["--rank", "2", "-f"], 2, "one has no pod of rank 2: its ranks are 0 to 1"),
+        (["--rank", "1", "--preflight"], 2, "one has no preflight pod of rank 1"),
+    ],
+)
+def test_a_rank_that_the_job_never_has_is_refused_at_once(
+    front: Any, finetune: Callable[..., Any], options: list[str], nodes: int, expected: str
+) -> None:
+    found = make_job("one", {"resources": {"numNodes": nodes}})
+    front.answers = {"one": [(200, found.raw)], "pods": [(200, {"items": [POD]})]}
+    done = finetune("logs", "one", *options, "--context", "lab")
+    assert (done.code, expected in done.err) == (2, True), done.err
 
 
 def test_a_followed_preflight_ends_when_the_job_is_validated(
