@@ -225,7 +225,8 @@ def _conditions(job: Job, now: datetime) -> Text:
         (one.type, one.status, one.reason, between(one.last_transition_time, now), _briefly(job, one.message))
         for one in job.status.conditions or []
     ]
-    return columns(("TYPE", "STATUS", "REASON", "FOR", "MESSAGE"), rows, 2) if rows else Text()
+    # The type `Failed` of a condition that is False is not a failure.
+    return columns(("TYPE", "STATUS", "REASON", "FOR", "MESSAGE"), rows, 2, uncoloured=[0]) if rows else Text()
 
 
 def _briefly(job: Job, message: str) -> str:

@@ -30,8 +30,10 @@ STYLES = {
 GAP = 3
 
 
-def columns(header: Sequence[str], rows: Sequence[Sequence[str]], indent: int = 0) -> Text:
-    """Return a table; names of states are coloured."""
+def columns(
+    header: Sequence[str], rows: Sequence[Sequence[str]], indent: int = 0, *, uncoloured: Sequence[int] = ()
+) -> Text:
+    """Return a table; names of states are coloured, except in columns that are named as `uncoloured`."""
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(cell_len(row[index]) for row in [list(header), *cells]) for index in range(len(header))]
     text = Text()
@@ -40,7 +42,7 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]], indent: int = 
         for index, cell in enumerate(row):
             is_last = index == len(row) - 1
             padding = "" if is_last else " " * (widths[index] + GAP - cell_len(cell))
-            text.append(cell + padding, STYLES.get(cell, ""))
+            text.append(cell + padding, "" if index in uncoloured else STYLES.get(cell, ""))
         text.append("\n")
     text.rstrip()
     return text

@@ -281,3 +281,13 @@ def test_a_page_counts_the_rows_of_each_source(job: Make, printed: Printed) -> N
     lines = [line.split() for line in page.splitlines()]
     assert [faq, "1,200", "3", "900", "3,000", "75.0", "%"] in lines
     assert [chats, "50", "-", "50", "1,000", "25.0", "%"] in lines
+
+
+def test_the_names_of_conditions_have_no_colours_of_states(job: Make, printed: Printed) -> None:
+    calm = {"type": "Failed", "status": "False", "reason": "Progressing", "message": "The job has not failed."}
+    page = printed(
+        describe.job_page(job(conditions=[calm | {"lastTransitionTime": "2026-03-01T12:00:00Z"}]), [], NOW),
+        force_terminal=True,
+    )
+    (line,) = (one for one in page.splitlines() if "has not failed" in one)
+    assert line.split()[:2] == ["Failed", "False"]

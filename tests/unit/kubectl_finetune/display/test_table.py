@@ -15,6 +15,11 @@ def test_columns_are_padded_to_the_widest_cell_and_states_have_a_colour() -> Non
     assert Phase.FAILED.value == "Failed"
 
 
+def test_a_column_of_names_has_no_colours_of_states() -> None:
+    table = columns(("TYPE", "STATUS", "REASON"), [("Failed", "False", "Queued")], uncoloured=[0])
+    assert [(table.plain[span.start : span.end].strip(), span.style) for span in table.spans] == [("Queued", "yellow")]
+
+
 def test_pairs_without_a_value_are_left_out_and_names_have_the_same_width() -> None:
     text = fields([("Name", "one"), ("Empty", ""), ("Unknown", "-"), ("Objective", "Chat\nnow")], 2)
     assert text.plain == "  Name:        one\n  Objective:   Chat\\nnow"
