@@ -96,7 +96,8 @@ def list_jobs(
             if job.unreadable:
                 say(f"note: {job.unreadable}")
     else:
-        say("no jobs in any namespace" if everywhere else f"no jobs in namespace {cluster.namespace}")
+        place = "any namespace" if everywhere else f"namespace {cluster.namespace}"
+        say(f"no jobs in {place}" + (f" match {selector}" if selector else ""))
 
 
 @app.command(epilog=_examples("describe support-bot", "describe support-bot -n team-a -o yaml"))

@@ -71,3 +71,11 @@ def test_a_job_whose_status_is_unreadable_is_listed_with_the_rest_of_it_and_a_no
     assert done.err.startswith(f"note: the status of one cannot be read ({named}): install the kubectl-finetune of")
     front.answers["one"] = [(200, items[0])]
     assert finetune("describe", "one", "--context", "lab").code == 1
+
+
+def test_an_empty_list_names_the_selector_that_nothing_matches(front: Any, finetune: Callable[..., Any]) -> None:
+    front.answers["finetunejobs"] = [(200, {"items": [], "metadata": {}})]
+    found = finetune("list", "-l", "team=support", "--context", "lab")
+    assert (found.code, found.err) == (0, "no jobs in namespace team-a match team=support\n")
+    found = finetune("list", "-A", "-l", "team=support", "--context", "lab")
+    assert (found.code, found.err) == (0, "no jobs in any namespace match team=support\n")
