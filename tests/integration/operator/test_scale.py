@@ -94,6 +94,8 @@ def test_queued_jobs_cost_no_request_while_nothing_changes(
         one["spec"] = SPEC | {"scheduling": {"queueName": "team"}}
         api.put("finetunejobs", one)
     wait(lambda: phases(api).count("Queued") == count, lambda: str(api.count()), 300)
+    # Events are posted when all work on jobs is done, which may take long after the last other request.
+    wait(lambda: len(api.objects["events"]) == 2 * count, lambda: str(api.count()), 300)
 
     def is_quiet() -> bool:
         before = len(api.requests)
