@@ -59,7 +59,7 @@ def test_a_cell_is_one_text() -> None:
     assert read_cell([{"text": "a"}, "b"], "x", set()) == "ab"
     assert refusal(read_cell, ["a", "b"], "x", set()) == (
         RejectCode.WRONG_TYPE,
-        "x contains 2 texts instead of one",
+        "x contains 2 texts instead of one: join them into one text, or keep one of them",
     )
 
 

@@ -42,6 +42,17 @@ def test_a_question_is_its_instruction_and_its_input(row: dict[str, Any], text: 
     assert contents(row) == [text]
 
 
+@pytest.mark.parametrize("column", ["input", "context", "system"])
+def test_several_texts_next_to_a_question_are_not_joined(check: Any, column: str) -> None:
+    row = {"instruction": "i", "output": "a"}
+    (refused, kept), _ = check(row | {column: ["x", "y"]}, row | {column: ["x"]})
+    assert (refused.code, refused.detail) == (
+        RejectCode.WRONG_TYPE,
+        f"{column} contains 2 texts instead of one: join them into one text, or keep one of them",
+    )
+    assert "x" in {turn["content"].removeprefix("i\n") for turn in kept.messages}
+
+
 def test_an_empty_cell_of_a_table_does_not_hide_the_question(check: Any) -> None:
     (kept,), _ = check(
         b'instruction,question,input,output\n"You are a doctor.","What is flu?","","A virus."\n', name="rows.csv"

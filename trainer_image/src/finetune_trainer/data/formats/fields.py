@@ -22,6 +22,7 @@ MEDIA_KEYS = ("image", "document", "video", "audio", "inlineData", "inline_data"
 LABELS: Mapping[object, bool] = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
 
 Repairs = set[RepairCode]
+_ONE_TEXT = "join them into one text, or keep one of them"
 
 
 def read_text(value: object, where: str, repairs: Repairs) -> str:
@@ -41,7 +42,7 @@ def read_text(value: object, where: str, repairs: Repairs) -> str:
 def read_cell(value: object, where: str, repairs: Repairs) -> str:
     """Return a column's value as text, like `read_text`, but do not join several texts."""
     if isinstance(value, list) and len(value) > 1 and all(isinstance(part, str) for part in value):
-        raise BadRow(RejectCode.WRONG_TYPE, f"{where} contains {len(value)} texts instead of one")
+        raise BadRow(RejectCode.WRONG_TYPE, f"{where} contains {len(value)} texts instead of one: {_ONE_TEXT}")
     return read_text(value, where, repairs)
 
 
@@ -63,7 +64,7 @@ def read_optional_text(row: Mapping[str, Any], name: str, repairs: Repairs) -> s
     if row[name] is None:
         repairs.add(RepairCode.NONE_STRIPPED)
         return ""
-    return read_text(row[name], name, repairs)
+    return read_cell(row[name], name, repairs)
 
 
 def read_list(value: object, where: str, code: RejectCode) -> list[Any]:
