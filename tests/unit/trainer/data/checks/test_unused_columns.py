@@ -20,6 +20,7 @@ from finetune_trainer.rewards.references import References
         ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "output": "b"},
          ["output"]),
         ({"text": "t", "title": "u"}, ["title"]),
+        ({"Unnamed: 0": 3, "text": "t", "Unnamed: 2": "u"}, ["Unnamed: 2"]),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 4, "messages": [1]},
          ["score_chosen", "messages"]),
         ({"prompt": "q", "answers": ["a", "b"], "scores": [1, 2], "hints": ["h"]}, ["hints"]),

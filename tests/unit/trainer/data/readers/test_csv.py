@@ -1,6 +1,7 @@
 import csv
 import io
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,6 +41,36 @@ def test_a_ragged_record_is_rejected_and_the_next_is_read() -> None:
 
 def test_a_header_that_names_a_column_twice_is_rejected_row_by_row() -> None:
     assert results(read(b"a,a\n1,2\n")) == [RejectCode.DUP_KEY]
+
+
+@pytest.mark.parametrize("again", [b"a,b", b'"a", b', b"\xef\xbb\xbfa,b", b'\xef\xbb\xbf"a","b"'])
+def test_a_header_between_the_rows_of_joined_files_is_not_a_row(again: bytes) -> None:
+    rows = read(b"a,b\n1,2\n" + again + b"\n3,4\n")
+    assert results(rows) == [{"a": "1", "b": "2"}, RejectCode.BAD_JSON, {"a": "3", "b": "4"}]
+    assert rows[1].problem is not None
+    assert (rows[1].line, rows[1].problem.detail) == (
+        3,
+        "the record repeats the header, as in files that were joined: remove the line",
+    )
+
+
+def test_rows_below_a_header_in_another_order_are_refused_with_its_line() -> None:
+    rows = read(b"a,b\n1,2\nb,a\n3,4\na,b\n5,6\n")
+    bad = RejectCode.BAD_JSON
+    assert results(rows) == [{"a": "1", "b": "2"}, bad, bad, bad, {"a": "5", "b": "6"}]
+    details = {row.problem.detail for row in rows[1:3] if row.problem}
+    assert details == {"line 3 is a header with the columns in another order: make it a file of its own"}
+
+
+def test_columns_without_a_name_get_one() -> None:
+    assert results(read(b",a,,\n0,x,,\n1,y,z,\n")) == [
+        {"Unnamed: 0": "0", "a": "x", "Unnamed: 2": "", "Unnamed: 3": ""},
+        {"Unnamed: 0": "1", "a": "y", "Unnamed: 2": "z", "Unnamed: 3": ""},
+    ]
+
+
+def test_semicolons_are_seen_from_a_header_with_a_comma_in_quotes() -> None:
+    assert results(read(b'"a, or b";"c"\n1,5;2\n')) == [{"a, or b": "1,5", "c": "2"}]
 
 
 def test_bytes_that_are_not_utf8_are_rejected_with_their_line() -> None:

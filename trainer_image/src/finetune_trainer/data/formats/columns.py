@@ -62,7 +62,7 @@ MAX_COLUMNS_NAMED = 12
 MAX_NAME_CHARACTERS = 40
 METADATA = frozenset(
     (
-        *("id", "ids", "idx", "index", "uid", "uuid", "guid", "hash", "sha256"),
+        *("id", "ids", "idx", "index", "unnamed: 0", "uid", "uuid", "guid", "hash", "sha256"),
         *("source", "sources", "dataset", "subset", "split", "url", "link", "license", "licence"),
         *("created", "created_at", "updated", "updated_at", "date", "time", "timestamp", "version"),
         *("language", "lang", "model", "metadata", "meta"),

@@ -1,6 +1,7 @@
 """Read CSV and TSV rows; every cell stays a string."""
 
 import csv
+import re
 from collections.abc import Iterator
 from io import BufferedReader
 from typing import Any, NamedTuple
@@ -9,6 +10,10 @@ from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.readers.json_row import first_repeated
 from finetune_trainer.data.readers.lines import MAX_ROW_BYTES, read_lines, too_long
 from finetune_trainer.data.rows import BadRow
+
+_QUOTED = re.compile(rb'"[^"]*"')
+_AROUND_NAMES = '" \t\ufeff'
+"""A byte order mark between joined files makes the quotes behind it a part of the cell."""
 
 
 class CsvRow(NamedTuple):
@@ -66,7 +71,8 @@ def read_csv(stream: BufferedReader, delimiter: str, limit: int = MAX_ROW_BYTES)
     """Yield every record after the header; a semicolon as delimiter is detected from the header."""
     csv.field_size_limit(limit)
     start = stream.peek(limit).split(b"\n", 1)[0]
-    if delimiter == "," and b"," not in start and b";" in start:
+    names = _QUOTED.sub(b"", start)
+    if delimiter == "," and b"," not in names and b";" in names:
         delimiter = ";"
     lines = _Lines(stream, limit)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -90,7 +96,7 @@ def read_csv(stream: BufferedReader, delimiter: str, limit: int = MAX_ROW_BYTES)
             continue
         text = lines.text
         try:
-            yield CsvRow(lines.first, header.to_object(cells, text), None, text)
+            yield CsvRow(lines.first, header.to_object(cells, text, lines.first), None, text)
         except BadRow as problem:
             yield CsvRow(lines.first, None, problem, text)
 
@@ -99,10 +105,13 @@ class _Header:
     """The names of the columns."""
 
     def __init__(self, cells: list[str]) -> None:
-        self._names = [_readable(name.strip()) for name in cells]
+        self._names = [_readable(name.strip()) or f"Unnamed: {at}" for at, name in enumerate(cells)]
         self._twice = first_repeated(self._names)
+        self._cells = [name.strip(_AROUND_NAMES) for name in cells]
+        self._another = 0
+        """The line of a header that has these names in another order."""
 
-    def to_object(self, cells: list[str], text: str) -> dict[str, Any]:
+    def to_object(self, cells: list[str], text: str, line: int) -> dict[str, Any]:
         """Return the cells of a record under their names; raises BadRow."""
         if not text.isascii():
             _refuse_undecodable(text)
@@ -116,7 +125,21 @@ class _Header:
             raise BadRow(RejectCode.MISSING_COLUMN, detail)
         if self._twice is not None:
             raise BadRow(RejectCode.DUP_KEY, f"the header contains {self._twice[:40]!r} twice")
+        if cells[-1].strip(_AROUND_NAMES) in self._cells or self._another:
+            self._refuse_header([name.strip(_AROUND_NAMES) for name in cells], line)
         return dict(zip(self._names, cells, strict=True))
+
+    def _refuse_header(self, cells: list[str], line: int) -> None:
+        """Refuse the header of another file that was joined to this one, and rows below it if its order differs."""
+        if cells == self._cells:
+            self._another = 0
+            detail = "the record repeats the header, as in files that were joined: remove the line"
+            raise BadRow(RejectCode.BAD_JSON, detail)
+        if sorted(cells) == sorted(self._cells):
+            self._another = line
+        if self._another:
+            detail = f"line {self._another} is a header with the columns in another order: make it a file of its own"
+            raise BadRow(RejectCode.BAD_JSON, detail)
 
 
 def explain_separator(name: str) -> str:
