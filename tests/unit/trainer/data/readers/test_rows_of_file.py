@@ -1,6 +1,8 @@
 import bz2
 import gzip
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pyarrow
@@ -96,6 +98,26 @@ def test_a_damaged_compressed_file_is_an_error_of_the_file_and_not_a_few_missing
 def test_a_foreign_file_is_named_for_what_it_is(tmp_path: Path, content: bytes, what: str) -> None:
     with pytest.raises(UnreadableFile, match=what):
         read(tmp_path / "a.jsonl", content)
+
+
+@pytest.mark.parametrize("suffix", ["", *PACKERS])
+def test_a_tar_archive_is_refused_under_any_name(tmp_path: Path, suffix: str) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name in ("a.jsonl", "b.jsonl"):
+            member = tarfile.TarInfo(name)
+            member.size = 9
+            archive.addfile(member, io.BytesIO(b'{"a": 1}\n'))
+    for kind in ("a.jsonl", "a.csv"):
+        with pytest.raises(UnreadableFile, match=rf"{kind}\S* is a tar archive: extract its files, and name their fol"):
+            read(tmp_path / f"{kind}{suffix}", PACKERS.get(suffix, bytes)(packed.getvalue()))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_utf16_without_a_mark_is_refused(tmp_path: Path, encoding: str, name: str) -> None:
+    with pytest.raises(UnreadableFile, match=rf"{name} is a text in UTF-16; .* in UTF-8"):
+        read(tmp_path / name, '{"a": "é"}\n'.encode(encoding))
 
 
 @pytest.mark.parametrize("column", ["ORCID", "ORC", "PARENT", "FEA1"])

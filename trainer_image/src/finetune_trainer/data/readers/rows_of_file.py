@@ -47,7 +47,9 @@ SUPPORTED = "JSONL, JSON, CSV and TSV in UTF-8, compressed with gzip, bzip2 or Z
 COMPRESSIONS = {"gzip": rb"\x1f\x8b", "bzip2": rb"BZh[1-9](1AY&SY|\x17rE8P)", "Zstandard": rb"\x28\xb5\x2f\xfd"}
 """Expressions for the first bytes of a compressed file."""
 COMPRESSED_SUFFIXES = {".gz", ".bz2", ".zst"}
+_TAR, _TAR_AT = b"ustar", 257
 
+_WIDE_LETTERS = re.compile(rb"(?:[\t-~]\0){4}|(?:\0[\t-~]){4}")
 _CONTROL_CHARACTER = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 
 
@@ -143,6 +145,10 @@ def _text_records(stream: io.BufferedReader, path: NamedPath) -> Iterator[Record
 def _refuse_foreign(start: bytes, name: str) -> None:
     if start.startswith(COLUMNAR_MAGICS):
         raise UnreadableFile(f"{name} is a compressed Parquet or Arrow file; decompress it first")
+    if start.startswith(_TAR, _TAR_AT) and b"\0" in start[:_TAR_AT]:
+        raise UnreadableFile(f"{name} is a tar archive: extract its files, and name their folder")
+    if _WIDE_LETTERS.match(start):
+        raise UnreadableFile(f"{name} is a text in UTF-16; {SUPPORTED}")
     for magic, what in FOREIGN_FILES.items():
         if start.startswith(magic) and (magic not in LETTERS_ALONE or _CONTROL_CHARACTER.search(start, 0, 64)):
             raise UnreadableFile(f"{name} is {what}; {SUPPORTED}")
