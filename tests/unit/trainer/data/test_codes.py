@@ -55,10 +55,19 @@ REJECTED: dict[RejectCode, list[Any]] = {
     ],
     RejectCode.EMPTY_PROMPT: [
         {"instruction": "", "input": " ", "output": "a"},
+        {"instruction": "\u200b", "input": "\ufeff", "output": "a"},
         chat({"role": "user", "content": " \n"}, ANSWER),
     ],
-    RejectCode.EMPTY_RESPONSE: [{"instruction": "q", "output": ""}, chat(USER, {"role": "assistant", "content": " "})],
-    RejectCode.EMPTY_TURN: [chat(USER, {"role": "assistant", "content": ""}, USER, ANSWER)],
+    RejectCode.EMPTY_RESPONSE: [
+        {"instruction": "q", "output": ""},
+        {"instruction": "q", "output": " \u200b\u200d\n\u2060"},
+        chat(USER, {"role": "assistant", "content": " "}),
+        chat(USER, {"role": "assistant", "content": "\ufeff"}),
+        chat(USER, ANSWER, USER, {"role": "assistant", "content": "\u200c\u00ad"}),
+    ],
+    RejectCode.EMPTY_TURN: [
+        chat(USER, {"role": "assistant", "content": empty}, USER, ANSWER) for empty in ("", "\u200b")
+    ],
     RejectCode.UNKNOWN_ROLE: [chat({"role": "narrator", "content": "q"}, ANSWER)],
     RejectCode.SYSTEM_NOT_FIRST: [chat(USER, {"role": "system", "content": "s"}, ANSWER)],
     RejectCode.BAD_ALTERNATION: [
@@ -122,10 +131,14 @@ BY_OBJECTIVE: list[tuple[RejectCode, str, Any]] = [
     (RejectCode.NOT_FOR_OBJECTIVE, "DomainAdaptation", {"instruction": "q", "output": "a"}),
     (RejectCode.EMPTY_PROMPT, "RLHF", {"prompt": " "}),
     (RejectCode.EMPTY_RESPONSE, "DPO", {"prompt": "q", "chosen": "a", "rejected": ""}),
+    (RejectCode.EMPTY_RESPONSE, "DPO", {"prompt": "q", "chosen": "a", "rejected": "\u200b"}),
     (RejectCode.EMPTY_RESPONSE, "DomainAdaptation", {"text": " "}),
+    (RejectCode.EMPTY_RESPONSE, "DomainAdaptation", {"text": "\ufeff \u200e"}),
     (RejectCode.DUPLICATE, "Chat", sound("Chat", "first")),
+    (RejectCode.DUPLICATE, "Chat", sound("Chat", "fir\u200bst")),
     (RejectCode.DUPLICATE, "DPO", sound("DPO", "first")),
     (RejectCode.EVAL_LEAK, "Chat", {"instruction": "Held  OUT", "output": "a"}),
+    (RejectCode.EVAL_LEAK, "Chat", {"instruction": "held\u200b out\ufeff", "output": "a"}),
     (RejectCode.TOO_LONG, "Chat", b'{"instruction": "' + b"x" * (17 << 20) + b'"}'),
 ]
 WITH_A_MODEL: list[tuple[RejectCode, str, Any]] = [
@@ -215,6 +228,7 @@ MENDED: list[tuple[RepairCode, str, Any]] = [
         "Chat",
         chat({"role": "system", "content": "s"}, {"role": "developer", "content": "t"}, USER, ANSWER),
     ),
+    (RepairCode.NONE_STRIPPED, "Chat", chat({"role": "system", "content": "\u200b"}, USER, ANSWER)),
     (RepairCode.SYSTEM_MERGED, "Chat", chat({"role": "system", "content": "s"}, USER, ANSWER, system="t")),
     (RepairCode.CHOSEN_SIDE_USED, "Chat", PAIR),
     (RepairCode.PAIR_SPLIT, "KTO", PAIR),
@@ -246,6 +260,11 @@ def test_a_repair_for_want_of_room_is_counted(
     (kept,), summary = check(row, objective=objective, labeler=Labeler(model_folder), max_length=64)
     assert code in kept.repairs
     assert summary.to_dict()["repairedRowsByCode"][code.value] == 1
+
+
+def test_what_nothing_shows_is_trained_as_it_is(check: Any) -> None:
+    (kept,), _ = check({"instruction": "zero\u200cwidth", "input": "\u200b", "context": "c", "output": "\ufeffa\u200b"})
+    assert [turn["content"] for turn in kept.messages] == ["zero\u200cwidth\nc", "\ufeffa\u200b"]
 
 
 def test_every_repair_code_has_a_row_that_gets_it() -> None:

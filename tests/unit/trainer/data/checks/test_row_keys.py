@@ -38,14 +38,29 @@ def test_composed_and_decomposed_characters_have_the_same_keys(text: str) -> Non
     assert len({prompt_key(make_row(form)) for form in forms}) == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "marked"),
+    [
+        ("Is 2 even?", "\ufeffIs\u200b 2 \u200deven?\u2060"),
+        ("Où est l'élève ?", "Où est l'e\u0301\u200cle\u200b\u0300ve ?"),
+        ("Tell me.", "Tell\u00ad me.\u200e"),
+        ("I ❤ it", "I ❤\ufe0f it"),
+    ],
+)
+def test_characters_that_nothing_shows_leave_the_keys_as_they_are(text: str, marked: str) -> None:
+    assert make_key(text) == make_key(marked)
+    assert prompt_key(make_row(text)) == prompt_key(make_row(marked))
+    assert len({prompt_key(make_row(one)) for one in ("a b", "ab", "a\u3000b")}) == 2
+
+
 def test_the_key_of_a_prompt_is_the_same_in_every_version() -> None:
     assert prompt_key(make_row("Où est  l'ÉLÈVE ?")) == 695862771739697720
 
 
 def test_a_key_leaves_the_row_as_it_is_written() -> None:
-    row = make_row("e\u0301")
+    row = make_row("e\u0301\u200b")
     row_key(row)
-    assert row.written == '{"text":"e\u0301"}'.encode()
+    assert row.written == '{"text":"e\u0301\u200b"}'.encode()
 
 
 @pytest.mark.parametrize("marks", ["\u0301\u0323" * 50_000, "\u0301" * 50_000 + "\u0323" * 50_000])

@@ -8,6 +8,7 @@ import unicodedata
 import orjson
 
 from finetune_api.dataset.codes import RejectCode
+from finetune_trainer.data.invisible import remove_invisible
 from finetune_trainer.data.rows import BadRow, Message, Row, TextRow
 
 KEY_BITS = 60
@@ -23,7 +24,8 @@ _MANY_MARKS = re.compile(r"[^\w\s\x00-\x7f]{64}")
 def row_key(row: Row) -> int:
     """Return the digest of a whole row and store its JSON in `written`; raises BadRow if JSON cannot hold the row.
 
-    The digest differs between processes. Composed and decomposed characters are the same to it.
+    The digest differs between processes. It is the same for composed and decomposed characters, and without invisible
+    ones.
     """
     try:
         row.written = orjson.dumps(row.content())
@@ -32,19 +34,23 @@ def row_key(row: Row) -> int:
             raise BadRow(RejectCode.LONE_SURROGATE, "a string contains half of a surrogate pair") from None
         raise BadRow(RejectCode.WRONG_TYPE, f"a value cannot be written as JSON: {error}") from None
     written = row.written
-    if not written.isascii() and _may_be_decomposed(written):
-        written = compose(written.decode()).encode()
+    if not written.isascii():
+        text = written.decode()
+        plain = remove_invisible(text)
+        plain = compose(plain) if _may_be_decomposed(written) else plain
+        written = written if plain is text else plain.encode()
     return hash(written) >> (HASH_BITS - KEY_BITS)
 
 
 def prompt_key(row: Row) -> int:
-    """Return the digest of a conversation's first prompt or of a whole text, ignoring case, spacing and system text.
+    """Return the digest of a conversation's first prompt or of a whole text, ignoring case, spacing, invisible
+    characters and system text.
 
     Rows with the same prompt share it, whether its characters are composed or not, and so do longer and shorter parts
     of one conversation.
     """
     text = row.text if isinstance(row, TextRow) else _first_prompt(row.turns())
-    return _digest(" ".join(compose(text).casefold().split()).encode())
+    return _digest(" ".join(compose(remove_invisible(text)).casefold().split()).encode())
 
 
 def _may_be_decomposed(data: bytes) -> bool:

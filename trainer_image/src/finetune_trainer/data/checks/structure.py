@@ -4,6 +4,7 @@ import re
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.fields import Repairs
+from finetune_trainer.data.invisible import BLANK
 from finetune_trainer.data.rows import (
     BadRow,
     BadTurn,
@@ -42,7 +43,7 @@ def check_structure(row: Row, repairs: Repairs, *, prompts_wanted: bool = False)
         case PromptRow():
             merged = _merge_system(row.prompt, repairs)
             row.prompt = _check_prompt(merged, row.tools, len(row.prompt) - len(merged))
-        case TextRow() if not row.text.strip():
+        case TextRow() if not row.text.strip(BLANK):
             raise BadRow(RejectCode.EMPTY_RESPONSE, "the text is empty")
     return row
 
@@ -110,7 +111,7 @@ def _is_plain(messages: list[Message]) -> bool:
     for number, message in enumerate(messages):
         if message["role"] != expected and (number or message["role"] != "system"):
             return False
-        if "tool_calls" in message or not message["content"].strip():
+        if "tool_calls" in message or not message["content"].strip(BLANK):
             return False
         if message["role"] == expected:
             expected, other = other, expected
@@ -124,9 +125,9 @@ def _merge_system(messages: list[Message], repairs: Repairs) -> list[Message]:
     for number, message in enumerate(messages[count:], count + 1):
         if message["role"] == "system":
             raise BadTurn(RejectCode.SYSTEM_NOT_FIRST, number, " is a system turn: move it to the start")
-    if count == 0 or (count == 1 and messages[0]["content"].strip()):
+    if count == 0 or (count == 1 and messages[0]["content"].strip(BLANK)):
         return messages
-    texts = [message["content"] for message in messages[:count] if message["content"].strip()]
+    texts = [message["content"] for message in messages[:count] if message["content"].strip(BLANK)]
     if len(texts) < count:
         repairs.add(RepairCode.NONE_STRIPPED)
     if len(texts) > 1:
@@ -167,7 +168,7 @@ def _check_texts(messages: list[Message]) -> None:
     last = len(messages)
     for number, message in enumerate(messages, 1):
         role = message["role"]
-        if not (message["content"] and message["content"].strip()) and "tool_calls" not in message and role != "tool":
+        if not message["content"].strip(BLANK) and "tool_calls" not in message and role != "tool":
             if role == "user" and not prompted:
                 raise BadTurn(RejectCode.EMPTY_PROMPT, number, ", the first prompt, is empty")
             if number == last and role == "assistant":

@@ -5,6 +5,7 @@ from typing import Any
 
 from finetune_api.dataset.codes import RejectCode
 from finetune_api.text.printable import printable
+from finetune_trainer.data.invisible import BLANK
 from finetune_trainer.data.rows import BadRow
 from finetune_trainer.errors import name_some
 
@@ -159,7 +160,7 @@ def find_filled(row: Columns, names: tuple[str, ...]) -> str | None:
 
 def is_blank(value: object) -> bool:
     """Return whether a cell is null or an empty text, as the cells of a table that a row does not use."""
-    return value is None or (isinstance(value, str) and not value.strip())
+    return value is None or (isinstance(value, str) and not value.strip(BLANK))
 
 
 def is_empty(value: object) -> bool:

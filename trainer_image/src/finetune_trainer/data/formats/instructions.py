@@ -25,6 +25,7 @@ from finetune_trainer.data.formats.fields import Repairs, parse_nested, read_cel
 from finetune_trainer.data.formats.shared_prompt import join_prompt
 from finetune_trainer.data.formats.tools import read_tool_call
 from finetune_trainer.data.formats.turns import keep_reasoning_once
+from finetune_trainer.data.invisible import BLANK
 from finetune_trainer.data.readers.json_row import name_type
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, PromptRow, Source, ToolCall
 
@@ -74,7 +75,7 @@ def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
     if instruction == "instruction" and extra == "context" and (question := _find_question(row)):
         first = "\n".join([first, read_cell(row[question], question, repairs)])
     second = read_optional_text(row, extra, repairs) if extra else ""
-    text = "\n".join([part for part in (first, second) if part.strip()])
+    text = "\n".join([part for part in (first, second) if part.strip(BLANK)])
     return [*messages, {"role": "user", "content": text}]
 
 

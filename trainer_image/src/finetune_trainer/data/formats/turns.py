@@ -8,6 +8,7 @@ from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.columns import CONTENT_KEYS, ROLE_KEYS, name_columns
 from finetune_trainer.data.formats.fields import Repairs, read_optional_text, read_text
 from finetune_trainer.data.formats.tools import parse_tool_call_text, read_tool_call, read_tool_calls
+from finetune_trainer.data.invisible import BLANK
 from finetune_trainer.data.readers.json_row import name_type
 from finetune_trainer.data.rows import BadRow, Message, Role
 
@@ -162,7 +163,7 @@ def _read_marks(turn: Mapping[str, Any], message: Message, number: int) -> None:
 
 
 def _exclude(message: Message, ranges: list[list[int]]) -> None:
-    if ranges and not _without(message["content"], ranges).strip():
+    if ranges and not _without(message["content"], ranges).strip(BLANK):
         message["train"] = False
     elif ranges:
         message["untrained"] = ranges
