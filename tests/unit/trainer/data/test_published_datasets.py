@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.rows import Rejected
 
 GUIDE = (Path(__file__).parents[4] / "docs" / "datasets.md").read_text("utf-8")
@@ -350,3 +351,37 @@ def test_a_result_next_to_its_solution_is_refused_until_one_of_them_is_named(che
     assert not isinstance(prompt, Rejected)
     (same,), _ = check({"problem": "q", "solution": "4", "answer": 4})
     assert not isinstance(same, Rejected)
+
+
+@pytest.mark.parametrize("prompt", [{"problem": "q"}, {"prompt": "q"}, {"messages": [Q]}])
+@pytest.mark.parametrize("column", ["completion", "generation", "target"])
+def test_a_result_next_to_a_longer_answer_is_refused_until_one_of_them_is_named(
+    check: Any, prompt: dict[str, Any], column: str
+) -> None:
+    row = prompt | {"answer": "4", column: "<think>2 + 2</think> It is 4."}
+    (refused,), _ = check(row)
+    assert (refused.code, refused.detail) == (
+        RejectCode.NOT_FOR_OBJECTIVE,
+        f"the row has answer and {column}, and only one of them is trained: name it in dataset.columns, as "
+        f"{{answer: {column}}} or {{answer: answer}}",
+    )
+    for name in (column, "answer"):
+        (read,), _ = check(row, columns={"answer": name})
+        assert read.messages[-1]["content"] == row[name]
+    (read,), _ = check(row, objective="RLHF")
+    assert not isinstance(read, Rejected)
+    (read,), _ = check(row | {column: "4."} | {"answer": "It is 4."})
+    assert read.messages[-1]["content"] == "It is 4."
+
+
+def test_all_longer_answers_are_named(check: Any) -> None:
+    (refused,), _ = check({"problem": "q", "solution": "worked", "answer": "4", "generation": "sampled"})
+    assert refused.detail == (
+        "the row has answer, solution and generation, and only one of them is trained: name it in dataset.columns, as "
+        "{answer: solution} or {answer: generation} or {answer: answer}"
+    )
+
+
+def test_answers_next_to_a_conversation_that_has_its_own_are_not_read(check: Any) -> None:
+    (read,), _ = check({"messages": [Q, A], "answer": "4", "generation": "sampled", "choices": ["1", "2"]})
+    assert read.messages == [Q, A]

@@ -194,7 +194,8 @@ class _RowChecker:
             if data_format in _OF_TURNS:
                 raise BadRow(bad.code, f"turn {find_number(columns, bad.number)}{bad.what}") from None
             raise
-        if not PARTS.isdisjoint(columns) and data_format in _OF_ANSWERS and self.objective in _OF_ONE_ANSWER:
+        is_answered = data_format in _OF_ANSWERS or (converted is not None and "answer" in converted.read)
+        if is_answered and self.objective in _OF_ONE_ANSWER and not PARTS.isdisjoint(columns):
             self.columns.refuse_part(columns, trains_answer=not prompts_wanted)
         if repairs:
             row.repairs = tuple(sorted(repairs))

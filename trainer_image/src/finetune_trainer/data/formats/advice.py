@@ -37,8 +37,9 @@ _AS_COLUMNS = {"question": "prompt", "answer": "answer"}
 _ANSWERS_INSIDE = ("choices.0.message", "answers.text.0")
 DEEPEST_PATH = 4
 """Dots of a path that is suggested."""
-PARTS = frozenset((*CHOICE_COLUMNS, "solution"))
-"""Columns without which an answer may be only a part of what a row teaches."""
+PARTS = frozenset((*CHOICE_COLUMNS, "answer"))
+"""Columns of rows whose answer may be only a part of what they teach."""
+_WORKED = ("solution", *(name for name in OUTPUT_COLUMNS if name != "answer"))
 LONGEST_NUMBER = 40
 """Characters; a longer text is not read as a number."""
 
@@ -208,10 +209,12 @@ def _read_choices(value: object) -> list[str]:
     return value if isinstance(value, list) and all(isinstance(one, str) for one in value) else []
 
 
-def has_other_answer(row: Columns) -> bool:
-    """Return whether a row has a worked solution next to an `answer` that is shorter, and so may be only the result."""
-    column, solution = find_filled(row, OUTPUT_COLUMNS), row.get("solution")
-    return column == "answer" and isinstance(solution, str) and len(str(row[column]).strip()) < len(solution.strip())
+def find_worked_answers(row: Columns) -> list[str]:
+    """Return the columns with longer answers than `answer`, which may be only the result of them."""
+    if find_filled(row, OUTPUT_COLUMNS) != "answer":
+        return []
+    length, texts = len(str(row["answer"]).strip()), {name: row.get(name) for name in _WORKED}
+    return [name for name, text in texts.items() if isinstance(text, str) and length < len(text.strip())]
 
 
 def _has_alias(row: Columns, name: str) -> bool:

@@ -11,7 +11,7 @@ from finetune_trainer.data.formats.advice import (
     explain_several_answers,
     explain_turn,
     find_class,
-    has_other_answer,
+    find_worked_answers,
     suggest_columns,
 )
 from finetune_trainer.data.formats.columns import (
@@ -139,16 +139,20 @@ class ColumnMap:
         return BadRow(bad.code, f"{bad.detail}; {seen}{advice and '; '}{advice}")
 
     def refuse_part(self, row: Columns, *, trains_answer: bool) -> None:
-        """Refuse a question without its choices, and a result without its solution; raises BadRow.
+        """Refuse a question without its choices, and a result without what leads to it; raises BadRow.
 
-        The user may name either of the two as the answer.
+        The user may name either of them as the answer.
         """
         if explained := explain_choices(row):
             raise BadRow(RejectCode.NOT_FOR_OBJECTIVE, explained)
-        if trains_answer and self.columns.keys().isdisjoint(OUTPUT_COLUMNS) and has_other_answer(row):
-            (field, worked), (_, result) = (self._advise({"answer": name}) for name in ("solution", "answer"))
-            detail = "the row has answer and solution, and only one of them is trained"
-            raise BadRow(RejectCode.NOT_FOR_OBJECTIVE, f"{detail}: name it in {field}, as {worked} or {result}")
+        if not trains_answer or not self.columns.keys().isdisjoint(OUTPUT_COLUMNS):
+            return
+        if worked := find_worked_answers(row):
+            field, _ = self._advise({})
+            fixes = " or ".join(self._advise({"answer": name})[1] for name in (*worked, "answer"))
+            detail = f"the row has {' and '.join([', '.join(['answer', *worked[:-1]]), worked[-1]])}"
+            detail = f"{detail}, and only one of them is trained: name it in {field}, as {fixes}"
+            raise BadRow(RejectCode.NOT_FOR_OBJECTIVE, detail)
 
     def explain_text(self, bad: BadRow, row: Columns) -> BadRow:
         """Return the error of a text where answers are trained: if another column has a class, it may be the answer."""
