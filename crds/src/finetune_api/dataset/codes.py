@@ -59,6 +59,7 @@ class RepairCode(StrEnum):
     LATER_TURNS_UNUSED = "LATER_TURNS_UNUSED"
     ANSWER_UNUSED = "ANSWER_UNUSED"
     REASONING_LOST = "REASONING_LOST"
+    REASONING_UNCLOSED = "REASONING_UNCLOSED"
 
 
 SENTENCES: Mapping[RejectCode | RepairCode, str] = {
@@ -109,6 +110,7 @@ SENTENCES: Mapping[RejectCode | RepairCode, str] = {
     RepairCode.LATER_TURNS_UNUSED: "Only the first answers in which a pair differs are compared, not the turns after.",
     RepairCode.ANSWER_UNUSED: "The row's answers were dropped because the objective uses only the prompt.",
     RepairCode.REASONING_LOST: "The chat template omits an answer's reasoning, which is not trained on.",
+    RepairCode.REASONING_UNCLOSED: "An answer begins its reasoning and does not end it, so it was probably truncated.",
 }
 
 # These rows are well formed: they are rejected because of other rows, or because the job asks for it.

@@ -235,6 +235,10 @@ MENDED: list[tuple[RepairCode, str, Any]] = [
     (RepairCode.RANKING_SPLIT, "DPO", {"prompt": "q", "responses": ["a", "b", "c"], "scores": [3, 2, 1]}),
     (RepairCode.LATER_TURNS_UNUSED, "DPO", {"prompt": "q", "chosen": [ANSWER, USER, ANSWER], "rejected": "b"}),
     (RepairCode.ANSWER_UNUSED, "RLHF", {"instruction": "q", "output": "a"}),
+    (RepairCode.ANSWER_UNUSED, "RLHF", {"instruction": "q", "output": "<think>Is 2"}),
+    (RepairCode.REASONING_UNCLOSED, "Chat", {"instruction": "q", "output": "\n<think>Is 2"}),
+    (RepairCode.REASONING_UNCLOSED, "Chat", chat(USER, {**ANSWER, "content": "<think>Is 2"}, USER, ANSWER)),
+    (RepairCode.REASONING_UNCLOSED, "DPO", {**PAIR, "chosen": "<think>Is 2"}),
 ]
 MENDED_WITH_A_MODEL: list[tuple[RepairCode, str, Any]] = [
     (RepairCode.TRUNCATED, "Chat", {"instruction": "q", "output": LONG}),
@@ -260,6 +264,12 @@ def test_a_repair_for_want_of_room_is_counted(
     (kept,), summary = check(row, objective=objective, labeler=Labeler(model_folder), max_length=64)
     assert code in kept.repairs
     assert summary.to_dict()["repairedRowsByCode"][code.value] == 1
+
+
+@pytest.mark.parametrize("answer", ["<think>Is 2</think>even", "Write <think> first.", "Is 2</think>even"])
+def test_reasoning_that_has_its_end_or_no_beginning_is_not_counted(check: Any, answer: str) -> None:
+    (kept,), _ = check({"instruction": "<think>", "output": answer})
+    assert kept.repairs == ()
 
 
 def test_what_nothing_shows_is_trained_as_it_is(check: Any) -> None:

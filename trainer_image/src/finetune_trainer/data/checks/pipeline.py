@@ -24,7 +24,7 @@ from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_api.objectives import SAMPLED
 from finetune_trainer.data.checks.objectives import ANSWERED, COLUMNS, find_answer, fit_objective
 from finetune_trainer.data.checks.row_keys import SeenRows, prompt_key, row_key
-from finetune_trainer.data.checks.structure import check_structure
+from finetune_trainer.data.checks.structure import check_structure, has_unclosed_reasoning
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.formats.advice import PARTS
 from finetune_trainer.data.formats.column_map import Advise, ColumnMap, advise_field
@@ -197,6 +197,8 @@ class _RowChecker:
         is_answered = data_format in _OF_ANSWERS or (converted is not None and "answer" in converted.read)
         if is_answered and self.objective in _OF_ONE_ANSWER and not PARTS.isdisjoint(columns):
             self.columns.refuse_part(columns, trains_answer=not prompts_wanted)
+        if not prompts_wanted and has_unclosed_reasoning(row):
+            repairs.add(RepairCode.REASONING_UNCLOSED)
         if repairs:
             row.repairs = tuple(sorted(repairs))
         if self.system_message:

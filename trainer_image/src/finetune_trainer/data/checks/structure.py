@@ -18,6 +18,7 @@ from finetune_trainer.data.rows import (
     UnpairedRow,
 )
 
+_UNCLOSED = re.compile(r"\s*<think>(?!.*</think>)", re.DOTALL)
 # Many files write calls inside the text; a tool result after such a text is valid.
 TEXT_CALL = re.compile(
     r"<tool_call>|<functioncall>|<function_call>|<function=|<\|python_tag\|>|\[TOOL_CALLS\]|\A\s*\[\w[^\[\]()]*\("
@@ -46,6 +47,11 @@ def check_structure(row: Row, repairs: Repairs, *, prompts_wanted: bool = False)
         case TextRow() if not row.text.strip(BLANK):
             raise BadRow(RejectCode.EMPTY_RESPONSE, "the text is empty")
     return row
+
+
+def has_unclosed_reasoning(row: Row) -> bool:
+    """Return whether an answer begins with `<think>` and has no end of it."""
+    return any(turn["role"] == "assistant" and _UNCLOSED.match(turn["content"]) for turn in row.turns())
 
 
 def _check_chat(row: ChatRow, repairs: Repairs, prompts_wanted: bool) -> ChatRow | PromptRow:
