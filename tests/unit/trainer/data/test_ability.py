@@ -54,7 +54,7 @@ def test_the_columns_of_mmlu_arc_and_openbookqa_are_read(row: dict[str, Any], co
         (MMLU | {"question": None}, "question is not a text: None"),
         (MMLU | {"answer": None}, "answer is None: give one of A, B, C, D or its index, 0 to 3"),
         (MMLU | {"choices": ["3"]}, r"choices has 1 texts: give 2 to 26; it is \['3'\]"),
-        (MMLU | {"choices": "['3' '4']"}, r"choices has 1 texts: give 2 to 26; it is \"\['3' '4'\]\""),
+        (MMLU | {"choices": "['3' '4']"}, r"choices is \"\['3' '4'\]\": give a list of texts"),
         (MMLU | {"choices": ["3", ""]}, r"choices\[1\] is not a text: ''"),
         (MMLU | {"choices": ["3", 4]}, r"choices\[1\] is not a text: 4"),
         (MMLU | {"question": " "}, "question is not a text"),

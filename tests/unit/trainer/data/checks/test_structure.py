@@ -96,7 +96,7 @@ RESULTS = {
             {"messages": [{"human": "q", "assistant": "a"}, A]},
             "turn 2 is an assistant turn that follows another one: join the two",
         ),
-        ({"messages": [{"human": "q", "assistant": None}]}, "turn 1 is null"),
+        ({"messages": [{"human": "q", "assistant": None}]}, "turn 1 is null: give it a text, or remove the row"),
         (
             {"system": "s", "messages": [Q, {**A, "content": " "}], "tools": [tool("f")]},
             "turn 2, the last answer, is empty",

@@ -168,6 +168,8 @@ CHOICES = [{"index": 0, "message": {"role": "assistant", "content": "a"}}]
          "{answer: answers.text.0}", {"answer": "answers.text.0"}),
         ({"user": "q", "assistant": "a"}, "{prompt: user, answer: assistant}",
          {"prompt": "user", "answer": "assistant"}),
+        ({"input_text": "q", "target_text": "a", "prefix": "k"}, "{prompt: input_text, answer: target_text}",
+         {"prompt": "input_text", "answer": "target_text"}),
         ({"inputs": "q", "targets": "a", "kind": "k"}, "{prompt: inputs, answer: targets}",
          {"prompt": "inputs", "answer": "targets"}),
         ({"source": "q", "target": "a"}, "{prompt: source, answer: target}", {"prompt": "source", "answer": "target"}),

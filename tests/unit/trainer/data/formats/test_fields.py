@@ -42,7 +42,7 @@ def test_a_value_is_read_as_text(value: object, text: str, repairs: Repairs) -> 
 @pytest.mark.parametrize(
     ("value", "code", "detail"),
     [
-        (None, RejectCode.NULL_FIELD, "x is null"),
+        (None, RejectCode.NULL_FIELD, "x is null: give it a text, or remove the row"),
         ({}, RejectCode.WRONG_TYPE, "x is an object instead of text"),
         ([1], RejectCode.WRONG_TYPE, "x has a part that is a number"),
         ([{"type": "text"}], RejectCode.WRONG_TYPE, "x has a text part without text, but type"),

@@ -55,7 +55,7 @@ def test_a_question_whose_output_is_null_has_no_answer(check: Any) -> None:
         RejectCode.BAD_ALTERNATION,
         "turn 2 is a user turn after a user turn: join the two",
     )
-    assert (null.code, null.detail) == (RejectCode.NULL_FIELD, "turn 1 is null")
+    assert (null.code, null.detail) == (RejectCode.NULL_FIELD, "turn 1 is null: give it a text, or remove the row")
 
 
 def test_a_pair_next_to_a_conversation_is_still_read_as_a_pair(check: Any) -> None:

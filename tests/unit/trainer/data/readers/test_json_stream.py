@@ -99,7 +99,9 @@ def test_an_element_above_the_limit_is_cut_and_the_next_one_read(monkeypatch: py
         (b'{"data":' + b"[" * 5000 + b"]" * 5000 + b"}\n1", True, True),
         (b'{"a": 1}\n{"a": 2}\n', True, False),
         (b'{\n "a": 1\n}', True, True),
-        (b'{\n "a": 1\n}', False, False),
+        (b'{\n "a": 1\n}', False, True),
+        (b'{ \r\n\t"a": 1\n}', False, True),
+        (b'{\n{"a": 1}\n', False, False),
         (b"garbage", True, False),
     ],
 )

@@ -27,7 +27,7 @@ from finetune_trainer.data.checks.row_keys import SeenRows, prompt_key, row_key
 from finetune_trainer.data.checks.structure import check_structure, has_unclosed_reasoning
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.formats.advice import PARTS
-from finetune_trainer.data.formats.column_map import Advise, ColumnMap, advise_field
+from finetune_trainer.data.formats.column_map import Advise, ColumnMap, advise_field, refuse_columns_of_rows
 from finetune_trainer.data.formats.columns import (
     CONVERSATION_COLUMNS,
     METADATA,
@@ -174,6 +174,8 @@ class _RowChecker:
         repairs: set[RepairCode] = set(record.repairs)
         named = self.columns.rename(record.value)
         columns = drop_misnamed(named)
+        if type(next(iter(columns.values()), None)) is dict:
+            refuse_columns_of_rows(columns)
         prompts_wanted = self.objective in SAMPLED
         # A column alone next to those that describe the row is read, or the row is rejected.
         converted = ReadColumns(columns) if len(columns.keys() - METADATA) > 1 else None

@@ -31,8 +31,11 @@ from finetune_trainer.data.rows import BadRow
 YOURS = "YOURS"
 _OPTIONAL = (*INPUT_COLUMNS, *SYSTEM_COLUMNS, *TOOL_COLUMNS, "history")
 _SPEAKERS = {"question": "user", "answer": "assistant"}
-_NAMED_PAIRS = (("inputs", "targets"), ("input_text", "output_text"), ("source", "target"))
-"""Of FLAN, P3 and Aya, of PaLM, and of translations."""
+_NAMED_PAIRS = (
+    *(("inputs", "targets"), ("source", "target")),
+    *(("input_text", "output_text"), ("input_text", "target_text")),
+)
+"""Of FLAN, P3 and Aya, of translations, of PaLM, and of files for T5."""
 _AS_COLUMNS = {"question": "prompt", "answer": "answer"}
 _ANSWERS_INSIDE = ("choices.0.message", "answers.text.0")
 DEEPEST_PATH = 4

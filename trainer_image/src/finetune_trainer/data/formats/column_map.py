@@ -39,6 +39,8 @@ from finetune_trainer.data.rows import BadRow
 
 _PLAIN = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)$)[^\W\d]\w*(?:[ ._-]\w+)*", re.IGNORECASE)
 """Names that YAML reads as the same text without quotes."""
+AS_LINES = "write one row a line, in pandas with to_json(path, orient='records', lines=True)"
+_KEYS_OF_ROWS = ("data", "rows", "train", "test", "validation", "examples", "instances", "records", "items")
 Advise = Callable[[Mapping[str, str]], tuple[str, str]]
 """Returns what the user sets to name columns, and an example for these."""
 
@@ -211,7 +213,16 @@ def _explain_file(row: Columns) -> str:
     name, value = next(iter(row.items()), ("", None))
     if len(row) == 1 and isinstance(value, str) and (separator := explain_separator(name)):
         return separator
-    rows = row.get("data")
-    if isinstance(rows, list) and rows and all(isinstance(one, dict) for one in rows):
-        return "the rows are under data: keep that key alone"
+    for key in _KEYS_OF_ROWS:
+        rows = row.get(key)
+        if isinstance(rows, list) and rows and all(isinstance(one, dict) for one in rows):
+            return f"the rows are under {key}: write that array into a file of its own"
+    if row.keys() == {"columns", "index", "data"} or (len(row) > 1 and "0" in row and isinstance(value, dict)):
+        return AS_LINES
     return ""
+
+
+def refuse_columns_of_rows(row: Columns) -> None:
+    """Refuse an object that has a file's columns, each an object with the rows by number; raises BadRow."""
+    if all(isinstance(value, dict) and "0" in value for value in row.values()):
+        raise BadRow(RejectCode.UNKNOWN_FORMAT, f"each column has rows by number, as pandas writes them: {AS_LINES}")

@@ -16,7 +16,14 @@ from finetune_trainer.data.formats.columns import (
     is_metadata,
     missing_column,
 )
-from finetune_trainer.data.formats.fields import Repairs, parse_nested, read_cell, read_list, read_optional_text
+from finetune_trainer.data.formats.fields import (
+    NumpyText,
+    Repairs,
+    parse_nested,
+    read_cell,
+    read_list,
+    read_optional_text,
+)
 from finetune_trainer.data.formats.tools import read_tools
 from finetune_trainer.data.formats.turns import KEYS, ROLES, is_turn, list_parts, read_plain_turns, read_turn
 from finetune_trainer.data.rows import BadRow, Message, Role, Tools
@@ -26,6 +33,7 @@ _SPEAKER = re.compile(r"(?:^\s*|(?<!\n)\n\n+[^\S\n]*)(Human|Assistant):")
 _SYSTEMS = frozenset(SYSTEM_COLUMNS)
 _TOOLS = frozenset(TOOL_COLUMNS)
 _TURNS = re.compile(r"\s*\[\s*\{")
+_TURN = re.compile(r"\s*\[\s*\{'(?:role|content|from|value)'")
 _ALTERNATING: tuple[Role, Role] = ("user", "assistant")
 _SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
@@ -36,7 +44,7 @@ def read_conversation(row: Columns, repairs: Repairs) -> list[Message]:
     if column is None:
         raise missing_column(CONVERSATION_COLUMNS)
     value = row[column]
-    if isinstance(value, str) and not value.lstrip().startswith(("[", "{")):
+    if isinstance(value, str) and not value.lstrip().startswith(("[", "{", "array(")):
         raise UnknownColumns(RejectCode.WRONG_TYPE, f"{column} is a text instead of an array of turns")
     if isinstance(value, dict) and _transpose(value) is value:
         raise UnknownColumns(RejectCode.WRONG_TYPE, f"{column} is an object instead of an array")
@@ -134,11 +142,15 @@ def ends_with_speaker(value: object) -> bool:
 
 
 def parse_turns(text: str, where: str) -> list[Any] | None:
-    """Return the turns of a text; None if it is anything else."""
+    """Return the turns of a text; None if it is anything else; raises NumpyText."""
     if not _TURNS.match(text):
         return None
     try:
         value = parse_nested(text, where, RejectCode.WRONG_TYPE)
+    except NumpyText:
+        if _TURN.match(text):
+            raise
+        return None
     except BadRow:
         return None
     return value if value and isinstance(value, list) and all(map(is_turn, value)) else None

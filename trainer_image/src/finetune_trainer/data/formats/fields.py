@@ -1,8 +1,12 @@
 """Read single values in the forms that files use: null for absent, a number for text, a list in a string."""
 
 import ast
+import io
 import json
+import re
+import tokenize
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -22,6 +26,9 @@ MEDIA_KEYS = ("image", "document", "video", "audio", "inlineData", "inline_data"
 LABELS: Mapping[object, bool] = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
 
 Repairs = set[RepairCode]
+# Items without a comma between them. Python joins two texts without one, and a text may contain the same characters.
+_WITHOUT_COMMAS = re.compile(r"[}\]]\s+[{\[]|\barray\(")
+_TEXTS_WITHOUT_COMMAS = re.compile(r"['\"]\s+['\"]")
 _ONE_TEXT = "join them into one text, or keep one of them"
 
 
@@ -30,7 +37,7 @@ def read_text(value: object, where: str, repairs: Repairs) -> str:
     if isinstance(value, str):
         return value
     if value is None:
-        raise BadRow(RejectCode.NULL_FIELD, f"{where} is null")
+        raise BadRow(RejectCode.NULL_FIELD, f"{where} is null: give it a text, or remove the row")
     if isinstance(value, bool | int | float):
         repairs.add(RepairCode.COERCED_SCALAR)
         return dump_json(value, where)
@@ -106,8 +113,12 @@ def dump_json(value: object, where: str) -> str:
         raise BadRow(RejectCode.WRONG_TYPE, f"{where} has a value that JSON does not have") from None
 
 
+class NumpyText(BadRow):
+    """Raised for an array that NumPy wrote as text, of which the items are not certain."""
+
+
 def parse_nested(text: str, where: str, code: RejectCode) -> object:
-    """Parse a string as JSON or as a Python literal; raises BadRow with this code."""
+    """Parse a string as JSON or as a Python literal; raises BadRow with this code, NumpyText for NumPy's form."""
     try:
         return load_exactly(text)
     except orjson.JSONDecodeError:
@@ -118,9 +129,25 @@ def parse_nested(text: str, where: str, code: RejectCode) -> object:
     try:
         value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        if _WITHOUT_COMMAS.search(text):
+            raise _explain_numpy(where, code) from None
         raise BadRow(code, f"{where} is a string that is neither JSON nor a Python literal") from None
+    if isinstance(value, list) and _TEXTS_WITHOUT_COMMAS.search(text) and _joins_texts(text):
+        raise _explain_numpy(where, code)
     try:
         json.dumps(value)
     except (ValueError, TypeError, RecursionError):
         raise BadRow(code, f"{where} is a string with a Python value that JSON does not have") from None
     return value
+
+
+def _joins_texts(text: str) -> bool:
+    """Return whether two texts of a Python literal have nothing but space between them."""
+    kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text.strip()).readline)]
+    kinds = [kind for kind in kinds if kind != tokenize.NL]
+    return any(one == other == tokenize.STRING for one, other in pairwise(kinds))
+
+
+def _explain_numpy(where: str, code: RejectCode) -> NumpyText:
+    fix = "write the column as JSON, with json.dumps"
+    return NumpyText(code, f"{where} is a NumPy array as text, which has no commas: {fix}")

@@ -1,4 +1,5 @@
-"""Find the rows in a JSON file that is one value: an array, `{"data": [...]}`, or objects over several lines.
+"""Find the rows in a JSON file that is one value: an array, `{"data": [...]}`, or objects over several lines; also in
+a file of another name if its first line is a bracket alone.
 
 Only brackets and strings are scanned, so that a malformed element rarely affects the next ones, and only one element is
 in memory.
@@ -18,11 +19,12 @@ MAX_OPEN = 1 << 14
 """Open brackets that are kept, many times what the JSON parser accepts: a row that is nested deeper is malformed."""
 _ARRAY_OF_ROWS = re.compile(rb"\s*\[\s*(?:[{\]]|$)")
 _ROWS_UNDER_KEY = re.compile(rb'\s*\{\s*"data"\s*:\s*(?:\[|$)')
+_OBJECT_OVER_LINES = re.compile(rb'\s*\{[ \t\r]*\n\s*"')
 _ONE_LINE_OBJECT = re.compile(rb"\s*\{[^\n]*\}[ \t\r]*(?:,[ \t\r]*)?(?:\n|$)")
 # A string, a bracket, a comma, a newline, or a quote whose string ends neither here nor on this line.
 _TOKEN = re.compile(rb'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+"|[{}\[\],\n"]')
 _NEXT_ROW = re.compile(rb"\s+\{")
-_VALUE_IS_ARRAY = re.compile(rb"\s*:\s*\[")
+_VALUE_IS_ROWS = re.compile(rb"\s*:\s*\[(?=\s*(?:[{\]]|$))")
 _BETWEEN_ELEMENTS = b", \t\r\n"
 _OPENER = {b"}": b"{", b"]": b"["}
 
@@ -31,7 +33,9 @@ def looks_like_rows_in_one_value(start: bytes, *, is_json_file: bool) -> bool:
     """Return, by a file's first bytes, whether its rows are inside one JSON value instead of one per line."""
     if _ARRAY_OF_ROWS.match(start):
         return True
-    if not is_json_file or start.lstrip()[:1] != b"{":
+    if not is_json_file:
+        return bool(_OBJECT_OVER_LINES.match(start))
+    if start.lstrip()[:1] != b"{":
         return False
     if _ROWS_UNDER_KEY.match(start):
         return not _has_row_in_first_line(start.lstrip())
@@ -89,7 +93,7 @@ class _Splitter:
             depth += (token in (b"{", b"[")) - (token in (b"}", b"]"))
             if depth == 0 and token == b"}":
                 return
-            if depth == 1 and token == b'"data"' and (value := _VALUE_IS_ARRAY.match(self._data, match.end())):
+            if depth == 1 and token == b'"data"' and (value := _VALUE_IS_ROWS.match(self._data, match.end())):
                 self._under_key = True
                 self._step_inside(value.end())
                 return

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +13,8 @@ from typing import Any, NamedTuple, cast
 
 import orjson
 
-from finetune_api.dataset.codes import RepairCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
+from finetune_trainer.data.formats.fields import MAX_LITERAL_CHARACTERS, parse_nested
 from finetune_trainer.data.readers.csv import read_csv
 from finetune_trainer.data.readers.json_row import parse_object
 from finetune_trainer.data.readers.json_stream import looks_like_rows_in_one_value, read_elements
@@ -50,6 +52,8 @@ COMPRESSED_SUFFIXES = {".gz", ".bz2", ".zst"}
 _TAR, _TAR_AT = b"ustar", 257
 
 _WIDE_LETTERS = re.compile(rb"(?:[\t-~]\0){4}|(?:\0[\t-~]){4}")
+_PYTHON_DICT = re.compile(rb"\s*\{'")
+_ARRAY_UNDER_KEY = re.compile(rb'\s*\{\s*"(\w{1,40})"\s*:\s*\[\s*\{')
 _CONTROL_CHARACTER = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 
 
@@ -157,12 +161,32 @@ def _refuse_foreign(start: bytes, name: str) -> None:
 def _json_records(elements: Iterable[tuple[int, bytes, bool]]) -> Iterator[Record]:
     for line, raw, whole in elements:
         if not whole:
-            yield Record(line, None, too_long(), raw[: 4 * EXCERPT_CHARACTERS])
+            yield Record(line, None, _explain_long(raw), raw[: 4 * EXCERPT_CHARACTERS])
         elif raw and not raw.isspace():
             try:
-                yield Record(line, parse_object(raw), None, raw)
+                value = _parse_literal(raw) if _PYTHON_DICT.match(raw) else parse_object(raw)
+                yield Record(line, value, None, raw)
             except BadRow as problem:
                 yield Record(line, None, problem, raw)
+
+
+def _parse_literal(raw: bytes) -> dict[str, Any]:
+    """Parse a row that Python wrote with `str`; raises BadRow."""
+    try:
+        value = parse_nested(raw.decode(), "the row", RejectCode.BAD_JSON)
+    except (BadRow, UnicodeDecodeError):
+        most = f"{MAX_LITERAL_CHARACTERS >> 10} KiB"
+        detail = f"the row is a Python dict with values that JSON does not have, or of more than {most}"
+        raise BadRow(RejectCode.BAD_JSON, f"{detail}: write it with json.dumps") from None
+    return parse_object(json.dumps(value).encode())
+
+
+def _explain_long(raw: bytes) -> BadRow:
+    problem = too_long()
+    if found := _ARRAY_UNDER_KEY.match(raw):
+        fix = f"if the rows of the file are under {found[1].decode()!r}, write that array into a file of its own"
+        return BadRow(problem.code, f"{problem.detail}: {fix}")
+    return problem
 
 
 def _dump(row: Mapping[str, Any]) -> str:
