@@ -26,7 +26,7 @@ from finetune_trainer.data.checks.objectives import ANSWERED, COLUMNS, find_answ
 from finetune_trainer.data.checks.row_keys import SeenRows, prompt_key, row_key
 from finetune_trainer.data.checks.structure import check_structure, has_unclosed_reasoning
 from finetune_trainer.data.checks.summary import Summary
-from finetune_trainer.data.formats.advice import PARTS
+from finetune_trainer.data.formats.advice import may_have_part
 from finetune_trainer.data.formats.column_map import Advise, ColumnMap, advise_field, refuse_columns_of_rows
 from finetune_trainer.data.formats.columns import (
     CONVERSATION_COLUMNS,
@@ -197,7 +197,7 @@ class _RowChecker:
                 raise BadRow(bad.code, f"turn {find_number(columns, bad.number)}{bad.what}") from None
             raise
         is_answered = data_format in _OF_ANSWERS or (converted is not None and "answer" in converted.read)
-        if is_answered and self.objective in _OF_ONE_ANSWER and not PARTS.isdisjoint(columns):
+        if is_answered and self.objective in _OF_ONE_ANSWER and may_have_part(columns):
             self.columns.refuse_part(columns, trains_answer=not prompts_wanted)
         if not prompts_wanted and has_unclosed_reasoning(row):
             repairs.add(RepairCode.REASONING_UNCLOSED)

@@ -40,9 +40,8 @@ _AS_COLUMNS = {"question": "prompt", "answer": "answer"}
 _ANSWERS_INSIDE = ("choices.0.message", "answers.text.0")
 DEEPEST_PATH = 4
 """Dots of a path that is suggested."""
-PARTS = frozenset((*CHOICE_COLUMNS, "answer"))
-"""Columns of rows whose answer may be only a part of what they teach."""
-_WORKED = ("solution", *(name for name in OUTPUT_COLUMNS if name != "answer"))
+_CHOICES = frozenset(CHOICE_COLUMNS)
+_WORKED = ("solution", *OUTPUT_COLUMNS[OUTPUT_COLUMNS.index("answer") + 1 :])
 LONGEST_NUMBER = 40
 """Characters; a longer text is not read as a number."""
 
@@ -210,6 +209,11 @@ def _read_choices(value: object) -> list[str]:
     if isinstance(value, dict):
         value = value.get("text", list(value.values()))
     return value if isinstance(value, list) and all(isinstance(one, str) for one in value) else []
+
+
+def may_have_part(row: Columns) -> bool:
+    """Return whether a row has the columns of one whose answer may be only a part of what it teaches."""
+    return not _CHOICES.isdisjoint(row) or ("answer" in row and any(name in row for name in _WORKED))
 
 
 def find_worked_answers(row: Columns) -> list[str]:
