@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from finetune_api.names import ANNOTATION_INDEX, TRAINER_CONTAINER, Component, ConditionType
+from finetune_api.names import ANNOTATION_INDEX, TRAINER_CONTAINER, Component, ConditionType, Reason
 from finetune_api.text.printable import printable
 from finetune_client.cluster.client import Cluster
 from finetune_client.cluster.connection import RETRIES, retry_unreachable
@@ -128,6 +128,9 @@ def _explain_missing(job: Job, wanted: Wanted) -> NotFound:
         return NotFound(f"{job.name} has no log: it failed before it had a pod", job.why)
     if wanted.component is Component.TRAINER and job.has_ended and not job.status.is_true(ConditionType.VALIDATED):
         return NotFound(f"{job.name} was never trained: preflight did not pass: add --preflight", job.why)
+    validated = job.status.condition(ConditionType.VALIDATED)
+    if wanted.component is Component.TRAINER and job.has_ended and validated and validated.reason == Reason.ADOPTED:
+        return NotFound(f"{job.name} was never trained: its result was already published: add --preflight", job.why)
     if job.has_ended:
         return NotFound(f"{job.name} has no log: its pods are removed", job.why)
     if _is_done(job, wanted):

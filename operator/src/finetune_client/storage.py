@@ -58,8 +58,8 @@ def require_endpoint(job: Job, asked: str | None) -> str:
         return own
     if named and not is_aws_s3(named):
         raise WrongUse(
-            f"spec.storage.endpoint of the job is {named}, but your AWS key belongs to {own} (see AWS_ENDPOINT_URL)",
-            f"to send requests there that are signed with it, add --endpoint {named}",
+            f"spec.storage.endpoint of the job is {named}, but this environment uses {own} (see AWS_ENDPOINT_URL)",
+            f"to send requests there, signed with your AWS key if you have one, add --endpoint {named}",
         )
     return named
 

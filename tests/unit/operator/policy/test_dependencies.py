@@ -47,7 +47,8 @@ def job(scene: Callable[..., Any]) -> Callable[..., FineTuneJob]:
 
 
 TABLE = [
-    ("a parent that is not there", CHILD, [], "WaitingForParent", "there is no FineTuneJob sft in namespace team"),
+    ("a parent that is not there", CHILD, [], "WaitingForParent", "There is no FineTuneJob sft in namespace team"),
+    ("a name that may be mistyped", CHILD, [], "WaitingForParent", "check the name in lineage.parentRef"),
     ("a parent without a status", CHILD, [("sft", {})], "WaitingForParent", "it has just been created"),
     ("a parent that trains", CHILD, [("sft", {"phase": "Training"})], "WaitingForParent", "it is Training"),
     ("a parent that has failed", CHILD, [("sft", {"phase": "Failed"})], "ParentFailed", "failed (Diverged: NaN)"),
