@@ -220,7 +220,10 @@ def test_a_followed_log_reports_each_thing_it_waits_for_once(
         ([{"type": "Accepted", "status": "False"}, {"type": "Failed"}], "it failed before it had a pod"),
         ([{"type": "Validated", "status": "False"}, {"type": "Failed"}], "preflight did not pass: add --preflight"),
         ([{"type": "Validated"}, {"type": "Failed"}], "its pods are removed"),
-        ([{"type": "Validated", "reason": "Adopted"}, {"type": "Complete"}], "was never trained: its result was already"),
+        (
+            [{"type": "Validated", "reason": "Adopted"}, {"type": "Complete"}],
+            "was never trained: its result was already",
+        ),
     ],
 )
 def test_a_followed_job_that_ends_without_a_log_is_an_error_with_the_reason(

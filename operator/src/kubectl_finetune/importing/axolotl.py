@@ -53,6 +53,10 @@ _CLASSIFIES = "the base is trained to choose a class"
 
 def _objective(draft: Draft) -> None:
     kind = str(draft.get("rl") or "").lower()
+    if not is_off(kind) and (draft.get("pretraining_dataset") or draft.get("reward_model")):
+        draft.lose("rl", "pretraining_dataset and reward_model choose the objective: nothing is trained by rl")
+    if draft.get("pretraining_dataset") and draft.get("reward_model"):
+        draft.lose("reward_model", "pretraining_dataset chooses the objective: no reward model is trained")
     if draft.get("pretraining_dataset"):
         shared.put_objective(draft, Objective.DOMAIN_ADAPTATION.value, "pretraining_dataset")
     elif draft.get("reward_model"):
@@ -272,6 +276,9 @@ TABLE: Table = MappingProxyType(
         "liger_*": to(f"{HYPER}.fusedKernels", lambda value: "Auto" if values.flag(value) else None),
         "special_tokens": to("", _tokens),
         "tokens": to("", _tokens),
+        "added_tokens_overrides": lost(
+            "the tokenizer is used unchanged", "save a tokenizer with these tokens next to the model"
+        ),
         # what changes the training
         "chat_template_jinja": lost(shared.OWN_TEMPLATE, templates.IN_A_CONFIGMAP),
         "chat_template_kwargs": to("model.chatTemplateKwargs", templates.kwargs),

@@ -63,7 +63,9 @@ def test_no_request_is_signed_for_an_endpoint_that_the_job_alone_names(
             error, fix = done.err.splitlines()
             assert (done.code, asked) == (2, [])
             assert f"spec.storage.endpoint of the job is {uri}, but this environment uses https://s3." in error
-            assert fix.strip() == f"to send requests there, signed with your AWS key if you have one, add --endpoint {uri}"
+            assert (
+                fix.strip() == f"to send requests there, signed with your AWS key if you have one, add --endpoint {uri}"
+            )
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", own)
         assert f"cannot be read at {own}" in finetune("report", "one", "--show", "--context", "lab").err
         assert (asked, len(mine)) == ([], 1)
