@@ -38,8 +38,8 @@ def test_a_chain_applied_in_the_wrong_order_completes(world: Any, operator: Any)
     world.create("rlhf", **RLHF)
     waits = world.wait_condition("Accepted", "WaitingForParent", "rlhf")
     assert waits["status"] == "Unknown"
-    assert f"There is no FineTuneJob sft in namespace {world.namespace}" in waits["message"]
-    assert "there is no FineTuneJob scorer" in waits["message"]
+    assert f"FineTuneJob sft (lineage.parentRef) does not exist in namespace {world.namespace}" in waits["message"]
+    assert "FineTuneJob scorer (" in waits["message"]
     world.create("scorer", objective="RewardModel")
     world.create("sft")
     _complete(world, "scorer")

@@ -57,9 +57,7 @@ def find_obstacle(job: FineTuneJob, relatives: Relatives) -> Obstacle | None:
     for check in (_spec_mistakes, _failed_parents, _unfinished_parents):
         found = list(check(job, relatives))
         if found:
-            detail = "; ".join(one.detail for one in found)
-            # a detail that begins with the path of a field stays as it is
-            return Obstacle(found[0].reason, detail.replace("there", "There", 1) if detail[:6] == "there " else detail)
+            return found[0] if len(found) == 1 else Obstacle(found[0].reason, "; ".join(one.detail for one in found))
     return None
 
 
@@ -144,7 +142,7 @@ def _unfinished_parents(job: FineTuneJob, relatives: Relatives) -> Iterator[Obst
     for need in open_needs(job):
         parent = relatives.get(need.name)
         if parent is None:
-            where = f"there is no FineTuneJob {need.name} in namespace {job.key.namespace} ({need.field})"
+            where = f"FineTuneJob {need.name} ({need.field}) does not exist in namespace {job.key.namespace}"
             fix = f"this job starts once it is complete; if it is not yet to come, check the name in {need.field}"
             yield Obstacle(Reason.WAITING_FOR_PARENT, f"{where}: {fix}")
         elif _is_complete(parent) and _published_result(parent) is None:

@@ -47,7 +47,7 @@ def job(scene: Callable[..., Any]) -> Callable[..., FineTuneJob]:
 
 
 TABLE = [
-    ("a parent that is not there", CHILD, [], "WaitingForParent", "There is no FineTuneJob sft in namespace team"),
+    ("a parent that is not there", CHILD, [], "WaitingForParent", "FineTuneJob sft (lineage.parentRef) does not exist"),
     ("a name that may be mistyped", CHILD, [], "WaitingForParent", "check the name in lineage.parentRef"),
     ("a parent without a status", CHILD, [("sft", {})], "WaitingForParent", "it has just been created"),
     ("a parent that trains", CHILD, [("sft", {"phase": "Training"})], "WaitingForParent", "it is Training"),
@@ -102,7 +102,7 @@ TABLE = [
         SCORED | CHILD,
         [],
         "WaitingForParent",
-        "no FineTuneJob scorer in namespace team (rlhf.rewardModel.jobRef)",
+        "FineTuneJob scorer (rlhf.rewardModel.jobRef) does not exist in namespace team",
     ),
     (
         "a failed one, which is worse than one that runs",
