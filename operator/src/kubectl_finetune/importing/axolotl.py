@@ -275,10 +275,7 @@ TABLE: Table = MappingProxyType(
         "use_tensorboard": to("tracking.tensorboard", values.only_true),
         "liger_*": to(f"{HYPER}.fusedKernels", lambda value: "Auto" if values.flag(value) else None),
         "special_tokens": to("", _tokens),
-        "tokens": to("", _tokens),
-        "added_tokens_overrides": lost(
-            "the tokenizer is used unchanged", "save a tokenizer with these tokens next to the model"
-        ),
+        "tokens": shared.NEW_TOKENS,
         # what changes the training
         "chat_template_jinja": lost(shared.OWN_TEMPLATE, templates.IN_A_CONFIGMAP),
         "chat_template_kwargs": to("model.chatTemplateKwargs", templates.kwargs),
@@ -292,8 +289,7 @@ TABLE: Table = MappingProxyType(
             "initLoraWeights",
             values.choice(FIRST_VALUES, "adapters begin with PEFT's usual initialisation"),
         ),
-        "peft_layers_to_transform": lost("every layer gets an adapter"),
-        "peft_layers_pattern": lost("every layer gets an adapter"),
+        **each(shared.EVERY_LAYER, "peft_layers_to_transform peft_layers_pattern"),
         "peft_layer_replication": refused("layers cannot be replicated", REMOVE),
         "peft_trainable_token_indices": lost(
             "embeddings of single tokens are not trained", "set tuning.lora.modulesToSave for those of all tokens"
@@ -306,8 +302,6 @@ TABLE: Table = MappingProxyType(
         "lr_groups": lost("every weight has the same learning rate"),
         "adam_eps": to(f"{HYPER}.adamEpsilon", values.positive),
         "noisy_embedding_alpha": to(f"{HYPER}.neftuneNoiseAlpha", values.positive),
-        "center_rewards_coefficient": lost("rewards are not centred"),
-        "rope_scaling": lost("the context is that of the model"),
         **each(
             lost("the model's config.json is used unchanged"),
             "overrides_of_model_config model_config overrides_of_model_kwargs",
@@ -328,7 +322,7 @@ TABLE: Table = MappingProxyType(
         "jagged_restart*": refused("there is no ReLoRA", REMOVE),
         "qat": refused("there is no quantisation-aware training", REMOVE),
         "fp8*": refused("there is no training in FP8", REMOVE),
-        **each(refused(shared.OTHER_LOSS, REMOVE), "diffusion ebft orpo_alpha simpo_gamma cpo_alpha use_eaft"),
+        **each(refused(shared.OTHER_LOSS, REMOVE), "diffusion ebft use_eaft"),
         "use_onebitllms": refused(shared.NO_GRADIENT, REMOVE),
         "process_reward_model": refused("steps of an answer cannot be rewarded one by one", REMOVE),
         "reinit_weights": refused("no model is trained from random weights", REMOVE),

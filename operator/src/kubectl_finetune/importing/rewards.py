@@ -49,7 +49,11 @@ TABLE: Table = {
     "repetition_penalty": lost("answers are sampled without a penalty", unless=(1.0,)),
     "generation_kwargs": lost("answers are sampled with the temperature alone"),
     "chat_template_kwargs": to("model.chatTemplateKwargs", templates.kwargs),
-    "num_iterations": lost("each answer is used for one step", unless=(1,)),
+    "num_iterations": lost(
+        "each answer is used for one step, so the same rows give fewer steps",
+        "raise hyperparameters.numTrainEpochs for as many steps, with new answers",
+        unless=(1,),
+    ),
     "epsilon*": harmless(ON_POLICY),
     "delta": harmless(ON_POLICY),
     "loss_type": to("rlhf.lossType", values.choice({one.value: one.value for one in PolicyLoss}, LOSS)),

@@ -359,7 +359,26 @@ def of_adapter(field: str, convert: Callable[[Any], Any]) -> Row:
     return carry_setting
 
 
+NEW_TOKENS = lost(
+    "the tokenizer is used unchanged: these texts are split into several tokens, and get no embeddings of their own",
+    "save a model and a tokenizer with these tokens, and set tuning.lora.modulesToSave to train their embeddings",
+)
+ROPE = lost(
+    "positions are encoded as in the model's config.json, so its context is not extended",
+    "save a model with rope_scaling in its config.json",
+)
+CENTRED = lost("rewards are not centred: the differences of two are trained, and their mean can be any number")
+EVERY_LAYER = lost(
+    "every layer gets an adapter, so more weights are trained",
+    "name the modules of the other layers in tuning.lora.excludeModules",
+)
 WEIGHTS: dict[str, Row] = {
+    **each(NEW_TOKENS, "added_tokens added_tokens_overrides add_tokens add_special_tokens additional_special_tokens"),
+    **each(NEW_TOKENS, "new_special_tokens new_special_tokens_config"),
+    **each(ROPE, "rope_scaling rope_theta rope_parameters"),
+    **each(EVERY_LAYER, "layers_to_transform lora_layers_to_transform layers_pattern lora_layers_pattern"),
+    "center_rewards_coefficient": CENTRED,
+    **each(refused(OTHER_LOSS, REMOVE), "cpo_alpha orpo_alpha orpo_beta simpo_gamma"),
     "additional_target": of_adapter("modulesToSave", values.whole_modules),
     "lora_modules_to_save": of_adapter("modulesToSave", values.whole_modules),
     "modules_to_save": of_adapter("modulesToSave", values.whole_modules),

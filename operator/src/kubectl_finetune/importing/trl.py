@@ -321,7 +321,6 @@ TABLE: Table = MappingProxyType(
         "sync_ref_model": lost("the reference is the model before training"),
         "ref_model_*": harmless("it belongs to sync_ref_model"),
         "router_aux_loss_coef": lost("the loss has no further term", unless=(0, 0.001)),
-        "center_rewards_coefficient": lost("rewards are not centred"),
         "disable_dropout": _disable_dropout,
         "lora_target_parameters": lost("adapters are on linear layers", "tuning.lora.targetExperts covers experts"),
         "bnb_4bit_quant_type": lost("the base is in NF4", unless=("nf4",)),

@@ -47,6 +47,11 @@ PAIRS: dict[str, dict[str, Any]] = {
 forms = pytest.mark.parametrize("form", FORMATS.values(), ids=lambda one: one.name)
 
 
+def converted(name: str, more: dict[str, Any]) -> Draft:
+    given = START[name] | more
+    return convert(TrainingFile("training.yaml", YamlDocument(given), given), FORMATS[name], Options())
+
+
 @forms
 def test_a_key_is_either_derived_or_in_the_table(form: Format) -> None:
     assert form.derived_keys & set(form.table) == set()
@@ -161,3 +166,29 @@ def test_a_setting_without_effect_is_not_named_if_it_is_off(key: str) -> None:
     given = START["llama-factory"] | {key: False}
     draft = convert(TrainingFile("training.yaml", YamlDocument(given), given), FORMATS["llama-factory"], Options())
     assert key not in [one.key for one in draft.losses]
+
+
+@pytest.mark.parametrize("form", ["axolotl", "llama-factory", "trl"])
+@pytest.mark.parametrize(
+    ("key", "value", "consequence"),
+    [
+        ("new_special_tokens", "<call>,</call>", "split into several tokens"),
+        ("added_tokens", ["<call>"], "split into several tokens"),
+        ("layers_to_transform", [0, 1], "every layer gets an adapter"),
+        ("lora_layers_to_transform", [0, 1], "every layer gets an adapter"),
+        ("rope_scaling", {"type": "linear", "factor": 2.0}, "its context is not extended"),
+        ("center_rewards_coefficient", 0.01, "their mean can be any number"),
+    ],
+)
+def test_what_changes_tokens_layers_positions_or_rewards_is_named_with_its_consequence(
+    form: str, key: str, value: Any, consequence: str
+) -> None:
+    found = [one for one in converted(form, {key: value}).losses if one.key == key]
+    assert [(consequence in one.reason, one.changes_training) for one in found] == [(True, True)], found
+
+
+@pytest.mark.parametrize("form", ["axolotl", "llama-factory", "trl"])
+@pytest.mark.parametrize("key", ["simpo_gamma", "cpo_alpha", "orpo_alpha", "orpo_beta"])
+def test_a_file_with_a_setting_of_orpo_simpo_or_cpo_is_refused(form: str, key: str) -> None:
+    refusals = converted(form, {key: 0.5}).refusals
+    assert [one.key for one in refusals] == [key]
