@@ -35,6 +35,7 @@ KINDS = {
     "boolean": "true or false",
     "quantity": "a number or a text",
 }
+ROOT = ("apiVersion", "kind", "metadata", "spec", "status")
 UNKNOWN = "is not a field"
 """Message of a field that the API does not have."""
 LIMITS = {
@@ -226,6 +227,17 @@ def _find_twice(value: Any, schema: dict[str, Any], path: FieldPath) -> Iterator
             if name and known.setdefault(name, index) != index:
                 yield Fault((*path, index), f"has the {' and '.join(keys)} of entry {known[name] + 1}", "remove one")
             yield from _find_twice(one, schema.get("items", {}), (*path, index))
+
+
+def suggest_for_root(key: str, kind: str) -> str:
+    """Return what to do about a field next to `spec` that objects do not have: it may be one of the spec."""
+    schema = _closed_schema(kind)
+    if foreign := explain_foreign(key):
+        return foreign
+    if meant := nearest(key, ROOT) or elsewhere(key, schema):
+        return f"did you mean {meant}?"
+    near = nearest(key, schema["properties"])
+    return f"did you mean spec.{near}?" if near else "remove it"
 
 
 def _suggest_indent(key: str, given: dict[str, Any], schema: dict[str, Any]) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api import names
-from finetune_api.manifest.foreign_names import explain_foreign
 from finetune_api.manifest.yaml_document import (
     FieldPath,
     FileError,
@@ -27,10 +26,9 @@ from finetune_api.manifest.yaml_faults import YamlError
 from finetune_api.text.printable import printable
 from finetune_client.errors import FineTuneError, WrongUse
 from finetune_client.manifest.object_metadata import find_metadata_faults
-from finetune_client.manifest.schema import SPECS, UNKNOWN, Fault, find_faults
+from finetune_client.manifest.schema import ROOT, SPECS, UNKNOWN, Fault, find_faults, suggest_for_root
 from finetune_client.manifest.suggestions import nearest
 
-ROOT = ("apiVersion", "kind", "metadata", "spec", "status")
 LONGEST = 80
 
 
@@ -205,9 +203,7 @@ def _head(value: dict[str, Any], kind: str) -> Iterator[Fault]:
             yield Fault((key,), "is missing" if key not in value else "is not known", f"{key}: {wanted}")
     for key in value:
         if key not in ROOT:
-            near = nearest(key, ROOT)
-            fix = explain_foreign(key) or f"did you mean {near or 'spec.' + key}?"
-            yield Fault((key,), UNKNOWN, fix)
+            yield Fault((key,), UNKNOWN, suggest_for_root(key, kind))
 
 
 def _clashes(found: Iterable[tuple[str, YamlDocument]]) -> Iterator[Problem]:
