@@ -92,19 +92,22 @@ def put_rlhf(draft: Draft, block: Mapping[str, Any], path: FieldPath, algorithm:
 def put_rewards(draft: Draft, block: Mapping[str, Any], path: FieldPath) -> None:
     """Set the reward model, or the rewards that can be computed; refuse a file without any."""
     functions = values.words(block.get("reward_funcs") or [])
-    weights = block.get("reward_weights") or []
+    weights = block.get("reward_weights")
     if block.get("reward_model_name_or_path"):
         put_model(draft, "reward_model_name_or_path", "rlhf.rewardModel.uri")
         if functions:
             draft.lose((*path, "reward_funcs"), "a reward is either a model or computed: the model is used")
         return
+    if weights is not None and not _are_weights(weights, len(functions)):
+        fix = "list one number for each of reward_funcs"
+        draft.lose((*path, "reward_weights"), "each reward has the weight 1", fix)
+        weights = None
     rewards = []
-    for index, name in enumerate(functions):
+    for name, weight in zip(functions, weights or [1] * len(functions), strict=True):
         place = (*path, "reward_funcs")
         if name not in REWARDS:
             draft.lose(place, f"{name} is a Python function, which is not run", "write it as one of rlhf.rewards")
             continue
-        weight = weights[index] if isinstance(weights, list) and index < len(weights) else 1
         rewards.append(REWARDS[name] | ({"weight": weight} if weight != 1 else {}))
     if rewards:
         draft.set("rlhf.rewards", rewards, (*path, "reward_funcs"))
@@ -113,3 +116,7 @@ def put_rewards(draft: Draft, block: Mapping[str, Any], path: FieldPath) -> None
         if not path:  # a file of TRL, which does not name its command
             fix += "; if the file is for DPO or KTO, use --objective"
         draft.refuse((*path, "reward_funcs"), "no reward of the file can be computed", fix)
+
+
+def _are_weights(value: Any, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(type(one) in (int, float) for one in value)

@@ -158,6 +158,16 @@ def test_a_null_limit_of_sampled_answers_is_named(read: Read, changes: dict[str,
 
 
 @pytest.mark.parametrize(
+    ("weights", "carried"), [([0.5], [0.5]), (0.5, None), ([0.5, 1.0], None), (["0.5"], None), ([True], None)]
+)
+def test_weights_of_rewards_are_carried_or_named(read: Read, weights: Any, carried: list[float] | None) -> None:
+    done = read(reward_funcs=["think_format_reward"], reward_weights=weights)
+    rewards = spec_of(done)["rlhf"]["rewards"]
+    assert [one.get("weight", 1) for one in rewards] == (carried or [1])
+    assert [one.key for one in done.not_carried] == ([] if carried else ["reward_weights"])
+
+
+@pytest.mark.parametrize(
     ("changes", "is_lost"),
     [
         ({"steps_per_generation": 4}, True),
