@@ -143,7 +143,7 @@ def _unfinished_parents(job: FineTuneJob, relatives: Relatives) -> Iterator[Obst
         parent = relatives.get(need.name)
         if parent is None:
             where = f"FineTuneJob {need.name} ({need.field}) does not exist in namespace {job.key.namespace}"
-            fix = f"this job starts once it is complete; if it is not yet to come, check the name in {need.field}"
+            fix = f"this job starts once it is complete; if no such job is to come, check the name in {need.field}"
             yield Obstacle(Reason.WAITING_FOR_PARENT, f"{where}: {fix}")
         elif _is_complete(parent) and _published_result(parent) is None:
             unread = f"{need.field} {need.name} is complete, but this version of the operator cannot read its result"
