@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
 from finetune_api import conditions, names
+from finetune_api.blocks import Block
 from finetune_api.recipes import fill_in_defaults
 from finetune_api.release import FineTuneReleaseSpec, FineTuneReleaseStatus
 from finetune_api.schema import chart
+from finetune_api.schema.descriptions import describe_fields
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
@@ -75,8 +76,8 @@ class Resource:
     singular: str
     short_name: str
     description: str
-    spec: type[BaseModel]
-    status: type[BaseModel]
+    spec: type[Block]
+    status: type[Block]
     columns: list[tuple[str, str, str, int]]
     selectable: tuple[str, ...] = ()
     chart_value: str = ""
@@ -96,15 +97,15 @@ RELEASE = Resource(
 )
 
 
-def structural_schema(model: type[BaseModel]) -> dict[str, Any]:
+def structural_schema(model: type[Block]) -> dict[str, Any]:
     """Return the JSON schema that Kubernetes requires: no `$ref`, null types, titles; exclusive bounds as booleans."""
     schema = _json_schema(model)
     return _structural(schema, schema.get("$defs", {}))
 
 
 @functools.cache
-def _json_schema(model: type[BaseModel]) -> dict[str, Any]:
-    return model.model_json_schema(by_alias=True, mode="validation")
+def _json_schema(model: type[Block]) -> dict[str, Any]:
+    return describe_fields(model.model_json_schema(by_alias=True, mode="validation"), model)
 
 
 def _structural(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
