@@ -83,12 +83,16 @@ def write(record: RunRecord, folder: Path) -> str:
 
 def test_the_result_compares_base_and_tuned_model_with_an_interval(tmp_path: Path) -> None:
     report = write(make_record(tmp_path), tmp_path)
-    assert "**Better than the base model: held-out loss 3.5 → 2.4, -31 % \\(95 % interval " in report
+    assert "**Better than the base model: held-out loss 3.5 → 2.4, -31 % (95 % interval " in report
     assert "| base model    | 3.5  | 33.12      | 200    |" in report
     assert "| tuned model   | 2.4  | 11.02      | 200    |" in report
     assert "step 40 of 40, the best of 4 evaluations" in report
     assert "Student's t over 10 groups of the same held-out rows" in report
     assert "because this one was chosen from 4 evaluations" in report
+
+
+def test_sections_are_one_empty_line_apart(tmp_path: Path) -> None:
+    assert "\n\n\n" not in write(make_record(tmp_path), tmp_path)
 
 
 def test_the_report_begins_with_what_was_trained_where_and_when(tmp_path: Path) -> None:
@@ -289,7 +293,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert "\x1b" not in report
     lines = report.splitlines()
     assert not [line for line in lines if line.startswith(("# heading", "<script"))]
-    assert [line for line in lines if line.startswith("| a\\|b\\]\\(http")]
+    assert [line for line in lines if line.startswith("| a\\|b\\](http")]
 
 
 def test_the_whole_report_holds_no_html_no_link_and_no_picture_but_its_own(tmp_path: Path) -> None:

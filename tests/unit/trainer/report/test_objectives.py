@@ -118,7 +118,7 @@ def card(tmp_path: Path, folder: str) -> tuple[dict[str, Any], str]:
 
 def test_a_policys_report_shows_rewards_and_no_loss(tmp_path: Path) -> None:
     report = write(tmp_path, "RLHF", rewarded(tmp_path))
-    assert "**Better than the base model: held-out reward 0.35 → 0.75, \\+0.4 \\(95 % interval " in report
+    assert "**Better than the base model: held-out reward 0.35 → 0.75, +0.4 (95 % interval " in report
     assert "| tuned model      | 0.75        | 0" in report
     assert "perplexity" not in report
     assert "only the prompts are used" in report
@@ -200,7 +200,7 @@ def test_sampled_answers_are_shown_with_their_rewards(tmp_path: Path) -> None:
 @pytest.mark.parametrize("objective", ["DPO", "RewardModel"])
 def test_pairs_are_reported_with_margin_and_accuracy(tmp_path: Path, objective: str) -> None:
     report = write(tmp_path, objective, measured(tmp_path))
-    assert "**Better than the base model: held-out loss 0.693 → 0.4, -42 % \\(95 % interval " in report
+    assert "**Better than the base model: held-out loss 0.693 → 0.4, -42 % (95 % interval " in report
     assert "| base model     | 0.693 | 0      | 50.0 %   | 20    |" in report
     assert "| tuned model    | 0.4   | 1.25   | 90.0 %   | 20    |" in report
     assert "perplexity" not in report

@@ -22,7 +22,7 @@ def kinds(markdown: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "hostile", [*HOSTILE, ALL_HOSTILE, *(f"{mark} x" for mark in ("-", "+", "1.", "12)", "=", "--"))]
+    "hostile", [*HOSTILE, ALL_HOSTILE, *(f"{mark} x" for mark in ("-", "+", "1.", "12)", "=", "--", "![a](b)", "!", "(a)[b]"))]
 )
 def test_a_line_holds_no_element(hostile: str) -> None:
     assert kinds(text.inline(hostile)) <= {"inline", "paragraph_open", "paragraph_close", "text", "text_special"}
@@ -47,10 +47,11 @@ def test_nothing_that_acts_and_is_not_seen_is_left(show: object) -> None:
 
 
 def test_versions_and_names_stay_readable() -> None:
-    assert [text.inline(one) for one in ("3.11.2", "torch 2.13.0+cpu", "Test GPU 80GB")] == [
+    assert [text.inline(one) for one in ("3.11.2", "torch 2.13.0+cpu", "Test GPU 80GB", "-13 % (95 % interval)")] == [
         "3.11.2",
-        "torch 2.13.0\\+cpu",
+        "torch 2.13.0+cpu",
         "Test GPU 80GB",
+        "\\-13 % (95 % interval)",
     ]
 
 

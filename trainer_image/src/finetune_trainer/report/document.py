@@ -1,6 +1,7 @@
 """The report as Markdown and as a page, its pictures, and the model cards, from one record of the run."""
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +38,8 @@ from finetune_trainer.report.serving import adapter_obstacles, highest_rank, ser
 from finetune_trainer.tokenization.previews import mark_trained
 
 PREVIEW_CHARACTERS = 1200
+MANY_BLANK_LINES = re.compile(r"\n{3,}")
+"""What is left of the sections that a report does not have; an empty line of a code block is indented."""
 
 
 def write_report(record: RunRecord, directory: Path) -> None:
@@ -72,7 +75,8 @@ def _draw(record: RunRecord, directory: Path) -> Pictures:
 
 
 def _render(name: str, context: dict[str, Any]) -> str:
-    return open_templates(is_html=False).get_template(name).render(context)  # the filters escape Markdown
+    text = open_templates(is_html=False).get_template(name).render(context)  # the filters escape Markdown
+    return MANY_BLANK_LINES.sub("\n\n", text)
 
 
 def _context(record: RunRecord, directory: Path) -> dict[str, Any]:

@@ -9,9 +9,10 @@ CONTROL = re.compile(
 )
 """Invisible characters with an effect: escapes, directions, tags. Joiners stay, because scripts need them."""
 SURROGATE = re.compile("[\ud800-\udfff]")
-MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$@]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
-LINE_START = re.compile(r"^(\d+(?=\.(?:\s|$))|(?=[-=]))")
-"""The start of a line that would begin a list or underline a heading; a number with `)` is escaped already."""
+MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~&$@]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
+"""What acts anywhere in a line. `(`, `)` and `!` act only next to a bracket, and stay readable in a terminal."""
+LINE_START = re.compile(r"^(\d+(?=[.)](?:\s|$))|(?=[-+=]))")
+"""The start of a line that would begin a list or underline a heading."""
 LONGEST_INLINE = 300
 LONGEST_SENTENCE = 1000
 """As long as a message of the status."""
