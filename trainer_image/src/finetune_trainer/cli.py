@@ -203,6 +203,9 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
             min=0,
         ),
     ] = 0,
+    job_fields: Annotated[
+        bool, typer.Option("--job-fields", help="Name a job's fields in messages, not options.", hidden=True)
+    ] = False,
 ) -> None:
     """Check rows as preflight does; with --out, write those to train on, and convert between formats.
 
@@ -235,6 +238,7 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
         show=show,
         chat_template=chat_template,
         chat_template_kwargs=parse_kwargs(chat_template_kwargs) if chat_template_kwargs else None,
+        names_fields=job_fields,
     )
     check_local_rows(files, out, request)
 

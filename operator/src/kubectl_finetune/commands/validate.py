@@ -287,11 +287,13 @@ def _starts(program: str) -> bool:
 def options(spec: dict[str, Any]) -> list[str]:
     """Return the manifest's dataset settings as options of the program."""
     dataset = spec["dataset"]
-    found = ["--objective", str(spec["objective"])]
+    found = ["--job-fields", "--objective", str(spec["objective"])]
     if dataset.get("format"):
         found += ["--format", str(dataset["format"])]
     for known, own in (dataset.get("columns") or {}).items():
         found += ["--columns", f"{known}={own}"]
     if dataset.get("maxRejectedPercent") is not None:
         found += ["--max-rejected-percent", str(dataset["maxRejectedPercent"])]
+    if dataset.get("systemMessage"):
+        found += ["--system-message", str(dataset["systemMessage"])]
     return found

@@ -335,11 +335,12 @@ def test_faults_of_sources_are_named_by_their_path(validate: Callable[..., Any])
 
 
 def test_the_manifests_dataset_becomes_the_options_of_the_check() -> None:
-    dataset = {"format": "Auto", "columns": {"prompt": "question"}, "maxRejectedPercent": 0}
+    dataset = {"format": "Auto", "columns": {"prompt": "question"}, "maxRejectedPercent": 0, "systemMessage": "Be kind."}
     assert options({"objective": "Chat", "dataset": dataset}) == [
-        *("--objective", "Chat", "--format", "Auto", "--columns", "prompt=question", "--max-rejected-percent", "0")
+        *("--job-fields", "--objective", "Chat", "--format", "Auto", "--columns", "prompt=question"),
+        *("--max-rejected-percent", "0", "--system-message", "Be kind."),
     ]
-    assert options({"objective": "Chat", "dataset": {}}) == ["--objective", "Chat"]
+    assert options({"objective": "Chat", "dataset": {}}) == ["--job-fields", "--objective", "Chat"]
 
 
 def test_every_problem_is_reported_at_once_in_the_order_of_the_file(validate: Callable[[str], Any]) -> None:

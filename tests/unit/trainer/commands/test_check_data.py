@@ -189,6 +189,16 @@ def test_half_a_pair_of_columns_is_refused_with_an_example(option: str) -> None:
     assert refused.value.code is ExitCode.INVALID_CONFIG
 
 
+def test_the_check_of_a_manifest_names_the_fields_of_the_job(
+    tmp_path: Path, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", '{"frage": "Wie?"}\n' + json.dumps(ALPACA))
+    with pytest.raises(TrainerError, match="dataset.maxRejectedPercent is 20") as refused:
+        check_local_rows([str(rows)], out, Request(Objective.CHAT, names_fields=True))
+    assert "name yours in dataset.columns, for example {question: YOURS, answer: YOURS}" in caplog.text
+    assert "--" not in caplog.text + str(refused.value)
+
+
 def test_a_column_of_no_format_is_refused_with_its_option(tmp_path: Path, out: Path) -> None:
     with pytest.raises(TrainerError, match="--columns maps frage, which is in no format"):
         check_local_rows([str(tmp_path)], out, Request(columns={"frage": "prompt"}))

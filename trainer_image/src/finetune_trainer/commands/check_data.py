@@ -38,6 +38,7 @@ from finetune_trainer.data.checks.summary import (
     explain_unusable,
     name_unknown_columns,
 )
+from finetune_trainer.data.formats.column_map import advise_field
 from finetune_trainer.data.formats.export import ExportFormat
 from finetune_trainer.data.rows import Rejected, Row, Source, UnreadableFile
 from finetune_trainer.errors import InvalidConfig, TrainerError, name_some
@@ -79,6 +80,14 @@ class Request:
     system_message: str | None = None
     chat_template: str | None = None
     chat_template_kwargs: Mapping[str, str] | None = None
+    names_fields: bool = False
+    """Messages name a job's fields in place of the options, because the request is that of a manifest."""
+
+    def name(self, why: str) -> str:
+        """Return a message on a job with the options of this command in place of the job's fields."""
+        for field, option in () if self.names_fields else _OPTIONS.items():
+            why = re.sub(f"(?<!{IN_A_JOB}){re.escape(field)}", option, why)
+        return why
 
 
 def check_local_rows(files: list[str], out: Path | None, request: Request) -> None:
@@ -87,7 +96,7 @@ def check_local_rows(files: list[str], out: Path | None, request: Request) -> No
     if out:
         require_folder(out, "--out")
     if unknown := name_unknown_columns(frozenset(request.columns or ())):
-        raise InvalidConfig(_as_options(unknown))
+        raise InvalidConfig(request.name(unknown))
     summary = Summary()
     conversion = Conversion(out, request.to, request.objective) if out and request.to else None
     found = find_files(files, [out / name for name in (*OUTPUT_FILES, CONVERTED, UNCONVERTED)] if out else [])
@@ -103,8 +112,8 @@ def check_local_rows(files: list[str], out: Path | None, request: Request) -> No
         print_conversion(conversion)
     print_rows(shown)
     if lost := explain_lost_reasoning(summary.repaired_by_code[RepairCode.REASONING_LOST], summary.accepted):
-        logger.warning("%s", _as_options(lost))
-    _refuse_unusable(summary, conversion, request.max_rejected_percent)
+        logger.warning("%s", request.name(lost))
+    _refuse_unusable(summary, conversion, request)
 
 
 def parse_columns(options: list[str]) -> dict[str, str]:
@@ -154,7 +163,7 @@ def _check(
             max_length=request.max_length,
             skips_long=request.skips_long,
             on_progress=show,
-            advise=_advise_option,
+            advise=advise_field if request.names_fields else _advise_option,
         )
         for row in rows:
             if output:
@@ -184,7 +193,7 @@ def _load_labeler(model: Path, request: Request) -> "Labeler":
     try:
         return load_labeler(model, str(model), _read_choice(request))
     except TrainerError as refused:
-        raise TrainerError(refused.code, _as_options(refused.message)) from refused
+        raise TrainerError(refused.code, request.name(refused.message)) from refused
 
 
 def _read_choice(request: Request) -> "TemplateChoice":
@@ -222,16 +231,9 @@ def _progress_bar(size: int) -> Iterator[Progress]:
         yield show
 
 
-def _refuse_unusable(summary: Summary, conversion: Conversion | None, max_rejected_percent: int) -> None:
-    why = explain_unusable(summary, max_rejected_percent)
+def _refuse_unusable(summary: Summary, conversion: Conversion | None, request: Request) -> None:
+    why = explain_unusable(summary, request.max_rejected_percent)
     if why is None and conversion is not None and not conversion.converted:
         why = f"none of the {summary.accepted} accepted rows can be converted to {conversion.target}"
     if why is not None:
-        raise TrainerError(ExitCode.DATASET_UNUSABLE, _as_options(why))
-
-
-def _as_options(why: str) -> str:
-    """Replace names of a job's fields with the options of this command."""
-    for field, option in _OPTIONS.items():
-        why = re.sub(f"(?<!{IN_A_JOB}){re.escape(field)}", option, why)
-    return why
+        raise TrainerError(ExitCode.DATASET_UNUSABLE, request.name(why))
