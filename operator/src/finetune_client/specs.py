@@ -52,7 +52,7 @@ def build_manifest(
 def _add(meta: Any, block: str, more: object) -> None:
     """Add labels or annotations to a manifest; one whose own are no block is refused later."""
     if not isinstance(more, Mapping):
-        raise WrongUse(f"{block} are not a {type(more).__name__}", "give a dict of texts")
+        raise WrongUse(f"{block} are not of type {type(more).__name__}", "give a dict of texts")
     if isinstance(meta, dict) and isinstance(own := meta.get(block) or {}, dict):
         meta[block] = {**own, **{str(name): value for name, value in more.items()}}
 
@@ -64,7 +64,7 @@ def _require_spec(job: object, spec: object) -> None:
     if isinstance(spec, str | Path):
         raise WrongUse(f"{spec} is a path, which has its own name", "give the path alone")
     if not isinstance(spec, FineTuneJobSpec | Mapping):
-        raise WrongUse(f"a spec is not a {type(spec).__name__}", "give a dict or a FineTuneJobSpec")
+        raise WrongUse(f"a spec is not of type {type(spec).__name__}", "give a dict or a FineTuneJobSpec")
     if isinstance(spec, Mapping) and {"kind", "spec"} <= spec.keys():
         raise WrongUse("a manifest is not a spec", 'give its spec, manifest["spec"], or the manifest alone')
 

@@ -79,3 +79,12 @@ def test_a_missing_crd_is_distinguished_from_a_missing_job(
     for command in (("list",), ("list", "-A"), ("describe", "one"), ("cancel", "one", "--yes")):
         assert "the operator's CustomResourceDefinition is not installed" in finetune(bare, *command, code=3)
     assert "no FineTuneJob one in namespace default" in finetune(control_plane, "describe", "one", code=3)
+
+
+@pytest.mark.parametrize("command", ["list", "compare"])
+def test_a_text_that_is_not_a_selector_is_refused_with_how_to_write_one(
+    control_plane: Path, finetune: Callable[..., str], command: str
+) -> None:
+    said = finetune(control_plane, command, "-l", "team=a=b", code=2)
+    assert "team=a=b is not a label selector: found '=', expected: ',' or 'end of string'" in said
+    assert "write key=value or key!=value, with commas between" in said

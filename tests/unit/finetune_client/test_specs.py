@@ -111,7 +111,7 @@ def test_a_path_is_not_the_spec_of_a_name(spec: Any) -> None:
     with pytest.raises(WrongUse, match="a manifest is not a spec") as caught:
         build_manifest("two", {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "spec": {}}, None, None)
     assert caught.value.fix == 'give its spec, manifest["spec"], or the manifest alone'
-    with pytest.raises(WrongUse, match="a spec is not a list"):
+    with pytest.raises(WrongUse, match="a spec is not of type list"):
         build_manifest("one", [spec], None, None)  # type: ignore[arg-type]
 
 
@@ -144,7 +144,7 @@ def test_labels_that_are_no_block_are_named(tmp_path: Path) -> None:
     for more in (None, {"team": "a"}):
         with pytest.raises(InvalidJob, match=r"metadata\.labels must be a block of fields"):
             build_manifest(path, None, more, None)
-    with pytest.raises(WrongUse, match="labels are not a list"):
+    with pytest.raises(WrongUse, match="labels are not of type list"):
         build_manifest("one", SPEC, ["team"], None)  # type: ignore[arg-type]
 
 

@@ -12,6 +12,7 @@ from finetune_api.text.printable import printable
 from finetune_client.cluster.connection import (
     APPLY,
     PLUGIN,
+    BadRequest,
     Connection,
     Expired,
     FieldConflict,
@@ -80,6 +81,11 @@ class Cluster:
             query: Query = {"labelSelector": selector, "limit": PAGE, "continue": token}
             try:
                 page = self._connection.call("GET", path, query=query)
+            except BadRequest as refused:
+                if not selector:
+                    raise
+                fix = "write key=value or key!=value, with commas between, as for kubectl"
+                raise WrongUse(f"{selector} is not a label selector: {refused.message}", fix) from None
             except Expired:  # the API server no longer has the version of the first page
                 page, found = self._connection.call("GET", path, query={"labelSelector": selector}), []
             found += [Job.from_list(item) for item in page["items"]]

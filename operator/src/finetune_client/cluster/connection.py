@@ -252,6 +252,10 @@ class Expired(FineTuneError):  # noqa: N818 - named after the failure
     """The API server no longer has the version from which a watch was to begin."""
 
 
+class BadRequest(FineTuneError):  # noqa: N818 - named after the failure
+    """The API server does not understand the request."""
+
+
 class FieldConflict(Conflict):
     """Other managers own fields that are applied."""
 
@@ -261,6 +265,7 @@ class FieldConflict(Conflict):
 
 
 REFUSALS: dict[int, type[FineTuneError]] = {
+    HTTPStatus.BAD_REQUEST: BadRequest,
     HTTPStatus.CONFLICT: Conflict,
     HTTPStatus.GONE: Expired,
     HTTPStatus.UNPROCESSABLE_ENTITY: InvalidJob,

@@ -335,10 +335,10 @@ def test_faults_of_sources_are_named_by_their_path(validate: Callable[..., Any])
 
 
 def test_the_manifests_dataset_becomes_the_options_of_the_check() -> None:
-    dataset = {"format": "Auto", "columns": {"prompt": "question"}, "maxRejectedPercent": 0, "systemMessage": "Be kind."}
+    dataset = {"format": "Auto", "columns": {"prompt": "question"}, "maxRejectedPercent": 0, "systemMessage": "Go."}
     assert options({"objective": "Chat", "dataset": dataset}) == [
         *("--job-fields", "--objective", "Chat", "--format", "Auto", "--columns", "prompt=question"),
-        *("--max-rejected-percent", "0", "--system-message", "Be kind."),
+        *("--max-rejected-percent", "0", "--system-message", "Go."),
     ]
     assert options({"objective": "Chat", "dataset": {}}) == ["--job-fields", "--objective", "Chat"]
 

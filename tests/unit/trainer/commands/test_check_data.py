@@ -193,7 +193,7 @@ def test_the_check_of_a_manifest_names_the_fields_of_the_job(
     tmp_path: Path, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = write(tmp_path / "rows.jsonl", '{"frage": "Wie?"}\n' + json.dumps(ALPACA))
-    with pytest.raises(TrainerError, match="dataset.maxRejectedPercent is 20") as refused:
+    with pytest.raises(TrainerError, match=r"dataset\.maxRejectedPercent is 20") as refused:
         check_local_rows([str(rows)], out, Request(Objective.CHAT, names_fields=True))
     assert "name yours in dataset.columns, for example {question: YOURS, answer: YOURS}" in caplog.text
     assert "--" not in caplog.text + str(refused.value)
