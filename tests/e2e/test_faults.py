@@ -86,7 +86,7 @@ def _training(job: Job, known: list[str]) -> Any:
         name = pod.metadata.name
         if name not in known and pod.status.phase == "Running":
             log = kubectl("logs", "-n", job.namespace, name, check=False).stdout
-            return pod if '"stage":"Training"' in log else None
+            return pod if "INFO Training" in log else None
     return None
 
 

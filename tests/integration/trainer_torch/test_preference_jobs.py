@@ -89,7 +89,7 @@ def test_a_job_learns_to_prefer_and_publishes_what_it_learnt(
     assert all("reward_margin" in line for line in metrics_lines(bench, "eval"))
     assert find_result_faults("s3://bucket/output", bench.storage) == []
     assert "finetune_report.md" in digest_folder(bench.output)
-    assert '"stage":"Reference"' in capsys.readouterr().out
+    assert " INFO Reference" in capsys.readouterr().out
 
 
 def test_the_published_adapter_has_the_reported_margin(make_bench: MakeBench) -> None:

@@ -64,6 +64,8 @@ def _set_up_logging() -> None:
     handler.setFormatter(formatter)
     logging.getLogger().addHandler(handler)
     logging.getLogger("finetune_trainer").setLevel(logging.INFO)
+    # On a CPU it advises to install a package that downloads a kernel, which no user of the image can do.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     threading.excepthook = _log_thread
 
 

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -153,14 +154,30 @@ def test_before_the_first_step_people_see_how_much_of_a_stage_is_done(reporter: 
     assert reporter.snapshot().progress.display == "25%"
 
 
-def test_one_json_line_is_printed_per_stage_and_per_metrics(reporter: Reporter, out: io.StringIO) -> None:
+def test_one_line_of_the_log_is_printed_per_stage_and_per_metrics(reporter: Reporter, out: io.StringIO) -> None:
     reporter.set_stage("Training")
     for step in range(50):
-        reporter.update(progress={"step": step, "total_steps": 50})
+        reporter.update(progress={"step": step, "total_steps": 50, "epoch": step / 50})
     reporter.update(metrics={"train_loss": 1.5})
-    lines = [json.loads(line) for line in out.getvalue().splitlines()]
-    assert [line.get("trainLoss") for line in lines] == [None, 1.5]
-    assert lines[1]["step"] == 49
+    lines = out.getvalue().splitlines()
+    assert [re.sub("^[0-9TZ:-]{20}| left=[0-9:]+", "", line) for line in lines] == [
+        " INFO Training",
+        " INFO Training 98% step=49/50 epoch=0.98 trainLoss=1.5",
+    ]
+
+
+def test_a_line_has_the_figures_that_are_new_and_the_time_left(reporter: Reporter, out: io.StringIO) -> None:
+    reporter.update(progress={"stage": "Training", "step": 1, "total_steps": 2}, metrics={"eval_loss": 2.5})
+    reporter.update(progress={"step": 2}, metrics={"eval_loss": 2.5, "train_loss": 1.25})
+    assert out.getvalue().splitlines()[-1].endswith("Z INFO Training 100% step=2/2 trainLoss=1.25")
+
+
+def test_a_note_cannot_forge_a_line_or_a_figure(reporter: Reporter, out: io.StringIO) -> None:
+    reporter.set_note('odd\n2026-01-01T00:00:00Z INFO "Done"\x1b[2J\u202e')
+    reporter.set_stage("Training")
+    (line,) = out.getvalue().splitlines()
+    assert line.endswith(f" note={json.dumps(reporter.snapshot().progress.note)}")
+    assert not re.search("[\x00-\x1f\u202e]", line)
 
 
 def test_a_long_time_without_metrics_still_prints(

@@ -44,7 +44,7 @@ class Bar:
 def describe_stage(report: ProgressReport, share: str) -> str:
     """Return the stage and its completed share, for example `Baseline 76%`."""
     progress = report.progress
-    if progress.stage == "Training" and progress.display:
+    if progress.stage == "Training" and progress.step is not None:
         return f"Training {progress.display}"
     return f"{progress.stage or 'Starting'}{share}"
 

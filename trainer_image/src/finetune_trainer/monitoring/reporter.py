@@ -1,9 +1,8 @@
-"""Progress of a running trainer: `GET /progress`, `GET /metrics`, a bar on a terminal, else JSON lines.
+"""Progress of a running trainer: `GET /progress`, `GET /metrics`, a bar on a terminal, else lines of the log.
 
 Everything here is thread-safe and cheap enough to call at every step.
 """
 
-import json
 import math
 import os
 import sys
@@ -18,6 +17,7 @@ from finetune_api.runs import StoppedRun
 from finetune_api.status import CheckpointStatus, EarlyStoppingStatus, Progress, Resolved, StatusBlock
 from finetune_trainer.monitoring.bar import Bar
 from finetune_trainer.monitoring.http_server import start_server
+from finetune_trainer.monitoring.log_line import LogLine
 from finetune_trainer.monitoring.metrics import TrainerMetrics
 from finetune_trainer.monitoring.start_phases import StartPhases
 from finetune_trainer.monitoring.time_estimate import TimeEstimate
@@ -41,6 +41,7 @@ class Reporter:
         )
         self._prometheus = TrainerMetrics()
         self._bar = Bar(self._out) if self._out.isatty() else None
+        self._line = LogLine()
         self._pace = TimeEstimate()
         self._share = ""
         self._last_line = -QUIET_SECONDS
@@ -157,10 +158,7 @@ class Reporter:
         if not is_new and time.monotonic() - self._last_line < QUIET_SECONDS:
             return
         self._last_line = time.monotonic()
-        line = self._report.progress.to_wire()
-        line["time"] = line.pop("lastUpdatedTime")
-        line |= self._report.metrics.to_wire()
-        self._out.write(json.dumps(line, separators=(",", ":")) + "\n")
+        self._out.write(self._line.describe(self._report, self._share) + "\n")
         self._out.flush()
 
 
