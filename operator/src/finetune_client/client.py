@@ -32,6 +32,10 @@ class FineTuneClient:
         path = Path(kubeconfig).expanduser() if kubeconfig else None
         self._cluster = open_cluster(path, context, namespace, AGENT)
 
+    def __repr__(self) -> str:
+        """Return the namespace and the API server, which notebooks show."""
+        return f"<FineTuneClient {self.namespace} at {self._cluster.server}>"
+
     @property
     def namespace(self) -> str:
         """The namespace of its jobs."""

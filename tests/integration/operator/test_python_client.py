@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -225,6 +226,7 @@ def test_a_reader_watches_and_a_missing_right_is_named(
     path = tmp_path / "reader.yaml"
     path.write_text(yaml.safe_dump(user(READ)))
     reader = FineTuneClient(world.namespace, kubeconfig=path)
+    assert re.fullmatch(rf"<FineTuneClient {world.namespace} at https?://\S+:\d+>", repr(reader))
     finetune.create("one", SPEC)
     watched = iter(reader.get("one").watch(timeout=30))
     assert next(watched).phase == "Pending"

@@ -44,6 +44,11 @@ class Cluster:
         """What a command for this cluster has at its end: context and kubeconfig, if they were given."""
         self._connection = connection
 
+    @property
+    def server(self) -> str:
+        """The URL of the API server."""
+        return self._connection.server
+
     def get_job(self, name: str, seconds: float | None = None) -> Job:
         """Return the job as stored now, within so many seconds; the error for a missing one suggests similar names."""
         return Job.from_object(self._get(name, seconds))

@@ -52,6 +52,11 @@ class Connection:
         self._configuration = configuration
         self._pool: urllib3.PoolManager = kubernetes.client.ApiClient(configuration).rest_client.pool_manager
 
+    @property
+    def server(self) -> str:
+        """The URL of the API server."""
+        return str(self._configuration.host)
+
     def call(
         self,
         verb: str,
