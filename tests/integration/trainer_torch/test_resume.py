@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopped_training import renewed, stopped
 from thin_slice import thin_slice
 from training_bench import HYPERPARAMETERS, Bench, make_rows, preference_rows
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -29,33 +30,6 @@ from finetune_trainer.training.methods.distillation import StudentTrainer
 MakeBench = Callable[..., Bench]
 
 TIMES = {"seconds", "tokens_per_second"}
-
-
-class StopAfter(Reporter):
-    """Set the stop flag `beats` batches after the end of a step."""
-
-    def __init__(self, stop: StopFlag, step: int, beats: int = 0) -> None:
-        super().__init__("u-1")
-        self._stop, self._step, self._beats = stop, step, beats
-        self._is_reached = False
-
-    def update(self, *, progress: Mapping[str, object] | None = None, **rest: Any) -> None:
-        """Check for the step."""
-        super().update(progress=progress, **rest)
-        if (progress or {}).get("step") == self._step:
-            self._is_reached = True
-            self._count(0)
-
-    def beat(self, transferred: int = 0) -> None:
-        """Count batches after the step."""
-        super().beat(transferred)
-        if self._is_reached:
-            self._count(1)
-
-    def _count(self, one: int) -> None:
-        self._beats -= one
-        if self._beats <= 0:
-            self._stop.set()
 
 
 class StopIn(Reporter):
@@ -78,23 +52,6 @@ def copied(bench: Bench, root: Path) -> Bench:
     """Return the same job after its preflight, in folders of its own."""
     shutil.copytree(bench.root, root)
     return Bench(root, bench.model, bench.spec, bench.rows)
-
-
-def stopped(bench: Bench, config: Any, step: int, beats: int = 0) -> Bench:
-    """Run the job's pod until SIGTERM after a step; its local files are removed."""
-    bench.stop = StopFlag()
-    bench.reporter = StopAfter(bench.stop, step, beats)
-    with pytest.raises(Stopped):
-        bench.train(config)
-    return renewed(bench)
-
-
-def renewed(bench: Bench) -> Bench:
-    """Return the job in a new pod."""
-    shutil.rmtree(bench.root / "workspace")
-    (bench.root / "workspace").mkdir()
-    bench.stop, bench.reporter = StopFlag(), Reporter("u-1")
-    return bench
 
 
 def lines(bench: Bench) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizer_families import FAMILIES
+from tokenizers import AddedToken, Tokenizer
 
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, PreferenceRow, Source
 from finetune_trainer.tokenization.labeler import UNTRAINED, Labeler
@@ -21,50 +22,9 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + eos_token + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-WORDS = ["the quick brown fox answers the question of the user", " Good one. Bad.", "assistant user"] * 3
 PROMPT: list[Message] = [{"role": "user", "content": "the question?"}]
 ANSWERS = [("Good one.", "Bad."), ("\n\nGood.", "Bad"), ("\u65e5\u672c fox", "the  fox \U0001f98a")]
 SOURCE = Source("rows.jsonl", 1)
-
-
-def byte_fallback() -> Tokenizer:
-    """As the first two Llamas have it: a space is put in front, and bytes stand for what has no token."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
-    special = ["<unk>", *[f"<0x{byte:02X}>" for byte in range(256)]]
-    tokenizer.train_from_iterator(WORDS, trainers.BpeTrainer(vocab_size=400, special_tokens=special))
-    return tokenizer
-
-
-def unigram(scheme: str) -> Callable[[], Tokenizer]:
-    def build() -> Tokenizer:
-        tokenizer = Tokenizer(models.Unigram())
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
-        tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
-        trainer = trainers.UnigramTrainer(
-            vocab_size=200, special_tokens=["<unk>"], unk_token="<unk>", initial_alphabet=["\n"]
-        )
-        tokenizer.train_from_iterator(WORDS, trainer)
-        return tokenizer
-
-    return build
-
-
-def word_pieces() -> Tokenizer:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(WORDS, trainers.WordPieceTrainer(vocab_size=300, special_tokens=["[UNK]"]))
-    return tokenizer
-
-
-FAMILIES = {
-    "byte fallback": byte_fallback,
-    "a space before every part": unigram("always"),
-    "a space before the first part": unigram("first"),
-    "no space before": unigram("never"),
-    "word pieces": word_pieces,
-}
 
 
 def save(directory: Path, build: Callable[[], Tokenizer], template: str, *, with_bos: bool) -> None:
