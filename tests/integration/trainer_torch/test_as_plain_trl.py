@@ -2,6 +2,7 @@
 losses, learning rates, held-out loss and weights."""
 
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def said(text: str) -> list[dict[str, str]]:
 
 
 ROWS = make_rows(80)
-LONG = [{"messages": [*one["messages"], *other["messages"]]} for one, other in zip(ROWS, ROWS[1:], strict=False)]
+LONG = [{"messages": [*one["messages"], *other["messages"]]} for one, other in pairwise(ROWS)]
 TEXTS = [{"text": " ".join(turn["content"] for turn in row["messages"])} for row in ROWS]
 TOLD = [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in ROWS]
 JUDGED = [

@@ -1,6 +1,8 @@
 import json
+import shutil
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Params4bit
 from safetensors.numpy import load_file, save_file
+from stopped_training import stopped
 from tiny_model import make_tiny_model
 from training_bench import HYPERPARAMETERS, Bench
 from waiting import wait_until
@@ -61,6 +64,37 @@ def test_weights_that_get_worse_again_are_not_published(make_bench: MakeBench) -
     assert report.metrics
     assert report.metrics.best_step == best
     assert report.metrics.eval_loss == pytest.approx(losses[best], abs=1e-3)
+
+
+@pytest.mark.nightly
+def test_the_published_adapter_is_bit_for_bit_that_of_the_best_evaluation(
+    make_bench: MakeBench, tmp_path: Path
+) -> None:
+    """The rate is constant and so large that the loss rises after the best step; a job that ends there has the same
+    weights, and so has one that is stopped between the best step and its end."""
+    rate = {"lrSchedulerType": "constant", "warmupSteps": 0, "learningRate": 0.3}
+    blocks = {"evaluation": {"steps": 1, "maxNewTokens": 1}, "earlyStopping": {"patience": 3}}
+    bench = make_bench(hyperparameters=HYPERPARAMETERS | rate | {"maxSteps": 12}, **blocks)
+    config = bench.prepare()
+    other = Bench(shutil.copytree(bench.root, tmp_path / "stopped"), bench.model, bench.spec, bench.rows)
+    report = bench.train(config)
+    lines = [json.loads(line) for line in (bench.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "eval" and line["step"]}
+    best = min(losses, key=lambda step: losses[step])
+    assert report.metrics
+    assert report.early_stopping
+    assert (report.metrics.best_step, report.early_stopping.best_step, report.last_step) == (best, best, best + 3)
+    assert best > 1
+    assert losses[best + 3] > losses[best]
+    assert report.metrics.eval_loss == report.metrics.best_eval_loss == pytest.approx(losses[best], rel=1e-4)
+    text = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
+    assert f"The published model is that of step {best} of 12, the best of {best + 3} evaluations" in text
+    short = make_bench(hyperparameters=HYPERPARAMETERS | rate | {"maxSteps": best}, **blocks)
+    short.run()
+    stopped(other, config, best + 1, 1).train(config)
+    published = [(one.output / "adapter" / "adapter_model.safetensors").read_bytes() for one in (bench, short, other)]
+    assert published[0] == published[1]
+    assert published[0] == published[2]
 
 
 @pytest.mark.parametrize("method", ["LoRA", pytest.param("Full", marks=pytest.mark.nightly)])

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from finetune_trainer.data.rows import ChatRow, DataFormat, PreferenceRow, Source, TextRow
+from finetune_trainer.models.adapters.saved import save_tokenizer
 from finetune_trainer.tokenization.labeler import UNTRAINED, Labeler
 
 SOURCE = Source("rows.jsonl", 1)
@@ -138,3 +139,34 @@ def test_what_a_template_writes_after_the_end_of_an_answer_is_context_and_traine
     (theirs,) = prepared(folder, [{"prompt": one[:-1], "chosen": one[-1:], "rejected": NO}])
     answers = {name: pair[name] + after for name in ("chosen_ids", "rejected_ids")}
     assert only(theirs) == pair | answers
+
+
+@pytest.mark.parametrize("settings", [{"legacy": False}, {"legacy": True}, {}], ids=["new", "legacy", "unset"])
+@pytest.mark.parametrize("is_full_model", [False, True])
+def test_transformers_reads_the_tokenizer_of_a_result_as_it_was_trained(
+    tmp_path: Path, settings: dict[str, Any], is_full_model: bool
+) -> None:
+    """transformers builds the tokenizer of some classes by rules of its own, and training reads tokenizer.json: a space
+    before each part, for the first Llamas."""
+    config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, **settings}
+    folder = write(tmp_path / "model", FAMILIES["byte fallback"], INST, "<s> $A", **config)
+    labeler, text = Labeler(folder), "  two spaces"
+    chats = [ours(labeler, chat(one), "Chat")["input_ids"] for one in CHATS]
+    document = ours(labeler, TextRow(text, SOURCE, DataFormat.TEXT), "DomainAdaptation")["input_ids"][:-1]
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert theirs(text)["input_ids"] != document
+    result = tmp_path / "result"
+    save_tokenizer(folder, result, labeler)
+    if is_full_model:
+        LlamaConfig(vocab_size=len(theirs)).save_pretrained(result)
+    loaded = AutoTokenizer.from_pretrained(result)
+    assert [loaded.apply_chat_template(one, return_dict=False) for one in CHATS] == chats
+    assert loaded(text)["input_ids"] == document
+    assert Labeler(result).encode(chat(CHATS[0]), "Chat", 1000)[0].input_ids == chats[0]
+
+
+def test_the_configuration_of_a_tokenizer_that_transformers_reads_as_it_is_stays_the_bases(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", build_tokenizer, TEMPLATE, "<s> $A", tokenizer_class="GPT2Tokenizer")
+    save_tokenizer(folder, tmp_path / "result", Labeler(folder))
+    saved, own = ((one / "tokenizer_config.json").read_bytes() for one in (tmp_path / "result", folder))
+    assert saved == own

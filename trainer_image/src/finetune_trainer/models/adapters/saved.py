@@ -17,6 +17,7 @@ from finetune_trainer.models.adapters.starts import publish_difference
 from finetune_trainer.models.adapters.whole_modules import published_names, require_tied, tied_names
 from finetune_trainer.models.base_model import TOKENIZER_CONFIG
 from finetune_trainer.models.loading import HEAD, trained_tensors
+from finetune_trainer.models.tokenizer_class import name_class
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.tokenizer import DEFAULT, TEMPLATE_FILE, TEMPLATE_FOLDER, templates_by_name
 
@@ -93,7 +94,8 @@ def save_tokenizer(model_directory: Path, directory: Path, labeler: Labeler) -> 
     """Copy the tokenizer's files, and write the chat templates that the training used.
 
     Its configuration, and that of a processor next to it, is changed only if it has other templates: some readers, such
-    as llama.cpp's converter and transformers' processors, prefer those to the files of templates.
+    as llama.cpp's converter and transformers' processors, prefer those to the files of templates. Or if it names a
+    class that reads other tokens.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
@@ -104,6 +106,7 @@ def save_tokenizer(model_directory: Path, directory: Path, labeler: Labeler) -> 
         if "chat_template" in config and templates_by_name(config["chat_template"]) != labeler.templates:
             del config["chat_template"]
             configuration.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    name_class(directory, labeler)
     for name, template in labeler.templates.items():
         path = directory / (TEMPLATE_FILE if name == DEFAULT else f"{TEMPLATE_FOLDER}/{name}.jinja")
         path.parent.mkdir(exist_ok=True)

@@ -1,0 +1,63 @@
+"""Whether transformers reads a tokenizer as it was trained.
+
+For some classes it builds the tokenizer by rules of its own, from the vocabulary alone: `LlamaTokenizer` has no space
+before a part that follows a special token, but the normaliser in the `tokenizer.json` of the first Llamas puts one.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import PreTrainedTokenizerFast
+
+from finetune_trainer.models.base_model import TOKENIZER_CONFIG
+from finetune_trainer.tokenization.labeler import Labeler
+
+logger = logging.getLogger(__name__)
+
+CLASS = "tokenizer_class"
+AS_IT_IS = "PreTrainedTokenizerFast"
+"""The class that reads `tokenizer.json` and nothing else, in every version of transformers."""
+PROBES = (
+    "It's 12,345.67 apples!", "I'LL [see] <this>", " a  b", "  two\n\n three \n", "a\tb\r\n",
+    "na\u00efve \u65e5\u672c \U0001f98a",
+)  # fmt: skip
+
+
+def name_class(directory: Path, labeler: Labeler) -> None:
+    """Make the tokenizer's configuration in a result name the class that reads it as the labeler does, unless the one
+    that it names does so."""
+    path = directory / TOKENIZER_CONFIG
+    config = json.loads(path.read_bytes()) if path.is_file() else {}
+    named = str(config.get(CLASS, ""))
+    if not _reads_otherwise(named, directory, labeler):
+        return
+    logger.warning(
+        "transformers' %s does not read this tokenizer.json as it is, so that the tokens differ: the result's "
+        "tokenizer_config.json names %s instead; set %s so next to the base too, where it is served with the adapter",
+        named,
+        AS_IT_IS,
+        CLASS,
+    )
+    path.write_text(json.dumps(config | {CLASS: AS_IT_IS}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _reads_otherwise(named: str, directory: Path, labeler: Labeler) -> bool:
+    """Return whether the class gives other tokens; what cannot be loaded by its name is left as it is."""
+    kind: Any = getattr(transformers, named.removesuffix("Fast"), None)
+    is_built = isinstance(kind, type) and issubclass(kind, PreTrainedTokenizerFast)
+    if not is_built:
+        return False
+    try:
+        tokenizer = kind.from_pretrained(directory, local_files_only=True)
+    except (ValueError, TypeError, OSError, ImportError):
+        return False
+    mark = next(iter(labeler.special_tokens), "")
+    return any(
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        != labeler.tokenizer.encode(text, add_special_tokens=False).ids
+        for probe in PROBES
+        for text in (probe, f"{mark}{probe}{mark} {probe}")
+    )
