@@ -66,3 +66,14 @@ def test_a_job_trains_as_a_plain_script_does(tmp_path: Path, name: str) -> None:
     _, plain = run_plain(tmp_path / "plain", model, case)
     require_same(job, plain, columns, case.order)
     assert len(job.steps) == STEPS
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["every answer of a chat, with dropout", "pairs"])
+def test_a_tokenizer_that_pads_on_the_left_or_names_no_padding_trains_the_same(tmp_path: Path, name: str) -> None:
+    case, columns = CASES[name]
+    model = make_marked_model(tmp_path / "model", pad_token=None, padding_side="left")
+    bench = make_job(tmp_path, model, case)
+    job = course_of_job(bench, bench.run())
+    _, plain = run_plain(tmp_path / "plain", model, case)
+    require_same(job, plain, columns, case.order)
