@@ -12,6 +12,7 @@ from thin_slice import thin_slice
 from tiny_model import CHAT_TEMPLATE, build_tokenizer
 from tokenizer_families import FAMILIES
 from tokenizers import AddedToken, Tokenizer, processors
+from training_bench import Bench, make_spec
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -170,3 +171,15 @@ def test_the_configuration_of_a_tokenizer_that_transformers_reads_as_it_is_stays
     save_tokenizer(folder, tmp_path / "result", Labeler(folder))
     saved, own = ((one / "tokenizer_config.json").read_bytes() for one in (tmp_path / "result", folder))
     assert saved == own
+
+
+@pytest.mark.nightly
+def test_a_full_model_whose_tokenizer_names_another_class_passes_its_checks(tmp_path: Path) -> None:
+    model = make_marked_model(tmp_path / "model", tokenizer_class="LlamaTokenizer")
+    hyper = {"maxSteps": 2, "maxLength": 128, "learningRate": 0.01}
+    merge = {"uri": "s3://bucket/output", "merge": "FP32"}
+    bench = Bench(tmp_path / "job", model, make_spec(hyperparameters=hyper, output=merge))
+    bench.run()
+    for folder in ("adapter", "merged"):
+        config = json.loads((bench.output / folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
