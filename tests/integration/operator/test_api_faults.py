@@ -223,7 +223,7 @@ def test_two_operators_at_once_make_one_job_per_attempt(
 ) -> None:
     """A rollout may leave two of them for a moment; here for the whole life of a job that fails once."""
     (tmp_path / "other").mkdir()
-    other = type(operator)(access, world.namespace, tmp_path / "other").start()
+    other = type(operator)(access, world.namespace, tmp_path / "other", operator.python).start()
     try:
         world.create()
         trainer = world.pass_preflight()

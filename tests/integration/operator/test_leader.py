@@ -83,11 +83,11 @@ def test_a_leader_that_was_paused_writes_nothing_after_another_took_over(
     replicas: Replicas, world: Any, wait: Any
 ) -> None:
     first, second = replicas.start("a"), replicas.start("b")
-    os.kill(first.process.pid, signal.SIGSTOP)
+    os.kill(first.pid, signal.SIGSTOP)
     wait(lambda: leads(second), "the standby leads")
     world.create()
     wait(lambda: world.condition("Accepted").get("status") == "True", "the job is accepted")
-    os.kill(first.process.pid, signal.SIGCONT)
+    os.kill(first.pid, signal.SIGCONT)
     assert first.process.wait(60) == 1
     assert "finetune-operator-b" in first.log.read_text()
     writers = {one["manager"] for one in world.get()["metadata"]["managedFields"] if one.get("subresource") == "status"}

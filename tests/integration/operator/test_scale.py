@@ -3,6 +3,7 @@
 The API server is one in memory, because a real one takes minutes to get so many objects; it counts every request.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,8 +112,8 @@ def test_queued_jobs_cost_no_request_while_nothing_changes(
 
 
 def test_fifty_thousand_workloads_of_others_take_ten_mebibytes(api: CountingApi, operate: Any) -> None:
-    without = operate().resident_mib()
+    without = operate(python=sys.executable).resident_mib()
     for number in range(50_000):
         api.put("workloads", foreign_workload(number))
-    with_them = operate(FINETUNE_WATCH_NAMESPACES="").resident_mib()
+    with_them = operate(python=sys.executable, FINETUNE_WATCH_NAMESPACES="").resident_mib()
     assert with_them - without <= 10, (without, with_them)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from typing import Any
 
@@ -348,7 +349,8 @@ def test_a_deleted_job_takes_its_series_along(world: Any, operator: Any, wait: A
     wait(lambda: operator.get("/metrics") and 'name="one"' not in operator.text, "no series")
 
 
-def test_the_operator_is_small_and_ends_on_sigterm(world: Any, operator: Any) -> None:
+def test_the_operator_is_small_and_ends_on_sigterm(access: Any, operator_with: Any) -> None:
+    operator = operator_with(access.kubeconfig, python=sys.executable).start()
     assert operator.resident_mib() < 150
     print(f"ready after {operator.seconds_to_ready:.1f} s, {operator.resident_mib():.0f} MiB")
     assert operator.stop() == 0

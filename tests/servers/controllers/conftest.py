@@ -28,6 +28,7 @@ access = _operator.access
 world = _operator.world
 operator = _operator.operator
 operator_in = _operator.operator_in
+operator_python = _operator.operator_python
 operator_with = _operator.operator_with
 
 
