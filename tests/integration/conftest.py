@@ -77,7 +77,7 @@ def trainer_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def _install_crd(kubeconfig: Path) -> None:
-    crd = yaml.safe_load((ROOT / "crds" / "finetunejobs.yaml").read_text())
+    crd = yaml.load((ROOT / "crds" / "finetunejobs.yaml").read_text(), yaml.CSafeLoader)
     name = crd["metadata"]["name"]
     with config.new_client_from_config(str(kubeconfig)) as api:
         extensions = client.ApiextensionsV1Api(api)

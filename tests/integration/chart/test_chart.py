@@ -133,7 +133,7 @@ def test_a_misspelt_value_is_refused_by_name(helm: str) -> None:
 def test_the_crd_is_installed_by_value_and_kept_on_uninstall(helm: str) -> None:
     (crd,) = of_kind(render(helm), "CustomResourceDefinition")
     assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
-    plain = yaml.safe_load((ROOT / "crds" / "finetunejobs.yaml").read_text(encoding="utf-8"))
+    plain = yaml.load((ROOT / "crds" / "finetunejobs.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
     assert crd["spec"] == plain["spec"]
     assert of_kind(render(helm, "--set", "crds.enabled=false"), "CustomResourceDefinition") == []
 

@@ -2,41 +2,22 @@
 
 import json
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from chart import CHART, render
 
 from finetune_api import names
 from finetune_api.names import Component
 from finetune_operator.manifests import jobs as manifests
 
 ROOT = Path(__file__).parents[3]
-CHART = ROOT / "helm" / "finetune-operator"
 KINDS = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
 UP = "finetune_operator_build_info"
 HAS_OPERATOR = ("--api-versions", "monitoring.coreos.com/v1")
-
-
-@pytest.fixture(scope="module")
-def helm() -> str:
-    script = 'eval "$("$0" "$1" env)"; command -v helm'
-    cluster = [sys.executable, str(ROOT / "tests" / "cluster" / "cluster.py")]
-    found = shutil.which("helm")
-    return (
-        found
-        or subprocess.run(["bash", "-euc", script, *cluster], capture_output=True, text=True, check=True).stdout.strip()
-    )
-
-
-def render(helm: str, *arguments: str) -> list[dict[str, Any]]:
-    command = [helm, "template", "release", str(CHART), "--namespace", "system", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
 
 
 def one(documents: list[dict[str, Any]], kind: str) -> dict[str, Any]:

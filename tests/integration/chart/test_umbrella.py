@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from chart import CHART, NAMESPACE, of_kind, pod_spec
+from chart import CHART, NAMESPACE, of_kind, pod_spec, read_rendered
 
 NAME = "finetune-operator"
 Umbrella = Callable[..., subprocess.CompletedProcess[str]]
@@ -42,7 +42,7 @@ def template(helm: str, charts: Path, tmp_path: Path) -> Umbrella:
 
 def objects(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     assert done.returncode == 0, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
+    return read_rendered(done.stdout)
 
 
 @pytest.mark.parametrize(
