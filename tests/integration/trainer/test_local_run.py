@@ -42,11 +42,15 @@ MAPS = ("--map", "s3://bucket/rows.jsonl=rows.jsonl", "--map", "s3://bucket/mode
 
 
 def run(
-    folder: Path, *options: str, maps: tuple[str, ...] = MAPS, environment: dict[str, str] | None = None
+    folder: Path,
+    *options: str,
+    python: str = sys.executable,
+    maps: tuple[str, ...] = MAPS,
+    environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
-            sys.executable, "-m", "finetune_trainer", "run", "job.yaml", "--output", "out", *maps, *options,
+            python, "-m", "finetune_trainer", "run", "job.yaml", "--output", "out", *maps, *options,
         ],
         cwd=folder,
         env={name: value for name, value in os.environ.items() if name != "HF_TOKEN"} | (environment or {}),
@@ -58,14 +62,14 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, trainer_python: str) -> Path:
     """A folder in which the job has been run once."""
     folder = tmp_path_factory.mktemp("run")
     make_tiny_model(folder / "model")
     rows = [{"instruction": f"Is {index} even?", "output": "yes" if index % 2 == 0 else "no"} for index in range(50)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "job.yaml").write_text(JOB)
-    done = run(folder)
+    done = run(folder, python=trainer_python)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -77,13 +81,15 @@ def test_the_result_is_in_the_output_folder_and_is_complete(folder: Path) -> Non
     assert {"adapter_model.safetensors", "finetune_config.yaml", "finetune_report.md", "lineage.json"} <= names
 
 
-def test_a_run_with_other_rows_or_another_base_does_not_get_the_result_that_is_there(folder: Path) -> None:
+def test_a_run_with_other_rows_or_another_base_does_not_get_the_result_that_is_there(
+    folder: Path, trainer_python: str
+) -> None:
     before = (folder / "out" / "manifest.json").read_bytes()
     make_tiny_model(folder / "model2", seed=99)
     (folder / "rows2.jsonl").write_text((folder / "rows.jsonl").read_text().replace("even", "odd"))
     for change, differing in (("rows.jsonl", "the rows of rows2.jsonl differ"), ("model", " of model2 differs")):
         other = change.replace("rows", "rows2").replace("model", "model2")
-        done = run(folder, "--map", f"s3://bucket/{change}={other}")
+        done = run(folder, "--map", f"s3://bucket/{change}={other}", python=trainer_python)
         assert done.returncode == ExitCode.OUTPUT_CONFLICT
         assert "out has the result of an earlier run with other inputs" in done.stderr
         assert differing in done.stderr
@@ -91,9 +97,9 @@ def test_a_run_with_other_rows_or_another_base_does_not_get_the_result_that_is_t
     assert (folder / "out" / "manifest.json").read_bytes() == before
 
 
-def test_the_same_run_again_is_adopted_and_trains_nothing(folder: Path) -> None:
+def test_the_same_run_again_is_adopted_and_trains_nothing(folder: Path, trainer_python: str) -> None:
     before = (folder / "out" / "manifest.json").read_bytes()
-    done = run(folder)
+    done = run(folder, python=trainer_python)
     assert done.returncode == 0
     assert "Adopted" in done.stderr
     assert "nothing was trained" in done.stderr
@@ -101,10 +107,10 @@ def test_the_same_run_again_is_adopted_and_trains_nothing(folder: Path) -> None:
     assert (folder / "out" / "manifest.json").read_bytes() == before
 
 
-def test_another_spec_into_the_same_folder_is_a_conflict(folder: Path) -> None:
+def test_another_spec_into_the_same_folder_is_a_conflict(folder: Path, trainer_python: str) -> None:
     (folder / "job.yaml").write_text(JOB.replace("maxSteps: 2", "maxSteps: 3"))
     try:
-        done = run(folder)
+        done = run(folder, python=trainer_python)
     finally:
         (folder / "job.yaml").write_text(JOB)
     assert done.returncode == 73
@@ -193,10 +199,11 @@ def test_an_hf_endpoint_that_is_not_a_url_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/support/", "s3://bucket/rows.jsonl", "hf://datasets/owner/rows"])
-def test_a_csv_file_in_place_of_any_uri_is_checked(folder: Path, tmp_path: Path, uri: str) -> None:
+def test_a_csv_file_in_place_of_any_uri_is_checked(folder: Path, tmp_path: Path, uri: str, trainer_python: str) -> None:
     (tmp_path / "good.csv").write_text("instruction,output\n,\n,\n")
     (tmp_path / "job.yaml").write_text(JOB.replace("s3://bucket/rows.jsonl", uri))
-    done = run(tmp_path, maps=("--map", f"{uri}=good.csv", "--map", f"s3://bucket/model={folder / 'model'}"))
+    maps = ("--map", f"{uri}=good.csv", "--map", f"s3://bucket/model={folder / 'model'}")
+    done = run(tmp_path, python=trainer_python, maps=maps)
     assert done.returncode == 65
     assert "good.csv: none of the 2 rows can be used" in done.stderr
     assert "Every rejected row: out/refused/" in done.stderr

@@ -42,8 +42,8 @@ def rows(count: int, malformed_every: int = 10) -> Iterator[str]:
 class Job:
     """A job in a bucket of its own."""
 
-    def __init__(self, server: Any, bucket: str, directory: Path) -> None:
-        self.server, self.bucket, self.directory = server, bucket, directory
+    def __init__(self, server: Any, bucket: str, directory: Path, python: str) -> None:
+        self.server, self.bucket, self.directory, self.python = server, bucket, directory, python
         self.storage = S3Store(connect_s3(server.spec()))
         self.put("model/config.json", json.dumps({"architectures": ["LlamaForCausalLM"]}))
         self.put("model/tokenizer.json", make_tokenizer_json())
@@ -82,7 +82,7 @@ class Job:
         with output.open("w") as file:
             process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "finetune_trainer", "preflight",
+                    self.python, "-m", "finetune_trainer", "preflight",
                     "--config", str(self.directory / "config.json"), "--workspace", str(self.directory / "workspace"),
                     "--port", "0", "--termination-log", str(log),
                 ],
@@ -107,8 +107,8 @@ def watch_memory(process: "subprocess.Popen[bytes]") -> int:
 
 
 @pytest.fixture
-def job(s3_server: Any, bucket: str, tmp_path: Path, aws_environment: None) -> Job:
-    return Job(s3_server, bucket, tmp_path)
+def job(s3_server: Any, bucket: str, tmp_path: Path, aws_environment: None, trainer_python: str) -> Job:
+    return Job(s3_server, bucket, tmp_path, trainer_python)
 
 
 def test_a_good_job_passes_and_its_rows_lie_in_the_bucket(job: Job) -> None:
@@ -131,6 +131,7 @@ def test_a_good_job_passes_and_its_rows_lie_in_the_bucket(job: Job) -> None:
 
 def test_ten_thousand_rows_are_checked_in_little_memory(job: Job) -> None:
     job.put("rows.jsonl", "\n".join(rows(10_000)))
+    job.python = sys.executable
     code, report, peak_kib = job.preflight()
     assert code == 0
     assert report.dataset is not None
@@ -180,6 +181,7 @@ def test_a_job_above_its_memory_budget_ends_in_71_with_the_number_and_what_would
 
 
 def test_a_model_of_a_hub_that_is_not_shown_ends_in_66_and_its_rows_in_65(job: Job) -> None:
+    job.python = sys.executable  # the library of the hub reads its settings when it is imported
     with Hub(job.directory / "hub").serving() as hub:
         job.make_config(hub={"endpoint": hub.endpoint}, model={"uri": "hf://acme/none"})
         code, report, _ = job.preflight(NO_PROXY="127.0.0.1")
@@ -241,6 +243,7 @@ def test_a_published_result_is_adopted_by_the_job_created_again(job: Job, tmp_pa
 
 
 def test_the_key_of_an_object_forges_no_line_of_the_log_and_controls_no_terminal(job: Job) -> None:
+    job.python = sys.executable
     job.put("rows/a.jsonl", "\n".join(rows(50, malformed_every=100)))
     job.put("rows/b\n2026-01-01T00:00:00Z ERROR forged\x1b[2J\x9b\u202e.jsonl.gz", gzip.compress(b"{}" * 99)[:-9])
     job.make_config(dataset={"train": {"uri": f"s3://{job.bucket}/rows/"}, "validationSplitPercent": 15})

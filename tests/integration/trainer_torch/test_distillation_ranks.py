@@ -41,7 +41,6 @@ def red(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("method", "shards"),
     thin_slice(
         [("LoRA", True), ("LoRA, shared out", True), ("QLoRA", False), ("QLoRA, shared out", True), ("Full", True)],
-        ("QLoRA", False),
         ("QLoRA, shared out", True),
         ("Full", True),
     ),

@@ -18,7 +18,7 @@ from training_bench import HYPERPARAMETERS, Bench, make_rows, preference_rows
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
-from finetune_api.handoff import ExitCode, Outcome, Report, Stage
+from finetune_api.handoff import ExitCode, JobConfig, Outcome, Report, Stage
 from finetune_trainer.distributed.world import World
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.monitoring.reporter import Reporter
@@ -202,7 +202,8 @@ def test_a_training_that_saves_no_checkpoint_has_no_list_of_its_steps_in_memory(
         return train_batch(trainer, *arguments, **options)
 
     monkeypatch.setattr(SFTTrainer, "training_step", count)
-    make_bench("LoRA", checkpoint={"resumePolicy": "Never"}).run()
+    few = HYPERPARAMETERS | {"maxSteps": 4}
+    make_bench("LoRA", checkpoint={"resumePolicy": "Never"}, hyperparameters=few, evaluation={"steps": 2}).run()
     assert max(lengths) == 0
 
 
@@ -248,17 +249,33 @@ def make_dpo(make_bench: MakeBench) -> Bench:
     return bench
 
 
-@pytest.mark.parametrize("how", ["stopped in the rows", "stopped in the held-out rows", "killed"])
-def test_a_run_that_ends_before_its_first_step_does_not_lose_its_reference(
-    make_bench: MakeBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference_batches: list[int], how: str
-) -> None:
+@dataclass(frozen=True)
+class Whole:
+    """A DPO job that is prepared; and the same without an interruption, with the number of its reference's batches."""
+
+    bench: Bench
+    config: JobConfig
+    other: Bench
+    report: Report
+    batches: int
+
+
+@pytest.fixture(scope="module")
+def whole(make_bench: MakeBench, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     bench = make_dpo(make_bench)
     config = bench.prepare()
-    other = copied(bench, tmp_path / "whole")
-    expected = other.train(config)
-    whole = len(reference_batches)
-    until = whole - 2 if "held-out" in how else 5
-    reference_batches.clear()
+    other = copied(bench, tmp_path_factory.mktemp("uninterrupted") / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        measured = count_reference_batches(patch, DPOTrainer)
+        return Whole(bench, config, other, other.train(config), len(measured))
+
+
+@pytest.mark.parametrize("how", ["stopped in the rows", "stopped in the held-out rows", "killed"])
+def test_a_run_that_ends_before_its_first_step_does_not_lose_its_reference(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference_batches: list[int], how: str
+) -> None:
+    bench = copied(whole.bench, tmp_path / "interrupted")
+    until = whole.batches - 2 if "held-out" in how else 5
 
     def end(_reporter: Reporter, _done: int, _total: int) -> None:
         if len(reference_batches) == until:
@@ -271,15 +288,15 @@ def test_a_run_that_ends_before_its_first_step_does_not_lose_its_reference(
         if how == "killed":
             patch.setattr(reference, "SECONDS_WORTH_STORING", -1.0)
         with pytest.raises(SystemExit if how == "killed" else Stopped):
-            bench.train(config)
+            bench.train(whole.config)
     done = len(reference_batches)
-    assert until <= done < whole
+    assert until <= done < whole.batches
     reference_batches.clear()
 
-    report = renewed(bench).train(config)
+    report = renewed(bench).train(whole.config)
     assert report.resumed_from_step is None
-    assert len(reference_batches) == whole - done
-    require_same(bench, report, other, expected)
+    assert len(reference_batches) == whole.batches - done
+    require_same(bench, report, whole.other, whole.report)
     assert list((bench.output / "checkpoints").rglob("*.*")) == []
 
 

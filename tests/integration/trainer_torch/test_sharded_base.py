@@ -152,11 +152,8 @@ def test_the_processes_share_the_prompts_and_questions_and_stop_together(tiny_mo
     ("precision", "objective", "method"),
     thin_slice(
         product(["FP32", "BF16"], SAMPLES, ["LoRA", "QLoRA"]),
-        ("FP32", "KTO", "LoRA"),
         ("BF16", "DPO", "LoRA"),
         ("FP32", "Chat", "QLoRA"),
-        ("BF16", "Chat", "QLoRA"),
-        ("BF16", "RewardModel", "LoRA"),
     ),
 )
 def test_two_processes_with_half_the_base_each_train_and_measure_as_one_with_all_of_it(

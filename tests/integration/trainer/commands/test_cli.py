@@ -6,7 +6,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,24 @@ from finetune_trainer.cli import app
 SIGTERM_BIT = 1 << (signal.SIGTERM - 1)
 
 
-def trainer(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+Call = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def call(python: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "finetune_trainer", *map(str, arguments)],
+        [python, "-m", "finetune_trainer", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=600,
-        env=os.environ | {"COLUMNS": "200"} | environment,
+        env=os.environ | {"COLUMNS": "200"},
         check=False,
     )
+
+
+@pytest.fixture
+def trainer(trainer_python: str) -> Call:
+    """Call a command; its libraries are loaded already."""
+    return partial(call, trainer_python)
 
 
 def start(*arguments: object) -> "subprocess.Popen[str]":
@@ -81,7 +91,7 @@ def termination_log(tmp_path: Path) -> Path:
 
 
 def test_the_help_names_every_command_and_exit_code() -> None:
-    text = " ".join(trainer("--help").stdout.split())
+    text = " ".join(call(sys.executable, "--help").stdout.split())
     for word in (
         "preflight",
         "check-data",
@@ -145,7 +155,7 @@ def test_a_signal_while_storage_does_not_answer_ends_in_75(
 
 
 def test_a_config_with_a_wrong_field_ends_in_64_and_echoes_the_job(
-    tmp_path: Path, config_file: Path, termination_log: Path
+    trainer: Call, tmp_path: Path, config_file: Path, termination_log: Path
 ) -> None:
     content = json.loads(config_file.read_text())
     content["spec"]["hyperparameters"]["learningRate"] = "fast"
@@ -159,7 +169,9 @@ def test_a_config_with_a_wrong_field_ends_in_64_and_echoes_the_job(
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{", '{"uid": "u"}'])
-def test_a_config_that_cannot_be_read_ends_in_64(tmp_path: Path, content: str | None, termination_log: Path) -> None:
+def test_a_config_that_cannot_be_read_ends_in_64(
+    trainer: Call, tmp_path: Path, content: str | None, termination_log: Path
+) -> None:
     path = tmp_path / "config.json"
     if content is not None:
         path.write_text(content)
@@ -168,7 +180,7 @@ def test_a_config_that_cannot_be_read_ends_in_64(tmp_path: Path, content: str | 
     assert Report.model_validate_json(termination_log.read_text()).reason == "InvalidConfig"
 
 
-def test_training_without_a_preflight_ends_in_64(config_file: Path) -> None:
+def test_training_without_a_preflight_ends_in_64(trainer: Call, config_file: Path) -> None:
     done = trainer("train", "--config", config_file, "--port", 0)
     assert done.returncode == 64
     assert "run preflight first" in done.stderr
@@ -176,7 +188,7 @@ def test_training_without_a_preflight_ends_in_64(config_file: Path) -> None:
 
 def test_an_error_without_a_name_ends_in_70_with_a_traceback(tmp_path: Path, config_file: Path) -> None:
     (tmp_path / "out" / "accepted.jsonl").mkdir(parents=True)
-    done = trainer("check-data", tmp_path / "absent.jsonl", "--out", tmp_path / "out")
+    done = call(sys.executable, "check-data", tmp_path / "absent.jsonl", "--out", tmp_path / "out")
     assert done.returncode == 70
     assert "Traceback" in done.stderr
     assert "InternalError: IsADirectoryError" in done.stderr
@@ -199,7 +211,9 @@ process.main()
     assert (report.reason, report.message) == ("InternalError", "PanicException: no entry found for key")
 
 
-def test_a_config_of_a_newer_operator_ends_in_64_and_echoes_the_job(config_file: Path, termination_log: Path) -> None:
+def test_a_config_of_a_newer_operator_ends_in_64_and_echoes_the_job(
+    trainer: Call, config_file: Path, termination_log: Path
+) -> None:
     content = json.loads(config_file.read_text()) | {"handoffVersion": HANDOFF_VERSION + 1}
     config_file.write_text(json.dumps(content))
     done = trainer("preflight", "--config", config_file, "--port", 0, "--termination-log", termination_log)
@@ -209,7 +223,7 @@ def test_a_config_of_a_newer_operator_ends_in_64_and_echoes_the_job(config_file:
     assert report.job_uid == "uid-1"
 
 
-def test_checked_data_is_written_and_counted(tmp_path: Path, rows_file: Path) -> None:
+def test_checked_data_is_written_and_counted(trainer: Call, tmp_path: Path, rows_file: Path) -> None:
     done = trainer("check-data", rows_file, "--out", tmp_path / "checked")
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "checked" / "accepted.jsonl").read_text().splitlines()) == 100
@@ -218,7 +232,7 @@ def test_checked_data_is_written_and_counted(tmp_path: Path, rows_file: Path) ->
 
 
 def test_checked_data_with_a_model_also_counts_what_is_too_long(
-    tmp_path: Path, rows_file: Path, model_folder: Path
+    trainer: Call, tmp_path: Path, rows_file: Path, model_folder: Path
 ) -> None:
     done = trainer(
         "check-data", rows_file, "--out", tmp_path / "checked", "--model", model_folder, "--max-length", 16,
@@ -228,20 +242,22 @@ def test_checked_data_with_a_model_also_counts_what_is_too_long(
     assert codes.get("PROMPT_FILLS_CONTEXT", 0) > 0, done.stderr
 
 
-def test_too_much_malformed_data_ends_in_65_with_the_files_written(tmp_path: Path, rows_file: Path) -> None:
+def test_too_much_malformed_data_ends_in_65_with_the_files_written(
+    trainer: Call, tmp_path: Path, rows_file: Path
+) -> None:
     done = trainer("check-data", rows_file, "--out", tmp_path / "checked", "--max-rejected-percent", 5)
     assert done.returncode == 65
     assert "10 of 110 rows are malformed (9.1 %, --max-rejected-percent is 5)" in done.stderr
     assert (tmp_path / "checked" / "rejected.jsonl").exists()
 
 
-def test_a_missing_data_file_ends_in_65(tmp_path: Path) -> None:
+def test_a_missing_data_file_ends_in_65(trainer: Call, tmp_path: Path) -> None:
     done = trainer("check-data", tmp_path / "absent.jsonl", "--out", tmp_path / "checked")
     assert done.returncode == 65
     assert "Traceback" not in done.stderr
 
 
-def test_verify_proves_a_published_folder_and_finds_what_changed(tmp_path: Path, world: Any) -> None:
+def test_verify_proves_a_published_folder_and_finds_what_changed(trainer: Call, tmp_path: Path, world: Any) -> None:
     publish_result(world.config, world.storage, tmp_path)
     good = trainer("verify", world.out)
     assert good.returncode == 0, good.stderr
@@ -255,7 +271,7 @@ def test_verify_proves_a_published_folder_and_finds_what_changed(tmp_path: Path,
     assert json.loads(bad.stdout)["ok"] is False
 
 
-def test_run_names_the_wrong_field_of_a_manifest(tmp_path: Path) -> None:
+def test_run_names_the_wrong_field_of_a_manifest(trainer: Call, tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(
         "apiVersion: finetune.dev/v1alpha1\nkind: FineTuneJob\nmetadata: {name: a}\nspec: {objective: Poetry}\n"
