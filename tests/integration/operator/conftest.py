@@ -133,14 +133,15 @@ class Operator:
         }
         self.process: subprocess.Popen[bytes] | None = None
         self.pid: int | None = None
-        """Of the operator itself, once it was ready."""
+        """Of the operator itself; of a fork, once it was ready."""
 
     def launch(self, *wrapper: str) -> "Operator":
         """Start it, with the command of the wrapper around it, without waiting."""
-        self.pid = None
         with self.log.open("ab") as log:
-            command = [*wrapper, sys.executable if wrapper else self.python, "-m", "finetune_operator"]
+            python = sys.executable if wrapper else self.python
+            command = [*wrapper, python, "-m", "finetune_operator"]
             self.process = subprocess.Popen(command, env=self.env, stderr=log, stdout=log)
+        self.pid = self.process.pid if python == sys.executable else None
         return self
 
     def start(self, *wrapper: str) -> "Operator":
@@ -149,7 +150,7 @@ class Operator:
         while process and process.poll() is None and time.monotonic() - started < 180:
             if self.get("/readyz") == 200:
                 self.seconds_to_ready = time.monotonic() - started
-                self.pid = process.pid if wrapper else fork_of(self.python, process.pid)
+                self.pid = self.pid or fork_of(self.python, process.pid)
                 return self
             time.sleep(0.1)
         raise TimeoutError(self.log.read_text()[-3000:])
