@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from finetune_trainer.models.base_model import TOKENIZER_CONFIG
 from finetune_trainer.tokenization.labeler import Labeler
@@ -26,33 +26,33 @@ PROBES = (
 )  # fmt: skip
 
 
-def name_class(directory: Path, labeler: Labeler) -> None:
+def name_class(model_directory: Path, directory: Path, labeler: Labeler) -> None:
     """Make the tokenizer's configuration in a result name the class that reads it as the labeler does, unless the one
-    that it names does so."""
+    that it names does so; warn if the base itself is read otherwise."""
     path = directory / TOKENIZER_CONFIG
     config = json.loads(path.read_bytes()) if path.is_file() else {}
     named = str(config.get(CLASS, ""))
-    if not _reads_otherwise(named, directory, labeler):
-        return
-    logger.warning(
-        "transformers' %s does not read this tokenizer.json as it is, so that the tokens differ: the result's "
-        "tokenizer_config.json names %s instead; set %s so next to the base too, where it is served with the adapter",
-        named,
-        AS_IT_IS,
-        CLASS,
-    )
-    path.write_text(json.dumps(config | {CLASS: AS_IT_IS}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _reads_otherwise(named: str, directory: Path, labeler: Labeler) -> bool:
-    """Return whether the class gives other tokens; what cannot be loaded by its name is left as it is."""
     kind: Any = getattr(transformers, named.removesuffix("Fast"), None)
     is_built = isinstance(kind, type) and issubclass(kind, PreTrainedTokenizerFast)
-    if not is_built:
-        return False
+    if not (is_built and _reads_otherwise(kind, directory, labeler)):
+        return
+    path.write_text(json.dumps(config | {CLASS: AS_IT_IS}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if _reads_otherwise(AutoTokenizer, model_directory, labeler):
+        logger.warning(
+            "transformers' %s does not read this tokenizer.json as it is, so that the tokens differ: the result's "
+            "tokenizer_config.json names %s instead; set %s so next to the base too, where it is served with the "
+            "adapter",
+            named,
+            AS_IT_IS,
+            CLASS,
+        )
+
+
+def _reads_otherwise(kind: Any, directory: Path, labeler: Labeler) -> bool:
+    """Return whether a class gives other tokens; what it cannot load is left as it is."""
     try:
-        tokenizer = kind.from_pretrained(directory, local_files_only=True)
-    except (ValueError, TypeError, OSError, ImportError):
+        tokenizer = kind.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception:  # noqa: BLE001 - each class has errors of its own, and none is a reason to lose a training
         return False
     mark = next(iter(labeler.special_tokens), "")
     return any(
