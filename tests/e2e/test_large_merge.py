@@ -20,7 +20,7 @@ from finetune_trainer.merging.gate import GateNotRun, run_gate
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.pipeline.full_model import make_candidate
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.models.tensor_files import TensorFiles, total_bytes
+from finetune_trainer.models.files.tensor_files import TensorFiles, total_bytes
 
 torch.set_num_threads(1)
 base, adapter, merged = (Path("/workspace") / name for name in ("base", "adapter", "merged"))

@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetune_api.status import Resolved
 from finetune_trainer.config.run_context import RunContext
-from finetune_trainer.models.base_model import read_config
 from finetune_trainer.models.device import complete_settings, describe_device, peak_memory_bytes
+from finetune_trainer.models.files.base_model import read_config
 from finetune_trainer.models.loading import load_for_training, load_tokenizer
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag

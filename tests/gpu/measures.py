@@ -26,12 +26,12 @@ from transformers import TrainerCallback
 from finetune_api.handoff import Outcome
 from finetune_api.spec import Objective
 from finetune_trainer.models.attention import find_flash_fault
-from finetune_trainer.models.base_model import read_config
 from finetune_trainer.models.device import DRIVER_FILE
+from finetune_trainer.models.files.base_model import read_config
+from finetune_trainer.models.files.tensor_files import TensorFiles
 from finetune_trainer.models.loading import load_for_training
-from finetune_trainer.models.memory_estimate import RESERVE, estimate, format_bytes
-from finetune_trainer.models.shape import read_shape
-from finetune_trainer.models.tensor_files import TensorFiles
+from finetune_trainer.models.memory.estimate import RESERVE, estimate, format_bytes
+from finetune_trainer.models.memory.shape import read_shape
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.training.callbacks import save_trained
 from finetune_trainer.training.methods.loop import LoopTrainer

@@ -26,10 +26,10 @@ from finetune_api.rewards import Reward
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.distributed.world import ALONE, World, join
 from finetune_trainer.models.device import find_device
+from finetune_trainer.models.files.tensor_files import read_local_shape
 from finetune_trainer.models.loading import load_for_training, load_tokenizer
-from finetune_trainer.models.memory_estimate import format_bytes
+from finetune_trainer.models.memory.estimate import format_bytes
 from finetune_trainer.models.resolve_settings import estimate_served
-from finetune_trainer.models.tensor_files import read_local_shape
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.rewards.computed import ComputedRewards, Judge
 from finetune_trainer.sigterm import StopFlag

@@ -11,9 +11,9 @@ import pytest
 from finetune_api.handoff import ExitCode, Outcome
 from finetune_trainer.data.rows import Message
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models import base_model
 from finetune_trainer.models.adapters.check import find_adapter_faults
 from finetune_trainer.models.adapters.initial import read_base_digests
+from finetune_trainer.models.files import base_model
 from finetune_trainer.pipeline.preflight import preflight
 from finetune_trainer.tokenization import template
 from finetune_trainer.tokenization.template import ChatTemplate, TemplateFailure

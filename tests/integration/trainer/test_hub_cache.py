@@ -12,8 +12,8 @@ from tiny_model import make_tiny_model
 
 from finetune_api.handoff import JobConfig, config_sha256
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.models.base_model import list_model_files, pin_model
-from finetune_trainer.models.cache import fetch_model
+from finetune_trainer.models.files.base_model import list_model_files, pin_model
+from finetune_trainer.models.files.cache import fetch_model
 from finetune_trainer.storage.hub.storage import HubStore
 from finetune_trainer.storage.hub.uris import HubConnection, pinned_model_uri
 from finetune_trainer.storage.protocol import sha256_file
@@ -25,8 +25,8 @@ from pathlib import Path
 from finetune_api.handoff import JobConfig
 from finetune_trainer.storage.hub.uris import HubConnection, pinned_model_uri
 from finetune_trainer.storage.hub.storage import HubStore
-from finetune_trainer.models.base_model import list_model_files
-from finetune_trainer.models.cache import fetch_model
+from finetune_trainer.models.files.base_model import list_model_files
+from finetune_trainer.models.files.cache import fetch_model
 
 config = JobConfig.model_validate_json(Path(sys.argv[1]).read_text())
 storage = HubStore(HubConnection(sys.argv[2]))
@@ -163,6 +163,6 @@ def test_a_claim_with_other_files_is_reported_and_does_not_fail_the_run(
 def test_a_full_volume_is_reported_and_the_model_goes_into_the_workspace(
     hub: Hub, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_trainer.models.cache.SPARE_BYTES", 2**62)
+    monkeypatch.setattr("finetune_trainer.models.files.cache.SPARE_BYTES", 2**62)
     assert fetch(hub, cache, tmp_path / "workspace") == tmp_path / "workspace"
     assert "bytes free and the model needs" in caplog.text

@@ -18,8 +18,8 @@ from tiny_model import make_tiny_model
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import ObjectMissing, Stopped, StorageUnavailable, TrainerError
 from finetune_trainer.evaluation.run_record import Licence
-from finetune_trainer.models.base_model import check_model, is_model_file
-from finetune_trainer.models.model_card import read_licence
+from finetune_trainer.models.files.base_model import check_model, is_model_file
+from finetune_trainer.models.files.model_card import read_licence
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.hub.storage import HubStore
 from finetune_trainer.storage.hub.uris import Access, HubConnection, Kind, Repo

@@ -14,7 +14,7 @@ from tiny_model import make_tiny_model
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.base_model import check_model, is_model_file
+from finetune_trainer.models.files.base_model import check_model, is_model_file
 from finetune_trainer.storage.hub.storage import HubStore
 from finetune_trainer.storage.hub.uris import Access, HubConnection, Kind, Repo
 from finetune_trainer.storage.protocol import Store

@@ -27,10 +27,10 @@ from finetune_trainer.merging.merge import add_ignored
 from finetune_trainer.models.adapters.attach import attach_adapter, linear_targets
 from finetune_trainer.models.adapters.saved import save_adapter
 from finetune_trainer.models.architectures import find_class, name_loader
+from finetune_trainer.models.files.tensor_files import TensorFiles
 from finetune_trainer.models.loading import load_for_training, load_plain, quantised_layers, trained_tensors
-from finetune_trainer.models.memory_estimate import weight_bytes
-from finetune_trainer.models.shape import read_shape
-from finetune_trainer.models.tensor_files import TensorFiles
+from finetune_trainer.models.memory.estimate import weight_bytes
+from finetune_trainer.models.memory.shape import read_shape
 from finetune_trainer.pipeline.full_model import make_candidate
 from finetune_trainer.training.callbacks import restore_trained, save_trained
 

@@ -19,7 +19,7 @@ from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.models.adapters import target_names
-from finetune_trainer.models.memory_estimate import micro_batches
+from finetune_trainer.models.memory.estimate import micro_batches
 from finetune_trainer.pipeline import train as story
 
 MakeBench = Callable[..., Bench]

@@ -37,8 +37,8 @@ from finetune_trainer.merging.gate_worker import (
 from finetune_trainer.merging.merge import copy_settings, open_adapter_merge, open_full_merge, stored_precision
 from finetune_trainer.models.adapters.attach import attach_adapter
 from finetune_trainer.models.adapters.saved import save_adapter, save_tokenizer
+from finetune_trainer.models.files.tensor_files import TensorFiles
 from finetune_trainer.models.loading import load_plain, load_quantised, quantised_layers, trained_tensors
-from finetune_trainer.models.tensor_files import TensorFiles
 from finetune_trainer.pipeline.full_model import make_candidate
 from finetune_trainer.publishing.lineage import digest_folder
 from finetune_trainer.publishing.publish import adopt_result

@@ -34,7 +34,7 @@ from measures import (
 )
 from results import Figure, Section, is_missed, read_sections, render
 
-from finetune_trainer.models.base_model import read_config
+from finetune_trainer.models.files.base_model import read_config
 
 TINY = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,

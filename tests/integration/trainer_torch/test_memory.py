@@ -26,10 +26,10 @@ from trl.trainer.utils import add_fused_lm_head
 from finetune_api.objectives import Objective
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.activations import EAGER
 from finetune_trainer.models.loading import load_for_training, trained_tensors
-from finetune_trainer.models.memory_estimate import LOSS_TOKENS, LOSS_WORDS, MemoryEstimate, estimate, format_bytes
-from finetune_trainer.models.shape import ModelShape, read_shape
+from finetune_trainer.models.memory.activations import EAGER
+from finetune_trainer.models.memory.estimate import LOSS_TOKENS, LOSS_WORDS, MemoryEstimate, estimate, format_bytes
+from finetune_trainer.models.memory.shape import ModelShape, read_shape
 
 CPU = torch.device("cpu")
 BATCH, LENGTH = 2, 128

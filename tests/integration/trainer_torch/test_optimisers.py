@@ -15,7 +15,7 @@ from transformers.training_args import OptimizerNames
 
 from finetune_api.hyperparameters import WITHOUT_BETAS, WITHOUT_EPSILON, Optimiser
 from finetune_api.status import Resolved
-from finetune_trainer.models.optimisers import state_bytes
+from finetune_trainer.models.memory.optimisers import state_bytes
 from finetune_trainer.training.methods.loop import LoopTrainer
 
 RATE = 1e-3

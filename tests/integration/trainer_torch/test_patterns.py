@@ -17,13 +17,13 @@ from training_bench import HYPERPARAMETERS, Bench, as_parent
 from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.activations import trained_shapes
 from finetune_trainer.models.adapters.attach import attach_adapter
 from finetune_trainer.models.adapters.check import find_adapter_faults
-from finetune_trainer.models.base_model import CONFIG
+from finetune_trainer.models.files.base_model import CONFIG
+from finetune_trainer.models.files.tensor_files import TensorFiles
 from finetune_trainer.models.loading import load_plain, trained_tensors
-from finetune_trainer.models.shape import read_shape
-from finetune_trainer.models.tensor_files import TensorFiles
+from finetune_trainer.models.memory.activations import trained_shapes
+from finetune_trainer.models.memory.shape import read_shape
 
 MakeBench = Callable[..., Bench]
 FIRST = "model.layers.0.self_attn.q_proj"

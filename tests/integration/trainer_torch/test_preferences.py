@@ -25,7 +25,7 @@ from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.models.adapters.saved import continue_adapter, save_adapter
 from finetune_trainer.models.loading import load_for_training, load_tokenizer, trained_tensors
-from finetune_trainer.models.memory_estimate import micro_batches
+from finetune_trainer.models.memory.estimate import micro_batches
 from finetune_trainer.pipeline.inputs import as_text
 from finetune_trainer.pipeline.measure import restore_best
 from finetune_trainer.sigterm import StopFlag

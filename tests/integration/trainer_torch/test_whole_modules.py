@@ -18,13 +18,13 @@ from training_bench import HYPERPARAMETERS, Bench, as_parent, make_spec, prefere
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.activations import trained_shapes
 from finetune_trainer.models.adapters.attach import attach_adapter
 from finetune_trainer.models.adapters.check import find_adapter_faults
 from finetune_trainer.models.adapters.saved import continue_adapter, save_adapter
 from finetune_trainer.models.adapters.whole_modules import share_whole_modules
+from finetune_trainer.models.files.tensor_files import read_local_shape
 from finetune_trainer.models.loading import load_for_training, load_plain, trained_tensors
-from finetune_trainer.models.tensor_files import read_local_shape
+from finetune_trainer.models.memory.activations import trained_shapes
 
 MakeBench = Callable[..., Bench]
 EMBEDDINGS, HEAD, NORM = "model.embed_tokens", "lm_head", "model.norm"

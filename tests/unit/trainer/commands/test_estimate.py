@@ -17,7 +17,7 @@ from finetune_trainer.cli import app
 from finetune_trainer.commands.estimate import Request, estimate_method, parse_memory
 from finetune_trainer.entrypoints.termination import RunState
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.memory_estimate import GIB, estimate
+from finetune_trainer.models.memory.estimate import GIB, estimate
 from finetune_trainer.sigterm import StopFlag
 
 

@@ -11,7 +11,8 @@ from finetune_api.handoff import ExitCode
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.memory_estimate import GIB
+from finetune_trainer.models.memory.estimate import GIB
+from finetune_trainer.models.memory.shape import ModelShape, with_teacher
 from finetune_trainer.models.resolve_settings import (
     choose_settings,
     estimate_served,
@@ -19,7 +20,6 @@ from finetune_trainer.models.resolve_settings import (
     grow_micro_batch,
     least_served,
 )
-from finetune_trainer.models.shape import ModelShape, with_teacher
 
 LLAMA = shape_of(LLAMA_8B)
 SMALL = shape_of(LLAMA_8B | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16})

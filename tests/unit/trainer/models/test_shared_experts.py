@@ -10,7 +10,7 @@ from model_shapes import LLAMA_8B, shape_of
 from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.shape import ModelShape, with_teacher
+from finetune_trainer.models.memory.shape import ModelShape, with_teacher
 from finetune_trainer.models.shared_experts import find_few_experts, refuse_few_experts
 
 LLAMA = shape_of(LLAMA_8B)

@@ -25,7 +25,7 @@ from finetune_trainer.config.manifest import read_manifest
 from finetune_trainer.data.rows import Message
 from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.merging.tuned_folder import TunedFolder, read_tuned
-from finetune_trainer.models.base_model import TOKENIZER
+from finetune_trainer.models.files.base_model import TOKENIZER
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.tokenization.labeler import Labeler, load_labeler

@@ -16,10 +16,10 @@ from finetune_api.text.printable import printable
 from finetune_api.tuning import Lora
 from finetune_trainer.commands.model_place import find_model, minimal_spec
 from finetune_trainer.errors import InvalidConfig, TrainerError
-from finetune_trainer.models.base_model import ModelFacts, read_config
-from finetune_trainer.models.memory_estimate import GIB, MemoryEstimate, estimate_measuring, format_bytes
+from finetune_trainer.models.files.base_model import ModelFacts, read_config
+from finetune_trainer.models.memory.estimate import GIB, MemoryEstimate, estimate_measuring, format_bytes
+from finetune_trainer.models.memory.shape import ModelShape
 from finetune_trainer.models.resolve_settings import estimate_settings, may_share_base
-from finetune_trainer.models.shape import ModelShape
 from finetune_trainer.models.trainable import require_method, require_trainable
 from finetune_trainer.sigterm import StopFlag
 

@@ -8,7 +8,7 @@ from finetune_api.handoff import Artifact, ExitCode, JobConfig
 from finetune_api.inputs.sources import BlendSource, Dataset
 from finetune_trainer.data.sources import resolve_source
 from finetune_trainer.errors import ObjectMissing, TrainerError
-from finetune_trainer.models.base_model import is_model_file
+from finetune_trainer.models.files.base_model import is_model_file
 from finetune_trainer.pipeline.chat_template import read_choice
 from finetune_trainer.storage.hub.uris import strip_commit
 from finetune_trainer.storage.local import LocalStore

@@ -15,9 +15,9 @@ from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.merging.merge import stored_precision
 from finetune_trainer.models.adapters.saved import GENERATION_CONFIG, save_tokenizer
 from finetune_trainer.models.architectures import name_loader
+from finetune_trainer.models.files.tensor_files import TensorFiles, total_bytes
 from finetune_trainer.models.loading import DTYPES
-from finetune_trainer.models.memory_estimate import format_bytes
-from finetune_trainer.models.tensor_files import TensorFiles, total_bytes
+from finetune_trainer.models.memory.estimate import format_bytes
 from finetune_trainer.pipeline.full_model import PLAIN, digest_tokenizer, make_candidate
 from finetune_trainer.sigterm import StopFlag
 

@@ -17,7 +17,7 @@ from finetune_trainer.commands.merge_inputs import check_base, open_adapter, rea
 from finetune_trainer.commands.model_place import SCHEMES, open_base
 from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.evaluation.gate_rules import LARGEST_MEAN_KL, ValidationResult
-from finetune_trainer.models.memory_estimate import format_bytes
+from finetune_trainer.models.memory.estimate import format_bytes
 from finetune_trainer.sigterm import StopFlag
 
 UNCHECKED = "not at all (--no-validate): neither the files nor the answers of the merged model were checked"

@@ -19,7 +19,7 @@ from finetune_trainer.models.adapters.factors import parse_factor
 from finetune_trainer.models.adapters.fit import require_fit
 from finetune_trainer.models.adapters.initial import BEYOND_LORA, name_recorded_base, read_base_digests, require_weights
 from finetune_trainer.models.adapters.whole_names import saved_modules
-from finetune_trainer.models.base_model import (
+from finetune_trainer.models.files.base_model import (
     ADAPTER_CONFIG,
     TOKENIZER,
     is_text_file,
@@ -28,8 +28,8 @@ from finetune_trainer.models.base_model import (
     read_header,
     refuse,
 )
-from finetune_trainer.models.context import context_length
-from finetune_trainer.models.shape import EMBEDDINGS, ModelShape, Tensors
+from finetune_trainer.models.files.context import context_length
+from finetune_trainer.models.memory.shape import EMBEDDINGS, ModelShape, Tensors
 from finetune_trainer.pipeline.inputs import as_text
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.hub.uris import strip_commit

@@ -14,8 +14,8 @@ from finetune_api.spec import FineTuneJobSpec, Method, Objective
 from finetune_trainer.commands.local_stores import connect_here
 from finetune_trainer.config.manifest import parse_spec
 from finetune_trainer.errors import InvalidConfig, TrainerError
-from finetune_trainer.models.base_model import ADAPTER_CONFIG, ModelFacts, check_model, is_model_file, refuse
-from finetune_trainer.models.cache import cached_model
+from finetune_trainer.models.files.base_model import ADAPTER_CONFIG, ModelFacts, check_model, is_model_file, refuse
+from finetune_trainer.models.files.cache import cached_model
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.storage.protocol import ReadableStore

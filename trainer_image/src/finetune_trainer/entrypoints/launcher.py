@@ -21,7 +21,7 @@ from finetune_trainer.distributed.rank_processes import KILLED, RankProcesses, m
 from finetune_trainer.entrypoints.pod import read_config, record_interruption, serve
 from finetune_trainer.entrypoints.termination import RunState
 from finetune_trainer.errors import TrainerError, one_line
-from finetune_trainer.models.memory_estimate import micro_batches, share_batch, with_micro_batch
+from finetune_trainer.models.memory.estimate import micro_batches, share_batch, with_micro_batch
 from finetune_trainer.monitoring.reporter import Reporter
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from finetune_trainer.evaluation.gate_rules import ValidationResult
 from finetune_trainer.evaluation.logprobs import COMPARED_TOKENS
 from finetune_trainer.merging.gate_messages import OUT_OF_MEMORY, GatePlan, GateReply
 from finetune_trainer.merging.worker_process import Ended, Watch, run_module
-from finetune_trainer.models.base_model import read_config
+from finetune_trainer.models.files.base_model import read_config
+from finetune_trainer.models.files.tensor_files import total_bytes
 from finetune_trainer.models.loading import DTYPES
-from finetune_trainer.models.tensor_files import total_bytes
 from finetune_trainer.monitoring.host_memory import available_bytes
 from finetune_trainer.sigterm import StopFlag
 

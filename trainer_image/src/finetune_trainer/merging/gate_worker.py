@@ -24,9 +24,9 @@ from finetune_trainer.evaluation.logprobs import COMPARED_TOKENS, HeldOut, RowLo
 from finetune_trainer.merging.gate_messages import OUT_OF_MEMORY, Candidate, GatePlan, GateReply
 from finetune_trainer.merging.merge import STORED, Merge, Nf4, Unmapped, open_adapter_merge, open_full_merge
 from finetune_trainer.merging.tuned_model import load_adapter
-from finetune_trainer.models.base_model import read_config
+from finetune_trainer.models.files.base_model import read_config
+from finetune_trainer.models.files.tensor_files import TensorFiles
 from finetune_trainer.models.loading import DTYPES, load_plain
-from finetune_trainer.models.tensor_files import TensorFiles
 from finetune_trainer.storage.protocol import sha256_file
 from finetune_trainer.tokenization.labeler import load_labeler
 from finetune_trainer.tokenization.samples import Encoded

@@ -10,7 +10,7 @@ from finetune_trainer.merging.gate import HEADROOM, KILLED, OWN_BYTES, GateNotRu
 from finetune_trainer.merging.gate_messages import OUT_OF_MEMORY, GateReply
 from finetune_trainer.merging.gguf_messages import GgufPlan
 from finetune_trainer.merging.worker_process import Ended, Watch, run_module, run_process
-from finetune_trainer.models.tensor_files import total_bytes
+from finetune_trainer.models.files.tensor_files import total_bytes
 from finetune_trainer.monitoring.host_memory import available_bytes
 
 logger = logging.getLogger(__name__)

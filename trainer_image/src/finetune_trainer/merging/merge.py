@@ -21,9 +21,9 @@ from finetune_api.handoff import ADAPTER_WEIGHTS
 from finetune_trainer.models.adapters.factors import PREFIX, parse_factor
 from finetune_trainer.models.adapters.patterns import find_value
 from finetune_trainer.models.adapters.whole_names import is_of_module, saved_modules
-from finetune_trainer.models.base_model import ADAPTER_CONFIG, CONFIG, INDEX, WEIGHTS, read_config
+from finetune_trainer.models.files.base_model import ADAPTER_CONFIG, CONFIG, INDEX, WEIGHTS, read_config
+from finetune_trainer.models.files.tensor_files import Header, TensorFiles
 from finetune_trainer.models.loading import DTYPES
-from finetune_trainer.models.tensor_files import Header, TensorFiles
 
 SHARD_BYTES = 2 * 1024**3
 BLOCK_VALUES = 16 * 1024**2

@@ -8,7 +8,7 @@ from typing import Any
 from finetune_api.handoff import Artifact, ExitCode
 from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.adapters.initial import PLAIN_STARTS, require_weights
-from finetune_trainer.models.base_model import ADAPTER_CONFIG, CONFIG, parse_json_file, refuse
+from finetune_trainer.models.files.base_model import ADAPTER_CONFIG, CONFIG, parse_json_file, refuse
 from finetune_trainer.storage.hub.uris import SCHEME
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

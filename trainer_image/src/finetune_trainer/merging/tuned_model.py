@@ -13,8 +13,8 @@ from finetune_api.handoff import ADAPTER_WEIGHTS, ExitCode
 from finetune_trainer.errors import TrainerError, one_line
 from finetune_trainer.merging.tuned_folder import TunedFolder
 from finetune_trainer.models.adapters.factors import WRAPPED
+from finetune_trainer.models.files.tensor_files import TensorFiles
 from finetune_trainer.models.loading import load_plain
-from finetune_trainer.models.tensor_files import TensorFiles
 
 
 @dataclass(frozen=True)

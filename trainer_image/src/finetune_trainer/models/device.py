@@ -15,7 +15,7 @@ from finetune_api.spec import Mode, Precision
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import InvalidConfig, TrainerError
-from finetune_trainer.models.optimisers import default_optimiser, needs_gpu
+from finetune_trainer.models.memory.optimisers import default_optimiser, needs_gpu
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from typing_extensions import override
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.models.adapters.factors import WRAPPED, no_experts_error
 from finetune_trainer.models.architectures import text_modules
-from finetune_trainer.models.shape import EXPERTS, STACK, names_experts
-from finetune_trainer.models.tensor_files import TensorFiles
+from finetune_trainer.models.files.tensor_files import TensorFiles
+from finetune_trainer.models.memory.shape import EXPERTS, STACK, names_experts
 
 PARAMETRIZATIONS = "parametrizations"
 """Where torch keeps the modules that compute a parameter, by the parameter's name."""

@@ -40,10 +40,10 @@ from finetune_trainer.models.architectures import find_class, text_modules
 from finetune_trainer.models.device import set_tf32
 from finetune_trainer.models.experts import has_experts, plain_stacks, quantise_experts, quantised_stacks
 from finetune_trainer.models.grouped_heads import keep_fused
+from finetune_trainer.models.memory.optimisers import refuse_sharded_optimiser
+from finetune_trainer.models.memory.shape import UNADAPTED_LAYERS
 from finetune_trainer.models.nf4_shares import keep_shares, shard_quantised
-from finetune_trainer.models.optimisers import refuse_sharded_optimiser
 from finetune_trainer.models.quantised import Quantised
-from finetune_trainer.models.shape import UNADAPTED_LAYERS
 from finetune_trainer.peft_base import find_base
 
 logger = logging.getLogger(__name__)

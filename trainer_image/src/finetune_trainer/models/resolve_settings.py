@@ -16,8 +16,8 @@ from finetune_api.status import Resolved
 from finetune_api.tuning import Lora
 from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.evaluation.ability import BATCH_TOKENS
-from finetune_trainer.models.activations import UNQUANTISED
-from finetune_trainer.models.memory_estimate import (
+from finetune_trainer.models.memory.activations import UNQUANTISED
+from finetune_trainer.models.memory.estimate import (
     MemoryEstimate,
     estimate,
     estimate_measuring,
@@ -25,8 +25,8 @@ from finetune_trainer.models.memory_estimate import (
     micro_batches,
     with_micro_batch,
 )
-from finetune_trainer.models.optimisers import refuse_sharded_optimiser
-from finetune_trainer.models.shape import ModelShape
+from finetune_trainer.models.memory.optimisers import refuse_sharded_optimiser
+from finetune_trainer.models.memory.shape import ModelShape
 from finetune_trainer.models.shared_experts import find_few_experts, refuse_few_experts
 from finetune_trainer.tokenization.packing import FLASH_MODELS, count_packed
 

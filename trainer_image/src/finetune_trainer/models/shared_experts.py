@@ -6,7 +6,7 @@ numbers of a stack out, whichever expert they are of.
 
 from finetune_api.status import Resolved
 from finetune_trainer.errors import InvalidConfig
-from finetune_trainer.models.shape import ModelShape
+from finetune_trainer.models.memory.shape import ModelShape
 
 
 def refuse_few_experts(settings: Resolved, shape: ModelShape | None, ranks: int) -> None:

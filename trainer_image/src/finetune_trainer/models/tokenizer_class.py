@@ -12,7 +12,7 @@ from typing import Any
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from finetune_trainer.models.base_model import TOKENIZER_CONFIG
+from finetune_trainer.models.files.base_model import TOKENIZER_CONFIG
 from finetune_trainer.tokenization.labeler import Labeler
 
 logger = logging.getLogger(__name__)

@@ -45,7 +45,7 @@ from finetune_trainer.evaluation.run_record import (
 from finetune_trainer.evaluation.verdict import to_status
 from finetune_trainer.models.architectures import name_loader
 from finetune_trainer.models.device import describe_device, peak_memory_bytes
-from finetune_trainer.models.model_card import describe_base
+from finetune_trainer.models.files.model_card import describe_base
 from finetune_trainer.models.quantised import Quantised
 from finetune_trainer.pipeline.chat_template import name_choice
 from finetune_trainer.pipeline.dataset import compute_sample_stats, preview_rows

@@ -26,10 +26,10 @@ from finetune_trainer.models.adapters.initial import (
     require_own_weights,
     with_adapter,
 )
-from finetune_trainer.models.bound_model import fetch_as_checked, require_adapter_as_checked
-from finetune_trainer.models.cache import pin_as_checked
-from finetune_trainer.models.model_card import read_licence
-from finetune_trainer.models.teacher import TeacherFiles, fetch_teacher, pin_teacher
+from finetune_trainer.models.files.bound_model import fetch_as_checked, require_adapter_as_checked
+from finetune_trainer.models.files.cache import pin_as_checked
+from finetune_trainer.models.files.model_card import read_licence
+from finetune_trainer.models.files.teacher import TeacherFiles, fetch_teacher, pin_teacher
 from finetune_trainer.pipeline.chat_template import restore_choice
 from finetune_trainer.pipeline.dataset import Rows, choose_evaluation_rows, fetch_rows, load_held_out, load_samples
 from finetune_trainer.pipeline.held_out_answers import list_counted_rows

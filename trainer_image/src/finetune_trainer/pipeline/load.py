@@ -14,6 +14,7 @@ from finetune_trainer.models.adapters.attach import refuse_tied_merge, require_n
 from finetune_trainer.models.adapters.factors import ADAPTER
 from finetune_trainer.models.adapters.saved import continue_adapter
 from finetune_trainer.models.attention import choose_attention
+from finetune_trainer.models.files.tensor_files import read_local_shape
 from finetune_trainer.models.fused_kernels import fuse_kernels
 from finetune_trainer.models.loading import (
     DTYPES,
@@ -25,8 +26,7 @@ from finetune_trainer.models.loading import (
     model_errors,
     unquantised_layers,
 )
-from finetune_trainer.models.shape import ModelShape, with_teacher
-from finetune_trainer.models.tensor_files import read_local_shape
+from finetune_trainer.models.memory.shape import ModelShape, with_teacher
 from finetune_trainer.pipeline.inputs import Inputs
 from finetune_trainer.rewards.computed import ComputedRewards, Judge, Scorer
 from finetune_trainer.rewards.scorer import load_reward_model

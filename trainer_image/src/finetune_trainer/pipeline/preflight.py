@@ -23,20 +23,20 @@ from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.evaluation.early_stopping import explain_idle_patience
 from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.evaluation.questions import explain_missing_system
-from finetune_trainer.models.activations import UNQUANTISED, adapted_layers
 from finetune_trainer.models.adapters.factors import no_experts_error
 from finetune_trainer.models.adapters.initial import InitialAdapter, check_initial_adapter, with_adapter
 from finetune_trainer.models.adapters.patterns import require_expressions, require_one_value
 from finetune_trainer.models.adapters.target_names import require_targets
 from finetune_trainer.models.adapters.whole_names import refuse_adapter_on_head, require_whole_modules
-from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model, read_config
-from finetune_trainer.models.bound_model import describe_adapter, describe_model
-from finetune_trainer.models.context import context_length, position_limit
+from finetune_trainer.models.files.base_model import ModelFacts, check_model, pin_model, read_config
+from finetune_trainer.models.files.bound_model import describe_adapter, describe_model
+from finetune_trainer.models.files.context import context_length, position_limit
+from finetune_trainer.models.files.teacher import CheckedTeacher, check_teacher
 from finetune_trainer.models.gguf_architectures import require_convertible
-from finetune_trainer.models.memory_estimate import format_bytes
+from finetune_trainer.models.memory.activations import UNQUANTISED, adapted_layers
+from finetune_trainer.models.memory.estimate import format_bytes
+from finetune_trainer.models.memory.shape import HEAD, ModelShape, with_teacher
 from finetune_trainer.models.resolve_settings import choose_settings, least_served
-from finetune_trainer.models.shape import HEAD, ModelShape, with_teacher
-from finetune_trainer.models.teacher import CheckedTeacher, check_teacher
 from finetune_trainer.models.trainable import require_adapter_on_experts, require_method, require_trainable
 from finetune_trainer.pipeline.chat_template import describe_choice, read_choice
 from finetune_trainer.pipeline.held_out_answers import explain_incomparable

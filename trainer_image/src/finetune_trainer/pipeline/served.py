@@ -15,11 +15,11 @@ from finetune_trainer.evaluation.ability import Ability
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.run_record import Served
+from finetune_trainer.models.files.tensor_files import read_local_shape
 from finetune_trainer.models.loading import DTYPES, load_tokenizer, model_errors
-from finetune_trainer.models.memory_estimate import format_bytes
+from finetune_trainer.models.memory.estimate import format_bytes
 from finetune_trainer.models.resolve_settings import fit_served, least_served, may_share_base
 from finetune_trainer.models.shared_experts import find_few_experts
-from finetune_trainer.models.tensor_files import read_local_shape
 from finetune_trainer.monitoring.host_memory import available_bytes
 from finetune_trainer.pipeline.finalize import TrainingResult
 from finetune_trainer.pipeline.inputs import Inputs

@@ -29,7 +29,7 @@ from finetune_trainer.models.loading import (
     load_tokenizer,
     trained_tensors,
 )
-from finetune_trainer.models.memory_estimate import micro_batches, share_batch, with_micro_batch
+from finetune_trainer.models.memory.estimate import micro_batches, share_batch, with_micro_batch
 from finetune_trainer.models.resolve_settings import grow_micro_batch
 from finetune_trainer.models.shared_experts import refuse_few_experts
 from finetune_trainer.monitoring.tracking import Trackers, track

@@ -14,7 +14,7 @@ from finetune_api.blocks import MODEL_URI, MODEL_URI_MESSAGE, STORAGE_SCHEME, is
 from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, JobConfig
 from finetune_api.objectives import Objective
 from finetune_trainer.errors import InvalidConfig, TrainerError
-from finetune_trainer.models.base_model import (
+from finetune_trainer.models.files.base_model import (
     ADAPTER_CONFIG,
     CONFIG,
     PICKLE_SUFFIXES,
@@ -28,7 +28,7 @@ from finetune_trainer.models.base_model import (
     read_header,
     refuse,
 )
-from finetune_trainer.models.bound_model import digests_of, require_listed
+from finetune_trainer.models.files.bound_model import digests_of, require_listed
 from finetune_trainer.publishing.parent_result import ParentResult, find_result_at, read_parent_result
 from finetune_trainer.storage.hub.uris import SCHEME, parse_commit, strip_commit
 from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, join_uri, sha256_file

@@ -6,7 +6,7 @@ from model_shapes import LLAMA_8B, shape_of
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.adapters.whole_names import agree, require_whole_modules, whole_tensors
-from finetune_trainer.models.shape import ModelShape, Tensors, read_shape
+from finetune_trainer.models.memory.shape import ModelShape, Tensors, read_shape
 
 TOWER: Tensors = {
     "vision_tower.layers.0.fc.weight": (8, 8),

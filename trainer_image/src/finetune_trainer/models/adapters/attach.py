@@ -19,7 +19,7 @@ from finetune_trainer.models.adapters.whole_modules import choose_whole_modules,
 from finetune_trainer.models.adapters.whole_names import refuse_adapter_on_head
 from finetune_trainer.models.architectures import text_modules, text_prefix
 from finetune_trainer.models.experts import expert_parameters, expert_targets, require_every_stack
-from finetune_trainer.models.shape import UNADAPTED_LAYERS, ends_in
+from finetune_trainer.models.memory.shape import UNADAPTED_LAYERS, ends_in
 
 FIRST_VALUES: dict[str, bool | str] = {InitLoraWeights.GAUSSIAN: "gaussian"}
 """PEFT's names of the first values of an adapter."""

@@ -18,7 +18,7 @@ from finetune_trainer.models.adapters.factors import (
     parse_magnitude,
 )
 from finetune_trainer.models.adapters.whole_names import is_of_module, module_of, saved_modules
-from finetune_trainer.models.shape import ends_in
+from finetune_trainer.models.memory.shape import ends_in
 from finetune_trainer.storage.hub.uris import SCHEME
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}

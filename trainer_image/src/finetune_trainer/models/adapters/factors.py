@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.adapters.patterns import find_value
-from finetune_trainer.models.shape import EXPERTS
+from finetune_trainer.models.memory.shape import EXPERTS
 
 PREFIX = "base_model.model."
 ADAPTER = "default"

@@ -4,7 +4,7 @@ import re
 
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.models.adapters.factors import experts_module, parse_factor
-from finetune_trainer.models.shape import ModelShape, Stack, Tensors, is_of_text
+from finetune_trainer.models.memory.shape import ModelShape, Stack, Tensors, is_of_text
 
 
 def require_fit(uri: str, tensors: Tensors, rank: int, shape: ModelShape) -> None:

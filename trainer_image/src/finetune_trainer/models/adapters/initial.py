@@ -16,7 +16,7 @@ from finetune_trainer.models.adapters.factors import Factor, are_of_experts, fin
 from finetune_trainer.models.adapters.fit import require_fit
 from finetune_trainer.models.adapters.patterns import matches, require_one_value
 from finetune_trainer.models.adapters.whole_names import agree, is_of_module, saved_modules
-from finetune_trainer.models.base_model import (
+from finetune_trainer.models.files.base_model import (
     ADAPTER_CONFIG,
     PICKLE_SUFFIXES,
     is_weight_file,
@@ -24,7 +24,7 @@ from finetune_trainer.models.base_model import (
     read_header,
     refuse,
 )
-from finetune_trainer.models.shape import ModelShape, Tensors
+from finetune_trainer.models.memory.shape import ModelShape, Tensors
 from finetune_trainer.publishing.parent_result import read_parent_result
 from finetune_trainer.storage.hub.uris import SCHEME, pinned_model_uri
 from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, join_uri, sha256_file

@@ -15,7 +15,7 @@ from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.adapters.factors import ADAPTER, PREFIX
 from finetune_trainer.models.adapters.starts import publish_difference
 from finetune_trainer.models.adapters.whole_modules import published_names, require_tied, tied_names
-from finetune_trainer.models.base_model import TOKENIZER_CONFIG
+from finetune_trainer.models.files.base_model import TOKENIZER_CONFIG
 from finetune_trainer.models.loading import HEAD, trained_tensors
 from finetune_trainer.models.tokenizer_class import name_class
 from finetune_trainer.tokenization.labeler import Labeler

@@ -22,7 +22,7 @@ from finetune_api.handoff import ADAPTER_WEIGHTS, ExitCode
 from finetune_api.tuning import InitLoraWeights
 from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.models.adapters.factors import ADAPTER, PREFIX
-from finetune_trainer.models.base_model import ADAPTER_CONFIG
+from finetune_trainer.models.files.base_model import ADAPTER_CONFIG
 
 ITERATIONS = 16
 """Of the randomised singular value decomposition, as in PEFT's `pissa_niter_16`."""

@@ -8,9 +8,9 @@ from typing import NoReturn
 
 from finetune_api.tuning import Lora
 from finetune_trainer.errors import InvalidConfig
-from finetune_trainer.models.activations import adapted_layers
 from finetune_trainer.models.adapters.patterns import require_matches
-from finetune_trainer.models.shape import ModelShape, ends_in
+from finetune_trainer.models.memory.activations import adapted_layers
+from finetune_trainer.models.memory.shape import ModelShape, ends_in
 from finetune_trainer.tokenization.packing import EXACT_MODELS
 
 

@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 
 from finetune_trainer.errors import InvalidConfig
 from finetune_trainer.models.adapters.factors import PREFIX
-from finetune_trainer.models.shape import (
+from finetune_trainer.models.memory.shape import (
     EMBEDDINGS,
     EXPERTS,
     HEAD,

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.errors import InvalidConfig
-from finetune_trainer.models.teacher import FIELD
+from finetune_trainer.models.files.teacher import FIELD
 from finetune_trainer.peft_base import find_base
 from finetune_trainer.tokenization.sample_table import longest_length
 from finetune_trainer.training.callbacks import ReportProgress, RequireGradient

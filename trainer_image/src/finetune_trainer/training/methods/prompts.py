@@ -16,7 +16,7 @@ from typing_extensions import override
 from finetune_api.handoff import ExitCode
 from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.errors import InvalidConfig, TrainerError
-from finetune_trainer.models.context import COUNTS_PADDING
+from finetune_trainer.models.files.context import COUNTS_PADDING
 from finetune_trainer.peft_base import find_base
 from finetune_trainer.tokenization.samples import EncodedPrompt
 from finetune_trainer.training.methods.loop import LoopTrainer

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 from finetune_api.handoff import ExitCode, JobConfig
 from finetune_api.spec import Model
 from finetune_trainer.errors import InvalidConfig, TrainerError
-from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model, read_config
-from finetune_trainer.models.bound_model import fetch_as_checked
-from finetune_trainer.models.cache import pin_as_checked
+from finetune_trainer.models.files.base_model import ModelFacts, check_model, pin_model, read_config
+from finetune_trainer.models.files.bound_model import fetch_as_checked
+from finetune_trainer.models.files.cache import pin_as_checked
 from finetune_trainer.models.trainable import require_trainable
 from finetune_trainer.publishing.lineage import combined_sha256
 from finetune_trainer.storage.hub.uris import pinned_commit, pinned_model_uri

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.models.teacher import check_teacher, fetch_teacher, pin_teacher
+from finetune_trainer.models.files.teacher import check_teacher, fetch_teacher, pin_teacher
 from finetune_trainer.storage.local import LocalStore
 
 OLD, NEW = "a" * 40, "b" * 40

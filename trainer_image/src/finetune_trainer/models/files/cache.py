@@ -19,7 +19,7 @@ from finetune_api.handoff import MODEL_CACHE_DIR, JobConfig
 from finetune_api.inputs.claims import is_claim_uri
 from finetune_api.output import COMMIT
 from finetune_trainer.errors import NO_ROOM
-from finetune_trainer.models.base_model import pin_model
+from finetune_trainer.models.files.base_model import pin_model
 from finetune_trainer.storage.etag import is_digest, matches_etag
 from finetune_trainer.storage.hub.uris import is_hub_uri, matches_entry, pinned_model_uri, strip_commit
 from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, confine_path, sha256_file

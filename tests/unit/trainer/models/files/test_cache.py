@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from finetune_trainer.errors import Stopped, StorageUnavailable
-from finetune_trainer.models.cache import SPARE_BYTES, CachedModel, cached_model
+from finetune_trainer.models.files.cache import SPARE_BYTES, CachedModel, cached_model
 from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.storage.protocol import Entry, OnBytes
 
@@ -270,7 +270,7 @@ def test_a_file_system_without_locks_still_gives_whole_entries(
 def test_without_locks_the_slower_of_two_runs_uses_what_the_faster_made(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_trainer.models.cache._wait_for_lock", lambda *_: False)
+    monkeypatch.setattr("finetune_trainer.models.files.cache._wait_for_lock", lambda *_: False)
     faster = Counting(setting.storage.folder)
 
     def overtake(_uri: str) -> None:
@@ -289,7 +289,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune_trainer.storage.local import LocalStore
-from finetune_trainer.models.cache import cached_model
+from finetune_trainer.models.files.cache import cached_model
 
 uri, folder, cache = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 beats = 0

@@ -11,7 +11,7 @@ import pytest
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Model
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.bound_model import describe_model, fetch_as_checked
+from finetune_trainer.models.files.bound_model import describe_model, fetch_as_checked
 from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.storage.protocol import Entry
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from finetune_api.handoff import ExitCode, JobConfig
 from finetune_trainer.errors import ObjectMissing, TrainerError
-from finetune_trainer.models.shape import ModelShape, Tensors, names_experts, read_shape
+from finetune_trainer.models.memory.shape import ModelShape, Tensors, names_experts, read_shape
 from finetune_trainer.storage.hub.uris import parse_commit
 from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, join_uri
 from finetune_trainer.tokenization.tokenizer import TEMPLATE_FOLDER

@@ -9,7 +9,7 @@ from finetune_api.hyperparameters import Optimiser
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
 from finetune_trainer.errors import InvalidConfig
-from finetune_trainer.models.activations import FULL_WIDTH
+from finetune_trainer.models.memory.activations import FULL_WIDTH
 
 EIGHT_BIT_BLOCK, EIGHT_BIT_SMALLEST = 256, 4096
 """Weights that share a scaling factor, and the size of a tensor below which its state stays in FP32."""

@@ -11,7 +11,7 @@ from finetune_api.spec import Lora, Method, Objective
 from finetune_api.status import Resolved
 from finetune_trainer.models.adapters.patterns import find_value
 from finetune_trainer.models.adapters.whole_names import whole_tensors
-from finetune_trainer.models.shape import ModelShape, ends_in
+from finetune_trainer.models.memory.shape import ModelShape, ends_in
 
 FULL_WIDTH = 4
 """Bytes of a number in FP32: trained weights, gradients and optimiser."""

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.base_model import ModelFacts, check_model, is_model_file
+from finetune_trainer.models.files.base_model import ModelFacts, check_model, is_model_file
 
 
 def check(world: Any) -> ModelFacts:

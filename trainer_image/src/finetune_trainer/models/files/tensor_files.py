@@ -13,8 +13,8 @@ from typing import Any, Self
 import torch
 from safetensors import safe_open
 
-from finetune_trainer.models.base_model import INDEX, WEIGHTS, read_config
-from finetune_trainer.models.shape import ModelShape, read_shape
+from finetune_trainer.models.files.base_model import INDEX, WEIGHTS, read_config
+from finetune_trainer.models.memory.shape import ModelShape, read_shape
 
 FLOATING = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 """The number formats that a merge can change, with the bytes of a value."""

@@ -6,8 +6,8 @@ from typing import TypeGuard
 
 from finetune_trainer.data.rows import Message
 from finetune_trainer.evaluation.run_record import BaseFacts, Licence
-from finetune_trainer.models.base_model import read_config
-from finetune_trainer.models.context import context_length
+from finetune_trainer.models.files.base_model import read_config
+from finetune_trainer.models.files.context import context_length
 from finetune_trainer.storage.hub.cards import parse_front_matter, read_card
 from finetune_trainer.storage.protocol import ReadableStore
 from finetune_trainer.tokenization.labeler import Labeler

@@ -9,14 +9,14 @@ from finetune_api.inputs.claims import is_claim_uri
 from finetune_api.spec import Model
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.adapters.initial import InitialAdapter
-from finetune_trainer.models.base_model import (
+from finetune_trainer.models.files.base_model import (
     check_text_files,
     is_model_file,
     is_text_file,
     is_weight_file,
     list_model_files,
 )
-from finetune_trainer.models.cache import fetch_model
+from finetune_trainer.models.files.cache import fetch_model
 from finetune_trainer.storage.hub.uris import pinned_model_uri
 from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, sha256_file
 

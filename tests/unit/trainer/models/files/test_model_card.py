@@ -5,7 +5,7 @@ import pytest
 
 from finetune_trainer.data.rows import Message
 from finetune_trainer.evaluation.run_record import Licence
-from finetune_trainer.models.model_card import describe_base, parse_licence, read_licence
+from finetune_trainer.models.files.model_card import describe_base, parse_licence, read_licence
 from finetune_trainer.tokenization.labeler import Labeler
 
 

@@ -13,7 +13,8 @@ from finetune_api.spec import Method, Objective
 from finetune_api.status import Resolved
 from finetune_api.tuning import InitLoraWeights
 from finetune_trainer.errors import InvalidConfig
-from finetune_trainer.models.activations import (
+from finetune_trainer.models.adapters.whole_names import embeddings_of, trains_head, whole_tensors
+from finetune_trainer.models.memory.activations import (
     FULL_WIDTH,
     UNQUANTISED,
     activation_bytes,
@@ -25,9 +26,8 @@ from finetune_trainer.models.activations import (
     stored_width,
     trained_shapes,
 )
-from finetune_trainer.models.adapters.whole_names import embeddings_of, trains_head, whole_tensors
-from finetune_trainer.models.optimisers import state_bytes
-from finetune_trainer.models.shape import ModelShape
+from finetune_trainer.models.memory.optimisers import state_bytes
+from finetune_trainer.models.memory.shape import ModelShape
 
 GIB = 1 << 30
 RESERVE = GIB

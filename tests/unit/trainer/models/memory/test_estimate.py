@@ -11,7 +11,7 @@ from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Objective
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.memory_estimate import (
+from finetune_trainer.models.memory.estimate import (
     GIB,
     MemoryEstimate,
     estimate,
@@ -20,7 +20,7 @@ from finetune_trainer.models.memory_estimate import (
     share_batch,
     weight_bytes,
 )
-from finetune_trainer.models.shape import ModelShape, read_shape, with_teacher
+from finetune_trainer.models.memory.shape import ModelShape, read_shape, with_teacher
 
 
 @pytest.fixture(scope="module")
