@@ -289,7 +289,9 @@ ELSEWHERE = {
         f"{TRAINING}/test_distillation_jobs.py::"
         "test_a_student_is_better_than_its_base_and_its_teacher_is_recorded_but_not_published"
     ),
-    "distillation.teacher.revision": (f"{MODELS}/test_teacher.py::test_a_teacher_stays_at_the_commit_that_was_checked"),
+    "distillation.teacher.revision": (
+        f"{MODELS}/files/test_teacher.py::test_a_teacher_stays_at_the_commit_that_was_checked"
+    ),
     "rlhf.rewardModel.uri": f"{TRAINING}/test_reward_jobs.py::test_the_chain_of_a_reward_model_and_a_policy",
     "rlhf.rewardModel.jobRef.name": PARENTS,
     "rlhf.rewards[].type": (
