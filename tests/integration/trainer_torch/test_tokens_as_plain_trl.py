@@ -18,6 +18,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from finetune_trainer.data.rows import ChatRow, DataFormat, PreferenceRow, Source, TextRow
 from finetune_trainer.models.adapters.saved import save_tokenizer
+from finetune_trainer.models.tokenizer_class import is_read_otherwise
 from finetune_trainer.tokenization.labeler import UNTRAINED, Labeler
 
 SOURCE = Source("rows.jsonl", 1)
@@ -145,7 +146,7 @@ def test_what_a_template_writes_after_the_end_of_an_answer_is_context_and_traine
 @pytest.mark.parametrize("settings", [{"legacy": False}, {"legacy": True}, {}], ids=["new", "legacy", "unset"])
 @pytest.mark.parametrize("is_full_model", [False, True])
 def test_transformers_reads_the_tokenizer_of_a_result_as_it_was_trained(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], is_full_model: bool
+    tmp_path: Path, settings: dict[str, Any], is_full_model: bool
 ) -> None:
     """transformers builds the tokenizer of some classes by rules of its own, and training reads tokenizer.json: a space
     before each part, for the first Llamas."""
@@ -158,7 +159,8 @@ def test_transformers_reads_the_tokenizer_of_a_result_as_it_was_trained(
     assert theirs(text)["input_ids"] != document
     result = tmp_path / "result"
     save_tokenizer(folder, result, labeler)
-    assert "set tokenizer_class so next to the base too" in caplog.text
+    assert is_read_otherwise(folder, labeler)
+    assert not is_read_otherwise(result, labeler)
     if is_full_model:
         LlamaConfig(vocab_size=len(theirs)).save_pretrained(result)
     loaded = AutoTokenizer.from_pretrained(result)
@@ -167,14 +169,12 @@ def test_transformers_reads_the_tokenizer_of_a_result_as_it_was_trained(
     assert Labeler(result).encode(chat(CHATS[0]), "Chat", 1000)[0].input_ids == chats[0]
 
 
-def test_a_base_that_transformers_reads_as_it_is_has_no_warning_whatever_its_class(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_base_that_transformers_reads_as_it_is_needs_no_other_tokenizer_whatever_its_class(tmp_path: Path) -> None:
     """The class alone reads other tokens, and AutoTokenizer does not use it for such a tokenizer.json."""
     folder = write(tmp_path / "model", build_tokenizer, TEMPLATE, "<s> $A", tokenizer_class="LlamaTokenizerFast")
     save_tokenizer(folder, tmp_path / "result", Labeler(folder))
     assert "PreTrainedTokenizerFast" in (tmp_path / "result/tokenizer_config.json").read_text(encoding="utf-8")
-    assert "next to the base" not in caplog.text
+    assert not is_read_otherwise(folder, Labeler(folder))
 
 
 def test_the_configuration_of_a_tokenizer_that_transformers_reads_as_it_is_stays_the_bases(tmp_path: Path) -> None:
@@ -194,3 +194,5 @@ def test_a_full_model_whose_tokenizer_names_another_class_passes_its_checks(tmp_
     for folder in ("adapter", "merged"):
         config = json.loads((bench.output / folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    # AutoTokenizer, and with it a server, reads a byte-level tokenizer of this class as it is.
+    assert "--tokenizer" not in (bench.output / "finetune_report.md").read_text(encoding="utf-8")

@@ -20,6 +20,11 @@ def test_a_default_template_is_reported_if_one_is_used() -> None:
     assert not any("no chat template" in note for note in build_notes(facts, [], 1, uses_template=False))
 
 
+def test_a_base_whose_tokenizer_servers_read_otherwise_is_reported() -> None:
+    facts = BaseFacts(is_tokenizer_read_otherwise=True)
+    assert any("read **other tokens**" in note for note in build_notes(facts, [], 1, uses_template=False))
+
+
 def test_prompts_longer_than_the_context_are_reported_by_number() -> None:
     facts = BaseFacts(context_length=100, prompt_tokens=(10, 101, 100))
     (message,) = [note for note in build_notes(facts, [], 1, uses_template=True) if "context of 100" in note]

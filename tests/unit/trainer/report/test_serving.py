@@ -1,4 +1,5 @@
 import json
+import re
 import shlex
 from dataclasses import replace
 from typing import Any
@@ -210,6 +211,15 @@ def test_name_and_namespace_of_an_inference_service_fit_into_the_host_that_kserv
     assert yaml.safe_load(kserve_llm_adapter(place, 16))["metadata"]["name"] == "x" * 50
 
 
+def test_every_command_names_the_adapters_tokenizer_if_that_of_the_base_reads_otherwise() -> None:
+    place = replace(PLACE, needs_tokenizer=True)
+    assert vllm_adapter_snippet(place, 8).endswith(" --tokenizer adapter")
+    for manifest in (kserve_adapter(place, 8), kserve_llm_adapter(place, 8)):
+        assert re.search(r"- --tokenizer=/mnt/\S+\n", manifest)
+    for usual in (vllm_adapter_snippet(PLACE, 8), kserve_adapter(PLACE, 8), kserve_llm_adapter(PLACE, 8)):
+        assert "--tokenizer" not in usual
+
+
 def test_snippets_are_python_and_words_of_a_shell() -> None:
     for is_chat in (True, False):
         snippet = peft_snippet("Qwen3_5ForConditionalGeneration", is_chat=is_chat)
@@ -217,7 +227,7 @@ def test_snippets_are_python_and_words_of_a_shell() -> None:
         assert ("apply_chat_template" in snippet) is is_chat
         assert "import AutoTokenizer, GenerationConfig, Qwen3_5ForConditionalGeneration\n" in snippet
         assert 'Qwen3_5ForConditionalGeneration.from_pretrained("base")' in snippet
-    words = shlex.split(vllm_adapter_snippet(24))
+    words = shlex.split(vllm_adapter_snippet(PLACE, 24))
     assert words[words.index("--max-lora-rank") + 1] == "32"
     assert words[words.index("--generation-config") + 1] == "adapter"
     for is_chat, asked in ((True, "messages"), (False, "prompt")):

@@ -134,6 +134,8 @@ class BaseFacts:
     """The length of each of `evaluation.prompts`, rendered, in tokens."""
     loader: str = "AutoModelForCausalLM"
     """The class of transformers that loads the model as it was trained."""
+    is_tokenizer_read_otherwise: bool = False
+    """Whether transformers reads other tokens with the base's tokenizer than those of an adapter's training."""
 
 
 @dataclass(frozen=True)

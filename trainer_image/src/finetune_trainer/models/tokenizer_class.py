@@ -26,26 +26,22 @@ PROBES = (
 )  # fmt: skip
 
 
-def name_class(model_directory: Path, directory: Path, labeler: Labeler) -> None:
+def name_class(directory: Path, labeler: Labeler) -> None:
     """Make the tokenizer's configuration in a result name the class that reads it as the labeler does, unless the one
-    that it names does so; warn if the base itself is read otherwise."""
+    that it names does so."""
     path = directory / TOKENIZER_CONFIG
     config = json.loads(path.read_bytes()) if path.is_file() else {}
     named = str(config.get(CLASS, ""))
     kind: Any = getattr(transformers, named.removesuffix("Fast"), None)
     is_built = isinstance(kind, type) and issubclass(kind, PreTrainedTokenizerFast)
-    if not (is_built and _reads_otherwise(kind, directory, labeler)):
-        return
-    path.write_text(json.dumps(config | {CLASS: AS_IT_IS}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if _reads_otherwise(AutoTokenizer, model_directory, labeler):
-        logger.warning(
-            "transformers' %s does not read this tokenizer.json as it is, so that the tokens differ: the result's "
-            "tokenizer_config.json names %s instead; set %s so next to the base too, where it is served with the "
-            "adapter",
-            named,
-            AS_IT_IS,
-            CLASS,
-        )
+    if is_built and _reads_otherwise(kind, directory, labeler):
+        logger.info("%s reads this tokenizer.json otherwise: the result names %s", named, AS_IT_IS)
+        path.write_text(json.dumps(config | {CLASS: AS_IT_IS}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def is_read_otherwise(model: Path, labeler: Labeler) -> bool:
+    """Return whether transformers, and with it a server, reads the base's tokenizer otherwise than the training did."""
+    return _reads_otherwise(AutoTokenizer, model, labeler)
 
 
 def _reads_otherwise(kind: Any, directory: Path, labeler: Labeler) -> bool:

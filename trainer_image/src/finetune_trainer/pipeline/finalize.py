@@ -47,6 +47,7 @@ from finetune_trainer.models.architectures import name_loader
 from finetune_trainer.models.device import describe_device, peak_memory_bytes
 from finetune_trainer.models.files.model_card import describe_base
 from finetune_trainer.models.quantised import Quantised
+from finetune_trainer.models.tokenizer_class import is_read_otherwise
 from finetune_trainer.pipeline.chat_template import name_choice
 from finetune_trainer.pipeline.dataset import compute_sample_stats, preview_rows
 from finetune_trainer.pipeline.inputs import Inputs
@@ -148,7 +149,12 @@ def build_record(
 def _describe_base(inputs: Inputs, trained: TrainingResult) -> BaseFacts:
     spec = inputs.run.config.spec
     found = describe_base(inputs.model, inputs.labeler, inputs.licence, [answer.turns for answer in trained.answers])
-    found = replace(found, chosen_template=name_choice(spec.model.chat_template))
+    found = replace(
+        found,
+        chosen_template=name_choice(spec.model.chat_template),
+        is_tokenizer_read_otherwise=trained.settings.method != Method.FULL
+        and is_read_otherwise(inputs.model, inputs.labeler),
+    )
     return replace(found, loader=name_loader(inputs.model)) if traits_of(spec.objective).writes_text else found
 
 

@@ -15,7 +15,7 @@ from finetune_api.output import PackageFormat
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
 from finetune_trainer.data.rows import FORMAT_SENTENCES
-from finetune_trainer.evaluation.run_record import RunRecord
+from finetune_trainer.evaluation.run_record import BaseFacts, RunRecord
 from finetune_trainer.report import serving, text
 from finetune_trainer.report.curves import curve_table
 from finetune_trainer.report.data_tables import (
@@ -81,7 +81,7 @@ def _render(name: str, context: dict[str, Any]) -> str:
 
 def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
     objective = record.config.spec.objective
-    place = _place(record.config)
+    place = _place(record.config, record.base)
     adapter = _adapter(record, directory)
     has_merged = record.score_check is not None or (record.merge is not None and record.merge.chosen is not None)
     withheld = record.merge.sentence if record.merge else ""
@@ -159,7 +159,7 @@ def _describe_rows_seen(record: RunRecord) -> str:
     return f"The training read its rows {epochs:.3g} times." if epochs > 1 else "The training read each row once."
 
 
-def _place(config: JobConfig) -> serving.Place:
+def _place(config: JobConfig, base: BaseFacts) -> serving.Place:
     storage, hub, model, oci = config.spec.storage, config.spec.hub, config.spec.model, config.spec.output.oci
     pushed = f"{oci.repository}:{oci.tag_of(config.name)}" if oci and not config.is_local else None
     return serving.Place(
@@ -173,6 +173,7 @@ def _place(config: JobConfig) -> serving.Place:
         image=pushed if oci and oci.format is PackageFormat.IMAGE else None,
         artifact=pushed if oci and oci.format is PackageFormat.MODEL_PACK else None,
         namespace=config.namespace,
+        needs_tokenizer=base.is_tokenizer_read_otherwise,
     )
 
 

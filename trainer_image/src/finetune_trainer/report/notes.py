@@ -26,6 +26,12 @@ def build_notes(
             f"The chat template {code(base.chosen_template)} was **chosen by the job**, in place of the base model's "
             "own. Serve with the `chat_template.jinja` next to the weights."
         )
+    if base.is_tokenizer_read_otherwise:
+        found.append(
+            "Servers read **other tokens** with the base's tokenizer than the training did, because transformers "
+            "builds the class that it names by rules of its own. Serve the adapter with the tokenizer in its own "
+            "folder, as the commands of this report do, or serve `merged/`."
+        )
     found += _long_prompts(base)
     if not has_preflight:
         found.append(

@@ -61,6 +61,8 @@ class Place:
     artifact: str | None = None
     """The same, if it is pushed as a ModelPack artifact."""
     namespace: str = "default"
+    needs_tokenizer: bool = False
+    """Whether a server would read other tokens with the base's tokenizer than with that of the adapter."""
 
 
 def max_lora_rank(rank: int) -> int | None:
@@ -186,12 +188,12 @@ settings = GenerationConfig.from_pretrained("adapter", max_new_tokens=128)
 print(tokenizer.decode(model.generate(**inputs, generation_config=settings)[0]))"""
 
 
-def vllm_adapter_snippet(rank: int) -> str:
+def vllm_adapter_snippet(place: Place, rank: int) -> str:
     """Return the command that serves the adapter on the base."""
     allowed = max_lora_rank(rank) or VLLM_RANKS[-1]
     return (
         f"vllm serve base --enable-lora --max-lora-rank {allowed} --lora-modules {ADAPTER_NAME}=adapter \\\n"
-        f"  {' '.join(_settings_of('adapter'))}"
+        f"  {' '.join(_settings_of(place, 'adapter'))}"
     )
 
 
@@ -235,7 +237,7 @@ def kserve_adapter(place: Place, rank: int) -> str:
         "--enable-lora",
         f"--max-lora-rank={max_lora_rank(rank) or VLLM_RANKS[-1]}",
         f"--lora-modules={ADAPTER_NAME}={folder}",
-        *_settings_of(folder, "="),
+        *_settings_of(place, folder, "="),
     ]
     uris = [
         {"uri": _kserve_uri(place), "mountPath": base},
@@ -255,7 +257,8 @@ def kserve_llm_adapter(place: Place, rank: int) -> str:
     }
     # KServe names the base like the service.
     base = {"name": name} if (name := _base_name(place)) != service_name(place.name) else {}
-    server = {"name": "main", "args": _settings_of(f"/mnt/lora/{ADAPTER_NAME}", "="), "resources": RESOURCES}
+    arguments = _settings_of(place, f"/mnt/lora/{ADAPTER_NAME}", "=")
+    server = {"name": "main", "args": arguments, "resources": RESOURCES}
     template: dict[str, Any] = {"containers": [server]}
     if names_hub(place):
         hub = {"name": "HF_ENDPOINT", "value": place.hub_endpoint}
@@ -320,9 +323,10 @@ def _manifest(version: str, kind: str, name: str, spec: Mapping[str, Any]) -> st
     return yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=1000).rstrip()
 
 
-def _settings_of(folder: str, sign: str = " ") -> list[str]:
-    """Return the flags without which a server uses the base's chat template, and the base's ends of an answer."""
-    return [f"--chat-template{sign}{folder}/chat_template.jinja", f"--generation-config{sign}{folder}"]
+def _settings_of(place: Place, folder: str, sign: str = " ") -> list[str]:
+    """Return the flags without which a server uses the base's chat template, ends of an answer and tokenizer."""
+    tokenizer = [f"--tokenizer{sign}{folder}"] if place.needs_tokenizer else []
+    return [f"--chat-template{sign}{folder}/chat_template.jinja", f"--generation-config{sign}{folder}", *tokenizer]
 
 
 def _kserve_uri(place: Place) -> str:

@@ -106,7 +106,7 @@ def save_tokenizer(model_directory: Path, directory: Path, labeler: Labeler) -> 
         if "chat_template" in config and templates_by_name(config["chat_template"]) != labeler.templates:
             del config["chat_template"]
             configuration.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    name_class(model_directory, directory, labeler)
+    name_class(directory, labeler)
     for name, template in labeler.templates.items():
         path = directory / (TEMPLATE_FILE if name == DEFAULT else f"{TEMPLATE_FOLDER}/{name}.jinja")
         path.parent.mkdir(exist_ok=True)
