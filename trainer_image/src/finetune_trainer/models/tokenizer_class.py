@@ -48,7 +48,8 @@ def _reads_otherwise(kind: Any, directory: Path, labeler: Labeler) -> bool:
     """Return whether a class gives other tokens; what it cannot load is left as it is."""
     try:
         tokenizer = kind.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except Exception:  # noqa: BLE001 - each class has errors of its own, and none is a reason to lose a training
+    except Exception as error:  # noqa: BLE001 - each class has errors of its own; none is a reason to lose a training
+        logger.info("%s does not load the tokenizer, so its tokens are not compared: %s", kind.__name__, error)
         return False
     mark = next(iter(labeler.special_tokens), "")
     return any(

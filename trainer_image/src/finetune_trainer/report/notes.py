@@ -30,7 +30,7 @@ def build_notes(
         found.append(
             "Servers read **other tokens** with the base's tokenizer than the training did, because transformers "
             "builds the class that it names by rules of its own. Serve the adapter with the tokenizer in its own "
-            "folder, as the commands of this report do, or serve `merged/`."
+            "folder, as the commands of this report do, or set `output.merge` and serve `merged/`."
         )
     found += _long_prompts(base)
     if not has_preflight:
