@@ -12,7 +12,9 @@ from hub import Hub
 from preloaded import preloaded_python
 from s3_servers import S3Server
 from s3_world import s3_server
-from tiny_model import make_tiny_model
+from tiny_model import CHAT_TEMPLATE, CORPUS, SPECIAL_TOKENS, make_tiny_model
+from tokenizer_families import byte_fallback
+from tokenizers import AddedToken
 from trainer_pod import checked, make_config
 from vllm_server import PROGRAMS, shell
 
@@ -123,3 +125,21 @@ def wide(make_result: MakeResult, tmp_path_factory: pytest.TempPathFactory) -> R
     del settings["chat_template"]
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
     return make_result("wide", model, tuning={"method": "LoRA", "lora": {"rank": 24}})
+
+
+@pytest.fixture(scope="session")
+def spaced(make_result: MakeResult, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """An adapter whose base has a tokenizer as the first Llamas, which transformers, and with it a server, reads by
+    rules of its own: without the space that `tokenizer.json` puts before each part."""
+    model = make_tiny_model(tmp_path_factory.mktemp("spaced") / "model", heads=HEADS)
+    tokenizer = byte_fallback(CORPUS)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.save(str(model / "tokenizer.json"))
+    begin, _, end = (tokenizer.token_to_id(token) for token in SPECIAL_TOKENS)
+    named = {"tokenizer_class": "LlamaTokenizer", "chat_template": CHAT_TEMPLATE, "add_bos_token": False}
+    ids = {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": end}
+    texts = {"bos_token": SPECIAL_TOKENS[0], "eos_token": SPECIAL_TOKENS[2], "pad_token": SPECIAL_TOKENS[2]}
+    files = {"config.json": ids, "generation_config.json": ids, "tokenizer_config.json": named | texts}
+    for name, changes in files.items():
+        (model / name).write_text(json.dumps(json.loads((model / name).read_text()) | changes))
+    return make_result("spaced", model)

@@ -52,7 +52,7 @@ class World:
     results: dict[str, ReleasedResult] = field(default_factory=dict)
     maps: dict[str, Path] = field(default_factory=dict)
 
-    def publish(self, name: str, seed: int, rank: int, answers: dict[str, str]) -> None:
+    def publish(self, name: str, seed: int, rank: int, answers: dict[str, str], tokenizer: Path | None = None) -> None:
         uri = f"s3://bucket/{name}"
         self.maps[uri] = self.folder / name
         turns = [
@@ -65,6 +65,7 @@ class World:
             adapter=adapter_config(rank),
             weights=adapter_weights(seed, rank),
             rows=[{"messages": one} for one in turns],
+            tokenizer=tokenizer or self.folder / "tokenizer",
             spec={
                 "evaluation": {"prompts": [{"prompt": question, "expected": re.escape(answer[:8])}], "maxNewTokens": 8}
             },
@@ -96,6 +97,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     tensors["model.embed_tokens.weight"] *= SHARPER
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     (folder / "adapters").mkdir()
+    (folder / "tokenizer").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / name, folder / "tokenizer")
     with serving("vllm serve base --enable-lora --max-lora-rank 16", folder) as server:
         found = World(server, folder)
         first = folder / "by-hand"
@@ -162,6 +166,28 @@ def test_the_link_on_the_volume_leads_to_the_released_adapter(world: World) -> N
     assert (found.outcome, "bot answers with it; before: s3://bucket/good" in found.message) == ("Released", True)
     found = world.release("good")
     assert (found.outcome, "answers with it already" in found.message) == ("Released", True)
+
+
+def test_a_result_of_another_chat_template_is_refused_unless_the_release_accepts_its_tokens(world: World) -> None:
+    world.release("good")
+    other = world.folder / "other-template"
+    shutil.copytree(world.folder / "tokenizer", other)
+    config = json.loads((other / "tokenizer_config.json").read_text())
+    config["chat_template"] = config["chat_template"].replace("'<|im_start|>' +", "'### ' +")
+    (other / "tokenizer_config.json").write_text(json.dumps(config))
+    answers = {question: world.ask("bot", question) or "None." for question in QUESTIONS}
+    before = world.ask("bot", QUESTIONS[0])
+    world.publish("other", 1, 8, answers, other)
+
+    refused = world.release("other")
+    assert refused.outcome == "Refused", refused.message
+    assert r"writes another text, '…user\nHello<|im_end|>\n<|im_start|>assistant\n' in place of" in refused.message
+    assert "/chat_template.jinja`" in refused.message
+    assert world.ask("bot", QUESTIONS[0]) == before
+
+    accepted = world.release("other", require={"tokens": "Any"})
+    assert accepted.outcome == "Released", accepted.message
+    assert "the server does not read what the result was trained on" in accepted.message
 
 
 def test_a_volume_that_the_server_does_not_mount_is_named(world: World) -> None:

@@ -122,6 +122,10 @@ class Require(Block):
     matched_percent: Annotated[int, Field(ge=0, le=100)] | None = None
     """Smallest share (percent) of the job's `evaluation.prompts` with `expected` whose answer by the server matches.
     Only with `target.vllm`. Default: no limit."""
+    tokens: Literal["Any"] | None = None
+    """Which tokens the server reads. `Any` releases also if its chat template or tokenizer gives others than those that
+    the result was trained on. Only with `target.vllm`. Default: those of the training, else the release is `Refused`
+    with the flag of the server that is missing."""
 
 
 class FineTuneReleaseSpec(Block):
@@ -144,6 +148,11 @@ class FineTuneReleaseSpec(Block):
                 "!has(self.require) || !has(self.require.matchedPercent) || has(self.target.vllm)",
                 "matchedPercent needs a server that is asked: use target.vllm, or remove it",
                 ".require.matchedPercent",
+            ),
+            cel(
+                "!has(self.require) || !has(self.require.tokens) || has(self.target.vllm)",
+                "tokens needs a server that is asked: use target.vllm, or remove it",
+                ".require.tokens",
             ),
         )
     )

@@ -462,6 +462,9 @@ CONDITIONS: dict[str, Condition] = {
     "!has(self.require) || !has(self.require.matchedPercent) || has(self.target.vllm)": lambda release: (
         release.require is None or release.require.matched_percent is None or release.target.vllm is not None
     ),
+    "!has(self.require) || !has(self.require.tokens) || has(self.target.vllm)": lambda release: (
+        release.require is None or release.require.tokens is None or release.target.vllm is not None
+    ),
     "(has(self.vllm) ? 1 : 0) + (has(self.kserve) ? 1 : 0) + (has(self.files) ? 1 : 0) == 1": _has_one_of(
         "vllm", "kserve", "files"
     ),

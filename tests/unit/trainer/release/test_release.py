@@ -6,55 +6,24 @@ import errno
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from released_results import publish_result, release_config
+from release_to_vllm import World
+from released_results import release_config
 from vllm_stand_in import StandIn, stand_in
 
 from finetune_api.handoff import ExitCode, Outcome
-from finetune_api.release import ReleasedResult, ReleaseOutcome, ReleaseReport
+from finetune_api.release import ReleasedResult, ReleaseOutcome
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.release import vllm_server
 from finetune_trainer.release.candidate import verify
 from finetune_trainer.release.questions import Answers, compare_answers
-from finetune_trainer.release.release import release
 from finetune_trainer.storage.local import LocalStore
 
 Object = dict[str, Any]
-
-
-class World:
-    """Published results, a volume, and a server."""
-
-    def __init__(self, folder: Path, server: StandIn) -> None:
-        self.folder, self.server = folder, server
-        self.volume = folder / "volume"
-        self.volume.mkdir()
-        (folder / "alias").mkdir()
-        self.maps = {"s3://bucket/alias": folder / "alias"}
-
-    def publish(self, name: str, **changes: Any) -> ReleasedResult:
-        uri = f"s3://bucket/{name}"
-        self.maps[uri] = self.folder / name
-        return publish_result(self.folder / name, uri, **changes)
-
-    def folder_of(self, result: ReleasedResult) -> str:
-        return f"bot.{result.manifest_sha256[:12]}"
-
-    def release(
-        self,
-        result: ReleasedResult,
-        target: Object | None = None,
-        check: Callable[[], None] = lambda: None,
-        **more: Any,
-    ) -> ReleaseReport:
-        volume = {"claimName": "adapters", "path": "/there"}
-        vllm = {"vllm": {"url": self.server.url, "adapterName": "bot", "volume": volume}}
-        config = release_config(result, target or vllm, **more)
-        return release(config, LocalStore(self.maps), self.folder / "work", self.volume, check)
 
 
 @pytest.fixture

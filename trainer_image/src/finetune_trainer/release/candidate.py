@@ -14,6 +14,7 @@ from finetune_api.objectives import Objective
 from finetune_api.release import ReleaseConfig, ReleaseOutcome, ReleaseReport
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.config.manifest import read_manifest
+from finetune_trainer.models.files.base_model import is_text_file
 from finetune_trainer.publishing.publish import find_file_faults
 from finetune_trainer.storage.protocol import Store, join_uri
 
@@ -42,6 +43,8 @@ class Candidate:
     """The content of `adapter_config.json`."""
     rows: Path | None
     """A copy of the held-out rows."""
+    tokenizer: Path
+    """A folder with copies of the tokenizer's files."""
     choices: int = 1
     """The number of evaluations on these rows from which the weights were chosen."""
 
@@ -77,6 +80,10 @@ def verify(config: ReleaseConfig, storage: Store, workspace: Path) -> Candidate:
     workspace.mkdir(parents=True, exist_ok=True)
     for name in asked & paths:
         storage.download(join_uri(uri, name), workspace / Path(name).name)
+    tokenizer = workspace / "tokenizer"
+    for path in [file.path.removeprefix(f"{folder}/") for file in files]:
+        if is_text_file(path):
+            storage.download(join_uri(uri, f"{folder}/{path}"), tokenizer / path)
     spec = read_manifest(workspace / Artifact.CONFIG, manifest.uid).spec
     _require(config, manifest, spec)
     adapter = json.loads(storage.read(join_uri(uri, ADAPTER_CONFIG)) or b"{}")
@@ -88,6 +95,7 @@ def verify(config: ReleaseConfig, storage: Store, workspace: Path) -> Candidate:
         files,
         adapter,
         rows if Artifact.VALIDATION_ROWS in paths else None,
+        tokenizer,
         _count_evaluations(workspace / Artifact.METRICS) if Artifact.METRICS in paths else 1,
     )
 

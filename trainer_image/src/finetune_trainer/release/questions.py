@@ -9,12 +9,14 @@ import orjson
 
 from finetune_api.comparing.comparison import compare
 from finetune_api.evaluation import EvaluationMetric, Verdict
+from finetune_api.objectives import Objective
 from finetune_api.release import ReleaseComparison
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.checks.row_keys import prompt_key
-from finetune_trainer.data.rows import ChatRow, DataFormat, Source, TextRow
+from finetune_trainer.data.rows import ChatRow, DataFormat, Message, Source, TextRow
 from finetune_trainer.evaluation.expectations import Expectations
-from finetune_trainer.release.vllm_server import ServerRefusedError, VLLMServer
+from finetune_trainer.release.reading import GREETING, Reading
+from finetune_trainer.release.vllm_server import ReadToken, ServerRefusedError, VLLMServer
 
 MAX_ROWS = 64
 """Held-out rows that are asked."""
@@ -40,42 +42,66 @@ class Answers:
 class Questions:
     """The held-out rows of a result, and the prompts of its job that have an expected answer."""
 
-    def __init__(self, spec: FineTuneJobSpec, rows: Iterable[Any]) -> None:
+    def __init__(self, spec: FineTuneJobSpec, rows: Iterable[Any], reading: Reading | None) -> None:
         self._tokens = spec.evaluation.max_new_tokens
         self._rows = [row for row in rows if _is_plain(row)][:MAX_ROWS]
         self._keys = [_prompt_key(row) for row in self._rows]
         self._prompts = [one for one in spec.prompts or [] if one.expected]
         self._expected = Expectations(self._prompts)
+        self._is_chat = spec.objective is not Objective.DOMAIN_ADAPTATION
+        self._reading = reading
         self._starts: dict[int, int] = {}
-        """Length of the tokens before each row's answer, the same for every adapter of a base."""
+        """Length of the tokens before each row's answer but the first, the same for every adapter of a base."""
+        self.problem: str | None = None
+        """How the server reads the first row or prompt that it does not read as the training did."""
 
     def ask(self, server: VLLMServer, model: str) -> Answers:
         """Ask one model everything; at least one question, so that a model that cannot answer is found."""
+        self._greet(server, model)
         matched = []
         for at, prompt in enumerate(self._prompts):
-            turns = [{"role": "system", "content": prompt.system}] if prompt.system else []
-            turns.append({"role": "user", "content": prompt.prompt})
-            matched.append(bool(self._expected.is_met(at, server.answer(model, turns, self._tokens))))
+            turns = [Message(role="system", content=prompt.system)] if prompt.system else []
+            turns.append(Message(role="user", content=prompt.prompt))
+            matched.append(bool(self._expected.is_met(at, server.answer(model, self._fit(turns), self._tokens))))
         losses = [self._measure(server, model, at, row) for at, row in enumerate(self._rows)]
-        if not matched and not any(losses):
-            server.answer(model, [{"role": "user", "content": "Hello"}], 1)
         return Answers(losses, matched, self._keys)
+
+    def _greet(self, server: VLLMServer, model: str) -> None:
+        if self._is_chat:
+            self._read_prompt(server, model, [Message(role="user", content=GREETING)])
+        else:
+            self._read_text(server, model, GREETING)
 
     def _measure(self, server: VLLMServer, model: str, at: int, row: dict[str, Any]) -> tuple[float, int] | None:
         """Return the loss of the row's last answer, or None if the server refuses the row, for example its length."""
         try:
             if "text" in row:
-                found = server.measure_text(model, row["text"])
+                found = self._read_text(server, model, row["text"])
             else:
-                turns = [{"role": one["role"], "content": one["content"]} for one in row["messages"]]
+                turns = self._fit([Message(role=one["role"], content=one["content"]) for one in row["messages"]])
                 if at not in self._starts:
-                    self._starts[at] = server.count_tokens(model, turns[:-1])
-                found = server.measure(model, turns)[max(self._starts[at] - 1, 0) :]
+                    self._starts[at] = len(self._read_prompt(server, model, turns[:-1]))
+                found = server.read_answered(model, turns)[self._starts[at] :]
         except ServerRefusedError as refused:
             if refused.status >= 500:  # it is not the row that the server cannot answer
                 raise
             return None
-        return (-sum(found) / len(found), len(found)) if found else None
+        return (-sum(one.log_prob for one in found) / len(found), len(found)) if found else None
+
+    def _fit(self, turns: list[Message]) -> list[Message]:
+        return self._reading.fit(turns) if self._reading else turns
+
+    def _read_prompt(self, server: VLLMServer, model: str, turns: list[Message]) -> list[ReadToken]:
+        tokens = server.read_prompt(model, turns)
+        if self._reading:
+            self.problem = self.problem or self._reading.find_prompt_problem(turns, tokens)
+        return tokens
+
+    def _read_text(self, server: VLLMServer, model: str, text: str) -> list[ReadToken]:
+        tokens = server.read_text(model, text)
+        if self._reading:
+            self.problem = self.problem or self._reading.find_text_problem(text, tokens)
+        return tokens
 
 
 def compare_answers(champion: Answers | None, challenger: Answers, choices: int = 1) -> ReleaseComparison:

@@ -19,6 +19,7 @@ from finetune_api.release import (
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.release.candidate import Candidate, Refused, report
 from finetune_trainer.release.questions import Questions, compare_answers, read_rows
+from finetune_trainer.release.reading import OTHER_TOKENIZER, load_reading
 from finetune_trainer.release.vllm_server import ServerLostError, ServerRefusedError, VLLMServer
 from finetune_trainer.release.volume import ReleaseVolume
 from finetune_trainer.report.serving import adapter_obstacles
@@ -26,6 +27,7 @@ from finetune_trainer.storage.protocol import Store
 
 CONNECTIONS = 8
 """New connections that must all lead to the server that has the adapter: a Service of two pods passes with 1 in 256."""
+UNLIKE = "the server does not read what the result was trained on"
 LOADING_OFF = "start the server with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"
 
 
@@ -37,7 +39,8 @@ class VLLMRelease:
         self._claim = target.volume.claim_name
         self._volume = ReleaseVolume(volume, target.volume.path, target.adapter_name, self._claim)
         self._url = target.find_address(config.namespace)
-        self._questions = Questions(found.spec, read_rows(found.rows) if found.rows else [])
+        rows = read_rows(found.rows) if found.rows else []
+        self._questions = Questions(found.spec, rows, load_reading(found.tokenizer))
         known = config.answering
         self._is_known = known is not None and known.manifest_sha256 == config.candidate.manifest_sha256
         """Whether the result answers already, by the status."""
@@ -90,7 +93,10 @@ class VLLMRelease:
         try:
             self._load(server, folder, path, in_place=is_listed)
             self._require_alone(server, folder, path)
-            return compare_answers(champion, self._questions.ask(server, folder), self._found.choices)
+            challenger = self._questions.ask(server, folder)
+            if problem := self._find_unlike_reading():
+                raise Refused(problem)
+            return compare_answers(champion, challenger, self._found.choices)
         finally:
             with server.unchecked(), suppress(ServerRefusedError, ServerLostError):
                 self._unload(server, folder)
@@ -129,6 +135,27 @@ class VLLMRelease:
         fixes = [f"{one.reason}: {one.fix}" for one in adapter_obstacles(self._found.adapter)]
         return f"{refused}: {'; '.join(fixes) or 'see the log of the server'}"
 
+    def _find_unlike_reading(self) -> str | None:
+        """Return how the server reads otherwise than the training, with the fix, unless the release accepts that."""
+        problem = self._questions.problem
+        if not problem or self._accepts_any_tokens:
+            return None
+        files = self._volume.path_of(self._volume.name_of(self._config.candidate))
+        if problem.startswith(OTHER_TOKENIZER):
+            fix = f"start it with `--tokenizer {files}`, or a copy of this folder"
+        else:
+            fix = f"start it with `--chat-template {files}/chat_template.jinja`, or a copy of this file"
+        return f"{UNLIKE}: {problem}; {fix}; set require.tokens to Any if this is intended"
+
+    @property
+    def _accepts_any_tokens(self) -> bool:
+        return bool(self._config.require and self._config.require.tokens)
+
+    @property
+    def _remark(self) -> str:
+        """What a release states that accepts other tokens; empty if the server reads as the training did."""
+        return f"; {UNLIKE}: {self._questions.problem}" if self._questions.problem else ""
+
     def _find_objection(self, comparison: ReleaseComparison) -> str | None:
         least = self._config.require.matched_percent if self._config.require else None
         matched = comparison.challenger_matched_percent
@@ -162,7 +189,7 @@ class VLLMRelease:
             error.message += f"; {self._name} {end}"
             raise
         self._volume.keep({folder, champion or ""})
-        message = f"{self._name} answers with it; {self._describe(old, before)}"
+        message = f"{self._name} answers with it; {self._describe(old, before)}{self._remark}"
         return self._report(ReleaseOutcome.RELEASED, message, answering=self._new, replaced=old, comparison=comparison)
 
     def _take_back(
@@ -223,10 +250,12 @@ class VLLMRelease:
             answers = self._questions.ask(server, self._name)
         except ServerRefusedError as refused:
             return self._report(ReleaseOutcome.FAILED, f"{refused}; {kept}", answering=self._new)
+        if problem := self._find_unlike_reading():
+            return self._report(ReleaseOutcome.REFUSED, f"{problem}; {kept}", answering=self._new)
         if problem := self._find_objection(compare_answers(None, answers)):
             return self._report(ReleaseOutcome.HELD, f"{problem}; {kept}", answering=self._new)
         self._volume.link(folder)
-        message = f"{self._name} answers with it already"
+        message = f"{self._name} answers with it already{self._remark}"
         return self._report(ReleaseOutcome.RELEASED, message, answering=self._new)
 
     def _describe(self, old: ReleasedResult | None, before: str | None) -> str:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +20,15 @@ WAIT_SECONDS, WAIT_PAUSE_SECONDS = 60.0, 2.0
 MAX_WORDS = 400
 
 Turns = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadToken:
+    """A token of a prompt as the server reads it."""
+
+    token_id: int
+    text: str
+    log_prob: float
 
 
 class ServerRefusedError(Exception):
@@ -116,29 +126,29 @@ class VLLMServer:
         except (KeyError, IndexError, TypeError):
             raise ServerLostError(f"{self._url}/v1/chat/completions returns no answer") from None
 
-    def count_tokens(self, model: str, turns: Turns) -> int:
-        """Return the length of a conversation as the server renders it before an answer."""
-        asked = {"model": model, "messages": turns, "max_tokens": 1, "temperature": 0}
-        try:
-            return int(self._send("POST", "/v1/chat/completions", **asked)["usage"]["prompt_tokens"])
-        except (KeyError, TypeError, ValueError):
-            raise ServerLostError(f"{self._url}/v1/chat/completions returns no usage") from None
+    def read_prompt(self, model: str, turns: Turns) -> list[ReadToken]:
+        """Return the tokens of a conversation as the server renders it before an answer, but the first."""
+        return self._read("/v1/chat/completions", model, {"messages": turns})
 
-    def measure(self, model: str, turns: Turns) -> list[float]:
-        """Return the log-probability of every token of a conversation that ends with an answer, but the first."""
+    def read_answered(self, model: str, turns: Turns) -> list[ReadToken]:
+        """Return the tokens of a conversation that ends with an answer, but the first."""
         asked = {"messages": turns, "add_generation_prompt": False, "continue_final_message": True}
-        return self._log_probs("/v1/chat/completions", model, asked)
+        return self._read("/v1/chat/completions", model, asked)
 
-    def measure_text(self, model: str, text: str) -> list[float]:
-        """Return the log-probability of every token of a text, but the first."""
-        return self._log_probs("/v1/completions", model, {"prompt": text})
+    def read_text(self, model: str, text: str) -> list[ReadToken]:
+        """Return the tokens of a text, but the first."""
+        return self._read("/v1/completions", model, {"prompt": text})
 
-    def _log_probs(self, path: str, model: str, asked: dict[str, Any]) -> list[float]:
+    def _read(self, path: str, model: str, asked: dict[str, Any]) -> list[ReadToken]:
         body = asked | {"model": model, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
         content = self._send("POST", path, **body)
         try:
             found = content.get("prompt_logprobs") or content["choices"][0]["prompt_logprobs"]
-            return [float(next(iter(one.values()))["logprob"]) for one in found[1:]]
+            tokens = [next(iter(one.items())) for one in found[1:]]
+            return [
+                ReadToken(int(token_id), str(value.get("decoded_token") or ""), float(value["logprob"]))
+                for token_id, value in tokens
+            ]
         except (KeyError, IndexError, TypeError, AttributeError, ValueError, StopIteration):
             raise ServerLostError(f"{self._url}{path} returns no prompt_logprobs") from None
 
