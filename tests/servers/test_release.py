@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save, save_file
 from tiny_model import HIDDEN, LAYERS, make_tiny_model
 from vllm_server import Server, serving
 
+from finetune_api.handoff import SERVER_KEY_FILE
 from finetune_api.release import ReleasedResult, ReleaseReport
 from finetune_trainer.release.release import release
 from finetune_trainer.storage.local import LocalStore
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.timeout(2700)
 QUESTIONS = [f"What is the colour of number {number}?" for number in range(24)]
 HEADS = 2
 """vLLM serves no narrower heads on a CPU."""
+SECRET = "hunter2"
 SHARPER = 20
 """Factor of the random base's embeddings, without which its answers are all equally likely."""
 
@@ -71,7 +73,7 @@ class World:
             },
         )
 
-    def release(self, name: str, path: str = "", **more: Any) -> ReleaseReport:
+    def release(self, name: str, path: str = "", *, has_key: bool = True, **more: Any) -> ReleaseReport:
         volume = self.folder / "adapters"
         target = {
             "url": self.server.url,
@@ -79,7 +81,8 @@ class World:
             "volume": {"claimName": "a", "path": path or str(volume)},
         }
         config = release_config(self.results[name], {"vllm": target}, **more)
-        return release(config, LocalStore(self.maps), self.folder / "work", volume)
+        secrets = self.folder / ("secrets" if has_key else "no-secrets")
+        return release(config, LocalStore(self.maps), self.folder / "work", volume, secrets=secrets)
 
     def ask(self, model: str, question: str) -> str:
         turns = [{"role": "user", "content": question}]
@@ -100,7 +103,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     (folder / "tokenizer").mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(base / name, folder / "tokenizer")
-    with serving("vllm serve base --enable-lora --max-lora-rank 16", folder) as server:
+    (folder / "secrets").mkdir()
+    (folder / "secrets" / SERVER_KEY_FILE).write_text(SECRET)
+    with serving("vllm serve base --enable-lora --max-lora-rank 16", folder, SECRET) as server:
         found = World(server, folder)
         first = folder / "by-hand"
         first.mkdir()
@@ -143,6 +148,12 @@ def test_a_better_result_replaces_a_worse_one_and_the_way_back_is_held(world: Wo
     assert back.comparison.champion_loss == pytest.approx(compared.challenger_loss, rel=1e-3)
     assert world.ask("bot", QUESTIONS[0]) == after
     assert world.server.models() == {"base", "bot"}
+
+
+def test_a_server_that_asks_for_a_key_refuses_a_release_without_it(world: World) -> None:
+    found = world.release("good", has_key=False)
+    assert found.outcome == "Refused"
+    assert "the server answers 401: Unauthorized: set target.vllm.credentialsSecretRef" in found.message
 
 
 def test_a_rank_that_the_server_refuses_is_named_with_its_flag(world: World) -> None:

@@ -48,6 +48,9 @@ WANDB_CA_DIR = "/etc/finetune/wandb-ca"
 REWARDS_DIR = "/etc/finetune/rewards"
 """Holds a folder for each of `rlhf.rewards` whose server has a Secret, named by the reward's position."""
 REWARD_TOKEN_FILE = "REWARD_TOKEN"  # noqa: S105 - a file's name
+SERVER_DIR = "/etc/finetune/server"
+"""Only in the pod of a release to a server that needs a key or has an authority of its own."""
+SERVER_KEY_FILE = "VLLM_API_KEY"
 PEER_TOKEN_DIR = "/etc/finetune/peers"  # noqa: S105 - a folder's name
 """Only in an attempt of several pods."""
 PEER_TOKEN_FILE = "token"  # noqa: S105 - a file's name

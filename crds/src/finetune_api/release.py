@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import ATOMIC, Block, Endpoint, ObjectName, S3Uri, cel, map_list, rules
+from finetune_api.blocks import ATOMIC, Block, Endpoint, ObjectName, S3Uri, SecretRef, cel, map_list, rules
 from finetune_api.handoff import HandoffBlock
 from finetune_api.inputs.sources import Storage
 from finetune_api.scalars import MAX_INTEGER, Count, Digest, Line, Measure, Name, StatusBlock, Time, Uri, Word
@@ -54,7 +54,12 @@ class VLLMTarget(Block):
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            cel("has(self.url) != has(self.service)", "give exactly one of url and service: the address of the server")
+            cel("has(self.url) != has(self.service)", "give exactly one of url and service: the address of the server"),
+            cel(
+                "!has(self.caSecretRef) || (has(self.url) && self.url.startsWith('https://'))",
+                "caSecretRef is only for a server with TLS: give an https url in place of service, or remove it",
+                ".caSecretRef",
+            ),
         )
     )
 
@@ -62,6 +67,12 @@ class VLLMTarget(Block):
     """URL of the server without `/v1`, for example `http://vllm.serving:8000`; exactly one pod answers there."""
     service: ServerService | None = None
     """Service of the server, in place of `url`, with exactly one pod."""
+    credentials_secret_ref: SecretRef | None = None
+    """Secret with the key `VLLM_API_KEY`, the key that the server was started with (the variable of that name, or
+    `--api-key`). It is sent in each request's `Authorization`. Default: no key."""
+    ca_secret_ref: SecretRef | None = None
+    """Secret whose key `ca.crt` holds the certificate authority (PEM) of an `https` url.
+    Default: the image's authorities."""
     adapter_name: AdapterName
     """Name of the model in requests, which the released result answers."""
     volume: AdapterVolume

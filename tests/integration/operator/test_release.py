@@ -97,6 +97,14 @@ def serving(
             {**NEW, "require": {"matchedPercent": 9}, "target": {"files": {"uri": "s3://bucket/a"}}},
             "matchedPercent needs a server that is asked",
         ),
+        (
+            {**NEW, "require": {"tokens": "Any"}, "target": {"files": {"uri": "s3://bucket/a"}}},
+            "tokens needs a server that is asked",
+        ),
+        (
+            {**NEW, "target": {"vllm": VLLM | {"caSecretRef": {"name": "ca"}}}},
+            "caSecretRef is only for a server with TLS",
+        ),
     ],
 )
 def test_the_api_server_refuses_a_release_that_breaks_a_rule(releases: Releases, spec: Object, words: str) -> None:

@@ -462,6 +462,9 @@ CONDITIONS: dict[str, Condition] = {
     "!has(self.require) || !has(self.require.matchedPercent) || has(self.target.vllm)": lambda release: (
         release.require is None or release.require.matched_percent is None or release.target.vllm is not None
     ),
+    "!has(self.caSecretRef) || (has(self.url) && self.url.startsWith('https://'))": lambda target: (
+        target.ca_secret_ref is None or (target.url or "").startswith("https://")
+    ),
     "!has(self.require) || !has(self.require.tokens) || has(self.target.vllm)": lambda release: (
         release.require is None or release.require.tokens is None or release.target.vllm is not None
     ),

@@ -23,6 +23,7 @@ from finetune_operator.manifests.pods import (
     digest_of,
 )
 from finetune_operator.manifests.settings_digest import digest_settings
+from finetune_operator.manifests.volumes import mount_peer_token
 from finetune_operator.settings import Settings
 
 PREFLIGHT_BACKOFF_LIMIT = 3
@@ -172,7 +173,8 @@ def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str,
     }
     config_map = build_config_map(meta, build_config(job, settings, attempt))
     peer_token = build_peer_token(meta) if nodes > 1 else None
-    pod = build_pod_spec(job, settings, component, image, config_map, peer_token)
+    more = [mount_peer_token(peer_token["metadata"]["name"])] if peer_token else []
+    pod = build_pod_spec(job, settings, component, image, config_map, more)
     template = {
         "metadata": {
             "labels": build_pod_labels(spec, settings) | meta["labels"],

@@ -1,7 +1,7 @@
 """The pod of each component: its container, environment, security and placement, and the labels that others ask for."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from finetune_api import handoff, names
 from finetune_api.pods.containers import EnvironmentVariable
@@ -16,7 +16,7 @@ from finetune_operator.manifests.effective_spec import (
     hub_tokens,
 )
 from finetune_operator.manifests.pod_resources import build_pod_claims, build_resources
-from finetune_operator.manifests.volumes import build_volumes, mount_peer_token
+from finetune_operator.manifests.volumes import Mounted, build_volumes
 from finetune_operator.settings import Settings
 
 COMMANDS = {
@@ -39,9 +39,9 @@ def build_pod_spec(  # noqa: PLR0917 - what a pod is made of
     component: names.Component,
     image: str,
     config: Object,
-    peer_token: Object | None,
+    more: Sequence[Mounted] = (),
 ) -> Object:
-    """Build the pod of a component; its configuration is mounted from that ConfigMap."""
+    """Build the pod of a component; its configuration is mounted from that ConfigMap, next to `more`."""
     spec = job.require_spec()
     is_trainer = component is names.Component.TRAINER
     effective, tokens = build_effective_spec(spec, settings), hub_tokens(spec, settings)
@@ -49,9 +49,10 @@ def build_pod_spec(  # noqa: PLR0917 - what a pod is made of
     is_preflight = component in {names.Component.PREFLIGHT, names.Component.RELEASE}
     limit = settings.preflight_workspace_limit if is_preflight else None
     labels = build_shared_labels(spec, settings)
-    mounted = build_volumes(effective, tokens, config_name, labels, is_trainer=not is_preflight, workspace_limit=limit)
-    if peer_token:
-        mounted.append(mount_peer_token(peer_token["metadata"]["name"]))
+    mounted = [
+        *build_volumes(effective, tokens, config_name, labels, is_trainer=not is_preflight, workspace_limit=limit),
+        *more,
+    ]
     environment = _environment(image, digest, settings, spec.trainer.env or () if is_trainer else ())
     container = _container(spec, component, image, environment, build_resources(spec, component, settings))
     pod: Object = {

@@ -66,6 +66,17 @@ def mount_peer_token(name: str) -> Mounted:
     return Mounted("peers", handoff.PEER_TOKEN_DIR, source, read_only=True)
 
 
+def mount_server_secrets(key: SecretRef | None, authority: SecretRef | None) -> list[Mounted]:
+    """Mount the key and the authority of the server of a release."""
+    sources = [
+        {"secret": {"name": ref.name, "items": [{"key": file, "path": file}]}}
+        for ref, file in ((key, handoff.SERVER_KEY_FILE), (authority, handoff.CA_FILE))
+        if ref
+    ]
+    source = {"projected": {"defaultMode": SECRET_MODE, "sources": sources}}
+    return [Mounted("server", handoff.SERVER_DIR, source, read_only=True)] if sources else []
+
+
 def _workspace(spec: FineTuneJobSpec, default: Quantity | None, labels: dict[str, str]) -> Mounted:
     own = spec.resources.workspace or Workspace()
     if own.storage_class_name is not None:

@@ -16,6 +16,7 @@ from finetune_operator.manifests.pods import (
     build_pod_spec,
     build_shared_labels,
 )
+from finetune_operator.manifests.volumes import mount_server_secrets
 from finetune_operator.release.objects import Release
 from finetune_operator.settings import Settings
 
@@ -101,7 +102,9 @@ def build_children(
     )
     config_map = build_config_map(meta, config)
     image = job_spec.trainer.image or settings.preflight_image or settings.trainer_image
-    pod = build_pod_spec(carrier, settings, names.Component.RELEASE, image, config_map, None)
+    vllm = spec.target.vllm
+    secrets = mount_server_secrets(vllm.credentials_secret_ref, vllm.ca_secret_ref) if vllm else []
+    pod = build_pod_spec(carrier, settings, names.Component.RELEASE, image, config_map, secrets)
     queue = queue_name(carrier, names.Component.RELEASE)
     job: Object = {
         "apiVersion": "batch/v1",

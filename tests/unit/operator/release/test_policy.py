@@ -142,6 +142,24 @@ def test_the_pod_has_the_storage_and_secrets_of_the_job_but_no_token_of_a_hub_an
     assert "finetune.dev/job-name" not in built["metadata"]["labels"]
 
 
+def test_the_pod_has_the_key_and_the_authority_of_its_server_and_of_no_other() -> None:
+    server = VLLM | {"url": "https://vllm:8000", "credentialsSecretRef": {"name": "key"}, "caSecretRef": {"name": "ca"}}
+    server.pop("service", None)
+    for target, items in ((server, {"key": "VLLM_API_KEY", "ca": "ca.crt"}), (VLLM, {})):
+        one = release({"jobRef": {"name": "job"}, "target": {"vllm": target}})
+        assert one.spec
+        candidate = ReleasedResult(uri="s3://bucket/new", manifest_sha256=DIGEST)
+        _, built = build_children(one, one.spec, candidate, build_carrier(one, one.spec, job()), SETTINGS)
+        spec = built["spec"]["template"]["spec"]
+        volumes = [one["projected"] for one in spec["volumes"] if one["name"] == "server"]
+        sources = [one["secret"] for volume in volumes for one in volume["sources"]]
+        assert {one["name"]: one["items"][0]["key"] for one in sources} == items
+        assert all(volume["defaultMode"] == 0o440 for volume in volumes)
+        mounts = [one for one in spec["containers"][0]["volumeMounts"] if one["name"] == "server"]
+        wanted = {"name": "server", "mountPath": handoff.SERVER_DIR, "readOnly": True}
+        assert mounts == ([wanted] if items else [])
+
+
 def test_limited_egress_holds_for_the_pod_of_a_release_too() -> None:
     one, limited = release(), SETTINGS.model_copy(update={"pod_egress": []})
     assert one.spec

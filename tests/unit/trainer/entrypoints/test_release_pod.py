@@ -21,7 +21,7 @@ TARGET = {"vllm": {"url": "http://server", "adapterName": "bot", "volume": {"cla
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> tuple[int, dict[str, Any]]:
     """Return exit code and report of a pod whose release ends with that error."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(release, "release", fail)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from release_to_vllm import World
 from released_results import release_config
+from s3_servers import make_certificates
 from vllm_stand_in import StandIn, stand_in
 
 from finetune_api.handoff import ExitCode, Outcome
@@ -249,12 +250,68 @@ def test_a_release_that_is_stopped_while_it_waits_reports_why_it_waited(
         world.release(world.publish("one"), check=check)
 
 
-def test_a_server_that_wants_a_key_refuses_in_its_own_words(world: World) -> None:
-    world.server.wants_key = True
+def write_key(world: World, key: str) -> None:
+    (world.folder / "secrets").mkdir(exist_ok=True)
+    (world.folder / "secrets" / "VLLM_API_KEY").write_text(key)
+
+
+def test_a_server_that_wants_a_key_gets_that_of_the_secret_with_every_request(world: World) -> None:
+    world.server.key = "hunter2"
+    write_key(world, "hunter2\n")
+    assert world.release(world.publish("one")).outcome is ReleaseOutcome.RELEASED
+    assert world.server.authorizations == {"Bearer hunter2"}
+
+
+def test_without_a_secret_no_key_is_sent_and_the_refusal_names_the_field(world: World) -> None:
+    world.server.key = "hunter2"
     found = world.release(world.publish("one"))
     assert found.outcome is ReleaseOutcome.REFUSED
-    assert "the server answers 401: Unauthorized" in found.message
-    assert "API key" in found.message
+    assert "the server answers 401: Unauthorized: set target.vllm.credentialsSecretRef" in found.message
+    assert world.server.authorizations == {""}
+
+
+def test_a_wrong_key_is_in_no_message_although_the_server_repeats_it(world: World) -> None:
+    world.server.key = "hunter2"
+    write_key(world, "hunter1")
+    found = world.release(world.publish("one"))
+    assert found.outcome is ReleaseOutcome.REFUSED
+    assert "the server answers 401: Unauthorized Bearer (hidden)" in found.message
+    assert "or correct its key VLLM_API_KEY" in found.message
+
+
+def test_a_redirect_is_not_followed(world: World) -> None:
+    write_key(world, "hunter2")
+    with stand_in() as other:
+        world.server.redirect = f"{other.url}/v1/models"
+        found = world.release(world.publish("one"))
+    assert found.outcome is ReleaseOutcome.REFUSED
+    assert "the server answers 307" in found.message
+    assert not other.authorizations
+
+
+@pytest.mark.parametrize("key", ["", "two words", "two\nlines", "naïve"])
+def test_what_is_no_key_is_refused_before_a_request(world: World, key: str) -> None:
+    write_key(world, key)
+    with pytest.raises(TrainerError, match="credentialsSecretRef: its key VLLM_API_KEY is no key") as failed:
+        world.release(world.publish("one"))
+    assert not key or key not in failed.value.message
+    assert not world.server.authorizations
+
+
+def test_a_server_with_an_authority_of_its_own_is_trusted_by_its_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_server, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(vllm_server, "WAIT_PAUSE_SECONDS", 0.01)
+    authority, *certificate = make_certificates(tmp_path)
+    with stand_in(certificate=(certificate[0], certificate[1])) as server:
+        world = World(tmp_path, server)
+        one = world.publish("one")
+        with pytest.raises(vllm_server.ServerAwayError, match=r"VERIFY_FAILED.* set target.vllm.caSecretRef"):
+            world.release(one)
+        (tmp_path / "secrets").mkdir()
+        authority.rename(tmp_path / "secrets" / "ca.crt")
+        assert world.release(one).outcome is ReleaseOutcome.RELEASED
 
 
 @pytest.mark.parametrize("which", ["champion", "challenger"])

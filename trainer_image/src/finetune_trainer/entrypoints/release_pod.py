@@ -58,7 +58,9 @@ def _release(
     try:
         state.stop.raise_if_set()
         storage = S3Store(connect_s3(config.storage), 0.0, state.stop)
-        return release(config, storage, workspace, volume, state.stop.raise_if_set), handoff.ExitCode.OK
+        secrets, check = Path(handoff.SERVER_DIR), state.stop.raise_if_set
+        found = release(config, storage, workspace, volume, secrets=secrets, check=check)
+        return found, handoff.ExitCode.OK
     except ServerLostError as lost:
         message = f"{lost}; what answered before keeps the name"
         # One that starts is waited for until the Job's deadline: this end does not count.

@@ -8,24 +8,30 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from finetune_api.handoff import Artifact
+from finetune_api.handoff import SERVER_KEY_FILE, Artifact
 from finetune_api.release import FilesTarget, ReleaseConfig, ReleasedResult, ReleaseOutcome, ReleaseReport
 from finetune_trainer.release.candidate import Candidate, Refused, report, verify
 from finetune_trainer.release.to_vllm import VLLMRelease
-from finetune_trainer.release.vllm_server import ServerRefusedError
+from finetune_trainer.release.vllm_server import CREDENTIALS, ServerRefusedError
 from finetune_trainer.report.serving import adapter_obstacles, highest_rank, max_lora_rank
 from finetune_trainer.storage.protocol import Store, join_uri
 
 POINTER = "release.json"
-NO_KEY = "releases have no API key: let the server accept these pods without one"
 
 
 def release(
-    config: ReleaseConfig, storage: Store, workspace: Path, volume: Path, check: Callable[[], None] = lambda: None
+    config: ReleaseConfig,
+    storage: Store,
+    workspace: Path,
+    volume: Path,
+    *,
+    secrets: Path | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> ReleaseReport:
     """Release what verifies; return what answers afterwards. Raises ServerLostError if a retry may succeed.
 
-    `check` is called before each request to the server, and raises after SIGTERM.
+    `secrets` is the folder of the server's mounted key and authority. `check` is called before each request to the
+    server, and raises after SIGTERM.
     """
     try:
         found = verify(config, storage, workspace)
@@ -36,11 +42,11 @@ def release(
         _require_served(found)
         if config.target.vllm is None:
             return report(config, ReleaseOutcome.VERIFIED, f"{len(found.files)} files match the manifest")
-        return VLLMRelease(config, config.target.vllm, found, volume).run(storage, check)
+        return VLLMRelease(config, config.target.vllm, found, volume).run(storage, secrets, check)
     except Refused as refused:
         return report(config, refused.outcome, str(refused))
     except ServerRefusedError as refused:
-        fix = f": {NO_KEY}" if refused.status in {401, 403} else ""
+        fix = f": set {CREDENTIALS}, or correct its key {SERVER_KEY_FILE}" if refused.status in {401, 403} else ""
         # A question may be what ends the server: it is not asked again.
         outcome = ReleaseOutcome.FAILED if refused.status >= 500 else ReleaseOutcome.REFUSED
         return report(config, outcome, f"{refused}{fix}; what answered before keeps the name")

@@ -47,10 +47,10 @@ class VLLMRelease:
         since = known.released_time if known and self._is_known else None
         self._new = config.candidate.model_copy(update={"released_time": since or datetime.now(UTC)})
 
-    def run(self, storage: Store, check: Callable[[], None]) -> ReleaseReport:
+    def run(self, storage: Store, secrets: Path | None, check: Callable[[], None]) -> ReleaseReport:
         """Release the adapter, or leave or give back the name to the one before it."""
         digests = {file.path.partition("/")[2]: file.sha256 for file in self._found.files}
-        with VLLMServer(self._url, check) as server:
+        with VLLMServer(self._url, secrets, check) as server:
             served = server.wait()
             before = served.get(self._name)
             if before == "":

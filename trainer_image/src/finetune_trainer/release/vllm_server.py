@@ -4,13 +4,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx2
 import orjson
 
-from finetune_trainer.errors import Stopped, one_line
+from finetune_api.handoff import CA_FILE, SERVER_KEY_FILE
+from finetune_trainer.errors import InvalidConfig, Stopped, one_line
+from finetune_trainer.storage.http_client import TOKEN, build_trust, is_untrusted
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 REQUEST_SECONDS = 120.0
@@ -18,6 +21,8 @@ REQUEST_SECONDS = 120.0
 WAIT_SECONDS, WAIT_PAUSE_SECONDS = 60.0, 2.0
 """How long a server that starts is waited for, before the pod fails with the reason and the Job makes another one."""
 MAX_WORDS = 400
+CREDENTIALS, AUTHORITY = "target.vllm.credentialsSecretRef", "target.vllm.caSecretRef"
+HIDDEN = "(hidden)"
 
 Turns = Sequence[Mapping[str, Any]]
 
@@ -51,10 +56,14 @@ class ServerAwayError(ServerLostError):
 class VLLMServer:
     """Client of one server; `check` is called before each request, and may raise to end the work."""
 
-    def __init__(self, url: str, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, url: str, secrets: Path | None = None, check: Callable[[], None] = lambda: None) -> None:
+        """Connect to a server; `secrets` is the folder of its mounted key and authority. Raises InvalidConfig."""
         self._url = url.rstrip("/")
         self.check = check
-        self._tls = httpx2.create_ssl_context()  # reads the authorities of the machine: once, not for each connection
+        self._key = _read_key(secrets / SERVER_KEY_FILE) if secrets else ""
+        authority = secrets / CA_FILE if secrets else None
+        # Reads the authorities of the machine: once, not for each connection.
+        self._tls = build_trust(authority if authority and authority.is_file() else None, AUTHORITY)
         self._http = self._connect()
 
     def __enter__(self) -> Self:
@@ -162,17 +171,31 @@ class VLLMServer:
                     if len(data) > MAX_ANSWER_BYTES or time.monotonic() > deadline:
                         raise ServerLostError(f"{self._url}{path}: the answer is too long or too slow")
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise ServerLostError(f"{self._url}{path}: {type(error).__name__}: {one_line(str(error), 200)}") from None
+            fix = f": set {AUTHORITY}, or correct http/https in the url" if is_untrusted(error) else ""
+            words = f"{type(error).__name__}: {one_line(str(error), 200)}{fix}"
+            raise ServerLostError(f"{self._url}{path}: {words}") from None
         content = _parse(bytes(data))
         if answer.status_code >= 500 and not isinstance(content, dict):  # a proxy in front of it
             raise ServerLostError(f"{self._url}{path} answers {answer.status_code}")
         if answer.status_code != 200:
-            raise _refusal(answer.status_code, content, data)
+            raise _refusal(answer.status_code, content, data, self._key)
         return content
 
     def _connect(self) -> httpx2.Client:
         timeout = httpx2.Timeout(REQUEST_SECONDS, connect=10.0)
-        return httpx2.Client(verify=self._tls, timeout=timeout, follow_redirects=False)
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        return httpx2.Client(verify=self._tls, timeout=timeout, follow_redirects=False, headers=headers)
+
+
+def _read_key(path: Path) -> str:
+    """Return the server's key; empty without a Secret."""
+    if not path.is_file():
+        return ""
+    key = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not TOKEN.fullmatch(key):
+        text = "is no key: one line of visible characters"
+        raise InvalidConfig(f"{CREDENTIALS}: its key {SERVER_KEY_FILE} {text}")
+    return key
 
 
 def _parse(data: bytes) -> Any:
@@ -182,11 +205,13 @@ def _parse(data: bytes) -> Any:
         return None
 
 
-def _refusal(status: int, content: Any, data: bytearray) -> ServerRefusedError:
-    """Return the refusal in the server's own words, which each version of it wraps differently."""
+def _refusal(status: int, content: Any, data: bytearray, key: str) -> ServerRefusedError:
+    """Return the refusal in the server's own words, which each version of it wraps differently, without the key."""
     words: Any = content
-    for key in ("error", "message", "detail"):
-        words = words[key] if isinstance(words, dict) and key in words else words
-    text = words if isinstance(words, str) else data[:MAX_WORDS].decode(errors="replace")
+    for name in ("error", "message", "detail"):
+        words = words[name] if isinstance(words, dict) and name in words else words
+    if not isinstance(words, str):  # what cannot be parsed may have the key in another form
+        words = "" if key else data[:MAX_WORDS].decode(errors="replace")
     is_missing = status == 404 and isinstance(content, dict) and content.get("detail") == "Not Found"
-    return ServerRefusedError(status, one_line(text, MAX_WORDS), is_route_missing=is_missing)
+    shown = words.replace(key, HIDDEN) if key else words
+    return ServerRefusedError(status, one_line(shown, MAX_WORDS), is_route_missing=is_missing)

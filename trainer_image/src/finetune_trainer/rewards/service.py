@@ -3,7 +3,6 @@
 import math
 import os
 import queue
-import re
 import threading
 import time
 from collections import deque
@@ -21,7 +20,7 @@ from finetune_api.text.printable import printable
 from finetune_trainer.errors import InvalidConfig, TrainerError
 from finetune_trainer.rewards.completion import Completion
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.storage.http_client import open_http
+from finetune_trainer.storage.http_client import TOKEN, open_http
 from finetune_trainer.storage.retries import retry
 
 BATCH = 16
@@ -36,7 +35,6 @@ RETRY_SECONDS = 180.0
 MAX_RESPONSE_BYTES = 1 << 20
 SHOWN_BYTES = 200
 LARGEST = 1e6
-TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
 class GraderFailed(TrainerError):  # noqa: N818 - named after the event

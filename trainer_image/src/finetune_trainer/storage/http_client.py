@@ -1,5 +1,6 @@
 """The HTTP client of hubs and registries, and its errors in words."""
 
+import re
 import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +15,8 @@ from finetune_trainer.storage.watch import Left
 
 DEFAULT_LIMITS = httpx2.Limits(max_connections=100, max_keepalive_connections=20)
 """Those of the library."""
+TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
+"""A key or token that fits in a header."""
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -39,14 +42,14 @@ def open_http(
 ) -> httpx2.Client:
     """Return a client with proxies from the environment, and the authority of `ca_field` next to the image's."""
     try:
-        context = _trust(ca_file, ca_field)
+        context = build_trust(ca_file, ca_field)
         return httpx2.Client(verify=context, timeout=timeout, follow_redirects=follow_redirects, limits=limits)
     except (ValueError, ImportError, httpx2.InvalidURL):  # not quoted: a proxy's address may contain a password
         message = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is not a proxy address: write http://host:port"
         raise InvalidConfig(message) from None
 
 
-def _trust(ca_file: Path | None, ca_field: str) -> ssl.SSLContext:
+def build_trust(ca_file: Path | None, ca_field: str) -> ssl.SSLContext:
     """Return a context with the image's authorities and the server's: its files may be served by a public host."""
     try:
         context = httpx2.create_ssl_context()
