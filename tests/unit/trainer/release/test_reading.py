@@ -108,7 +108,11 @@ def test_another_tokenizer_is_refused_with_its_flag(world: World, tmp_path: Path
 def test_the_message_of_a_row_that_is_read_otherwise_has_no_text_of_it(world: World, tmp_path: Path) -> None:
     guarded = CHAT_TEMPLATE.replace("message['content']", "(message['content'] | replace('secret', '*'))")
     world.server.reader = Labeler(write_tokenizer(tmp_path / "server", guarded))
-    turns = [{"role": "user", "content": "The secret?"}, {"role": "assistant", "content": "None."}]
+    turns = [
+        {"role": "system", "content": "The secret."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "None."},
+    ]
     found = world.release(
         world.publish("one", tokenizer=write_tokenizer(tmp_path / "trained"), rows=[{"messages": turns}])
     )
@@ -143,6 +147,7 @@ def test_documents_are_read_with_the_token_that_begins_them(world: World, tmp_pa
     world.server.reader = Labeler(trained if bos else write_tokenizer(tmp_path / "server"))
     found = world.release(world.publish("one", tokenizer=trained, rows=TEXTS, spec=spec))
     assert found.outcome is (ReleaseOutcome.RELEASED if bos else ReleaseOutcome.REFUSED), found.message
+    assert ("its tokenizer gives other tokens, from token 2 on; start it with `--tokenizer " in found.message) != bos
 
 
 def test_a_result_whose_tokenizer_cannot_be_read_is_refused(world: World, tmp_path: Path) -> None:

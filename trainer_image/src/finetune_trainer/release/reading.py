@@ -41,28 +41,37 @@ class Reading:
             trained = self._labeler.render_prompt(turns)[1]
         except BadRow:
             return None
-        return self._find_problem(trained[1:], served, is_shown=turns[-1]["content"] == GREETING)
+        found = self._find_difference(trained[1:], served)
+        if found is None:
+            return None
+        same, before, now = found
+        is_greeting = [turn["content"] for turn in turns] == [GREETING]
+        where = f"{_cut(now)} in place of {_cut(before)}" if is_greeting else _place(same)
+        if "".join(before.split()) == "".join(now.split()):
+            return f"{OTHER_TOKENIZER}, {where}"
+        return f"its chat template writes another text, {where}"
 
     def find_text_problem(self, text: str, served: Sequence[ReadToken]) -> str | None:
         """Return how the server reads a text otherwise, which the training ended with a token of its own."""
         samples = self._labeler.encode(TextRow(text, Source("", 0), DataFormat.TEXT), "DomainAdaptation", LONGEST_TEXT)
         if isinstance(samples, BadRow) or not isinstance(samples[0], Encoded):
             return None
-        return self._find_problem(samples[0].input_ids[1 : len(served) + 1], served)
+        found = self._find_difference(samples[0].input_ids[1 : len(served) + 1], served)
+        return f"{OTHER_TOKENIZER}, {_place(found[0])}" if found else None
 
-    def _find_problem(
-        self, trained: Sequence[int], served: Sequence[ReadToken], *, is_shown: bool = False
-    ) -> str | None:
+    def _find_difference(self, trained: Sequence[int], served: Sequence[ReadToken]) -> tuple[int, str, str] | None:
+        """Return the number of equal tokens, and the texts after them; None if all are equal."""
         ids = [one.token_id for one in served]
         if list(trained) == ids:
             return None
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(trained, ids, strict=False)))
         before = self._labeler.tokenizer.decode(trained[same:], skip_special_tokens=False)
-        now = "".join(one.text for one in served[same:])
-        where = f"{_cut(now)} in place of {_cut(before)}" if is_shown else f"from token {same + 2} on"
-        if "".join(before.split()) == "".join(now.split()):
-            return f"{OTHER_TOKENIZER}, {where}"
-        return f"its chat template writes another text, {where}"
+        return same, before, "".join(one.text for one in served[same:])
+
+
+def _place(same: int) -> str:
+    """Return where a text differs, in place of the text, which is of the data; the first token is not compared."""
+    return f"from token {same + 2} on"
 
 
 def _cut(text: str) -> str:
