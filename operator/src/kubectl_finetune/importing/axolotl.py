@@ -298,28 +298,32 @@ TABLE: Table = MappingProxyType(
         "eta_min": lost("the cosine ends at 0"),
         "lr_quadratic_warmup": lost("the warm-up is linear"),
         "lr_div_factor": lost("the warm-up begins at 0"),
-        "embedding_lr*": lost("every weight has the same learning rate"),
-        "lr_groups": lost("every weight has the same learning rate"),
+        **each(lost("every weight has the same learning rate"), "embedding_lr* lr_groups"),
         "adam_eps": to(f"{HYPER}.adamEpsilon", values.positive),
         "noisy_embedding_alpha": to(f"{HYPER}.neftuneNoiseAlpha", values.positive),
         **each(
             lost("the model's config.json is used unchanged"),
             "overrides_of_model_config model_config overrides_of_model_kwargs",
         ),
-        "resize_token_embeddings_to_32x": harmless(shared.MEMORY),
+        **each(
+            harmless(shared.MEMORY),
+            "resize_token_embeddings_to_32x torchdistx_path activation_offloading lora_*_kernel lora_on_cpu "
+            "peft_autocast_adapter_dtype qlora_sharded_model_loading low_cpu_mem_usage "
+            "experimental_skip_move_to_device device_map tiled_mlp* use_kernels use_*_kernels use_scattermoe "
+            "use_sonicmoe experts_implementation llama4_linearized_experts gemma4_hybrid_attn_impl dsv4_* "
+            "fused_attn_kernel cut_cross_entropy* flash_attn_* flash_optimum flex_attn* xformers_attention",
+        ),
         "model_quantization_config": lost("the base is loaded in 16 bits, or in 4 bits (NF4) with QLoRA"),
         "model_quantization_config_kwargs": harmless("it belongs to model_quantization_config"),
         "quantize_moe_experts": lost("experts stay in 16 bits if bitsandbytes does not quantise them"),
-        "curriculum_sampling": lost("rows are shuffled"),
-        "sample_packing_sequentially": lost("rows are shuffled"),
+        **each(lost("rows are shuffled"), "curriculum_sampling sample_packing_sequentially"),
         "sample_weighting*": lost("every row has the same weight"),
         "dpo_norm_loss": lost("the loss is that of TRL", unless=(False,)),
         "rpo_alpha": sft_weight,
         # what no job can express
         "gptq": refused("a quantised model cannot be the base", "give the original weights"),
         **each(refused(shared.PARTS, REMOVE), "unfrozen_parameters lisa_* llmcompressor"),
-        "relora*": refused("there is no ReLoRA", REMOVE),
-        "jagged_restart*": refused("there is no ReLoRA", REMOVE),
+        **each(refused("there is no ReLoRA", REMOVE), "relora* jagged_restart*"),
         "qat": refused("there is no quantisation-aware training", REMOVE),
         "fp8*": refused("there is no training in FP8", REMOVE),
         **each(refused(shared.OTHER_LOSS, REMOVE), "diffusion ebft use_eaft"),
@@ -333,10 +337,9 @@ TABLE: Table = MappingProxyType(
         "eval_sample_packing": harmless("held-out rows are not packed"),
         "eval_sequence_len": harmless("held-out rows have the length of the training"),
         "eval_*": harmless("the report has its own metrics and answers"),
-        "evaluation_strategy": harmless("evaluation is by steps"),
+        **each(harmless("evaluation is by steps"), "evaluation_strategy eval_strategy"),
         "do_causal_lm_eval": harmless("the report has its own metrics"),
         "do_bench_eval": harmless("evaluation.ability measures general ability"),
-        "eval_strategy": harmless("evaluation is by steps"),
         "num_labels": harmless("a reward model has one", unless=(1,)),
         "tokenizer_*": harmless("the tokenizer is that of the model"),
         **each(harmless(shared.ARCHITECTURE), "cls_model_config base_model_* is_*_derived_model"),
@@ -353,23 +356,14 @@ TABLE: Table = MappingProxyType(
         "pad_to_*": harmless("padding is not trained on"),
         "sample_packing_*": harmless("preflight chooses which rows share a sequence"),
         "total_num_tokens": harmless("preflight counts the tokens"),
-        **each(
-            harmless(shared.MEMORY),
-            "torchdistx_path activation_offloading lora_*_kernel lora_on_cpu peft_autocast_adapter_dtype "
-            "qlora_sharded_model_loading low_cpu_mem_usage experimental_skip_move_to_device device_map "
-            "tiled_mlp* use_kernels use_*_kernels use_scattermoe use_sonicmoe experts_implementation "
-            "llama4_linearized_experts gemma4_hybrid_attn_impl dsv4_* fused_attn_kernel cut_cross_entropy* "
-            "flash_attn_* flash_optimum flex_attn* xformers_attention",
-        ),
         "sdp_attention": to(f"{HYPER}.attention", lambda value: "SDPA" if values.flag(value) else None),
         "nvfp4_*": harmless("it belongs to weights in this number format"),
         "float16": to(f"{HYPER}.precision", lambda value: "FP16" if values.flag(value) else None),
         "bfloat16": to(f"{HYPER}.precision", lambda value: "BF16" if values.flag(value) else None),
         "torch_dtype": harmless("weights are loaded in the format of the computation"),
-        "ddp": harmless(shared.GPUS),
+        **each(harmless(shared.GPUS), "ddp expert_parallel_*"),
         "dp_*": harmless(shared.GPUS, shared.GIVE_GPUS),
         "use_ray": harmless("the operator starts the processes"),
-        "expert_parallel_*": harmless(shared.GPUS),
         "plugins": harmless("plugins are Python; what they change is named by their own keys"),
         "gptq_*": harmless("it belongs to gptq"),
         "loss_watchdog_*": harmless("evaluation.gate and stallTimeoutSeconds end a training that fails"),
@@ -382,8 +376,7 @@ TABLE: Table = MappingProxyType(
         "mlflow_*": harmless("runs of MLflow have the name of the job"),
         "vllm": harmless("answers are sampled in the process that trains"),
         **each(harmless(shared.OTHER_TRACKER), "comet_* swanlab_* use_swanlab trackio_* use_trackio"),
-        "otel_*": harmless("the trainer serves metrics for Prometheus"),
-        "use_otel_metrics": harmless("the trainer serves metrics for Prometheus"),
+        **each(harmless("the trainer serves metrics for Prometheus"), "otel_* use_otel_metrics"),
     }
 )
 FORMAT = Format(

@@ -11,7 +11,7 @@ from kubectl_finetune.importing.engine import apply_table
 from kubectl_finetune.importing.held_out import put_validation
 from kubectl_finetune.importing.locations import WHOLE_DATASET, RowSource, listed_entries, listed_source, put_train
 from kubectl_finetune.importing.roles import check_roles, turn_columns
-from kubectl_finetune.importing.rows import Table, harmless, lost, refused
+from kubectl_finetune.importing.rows import Table, each, harmless, lost, refused
 
 FORMATS: Mapping[str, str] = {"alpaca": "Alpaca", "sharegpt": "ShareGPT", "completion": "Text", "pretrain": "Text"}
 OTHER_COLUMNS: Mapping[str, dict[str, str]] = {
@@ -47,8 +47,7 @@ TABLE: Table = {
         "dataset.trainOn Everything trains every role",
         unless=(["assistant"], ["gpt"], ["assistant", "gpt"]),
     ),
-    "train_on_eos": lost("the token that ends an answer is trained", unless=("turn",)),
-    "train_on_eot": lost("the token that ends an answer is trained", unless=("turn",)),
+    **each(lost("the token that ends an answer is trained", unless=("turn",)), "train_on_eos train_on_eot"),
     "message_field_training": lost(
         "a turn is excluded by weight: 0",
         unless=("train", "weight", "training", "trainable", "loss", "loss_mask", "loss_scale"),
@@ -63,21 +62,16 @@ TABLE: Table = {
     "template_thinking_key": harmless("reasoning is found as reasoning_content, reasoning or thinking"),
     "split_thinking": harmless("reasoning is found as reasoning_content, reasoning or thinking"),
     "input_transform": refused("rows are not changed by Python", shared.REMOVE),
-    "shards*": lost("all rows are used"),
+    **each(lost("all rows are used"), "shards* skip"),
     "preprocess_shards": harmless(shared.NO_CACHE),
-    "skip": lost("all rows are used"),
-    "temperature": lost("only the answers' texts are trained"),
-    "logprobs_field": lost("only the answers' texts are trained"),
+    **each(lost("only the answers' texts are trained"), "temperature logprobs_field"),
     "trust_remote_code": harmless("no code of a dataset is run"),
     "step_separator": harmless("it belongs to process reward models"),
     "max_completion_length": harmless("it belongs to process reward models"),
     "train_on_last_step_only": harmless("it belongs to process reward models"),
     "conversation": lost(shared.OWN_TEMPLATE, shared.COMPARE),
     "system_prompt": lost("no system text is added", "add it to the rows"),
-    "format": lost(OWN_TEXT, shared.COMPARE),
-    "no_input_format": lost(OWN_TEXT, shared.COMPARE),
-    "system_format": lost(OWN_TEXT, shared.COMPARE),
-    "*_format": lost(OWN_TEXT, shared.COMPARE),
+    **each(lost(OWN_TEXT, shared.COMPARE), "format no_input_format system_format *_format"),
 }
 
 

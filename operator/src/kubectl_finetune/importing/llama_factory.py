@@ -133,12 +133,16 @@ TABLE: Table = MappingProxyType(
         "pref_ftx": preferences.sft_weight,
         **each(lost("the loss has no further term"), "pref_bco_weight ld_alpha moe_aux_loss_coef"),
         "dpo_label_smoothing": lambda draft, *_: preferences.put_smoothing(draft, "dpo_label_smoothing"),
-        "ref_model": lost("the reference is the model before training"),
-        "ref_model_*": lost("the reference is the model before training"),
+        **each(lost("the reference is the model before training"), "ref_model ref_model_*"),
         "pissa_init": _first_values,
         "pissa_*": harmless("it belongs to pissa_init"),
         "create_new_adapter": lost("an adapter is continued, and not merged before"),
-        "use_unsloth": harmless(shared.MEMORY),
+        **each(
+            harmless(shared.MEMORY),
+            "use_unsloth overlap_* *_fusion moe_grouped_gemm moe_token_dispatcher_type recompute_granularity "
+            "low_cpu_mem_usage upcast_* use_reentrant_gc use_unsloth_gc use_v1_kernels quantization_device_map "
+            "device_map",
+        ),
         **each(lost(OTHER_OPTIMISER), "use_galore use_apollo use_badam use_adam_mini use_muon"),
         "galore_*": harmless("it belongs to use_galore"),
         "apollo_*": harmless("it belongs to use_apollo"),
@@ -158,42 +162,29 @@ TABLE: Table = MappingProxyType(
         "oft_*": refused("adapters are LoRA and QLoRA", REMOVE),
         "ppo_*": refused("there is no PPO", "objective RLHF trains with GRPO or RLOO"),
         "reward_model*": harmless("it belongs to PPO"),
-        "predict_with_generate": harmless("the report shows answers"),
-        "do_predict": harmless("the report shows answers"),
+        **each(harmless("the report shows answers"), "predict_with_generate do_predict"),
         **each(
             harmless("a job trains on text alone"),
-            "image_* video_* audio_* freeze_vision_tower freeze_multi_modal_projector",
+            "image_* video_* audio_* freeze_vision_tower freeze_multi_modal_projector media_dir",
         ),
         "use_kt": refused("layers are not offloaded to KTransformers", REMOVE),
         "kt_*": harmless("it belongs to use_kt"),
         **each(harmless(shared.GPUS), "use_mca use_megatron_bridge megatron_bridge_args use_distributed_optimizer"),
-        **each(
-            harmless(shared.MEMORY),
-            "overlap_* *_fusion moe_grouped_gemm moe_token_dispatcher_type recompute_granularity",
-        ),
         # what has no effect on the training
         **each(
             harmless(shared.NO_CACHE),
             "preprocessing_* overwrite_cache tokenized_path streaming buffer_size data_shared_file_system",
         ),
-        "media_dir": harmless("a job trains on text alone"),
         "ignore_pad_token_for_loss": harmless("padding is not trained on"),
         "eval_on_each_dataset": harmless("held-out rows are evaluated together"),
-        "eval_strategy": harmless("evaluation is by steps", unless=(*OFF, "steps")),
-        "evaluation_strategy": harmless("evaluation is by steps", unless=(*OFF, "steps")),
+        **each(harmless("evaluation is by steps", unless=(*OFF, "steps")), "eval_strategy evaluation_strategy"),
         "plot_loss": harmless("the report has the curves", unless=(*OFF, True)),
         "cache_dir": harmless("modelCache keeps downloaded models"),
         "use_fast_tokenizer": harmless("the tokenizer is that of the model", unless=(True,)),
-        **each(
-            harmless(shared.MEMORY),
-            "low_cpu_mem_usage upcast_* use_reentrant_gc use_unsloth_gc use_v1_kernels quantization_device_map "
-            "device_map",
-        ),
         "compute_*": harmless("the report has its own metrics"),
         **each(harmless("it belongs to inference"), "infer_* vllm_* sglang_*"),
         "export_*": harmless("output.merge publishes a merged model"),
-        "swanlab_*": harmless(shared.OTHER_TRACKER),
-        "use_swanlab": harmless(shared.OTHER_TRACKER),
+        **each(harmless(shared.OTHER_TRACKER), "swanlab_* use_swanlab"),
         "print_param_status": harmless("the report has the number of trained weights"),
     }
 )

@@ -9,7 +9,7 @@ from kubectl_finetune.importing import shared, templates, values
 from kubectl_finetune.importing.draft import Draft
 from kubectl_finetune.importing.engine import apply_table
 from kubectl_finetune.importing.locations import put_model
-from kubectl_finetune.importing.rows import Table, harmless, is_off, lost, to
+from kubectl_finetune.importing.rows import Table, each, harmless, is_off, lost, to
 from kubectl_finetune.importing.shared import HYPER
 
 SAMPLED = "answers are sampled in the process that trains"
@@ -44,8 +44,7 @@ TABLE: Table = {
     "max_completion_length": to("rlhf.maxCompletionLength", values.whole),
     "temperature": to("rlhf.temperature", values.number),
     "top_p": lost("answers are sampled from all tokens", unless=(1.0,)),
-    "top_k": lost("answers are sampled from all tokens"),
-    "min_p": lost("answers are sampled from all tokens"),
+    **each(lost("answers are sampled from all tokens"), "top_k min_p"),
     "repetition_penalty": lost("answers are sampled without a penalty", unless=(1.0,)),
     "generation_kwargs": lost("answers are sampled with the temperature alone"),
     "chat_template_kwargs": to("model.chatTemplateKwargs", templates.kwargs),
@@ -54,11 +53,9 @@ TABLE: Table = {
         "raise hyperparameters.numTrainEpochs for as many steps, with new answers",
         unless=(1,),
     ),
-    "epsilon*": harmless(ON_POLICY),
-    "delta": harmless(ON_POLICY),
+    **each(harmless(ON_POLICY), "epsilon* delta importance_sampling_level"),
     "loss_type": to("rlhf.lossType", values.choice({one.value: one.value for one in PolicyLoss}, LOSS)),
     "scale_rewards": to("rlhf.scaleRewards", values.choice(SCALES, ESTIMATE)),
-    "importance_sampling_level": harmless(ON_POLICY),
     "multi_objective_aggregation": lost(ESTIMATE, unless=("sum_then_normalize",)),
     "mask_truncated_completions": to("rlhf.maskTruncatedCompletions", values.only_true),
     "sync_ref_model": lost("the reference model is the model before training"),
@@ -68,8 +65,7 @@ TABLE: Table = {
     "steps_per_generation": _sampled_at_once,
     "use_vllm": harmless("with vLLM in the trainer's image, rlhf.rollouts.engine VLLM samples the answers"),
     "vllm_*": harmless("it belongs to use_vllm"),
-    "log_*": harmless("the report shows answers before and after"),
-    "num_completions_to_print": harmless("the report shows answers before and after"),
+    **each(harmless("the report shows answers before and after"), "log_* num_completions_to_print"),
     "reward_num_workers": harmless(shared.MEMORY),
 }
 """Settings that axolotl's block `trl` and TRL's own file share."""
