@@ -107,15 +107,11 @@ def _require_endpoint(value: str) -> str:
     return value
 
 
-def _uri_rules(pattern: re.Pattern[str], message: str) -> dict[str, Any]:
-    """Return the pattern as a rule with a message, which a schema's own `pattern` cannot have."""
-    return rules(
-        cel(f"self.matches({json.dumps(pattern.pattern)})", message),
-        cel(
-            r"!self.matches('(^|/)[.][.]?(/|$)')",
-            "a path segment '.' or '..' is not allowed: write the full object key",
-        ),
-    )
+def _uri_rules(pattern: re.Pattern[str], message: str) -> Any:
+    """Return a field with the pattern as a rule with a message, which a schema's own `pattern` cannot have."""
+    no_dots = "a path segment '.' or '..' is not allowed: write the full object key"
+    whole = cel(f"self.matches({json.dumps(pattern.pattern)})", message)
+    return Field(json_schema_extra=rules(whole, cel(r"!self.matches('(^|/)[.][.]?(/|$)')", no_dots)))
 
 
 _SEGMENTS = "(/[^/\\x00-\\x1f\\x7f-\\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]+)"
@@ -146,30 +142,10 @@ FILE_URI = re.compile(f"^({_S3}|{_CLAIM})$")
 FILE_URI_MESSAGE = f"must be pvc://claim/path, or s3://bucket/path: {_S3_SENTENCE}"
 
 _LENGTH = StringConstraints(min_length=8, max_length=1024)
-S3Uri = Annotated[
-    str,
-    _LENGTH,
-    matching(S3_URI, S3_URI_MESSAGE),
-    Field(json_schema_extra=_uri_rules(S3_URI, S3_URI_MESSAGE)),
-]
-ModelUri = Annotated[
-    str,
-    _LENGTH,
-    matching(MODEL_URI, MODEL_URI_MESSAGE),
-    Field(json_schema_extra=_uri_rules(MODEL_URI, MODEL_URI_MESSAGE)),
-]
-FileUri = Annotated[
-    str,
-    _LENGTH,
-    matching(FILE_URI, FILE_URI_MESSAGE),
-    Field(json_schema_extra=_uri_rules(FILE_URI, FILE_URI_MESSAGE)),
-]
-DataUri = Annotated[
-    str,
-    _LENGTH,
-    matching(DATA_URI, DATA_URI_MESSAGE),
-    Field(json_schema_extra=_uri_rules(DATA_URI, DATA_URI_MESSAGE)),
-]
+S3Uri = Annotated[str, _LENGTH, matching(S3_URI, S3_URI_MESSAGE), _uri_rules(S3_URI, S3_URI_MESSAGE)]
+ModelUri = Annotated[str, _LENGTH, matching(MODEL_URI, MODEL_URI_MESSAGE), _uri_rules(MODEL_URI, MODEL_URI_MESSAGE)]
+FileUri = Annotated[str, _LENGTH, matching(FILE_URI, FILE_URI_MESSAGE), _uri_rules(FILE_URI, FILE_URI_MESSAGE)]
+DataUri = Annotated[str, _LENGTH, matching(DATA_URI, DATA_URI_MESSAGE), _uri_rules(DATA_URI, DATA_URI_MESSAGE)]
 Revision = Annotated[
     str,
     StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*$"),
