@@ -310,23 +310,19 @@ def _milder(
     """Yield changes to what the job sets, mildest first, each on top of those before."""
     advice: list[str] = []
     *_, single = micro_batches(settings)
-    if settings.per_device_train_batch_size != single.per_device_train_batch_size:
-        accumulation = single.gradient_accumulation_steps
-        batch = single.per_device_train_batch_size
-        advice.append(f"perDeviceTrainBatchSize {batch} and gradientAccumulationSteps {accumulation}")
-        yield " and ".join(advice), single
-    if not settings.gradient_checkpointing:
-        single = single.model_copy(update={"gradient_checkpointing": True})
-        advice.append("gradientCheckpointing true")
-        yield " and ".join(advice), single
-    if shape.teacher and spec.resources.ranks > 1 and not settings.shard_teacher:
-        single = single.model_copy(update={"shard_teacher": True})
-        advice.append("distillation.shardTeacher true")
-        yield " and ".join(advice), single
-    if may_share_base(spec, settings):
-        single = single.model_copy(update={"shard_base": True})
-        advice.append(SHARED_BASE)
-        yield " and ".join(advice), single
+    batch, accumulation = single.per_device_train_batch_size, single.gradient_accumulation_steps
+    smaller = f"perDeviceTrainBatchSize {batch} and gradientAccumulationSteps {accumulation}"
+    may_share_teacher = shape.teacher and spec.resources.ranks > 1 and not settings.shard_teacher
+    for is_open, change, update in (
+        (settings.per_device_train_batch_size != batch, smaller, {}),
+        (not settings.gradient_checkpointing, "gradientCheckpointing true", {"gradient_checkpointing": True}),
+        (may_share_teacher, "distillation.shardTeacher true", {"shard_teacher": True}),
+        (may_share_base(spec, settings), SHARED_BASE, {"shard_base": True}),
+    ):
+        if is_open:
+            single = single.model_copy(update=update)
+            advice.append(change)
+            yield " and ".join(advice), single
     shorter = _longest_fitting(single, lambda one: _fits(spec, shape, one, budget))
     if shorter:
         yield " and ".join([*advice, f"hyperparameters.maxLength {shorter.max_length}"]), shorter
