@@ -37,6 +37,11 @@ def rules(*entries: dict[str, Any]) -> dict[str, Any]:
     return {"x-kubernetes-validations": list(entries)}
 
 
+def with_rules(*entries: dict[str, Any]) -> ConfigDict:
+    """Return the configuration of a block with these CEL rules."""
+    return ConfigDict(json_schema_extra=rules(*entries))
+
+
 ATOMIC_LIST: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
 """A list that server-side apply replaces as a whole, because its entries have no name."""
 SET: dict[str, Any] = {"x-kubernetes-list-type": "set"}

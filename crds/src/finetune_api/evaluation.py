@@ -3,9 +3,9 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
-from finetune_api.blocks import ATOMIC_LIST, Block, FileUri, Text, cel, rules
+from finetune_api.blocks import ATOMIC_LIST, Block, FileUri, Text, cel, with_rules
 from finetune_api.rewards import COMPARISON_RULES, AnswerComparison, AnswerReward, CountedMatch, SchemaText
 from finetune_api.scalars import Count, Digest, Line, Measure, StatusBlock, Word
 
@@ -42,13 +42,11 @@ class Prompt(Block):
 class Ability(Block):
     """Multiple-choice questions on general knowledge and skills, which the model answers before and after training."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "!self.uri.endsWith('/') && !self.uri.matches('[*?]')",
-                "uri must be one file, for example s3://bucket/path/questions.jsonl: give its full path",
-                ".uri",
-            )
+    model_config = with_rules(
+        cel(
+            "!self.uri.endsWith('/') && !self.uri.matches('[*?]')",
+            "uri must be one file, for example s3://bucket/path/questions.jsonl: give its full path",
+            ".uri",
         )
     )
 
@@ -68,15 +66,13 @@ class Ability(Block):
 class HeldOutAnswers(AnswerComparison):
     """Answers to held-out rows before and after training, each compared with the row's own answer."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            *COMPARISON_RULES,
-            cel(
-                "(self.match == 'JsonSchema') == has(self.jsonSchema)",
-                "jsonSchema is required with match JsonSchema and refused with any other: set or remove it",
-                ".jsonSchema",
-            ),
-        )
+    model_config = with_rules(
+        *COMPARISON_RULES,
+        cel(
+            "(self.match == 'JsonSchema') == has(self.jsonSchema)",
+            "jsonSchema is required with match JsonSchema and refused with any other: set or remove it",
+            ".jsonSchema",
+        ),
     )
 
     match: CountedMatch
@@ -100,14 +96,12 @@ class HeldOutAnswers(AnswerComparison):
 class Gate(Block):
     """Conditions that the tuned model must meet; otherwise the job fails with GateNotMet, and its files are kept."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "has(self.maxEvalLoss) || self.mustImprove || self.mustMatchExpected || has(self.maxForgotten) "
-                "|| has(self.minCorrect)",
-                "evaluation.gate has no condition: set maxEvalLoss, mustImprove, mustMatchExpected, maxForgotten or "
-                "minCorrect",
-            )
+    model_config = with_rules(
+        cel(
+            "has(self.maxEvalLoss) || self.mustImprove || self.mustMatchExpected || has(self.maxForgotten) "
+            "|| has(self.minCorrect)",
+            "evaluation.gate has no condition: set maxEvalLoss, mustImprove, mustMatchExpected, maxForgotten or "
+            "minCorrect",
         )
     )
 
@@ -130,19 +124,17 @@ class Gate(Block):
 class Evaluation(Block):
     """Evaluation on the held-out rows during training."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "!has(self.gate) || !has(self.gate.maxForgotten) || has(self.ability)",
-                "maxForgotten needs questions: set evaluation.ability.uri",
-                ".gate.maxForgotten",
-            ),
-            cel(
-                "!has(self.gate) || !has(self.gate.minCorrect) || has(self.answers)",
-                "minCorrect needs answers to held-out rows: set evaluation.answers.match",
-                ".gate.minCorrect",
-            ),
-        )
+    model_config = with_rules(
+        cel(
+            "!has(self.gate) || !has(self.gate.maxForgotten) || has(self.ability)",
+            "maxForgotten needs questions: set evaluation.ability.uri",
+            ".gate.maxForgotten",
+        ),
+        cel(
+            "!has(self.gate) || !has(self.gate.minCorrect) || has(self.answers)",
+            "minCorrect needs answers to held-out rows: set evaluation.answers.match",
+            ".gate.minCorrect",
+        ),
     )
 
     steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None

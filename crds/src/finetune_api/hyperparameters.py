@@ -3,9 +3,9 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from finetune_api.blocks import Block, cel, rules
+from finetune_api.blocks import Block, cel, with_rules
 
 
 class Precision(StrEnum):
@@ -104,70 +104,67 @@ NOISE_WITHOUT_FLASH = "!has(self.neftuneNoiseAlpha) || !has(self.attention) || s
 class Hyperparameters(Block):
     """Training arguments under the names of `transformers.TrainingArguments`; every field is optional."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "!(has(self.numTrainEpochs) && has(self.maxSteps))",
-                "give at most one of numTrainEpochs and maxSteps: remove one",
-                ".maxSteps",
-            ),
-            cel(
-                "!has(self.warmupSteps) || self.warmupSteps < 1.0 || double(int(self.warmupSteps)) == self.warmupSteps",
-                "warmupSteps must be a fraction of the training below 1, or a whole number of steps: set 0.03 or 100, "
-                "for example",
-                ".warmupSteps",
-            ),
-            cel(
-                HAS_LOWEST_RATE,
-                "minLrRatio is the end of schedules cosine_with_min_lr and warmup_stable_decay: set lrSchedulerType to "
-                "one of them, or remove minLrRatio",
-                ".minLrRatio",
-            ),
-            cel(
-                HAS_DECAY,
-                "decaySteps is the end of schedule warmup_stable_decay: set lrSchedulerType to it, or remove "
-                "decaySteps",
-                ".decaySteps",
-            ),
-            cel(
-                WHOLE_DECAY,
-                "decaySteps must be a fraction of the training below 1, or a whole number of steps: set 0.1 or 100, "
-                "for example",
-                ".decaySteps",
-            ),
-            cel(
-                FITTING_DECAY,
-                "warmupSteps and decaySteps together are more than the whole training: lower one of them",
-                ".decaySteps",
-            ),
-            cel(
-                HAS_WARMUP,
-                "schedule constant has no warm-up: set lrSchedulerType to constant_with_warmup, or remove warmupSteps",
-                ".warmupSteps",
-            ),
-            cel(
-                HAS_BETAS,
-                "adamBeta1 and adamBeta2 are of AdamW, Lion and AdEMAMix: set optim to one of them, or remove them",
-                ".optim",
-            ),
-            cel(
-                HAS_EPSILON,
-                "adamEpsilon is of AdamW and AdEMAMix: set optim to one of them, or remove adamEpsilon",
-                ".optim",
-            ),
-            cel(
-                NOISE_WITHOUT_PACKING,
-                "the noise of NEFTune depends on the length of a row, which packing hides: set packing to Auto or "
-                "Never, or remove neftuneNoiseAlpha",
-                ".packing",
-            ),
-            cel(
-                NOISE_WITHOUT_FLASH,
-                "the noise of NEFTune depends on the length of a row, which FlashAttention hides: set attention to "
-                "Auto or SDPA, or remove neftuneNoiseAlpha",
-                ".attention",
-            ),
-        )
+    model_config = with_rules(
+        cel(
+            "!(has(self.numTrainEpochs) && has(self.maxSteps))",
+            "give at most one of numTrainEpochs and maxSteps: remove one",
+            ".maxSteps",
+        ),
+        cel(
+            "!has(self.warmupSteps) || self.warmupSteps < 1.0 || double(int(self.warmupSteps)) == self.warmupSteps",
+            "warmupSteps must be a fraction of the training below 1, or a whole number of steps: set 0.03 or 100, "
+            "for example",
+            ".warmupSteps",
+        ),
+        cel(
+            HAS_LOWEST_RATE,
+            "minLrRatio is the end of schedules cosine_with_min_lr and warmup_stable_decay: set lrSchedulerType to "
+            "one of them, or remove minLrRatio",
+            ".minLrRatio",
+        ),
+        cel(
+            HAS_DECAY,
+            "decaySteps is the end of schedule warmup_stable_decay: set lrSchedulerType to it, or remove decaySteps",
+            ".decaySteps",
+        ),
+        cel(
+            WHOLE_DECAY,
+            "decaySteps must be a fraction of the training below 1, or a whole number of steps: set 0.1 or 100, "
+            "for example",
+            ".decaySteps",
+        ),
+        cel(
+            FITTING_DECAY,
+            "warmupSteps and decaySteps together are more than the whole training: lower one of them",
+            ".decaySteps",
+        ),
+        cel(
+            HAS_WARMUP,
+            "schedule constant has no warm-up: set lrSchedulerType to constant_with_warmup, or remove warmupSteps",
+            ".warmupSteps",
+        ),
+        cel(
+            HAS_BETAS,
+            "adamBeta1 and adamBeta2 are of AdamW, Lion and AdEMAMix: set optim to one of them, or remove them",
+            ".optim",
+        ),
+        cel(
+            HAS_EPSILON,
+            "adamEpsilon is of AdamW and AdEMAMix: set optim to one of them, or remove adamEpsilon",
+            ".optim",
+        ),
+        cel(
+            NOISE_WITHOUT_PACKING,
+            "the noise of NEFTune depends on the length of a row, which packing hides: set packing to Auto or "
+            "Never, or remove neftuneNoiseAlpha",
+            ".packing",
+        ),
+        cel(
+            NOISE_WITHOUT_FLASH,
+            "the noise of NEFTune depends on the length of a row, which FlashAttention hides: set attention to "
+            "Auto or SDPA, or remove neftuneNoiseAlpha",
+            ".attention",
+        ),
     )
 
     num_train_epochs: Annotated[float, Field(gt=0, le=1000)] | None = None

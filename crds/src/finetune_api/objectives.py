@@ -3,9 +3,9 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
-from finetune_api.blocks import ATOMIC_LIST, Block, cel, rules
+from finetune_api.blocks import ATOMIC_LIST, Block, cel, with_rules
 from finetune_api.inputs.sources import Teacher
 from finetune_api.rewards import Reward, RewardModelSource
 
@@ -84,14 +84,11 @@ HAS_SMOOTHING = "!has(self.labelSmoothing) || self.lossType in ['robust', 'exo_p
 class Dpo(Block):
     """Settings of objective DPO, under TRL's names."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                HAS_SMOOTHING,
-                "labelSmoothing is of losses robust and exo_pair: set lossType to one of them, or remove "
-                "labelSmoothing",
-                ".labelSmoothing",
-            )
+    model_config = with_rules(
+        cel(
+            HAS_SMOOTHING,
+            "labelSmoothing is of losses robust and exo_pair: set lossType to one of them, or remove labelSmoothing",
+            ".labelSmoothing",
         )
     )
 
@@ -125,13 +122,11 @@ HAS_SHARE = "self.engine == 'VLLM' || !has(self.gpuMemoryFraction)"
 class Rollouts(Block):
     """How the answers are sampled that the model is trained on."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                HAS_SHARE,
-                "gpuMemoryFraction is of engine VLLM: set engine VLLM, or remove gpuMemoryFraction",
-                ".gpuMemoryFraction",
-            )
+    model_config = with_rules(
+        cel(
+            HAS_SHARE,
+            "gpuMemoryFraction is of engine VLLM: set engine VLLM, or remove gpuMemoryFraction",
+            ".gpuMemoryFraction",
         )
     )
 
@@ -150,19 +145,17 @@ GROUPS_ONLY = "self.algorithm == 'GRPO' || (!has(self.lossType) && !has(self.sca
 class Rlhf(Block):
     """Settings of objective RLHF, under TRL's names."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "has(self.rewardModel) != has(self.rewards)",
-                "give either rewardModel or rewards: set one of the two",
-                ".rewardModel",
-            ),
-            cel(
-                GROUPS_ONLY,
-                "lossType and scaleRewards are of algorithm GRPO: set algorithm GRPO, or remove them",
-                ".algorithm",
-            ),
-        )
+    model_config = with_rules(
+        cel(
+            "has(self.rewardModel) != has(self.rewards)",
+            "give either rewardModel or rewards: set one of the two",
+            ".rewardModel",
+        ),
+        cel(
+            GROUPS_ONLY,
+            "lossType and scaleRewards are of algorithm GRPO: set algorithm GRPO, or remove them",
+            ".algorithm",
+        ),
     )
 
     algorithm: Algorithm = Algorithm.GRPO

@@ -4,9 +4,9 @@ import re
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
-from finetune_api.blocks import REPOSITORY, SET, Block, Revision, S3Uri, SecretRef, cel, matching, rules
+from finetune_api.blocks import REPOSITORY, SET, Block, Revision, S3Uri, SecretRef, cel, matching, rules, with_rules
 from finetune_api.scalars import Line, Name, StatusBlock, Uri
 
 REPO = re.compile(f"^{REPOSITORY}$")
@@ -46,13 +46,11 @@ class GgufType(StrEnum):
 class HubOutput(Block):
     """Also push the published result to a Hugging Face hub."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                f"!self.revision.matches('{COMMIT.pattern}')",
-                "a push goes to a branch, and revision is a commit: write the name of a branch, for example main",
-                ".revision",
-            )
+    model_config = with_rules(
+        cel(
+            f"!self.revision.matches('{COMMIT.pattern}')",
+            "a push goes to a branch, and revision is a commit: write the name of a branch, for example main",
+            ".revision",
         )
     )
 
@@ -129,13 +127,11 @@ class OciOutput(Block):
 class Output(Block):
     """Destination and form of the result."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "!has(self.gguf) || self.merge != 'None'",
-                "GGUF files are made from the full model: set output.merge to BF16, FP16 or FP32",
-                ".gguf",
-            )
+    model_config = with_rules(
+        cel(
+            "!has(self.gguf) || self.merge != 'None'",
+            "GGUF files are made from the full model: set output.merge to BF16, FP16 or FP32",
+            ".gguf",
         )
     )
 

@@ -4,7 +4,7 @@ import json
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from finetune_api.blocks import (
     SET,
@@ -14,7 +14,7 @@ from finetune_api.blocks import (
     ModelUri,
     SecretRef,
     cel,
-    rules,
+    with_rules,
 )
 
 
@@ -70,13 +70,11 @@ class Extract(StrEnum):
 class RewardModelSource(Block):
     """The model that scores answers."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "has(self.uri) != has(self.jobRef)",
-                "give the reward model either by uri or by jobRef: set one of the two",
-                ".uri",
-            )
+    model_config = with_rules(
+        cel(
+            "has(self.uri) != has(self.jobRef)",
+            "give the reward model either by uri or by jobRef: set one of the two",
+            ".uri",
         )
     )
 
@@ -151,21 +149,19 @@ class AnswerComparison(Block):
 class AnswerReward(AnswerComparison):
     """How an answer is compared with the row's reference."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            *COMPARISON_RULES,
-            cel(
-                HAS_SIMILARITY,
-                "similarity is required with match Similar and refused with any other: set or remove it",
-                ".similarity",
-            ),
-            cel(
-                ONE_JSON_SCHEMA,
-                "match JsonSchema needs one schema, in jsonSchema or in a column of the rows, and any other match has "
-                "none: set or remove jsonSchema",
-                ".jsonSchema",
-            ),
-        )
+    model_config = with_rules(
+        *COMPARISON_RULES,
+        cel(
+            HAS_SIMILARITY,
+            "similarity is required with match Similar and refused with any other: set or remove it",
+            ".similarity",
+        ),
+        cel(
+            ONE_JSON_SCHEMA,
+            "match JsonSchema needs one schema, in jsonSchema or in a column of the rows, and any other match has "
+            "none: set or remove jsonSchema",
+            ".jsonSchema",
+        ),
     )
 
     match: Match
@@ -213,31 +209,20 @@ class RewardService(Block):
     Default: the image's authorities."""
 
 
+FIELDS_BY_TYPE = {"Length": "targetTokens", "Regex": "pattern", "Answer": "answer", "Service": "service"}
+
+
 class Reward(Block):
     """A reward that is computed from the answer's text, from a comparison with its row's reference, or by a server."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
+    model_config = with_rules(
+        *(
             cel(
-                "(self.type == 'Length') == has(self.targetTokens)",
-                "targetTokens is required with type Length and refused with any other: set or remove it",
-                ".targetTokens",
-            ),
-            cel(
-                "(self.type == 'Regex') == has(self.pattern)",
-                "pattern is required with type Regex and refused with any other: set or remove it",
-                ".pattern",
-            ),
-            cel(
-                "(self.type == 'Answer') == has(self.answer)",
-                "answer is required with type Answer and refused with any other: set or remove it",
-                ".answer",
-            ),
-            cel(
-                "(self.type == 'Service') == has(self.service)",
-                "service is required with type Service and refused with any other: set or remove it",
-                ".service",
-            ),
+                f"(self.type == '{kind}') == has(self.{field})",
+                f"{field} is required with type {kind} and refused with any other: set or remove it",
+                f".{field}",
+            )
+            for kind, field in FIELDS_BY_TYPE.items()
         )
     )
 

@@ -3,9 +3,9 @@
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
-from finetune_api.blocks import GRANULAR, Block, JobReference, QualifiedName, cel, combined_cel, rules
+from finetune_api.blocks import GRANULAR, Block, JobReference, QualifiedName, cel, combined_cel, rules, with_rules
 from finetune_api.evaluate_mode import EVALUATE_RULE, Mode
 from finetune_api.evaluation import EarlyStopping, Evaluation, Prompt
 from finetune_api.hyperparameters import Attention, FusedKernels, Hyperparameters, Packing, Precision
@@ -199,264 +199,257 @@ def _accepted(place: str) -> str:
 class FineTuneJobSpec(Block):
     """Model, data, tuning and destination of the result."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
+    model_config = with_rules(
+        cel(
+            "!has(self.earlyStopping) || has(self.dataset.validation) || has(self.dataset.validationSplitPercent)",
+            "earlyStopping needs held-out rows: set dataset.validation or dataset.validationSplitPercent",
+            ".earlyStopping",
+        ),
+        cel(
+            EVALUATES,
+            "evaluation.steps needs held-out rows: set dataset.validation or dataset.validationSplitPercent, or "
+            "remove it",
+            ".evaluation.steps",
+            at_creation=True,
+        ),
+        cel(
+            SAVES_CHECKPOINTS,
+            "resumePolicy Never saves no checkpoint: remove checkpoint.steps, or set resumePolicy Auto",
+            ".checkpoint.steps",
+            at_creation=True,  # Never is also a way out for a job that cannot resume
+        ),
+        cel(
+            "!has(self.evaluation.gate) || (!has(self.evaluation.gate.maxEvalLoss) && "
+            "!self.evaluation.gate.mustImprove) || has(self.dataset.validation) || "
+            "has(self.dataset.validationSplitPercent)",
+            "maxEvalLoss and mustImprove need held-out rows: set dataset.validation or dataset.validationSplitPercent",
+            ".evaluation.gate",
+        ),
+        cel(
+            "!has(self.evaluation.gate) || !self.evaluation.gate.mustMatchExpected || "
+            "(has(self.evaluation.prompts) && self.evaluation.prompts.exists(one, has(one.expected)))",
+            "mustMatchExpected needs an expected answer: set expected in one of evaluation.prompts",
+            ".evaluation.gate.mustMatchExpected",
+        ),
+        cel(
+            "!has(self.evaluation.gate) || self.objective != 'RLHF' || !has(self.evaluation.gate.maxEvalLoss)",
+            "RLHF has no held-out loss: remove evaluation.gate.maxEvalLoss; mustImprove compares the rewards",
+            ".evaluation.gate.maxEvalLoss",
+        ),
+        cel(
+            "!has(self.evaluation.gate) || !self.evaluation.gate.mustImprove || self.evaluation.baseline",
+            "mustImprove compares with the model before training: set evaluation.baseline true",
+            ".evaluation.gate.mustImprove",
+        ),
+        *(
             cel(
-                "!has(self.earlyStopping) || has(self.dataset.validation) || has(self.dataset.validationSplitPercent)",
-                "earlyStopping needs held-out rows: set dataset.validation or dataset.validationSplitPercent",
-                ".earlyStopping",
-            ),
-            cel(
-                EVALUATES,
-                "evaluation.steps needs held-out rows: set dataset.validation or dataset.validationSplitPercent, or "
-                "remove it",
-                ".evaluation.steps",
-                at_creation=True,
-            ),
-            cel(
-                SAVES_CHECKPOINTS,
-                "resumePolicy Never saves no checkpoint: remove checkpoint.steps, or set resumePolicy Auto",
-                ".checkpoint.steps",
-                at_creation=True,  # Never is also a way out for a job that cannot resume
-            ),
-            cel(
-                "!has(self.evaluation.gate) || (!has(self.evaluation.gate.maxEvalLoss) && "
-                "!self.evaluation.gate.mustImprove) || has(self.dataset.validation) || "
-                "has(self.dataset.validationSplitPercent)",
-                "maxEvalLoss and mustImprove need held-out rows: set dataset.validation or "
-                "dataset.validationSplitPercent",
-                ".evaluation.gate",
-            ),
-            cel(
-                "!has(self.evaluation.gate) || !self.evaluation.gate.mustMatchExpected || "
-                "(has(self.evaluation.prompts) && self.evaluation.prompts.exists(one, has(one.expected)))",
-                "mustMatchExpected needs an expected answer: set expected in one of evaluation.prompts",
-                ".evaluation.gate.mustMatchExpected",
-            ),
-            cel(
-                "!has(self.evaluation.gate) || self.objective != 'RLHF' || !has(self.evaluation.gate.maxEvalLoss)",
-                "RLHF has no held-out loss: remove evaluation.gate.maxEvalLoss; mustImprove compares the rewards",
-                ".evaluation.gate.maxEvalLoss",
-            ),
-            cel(
-                "!has(self.evaluation.gate) || !self.evaluation.gate.mustImprove || self.evaluation.baseline",
-                "mustImprove compares with the model before training: set evaluation.baseline true",
-                ".evaluation.gate.mustImprove",
-            ),
-            *(
-                cel(
-                    f"!has(self.{block}) || self.objective == '{objective}'",
-                    f"{block} is only for objective {objective}: remove {block}",
-                    f".{block}",
-                )
-                for block, objective in BLOCKS.items()
-            ),
-            cel(
-                "self.objective != 'RLHF' || has(self.rlhf)",
-                "objective RLHF needs a reward: set rlhf.rewardModel or rlhf.rewards",
-                ".rlhf",
-            ),
-            cel(
-                "self.objective != 'Distillation' || has(self.distillation)",
-                "objective Distillation needs a model to learn from: set distillation.teacher",
-                ".distillation",
-            ),
-            cel(
-                PLAIN_HEAD,
-                "objective Distillation compares the output heads as they are: remove tuning.lora.modulesToSave, and "
-                "lm_head from tuning.lora.targetModules",
-                ".tuning.lora",
-            ),
-            cel(
-                "self.objective != 'RLHF' || !has(self.earlyStopping)",
-                "RLHF has no held-out loss for earlyStopping: remove it, and watch status.metrics.evalReward",
-                ".earlyStopping",
-            ),
-            cel(
-                "self.objective != 'RewardModel' || self.output.merge == 'None'",
-                "objective RewardModel publishes no merged model: remove output.merge",
-                ".output.merge",
-            ),
-            cel(
-                "self.objective != 'RewardModel' || !has(self.evaluation.prompts)",
-                "a reward model generates no answers: remove evaluation.prompts",
-                ".evaluation.prompts",
-            ),
-            cel(
-                "self.objective != 'RewardModel' || !has(self.evaluation.ability)",
-                "a reward model answers no questions: remove evaluation.ability",
-                ".evaluation.ability",
-            ),
-            cel(
-                "self.objective in ['Instruction', 'Chat', 'DPO', 'KTO'] || !has(self.evaluation.answers)",
-                "evaluation.answers is for rows with an answer to imitate or prefer (Instruction, Chat, DPO, KTO): "
-                "remove it",
-                ".evaluation.answers",
-            ),
-            cel(
-                "!has(self.evaluation.answers) || has(self.dataset.validation) || "
-                "has(self.dataset.validationSplitPercent)",
-                "evaluation.answers needs held-out rows: set dataset.validation or dataset.validationSplitPercent",
-                ".evaluation.answers",
-            ),
-            cel(
-                "self.hyperparameters.packing != 'Always' || "
-                "self.objective in ['Instruction', 'Chat', 'DomainAdaptation']",
-                "packing works with objectives Instruction, Chat and DomainAdaptation: set it to Auto or Never",
-                ".hyperparameters.packing",
-            ),
-            cel(
-                "self.objective != 'RewardModel' || !has(self.tuning.lora) || !has(self.tuning.lora.initLoraWeights) "
-                "|| self.tuning.lora.initLoraWeights in ['Default', 'Gaussian', 'EVA']",
-                "a reward model's adapter does not start from the weights: set tuning.lora.initLoraWeights to Default "
-                "or Gaussian",
-                ".tuning.lora.initLoraWeights",
-            ),
-            cel(
-                "!has(self.hyperparameters.neftuneNoiseAlpha) || "
-                "self.objective in ['Instruction', 'Chat', 'DomainAdaptation']",
-                "NEFTune works with objectives Instruction, Chat and DomainAdaptation: remove "
-                "hyperparameters.neftuneNoiseAlpha",
-                ".hyperparameters.neftuneNoiseAlpha",
-            ),
-            cel(
-                "!has(self.tuning.lora) || !has(self.tuning.lora.dropout) || self.tuning.lora.dropout == 0.0 || "
-                f"!(self.objective in {list(WITHOUT_DROPOUT)})",
-                f"objectives {join_words(list(WITHOUT_DROPOUT))} train without dropout: remove tuning.lora.dropout",
-                ".tuning.lora.dropout",
-                at_creation=True,
-            ),
-            cel(
-                "!has(self.hyperparameters.attention) || self.hyperparameters.attention != 'FlashAttention' || "
-                "self.objective in ['Instruction', 'Chat', 'DomainAdaptation']",
-                "FlashAttention works with objectives Instruction, Chat and DomainAdaptation: set attention to Auto or "
-                "SDPA",
-                ".hyperparameters.attention",
-            ),
-            cel(
-                HOLDS_WHOLE_GROUPS,
-                "a step must contain whole groups of answers: perDeviceTrainBatchSize times gradientAccumulationSteps, "
-                "times all GPUs, must be a multiple of rlhf.numGenerations",
-                ".rlhf.numGenerations",
-                at_creation=True,  # a step keeps its answers if a later attempt has other GPUs
-            ),
-            cel(
-                "self.objective != 'KTO' || !has(self.hyperparameters.perDeviceTrainBatchSize) || "
-                "self.hyperparameters.perDeviceTrainBatchSize > 1",
-                "objective KTO measures its divergence over the rows of a batch: set perDeviceTrainBatchSize to 2 or "
-                "more",
-                ".hyperparameters.perDeviceTrainBatchSize",
-                at_creation=True,
-            ),
-            cel(
-                MERGED_FOR_VLLM,
-                "engine VLLM gets the adapter merged into its base, which 4 bits would round away: set tuning.method "
-                "LoRA or Full, or rlhf.rollouts.engine Transformers",
-                ".rlhf.rollouts.engine",
-            ),
-            cel(
-                LINEAR_FOR_VLLM,
-                "engine VLLM gets adapters on linear layers only: remove tuning.lora.modulesToSave and targetExperts, "
-                "or set rlhf.rollouts.engine Transformers",
-                ".rlhf.rollouts.engine",
-            ),
-            cel(
-                ALONE_FOR_VLLM,
-                "engine VLLM samples in one process: set resources.numNodes 1 and resources.gpusPerNode 1, or "
-                "rlhf.rollouts.engine Transformers",
-                ".rlhf.rollouts.engine",
-            ),
-            cel(
-                "!has(self.tuning.initialAdapter) || !has(self.tuning.initialAdapter.fromParent) || "
-                "(has(self.lineage) && has(self.lineage.parentRef))",
-                "initialAdapter.fromParent needs a parent: set lineage.parentRef",
-                ".tuning.initialAdapter.fromParent",
-            ),
-            cel(
-                f"!has(self.preflight) || self.preflight.enabled || ({_ONE_PROCESS} && !has(self.resources.merge))",
-                "without preflight one process checks and trains: set resources.numNodes 1 and resources.gpusPerNode 1 "
-                "and remove resources.merge, or set preflight.enabled true",
-                ".preflight.enabled",
-            ),
-            cel(
-                SHARES_OUT,
-                "the base is shared out over several GPUs: set resources.gpusPerNode or numNodes above 1, or remove "
-                "tuning.lora.shardBase",
-                ".tuning.lora.shardBase",
-            ),
-            cel(
-                SHARES_TEACHER,
-                "the teacher is shared out over several GPUs: set resources.gpusPerNode or numNodes above 1, or remove "
-                "distillation.shardTeacher",
-                ".distillation.shardTeacher",
-            ),
-            cel(
-                MERGES,
-                "without a full model no pod merges: set output.merge to a number format, or remove resources.merge",
-                ".resources.merge",
-                at_creation=True,  # of a job that exists only resources can change
-            ),
-            cel(
-                KEEPS_ADAPTERS,
-                "checkpoint.keep publishes adapters, which method Full does not train: set tuning.method to QLoRA or "
-                "LoRA, or remove checkpoint.keep",
-                ".checkpoint.keep",
-            ),
-            cel(
-                OUTSIDE_OF_ROWS,
-                "output.uri is below a folder of the rows, in which the files of a result would be read as rows: write "
-                "an output.uri outside of it",
-                ".output.uri",
-                at_creation=True,
-            ),
-            cel(
-                SYSTEM_MESSAGE,
-                "rows of objective DomainAdaptation are plain text, without messages: remove dataset.systemMessage",
-                ".dataset.systemMessage",
-            ),
-            cel(
-                LONG_ROWS,
-                "rows of objective DomainAdaptation are plain text, which is split at maxLength: remove "
-                "dataset.longRows",
-                ".dataset.longRows",
-            ),
-            cel(
-                TRAIN_ON,
-                "trainOn works with objectives Instruction and Chat: remove dataset.trainOn",
-                ".dataset.trainOn",
-            ),
-            combined_cel(
-                FORMAT,
-                f"the objective cannot use rows of this format: set dataset.format to one of {_FORMATS}",
-                _accepted("dataset.format to"),
-                ".dataset.format",
-            ),
-            combined_cel(
-                FORMAT_OF_SOURCES,
-                f"the objective cannot use rows of this format: set format of each source to one of {_FORMATS}",
-                _accepted("format of each source to"),
-                ".dataset.train.sources",
-            ),
-            EVALUATE_RULE,
-            *(one.rule() for one in FIXED if one.is_optional),
-            cel(
-                "(has(self.preflight) && !self.preflight.enabled) == "
-                "(has(oldSelf.preflight) && !oldSelf.preflight.enabled)",
-                f"preflight.enabled {FROZEN}: {INSTEAD}",
-                ".preflight.enabled",
-            ),
-            cel(
-                is_unchanged("checkpoint.keep", []),
-                f"checkpoint.keep {FROZEN}: {INSTEAD}",
-                ".checkpoint.keep",
-            ),
-            cel(
-                "!has(self.evaluation.gate) || !self.evaluation.gate.mustMatchExpected || "
-                f"({is_unchanged('evaluation.prompts', ['evaluation.prompts'])})",
-                f"evaluation.prompts, by which mustMatchExpected judges the result, {FROZEN}: {INSTEAD}",
-                ".evaluation.prompts",
-            ),
-        )
+                f"!has(self.{block}) || self.objective == '{objective}'",
+                f"{block} is only for objective {objective}: remove {block}",
+                f".{block}",
+            )
+            for block, objective in BLOCKS.items()
+        ),
+        cel(
+            "self.objective != 'RLHF' || has(self.rlhf)",
+            "objective RLHF needs a reward: set rlhf.rewardModel or rlhf.rewards",
+            ".rlhf",
+        ),
+        cel(
+            "self.objective != 'Distillation' || has(self.distillation)",
+            "objective Distillation needs a model to learn from: set distillation.teacher",
+            ".distillation",
+        ),
+        cel(
+            PLAIN_HEAD,
+            "objective Distillation compares the output heads as they are: remove tuning.lora.modulesToSave, and "
+            "lm_head from tuning.lora.targetModules",
+            ".tuning.lora",
+        ),
+        cel(
+            "self.objective != 'RLHF' || !has(self.earlyStopping)",
+            "RLHF has no held-out loss for earlyStopping: remove it, and watch status.metrics.evalReward",
+            ".earlyStopping",
+        ),
+        cel(
+            "self.objective != 'RewardModel' || self.output.merge == 'None'",
+            "objective RewardModel publishes no merged model: remove output.merge",
+            ".output.merge",
+        ),
+        cel(
+            "self.objective != 'RewardModel' || !has(self.evaluation.prompts)",
+            "a reward model generates no answers: remove evaluation.prompts",
+            ".evaluation.prompts",
+        ),
+        cel(
+            "self.objective != 'RewardModel' || !has(self.evaluation.ability)",
+            "a reward model answers no questions: remove evaluation.ability",
+            ".evaluation.ability",
+        ),
+        cel(
+            "self.objective in ['Instruction', 'Chat', 'DPO', 'KTO'] || !has(self.evaluation.answers)",
+            "evaluation.answers is for rows with an answer to imitate or prefer (Instruction, Chat, DPO, KTO): "
+            "remove it",
+            ".evaluation.answers",
+        ),
+        cel(
+            "!has(self.evaluation.answers) || has(self.dataset.validation) || has(self.dataset.validationSplitPercent)",
+            "evaluation.answers needs held-out rows: set dataset.validation or dataset.validationSplitPercent",
+            ".evaluation.answers",
+        ),
+        cel(
+            "self.hyperparameters.packing != 'Always' || self.objective in ['Instruction', 'Chat', 'DomainAdaptation']",
+            "packing works with objectives Instruction, Chat and DomainAdaptation: set it to Auto or Never",
+            ".hyperparameters.packing",
+        ),
+        cel(
+            "self.objective != 'RewardModel' || !has(self.tuning.lora) || !has(self.tuning.lora.initLoraWeights) "
+            "|| self.tuning.lora.initLoraWeights in ['Default', 'Gaussian', 'EVA']",
+            "a reward model's adapter does not start from the weights: set tuning.lora.initLoraWeights to Default "
+            "or Gaussian",
+            ".tuning.lora.initLoraWeights",
+        ),
+        cel(
+            "!has(self.hyperparameters.neftuneNoiseAlpha) || "
+            "self.objective in ['Instruction', 'Chat', 'DomainAdaptation']",
+            "NEFTune works with objectives Instruction, Chat and DomainAdaptation: remove "
+            "hyperparameters.neftuneNoiseAlpha",
+            ".hyperparameters.neftuneNoiseAlpha",
+        ),
+        cel(
+            "!has(self.tuning.lora) || !has(self.tuning.lora.dropout) || self.tuning.lora.dropout == 0.0 || "
+            f"!(self.objective in {list(WITHOUT_DROPOUT)})",
+            f"objectives {join_words(list(WITHOUT_DROPOUT))} train without dropout: remove tuning.lora.dropout",
+            ".tuning.lora.dropout",
+            at_creation=True,
+        ),
+        cel(
+            "!has(self.hyperparameters.attention) || self.hyperparameters.attention != 'FlashAttention' || "
+            "self.objective in ['Instruction', 'Chat', 'DomainAdaptation']",
+            "FlashAttention works with objectives Instruction, Chat and DomainAdaptation: set attention to Auto or "
+            "SDPA",
+            ".hyperparameters.attention",
+        ),
+        cel(
+            HOLDS_WHOLE_GROUPS,
+            "a step must contain whole groups of answers: perDeviceTrainBatchSize times gradientAccumulationSteps, "
+            "times all GPUs, must be a multiple of rlhf.numGenerations",
+            ".rlhf.numGenerations",
+            at_creation=True,  # a step keeps its answers if a later attempt has other GPUs
+        ),
+        cel(
+            "self.objective != 'KTO' || !has(self.hyperparameters.perDeviceTrainBatchSize) || "
+            "self.hyperparameters.perDeviceTrainBatchSize > 1",
+            "objective KTO measures its divergence over the rows of a batch: set perDeviceTrainBatchSize to 2 or more",
+            ".hyperparameters.perDeviceTrainBatchSize",
+            at_creation=True,
+        ),
+        cel(
+            MERGED_FOR_VLLM,
+            "engine VLLM gets the adapter merged into its base, which 4 bits would round away: set tuning.method "
+            "LoRA or Full, or rlhf.rollouts.engine Transformers",
+            ".rlhf.rollouts.engine",
+        ),
+        cel(
+            LINEAR_FOR_VLLM,
+            "engine VLLM gets adapters on linear layers only: remove tuning.lora.modulesToSave and targetExperts, "
+            "or set rlhf.rollouts.engine Transformers",
+            ".rlhf.rollouts.engine",
+        ),
+        cel(
+            ALONE_FOR_VLLM,
+            "engine VLLM samples in one process: set resources.numNodes 1 and resources.gpusPerNode 1, or "
+            "rlhf.rollouts.engine Transformers",
+            ".rlhf.rollouts.engine",
+        ),
+        cel(
+            "!has(self.tuning.initialAdapter) || !has(self.tuning.initialAdapter.fromParent) || "
+            "(has(self.lineage) && has(self.lineage.parentRef))",
+            "initialAdapter.fromParent needs a parent: set lineage.parentRef",
+            ".tuning.initialAdapter.fromParent",
+        ),
+        cel(
+            f"!has(self.preflight) || self.preflight.enabled || ({_ONE_PROCESS} && !has(self.resources.merge))",
+            "without preflight one process checks and trains: set resources.numNodes 1 and resources.gpusPerNode 1 "
+            "and remove resources.merge, or set preflight.enabled true",
+            ".preflight.enabled",
+        ),
+        cel(
+            SHARES_OUT,
+            "the base is shared out over several GPUs: set resources.gpusPerNode or numNodes above 1, or remove "
+            "tuning.lora.shardBase",
+            ".tuning.lora.shardBase",
+        ),
+        cel(
+            SHARES_TEACHER,
+            "the teacher is shared out over several GPUs: set resources.gpusPerNode or numNodes above 1, or remove "
+            "distillation.shardTeacher",
+            ".distillation.shardTeacher",
+        ),
+        cel(
+            MERGES,
+            "without a full model no pod merges: set output.merge to a number format, or remove resources.merge",
+            ".resources.merge",
+            at_creation=True,  # of a job that exists only resources can change
+        ),
+        cel(
+            KEEPS_ADAPTERS,
+            "checkpoint.keep publishes adapters, which method Full does not train: set tuning.method to QLoRA or "
+            "LoRA, or remove checkpoint.keep",
+            ".checkpoint.keep",
+        ),
+        cel(
+            OUTSIDE_OF_ROWS,
+            "output.uri is below a folder of the rows, in which the files of a result would be read as rows: write "
+            "an output.uri outside of it",
+            ".output.uri",
+            at_creation=True,
+        ),
+        cel(
+            SYSTEM_MESSAGE,
+            "rows of objective DomainAdaptation are plain text, without messages: remove dataset.systemMessage",
+            ".dataset.systemMessage",
+        ),
+        cel(
+            LONG_ROWS,
+            "rows of objective DomainAdaptation are plain text, which is split at maxLength: remove dataset.longRows",
+            ".dataset.longRows",
+        ),
+        cel(
+            TRAIN_ON,
+            "trainOn works with objectives Instruction and Chat: remove dataset.trainOn",
+            ".dataset.trainOn",
+        ),
+        combined_cel(
+            FORMAT,
+            f"the objective cannot use rows of this format: set dataset.format to one of {_FORMATS}",
+            _accepted("dataset.format to"),
+            ".dataset.format",
+        ),
+        combined_cel(
+            FORMAT_OF_SOURCES,
+            f"the objective cannot use rows of this format: set format of each source to one of {_FORMATS}",
+            _accepted("format of each source to"),
+            ".dataset.train.sources",
+        ),
+        EVALUATE_RULE,
+        *(one.rule() for one in FIXED if one.is_optional),
+        cel(
+            "(has(self.preflight) && !self.preflight.enabled) == "
+            "(has(oldSelf.preflight) && !oldSelf.preflight.enabled)",
+            f"preflight.enabled {FROZEN}: {INSTEAD}",
+            ".preflight.enabled",
+        ),
+        cel(
+            is_unchanged("checkpoint.keep", []),
+            f"checkpoint.keep {FROZEN}: {INSTEAD}",
+            ".checkpoint.keep",
+        ),
+        cel(
+            "!has(self.evaluation.gate) || !self.evaluation.gate.mustMatchExpected || "
+            f"({is_unchanged('evaluation.prompts', ['evaluation.prompts'])})",
+            f"evaluation.prompts, by which mustMatchExpected judges the result, {FROZEN}: {INSTEAD}",
+            ".evaluation.prompts",
+        ),
     )
 
     mode: Annotated[Mode, _fixed("mode")] = Mode.TRAIN

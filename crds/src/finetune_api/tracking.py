@@ -3,9 +3,9 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import ConfigDict, StringConstraints
+from pydantic import StringConstraints
 
-from finetune_api.blocks import Block, Endpoint, SecretRef, cel, rules
+from finetune_api.blocks import Block, Endpoint, SecretRef, cel, with_rules
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=250, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Slug = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -38,20 +38,18 @@ class MlflowTracking(Block):
 class WandbTracking(Block):
     """A run of Weights & Biases."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "(self.mode == 'Offline') != has(self.credentialsSecretRef)",
-                "credentialsSecretRef is required with mode Online and refused with mode Offline: set or remove it",
-                ".credentialsSecretRef",
-            ),
-            cel(
-                "self.mode != 'Offline' || (!has(self.endpoint) && !has(self.caSecretRef))",
-                "endpoint and caSecretRef have no effect with mode Offline: remove them, and give the server to "
-                "`wandb sync`",
-                ".endpoint",
-            ),
-        )
+    model_config = with_rules(
+        cel(
+            "(self.mode == 'Offline') != has(self.credentialsSecretRef)",
+            "credentialsSecretRef is required with mode Online and refused with mode Offline: set or remove it",
+            ".credentialsSecretRef",
+        ),
+        cel(
+            "self.mode != 'Offline' || (!has(self.endpoint) && !has(self.caSecretRef))",
+            "endpoint and caSecretRef have no effect with mode Offline: remove them, and give the server to "
+            "`wandb sync`",
+            ".endpoint",
+        ),
     )
 
     project: Slug

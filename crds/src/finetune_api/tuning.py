@@ -3,9 +3,9 @@
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
-from finetune_api.blocks import GRANULAR, SET, Block, ModelUri, ModuleName, Quantity, cel, rules
+from finetune_api.blocks import GRANULAR, SET, Block, ModelUri, ModuleName, Quantity, cel, with_rules
 
 
 class Method(StrEnum):
@@ -75,64 +75,62 @@ PLAIN_ON_SHARDS = (
 class Lora(Block):
     """Low-rank adapter settings, under PEFT's names."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
+    model_config = with_rules(
+        cel(
+            "!has(self.targetExperts) || !self.targetExperts || !has(self.dropout) || self.dropout == 0.0",
+            "an adapter on experts has no dropout: remove tuning.lora.dropout, or set targetExperts false",
+            ".dropout",
+        ),
+        cel(
+            EXPERTS_WITHOUT_DORA,
+            "an adapter on experts has no magnitudes: remove tuning.lora.useDora, or set targetExperts false",
+            ".useDora",
+        ),
+        cel(
+            PLAIN_START,
+            "first values from the weights are of plain adapters on linear layers: remove useDora and "
+            "targetExperts, or set initLoraWeights to Default or Gaussian",
+            ".initLoraWeights",
+        ),
+        cel(
+            HALF_RANK,
+            "an adapter that starts from the weights is published with twice its rank, at most 256: set rank to "
+            "128 or less, or initLoraWeights to Default or Gaussian",
+            ".rank",
+        ),
+        cel(
+            HALF_RANKS,
+            "an adapter that starts from the weights is published with twice its ranks, at most 256: set each rank "
+            "in rankPattern to 128 or less, or initLoraWeights to Default or Gaussian",
+            ".rankPattern",
+        ),
+        cel(
+            INPUTS_OF_LAYERS,
+            "first values from the rows are of adapters on linear layers: remove targetExperts, or set "
+            "initLoraWeights to Default or Gaussian",
+            ".initLoraWeights",
+        ),
+        *(
             cel(
-                "!has(self.targetExperts) || !self.targetExperts || !has(self.dropout) || self.dropout == 0.0",
-                "an adapter on experts has no dropout: remove tuning.lora.dropout, or set targetExperts false",
-                ".dropout",
-            ),
-            cel(
-                EXPERTS_WITHOUT_DORA,
-                "an adapter on experts has no magnitudes: remove tuning.lora.useDora, or set targetExperts false",
-                ".useDora",
-            ),
-            cel(
-                PLAIN_START,
-                "first values from the weights are of plain adapters on linear layers: remove useDora and "
-                "targetExperts, or set initLoraWeights to Default or Gaussian",
-                ".initLoraWeights",
-            ),
-            cel(
-                HALF_RANK,
-                "an adapter that starts from the weights is published with twice its rank, at most 256: set rank to "
-                "128 or less, or initLoraWeights to Default or Gaussian",
-                ".rank",
-            ),
-            cel(
-                HALF_RANKS,
-                "an adapter that starts from the weights is published with twice its ranks, at most 256: set each rank "
-                "in rankPattern to 128 or less, or initLoraWeights to Default or Gaussian",
-                ".rankPattern",
-            ),
-            cel(
-                INPUTS_OF_LAYERS,
-                "first values from the rows are of adapters on linear layers: remove targetExperts, or set "
-                "initLoraWeights to Default or Gaussian",
-                ".initLoraWeights",
-            ),
-            *(
-                cel(
-                    rule,
-                    f"a pattern repeats no group and has at most four repetitions (*, + or {{}}): simplify the key in "
-                    f"tuning.lora.{field}, or write several keys",
-                    f".{field}",
-                )
-                for field, rule in BOUNDED.items()
-            ),
-            cel(
-                EXPERTS_OF_ONE_RANK,
-                "an adapter on experts has one rank and one alpha: remove tuning.lora.rankPattern and alphaPattern, or "
-                "set targetExperts false",
-                ".targetExperts",
-            ),
-            cel(
-                PLAIN_ON_SHARDS,
-                "a base that is shared out has plain adapters on linear layers: remove useDora, targetExperts, "
-                "modulesToSave and initLoraWeights, or tuning.lora.shardBase",
-                ".shardBase",
-            ),
-        )
+                rule,
+                f"a pattern repeats no group and has at most four repetitions (*, + or {{}}): simplify the key in "
+                f"tuning.lora.{field}, or write several keys",
+                f".{field}",
+            )
+            for field, rule in BOUNDED.items()
+        ),
+        cel(
+            EXPERTS_OF_ONE_RANK,
+            "an adapter on experts has one rank and one alpha: remove tuning.lora.rankPattern and alphaPattern, or "
+            "set targetExperts false",
+            ".targetExperts",
+        ),
+        cel(
+            PLAIN_ON_SHARDS,
+            "a base that is shared out has plain adapters on linear layers: remove useDora, targetExperts, "
+            "modulesToSave and initLoraWeights, or tuning.lora.shardBase",
+            ".shardBase",
+        ),
     )
 
     rank: Rank | None = None
@@ -194,13 +192,11 @@ class Quantization(Block):
 class InitialAdapter(Block):
     """An adapter to continue from."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "has(self.uri) != has(self.fromParent)",
-                "give the adapter either by uri or by fromParent: set one of the two",
-                ".uri",
-            )
+    model_config = with_rules(
+        cel(
+            "has(self.uri) != has(self.fromParent)",
+            "give the adapter either by uri or by fromParent: set one of the two",
+            ".uri",
         )
     )
 
@@ -218,40 +214,38 @@ BUDGET_IN_BYTES = "!has(self.vramBudget) || !quantity(string(self.vramBudget)).i
 class Tuning(Block):
     """How the model is tuned."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "self.method != 'Full' || !has(self.lora)",
-                "lora has no effect with method Full: remove tuning.lora, or set method to QLoRA or LoRA",
-                ".lora",
-            ),
-            cel(
-                "self.method in ['QLoRA', 'Auto'] || !has(self.quantization)",
-                "quantization needs method QLoRA or Auto: remove tuning.quantization, or change tuning.method",
-                ".quantization",
-            ),
-            cel(
-                "self.method != 'Full' || !has(self.initialAdapter)",
-                "method Full trains no adapter: set method to QLoRA or LoRA, or remove tuning.initialAdapter",
-                ".initialAdapter",
-            ),
-            cel(
-                START_WITH_LORA,
-                "first values from the weights need them in 16 bits: set tuning.method to LoRA, or "
-                "tuning.lora.initLoraWeights to Default or Gaussian",
-                ".lora.initLoraWeights",
-            ),
-            cel(
-                START_OF_A_NEW_ADAPTER,
-                "an adapter that is continued has its values: remove tuning.lora.initLoraWeights",
-                ".lora.initLoraWeights",
-            ),
-            cel(
-                BUDGET_IN_BYTES,
-                "vramBudget below 1Mi: without a unit it is in bytes: write 24Gi in place of 24, for example",
-                ".vramBudget",
-            ),
-        )
+    model_config = with_rules(
+        cel(
+            "self.method != 'Full' || !has(self.lora)",
+            "lora has no effect with method Full: remove tuning.lora, or set method to QLoRA or LoRA",
+            ".lora",
+        ),
+        cel(
+            "self.method in ['QLoRA', 'Auto'] || !has(self.quantization)",
+            "quantization needs method QLoRA or Auto: remove tuning.quantization, or change tuning.method",
+            ".quantization",
+        ),
+        cel(
+            "self.method != 'Full' || !has(self.initialAdapter)",
+            "method Full trains no adapter: set method to QLoRA or LoRA, or remove tuning.initialAdapter",
+            ".initialAdapter",
+        ),
+        cel(
+            START_WITH_LORA,
+            "first values from the weights need them in 16 bits: set tuning.method to LoRA, or "
+            "tuning.lora.initLoraWeights to Default or Gaussian",
+            ".lora.initLoraWeights",
+        ),
+        cel(
+            START_OF_A_NEW_ADAPTER,
+            "an adapter that is continued has its values: remove tuning.lora.initLoraWeights",
+            ".lora.initLoraWeights",
+        ),
+        cel(
+            BUDGET_IN_BYTES,
+            "vramBudget below 1Mi: without a unit it is in bytes: write 24Gi in place of 24, for example",
+            ".vramBudget",
+        ),
     )
 
     method: Method = Method.AUTO

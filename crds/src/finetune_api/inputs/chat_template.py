@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import ATOMIC, GRANULAR, Block, ObjectName, cel, rules
+from finetune_api.blocks import ATOMIC, GRANULAR, Block, ObjectName, cel, with_rules
 
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")
 """Variables of a template that are set for each conversation, or by the tokenizer."""
@@ -37,10 +37,8 @@ ONE_TEMPLATE = "has(self.name) != has(self.configMapKeyRef)"
 class ChatTemplate(Block):
     """The chat template to train and to serve with: one of the trainer's, or a ConfigMap's."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(ONE_TEMPLATE, "give either name or configMapKeyRef: set one of the two", ".name"),
-        )
+    model_config = with_rules(
+        cel(ONE_TEMPLATE, "give either name or configMapKeyRef: set one of the two", ".name"),
     )
 
     name: ChatTemplateName | None = None

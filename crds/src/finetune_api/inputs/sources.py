@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from finetune_api.blocks import (
     ATOMIC,
@@ -16,7 +16,7 @@ from finetune_api.blocks import (
     Revision,
     SecretRef,
     cel,
-    rules,
+    with_rules,
 )
 from finetune_api.inputs.chat_template import KWARGS_RULE, ChatTemplate, ChatTemplateKwargs
 from finetune_api.scalars import Digest
@@ -97,7 +97,7 @@ class ModelCache(Block):
 class Model(Block):
     """The pretrained model to adapt."""
 
-    model_config = ConfigDict(json_schema_extra=rules(*_HUB_ONLY, KWARGS_RULE))
+    model_config = with_rules(*_HUB_ONLY, KWARGS_RULE)
 
     uri: ModelUri
     """The model, as `hf://owner/name`, or as a folder in storage, `s3://bucket/path`, or in a PersistentVolumeClaim of
@@ -119,7 +119,7 @@ class Model(Block):
 class Teacher(Block):
     """The model that a student learns from; it is not trained and not published."""
 
-    model_config = ConfigDict(json_schema_extra=rules(*_HUB_ONLY))
+    model_config = with_rules(*_HUB_ONLY)
 
     uri: ModelUri
     """The teacher, with the forms of `model.uri`. Its tokenizer and its number of tokens must be those of the model,
@@ -180,7 +180,7 @@ class LongRows(StrEnum):
 class DataFiles(Block):
     """Files of rows."""
 
-    model_config = ConfigDict(json_schema_extra=rules(_REVISION, _SHA256, _CONFIG, _SPLIT))
+    model_config = with_rules(_REVISION, _SHA256, _CONFIG, _SPLIT)
 
     uri: DataUri
     """The rows: one object, `s3://bucket/key`; every data file under a prefix, `s3://bucket/path/`; the files that
@@ -203,7 +203,7 @@ class DataFiles(Block):
 class DataSource(DataFiles):
     """Source of rows."""
 
-    model_config = ConfigDict(json_schema_extra=rules(*_HUB_ONLY, _SHA256, _CONFIG, _SPLIT))
+    model_config = with_rules(*_HUB_ONLY, _SHA256, _CONFIG, _SPLIT)
 
     credentials_secret_ref: SecretRef | None = None
     """Secret with the key `HF_TOKEN`, for gated and private datasets. Takes effect with the next attempt. Default: the
@@ -238,52 +238,50 @@ UNIQUE_SOURCES = (
 class TrainingData(DataSource):
     """Rows to train on: one source, or a blend of several."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel("has(self.uri) != has(self.sources)", "give either uri or sources: set one of the two", ".uri"),
+    model_config = with_rules(
+        cel("has(self.uri) != has(self.sources)", "give either uri or sources: set one of the two", ".uri"),
+        cel(
+            "!has(self.revision) || (has(self.uri) && self.uri.startsWith('hf://'))",
+            "revision is only for hf:// URIs: remove it, or use an hf:// uri; with sources, set it in each",
+            ".revision",
+        ),
+        cel(
+            "!has(self.sha256) || (has(self.uri) && !self.uri.startsWith('hf://') && !self.uri.endsWith('/') && "
+            "!self.uri.matches('[*?]'))",
+            "sha256 is only for a single object: remove it, or give the full path of one in s3:// or "
+            "pvc://; with sources, set it in each",
+            ".sha256",
+        ),
+        *(
             cel(
-                "!has(self.revision) || (has(self.uri) && self.uri.startsWith('hf://'))",
-                "revision is only for hf:// URIs: remove it, or use an hf:// uri; with sources, set it in each",
-                ".revision",
-            ),
-            cel(
-                "!has(self.sha256) || (has(self.uri) && !self.uri.startsWith('hf://') && !self.uri.endsWith('/') && "
-                "!self.uri.matches('[*?]'))",
-                "sha256 is only for a single object: remove it, or give the full path of one in s3:// or "
-                "pvc://; with sources, set it in each",
-                ".sha256",
-            ),
-            *(
-                cel(
-                    f"!has(self.{name}) || (has(self.uri) && self.uri.matches('{_WHOLE_DATASET}'))",
-                    f"{_SUBSET}; with sources, set them in each",
-                    f".{name}",
-                )
-                for name in ("config", "split")
-            ),
-            cel(
-                "!has(self.credentialsSecretRef) || (has(self.uri) && self.uri.startsWith('hf://')) || "
-                "(has(self.sources) && self.sources.exists(one, one.uri.startsWith('hf://')))",
-                "credentialsSecretRef is only for hf:// URIs: remove it, and set the keys of s3:// in spec.storage",
-                ".credentialsSecretRef",
-            ),
-            cel(
-                UNIQUE_SOURCES,
-                "two sources have the same uri, config and split: remove one, or name other files in it",
-                ".sources",
-            ),
-            cel(
-                "!has(self.sources) || self.sources.all(one, has(one.weight)) || "
-                "!self.sources.exists(one, has(one.weight))",
-                "some sources have a weight and others none: give every source a weight, or remove all weights",
-                ".sources",
-            ),
-            cel(
-                "!has(self.stoppingStrategy) || (has(self.sources) && self.sources.exists(one, has(one.weight)))",
-                "stoppingStrategy is only for a blend by weight: give every source a weight, or remove it",
-                ".stoppingStrategy",
-            ),
-        )
+                f"!has(self.{name}) || (has(self.uri) && self.uri.matches('{_WHOLE_DATASET}'))",
+                f"{_SUBSET}; with sources, set them in each",
+                f".{name}",
+            )
+            for name in ("config", "split")
+        ),
+        cel(
+            "!has(self.credentialsSecretRef) || (has(self.uri) && self.uri.startsWith('hf://')) || "
+            "(has(self.sources) && self.sources.exists(one, one.uri.startsWith('hf://')))",
+            "credentialsSecretRef is only for hf:// URIs: remove it, and set the keys of s3:// in spec.storage",
+            ".credentialsSecretRef",
+        ),
+        cel(
+            UNIQUE_SOURCES,
+            "two sources have the same uri, config and split: remove one, or name other files in it",
+            ".sources",
+        ),
+        cel(
+            "!has(self.sources) || self.sources.all(one, has(one.weight)) || "
+            "!self.sources.exists(one, has(one.weight))",
+            "some sources have a weight and others none: give every source a weight, or remove all weights",
+            ".sources",
+        ),
+        cel(
+            "!has(self.stoppingStrategy) || (has(self.sources) && self.sources.exists(one, has(one.weight)))",
+            "stoppingStrategy is only for a blend by weight: give every source a weight, or remove it",
+            ".stoppingStrategy",
+        ),
     )
 
     uri: DataUri | None = None  # type: ignore[assignment]
@@ -317,19 +315,17 @@ class TrainingData(DataSource):
 class Dataset(Block):
     """The rows to train on and to evaluate with."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "!(has(self.validation) && has(self.validationSplitPercent))",
-                "give either validation or validationSplitPercent, not both: remove one",
-                ".validationSplitPercent",
-            ),
-            cel(
-                "!has(self.maxSamples) || !has(self.train.sources)",
-                "maxSamples is for a single source: set it in each of train.sources",
-                ".maxSamples",
-            ),
-        )
+    model_config = with_rules(
+        cel(
+            "!(has(self.validation) && has(self.validationSplitPercent))",
+            "give either validation or validationSplitPercent, not both: remove one",
+            ".validationSplitPercent",
+        ),
+        cel(
+            "!has(self.maxSamples) || !has(self.train.sources)",
+            "maxSamples is for a single source: set it in each of train.sources",
+            ".maxSamples",
+        ),
     )
 
     train: TrainingData

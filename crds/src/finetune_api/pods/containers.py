@@ -3,9 +3,19 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
-from finetune_api.blocks import GRANULAR, Block, LabelValue, QualifiedName, SecretName, SecretRef, cel, map_list, rules
+from finetune_api.blocks import (
+    GRANULAR,
+    Block,
+    LabelValue,
+    QualifiedName,
+    SecretName,
+    SecretRef,
+    cel,
+    map_list,
+    with_rules,
+)
 from finetune_api.pods.resources import PodResources
 from finetune_api.pods.scheduling import QueueName
 
@@ -71,13 +81,11 @@ class Trainer(Block):
 class Preflight(Block):
     """Checks of dataset, model and storage, which run before a GPU is requested."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "self.enabled || (!has(self.queueName) && !has(self.resources))",
-                "queueName and resources are those of the preflight pod: remove them, or set preflight.enabled true",
-                ".enabled",
-            )
+    model_config = with_rules(
+        cel(
+            "self.enabled || (!has(self.queueName) && !has(self.resources))",
+            "queueName and resources are those of the preflight pod: remove them, or set preflight.enabled true",
+            ".enabled",
         )
     )
 

@@ -2,9 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from finetune_api.blocks import GRANULAR, Block, ObjectName, QualifiedName, Quantity, cel, map_list, rules
+from finetune_api.blocks import GRANULAR, Block, ObjectName, QualifiedName, Quantity, cel, map_list, with_rules
 from finetune_api.pods.affinity import DnsLabel
 from finetune_api.pods.scheduling import QueueName
 
@@ -20,19 +20,17 @@ SHM_IN_BYTES = _in_bytes("shmSize")
 class Workspace(Block):
     """The trainer's scratch space."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "!has(self.storageClassName) || has(self.sizeLimit)",
-                "sizeLimit is required with storageClassName: set it to the size of the volume, for example 500Gi",
-                ".sizeLimit",
-            ),
-            cel(
-                WORKSPACE_IN_BYTES,
-                "sizeLimit below 1Mi: without a unit it is in bytes: write 100Gi in place of 100, for example",
-                ".sizeLimit",
-            ),
-        )
+    model_config = with_rules(
+        cel(
+            "!has(self.storageClassName) || has(self.sizeLimit)",
+            "sizeLimit is required with storageClassName: set it to the size of the volume, for example 500Gi",
+            ".sizeLimit",
+        ),
+        cel(
+            WORKSPACE_IN_BYTES,
+            "sizeLimit below 1Mi: without a unit it is in bytes: write 100Gi in place of 100, for example",
+            ".sizeLimit",
+        ),
     )
 
     size_limit: Quantity | None = None
@@ -92,7 +90,7 @@ _AMOUNTS = (
 class PodResources(Block):
     """Requests and limits of a container."""
 
-    model_config = ConfigDict(json_schema_extra=rules(*_AMOUNTS))
+    model_config = with_rules(*_AMOUNTS)
 
     requests: ResourceList | None = None
     """Resource requests. Default: the operator's for this pod, or the limit where one is set."""
@@ -110,13 +108,11 @@ class MergePod(PodResources):
 class DeviceClaim(Block):
     """Devices by Dynamic Resource Allocation, as in a pod's spec."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "has(self.resourceClaimName) != has(self.resourceClaimTemplateName)",
-                "give the claim either by resourceClaimName or by resourceClaimTemplateName: set one of the two",
-                ".resourceClaimName",
-            )
+    model_config = with_rules(
+        cel(
+            "has(self.resourceClaimName) != has(self.resourceClaimTemplateName)",
+            "give the claim either by resourceClaimName or by resourceClaimTemplateName: set one of the two",
+            ".resourceClaimName",
         )
     )
 
@@ -135,32 +131,30 @@ class DeviceClaim(Block):
 class Resources(Block):
     """Resources of the trainer's pods."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            *_AMOUNTS,
-            cel(
-                GPUS_BY_COUNT,
-                "the GPUs of a pod are not in requests or limits: set resources.gpusPerNode to their number, and "
-                "resources.gpuResourceName to their resource",
-                ".gpusPerNode",
-            ),
-            cel(
-                GPU_WITH_VENDOR,
-                "name the vendor of the GPU too: write nvidia.com/gpu, for example",
-                ".gpuResourceName",
-            ),
-            cel(
-                ONE_SLICE,
-                "several slices of a GPU (MIG) cannot train together: set resources.gpusPerNode to 1 and name a larger "
-                "slice, or nvidia.com/gpu",
-                ".gpusPerNode",
-            ),
-            cel(
-                SHM_IN_BYTES,
-                "shmSize below 1Mi: without a unit it is in bytes: write 8Gi in place of 8, for example",
-                ".shmSize",
-            ),
-        )
+    model_config = with_rules(
+        *_AMOUNTS,
+        cel(
+            GPUS_BY_COUNT,
+            "the GPUs of a pod are not in requests or limits: set resources.gpusPerNode to their number, and "
+            "resources.gpuResourceName to their resource",
+            ".gpusPerNode",
+        ),
+        cel(
+            GPU_WITH_VENDOR,
+            "name the vendor of the GPU too: write nvidia.com/gpu, for example",
+            ".gpuResourceName",
+        ),
+        cel(
+            ONE_SLICE,
+            "several slices of a GPU (MIG) cannot train together: set resources.gpusPerNode to 1 and name a larger "
+            "slice, or nvidia.com/gpu",
+            ".gpusPerNode",
+        ),
+        cel(
+            SHM_IN_BYTES,
+            "shmSize below 1Mi: without a unit it is in bytes: write 8Gi in place of 8, for example",
+            ".shmSize",
+        ),
     )
 
     num_nodes: Annotated[int, Field(ge=1, le=64)] = 1

@@ -3,9 +3,19 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
-from finetune_api.blocks import ATOMIC, ATOMIC_LIST, Block, LabelValue, QualifiedName, SecretName, cel, map_list, rules
+from finetune_api.blocks import (
+    ATOMIC,
+    ATOMIC_LIST,
+    Block,
+    LabelValue,
+    QualifiedName,
+    SecretName,
+    cel,
+    map_list,
+    with_rules,
+)
 from finetune_api.pods.affinity import Affinity, DnsLabel, TopologySpreadConstraint
 
 
@@ -31,19 +41,17 @@ SECONDS_OF_NO_EXECUTE = "!has(self.tolerationSeconds) || (has(self.effect) && se
 class Toleration(Block):
     """A toleration, as in a pod's spec."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                EXISTS_WITHOUT_VALUE,
-                "a toleration with operator Exists has no value: remove the value, or set operator Equal",
-                ".value",
-            ),
-            cel(
-                SECONDS_OF_NO_EXECUTE,
-                "tolerationSeconds is only for effect NoExecute: set effect NoExecute, or remove tolerationSeconds",
-                ".effect",
-            ),
-        )
+    model_config = with_rules(
+        cel(
+            EXISTS_WITHOUT_VALUE,
+            "a toleration with operator Exists has no value: remove the value, or set operator Equal",
+            ".value",
+        ),
+        cel(
+            SECONDS_OF_NO_EXECUTE,
+            "tolerationSeconds is only for effect NoExecute: set effect NoExecute, or remove tolerationSeconds",
+            ".effect",
+        ),
     )
 
     key: QualifiedName
@@ -73,14 +81,12 @@ class TopologyMode(StrEnum):
 class Topology(Block):
     """Placement of a job's trainer pods relative to each other, by Kueue."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "(self.mode == 'Unconstrained') != has(self.level)",
-                "modes Required and Preferred need a level, mode Unconstrained must not have one: set or remove "
-                "scheduling.topology.level",
-                ".level",
-            )
+    model_config = with_rules(
+        cel(
+            "(self.mode == 'Unconstrained') != has(self.level)",
+            "modes Required and Preferred need a level, mode Unconstrained must not have one: set or remove "
+            "scheduling.topology.level",
+            ".level",
         )
     )
 
