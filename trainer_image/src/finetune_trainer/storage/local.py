@@ -1,5 +1,7 @@
 """Local folders and files in place of URIs, for `finetune-trainer run`."""
 
+# ruff: noqa: D102 - the protocol documents the methods
+
 import os
 import shutil
 import uuid
@@ -32,11 +34,9 @@ class LocalStore(Store):
         """Accept any folder: it may be new."""
 
     def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
-        """Copy one object to a local file."""
         self._copy(self._existing(uri), path, on_bytes)
 
     def upload(self, path: Path, uri: str, on_bytes: OnBytes | None = None) -> None:
-        """Copy one local file to an object."""
         self._copy(path, self._path(uri), on_bytes)
 
     def put(self, uri: str, data: bytes) -> None:
@@ -70,7 +70,6 @@ class LocalStore(Store):
             folder.rmdir()
 
     def read(self, uri: str, limit: int = MAX_READ_BYTES) -> bytes | None:
-        """Return a small object's content, or None."""
         source = self._path(uri)
         if not source.is_file():
             return None
@@ -79,7 +78,6 @@ class LocalStore(Store):
         return source.read_bytes()
 
     def read_range(self, uri: str, start: int, length: int) -> bytes:
-        """Return `length` bytes from `start`."""
         with self._existing(uri).open("rb") as file:
             file.seek(start)
             return file.read(length)
@@ -93,12 +91,10 @@ class LocalStore(Store):
         return [Entry(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
 
     def size(self, uri: str) -> int | None:
-        """Return the size of one object, or None if it does not exist."""
         source = self._path(uri)
         return source.stat().st_size if source.is_file() else None
 
     def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
-        """Return the SHA-256 (hex) of one object's content."""
         return sha256_file(self._existing(uri), on_bytes)
 
     def file_name(self, uri: str) -> str:

@@ -1,5 +1,7 @@
 """Models and datasets of a hub as a readable store: by commit, with resume and verification."""
 
+# ruff: noqa: D102 - the protocol documents the methods
+
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -65,7 +67,6 @@ class HubStore(ReadableStore):
         )
 
     def read(self, uri: str, limit: int = MAX_READ_BYTES) -> bytes | None:
-        """Return a small file's content, or None."""
         size = self.size(uri)
         if size is None:
             return None
@@ -74,12 +75,10 @@ class HubStore(ReadableStore):
         return self._client.retry(lambda: b"".join(self._blocks(self._address(uri))))
 
     def read_range(self, uri: str, start: int, length: int) -> bytes:
-        """Return `length` bytes from `start`."""
         address = self._address(uri)
         return self._client.retry(lambda: self._range(address, start, length))
 
     def list(self, uri: str, limit: int = MAX_OBJECTS) -> "list[Entry]":
-        """Return every file under the path."""
         address = self._address(uri)
         prefix = f"{address.path}/" if address.path else ""
         found = [
@@ -92,13 +91,11 @@ class HubStore(ReadableStore):
         return found
 
     def size(self, uri: str) -> int | None:
-        """Return the size of one file, or None if it does not exist."""
         address = self._address(uri)
         entry = self._listing(address).get(address.path)
         return entry.size if entry else None
 
     def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
-        """Return the SHA-256 (hex) of one file's content."""
         return self._client.retry(lambda: sha256_blocks(self._blocks(self._address(uri)), on_bytes))
 
     def _fill(self, address: HubUri, part: Path, size: int, on_bytes: OnBytes | None) -> None:
