@@ -189,13 +189,7 @@ class RewardService(Block):
     endpoint: Endpoint
     """URL that up to 16 answers at once are posted to as JSON, with their prompts and the references of their rows; the
     response is `{"rewards": [0.5, …]}`, one number for each answer."""
-    columns: (
-        Annotated[
-            list[ColumnName],
-            Field(min_length=1, max_length=16, json_schema_extra=SET),
-        ]
-        | None
-    ) = None
+    columns: Annotated[list[ColumnName], Field(min_length=1, max_length=16, json_schema_extra=SET)] | None = None
     """Columns of the rows that the server gets in addition to the row's own answer; a row without one of them is
     rejected. Default: none."""
     timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 60

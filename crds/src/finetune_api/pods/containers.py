@@ -54,13 +54,7 @@ class Trainer(Block):
     service_account_name: SecretName | None = None
     """ServiceAccount of the job's pods, for storage access by workload identity.
     Default: `default`, without a token."""
-    env: (
-        Annotated[
-            list[EnvironmentVariable],
-            Field(max_length=32, json_schema_extra=map_list("name")),
-        ]
-        | None
-    ) = None
+    env: Annotated[list[EnvironmentVariable], Field(max_length=32, json_schema_extra=map_list("name"))] | None = None
     """Environment variables of the trainer pods, for the network of several GPUs or nodes, for example
     `[{name: NCCL_SOCKET_IFNAME, value: eth1}]`. Default: none."""
     pod_annotations: (

@@ -163,13 +163,7 @@ class Resources(Block):
     """GPUs per pod, with one training process for each; 0 trains on the CPU. Default: 1."""
     gpu_resource_name: QualifiedName = "nvidia.com/gpu"
     """Name of the extended resource of a GPU. Default: `nvidia.com/gpu`."""
-    claims: (
-        Annotated[
-            list[DeviceClaim],
-            Field(max_length=8, json_schema_extra=map_list("name")),
-        ]
-        | None
-    ) = None
+    claims: Annotated[list[DeviceClaim], Field(max_length=8, json_schema_extra=map_list("name"))] | None = None
     """Claims of devices for the trainer's pods, in place of the extended resource; `gpusPerNode` is then the number of
     their GPUs with which a pod trains. Default: none."""
     requests: ResourceList | None = None
