@@ -42,6 +42,11 @@ def with_rules(*entries: dict[str, Any]) -> ConfigDict:
     return ConfigDict(json_schema_extra=rules(*entries))
 
 
+def with_rule(rule: str, message: str, field_path: str | None = None) -> ConfigDict:
+    """Return the configuration of a block with one CEL rule."""
+    return with_rules(cel(rule, message, field_path))
+
+
 ATOMIC_LIST: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
 """A list that server-side apply replaces as a whole, because its entries have no name."""
 SET: dict[str, Any] = {"x-kubernetes-list-type": "set"}

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.blocks import ATOMIC_LIST, Block, FileUri, Text, cel, with_rules
+from finetune_api.blocks import ATOMIC_LIST, Block, FileUri, Text, cel, with_rule, with_rules
 from finetune_api.rewards import COMPARISON_RULES, AnswerComparison, AnswerReward, CountedMatch, SchemaText
 from finetune_api.scalars import Count, Digest, Line, Measure, StatusBlock, Word
 
@@ -42,12 +42,10 @@ class Prompt(Block):
 class Ability(Block):
     """Multiple-choice questions on general knowledge and skills, which the model answers before and after training."""
 
-    model_config = with_rules(
-        cel(
-            "!self.uri.endsWith('/') && !self.uri.matches('[*?]')",
-            "uri must be one file, for example s3://bucket/path/questions.jsonl: give its full path",
-            ".uri",
-        )
+    model_config = with_rule(
+        "!self.uri.endsWith('/') && !self.uri.matches('[*?]')",
+        "uri must be one file, for example s3://bucket/path/questions.jsonl: give its full path",
+        ".uri",
     )
 
     uri: FileUri
@@ -96,13 +94,10 @@ class HeldOutAnswers(AnswerComparison):
 class Gate(Block):
     """Conditions that the tuned model must meet; otherwise the job fails with GateNotMet, and its files are kept."""
 
-    model_config = with_rules(
-        cel(
-            "has(self.maxEvalLoss) || self.mustImprove || self.mustMatchExpected || has(self.maxForgotten) "
-            "|| has(self.minCorrect)",
-            "evaluation.gate has no condition: set maxEvalLoss, mustImprove, mustMatchExpected, maxForgotten or "
-            "minCorrect",
-        )
+    model_config = with_rule(
+        "has(self.maxEvalLoss) || self.mustImprove || self.mustMatchExpected || has(self.maxForgotten) "
+        "|| has(self.minCorrect)",
+        "evaluation.gate has no condition: set maxEvalLoss, mustImprove, mustMatchExpected, maxForgotten or minCorrect",
     )
 
     max_eval_loss: Annotated[float, Field(ge=0, le=1000)] | None = None

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from finetune_api.blocks import ATOMIC_LIST, Block, cel, with_rules
+from finetune_api.blocks import ATOMIC_LIST, Block, cel, with_rule, with_rules
 from finetune_api.inputs.sources import Teacher
 from finetune_api.rewards import Reward, RewardModelSource
 
@@ -84,12 +84,10 @@ HAS_SMOOTHING = "!has(self.labelSmoothing) || self.lossType in ['robust', 'exo_p
 class Dpo(Block):
     """Settings of objective DPO, under TRL's names."""
 
-    model_config = with_rules(
-        cel(
-            HAS_SMOOTHING,
-            "labelSmoothing is of losses robust and exo_pair: set lossType to one of them, or remove labelSmoothing",
-            ".labelSmoothing",
-        )
+    model_config = with_rule(
+        HAS_SMOOTHING,
+        "labelSmoothing is of losses robust and exo_pair: set lossType to one of them, or remove labelSmoothing",
+        ".labelSmoothing",
     )
 
     beta: Annotated[float, Field(gt=0, le=100)] = 0.1
@@ -122,12 +120,10 @@ HAS_SHARE = "self.engine == 'VLLM' || !has(self.gpuMemoryFraction)"
 class Rollouts(Block):
     """How the answers are sampled that the model is trained on."""
 
-    model_config = with_rules(
-        cel(
-            HAS_SHARE,
-            "gpuMemoryFraction is of engine VLLM: set engine VLLM, or remove gpuMemoryFraction",
-            ".gpuMemoryFraction",
-        )
+    model_config = with_rule(
+        HAS_SHARE,
+        "gpuMemoryFraction is of engine VLLM: set engine VLLM, or remove gpuMemoryFraction",
+        ".gpuMemoryFraction",
     )
 
     engine: RolloutEngine = RolloutEngine.TRANSFORMERS

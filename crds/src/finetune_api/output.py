@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.blocks import REPOSITORY, SET, Block, Revision, S3Uri, SecretRef, cel, matching, rules, with_rules
+from finetune_api.blocks import REPOSITORY, SET, Block, Revision, S3Uri, SecretRef, cel, matching, rules, with_rule
 from finetune_api.scalars import Line, Name, StatusBlock, Uri
 
 REPO = re.compile(f"^{REPOSITORY}$")
@@ -46,12 +46,10 @@ class GgufType(StrEnum):
 class HubOutput(Block):
     """Also push the published result to a Hugging Face hub."""
 
-    model_config = with_rules(
-        cel(
-            f"!self.revision.matches('{COMMIT.pattern}')",
-            "a push goes to a branch, and revision is a commit: write the name of a branch, for example main",
-            ".revision",
-        )
+    model_config = with_rule(
+        f"!self.revision.matches('{COMMIT.pattern}')",
+        "a push goes to a branch, and revision is a commit: write the name of a branch, for example main",
+        ".revision",
     )
 
     repo: Annotated[
@@ -127,12 +125,10 @@ class OciOutput(Block):
 class Output(Block):
     """Destination and form of the result."""
 
-    model_config = with_rules(
-        cel(
-            "!has(self.gguf) || self.merge != 'None'",
-            "GGUF files are made from the full model: set output.merge to BF16, FP16 or FP32",
-            ".gguf",
-        )
+    model_config = with_rule(
+        "!has(self.gguf) || self.merge != 'None'",
+        "GGUF files are made from the full model: set output.merge to BF16, FP16 or FP32",
+        ".gguf",
     )
 
     uri: S3Uri

@@ -14,6 +14,7 @@ from finetune_api.blocks import (
     ModelUri,
     SecretRef,
     cel,
+    with_rule,
     with_rules,
 )
 
@@ -70,12 +71,10 @@ class Extract(StrEnum):
 class RewardModelSource(Block):
     """The model that scores answers."""
 
-    model_config = with_rules(
-        cel(
-            "has(self.uri) != has(self.jobRef)",
-            "give the reward model either by uri or by jobRef: set one of the two",
-            ".uri",
-        )
+    model_config = with_rule(
+        "has(self.uri) != has(self.jobRef)",
+        "give the reward model either by uri or by jobRef: set one of the two",
+        ".uri",
     )
 
     uri: ModelUri | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from finetune_api.blocks import GRANULAR, SET, Block, ModelUri, ModuleName, Quantity, cel, with_rules
+from finetune_api.blocks import GRANULAR, SET, Block, ModelUri, ModuleName, Quantity, cel, with_rule, with_rules
 
 
 class Method(StrEnum):
@@ -192,12 +192,10 @@ class Quantization(Block):
 class InitialAdapter(Block):
     """An adapter to continue from."""
 
-    model_config = with_rules(
-        cel(
-            "has(self.uri) != has(self.fromParent)",
-            "give the adapter either by uri or by fromParent: set one of the two",
-            ".uri",
-        )
+    model_config = with_rule(
+        "has(self.uri) != has(self.fromParent)",
+        "give the adapter either by uri or by fromParent: set one of the two",
+        ".uri",
     )
 
     uri: ModelUri | None = None

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import ATOMIC, ATOMIC_LIST, Block, LabelValue, QualifiedName, cel, with_rules
+from finetune_api.blocks import ATOMIC, ATOMIC_LIST, Block, LabelValue, QualifiedName, with_rule
 
 DnsLabel = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 Labels = Annotated[dict[str, LabelValue], Field(max_length=16, json_schema_extra=ATOMIC)]
@@ -45,12 +45,10 @@ HAS_VALUES_OR_INTEGER = (
 class LabelRequirement(Block):
     """One requirement of a label selector."""
 
-    model_config = with_rules(
-        cel(
-            HAS_VALUES,
-            "operators In and NotIn need values, Exists and DoesNotExist have none: add or remove values",
-            ".values",
-        )
+    model_config = with_rule(
+        HAS_VALUES,
+        "operators In and NotIn need values, Exists and DoesNotExist have none: add or remove values",
+        ".values",
     )
 
     key: QualifiedName
@@ -77,13 +75,11 @@ class LabelSelector(Block):
 class NodeRequirement(Block):
     """One requirement of a node."""
 
-    model_config = with_rules(
-        cel(
-            HAS_VALUES_OR_INTEGER,
-            "operators In and NotIn need values, Exists and DoesNotExist have none, and Gt and Lt one integer: "
-            "add, change or remove values",
-            ".values",
-        )
+    model_config = with_rule(
+        HAS_VALUES_OR_INTEGER,
+        "operators In and NotIn need values, Exists and DoesNotExist have none, and Gt and Lt one integer: "
+        "add, change or remove values",
+        ".values",
     )
 
     key: QualifiedName
@@ -210,12 +206,10 @@ DOMAINS_OF_DO_NOT_SCHEDULE = "!has(self.minDomains) || self.whenUnsatisfiable ==
 class TopologySpreadConstraint(Block):
     """Spread of pods over the domains of a topology, as in a pod's spec."""
 
-    model_config = with_rules(
-        cel(
-            DOMAINS_OF_DO_NOT_SCHEDULE,
-            "minDomains is only for whenUnsatisfiable DoNotSchedule: set it, or remove minDomains",
-            ".minDomains",
-        )
+    model_config = with_rule(
+        DOMAINS_OF_DO_NOT_SCHEDULE,
+        "minDomains is only for whenUnsatisfiable DoNotSchedule: set it, or remove minDomains",
+        ".minDomains",
     )
 
     max_skew: Annotated[int, Field(ge=1, le=1024)]

@@ -12,9 +12,8 @@ from finetune_api.blocks import (
     QualifiedName,
     SecretName,
     SecretRef,
-    cel,
     map_list,
-    with_rules,
+    with_rule,
 )
 from finetune_api.pods.resources import PodResources
 from finetune_api.pods.scheduling import QueueName
@@ -75,12 +74,10 @@ class Trainer(Block):
 class Preflight(Block):
     """Checks of dataset, model and storage, which run before a GPU is requested."""
 
-    model_config = with_rules(
-        cel(
-            "self.enabled || (!has(self.queueName) && !has(self.resources))",
-            "queueName and resources are those of the preflight pod: remove them, or set preflight.enabled true",
-            ".enabled",
-        )
+    model_config = with_rule(
+        "self.enabled || (!has(self.queueName) && !has(self.resources))",
+        "queueName and resources are those of the preflight pod: remove them, or set preflight.enabled true",
+        ".enabled",
     )
 
     enabled: bool = True

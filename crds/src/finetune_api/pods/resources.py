@@ -4,7 +4,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from finetune_api.blocks import GRANULAR, Block, ObjectName, QualifiedName, Quantity, cel, map_list, with_rules
+from finetune_api.blocks import (
+    GRANULAR,
+    Block,
+    ObjectName,
+    QualifiedName,
+    Quantity,
+    cel,
+    map_list,
+    with_rule,
+    with_rules,
+)
 from finetune_api.pods.affinity import DnsLabel
 from finetune_api.pods.scheduling import QueueName
 
@@ -108,12 +118,10 @@ class MergePod(PodResources):
 class DeviceClaim(Block):
     """Devices by Dynamic Resource Allocation, as in a pod's spec."""
 
-    model_config = with_rules(
-        cel(
-            "has(self.resourceClaimName) != has(self.resourceClaimTemplateName)",
-            "give the claim either by resourceClaimName or by resourceClaimTemplateName: set one of the two",
-            ".resourceClaimName",
-        )
+    model_config = with_rule(
+        "has(self.resourceClaimName) != has(self.resourceClaimTemplateName)",
+        "give the claim either by resourceClaimName or by resourceClaimTemplateName: set one of the two",
+        ".resourceClaimName",
     )
 
     name: DnsLabel

@@ -14,6 +14,7 @@ from finetune_api.blocks import (
     SecretName,
     cel,
     map_list,
+    with_rule,
     with_rules,
 )
 from finetune_api.pods.affinity import Affinity, DnsLabel, TopologySpreadConstraint
@@ -81,13 +82,11 @@ class TopologyMode(StrEnum):
 class Topology(Block):
     """Placement of a job's trainer pods relative to each other, by Kueue."""
 
-    model_config = with_rules(
-        cel(
-            "(self.mode == 'Unconstrained') != has(self.level)",
-            "modes Required and Preferred need a level, mode Unconstrained must not have one: set or remove "
-            "scheduling.topology.level",
-            ".level",
-        )
+    model_config = with_rule(
+        "(self.mode == 'Unconstrained') != has(self.level)",
+        "modes Required and Preferred need a level, mode Unconstrained must not have one: set or remove "
+        "scheduling.topology.level",
+        ".level",
     )
 
     mode: TopologyMode
