@@ -4,14 +4,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from types import MappingProxyType
 
 from finetune_api.objectives import Objective
 from finetune_api.tuning import Method
 
 BILLION = 1_000_000_000
 MANY_ROWS = 50_000
-LARGE: Mapping[Method, int] = MappingProxyType({Method.QLORA: 13, Method.FULL: 7})
+LARGE: Mapping[Method, int] = {Method.QLORA: 13, Method.FULL: 7}
 """Billions of weights above which a method takes half the learning rate, as in the recipes of QLoRA and full tuning."""
 
 
@@ -55,20 +54,18 @@ class Recipe:
 _SUPERVISED = Recipe(rate=2e-4, full_rate=2e-5, epochs=3, full_epochs=2, full_batch=32, quantised_clip=0.3)
 # A preference is measured against the model before training, whose answers dropout would change: TRL switches it off.
 _PREFERENCE = Recipe(rate=5e-6, full_rate=1e-6, epochs=1, full_epochs=1, warmup=0.1, dropout=None)
-RECIPES: Mapping[Objective, Recipe] = MappingProxyType(
-    {
-        Objective.INSTRUCTION: _SUPERVISED,
-        Objective.CHAT: _SUPERVISED,
-        Objective.DPO: _PREFERENCE,
-        Objective.KTO: _PREFERENCE,
-        Objective.REWARD_MODEL: Recipe(rate=1e-4, full_rate=1e-5, epochs=1, full_epochs=1),
-        Objective.RLHF: Recipe(
-            rate=5e-6, full_rate=1e-6, epochs=1, full_epochs=1, warmup=0, schedule="constant", dropout=None
-        ),
-        Objective.DISTILLATION: Recipe(rate=2e-4, full_rate=2e-5, epochs=1, full_epochs=1, dropout=None),
-        Objective.DOMAIN_ADAPTATION: _SUPERVISED,
-    }
-)
+RECIPES: Mapping[Objective, Recipe] = {
+    Objective.INSTRUCTION: _SUPERVISED,
+    Objective.CHAT: _SUPERVISED,
+    Objective.DPO: _PREFERENCE,
+    Objective.KTO: _PREFERENCE,
+    Objective.REWARD_MODEL: Recipe(rate=1e-4, full_rate=1e-5, epochs=1, full_epochs=1),
+    Objective.RLHF: Recipe(
+        rate=5e-6, full_rate=1e-6, epochs=1, full_epochs=1, warmup=0, schedule="constant", dropout=None
+    ),
+    Objective.DISTILLATION: Recipe(rate=2e-4, full_rate=2e-5, epochs=1, full_epochs=1, dropout=None),
+    Objective.DOMAIN_ADAPTATION: _SUPERVISED,
+}
 """Adapters need ten to twenty times the learning rate of full tuning; preferences and rewards need far smaller steps
 than supervised tuning, and one epoch."""
 WITHOUT_DROPOUT = tuple(objective.value for objective, recipe in RECIPES.items() if recipe.dropout is None)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from enum import IntEnum
-from types import MappingProxyType
 
 from finetune_client.errors import FineTuneError, Forbidden, NotFound, Unreachable, WrongUse
 
@@ -23,24 +22,20 @@ class ExitCode(IntEnum):
         return MEANINGS[self]
 
 
-MEANINGS: Mapping[ExitCode, str] = MappingProxyType(
-    {
-        ExitCode.DONE: "success",
-        ExitCode.FAILED: "failed or invalid",
-        ExitCode.USAGE: "invalid usage",
-        ExitCode.NOT_FOUND: "not found",
-        ExitCode.FORBIDDEN: "forbidden",
-        ExitCode.UNREACHABLE: "no cluster",
-    }
-)
-CODES: Mapping[type[FineTuneError], ExitCode] = MappingProxyType(
-    {
-        WrongUse: ExitCode.USAGE,
-        NotFound: ExitCode.NOT_FOUND,
-        Forbidden: ExitCode.FORBIDDEN,
-        Unreachable: ExitCode.UNREACHABLE,
-    }
-)
+MEANINGS: Mapping[ExitCode, str] = {
+    ExitCode.DONE: "success",
+    ExitCode.FAILED: "failed or invalid",
+    ExitCode.USAGE: "invalid usage",
+    ExitCode.NOT_FOUND: "not found",
+    ExitCode.FORBIDDEN: "forbidden",
+    ExitCode.UNREACHABLE: "no cluster",
+}
+CODES: Mapping[type[FineTuneError], ExitCode] = {
+    WrongUse: ExitCode.USAGE,
+    NotFound: ExitCode.NOT_FOUND,
+    Forbidden: ExitCode.FORBIDDEN,
+    Unreachable: ExitCode.UNREACHABLE,
+}
 
 
 def exit_code_of(error: FineTuneError) -> ExitCode:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 AXOLOTL, LLAMA_FACTORY, OPENAI, PEFT = "axolotl", "LLaMA-Factory", "OpenAI", "PEFT"
 TRANSFORMERS, TRL = "transformers", "TRL"
@@ -183,7 +182,7 @@ def _table() -> dict[str, ForeignName]:
     }
 
 
-FOREIGN_NAMES: Mapping[str, ForeignName] = MappingProxyType(_table())
+FOREIGN_NAMES: Mapping[str, ForeignName] = _table()
 """By the name in the other projects. Names that are a field's own in snake case, such as `learning_rate`, are not here:
 they are found by their spelling."""
 

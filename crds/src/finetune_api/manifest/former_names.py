@@ -2,27 +2,22 @@
 
 import copy
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from finetune_api.manifest.yaml_document import FieldPath
 
-FORMER_FIELDS: Mapping[str, str] = MappingProxyType(
-    {
-        "resources.nodes": "numNodes",
-        "scheduling.workloadPriorityClass": "workloadPriorityClassName",
-        "tracking.mlflow.uri": "endpoint",
-        "tracking.wandb.baseUrl": "endpoint",
-        "tracking.wandb.secretRef": "credentialsSecretRef",
-    }
-)
+FORMER_FIELDS: Mapping[str, str] = {
+    "resources.nodes": "numNodes",
+    "scheduling.workloadPriorityClass": "workloadPriorityClassName",
+    "tracking.mlflow.uri": "endpoint",
+    "tracking.wandb.baseUrl": "endpoint",
+    "tracking.wandb.secretRef": "credentialsSecretRef",
+}
 """By the path below `spec`: the name in the same block."""
-FORMER_WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {
-        "hyperparameters.packing": {"On": "Always", "Off": "Never"},
-        "hyperparameters.fusedKernels": {"Off": "Never"},
-    }
-)
+FORMER_WORDS: Mapping[str, Mapping[str, str]] = {
+    "hyperparameters.packing": {"On": "Always", "Off": "Never"},
+    "hyperparameters.fusedKernels": {"Off": "Never"},
+}
 """By the path below `spec`: the words of an enumeration."""
 
 

@@ -4,40 +4,37 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from finetune_api.manifest.yaml_document import FieldPath
 from finetune_client.manifest.suggestions import nearest
 
 _NAME = "use lowercase letters, digits, - and ., with a letter or digit at both ends"
-FORMATS: Mapping[str, str] = MappingProxyType(
-    {
-        r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$": (
-            "use letters, digits, -, _ and ., with a letter or digit at both ends"
-        ),
-        r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$": (
-            "use a name such as example.com/gpu: letters, digits, -, _ and ., with a letter or digit at both ends"
-        ),
-        r"^[ -~]*$": "use printable ASCII characters",
-        r"^[0-9]+([.][0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$": "write a number with a unit, for example 24Gi",
-        r"^[0-9a-f]{64}$": "write the 64 lowercase hexadecimal digits that sha256sum prints",
-        r"^[A-Z][A-Z0-9_]*$": "use uppercase letters, digits and _, for example NCCL_DEBUG",
-        r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$": "write an image such as registry.example.com/trainer:1.0",
-        r"^[A-Za-z0-9][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*$": "write a branch, a tag or a commit, for example main",
-        r"^[A-Za-z0-9_.-]+$": "use letters, digits, _, . and -",
-        r"^[-._a-zA-Z0-9]+$": "use letters, digits, -, _ and ., for example chat_template.jinja",
-        r"^[A-Za-z0-9_][A-Za-z0-9._+-]*$": "write the name of a subset, for example main",
-        r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$": "write a tag, for example v1",
-        r"^[A-Za-z0-9_]+([.][A-Za-z0-9_]+)*$": "write the name of a module, for example q_proj",
-        r"^[^\x00-\x1f\x7f]+$": "remove the control characters",
-        r"^[a-z0-9-]+$": "use lowercase letters, digits and -, for example eu-west-1",
-        r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$": _NAME,
-        r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$": "use lowercase letters, digits and -, with a letter or digit at both ends",
-        r"^[a-z_]{1,64}$": "use lowercase letters and _, at most 64, for example prompt",
-        r"^[a-z][a-z0-9_]{0,63}$": "use lowercase letters, digits and _, at most 64, for example enable_thinking",
-    }
-)
+FORMATS: Mapping[str, str] = {
+    r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$": (
+        "use letters, digits, -, _ and ., with a letter or digit at both ends"
+    ),
+    r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$": (
+        "use a name such as example.com/gpu: letters, digits, -, _ and ., with a letter or digit at both ends"
+    ),
+    r"^[ -~]*$": "use printable ASCII characters",
+    r"^[0-9]+([.][0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$": "write a number with a unit, for example 24Gi",
+    r"^[0-9a-f]{64}$": "write the 64 lowercase hexadecimal digits that sha256sum prints",
+    r"^[A-Z][A-Z0-9_]*$": "use uppercase letters, digits and _, for example NCCL_DEBUG",
+    r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$": "write an image such as registry.example.com/trainer:1.0",
+    r"^[A-Za-z0-9][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*$": "write a branch, a tag or a commit, for example main",
+    r"^[A-Za-z0-9_.-]+$": "use letters, digits, _, . and -",
+    r"^[-._a-zA-Z0-9]+$": "use letters, digits, -, _ and ., for example chat_template.jinja",
+    r"^[A-Za-z0-9_][A-Za-z0-9._+-]*$": "write the name of a subset, for example main",
+    r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$": "write a tag, for example v1",
+    r"^[A-Za-z0-9_]+([.][A-Za-z0-9_]+)*$": "write the name of a module, for example q_proj",
+    r"^[^\x00-\x1f\x7f]+$": "remove the control characters",
+    r"^[a-z0-9-]+$": "use lowercase letters, digits and -, for example eu-west-1",
+    r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$": _NAME,
+    r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$": "use lowercase letters, digits and -, with a letter or digit at both ends",
+    r"^[a-z_]{1,64}$": "use lowercase letters and _, at most 64, for example prompt",
+    r"^[a-z][a-z0-9_]{0,63}$": "use lowercase letters, digits and _, at most 64, for example enable_thinking",
+}
 """By the pattern of the field."""
 
 FILL_IN = "fill-in:"
@@ -52,30 +49,28 @@ _TIME = re.compile(
     r"\s*([0-9]+(?:[.][0-9]+)?)\s*(s|m|h|d)(?:econds?|ecs?|inutes?|ins?|ours?|rs?|ays?)?(?![a-z])", re.IGNORECASE
 )
 _UNITS = re.compile(r"([kmgtp])i?(?:b|bytes?)?")
-EXAMPLES: Mapping[str, Any] = MappingProxyType(
-    {
-        "objective": "Chat",
-        "learningRate": 1e-5,
-        "model.uri": "hf://owner/name",
-        "dataset.train": {"uri": "s3://bucket/rows.jsonl"},
-        "train.uri": "s3://bucket/rows.jsonl",
-        "validation.uri": "s3://bucket/held-out.jsonl",
-        "output.uri": "s3://bucket/path",
-        "mlflow.endpoint": "http://mlflow.mlflow:5000",
-        "initialAdapter.uri": "s3://bucket/path/adapter",
-        "uri": "s3://bucket/path",
-        "claimName": "models",
-        "experiment": "support-bot",
-        "project": "support-bot",
-        "prompt": "What is your return policy?",
-        "env.name": "NCCL_DEBUG",
-        "env.value": "INFO",
-        "targetModules": "q_proj",
-        "name": "my-secret",
-        "parentRef.name": "my-job",
-        "jobRef.name": "my-job",
-    }
-)
+EXAMPLES: Mapping[str, Any] = {
+    "objective": "Chat",
+    "learningRate": 1e-5,
+    "model.uri": "hf://owner/name",
+    "dataset.train": {"uri": "s3://bucket/rows.jsonl"},
+    "train.uri": "s3://bucket/rows.jsonl",
+    "validation.uri": "s3://bucket/held-out.jsonl",
+    "output.uri": "s3://bucket/path",
+    "mlflow.endpoint": "http://mlflow.mlflow:5000",
+    "initialAdapter.uri": "s3://bucket/path/adapter",
+    "uri": "s3://bucket/path",
+    "claimName": "models",
+    "experiment": "support-bot",
+    "project": "support-bot",
+    "prompt": "What is your return policy?",
+    "env.name": "NCCL_DEBUG",
+    "env.value": "INFO",
+    "targetModules": "q_proj",
+    "name": "my-secret",
+    "parentRef.name": "my-job",
+    "jobRef.name": "my-job",
+}
 """Values of fields without a default, by the end of their path."""
 
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from finetune_api.objectives import Objective
@@ -263,122 +262,120 @@ def _tokens(value: Any) -> None:
         raise NotConverted("the tokenizer is used unchanged", "save a tokenizer with these tokens next to the model")
 
 
-TABLE: Table = MappingProxyType(
-    shared.TRAINING_ARGUMENTS
-    | shared.WEIGHTS
-    | {
-        "optimizer": to(f"{HYPER}.optim", values.optimiser),
-        "sequence_len": to(f"{HYPER}.maxLength", values.whole),
-        "revision_of_model": to("model.revision", values.text),
-        "model_revision": to("model.revision", values.text),
-        "peft_use_rslora": shared.of_adapter("useRslora", values.only_true),
-        "use_tensorboard": to("tracking.tensorboard", values.only_true),
-        "liger_*": to(f"{HYPER}.fusedKernels", lambda value: "Auto" if values.flag(value) else None),
-        "special_tokens": to("", _tokens),
-        "tokens": shared.NEW_TOKENS,
-        # what changes the training
-        "chat_template_jinja": lost(shared.OWN_TEMPLATE, templates.IN_A_CONFIGMAP),
-        "chat_template_kwargs": to("model.chatTemplateKwargs", templates.kwargs),
-        "default_system_message": to("dataset.systemMessage", values.text),
-        "eot_tokens": harmless("the tokens that the chat template puts after an answer are trained"),
-        "min_sample_len": lost("short rows are used, too"),
-        "max_prompt_len": lost("the beginning of a long prompt is removed only to make room for the answer"),
-        "peft_use_dora": shared.of_adapter("useDora", values.only_true),
-        "peft": lost("adapters begin with PEFT's usual initialisation"),
-        "peft_init_lora_weights": shared.of_adapter(
-            "initLoraWeights",
-            values.choice(FIRST_VALUES, "adapters begin with PEFT's usual initialisation"),
-        ),
-        **each(shared.EVERY_LAYER, "peft_layers_to_transform peft_layers_pattern"),
-        "peft_layer_replication": refused("layers cannot be replicated", REMOVE),
-        "peft_trainable_token_indices": lost(
-            "embeddings of single tokens are not trained", "set tuning.lora.modulesToSave for those of all tokens"
-        ),
-        "cosine_constant_lr_ratio": lost("the cosine has no constant part"),
-        "eta_min": lost("the cosine ends at 0"),
-        "lr_quadratic_warmup": lost("the warm-up is linear"),
-        "lr_div_factor": lost("the warm-up begins at 0"),
-        **each(lost("every weight has the same learning rate"), "embedding_lr* lr_groups"),
-        "adam_eps": to(f"{HYPER}.adamEpsilon", values.positive),
-        "noisy_embedding_alpha": to(f"{HYPER}.neftuneNoiseAlpha", values.positive),
-        **each(
-            lost("the model's config.json is used unchanged"),
-            "overrides_of_model_config model_config overrides_of_model_kwargs",
-        ),
-        **each(
-            harmless(shared.MEMORY),
-            "resize_token_embeddings_to_32x torchdistx_path activation_offloading lora_*_kernel lora_on_cpu "
-            "peft_autocast_adapter_dtype qlora_sharded_model_loading low_cpu_mem_usage "
-            "experimental_skip_move_to_device device_map tiled_mlp* use_kernels use_*_kernels use_scattermoe "
-            "use_sonicmoe experts_implementation llama4_linearized_experts gemma4_hybrid_attn_impl dsv4_* "
-            "fused_attn_kernel cut_cross_entropy* flash_attn_* flash_optimum flex_attn* xformers_attention",
-        ),
-        "model_quantization_config": lost("the base is loaded in 16 bits, or in 4 bits (NF4) with QLoRA"),
-        "model_quantization_config_kwargs": harmless("it belongs to model_quantization_config"),
-        "quantize_moe_experts": lost("experts stay in 16 bits if bitsandbytes does not quantise them"),
-        **each(lost("rows are shuffled"), "curriculum_sampling sample_packing_sequentially"),
-        "sample_weighting*": lost("every row has the same weight"),
-        "dpo_norm_loss": lost("the loss is that of TRL", unless=(False,)),
-        "rpo_alpha": sft_weight,
-        # what no job can express
-        "gptq": refused("a quantised model cannot be the base", "give the original weights"),
-        **each(refused(shared.PARTS, REMOVE), "unfrozen_parameters lisa_* llmcompressor"),
-        **each(refused("there is no ReLoRA", REMOVE), "relora* jagged_restart*"),
-        "qat": refused("there is no quantisation-aware training", REMOVE),
-        "fp8*": refused("there is no training in FP8", REMOVE),
-        **each(refused(shared.OTHER_LOSS, REMOVE), "diffusion ebft use_eaft"),
-        "use_onebitllms": refused(shared.NO_GRADIENT, REMOVE),
-        "process_reward_model": refused("steps of an answer cannot be rewarded one by one", REMOVE),
-        "reinit_weights": refused("no model is trained from random weights", REMOVE),
-        "processor_type": refused(shared.TEXT_ONLY, "remove it if the rows have text alone"),
-        "freeze_mm_modules": harmless("a job trains on text alone"),
-        # what has no effect on the training
-        "eval_batch_size": harmless("the batch size of the training is used"),
-        "eval_sample_packing": harmless("held-out rows are not packed"),
-        "eval_sequence_len": harmless("held-out rows have the length of the training"),
-        "eval_*": harmless("the report has its own metrics and answers"),
-        **each(harmless("evaluation is by steps"), "evaluation_strategy eval_strategy"),
-        "do_causal_lm_eval": harmless("the report has its own metrics"),
-        "do_bench_eval": harmless("evaluation.ability measures general ability"),
-        "num_labels": harmless("a reward model has one", unless=(1,)),
-        "tokenizer_*": harmless("the tokenizer is that of the model"),
-        **each(harmless(shared.ARCHITECTURE), "cls_model_config base_model_* is_*_derived_model"),
-        "hf_use_auth_token": harmless("a token is read from a Secret", "set model.credentialsSecretRef"),
-        **each(
-            harmless(shared.NO_CACHE),
-            "dataset_prepared_path dataset_processes dataset_num_proc dataset_keep_in_memory dataset_shard_* "
-            "skip_prepare_dataset push_dataset_to_hub streaming*",
-        ),
-        "dataset_exact_deduplication": harmless("repeated rows are always removed"),
-        "shuffle_merged_datasets": harmless("rows are always shuffled"),
-        "max_packed_sequence_len": lost("it is no key of axolotl any more", "use sample_packing"),
-        "pretrain_multipack_attn": harmless("packed rows never attend to each other"),
-        "pad_to_*": harmless("padding is not trained on"),
-        "sample_packing_*": harmless("preflight chooses which rows share a sequence"),
-        "total_num_tokens": harmless("preflight counts the tokens"),
-        "sdp_attention": to(f"{HYPER}.attention", lambda value: "SDPA" if values.flag(value) else None),
-        "nvfp4_*": harmless("it belongs to weights in this number format"),
-        "float16": to(f"{HYPER}.precision", lambda value: "FP16" if values.flag(value) else None),
-        "bfloat16": to(f"{HYPER}.precision", lambda value: "BF16" if values.flag(value) else None),
-        "torch_dtype": harmless("weights are loaded in the format of the computation"),
-        **each(harmless(shared.GPUS), "ddp expert_parallel_*"),
-        "dp_*": harmless(shared.GPUS, shared.GIVE_GPUS),
-        "use_ray": harmless("the operator starts the processes"),
-        "plugins": harmless("plugins are Python; what they change is named by their own keys"),
-        "gptq_*": harmless("it belongs to gptq"),
-        "loss_watchdog_*": harmless("evaluation.gate and stallTimeoutSeconds end a training that fails"),
-        "auto_resume_from_checkpoints": harmless("a run resumes by itself"),
-        "save_first_step": harmless("checkpoints are by steps"),
-        "strict": harmless("the manifest is always checked"),
-        "debug": harmless("the log is always complete"),
-        "wandb_*": harmless("runs of W&B have the name of the job"),
-        "use_wandb": harmless("a project is enough", unless=(False,)),
-        "mlflow_*": harmless("runs of MLflow have the name of the job"),
-        "vllm": harmless("answers are sampled in the process that trains"),
-        **each(harmless(shared.OTHER_TRACKER), "comet_* swanlab_* use_swanlab trackio_* use_trackio"),
-        **each(harmless("the trainer serves metrics for Prometheus"), "otel_* use_otel_metrics"),
-    }
-)
+TABLE: Table = {
+    **shared.TRAINING_ARGUMENTS,
+    **shared.WEIGHTS,
+    "optimizer": to(f"{HYPER}.optim", values.optimiser),
+    "sequence_len": to(f"{HYPER}.maxLength", values.whole),
+    "revision_of_model": to("model.revision", values.text),
+    "model_revision": to("model.revision", values.text),
+    "peft_use_rslora": shared.of_adapter("useRslora", values.only_true),
+    "use_tensorboard": to("tracking.tensorboard", values.only_true),
+    "liger_*": to(f"{HYPER}.fusedKernels", lambda value: "Auto" if values.flag(value) else None),
+    "special_tokens": to("", _tokens),
+    "tokens": shared.NEW_TOKENS,
+    # what changes the training
+    "chat_template_jinja": lost(shared.OWN_TEMPLATE, templates.IN_A_CONFIGMAP),
+    "chat_template_kwargs": to("model.chatTemplateKwargs", templates.kwargs),
+    "default_system_message": to("dataset.systemMessage", values.text),
+    "eot_tokens": harmless("the tokens that the chat template puts after an answer are trained"),
+    "min_sample_len": lost("short rows are used, too"),
+    "max_prompt_len": lost("the beginning of a long prompt is removed only to make room for the answer"),
+    "peft_use_dora": shared.of_adapter("useDora", values.only_true),
+    "peft": lost("adapters begin with PEFT's usual initialisation"),
+    "peft_init_lora_weights": shared.of_adapter(
+        "initLoraWeights",
+        values.choice(FIRST_VALUES, "adapters begin with PEFT's usual initialisation"),
+    ),
+    **each(shared.EVERY_LAYER, "peft_layers_to_transform peft_layers_pattern"),
+    "peft_layer_replication": refused("layers cannot be replicated", REMOVE),
+    "peft_trainable_token_indices": lost(
+        "embeddings of single tokens are not trained", "set tuning.lora.modulesToSave for those of all tokens"
+    ),
+    "cosine_constant_lr_ratio": lost("the cosine has no constant part"),
+    "eta_min": lost("the cosine ends at 0"),
+    "lr_quadratic_warmup": lost("the warm-up is linear"),
+    "lr_div_factor": lost("the warm-up begins at 0"),
+    **each(lost("every weight has the same learning rate"), "embedding_lr* lr_groups"),
+    "adam_eps": to(f"{HYPER}.adamEpsilon", values.positive),
+    "noisy_embedding_alpha": to(f"{HYPER}.neftuneNoiseAlpha", values.positive),
+    **each(
+        lost("the model's config.json is used unchanged"),
+        "overrides_of_model_config model_config overrides_of_model_kwargs",
+    ),
+    **each(
+        harmless(shared.MEMORY),
+        "resize_token_embeddings_to_32x torchdistx_path activation_offloading lora_*_kernel lora_on_cpu "
+        "peft_autocast_adapter_dtype qlora_sharded_model_loading low_cpu_mem_usage "
+        "experimental_skip_move_to_device device_map tiled_mlp* use_kernels use_*_kernels use_scattermoe "
+        "use_sonicmoe experts_implementation llama4_linearized_experts gemma4_hybrid_attn_impl dsv4_* "
+        "fused_attn_kernel cut_cross_entropy* flash_attn_* flash_optimum flex_attn* xformers_attention",
+    ),
+    "model_quantization_config": lost("the base is loaded in 16 bits, or in 4 bits (NF4) with QLoRA"),
+    "model_quantization_config_kwargs": harmless("it belongs to model_quantization_config"),
+    "quantize_moe_experts": lost("experts stay in 16 bits if bitsandbytes does not quantise them"),
+    **each(lost("rows are shuffled"), "curriculum_sampling sample_packing_sequentially"),
+    "sample_weighting*": lost("every row has the same weight"),
+    "dpo_norm_loss": lost("the loss is that of TRL", unless=(False,)),
+    "rpo_alpha": sft_weight,
+    # what no job can express
+    "gptq": refused("a quantised model cannot be the base", "give the original weights"),
+    **each(refused(shared.PARTS, REMOVE), "unfrozen_parameters lisa_* llmcompressor"),
+    **each(refused("there is no ReLoRA", REMOVE), "relora* jagged_restart*"),
+    "qat": refused("there is no quantisation-aware training", REMOVE),
+    "fp8*": refused("there is no training in FP8", REMOVE),
+    **each(refused(shared.OTHER_LOSS, REMOVE), "diffusion ebft use_eaft"),
+    "use_onebitllms": refused(shared.NO_GRADIENT, REMOVE),
+    "process_reward_model": refused("steps of an answer cannot be rewarded one by one", REMOVE),
+    "reinit_weights": refused("no model is trained from random weights", REMOVE),
+    "processor_type": refused(shared.TEXT_ONLY, "remove it if the rows have text alone"),
+    "freeze_mm_modules": harmless("a job trains on text alone"),
+    # what has no effect on the training
+    "eval_batch_size": harmless("the batch size of the training is used"),
+    "eval_sample_packing": harmless("held-out rows are not packed"),
+    "eval_sequence_len": harmless("held-out rows have the length of the training"),
+    "eval_*": harmless("the report has its own metrics and answers"),
+    **each(harmless("evaluation is by steps"), "evaluation_strategy eval_strategy"),
+    "do_causal_lm_eval": harmless("the report has its own metrics"),
+    "do_bench_eval": harmless("evaluation.ability measures general ability"),
+    "num_labels": harmless("a reward model has one", unless=(1,)),
+    "tokenizer_*": harmless("the tokenizer is that of the model"),
+    **each(harmless(shared.ARCHITECTURE), "cls_model_config base_model_* is_*_derived_model"),
+    "hf_use_auth_token": harmless("a token is read from a Secret", "set model.credentialsSecretRef"),
+    **each(
+        harmless(shared.NO_CACHE),
+        "dataset_prepared_path dataset_processes dataset_num_proc dataset_keep_in_memory dataset_shard_* "
+        "skip_prepare_dataset push_dataset_to_hub streaming*",
+    ),
+    "dataset_exact_deduplication": harmless("repeated rows are always removed"),
+    "shuffle_merged_datasets": harmless("rows are always shuffled"),
+    "max_packed_sequence_len": lost("it is no key of axolotl any more", "use sample_packing"),
+    "pretrain_multipack_attn": harmless("packed rows never attend to each other"),
+    "pad_to_*": harmless("padding is not trained on"),
+    "sample_packing_*": harmless("preflight chooses which rows share a sequence"),
+    "total_num_tokens": harmless("preflight counts the tokens"),
+    "sdp_attention": to(f"{HYPER}.attention", lambda value: "SDPA" if values.flag(value) else None),
+    "nvfp4_*": harmless("it belongs to weights in this number format"),
+    "float16": to(f"{HYPER}.precision", lambda value: "FP16" if values.flag(value) else None),
+    "bfloat16": to(f"{HYPER}.precision", lambda value: "BF16" if values.flag(value) else None),
+    "torch_dtype": harmless("weights are loaded in the format of the computation"),
+    **each(harmless(shared.GPUS), "ddp expert_parallel_*"),
+    "dp_*": harmless(shared.GPUS, shared.GIVE_GPUS),
+    "use_ray": harmless("the operator starts the processes"),
+    "plugins": harmless("plugins are Python; what they change is named by their own keys"),
+    "gptq_*": harmless("it belongs to gptq"),
+    "loss_watchdog_*": harmless("evaluation.gate and stallTimeoutSeconds end a training that fails"),
+    "auto_resume_from_checkpoints": harmless("a run resumes by itself"),
+    "save_first_step": harmless("checkpoints are by steps"),
+    "strict": harmless("the manifest is always checked"),
+    "debug": harmless("the log is always complete"),
+    "wandb_*": harmless("runs of W&B have the name of the job"),
+    "use_wandb": harmless("a project is enough", unless=(False,)),
+    "mlflow_*": harmless("runs of MLflow have the name of the job"),
+    "vllm": harmless("answers are sampled in the process that trains"),
+    **each(harmless(shared.OTHER_TRACKER), "comet_* swanlab_* use_swanlab trackio_* use_trackio"),
+    **each(harmless("the trainer serves metrics for Prometheus"), "otel_* use_otel_metrics"),
+}
 FORMAT = Format(
     name="axolotl",
     title="axolotl",

@@ -1,6 +1,5 @@
 """LLaMA-Factory: `llamafactory-cli train FILE`."""
 
-from types import MappingProxyType
 from typing import Any
 
 from finetune_api.manifest.yaml_document import FieldPath
@@ -118,76 +117,74 @@ def _precision(draft: Draft) -> None:
         shared.put_precision(draft, is_32_bits_if_off=False)
 
 
-TABLE: Table = MappingProxyType(
-    shared.TRAINING_ARGUMENTS
-    | shared.WEIGHTS
-    | {
-        "cutoff_len": to(f"{HYPER}.maxLength", values.whole),
-        "model_revision": to("model.revision", values.text),
-        "disable_gradient_checkpointing": to(f"{HYPER}.gradientCheckpointing", values.inverse),
-        "enable_liger_kernel": to(f"{HYPER}.fusedKernels", lambda value: "Auto" if values.flag(value) else None),
-        # what changes the training
-        "default_system": to("dataset.systemMessage", values.text),
-        "tool_format": lost("the model's chat template renders the tools"),
-        "enable_thinking": lost("an answer without reasoning gets none", unless=(True,)),
-        "pref_ftx": preferences.sft_weight,
-        **each(lost("the loss has no further term"), "pref_bco_weight ld_alpha moe_aux_loss_coef"),
-        "dpo_label_smoothing": lambda draft, *_: preferences.put_smoothing(draft, "dpo_label_smoothing"),
-        **each(lost("the reference is the model before training"), "ref_model ref_model_*"),
-        "pissa_init": _first_values,
-        "pissa_*": harmless("it belongs to pissa_init"),
-        "create_new_adapter": lost("an adapter is continued, and not merged before"),
-        **each(
-            harmless(shared.MEMORY),
-            "use_unsloth overlap_* *_fusion moe_grouped_gemm moe_token_dispatcher_type recompute_granularity "
-            "low_cpu_mem_usage upcast_* use_reentrant_gc use_unsloth_gc use_v1_kernels quantization_device_map "
-            "device_map",
-        ),
-        **each(lost(OTHER_OPTIMISER), "use_galore use_apollo use_badam use_adam_mini use_muon"),
-        "galore_*": harmless("it belongs to use_galore"),
-        "apollo_*": harmless("it belongs to use_apollo"),
-        "badam_*": harmless("it belongs to use_badam"),
-        "shift_attn": lost("the attention is that of the model"),
-        **each(lost("no token is new, so no embedding is added"), "resize_vocab init_special_tokens"),
-        "split_special_tokens": lost("rows with special tokens in a text are rejected"),
-        "quantization_type": lost("the base is in NF4", unless=("nf4",)),
-        "quantization_method": lost("the base is quantised by bitsandbytes", unless=("bnb", "bitsandbytes")),
-        # what no job can express
-        **each(refused(shared.PARTS, REMOVE), "use_llama_pro mixture_of_depths freeze_language_model"),
-        **each(refused(shared.OTHER_LOSS, REMOVE), "use_dft_loss use_asft_loss use_eaft_loss"),
-        "asft_alpha": harmless("it belongs to use_asft_loss"),
-        "eaft_alpha": harmless("it belongs to use_eaft_loss"),
-        "fp8*": refused("there is no training in FP8", REMOVE),
-        "train_from_scratch": refused("no model is trained from random weights", REMOVE),
-        "oft_*": refused("adapters are LoRA and QLoRA", REMOVE),
-        "ppo_*": refused("there is no PPO", "objective RLHF trains with GRPO or RLOO"),
-        "reward_model*": harmless("it belongs to PPO"),
-        **each(harmless("the report shows answers"), "predict_with_generate do_predict"),
-        **each(
-            harmless("a job trains on text alone"),
-            "image_* video_* audio_* freeze_vision_tower freeze_multi_modal_projector media_dir",
-        ),
-        "use_kt": refused("layers are not offloaded to KTransformers", REMOVE),
-        "kt_*": harmless("it belongs to use_kt"),
-        **each(harmless(shared.GPUS), "use_mca use_megatron_bridge megatron_bridge_args use_distributed_optimizer"),
-        # what has no effect on the training
-        **each(
-            harmless(shared.NO_CACHE),
-            "preprocessing_* overwrite_cache tokenized_path streaming buffer_size data_shared_file_system",
-        ),
-        "ignore_pad_token_for_loss": harmless("padding is not trained on"),
-        "eval_on_each_dataset": harmless("held-out rows are evaluated together"),
-        **each(harmless("evaluation is by steps", unless=(*OFF, "steps")), "eval_strategy evaluation_strategy"),
-        "plot_loss": harmless("the report has the curves", unless=(*OFF, True)),
-        "cache_dir": harmless("modelCache keeps downloaded models"),
-        "use_fast_tokenizer": harmless("the tokenizer is that of the model", unless=(True,)),
-        "compute_*": harmless("the report has its own metrics"),
-        **each(harmless("it belongs to inference"), "infer_* vllm_* sglang_*"),
-        "export_*": harmless("output.merge publishes a merged model"),
-        **each(harmless(shared.OTHER_TRACKER), "swanlab_* use_swanlab"),
-        "print_param_status": harmless("the report has the number of trained weights"),
-    }
-)
+TABLE: Table = {
+    **shared.TRAINING_ARGUMENTS,
+    **shared.WEIGHTS,
+    "cutoff_len": to(f"{HYPER}.maxLength", values.whole),
+    "model_revision": to("model.revision", values.text),
+    "disable_gradient_checkpointing": to(f"{HYPER}.gradientCheckpointing", values.inverse),
+    "enable_liger_kernel": to(f"{HYPER}.fusedKernels", lambda value: "Auto" if values.flag(value) else None),
+    # what changes the training
+    "default_system": to("dataset.systemMessage", values.text),
+    "tool_format": lost("the model's chat template renders the tools"),
+    "enable_thinking": lost("an answer without reasoning gets none", unless=(True,)),
+    "pref_ftx": preferences.sft_weight,
+    **each(lost("the loss has no further term"), "pref_bco_weight ld_alpha moe_aux_loss_coef"),
+    "dpo_label_smoothing": lambda draft, *_: preferences.put_smoothing(draft, "dpo_label_smoothing"),
+    **each(lost("the reference is the model before training"), "ref_model ref_model_*"),
+    "pissa_init": _first_values,
+    "pissa_*": harmless("it belongs to pissa_init"),
+    "create_new_adapter": lost("an adapter is continued, and not merged before"),
+    **each(
+        harmless(shared.MEMORY),
+        "use_unsloth overlap_* *_fusion moe_grouped_gemm moe_token_dispatcher_type recompute_granularity "
+        "low_cpu_mem_usage upcast_* use_reentrant_gc use_unsloth_gc use_v1_kernels quantization_device_map "
+        "device_map",
+    ),
+    **each(lost(OTHER_OPTIMISER), "use_galore use_apollo use_badam use_adam_mini use_muon"),
+    "galore_*": harmless("it belongs to use_galore"),
+    "apollo_*": harmless("it belongs to use_apollo"),
+    "badam_*": harmless("it belongs to use_badam"),
+    "shift_attn": lost("the attention is that of the model"),
+    **each(lost("no token is new, so no embedding is added"), "resize_vocab init_special_tokens"),
+    "split_special_tokens": lost("rows with special tokens in a text are rejected"),
+    "quantization_type": lost("the base is in NF4", unless=("nf4",)),
+    "quantization_method": lost("the base is quantised by bitsandbytes", unless=("bnb", "bitsandbytes")),
+    # what no job can express
+    **each(refused(shared.PARTS, REMOVE), "use_llama_pro mixture_of_depths freeze_language_model"),
+    **each(refused(shared.OTHER_LOSS, REMOVE), "use_dft_loss use_asft_loss use_eaft_loss"),
+    "asft_alpha": harmless("it belongs to use_asft_loss"),
+    "eaft_alpha": harmless("it belongs to use_eaft_loss"),
+    "fp8*": refused("there is no training in FP8", REMOVE),
+    "train_from_scratch": refused("no model is trained from random weights", REMOVE),
+    "oft_*": refused("adapters are LoRA and QLoRA", REMOVE),
+    "ppo_*": refused("there is no PPO", "objective RLHF trains with GRPO or RLOO"),
+    "reward_model*": harmless("it belongs to PPO"),
+    **each(harmless("the report shows answers"), "predict_with_generate do_predict"),
+    **each(
+        harmless("a job trains on text alone"),
+        "image_* video_* audio_* freeze_vision_tower freeze_multi_modal_projector media_dir",
+    ),
+    "use_kt": refused("layers are not offloaded to KTransformers", REMOVE),
+    "kt_*": harmless("it belongs to use_kt"),
+    **each(harmless(shared.GPUS), "use_mca use_megatron_bridge megatron_bridge_args use_distributed_optimizer"),
+    # what has no effect on the training
+    **each(
+        harmless(shared.NO_CACHE),
+        "preprocessing_* overwrite_cache tokenized_path streaming buffer_size data_shared_file_system",
+    ),
+    "ignore_pad_token_for_loss": harmless("padding is not trained on"),
+    "eval_on_each_dataset": harmless("held-out rows are evaluated together"),
+    **each(harmless("evaluation is by steps", unless=(*OFF, "steps")), "eval_strategy evaluation_strategy"),
+    "plot_loss": harmless("the report has the curves", unless=(*OFF, True)),
+    "cache_dir": harmless("modelCache keeps downloaded models"),
+    "use_fast_tokenizer": harmless("the tokenizer is that of the model", unless=(True,)),
+    "compute_*": harmless("the report has its own metrics"),
+    **each(harmless("it belongs to inference"), "infer_* vllm_* sglang_*"),
+    "export_*": harmless("output.merge publishes a merged model"),
+    **each(harmless(shared.OTHER_TRACKER), "swanlab_* use_swanlab"),
+    "print_param_status": harmless("the report has the number of trained weights"),
+}
 FORMAT = Format(
     name="llama-factory",
     title="LLaMA-Factory",

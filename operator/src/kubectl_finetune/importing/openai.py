@@ -1,6 +1,5 @@
 """OpenAI: the body of `POST /v1/fine_tuning/jobs`."""
 
-from types import MappingProxyType
 from typing import Any
 
 from finetune_api.objectives import Objective, Rlhf
@@ -135,12 +134,10 @@ def _trackers(draft: Draft) -> None:
             draft.lose(("integrations", index), shared.OTHER_TRACKER, changes_training=False)
 
 
-TABLE: Table = MappingProxyType(
-    {
-        "seed": to(f"{HYPER}.seed", values.whole),
-        "metadata": harmless("add what you need to lineage.annotations"),
-    }
-)
+TABLE: Table = {
+    "seed": to(f"{HYPER}.seed", values.whole),
+    "metadata": harmless("add what you need to lineage.annotations"),
+}
 FORMAT = Format(
     name="openai",
     title="OpenAI",

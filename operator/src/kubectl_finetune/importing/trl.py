@@ -1,7 +1,6 @@
 """TRL: `trl sft --config FILE`, and the same for dpo, kto, reward, grpo, rloo and distillation."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from finetune_api.manifest.yaml_document import FieldPath
@@ -295,52 +294,50 @@ def _limit_of_answers(draft: Draft, path: FieldPath, value: Any) -> None:
         draft.lose(path, OF_SAMPLING, changes_training=False)
 
 
-TABLE: Table = MappingProxyType(
-    {key: harmless(OF_SAMPLING) for key in (*rewards.TABLE, *rewards.KEYS) if key != "beta"}
-    | {key: harmless("it belongs to distillation") for key in ("teacher_model_*", "max_tool_calling_iterations")}
-    | shared.TRAINING_ARGUMENTS
-    | shared.WEIGHTS
-    | {
-        "model_revision": to("model.revision", values.text),
-        # what changes the training
-        "chat_template_path": lost(shared.OWN_TEMPLATE, templates.IN_A_CONFIGMAP),
-        "eos_token": lost("the tokenizer is used unchanged", "save a tokenizer with it next to the model"),
-        **each(harmless("padding is not trained on"), "pad_token padding_free pad_to_multiple_of"),
-        "truncation_mode": lost("the end of a row is cut", unless=("keep_start",)),
-        "max_prompt_length": lost("the beginning of a long prompt is removed only to make room for the answer"),
-        "loss_type": lost("the loss is the cross-entropy", unless=("nll", "chunked_nll", "kto")),
-        "max_completion_length": _limit_of_answers,
-        **each(harmless(preferences.DPO_ALONE), "label_smoothing loss_weights"),
-        "ld_alpha": lost("the loss has no further term"),
-        "rpo_alpha": preferences.sft_weight,
-        "f_*": lost("the divergence is the reverse KL", unless=("reverse_kl", 0.5)),
-        "use_weighting": lost("every row has the same weight"),
-        "discopop_tau": harmless("it belongs to a loss"),
-        "sync_ref_model": lost("the reference is the model before training"),
-        "ref_model_*": harmless("it belongs to sync_ref_model"),
-        "router_aux_loss_coef": lost("the loss has no further term", unless=(0, 0.001)),
-        "disable_dropout": _disable_dropout,
-        "lora_target_parameters": lost("adapters are on linear layers", "tuning.lora.targetExperts covers experts"),
-        "bnb_4bit_quant_type": lost("the base is in NF4", unless=("nf4",)),
-        "model_init_kwargs": lost("the model is loaded as its config.json states"),
-        "dataset_kwargs": lost("preflight prepares the rows in its own way"),
-        "eval_packing": harmless("held-out rows are not packed"),
-        **each(lost(rewards.ESTIMATE), "normalize_advantages reward_clip_range"),
-        "mixture_*": lost("all rows are used"),
-        "peft_config": refused("adapters are given by use_peft and lora_r", shared.REMOVE),
-        # what has no effect on the training
-        "packing_strategy": harmless("preflight chooses which rows share a sequence"),
-        "shuffle_dataset": harmless("rows are always shuffled"),
-        **each(harmless(shared.NO_CACHE), "dataset_num_proc dataset_streaming streaming"),
-        **each(harmless(shared.GPUS), "ignore_bias_buffers num_machines"),
-        **each(harmless(shared.MEMORY), "precompute_ref_* activation_offloading bnb_4bit_quant_storage"),
-        **each(harmless("weights are loaded in the format of the computation"), "dtype torch_dtype"),
-        "env": harmless("environment variables are not copied", "set trainer.env"),
-        "mixed_precision": harmless("precision is that of bf16 and fp16"),
-        "trackio_*": harmless(shared.OTHER_TRACKER),
-        "project": harmless("set tracking.wandb.project"),
-    }
-)
+TABLE: Table = {
+    **{key: harmless(OF_SAMPLING) for key in (*rewards.TABLE, *rewards.KEYS) if key != "beta"},
+    **each(harmless("it belongs to distillation"), "teacher_model_* max_tool_calling_iterations"),
+    **shared.TRAINING_ARGUMENTS,
+    **shared.WEIGHTS,
+    "model_revision": to("model.revision", values.text),
+    # what changes the training
+    "chat_template_path": lost(shared.OWN_TEMPLATE, templates.IN_A_CONFIGMAP),
+    "eos_token": lost("the tokenizer is used unchanged", "save a tokenizer with it next to the model"),
+    **each(harmless("padding is not trained on"), "pad_token padding_free pad_to_multiple_of"),
+    "truncation_mode": lost("the end of a row is cut", unless=("keep_start",)),
+    "max_prompt_length": lost("the beginning of a long prompt is removed only to make room for the answer"),
+    "loss_type": lost("the loss is the cross-entropy", unless=("nll", "chunked_nll", "kto")),
+    "max_completion_length": _limit_of_answers,
+    **each(harmless(preferences.DPO_ALONE), "label_smoothing loss_weights"),
+    "ld_alpha": lost("the loss has no further term"),
+    "rpo_alpha": preferences.sft_weight,
+    "f_*": lost("the divergence is the reverse KL", unless=("reverse_kl", 0.5)),
+    "use_weighting": lost("every row has the same weight"),
+    "discopop_tau": harmless("it belongs to a loss"),
+    "sync_ref_model": lost("the reference is the model before training"),
+    "ref_model_*": harmless("it belongs to sync_ref_model"),
+    "router_aux_loss_coef": lost("the loss has no further term", unless=(0, 0.001)),
+    "disable_dropout": _disable_dropout,
+    "lora_target_parameters": lost("adapters are on linear layers", "tuning.lora.targetExperts covers experts"),
+    "bnb_4bit_quant_type": lost("the base is in NF4", unless=("nf4",)),
+    "model_init_kwargs": lost("the model is loaded as its config.json states"),
+    "dataset_kwargs": lost("preflight prepares the rows in its own way"),
+    "eval_packing": harmless("held-out rows are not packed"),
+    **each(lost(rewards.ESTIMATE), "normalize_advantages reward_clip_range"),
+    "mixture_*": lost("all rows are used"),
+    "peft_config": refused("adapters are given by use_peft and lora_r", shared.REMOVE),
+    # what has no effect on the training
+    "packing_strategy": harmless("preflight chooses which rows share a sequence"),
+    "shuffle_dataset": harmless("rows are always shuffled"),
+    **each(harmless(shared.NO_CACHE), "dataset_num_proc dataset_streaming streaming"),
+    **each(harmless(shared.GPUS), "ignore_bias_buffers num_machines"),
+    **each(harmless(shared.MEMORY), "precompute_ref_* activation_offloading bnb_4bit_quant_storage"),
+    **each(harmless("weights are loaded in the format of the computation"), "dtype torch_dtype"),
+    "env": harmless("environment variables are not copied", "set trainer.env"),
+    "mixed_precision": harmless("precision is that of bf16 and fp16"),
+    "trackio_*": harmless(shared.OTHER_TRACKER),
+    "project": harmless("set tracking.wandb.project"),
+}
 FORMAT = Format(
     name="trl",
     title="TRL",

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
-from types import MappingProxyType
 
 from finetune_api.hyperparameters import Optimiser
 from finetune_api.spec import Method
@@ -26,27 +25,25 @@ class State:
 
 
 _ADAM, _LION, _ADEMAMIX = State(2), State(1), State(3)
-STATES: Mapping[Optimiser, State] = MappingProxyType(
-    {
-        Optimiser.ADAMW_TORCH: _ADAM,
-        Optimiser.ADAMW_TORCH_FUSED: _ADAM,
-        Optimiser.ADAMW_8BIT: _ADAM,
-        Optimiser.PAGED_ADAMW_8BIT: _ADAM,
-        Optimiser.PAGED_ADAMW: _ADAM,
-        Optimiser.ADAFACTOR: State(1, is_factored=True),
-        Optimiser.LION: _LION,
-        Optimiser.LION_8BIT: _LION,
-        Optimiser.PAGED_LION: _LION,
-        Optimiser.PAGED_LION_8BIT: _LION,
-        Optimiser.ADEMAMIX: _ADEMAMIX,
-        Optimiser.ADEMAMIX_8BIT: _ADEMAMIX,
-        Optimiser.PAGED_ADEMAMIX: _ADEMAMIX,
-        Optimiser.PAGED_ADEMAMIX_8BIT: _ADEMAMIX,
-        Optimiser.ADAGRAD: State(1),
-        Optimiser.RMSPROP: State(1),
-        Optimiser.SGD: State(0),
-    }
-)
+STATES: Mapping[Optimiser, State] = {
+    Optimiser.ADAMW_TORCH: _ADAM,
+    Optimiser.ADAMW_TORCH_FUSED: _ADAM,
+    Optimiser.ADAMW_8BIT: _ADAM,
+    Optimiser.PAGED_ADAMW_8BIT: _ADAM,
+    Optimiser.PAGED_ADAMW: _ADAM,
+    Optimiser.ADAFACTOR: State(1, is_factored=True),
+    Optimiser.LION: _LION,
+    Optimiser.LION_8BIT: _LION,
+    Optimiser.PAGED_LION: _LION,
+    Optimiser.PAGED_LION_8BIT: _LION,
+    Optimiser.ADEMAMIX: _ADEMAMIX,
+    Optimiser.ADEMAMIX_8BIT: _ADEMAMIX,
+    Optimiser.PAGED_ADEMAMIX: _ADEMAMIX,
+    Optimiser.PAGED_ADEMAMIX_8BIT: _ADEMAMIX,
+    Optimiser.ADAGRAD: State(1),
+    Optimiser.RMSPROP: State(1),
+    Optimiser.SGD: State(0),
+}
 SHARDED = (Optimiser.ADAMW_TORCH, Optimiser.ADAMW_TORCH_FUSED)
 """Those that work with weights that are sharded between GPUs."""
 
