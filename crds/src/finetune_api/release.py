@@ -5,7 +5,18 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import ATOMIC, Block, Endpoint, ObjectName, S3Uri, SecretRef, cel, map_list, rules
+from finetune_api.blocks import (
+    ATOMIC,
+    Block,
+    Endpoint,
+    ObjectName,
+    S3Uri,
+    SecretRef,
+    cel,
+    map_list,
+    with_rule,
+    with_rules,
+)
 from finetune_api.handoff import HandoffBlock
 from finetune_api.inputs.sources import Storage
 from finetune_api.scalars import MAX_INTEGER, Count, Digest, Line, Measure, Name, StatusBlock, Time, Uri, Word
@@ -52,15 +63,13 @@ class AdapterVolume(Block):
 class VLLMTarget(Block):
     """An adapter of a running vLLM server, which must allow that adapters are loaded at run time."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel("has(self.url) != has(self.service)", "give exactly one of url and service: the address of the server"),
-            cel(
-                "!has(self.caSecretRef) || (has(self.url) && self.url.startsWith('https://'))",
-                "caSecretRef is only for a server with TLS: give an https url in place of service, or remove it",
-                ".caSecretRef",
-            ),
-        )
+    model_config = with_rules(
+        cel("has(self.url) != has(self.service)", "give exactly one of url and service: the address of the server"),
+        cel(
+            "!has(self.caSecretRef) || (has(self.url) && self.url.startsWith('https://'))",
+            "caSecretRef is only for a server with TLS: give an https url in place of service, or remove it",
+            ".caSecretRef",
+        ),
     )
 
     url: Endpoint | None = None
@@ -104,13 +113,9 @@ class FilesTarget(Block):
 class Target(Block):
     """What answers with the result."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "(has(self.vllm) ? 1 : 0) + (has(self.kserve) ? 1 : 0) + (has(self.files) ? 1 : 0) == 1",
-                "give exactly one of vllm, kserve and files",
-            )
-        )
+    model_config = with_rule(
+        "(has(self.vllm) ? 1 : 0) + (has(self.kserve) ? 1 : 0) + (has(self.files) ? 1 : 0) == 1",
+        "give exactly one of vllm, kserve and files",
     )
 
     vllm: VLLMTarget | None = None
@@ -142,30 +147,28 @@ class Require(Block):
 class FineTuneReleaseSpec(Block):
     """Which result is released, to where, and under which conditions. An edit releases again."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel("has(self.jobRef) != has(self.uri)", "give exactly one of jobRef and uri: the result to release"),
-            cel(
-                "has(self.uri) == has(self.manifestSHA256)",
-                "uri needs manifestSHA256, and jobRef excludes it: status.artifacts of the job has both",
-                ".manifestSHA256",
-            ),
-            cel(
-                "!has(self.storage) || has(self.uri)",
-                "storage is only for uri: with jobRef, the job's own storage is used",
-                ".storage",
-            ),
-            cel(
-                "!has(self.require) || !has(self.require.matchedPercent) || has(self.target.vllm)",
-                "matchedPercent needs a server that is asked: use target.vllm, or remove it",
-                ".require.matchedPercent",
-            ),
-            cel(
-                "!has(self.require) || !has(self.require.tokens) || has(self.target.vllm)",
-                "tokens needs a server that is asked: use target.vllm, or remove it",
-                ".require.tokens",
-            ),
-        )
+    model_config = with_rules(
+        cel("has(self.jobRef) != has(self.uri)", "give exactly one of jobRef and uri: the result to release"),
+        cel(
+            "has(self.uri) == has(self.manifestSHA256)",
+            "uri needs manifestSHA256, and jobRef excludes it: status.artifacts of the job has both",
+            ".manifestSHA256",
+        ),
+        cel(
+            "!has(self.storage) || has(self.uri)",
+            "storage is only for uri: with jobRef, the job's own storage is used",
+            ".storage",
+        ),
+        cel(
+            "!has(self.require) || !has(self.require.matchedPercent) || has(self.target.vllm)",
+            "matchedPercent needs a server that is asked: use target.vllm, or remove it",
+            ".require.matchedPercent",
+        ),
+        cel(
+            "!has(self.require) || !has(self.require.tokens) || has(self.target.vllm)",
+            "tokens needs a server that is asked: use target.vllm, or remove it",
+            ".require.tokens",
+        ),
     )
 
     job_ref: FineTuneJobRef | None = None
