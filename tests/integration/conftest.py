@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from kubernetes import client, config
-from preloaded import preloaded_python
+from preloaded import shared_folder, shared_python
 from waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -72,11 +71,13 @@ def health(program: Callable[[str], str]) -> Callable[..., list[str]]:
 @pytest.fixture(scope="session")
 def trainer_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A stand-in for `sys.executable` whose training libraries are loaded already."""
-    with preloaded_python(tmp_path_factory.mktemp("preloaded")) as program:
+    with shared_python(shared_folder(tmp_path_factory.getbasetemp(), "trainer-python")) as program:
         yield program
 
 
 def _install_crd(kubeconfig: Path) -> None:
+    from kubernetes import client, config  # here: the trainings need no API server, and it takes two seconds
+
     crd = yaml.load((ROOT / "crds" / "finetunejobs.yaml").read_text(), yaml.CSafeLoader)
     name = crd["metadata"]["name"]
     with config.new_client_from_config(str(kubeconfig)) as api:

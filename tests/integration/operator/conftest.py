@@ -25,7 +25,7 @@ from http_servers import QuietHandler
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException, NotFoundException
 from pod_reports import IMAGE, build_report, container_status, published_blocks, validated_blocks
-from preloaded import OPERATOR, fork_of, preloaded_python
+from preloaded import OPERATOR, fork_of, shared_folder, shared_python
 from waiting import wait_until
 
 from finetune_api import handoff, names
@@ -409,7 +409,7 @@ def _has_default_account(core: client.CoreV1Api, namespace: str) -> bool:
 @pytest.fixture(scope="session")
 def operator_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A stand-in for `sys.executable` whose libraries of the operator are loaded already."""
-    with preloaded_python(tmp_path_factory.mktemp("preloaded"), libraries=OPERATOR) as program:
+    with shared_python(shared_folder(tmp_path_factory.getbasetemp(), "operator-python"), OPERATOR) as program:
         yield program
 
 
