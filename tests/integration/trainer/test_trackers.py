@@ -1,5 +1,6 @@
 """Runs in a real MLflow server and real W&B files, over several attempts of one job."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,10 @@ def records_of(data: bytes) -> Iterator[bytes]:
         at += 7 + length
 
 
-def test_an_offline_run_of_wandb_is_a_file_that_its_reader_reads(tmp_path: Path) -> None:
+def test_an_offline_run_of_wandb_is_a_file_that_its_reader_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)  # after a training in this process it cannot be imported
     from wandb.proto.wandb_internal_pb2 import Record
 
     (tmp_path / "m").write_text(lines(range(1, 4)))
