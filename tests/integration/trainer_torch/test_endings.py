@@ -102,6 +102,7 @@ def test_weights_that_no_step_has_changed_yet_are_not_published_as_the_best(make
     """The first step of a warm-up has the rate 0, and every later one makes this model worse."""
     rate = {"maxSteps": 3, "lrSchedulerType": "constant_with_warmup", "warmupSteps": 1, "learningRate": 1.0}
     bench = make_bench(method, evaluation={"steps": 1}, hyperparameters=HYPERPARAMETERS | rate)
+    bench.spec["dataset"] = bench.spec["dataset"] | {"validationSplitPercent": 20}
     report = bench.run()
     lines = [json.loads(line) for line in (bench.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "eval"}
@@ -245,7 +246,7 @@ def test_out_of_gpu_memory_halves_the_micro_batch_and_keeps_the_effective_batch(
         return train_once(inputs, settings, *rest, **options)
 
     monkeypatch.setattr(story, "train_once", short_of_memory)
-    report = make_bench().run()
+    report = make_bench(hyperparameters=HYPERPARAMETERS | {"maxSteps": 2}).run()
     assert report.resolved
     assert report.resolved.per_device_train_batch_size == 1
     assert report.resolved.gradient_accumulation_steps == 8

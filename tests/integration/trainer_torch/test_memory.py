@@ -383,7 +383,7 @@ def test_a_training_without_memory_for_one_row_ends_with_79_and_what_to_do(make_
     bench = make_bench(hyperparameters=HYPERPARAMETERS | {"packing": "Never"})
     with memory_for(0) as batches, pytest.raises(TrainerError) as caught:
         bench.run()
-    assert batches == [4, 2, 1]
+    assert batches == [8, 4, 2, 1]
     assert caught.value.code.value == 79
     assert "lower hyperparameters.maxLength" in caught.value.message
     assert not (bench.output / "manifest.json").exists()

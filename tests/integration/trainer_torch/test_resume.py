@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from stopped_training import renewed, stopped
 from thin_slice import thin_slice
-from training_bench import HYPERPARAMETERS, Bench, make_rows, preference_rows
+from training_bench import HYPERPARAMETERS as SINGLE
+from training_bench import Bench, make_rows, preference_rows
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
@@ -30,6 +31,8 @@ from finetune_trainer.training.methods.distillation import StudentTrainer
 MakeBench = Callable[..., Bench]
 
 TIMES = {"seconds", "tokens_per_second"}
+HYPERPARAMETERS: dict[str, Any] = SINGLE | {"perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 2}
+"""With two batches in each step, between which a training can be stopped."""
 
 
 class StopIn(Reporter):
@@ -142,7 +145,7 @@ DISTILLATION: dict[str, Any] = {
 """With QLoRA, a teacher in 16 bits differs from its 4-bit student."""
 CASES = {
     "LoRA in the middle of step 8, with four kept checkpoints": Case("LoRA", 7, 1, KEEPING),
-    "LoRA in the evaluation of step 15, in the second epoch": Case("LoRA", 15, 2),
+    "LoRA in the evaluation of step 15, in the second epoch": Case("LoRA", 15, 2, {"evaluation": {"steps": 5}}),
     "NEFTune and a final decay in the middle of step 8": Case("LoRA", 7, 1, NOISY),
     "Adafactor after step 7": Case("LoRA", 7, 0, {"hyperparameters": HYPERPARAMETERS | {"optim": "adafactor"}}),
     "Lion in the middle of step 8, all weights": Case("Full", 7, 1, LION),
@@ -171,7 +174,7 @@ OFTEN = ("LoRA in the middle of step 8, with four kept checkpoints",)
     [pytest.param(case, id=name, marks=[] if name in OFTEN else [pytest.mark.nightly]) for name, case in CASES.items()],
 )
 def test_a_resumed_training_ends_as_an_uninterrupted_one(make_bench: MakeBench, tmp_path: Path, case: Case) -> None:
-    bench = make_bench(case.method, **case.blocks)
+    bench = make_bench(case.method, **{"hyperparameters": HYPERPARAMETERS} | case.blocks)
     bench.rows = case.rows(120)
     config = bench.prepare()
     other = copied(bench, tmp_path / "whole")

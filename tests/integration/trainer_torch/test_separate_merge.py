@@ -78,6 +78,7 @@ def test_a_merge_in_another_pod_publishes_what_the_trainer_would_have(make_bench
 
 def test_a_merge_shows_the_answers_of_the_training_although_the_prompts_were_edited(make_bench: MakeBench) -> None:
     bench = make_bench("LoRA", checkpoint={"keep": 1}, **SHORT, **MERGED)
+    bench.spec["evaluation"] = bench.spec["evaluation"] | {"steps": 5}
     config, _ = store(bench)
     bench.spec["evaluation"] = bench.spec["evaluation"] | {"prompts": [{"prompt": "Another?"}, {"prompt": "A third?"}]}
     report = finish(bench, config.model_copy(update={"spec": bench.config().spec}))
