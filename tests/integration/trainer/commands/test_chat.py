@@ -48,12 +48,12 @@ def trainer(
     )
 
 
-def at_a_terminal(folder: Path, *arguments: str, typed: bytes = b"") -> tuple[int, str]:
+def at_a_terminal(folder: Path, *arguments: str, typed: bytes = b"", python: str = sys.executable) -> tuple[int, str]:
     """Run the command with a terminal for input, output and errors; return its exit code and all that it wrote."""
     own, theirs = pty.openpty()
     termios.tcsetwinsize(own, (40, 120))
     process = subprocess.Popen(
-        [sys.executable, "-m", "finetune_trainer", *arguments],
+        [python, "-m", "finetune_trainer", *arguments],
         cwd=folder,
         stdin=theirs,
         stdout=theirs,
@@ -84,10 +84,10 @@ RUN = ("run", "job.yaml", "-o", "out", "--map", "s3://bucket/model=model", "--ma
 
 
 @pytest.fixture(scope="module")
-def adapted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def adapted(tmp_path_factory: pytest.TempPathFactory, trainer_python: str) -> tuple[Path, str]:
     """A folder in which LoRA was run at a terminal, and what the terminal showed."""
     folder = make_folder(tmp_path_factory.mktemp("lora"), "LoRA")
-    code, seen = at_a_terminal(folder, *RUN)
+    code, seen = at_a_terminal(folder, *RUN, python=trainer_python)
     assert code == 0, seen
     return folder, seen
 
