@@ -253,8 +253,10 @@ integration-waiting:
 	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m 'not nightly' $(WAITING)
 integration-training:
 	OMP_NUM_THREADS=1 nice $(PYTEST) --timeout 2700 -n $(TRAIN_WORKERS) -m 'not nightly' $(TRAINING)
+# Only the files that have such a test: to collect all takes half a minute.
 integration-processes:
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'process and not nightly' tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'process and not nightly' \
+	  $$(grep --recursive --files-with-matches --include='*.py' 'mark\.process' tests/unit)
 
 .PHONY: e2e
 e2e: setup ## End-to-end tests: a real cluster with real pods

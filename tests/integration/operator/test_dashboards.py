@@ -15,7 +15,6 @@ from typing import Any
 import dashboards
 import pytest
 import yaml
-from dashboard_pictures import Source, draw
 from free_ports import free_port
 from http_servers import answering, forward_to
 from prometheus import Prometheus, running
@@ -266,6 +265,8 @@ def require_well_formed(port: int) -> None:
 
 def draw_all(server: Prometheus, world: Any, folder: Path) -> None:
     """Draw each dashboard."""
+    from dashboard_pictures import Source, draw  # here: every process of the tests collects this file
+
     source = Source(server, values(world, "support-bot"))
     for name in dashboards.NAMES:
         path = folder / f"dashboard-{name}.png"

@@ -23,7 +23,6 @@ import pytest
 import terminal_picture
 import yaml
 from browser import chromium
-from dashboard_pictures import Source, draw
 from data import write_model, write_rows
 from environment import STATE
 from PIL import Image
@@ -217,6 +216,8 @@ def take_while_training(world: Any, server: Prometheus, pictures: Pictures) -> N
         "job": ".+",
         "instance": ".+",
     }
+    from dashboard_pictures import Source, draw  # here: every process of the tests collects this file
+
     for name in dashboards.NAMES:
         path = pictures.folder / f"dashboard-{name}.png"
         draw(name, Source(server, values), path)
