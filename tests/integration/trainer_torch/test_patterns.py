@@ -70,6 +70,7 @@ def test_the_estimate_counts_the_weights_that_are_trained(tiny_model: Path) -> N
     assert trained != sum(map(prod, trained_shapes(shape, make_settings("LoRA"))))
 
 
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning")
 @pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
 @pytest.mark.parametrize(
     ("patterns", "why"),

@@ -76,6 +76,7 @@ def test_with_bf16_layers_are_gathered_in_bf16_and_gradients_reduced_in_fp32(
         assert found["weights"] <= 0.6 * found["whole"]
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_each_process_writes_its_share_of_the_optimiser_and_any_number_of_processes_reads_it(
     tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -95,6 +96,7 @@ def test_each_process_writes_its_share_of_the_optimiser_and_any_number_of_proces
         assert all(torch.allclose(found[name], expected[name], rtol=1e-3, atol=1e-7) for name in expected)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_a_weight_of_one_number_keeps_its_moments_and_its_count_of_steps(tmp_path: Path) -> None:
     saved, fresh = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     optimisers = [torch.optim.AdamW(one.parameters()) for one in (saved, fresh)]

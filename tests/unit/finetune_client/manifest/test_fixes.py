@@ -67,7 +67,7 @@ def _cases() -> Iterator[Any]:
             yield pytest.param(path, FAULTY[part::3], marks=marks, id=f"{'.'.join(map(str, path))}-{part}")
 
 
-@pytest.mark.parametrize(("path", "values"), _cases())
+@pytest.mark.parametrize(("path", "values"), list(_cases()))
 def test_any_value_of_any_field_is_valid_or_has_faults_with_a_fix(path: FieldPath, values: list[Any]) -> None:
     for value in values:
         for fault in find_faults(with_value(path, value), {}):
