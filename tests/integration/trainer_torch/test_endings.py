@@ -73,7 +73,9 @@ def test_the_published_adapter_is_bit_for_bit_that_of_the_best_evaluation(
     """The rate is constant and so large that the loss rises after the best step; a job that ends there has the same
     weights, and so has one that is stopped between the best step and its end."""
     rate = {"lrSchedulerType": "constant", "warmupSteps": 0, "learningRate": 0.3}
-    blocks = {"evaluation": {"steps": 1, "maxNewTokens": 1}, "earlyStopping": {"patience": 3}}
+    rate |= {"perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 2}  # to be stopped in the middle of a step
+    data = {"train": {"uri": "s3://bucket/data/train.jsonl"}, "validationSplitPercent": 20}
+    blocks = {"evaluation": {"steps": 1, "maxNewTokens": 1}, "earlyStopping": {"patience": 3}, "dataset": data}
     bench = make_bench(hyperparameters=HYPERPARAMETERS | rate | {"maxSteps": 12}, **blocks)
     config = bench.prepare()
     other = Bench(shutil.copytree(bench.root, tmp_path / "stopped"), bench.model, bench.spec, bench.rows)
