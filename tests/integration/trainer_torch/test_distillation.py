@@ -216,7 +216,7 @@ def test_a_gpu_without_memory_for_all_answers_samples_fewer_at_once(
     calls = limit_answers(trainer.model, 1)
     trainer.train()
     assert calls == [2, *[1] * 8]
-    assert trainer.model.is_gradient_checkpointing
+    assert trainer.model.is_activation_checkpointing
 
 
 def test_a_shorter_prompt_is_taught_at_its_own_positions(tiny_model: Path, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_every_factor_on_experts_has_a_gradient_and_moves(
 ) -> None:
     model = load_for_training(bases[kind], settings_of(method, gradient_checkpointing=checkpointing), CPU).train()
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     factors = on_experts(model)
     assert len(factors) == 2 * 2 * 2, "two layers, two stacks, two factors"

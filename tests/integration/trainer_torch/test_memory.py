@@ -101,7 +101,7 @@ def load(folder: Path, wanted: Resolved) -> AnyModel:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
     if wanted.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         if isinstance(model, PeftModel):
             model.enable_input_require_grads()
     return model.train()

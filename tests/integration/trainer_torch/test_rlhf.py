@@ -332,7 +332,7 @@ def test_a_gpu_without_memory_for_all_answers_samples_fewer_at_once(
     calls = limit_answers(trainer.model, 10)
     trainer.train()
     assert calls == [32, 16, *[8] * 8]
-    assert trainer.model.is_gradient_checkpointing
+    assert trainer.model.is_activation_checkpointing
     assert all(point.grad_norm for point in trainer._loop.history.train)
 
 

@@ -123,7 +123,7 @@ def prepare_quantised(model: PreTrainedModel, *, checkpoints: bool) -> PreTraine
     """
     model.requires_grad_(False)
     if checkpoints:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=NON_REENTRANT)
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=NON_REENTRANT)
     return model
 
 

@@ -42,7 +42,7 @@ class FittingSampler:
         is named if the model has diverged in it."""
         while True:
             rows = min(self._most or len(prompts), len(prompts))
-            before, is_checkpointed = RandomState.take(), model.is_gradient_checkpointing
+            before, is_checkpointed = RandomState.take(), model.is_activation_checkpointing
             try:
                 batches = [prompts[start : start + rows] for start in range(0, len(prompts), rows)]
                 return [ids for batch in batches for ids in answer(batch)]
@@ -55,6 +55,6 @@ class FittingSampler:
             logger.warning("out of GPU memory with %s answers at once: sampling %s at once", rows, self._most)
             before.put()
             if is_checkpointed:  # TRL switches it off for the time of a call, and not on again after an error
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(NON_REENTRANT))
+                model.activation_checkpointing_enable(activation_checkpointing_kwargs=dict(NON_REENTRANT))
             gc.collect()  # outside the handler: its traceback keeps the tensors alive
             torch.cuda.empty_cache()
