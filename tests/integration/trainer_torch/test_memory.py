@@ -360,7 +360,8 @@ def test_a_training_that_runs_out_of_memory_continues_as_if_started_with_half_th
     make_bench: Callable[..., Bench],
 ) -> None:
     """Batches of four fail in the second step, batches of two at once; rows, order and rate of a step stay."""
-    hyper = HYPERPARAMETERS | {"maxSteps": 6, "packing": "Never"}
+    batches_of_four = {"perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 2}
+    hyper = HYPERPARAMETERS | batches_of_four | {"maxSteps": 6, "packing": "Never"}
     bench = make_bench(hyperparameters=hyper)
     with memory_for(1, from_forward=3) as batches:
         report = bench.run()
